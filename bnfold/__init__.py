@@ -1,0 +1,56 @@
+"""Train with batch norm, deploy without it.
+
+    # a path, an onnx.ModelProto or an onnx_ir.Model; the input is not changed
+    folded, report = bnfold.fold_onnx(model)
+    print(report)  # for each batch norm: folded into what, or kept, and why
+
+Public names load when they are first used, so that `import bnfold` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bnfold.api import fold_onnx as fold_onnx
+    from bnfold.errors import BnfoldError as BnfoldError
+    from bnfold.errors import ModelError as ModelError
+    from bnfold.errors import UsageError as UsageError
+    from bnfold.errors import VerifyError as VerifyError
+    from bnfold.fold.ledger import Entry as Entry
+    from bnfold.fold.ledger import Report as Report
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "fold_onnx": "bnfold.api",
+    "Report": "bnfold.fold.ledger",
+    "Entry": "bnfold.fold.ledger",
+    "BnfoldError": "bnfold.errors",
+    "ModelError": "bnfold.errors",
+    "UsageError": "bnfold.errors",
+    "VerifyError": "bnfold.errors",
+}
+
+__all__ = [
+    "fold_onnx",
+    "Report",
+    "Entry",
+    "BnfoldError",
+    "ModelError",
+    "UsageError",
+    "VerifyError",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'bnfold' has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_HOME[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

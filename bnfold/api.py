@@ -1,0 +1,160 @@
+"""Read, solve, write, verify: in that order, and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bnfold.errors import BnfoldError, UsageError, VerifyError
+from bnfold.fold.ledger import Entry, Report
+
+if TYPE_CHECKING:
+    from bnfold.fold.graph import Node
+    from bnfold.onnx_graph.files import Loaded
+
+__all__ = ["SHARED", "fold_file", "fold_onnx"]
+
+SHARED = ("duplicate", "skip", "error")
+Progress = Callable[[int, int, str], None]
+
+
+def fold_onnx(
+    model: Any,
+    *,
+    verify: bool = True,
+    shared: str = "duplicate",
+    skip: Collection[str] = (),
+    rtol: float | None = None,
+    atol: float | None = None,
+    inputs: Mapping[str, Any] | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    seed: int = 0,
+) -> tuple[Any, Report]:
+    """Fold every batch norm that can vanish from an ONNX model without changing what it computes.
+
+    Args:
+        model: a path, an `onnx.ModelProto` or an `onnx_ir.Model`; it is not changed.
+        verify: run both models on `inputs` (generated from `seed` if None) and compare.
+        shared: what to do with a stored parameter whose users need different values: "duplicate" it, "skip" the fold,
+            or raise an "error".
+        skip: names of batch norms to leave alone.
+        rtol, atol: tolerances of the check, against the largest absolute value of each output; None: by type.
+        shapes: sizes for inputs with dynamic dimensions, by name.
+
+    Returns:
+        The folded model (for a path: an `onnx.ModelProto`), of the kind that was given, and the ledger.
+
+    Raises:
+        ModelError: the model cannot be read. UsageError: a name or an option is unknown.
+        VerifyError: the folded model does not compute the same; the message names the first fold that broke it.
+    """
+    from bnfold.onnx_graph.files import load
+
+    wrap = None
+    if hasattr(model, "graph") and not hasattr(model, "SerializeToString"):
+        import onnx_ir
+
+        if not isinstance(model, onnx_ir.Model):
+            raise UsageError(f"fold_onnx takes a path, an onnx.ModelProto or an onnx_ir.Model, not {type(model).__name__}")
+        wrap = onnx_ir.from_proto
+        model = onnx_ir.to_proto(model)
+    loaded = load(model)
+    folded, report = fold_loaded(
+        loaded, verify=verify, shared=shared, skip=skip, rtol=rtol, atol=atol, inputs=inputs, shapes=shapes, seed=seed
+    )
+    proto = folded.to_proto()
+    return (wrap(proto) if wrap is not None else proto), report
+
+
+def fold_file(path: str | Path, **options: Any) -> tuple[Loaded, Report]:
+    """`fold_onnx` for a file, without ever holding the whole model in memory; the result is ready to be saved."""
+    from bnfold.onnx_graph.files import load
+
+    return fold_loaded(load(path), **options)
+
+
+def fold_loaded(
+    loaded: Loaded,
+    *,
+    verify: bool = True,
+    shared: str = "duplicate",
+    skip: Collection[str] = (),
+    rtol: float | None = None,
+    atol: float | None = None,
+    inputs: Mapping[str, Any] | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> tuple[Loaded, Report]:
+    """The steps themselves; see `fold_onnx`."""
+    if shared not in SHARED:
+        raise UsageError(f"shared={shared!r} is unknown. Note: valid choices are {', '.join(SHARED)}")
+    if isinstance(skip, str):
+        raise UsageError("skip takes a collection of names, not one string")
+    folded, entries, order = _fold(loaded, skip, shared, None, progress)
+    report = Report(entries)
+    if not order:
+        report.notes.append("nothing to fold: the model is unchanged")
+        return folded, report
+    if verify:
+        _verify(loaded, folded, report, order, skip, shared, dict(rtol=rtol, atol=atol, inputs=inputs, shapes=shapes, seed=seed))
+    return folded, report
+
+
+def _fold(
+    loaded: Loaded,
+    skip: Collection[str],
+    shared: str,
+    only: Collection[str] | None,
+    progress: Progress | None = None,
+) -> tuple[Loaded, list[Entry], list[str]]:
+    """One fold of a copy; `only` restricts it to these nodes."""
+    from bnfold.fold.solve import solve
+    from bnfold.onnx_graph.read import read
+    from bnfold.onnx_graph.write import apply
+
+    result = loaded.copy()
+    graph = read(result, shared=shared)
+    _check_names(graph.nodes, skip)
+    steps = None if progress is None else (lambda done, total: progress(done, total, "folding"))
+    allow: Callable[[Node], bool] | None = None if only is None else (lambda node: node.name in only)
+    plan = solve(graph, skip=skip, allow=allow, progress=steps)
+    apply(result, graph, plan.edits)
+    return result, plan.entries, [node.name for node in plan.order]
+
+
+def _check_names(nodes: Collection[Node], skip: Collection[str]) -> None:
+    from bnfold.fold.graph import Affine
+
+    names = [node.name for node in nodes if isinstance(node.role, Affine)]
+    for name in skip:
+        if name not in names:
+            some = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+            raise UsageError(f"--skip {name}: no such batch norm. Note: valid choices are {some or '(none)'}")
+
+
+def _verify(
+    loaded: Loaded,
+    folded: Loaded,
+    report: Report,
+    order: list[str],
+    skip: Collection[str],
+    shared: str,
+    options: dict[str, Any],
+) -> None:
+    from bnfold.verify import first_bad, verify
+
+    report.verification = verify(loaded, folded, **options)
+    if report.verification.status != "failed":
+        return
+
+    def passes(count: int) -> bool:
+        part, _, _ = _fold(loaded, skip, shared, frozenset(order[:count]))
+        return bool(verify(loaded, part, **options).status != "failed")
+
+    try:
+        bad = order[first_bad(len(order), passes) - 1]
+    except BnfoldError:
+        bad = "a fold that could not be isolated"
+    raise VerifyError(f"the folded model does not compute the same: the first fold that broke it is {bad}\n{report.verification}")

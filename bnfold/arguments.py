@@ -1,0 +1,152 @@
+"""What the command line accepts, and its help."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn, TypeAlias
+
+from bnfold import __version__
+
+Command: TypeAlias = Callable[[argparse.Namespace], int]  # gives the exit status
+
+SLOGAN = "Train with batch norm, deploy without it."
+
+FOLD_EPILOG = """\
+examples:
+  bnfold fold model.onnx                         explain: what can fold, what cannot, and why
+  bnfold fold model.onnx folded.onnx             fold, check that nothing changed, write
+  bnfold fold model.onnx folded.onnx --json report.json --overwrite-input-shape x:1,3,224,224
+
+the JSON report:
+  {"entries": [            one for each batch norm, and each other per-channel map that was looked at
+     {"name": str,         the node
+      "op": str,           its operator
+      "outcome": str,      "folded" or "kept"
+      "into": [str],       the nodes whose weights absorbed it
+      "reason": str,       why it was kept, or how it was folded
+      "blocked_by": str,   the node or tensor that stopped it, or ""
+      "cure": str}],       what would let it go, or ""
+   "folded": int, "kept": int,
+   "notes": [str],
+   "verification": object  as in `bnfold verify --help`, or null if the check was skipped
+  }
+
+exit status: 0 done; 1 the check failed, and nothing was written; 2 bad input or usage
+"""
+
+VERIFY_EPILOG = """\
+examples:
+  bnfold verify model.onnx folded.onnx
+  bnfold verify model.onnx folded.onnx --input-data-path samples.npz --check-rtol 1e-4
+
+exit status: 0 the models agree; 1 they do not; 2 bad input or usage
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"bnfold: {' '.join(message.split())} (see {self.prog} --help)\n")
+
+
+def parser(fold: Command, verify: Command) -> argparse.ArgumentParser:
+    """The parser of `bnfold`; its namespace's `run` is the command that was asked for."""
+    whole = _Parser(prog="bnfold", description=SLOGAN, allow_abbrev=False)
+    whole.add_argument("--version", action="version", version=f"bnfold {__version__}")
+    commands = whole.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(run: Command, summary: str, epilog: str) -> _Parser:
+        sub: _Parser = commands.add_parser(
+            run.__name__,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            epilog=epilog,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(run=run)
+        return sub
+
+    one = command(fold, "fold every batch norm that can vanish, and say why the others cannot", FOLD_EPILOG)
+    one.add_argument("model", metavar="IN.onnx", type=Path, help="the model; never changed without --force")
+    one.add_argument(
+        "out", metavar="OUT.onnx", type=Path, nargs="?", help="the folded model; without it, only explain"
+    )
+    one.add_argument(
+        "--skip",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="leave the node of this name alone (repeatable)",
+    )
+    one.add_argument(
+        "--shared",
+        choices=("duplicate", "skip", "error"),
+        default="duplicate",
+        help="weights whose users need different changes: copy them, do not fold, or stop (%(default)s)",
+    )
+    one.add_argument(
+        "--save-as-external-data", action="store_true", help="put the weights into a file beside OUT"
+    )
+    one.add_argument(
+        "--no-verify", action="store_true", help="do not run both models to check that nothing changed"
+    )
+    _add_check(one)
+
+    two = command(verify, "run two models on the same inputs, and compare what they give", VERIFY_EPILOG)
+    two.add_argument("model", metavar="A.onnx", type=Path, help="the model to trust")
+    two.add_argument("other", metavar="B.onnx", type=Path, help="the model to judge")
+    _add_check(two)
+    return whole
+
+
+def _add_check(parser: _Parser) -> None:
+    """The flags that both commands share."""
+    check = parser.add_argument_group("the check")
+    check.add_argument(
+        "--check-rtol", metavar="X", type=_tolerance, help="largest error, relative to the output's scale"
+    )
+    check.add_argument("--check-atol", metavar="X", type=_tolerance, help="largest absolute error")
+    check.add_argument(
+        "--input-data-path", metavar="PATH", type=Path, help="inputs to run with (default: random ones)"
+    )
+    check.add_argument(
+        "--overwrite-input-shape",
+        metavar="NAME:1,3,224,224",
+        type=_shape,
+        action="append",
+        default=[],
+        help="shape of an input in the check (repeatable); the model that is written keeps its own",
+    )
+    check.add_argument("--seed", metavar="N", type=_seed, help="seed of the random inputs (0)")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the report as JSON")
+    parser.add_argument(
+        "--force", action="store_true", help="write over existing files, the input included, by rename"
+    )
+    parser.add_argument("-v", "--verbose", action="store_true", help="say how long each step took")
+
+
+def _tolerance(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 on, such as 1e-5")
+    return value
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
+    return int(text)
+
+
+def _shape(text: str) -> tuple[str, tuple[int, ...]]:
+    name, colon, dims = text.rpartition(":")  # the name itself may hold colons
+    sizes = dims.split(",")
+    if not (name and colon and all(size.isdecimal() and int(size) > 0 for size in sizes)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an input's name and sizes, such as x:1,3,224,224")
+    return name, tuple(int(size) for size in sizes)

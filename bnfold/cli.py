@@ -1,0 +1,216 @@
+"""The command line: `bnfold fold`, `bnfold verify`. One thin function for each command.
+
+Exit status: 0 done; 1 the check failed, and nothing was written; 2 bad input or usage; 130 interrupted.
+Whatever does the work is imported by the command that needs it, so `bnfold --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bnfold.arguments import parser
+from bnfold.errors import BnfoldError, UsageError, VerifyError
+from bnfold.progress import progress
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; give the exit status. `argv`: without the program's name (None: sys.argv's)."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a name that the terminal cannot show must not end the program
+            stream.reconfigure(errors="backslashreplace")
+    args = parser(fold=fold, verify=verify).parse_args(argv)
+    try:
+        status: int = args.run(args)
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        return _complain("interrupted", 128 + signal.SIGINT)
+    except BrokenPipeError:  # the reader of our output, `head` say, has left; the files are written by then
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13  # what a shell reports for a program ended by SIGPIPE
+    except VerifyError as error:
+        return _complain(str(error), 1)
+    except BnfoldError as error:
+        return _complain(str(error), 2)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _complain(f"{where}{error.strerror or error}", 2)
+    except MemoryError:
+        return _complain(f"not enough memory for {args.model}", 2)
+    except Exception as error:
+        if args.verbose:
+            traceback.print_exc()
+        kind = type(error).__name__
+        return _complain(f"internal error, please report it with what -v prints ({kind}: {error})", 2)
+
+
+def fold(args: argparse.Namespace) -> int:
+    """`bnfold fold IN.onnx [OUT.onnx]`."""
+    _refuse_idle_flags(args)
+    read = [path for path in (args.model, args.input_data_path) if path]
+    if args.out:
+        _check_target(args.out, args.force, never=[args.input_data_path], replaces=args.model)
+    if args.json:
+        _check_target(args.json, args.force, never=[*read, args.out])
+
+    check = _check(args)
+
+    from bnfold import api
+    from bnfold.onnx_graph import files
+
+    begin = time.monotonic()
+    with progress("Folding") as advance:
+        loaded, report = api.fold_file(
+            args.model,
+            verify=not args.no_verify,
+            shared=args.shared,
+            skip=args.skip,
+            progress=advance,
+            **check,
+        )
+    _say(args, f"read, folded and checked in {time.monotonic() - begin:.2f} s")
+    if args.out:
+        begin = time.monotonic()
+        files.save(loaded, args.out, force=args.force, external=args.save_as_external_data or None)
+        _say(args, f"written in {time.monotonic() - begin:.2f} s")
+    if args.json:
+        _write_json(args.json, report.to_dict())
+    print(_printable(str(report)))
+    if args.out:
+        print(_printable(f"wrote {args.out} ({_size(args.model)} -> {_size(args.out)})"))
+    else:
+        print("nothing was written: name an output file to fold into it")
+    return 0
+
+
+def verify(args: argparse.Namespace) -> int:
+    """`bnfold verify A.onnx B.onnx`."""
+    if args.json:
+        _check_target(args.json, args.force, never=[args.model, args.other, args.input_data_path])
+    elif args.force:
+        raise UsageError("--force has nothing to do without --json")
+
+    check = _check(args)
+
+    from bnfold.onnx_graph import files
+    from bnfold.verify import verify as compare
+
+    begin = time.monotonic()
+    result = compare(files.load(args.model), files.load(args.other), **check)
+    _say(args, f"compared in {time.monotonic() - begin:.2f} s")
+    if args.json:
+        _write_json(args.json, result.to_dict())
+    print(_printable(str(result)))
+    return 0 if result.status == "ok" else 1
+
+
+def _check(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of the check that both commands share."""
+    shapes = dict(args.overwrite_input_shape)
+    if len(shapes) < len(args.overwrite_input_shape):
+        raise UsageError("--overwrite-input-shape names one input twice")
+    inputs = None
+    if args.input_data_path:
+        from bnfold.onnx_graph.inputs import load_inputs
+
+        inputs = load_inputs(args.input_data_path)
+    return {
+        "rtol": args.check_rtol,
+        "atol": args.check_atol,
+        "inputs": inputs,
+        "shapes": shapes or None,
+        "seed": args.seed or 0,
+    }
+
+
+def _refuse_idle_flags(args: argparse.Namespace) -> None:
+    """A flag that would have no effect is a mistake worth telling."""
+    if not args.out:
+        if args.save_as_external_data:
+            raise UsageError("--save-as-external-data has nothing to do without an output file")
+        if args.force and not args.json:
+            raise UsageError("--force has nothing to do without an output file")
+    if args.no_verify:
+        for flag in ("check_rtol", "check_atol", "input_data_path", "overwrite_input_shape", "seed"):
+            if getattr(args, flag) not in (None, []):
+                raise UsageError(f"--{flag.replace('_', '-')} has nothing to do with --no-verify")
+
+
+def _check_target(
+    path: Path, force: bool, *, never: Sequence[Path | None], replaces: Path | None = None
+) -> None:
+    """Refuse, before any work, a file that cannot or must not be written.
+
+    `never`: files of this very run, not to be replaced even by force. `replaces`: the input, which force may.
+    """
+    if any(other is not None and _same(path, other) for other in never):
+        raise UsageError(f"{path} has two uses in this command; name another file")
+    folder = path.parent
+    if not folder.is_dir():
+        raise UsageError(f"there is no folder {folder} to write {path.name} into")
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; name a file in it")
+    if os.path.lexists(path):
+        if not force:
+            itself = replaces is not None and _same(path, replaces)
+            what = "is the input itself" if itself else "exists already"
+            raise UsageError(f"{path} {what}; add --force to write over it, or name another file")
+        if path.exists() and not path.is_file():
+            raise UsageError(f"{path} is not a regular file; name another one")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"no permission to write into the folder {folder}")
+
+
+def _same(a: Path, b: Path) -> bool:
+    return os.path.samefile(a, b) if a.exists() and b.exists() else a.resolve() == b.resolve()
+
+
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    """Write beside the target, then rename: a reader sees the old report or the new one, never half."""
+    import json
+
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(data, file, indent=1)
+            file.write("\n")
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)  # mkstemp's files are private; a report is not
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def _size(path: Path) -> str:
+    size = float(path.stat().st_size)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            break
+        size /= 1000
+    return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.3g} {unit}"
+
+
+def _printable(text: str) -> str:
+    """A model's names are whatever its author wrote: control characters must not reach the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
+def _say(args: argparse.Namespace, text: str) -> None:
+    if args.verbose:
+        print(_printable(f"bnfold: {text}"), file=sys.stderr)
+
+
+def _complain(text: str, status: int) -> int:
+    print("bnfold: " + _printable(" ".join(text.split())), file=sys.stderr)
+    return status

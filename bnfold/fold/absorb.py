@@ -1,0 +1,349 @@
+"""The new weights and biases, in float64, from the changes that were committed.
+
+For every tensor `t' = p*t + q`, so `t = u*t' + v` with u = 1/p, v = -q/p. A linear layer `y = W x + b` becomes
+`y' = (p_y W u_x) x' + p_y (b + W v_x) + q_y`; the other roles follow in the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from bnfold.fold.affine import along
+from bnfold.fold.equation import through_weight
+from bnfold.fold.graph import (
+    AddBias,
+    Affine,
+    Array,
+    Bypass,
+    Clamp,
+    Constant,
+    Edit,
+    Gate,
+    Graph,
+    Key,
+    Leaky,
+    Linear,
+    Map,
+    Node,
+    Normalize,
+    Pad,
+    Recurrent,
+    Rescale,
+    Retype,
+    SetValue,
+    Tensor,
+)
+from bnfold.fold.transact import State
+
+__all__ = ["OutOfRange", "absorb"]
+
+
+class OutOfRange(Exception):
+    """A stored value would leave the range of its type."""
+
+    def __init__(self, node: Node, reason: str) -> None:
+        super().__init__(reason)
+        self.node, self.reason = node, reason
+
+
+def absorb(graph: Graph, state: State) -> list[Edit]:
+    """All edits that make the committed changes true; raises `OutOfRange` for the first that cannot be stored."""
+    touched = set(state.gone) | state.stand_ins
+    for changed in {**state.p, **state.q, **state.u}:
+        if changed.producer is not None:
+            touched.add(changed.producer)
+        touched.update(node for node, _ in changed.readers)
+    edits: list[Edit] = []
+    for node in graph.nodes:
+        if node not in touched:
+            continue
+        if node in state.gone:
+            edits.append(Bypass(node))
+            continue
+        for slot, tensor in enumerate(node.inputs):
+            if tensor is not None and tensor.constant is not None and (tensor in state.p or tensor in state.q):
+                p, q = _encode(state, tensor)
+                edits.append(_store(node, slot, p * _float(tensor.constant) + q, tensor.constant))
+        make = ABSORB.get(type(node.role))
+        if make is not None:
+            edits.extend(make(state, node))
+    return edits
+
+
+def _encode(state: State, tensor: Tensor) -> tuple[Any, Any]:
+    return state.p.get(tensor, 1.0), state.q.get(tensor, 0.0)
+
+
+def _decode(state: State, tensor: Tensor) -> tuple[Any, Any]:
+    if tensor in state.u:
+        return state.u[tensor], state.v[tensor]
+    u = 1.0 / state.p[tensor] if tensor in state.p else 1.0
+    return u, (-state.q[tensor] * u if tensor in state.q else 0.0)
+
+
+def _float(constant: Constant) -> Array:
+    return np.asarray(constant.value, np.float64)
+
+
+def _store(node: Node, key: Key, value: Any, old: Constant | None, dtype: Any = None, axis: int | None = None) -> SetValue:
+    """The value in the type of what it replaces. `axis` names the channels of a weight, for the range check."""
+    dtype = old.value.dtype if old is not None else np.dtype(dtype)
+    value = np.asarray(value, np.float64)
+    top, tiny = _limits(dtype)
+    largest = max(float(value.max()), -float(value.min())) if value.size else 0.0
+    if not largest <= top:
+        if np.isfinite(value).all() or not np.isfinite(_float(old) if old is not None else value).all():
+            where = np.unravel_index(int(np.argmax(np.abs(value))), value.shape) if value.ndim else ()
+        else:
+            where = ()
+        channel = where[axis if axis is not None and axis < len(where) else 0] if where else 0
+        raise OutOfRange(node, f"a weight of channel {int(channel)} would overflow {dtype.name} ({largest:.3g})")
+    if axis is not None and old is not None and (dtype.itemsize == 2 or largest < 1e-20):
+        _vanishing(node, value, _float(old), axis, dtype, tiny)
+    return SetValue(node, key, value.astype(dtype), old)
+
+
+def _vanishing(node: Node, value: Array, before: Array, axis: int, dtype: Any, tiny: float) -> None:
+    """A channel whose largest weight falls below the smallest normal number would lose its digits."""
+    axes = tuple(a for a in range(value.ndim) if a != axis)
+    now, then = np.abs(value).max(axes), np.abs(np.broadcast_to(before, value.shape)).max(axes)
+    lost = (now > 0) & (now < tiny) & (then >= tiny)
+    if lost.any():
+        channel = int(np.argmax(lost))
+        raise OutOfRange(node, f"the weights of channel {channel} would be subnormal in {dtype.name} ({now[channel]:.3g})")
+
+
+_LIMITS: dict[Any, tuple[float, float]] = {}
+_BFLOAT16 = (3.3895313892515355e38, 1.1754943508222875e-38)  # numpy's finfo does not know it
+
+
+def _limits(dtype: Any) -> tuple[float, float]:
+    limits = _LIMITS.get(dtype)
+    if limits is None:
+        info = np.finfo(dtype) if dtype.kind == "f" else None
+        limits = (float(info.max), float(info.tiny)) if info is not None else _BFLOAT16
+        _LIMITS[dtype] = limits
+    return limits
+
+
+def _linear(state: State, node: Node) -> Iterator[Edit]:
+    role: Linear = node.role  # type: ignore[assignment]
+    x, y = node.at(role.x), node.outputs[0]
+    u, v = _decode(state, x)
+    p, q = _encode(state, y)
+    outputs = role.split[role.w_out] * (role.split[role.w_group] if role.w_group is not None else 1)
+    inputs = role.split[role.w_in] * (role.split[role.w_group] if role.w_group is not None else 1)
+    u, p, q = _vector(u, role.in_axis, inputs), _vector(p, role.out_axis, outputs), _vector(q, role.out_axis, outputs)
+    factor = _spread(role, u, role.w_in) * _spread(role, p, role.w_out)
+    if x in state.p or x in state.u or y in state.p:
+        if role.weight.quantized is not None:
+            yield _rescale(node, role, factor)
+        else:
+            weight = (_float(role.weight).reshape(role.split) * factor).reshape(role.weight.shape)
+            yield _store(node, role.weight_slot, weight, role.weight, axis=_channel_axis(role))
+    if role.bias is None and role.costs and node not in state.stand_ins:
+        return  # a shift of the input was carried to the output: what the bias would be is zero
+    moved = not isinstance(v, float) and bool(v.any())
+    added: Any = through_weight(role, v, x.rank) if moved else 0.0
+    if role.bias is not None:
+        before = _float(role.bias) * role.beta
+        if before.ndim > 1:  # Gemm: C of shape (M, N), (M, 1) or (1, N)
+            shape = [1] * y.rank
+            shape[role.out_axis] = -1
+            p, q, added = (a.reshape(shape) if np.ndim(a) else a for a in (p, q, np.asarray(added)))
+        after = p * (before + added) + q
+        if moved or y in state.p or y in state.q:
+            if before.ndim == 0:
+                after = np.asarray(after).reshape(-1) if np.ndim(after) else after
+            assert role.bias_slot is not None
+            yield _store(node, role.bias_slot, after / role.beta, role.bias)
+    else:
+        after = np.broadcast_to(p * added + q, (outputs,))
+        if after.any():
+            dtype = role.weight.value.dtype
+            yield AddBias(node, _store(node, -1, after, None, dtype).value)
+
+
+def _vector(value: Any, axis: int, size: int) -> Any:
+    """One number per channel, or one number. Along other axes the change passed through."""
+    if isinstance(value, float):
+        return value
+    if value.shape[axis] == size and value.size == size:
+        return along(value, axis)
+    return value.reshape(()) if value.size == 1 else np.ones(())
+
+
+def _spread(role: Linear, vector: Any, where: int) -> Any:
+    if isinstance(vector, float) or not vector.ndim:
+        return vector
+    shape = [1] * len(role.split)
+    shape[where] = role.split[where]
+    if role.w_group is not None:
+        shape[role.w_group] = role.split[role.w_group]
+    return vector.reshape(shape)
+
+
+def _channel_axis(role: Linear) -> int:
+    """The stored axis that runs along the output channels (of one group, for ConvTranspose)."""
+    return role.w_out - 1 if role.w_group is not None else role.w_out
+
+
+def _rescale(node: Node, role: Linear, factor: Array) -> Rescale:
+    full = np.broadcast_to(factor, [n if i in (role.w_group, role.w_out, role.w_in) else 1 for i, n in enumerate(role.split)])
+    shape = list(role.weight.shape)
+    stored = np.broadcast_to(full, role.split).reshape(shape)
+    for axis in range(len(shape)):
+        first = stored.take([0], axis)
+        if np.array_equal(np.broadcast_to(first, stored.shape), stored):
+            stored = first
+    return Rescale(node, role.weight_slot, stored, role.weight)
+
+
+def _affine(state: State, node: Node) -> Iterator[Edit]:
+    role: Affine = node.role  # type: ignore[assignment]
+    (u, v), (p, q) = _decode(state, node.at(role.x)), _encode(state, node.outputs[0])
+    if role.kind != "norm":
+        slot, constant = role.constants["value"]
+        if role.kind == "scale":
+            new = p * role.scale * u
+            new, old = (1.0 / new, 1.0 / role.scale) if role.form == "x/c" else (new, role.scale)
+        else:
+            new, old = p * (role.scale * v + role.shift) + q, role.shift
+            new, old = (-new, -old) if role.form == "x-c" else (new, old)
+        if not np.array_equal(new, old):
+            yield _store(node, slot, _of_rank(new, len(constant.shape)), constant)
+        return
+    # keep the running statistics in the units of the new input, so that nothing is subtracted that is not small
+    parts = {name: _float(constant) for name, (_, constant) in role.constants.items()}
+    axis = 1 if node.at(role.x).rank > 1 else 0
+    u, v, p, q = (_vector(a, axis, parts["mean"].size) for a in (u, v, p, q))
+    mean = parts["mean"]
+    if np.all(u):
+        mean = (mean - v) / u
+        shift = p * parts["beta"] + q
+    else:
+        scale = parts["gamma"] / np.sqrt(parts["var"] + role.eps)
+        shift = p * (parts["beta"] + scale * (v - parts["mean"] + u * mean)) + q
+    for name, new in (("gamma", p * parts["gamma"] * u), ("beta", shift), ("mean", mean)):
+        if not np.array_equal(new, parts[name]):
+            slot, constant = role.constants[name]
+            yield _store(node, slot, np.broadcast_to(new, constant.shape), constant)
+
+
+def _of_rank(value: Array, rank: int) -> Array:
+    """The value with as few leading axes of size 1 as the constant it replaces, if that is possible."""
+    extra = value.ndim - rank
+    if extra > 0 and all(size == 1 for size in value.shape[:extra]):
+        return value.reshape(value.shape[extra:])
+    return value
+
+
+def _recurrent(state: State, node: Node) -> Iterator[Edit]:
+    role: Recurrent = node.role  # type: ignore[assignment]
+    u, v = _decode(state, node.at(role.x))
+    weight = _float(role.weight)  # (directions, gates * hidden, inputs)
+    u, v = _vector(u, role.axis, weight.shape[2]), _vector(v, role.axis, weight.shape[2])
+    yield _store(node, role.weight_slot, weight * u, role.weight, axis=1)
+    if np.any(v):
+        added = (weight * v).sum(2)
+        before = _float(role.bias) if role.bias is not None else np.zeros((weight.shape[0], 2 * weight.shape[1]))
+        before = before.copy()
+        before[:, : weight.shape[1]] += added
+        yield _store(node, role.bias_slot, before, role.bias, role.weight.value.dtype)
+
+
+def _leaky(state: State, node: Node) -> Iterator[Edit]:
+    role: Leaky = node.role  # type: ignore[assignment]
+    p, _ = _encode(state, node.at(0))
+    if np.all(np.asarray(p) > 0):
+        return
+    slope = np.where(np.asarray(p) > 0, role.slope, 1.0 / role.slope)
+    if role.constant is not None:
+        yield _store(node, role.key, _of_rank(slope, len(role.constant.shape)), role.constant)
+    else:
+        yield SetValue(node, role.key, np.float32(slope.reshape(-1)[0]))
+
+
+def _clamp(state: State, node: Node) -> Iterator[Edit]:
+    role: Clamp = node.role  # type: ignore[assignment]
+    p, q = (np.asarray(a, np.float64) for a in _encode(state, node.at(0)))
+    if not q.any() and (p > 0).all() and role.low in (0, -np.inf) and role.high in (0, np.inf):
+        return
+    factor, shift = float(p.reshape(-1)[0]), float(q.reshape(-1)[0])
+    low, high = role.low * factor + shift, role.high * factor + shift
+    if factor < 0:
+        low, high = high, low
+    for key, new, old in zip(role.keys, (low, high), (role.low, role.high), strict=True):
+        if new != old:
+            yield SetValue(node, key, np.asarray(new, np.float64))
+
+
+def _gate(state: State, node: Node) -> Iterator[Edit]:
+    role: Gate = node.role  # type: ignore[assignment]
+    u, v = (float(np.asarray(a).reshape(-1)[0]) for a in _decode(state, node.at(0)))
+    if role.beta is None:
+        yield SetValue(node, "alpha", np.float32(role.alpha / u))
+    else:
+        yield SetValue(node, "alpha", np.float32(role.alpha * u))
+        yield SetValue(node, "beta", np.float32(role.beta + role.alpha * v))
+
+
+def _pad(state: State, node: Node) -> Iterator[Edit]:
+    role: Pad = node.role  # type: ignore[assignment]
+    if role.fill is None:
+        return
+    p, q = (np.asarray(a, np.float64).reshape(-1)[0] for a in _encode(state, node.at(0)))
+    new = float(p * role.fill + q)
+    if new != role.fill:
+        yield SetValue(node, role.key, np.asarray(new, np.float64))
+
+
+def _map(state: State, node: Node) -> Iterator[Edit]:
+    role: Map = node.role  # type: ignore[assignment]
+    if role.flip and bool((np.asarray(_encode(state, node.at(0))[0]) < 0).all()):
+        yield Retype(node, role.flip)
+
+
+def _normalize(state: State, node: Node) -> Iterator[Edit]:
+    role: Normalize = node.role  # type: ignore[assignment]
+    y = node.outputs[0]
+    p, q = _encode(state, y)
+    if y in state.p or y in state.q:
+        shape = [y.shape[axis] for axis in role.axes] if y.shape else []
+        p, q = (_own(a, role, shape) for a in (p, q))
+        assert role.scale is not None
+        scale = _float(role.scale)
+        yield _store(node, role.scale_slot, p * scale, role.scale)
+        if role.bias_slot is not None and (role.bias is not None or np.any(q)):
+            bias = _float(role.bias) if role.bias is not None else np.zeros_like(scale)
+            yield _store(node, role.bias_slot, p * bias + q, role.bias, role.scale.value.dtype)
+    u, _ = _decode(state, node.at(0))
+    factor = float(np.asarray(u).reshape(-1)[0])
+    if factor != 1.0:
+        yield SetValue(node, "epsilon", np.float32(role.eps / factor**2))
+
+
+def _own(value: Any, role: Normalize, shape: list[Any]) -> Any:
+    """A change of the output in the layout of the operator's own parameters."""
+    if not np.ndim(value):
+        return value
+    vector = np.asarray(value).reshape([value.shape[axis] for axis in role.axes])
+    if role.groups and vector.size > 1:
+        return vector.reshape(role.groups, -1)[:, 0]
+    return vector.reshape(()) if vector.size == 1 else vector
+
+
+ABSORB: dict[type, Callable[[State, Node], Iterator[Edit]]] = {
+    Linear: _linear,
+    Affine: _affine,
+    Recurrent: _recurrent,
+    Leaky: _leaky,
+    Clamp: _clamp,
+    Gate: _gate,
+    Pad: _pad,
+    Map: _map,
+    Normalize: _normalize,
+}

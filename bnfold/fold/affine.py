@@ -1,0 +1,37 @@
+"""The arithmetic of per-channel affine maps, in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bnfold.fold.graph import Array
+
+__all__ = ["align", "along", "from_batch_norm", "varying"]
+
+
+def from_batch_norm(gamma: Array, beta: Array, mean: Array, var: Array, eps: float) -> tuple[Array, Array]:
+    """`y = scale*x + shift` of a frozen batch norm (Ioffe and Szegedy, 2015, algorithm 2); arrays of shape (C,)."""
+    scale: Array = np.asarray(gamma, np.float64) / np.sqrt(np.asarray(var, np.float64) + eps)
+    return scale, np.asarray(beta, np.float64) - scale * np.asarray(mean, np.float64)
+
+
+def varying(array: Array) -> list[int]:
+    """The axes along which an array has more than one entry."""
+    return [axis for axis, size in enumerate(array.shape) if size > 1]
+
+
+def along(array: Array, axis: int) -> Array:
+    """The entries along one axis as a vector (length 1 if it does not vary), for an array that varies nowhere else."""
+    return array.reshape(array.shape[axis])
+
+
+def align(array: Array, rank: int) -> Array:
+    """The array with axes of size 1 in front, or without such axes, so that it has this rank (numpy broadcasting)."""
+    if array.ndim < rank:
+        return array.reshape((1,) * (rank - array.ndim) + array.shape)
+    if array.ndim > rank:
+        extra = array.ndim - rank
+        if any(size > 1 for size in array.shape[:extra]):
+            raise ValueError("varies along an axis that the smaller tensor does not have")
+        return array.reshape(array.shape[extra:])
+    return array

@@ -1,0 +1,166 @@
+"""Rules of operators that rearrange, join, add or multiply tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from bnfold.fold import equation, moves
+from bnfold.fold.affine import varying
+from bnfold.fold.carry_common import data_slot, flat, other_side, positive
+from bnfold.fold.graph import Array, Concat, Contract, Move, Node, Same, Split
+from bnfold.fold.transact import Spread
+
+
+def move(spread: Spread, node: Node, slot: int, f: Array) -> None:
+    role: Move = node.role  # type: ignore[assignment]
+    data_slot(spread, node, slot, role.x)
+    try:
+        moved = role.move.push(f) if slot >= 0 else role.move.pull(f)
+    except moves.Stuck as stuck:
+        raise spread.fail(node, str(stuck)) from None
+    spread.want(other_side(node, slot, role.x), moved, node)
+
+
+def split(spread: Spread, node: Node, slot: int, f: Array) -> None:
+    role: Split = node.role  # type: ignore[assignment]
+    data_slot(spread, node, slot)
+    axis, sizes = role.axis, role.sizes
+    if slot >= 0:
+        offset = 0
+        for output, size in zip(node.outputs, sizes, strict=True):
+            spread.want(output, _part(f, axis, offset, size), node)
+            offset += size
+        return
+    spread.want(node.at(0), _whole(f, axis, sum(sizes[: -1 - slot]), sizes[-1 - slot], sum(sizes)), node)
+
+
+def concat(spread: Spread, node: Node, slot: int, f: Array) -> None:
+    role: Concat = node.role  # type: ignore[assignment]
+    axis, sizes = role.axis, role.sizes
+    if None in sizes:
+        flat = flat(spread, node, f, (axis,))
+        for index in range(len(sizes)):
+            spread.want(node.at(index), flat, node)
+        spread.want(node.outputs[0], flat, node)
+        return
+    if slot >= 0:
+        offset = sum(s or 0 for s in sizes[:slot])
+        spread.want(node.outputs[0], _whole(f, axis, offset, sizes[slot] or 0, sum(s or 0 for s in sizes)), node)
+        return
+    offset = 0
+    for index, size in enumerate(sizes):
+        if size:
+            spread.want(node.at(index), _part(f, axis, offset, size), node)
+            offset += size
+
+
+def _part(f: Array, axis: int, offset: int, size: int) -> Array:
+    if f.shape[axis] == 1:
+        return f
+    where: list[Any] = [slice(None)] * f.ndim
+    where[axis] = slice(offset, offset + size)
+    return f[tuple(where)]
+
+
+def _whole(f: Array, axis: int, offset: int, size: int, total: int) -> Array:
+    shape = list(f.shape)
+    shape[axis] = total
+    whole = np.full(shape, np.nan)
+    where: list[Any] = [slice(None)] * f.ndim
+    where[axis] = slice(offset, offset + size)
+    whole[tuple(where)] = f
+    return whole
+
+
+def same(spread: Spread, node: Node, slot: int, f: Array) -> None:
+    role: Same = node.role  # type: ignore[assignment]
+    if slot >= 0 and slot not in role.slots:
+        raise spread.fail(node, f"{node.op} reads it as a condition")
+    spread.plain(node)
+    if spread.kind == "scale" and role.sign == "positive":
+        positive(spread, node, f)
+    equation.share(spread, node, role.slots, slot, f)
+
+
+def sum_scale(spread: Spread, node: Node, slot: int, f: Array) -> None:
+    equation.share(spread, node, tuple(range(len(node.inputs))), slot, f)
+
+
+def sum_shift(spread: Spread, node: Node, slot: int, d: Array) -> None:
+    if spread.zeros == "encode":
+        spread.plain(node)
+    equation.balance(spread, node)
+
+
+def product_scale(spread: Spread, node: Node, slot: int, f: Array) -> None:
+    spread.plain(node)
+    equation.balance(spread, node)
+
+
+def product_shift(spread: Spread, node: Node, slot: int, d: Array) -> None:
+    raise spread.fail(node, f"a product ({node.op} of two tensors) does not pass a shift")
+
+
+def contract_scale(spread: Spread, node: Node, slot: int, f: Array) -> None:
+    role: Contract = node.role  # type: ignore[assignment]
+    y = node.outputs[0]
+    vary = varying(f)
+    if slot >= 0:
+        goals = [role.axes[slot][axis] for axis in vary]
+        if None in goals or not isinstance(role.axes[slot], tuple):
+            raise spread.fail(node, "sums over an axis along which the change varies")
+        spread.want(y, _reaxis(f, role.axes[slot], y.rank), node)
+        return
+
+    def to(index: int) -> Any:
+        back = {goal: axis for axis, goal in enumerate(role.axes[index]) if goal is not None}
+        if not set(vary) <= set(back):
+            return None
+        shape = [1] * node.at(index).rank
+        for axis in vary:
+            shape[back[axis]] = f.shape[axis]
+        return lambda _: spread.want(node.at(index), f.reshape(shape), node)
+
+    ways = [way for way in (to(0), to(1)) if way is not None]
+    if not ways:
+        raise spread.fail(node, "no operand has all the axes along which the change varies")
+    if not any(t in spread.values for t in (node.at(0), node.at(1))):
+        spread.later(node, lambda: [] if any(t in spread.values for t in (node.at(0), node.at(1))) else ways)
+
+
+def contract_shift(spread: Spread, node: Node, slot: int, d: Array) -> None:
+    role: Contract = node.role  # type: ignore[assignment]
+    if role.stochastic is None:
+        raise spread.fail(node, f"{node.op} of two tensors does not pass a shift")
+    other = 1 - role.stochastic
+    if slot == role.stochastic:
+        raise spread.fail(node, f"{node.op} needs weights that sum to one here")
+    axes, y = role.axes[other], node.outputs[0]
+    vary = varying(d)
+    if slot >= 0:
+        if any(axes[axis] is None for axis in vary):
+            raise spread.fail(node, "sums over an axis along which the shift varies")
+        spread.want(y, _reaxis(d, axes, y.rank), node)
+        return
+    back = {goal: axis for axis, goal in enumerate(axes) if goal is not None}
+    if not set(vary) <= set(back):
+        raise spread.fail(node, "the operand does not have the axis along which the shift varies")
+    shape = [1] * node.at(other).rank
+    for axis in vary:
+        shape[back[axis]] = d.shape[axis]
+    spread.want(node.at(other), d.reshape(shape), node)
+
+
+def _reaxis(f: Array, axes: tuple[int | None, ...], rank: int) -> Array:
+    """Move each axis to its place; the varying ones keep their order in all operators that have this role."""
+    goals = [(goal, f.shape[axis]) for axis, goal in enumerate(axes) if goal is not None and f.shape[axis] > 1]
+    if [goal for goal, _ in goals] != sorted(goal for goal, _ in goals):
+        order = np.argsort([goal for goal, _ in goals])
+        f = f.squeeze().transpose(order)
+        goals.sort()
+    shape = [1] * rank
+    for goal, size in goals:
+        shape[goal] = size
+    return f.reshape(shape)

@@ -1,0 +1,240 @@
+"""How data is rearranged, as seen by an array with one number per channel.
+
+A move maps an array of the input's rank to one of the output's rank (`push`) and back (`pull`). Both raise `Stuck`
+with a reason if the array varies along an axis that the move mixes. Channels that `pull` leaves open are NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bnfold.fold.graph import Array, Dim
+
+__all__ = ["DepthToSpace", "Identity", "Regroup", "SpaceToDepth", "Stretch", "Stuck", "Take", "Transpose", "flatten"]
+
+
+class Stuck(Exception):
+    """The array varies along an axis where it must not."""
+
+
+def flatten(array: Array, axes: tuple[int, ...]) -> Array:
+    """The array with size 1 on `axes`, along which it must be constant."""
+    for axis in axes:
+        if array.shape[axis] > 1:
+            first = array.take([0], axis)
+            if not np.array_equal(np.broadcast_to(first, array.shape), array, equal_nan=True):
+                raise Stuck(f"varies along axis {axis}")
+            array = first
+    return array
+
+
+@dataclass(frozen=True)
+class Identity:
+    def push(self, array: Array) -> Array:
+        return array
+
+    def pull(self, array: Array) -> Array:
+        return array
+
+
+@dataclass(frozen=True)
+class Transpose:
+    perm: tuple[int, ...]
+
+    def push(self, array: Array) -> Array:
+        return np.transpose(array, self.perm)
+
+    def pull(self, array: Array) -> Array:
+        return np.transpose(array, tuple(np.argsort(self.perm)))
+
+
+@dataclass(frozen=True)
+class Regroup:
+    """Reshape, Flatten, Squeeze, Unsqueeze: the same elements in the same order, `before` -> `after`."""
+
+    before: tuple[Dim, ...]
+    after: tuple[Dim, ...]
+
+    def push(self, array: Array) -> Array:
+        return _regroup(array, self.before, self.after)
+
+    def pull(self, array: Array) -> Array:
+        return _regroup(array, self.after, self.before)
+
+
+def _regroup(array: Array, before: tuple[Dim, ...], after: tuple[Dim, ...]) -> Array:
+    shape: list[int] = []
+    kept: list[int] = []
+    for left, right in max(_groups(before, after), _groups_from_the_end(before, after), key=len):
+        varies = any(array.shape[i] > 1 for i in left)
+        if not varies:
+            kept += [1] * len(left)
+            shape += [1] * len(right)
+            continue
+        sizes = [before[i] for i in left] + [after[i] for i in right]
+        if not all(isinstance(size, int) for size in sizes):
+            raise Stuck(f"is regrouped from {before} to {after} with a size that is not known")
+        # expand within the group, so that a constant axis beside a varying one is spelt out
+        kept += [int(before[i]) for i in left]  # type: ignore[arg-type]
+        shape += [int(after[i]) for i in right]  # type: ignore[arg-type]
+    array = np.broadcast_to(array, kept).reshape(shape)
+    for axis in range(array.ndim):
+        if array.shape[axis] > 1:
+            try:
+                array = flatten(array, (axis,))
+            except Stuck:
+                continue
+    return array
+
+
+def _groups(before: tuple[Dim, ...], after: tuple[Dim, ...]) -> list[tuple[list[int], list[int]]]:
+    """Split both shapes into runs of provably equal product; axes that are the same on both sides stay alone."""
+    groups: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(before) or j < len(after):
+        left: list[int] = []
+        right: list[int] = []
+        # symbols cancel one by one, sizes as a product
+        a_syms: list[Any] = []
+        b_syms: list[Any] = []
+        a_size = b_size = 1
+
+        def balanced() -> bool:
+            return a_size == b_size and None not in a_syms + b_syms and sorted(a_syms) == sorted(b_syms)  # noqa: B023
+
+        while True:
+            if left and right and balanced():
+                break
+            if not left and not right and i < len(before) and j < len(after):
+                grow_left = grow_right = True
+            else:
+                grow_left = i < len(before) and (j >= len(after) or len(a_syms) < len(b_syms) or a_size < b_size)
+                grow_right = j < len(after) and not grow_left
+            if not grow_left and not grow_right:
+                break
+            if grow_left:
+                dim = before[i]
+                left.append(i)
+                i += 1
+                if isinstance(dim, int):
+                    a_size *= dim
+                else:
+                    a_syms.append(dim)
+            if grow_right:
+                dim = after[j]
+                right.append(j)
+                j += 1
+                if isinstance(dim, int):
+                    b_size *= dim
+                else:
+                    b_syms.append(dim)
+        if groups and not (left and right and balanced()):
+            # trailing ones belong to the group before
+            rest = [before[k] for k in left] + [after[k] for k in right]
+            if all(size == 1 for size in rest):
+                groups[-1] = (groups[-1][0] + left, groups[-1][1] + right)
+                continue
+        groups.append((left, right))
+    return groups
+
+
+def _groups_from_the_end(before: tuple[Dim, ...], after: tuple[Dim, ...]) -> list[tuple[list[int], list[int]]]:
+    """The same, matched from the last axis: `(N, 8, 1, 1) -> (unknown, 8)` keeps its 8 apart."""
+    n, m = len(before) - 1, len(after) - 1
+    groups = _groups(before[::-1], after[::-1])
+    return [([n - i for i in reversed(left)], [m - j for j in reversed(right)]) for left, right in reversed(groups)]
+
+
+@dataclass(frozen=True)
+class Take:
+    """Slice, Gather with constant indices: entries of one axis. indices None: not known (then constant along it)."""
+
+    axis: int
+    indices: tuple[int, ...] | None
+    size: int | None
+    scalar: bool = False  # the axis disappears
+
+    def push(self, array: Array) -> Array:
+        if array.shape[self.axis] > 1:
+            if self.indices is None:
+                raise Stuck(f"varies along axis {self.axis}, of which unknown entries are taken")
+            array = array.take(self.indices, self.axis)
+        return array.squeeze(self.axis) if self.scalar else array
+
+    def pull(self, array: Array) -> Array:
+        if self.scalar:
+            array = np.expand_dims(array, self.axis)
+        if self.indices is None or self.size is None:
+            return flatten(array, (self.axis,))
+        if array.shape[self.axis] == 1 and sorted(self.indices) == list(range(self.size)):
+            return array
+        shape = list(array.shape)
+        shape[self.axis] = self.size
+        result = np.full(shape, math.nan)
+        where: list[Any] = [slice(None)] * array.ndim
+        where[self.axis] = list(self.indices)
+        full = list(array.shape)
+        full[self.axis] = len(self.indices)
+        result[tuple(where)] = np.broadcast_to(array, full)
+        back = result[tuple(where)]
+        if not np.array_equal(back, np.broadcast_to(array, full), equal_nan=True):
+            raise Stuck(f"takes an entry of axis {self.axis} twice, with different changes")
+        return result
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Expand, Tile: `axes` of the output are repetitions; `lead` axes are new in front."""
+
+    axes: tuple[int, ...]
+    lead: int = 0
+
+    def push(self, array: Array) -> Array:
+        array = array.reshape((1,) * self.lead + array.shape)
+        return flatten(array, self.axes)
+
+    def pull(self, array: Array) -> Array:
+        array = flatten(array, tuple({*self.axes, *range(self.lead)}))
+        return array.reshape(array.shape[self.lead :])
+
+
+@dataclass(frozen=True)
+class DepthToSpace:
+    """Channels to blocks of pixels; `depth_first` is the mode DCR, else CRD. Axis 1 of rank 4."""
+
+    block: int
+    depth_first: bool = True
+
+    def push(self, array: Array) -> Array:
+        if array.shape[1] == 1:
+            return flatten(array, (2, 3))
+        array = flatten(array, (2, 3))
+        b = self.block * self.block
+        rest = array.shape[1] // b
+        shape = (array.shape[0], b, rest) if self.depth_first else (array.shape[0], rest, b)
+        grid = flatten(array.reshape(shape), (1 if self.depth_first else 2,))
+        return grid.reshape(array.shape[0], rest, 1, 1)
+
+    def pull(self, array: Array) -> Array:
+        array = flatten(array, (2, 3))
+        if array.shape[1] == 1:
+            return array
+        b = self.block * self.block
+        if self.depth_first:
+            return np.tile(array, (1, b, 1, 1))
+        return np.repeat(array, b, 1)
+
+
+@dataclass(frozen=True)
+class SpaceToDepth:
+    block: int
+
+    def push(self, array: Array) -> Array:
+        return DepthToSpace(self.block).pull(array)
+
+    def pull(self, array: Array) -> Array:
+        return DepthToSpace(self.block).push(array)

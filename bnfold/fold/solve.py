@@ -1,0 +1,309 @@
+"""Which batch norms vanish: tries in order, narrow ones first; a plan of edits and a ledger come out.
+
+1. Each affine node is tried within a small limit: the pairs (conv -> batch norm) are gone after this.
+2. What is left is tried without limit, smallest region first, with locks that end hopeless tries at once.
+3. A fold that alone blocks two or more others is taken last in a second run; the better run counts.
+4. The new weights are computed. One that would leave its type's range sends its fold back, and 1 starts again.
+
+A try settles the scale first (undone before the node, or after it), then the shift (likewise), so that the two can go
+different ways.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from bnfold.fold import carry
+from bnfold.fold.absorb import OutOfRange, absorb
+from bnfold.fold.graph import Affine, Array, Edit, Graph, Node, Tensor
+from bnfold.fold.guard import check_precision, check_range
+from bnfold.fold.ledger import Entry
+from bnfold.fold.locks import Locks
+from bnfold.fold.transact import Conflict, Rule, Spread, State, TooWide
+
+__all__ = ["Plan", "solve"]
+
+NARROW = 4  # tensors that a try of the first pass may reach
+RULES: Mapping[str, Mapping[type, Rule]] = {"scale": carry.SCALE, "shift": carry.SHIFT}
+# scale undone at the node's input or output, shift likewise: input first, since a producer loses no precision
+WAYS = (("back", "back"), ("back", "forward"), ("forward", "forward"), ("forward", "back"))
+
+
+@dataclass
+class Plan:
+    """What to write, and what to tell. `order` lists the folded nodes as they were committed."""
+
+    edits: list[Edit] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
+    order: list[Node] = field(default_factory=list)
+    calls: int = 0  # rule calls, a measure of the work
+    evicted: int = 0
+
+
+@dataclass
+class _Run:
+    """One pass over all affine nodes."""
+
+    state: State = field(default_factory=State)
+    into: dict[Node, tuple[Node, ...]] = field(default_factory=dict)
+    kept: dict[Node, tuple[Conflict, Conflict]] = field(default_factory=dict)
+    locks: Locks | None = None
+
+
+def solve(
+    graph: Graph,
+    *,
+    skip: Collection[str] = (),
+    allow: Callable[[Node], bool] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    rules: Mapping[str, Mapping[type, Rule]] = RULES,
+) -> Plan:
+    """Choose (p, q) for every tensor so that as many affine nodes as possible vanish.
+
+    `skip`: names of affine nodes to leave alone. `allow`: a filter on nodes (bisection folds a prefix of the ledger).
+    """
+    refused: dict[Node, Conflict] = {}
+    for node in graph.nodes:
+        if isinstance(node.role, Affine):
+            if node.role.stay:
+                refused[node] = Conflict(node.name, node.role.stay)
+            elif node.name in skip or (allow is not None and not allow(node)):
+                refused[node] = Conflict(node.name, "skipped on request")
+    calls = evicted = 0
+    while True:
+        run = _run(graph, refused, frozenset(), rules, progress)
+        calls += run.state.calls
+        last = _to_evict(run)
+        if last:
+            other = _run(graph, refused, last, rules, progress)
+            calls += other.state.calls
+            if len(other.into) > len(run.into):
+                run, evicted = other, len(last)
+        try:
+            edits = absorb(graph, run.state)
+        except OutOfRange as error:
+            blame = _culprit(run, error.node, refused)
+            refused[blame] = Conflict(error.node.name, error.reason)
+            continue
+        return Plan(edits, _entries(graph, run, refused), list(run.into), calls, evicted)
+
+
+def _run(
+    graph: Graph,
+    refused: Mapping[Node, Conflict],
+    last: Collection[Node],
+    rules: Mapping[str, Mapping[type, Rule]],
+    progress: Callable[[int, int], None] | None,
+) -> _Run:
+    run = _Run()
+    todo = [node for node in graph.nodes if isinstance(node.role, Affine) and node not in refused]
+    total = len(todo)
+    left = [node for node in todo if node in last or not _fold(run, node, NARROW, rules)]
+    if progress is not None:
+        progress(total - len(left), total)
+    if not left:
+        return run
+    run.locks = Locks(graph, run.state, rules)
+    run.state.locks = run.locks.locks
+    size = {node: min(run.locks.region(node.at(node.role.x)), run.locks.region(node.outputs[0])) for node in left}  # type: ignore[attr-defined]
+    left.sort(key=lambda node: (node in last, size[node]))  # stable: ties in graph order
+    while True:
+        again = []
+        for done, node in enumerate(left):
+            if not _fold(run, node, 1 << 60, rules):
+                again.append(node)
+            if progress is not None:
+                progress(total - len(left) + done + 1, total)
+        if len(again) in (0, len(left)):
+            return run
+        left = again
+
+
+def _fold(run: _Run, node: Node, limit: int, rules: Mapping[str, Mapping[type, Rule]]) -> bool:
+    """Try the ways to make one node vanish, and commit the first that works."""
+    failures: dict[str, Conflict] = {}
+    scales: dict[str, Spread | None] = {}
+    for scale_way, shift_way in WAYS:
+        try:
+            _check_lock(run.state, node, shift_way)
+            if scale_way not in scales:
+                scales[scale_way] = None
+                scales[scale_way] = _scale(run.state, node, scale_way, limit, rules["scale"])
+        except Conflict as conflict:
+            failures.setdefault(scale_way if scales.get(scale_way, node) is None else shift_way, conflict)
+            continue
+        scale = scales[scale_way]
+        if scale is None:
+            continue
+        try:
+            shift = _shift(run.state, node, scale, scale_way, shift_way, limit, rules["shift"])
+            check_range(run.state, scale)
+            check_precision(run.state, node, scale, shift)
+        except Conflict as conflict:
+            failures.setdefault(shift_way, conflict)
+            continue
+        _commit(run, node, scale, shift)
+        return True
+    if not any(isinstance(conflict, TooWide) for conflict in failures.values()):
+        fallback = next(iter(failures.values()))
+        run.kept[node] = (failures.get("back", fallback), failures.get("forward", fallback))
+    return False
+
+
+def _check_lock(state: State, node: Node, way: str) -> None:
+    """A batch norm with a shift on every channel needs a side whose shift is not locked: look before the long way."""
+    if state.locks is None:
+        return
+    role: Affine = node.role  # type: ignore[assignment]
+    x, y = node.at(role.x), node.outputs[0]
+    lock = state.locks["shift"].get(x if way == "back" else y)
+    if lock is None:
+        return
+    p_out = state.p.get(y, 1.0)
+    gap = p_out * role.shift + state.q.get(y, 0.0) - p_out * role.scale / state.p.get(x, 1.0) * state.q.get(x, 0.0)
+    if gap.any() if lock.whole else gap.all():
+        raise Conflict(lock.where, lock.reason, lock.folds)
+
+
+def _scale(state: State, node: Node, way: str, limit: int, rules: Mapping[type, Rule]) -> Spread:
+    """Make `p_in = p_out * a` hold: a factor on the input's side ("back") or on the output's ("forward")."""
+    role: Affine = node.role  # type: ignore[assignment]
+    x, y = node.at(role.x), node.outputs[0]
+    for tensor in (x, y):
+        if tensor in state.frozen:
+            raise Conflict(tensor.name, "carries a zero scale already")
+    spread = Spread(state, node, "scale", rules, limit)
+    ratio = role.scale
+    if y in state.p:
+        ratio = ratio * state.p[y]
+    if x in state.p:
+        ratio = ratio / state.p[x]
+    one = np.ones((1,) * x.rank)
+    here, there = (x, y) if way == "back" else (y, x)
+    if not ratio.all():
+        spread.zeros = "encode" if way == "back" else "decode"
+    elif way == "forward":
+        ratio = 1.0 / ratio
+    spread.values[there] = one
+    spread.via[there] = frozenset()
+    spread.want(here, ratio, node)
+    spread.run()
+    if spread.zeros == "decode":
+        _fresh(state, spread)
+    return spread
+
+
+def _fresh(state: State, spread: Spread) -> None:
+    """A decode form replaces what a tensor carries, and does not add to it."""
+    for tensor in spread.values:
+        if tensor in state.p or tensor in state.q:
+            raise Conflict(tensor.name, "carries another change, to which a zero scale cannot be added")
+
+
+def _shift(
+    state: State, node: Node, scale: Spread, scale_way: str, way: str, limit: int, rules: Mapping[type, Rule]
+) -> Spread:
+    """Make `q_in = p_out * b + q_out` hold likewise."""
+    role: Affine = node.role  # type: ignore[assignment]
+    x, y = node.at(role.x), node.outputs[0]
+    spread = Spread(state, node, "shift", rules, limit)
+    spread.factors, spread.zeros = scale.values, scale.zeros
+    spread.stand_ins = set()
+    if scale.zeros and scale_way != way:
+        raise Conflict(node.name, "a zero scale and its shift go the same way")
+    if scale.zeros == "decode":
+        gap = role.shift
+    else:
+        gap = spread.scale_of(y) * role.shift
+        if x in state.q or y in state.q:
+            q_in = state.q.get(x, 0.0) * scale.values.get(x, 1.0)
+            q_out = state.q.get(y, 0.0) * scale.values.get(y, 1.0)
+            gap = gap + q_out - q_in
+            noise = 1e-14 * (np.abs(q_in).max() + np.abs(q_out).max())
+            gap = np.where(np.abs(gap) <= noise, 0.0, gap)  # what is left of a cancellation is not a shift
+        if way == "forward":
+            gap = -gap
+    here, there = (x, y) if way == "back" else (y, x)
+    if gap.any():
+        spread.values[there] = np.zeros((1,) * x.rank)
+        spread.via[there] = frozenset()
+        spread.want(here, np.asarray(gap, np.float64), node)
+        spread.run()
+    if scale.zeros == "decode":
+        _fresh(state, spread)
+    return spread
+
+
+def _commit(run: _Run, node: Node, scale: Spread, shift: Spread) -> None:
+    state = run.state
+    number = len(run.into)
+    if scale.zeros:
+        state.frozen |= {t for t, f in scale.values.items() if (f != 1).any()}
+        state.frozen |= {t for t, d in shift.values.items() if d.any()}
+    if scale.zeros == "decode":
+        for tensor in {**scale.values, **shift.values}:
+            none = np.zeros((1,) * tensor.rank)
+            state.u[tensor], state.v[tensor] = scale.values.get(tensor, none + 1), shift.values.get(tensor, none)
+    else:
+        _multiply(state, scale.values)
+        for tensor, extra in shift.values.items():
+            if extra.size > 1 or extra.item() != 0.0:
+                state.q[tensor] = state.q[tensor] + extra if tensor in state.q else extra
+    state.gone[node] = number
+    state.stand_ins |= shift.stand_ins
+    run.into[node] = tuple(dict.fromkeys([*scale.absorbers, *shift.absorbers]))
+    run.kept.pop(node, None)
+    if run.locks is not None:
+        run.locks.link(node, number)
+
+
+def _multiply(state: State, factors: Mapping[Tensor, Array]) -> None:
+    for tensor, factor in factors.items():
+        if factor.size == 1 and factor.item() == 1.0:
+            continue
+        state.p[tensor] = state.p[tensor] * factor if tensor in state.p else factor
+        if tensor in state.q:
+            state.q[tensor] = state.q[tensor] * factor
+
+
+def _to_evict(run: _Run) -> frozenset[Node]:
+    """Folds that alone stand in the way of two or more others."""
+    folded = list(run.into)
+    alone: Counter[int] = Counter()
+    for conflicts in run.kept.values():
+        alone.update({next(iter(c.folds)) for c in conflicts if len(c.folds) == 1})
+    return frozenset(folded[number] for number, count in alone.items() if count > 1)
+
+
+def _culprit(run: _Run, node: Node, refused: Mapping[Node, Conflict]) -> Node:
+    """The latest fold that changed this node's weights."""
+    for fold, into in reversed(run.into.items()):
+        if node in into or fold is node:
+            return fold
+    near = {t for t in (*node.inputs, *node.outputs) if t is not None}
+    for fold in reversed(run.into):
+        if near & {t for t in (*fold.inputs, *fold.outputs) if t is not None}:
+            return fold
+    return next(reversed(run.into))
+
+
+def _entries(graph: Graph, run: _Run, refused: Mapping[Node, Conflict]) -> list[Entry]:
+    entries = []
+    for node in graph.nodes:
+        if not isinstance(node.role, Affine) or not node.role.listed:
+            continue
+        if node in run.into:
+            into = tuple(dict.fromkeys(n.name for n in run.into[node]))
+            entries.append(Entry(node.name, node.op, "folded", into))
+            continue
+        back, forward = run.kept.get(node) or (refused[node],) * 2
+        reasons = [back.reason] if (back.where, back.reason) == (forward.where, forward.reason) else [
+            f"backward, {back.where}: {back.reason}", f"forward, {forward.where}: {forward.reason}"
+        ]
+        where = ", ".join(dict.fromkeys((back.where, forward.where)))
+        entries.append(Entry(node.name, node.op, "kept", (), "; ".join(reasons), where, back.cure or forward.cure))
+    return entries

@@ -1,0 +1,124 @@
+"""The house rules that a machine can check: what imports what, what loads when, what is pinned."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import bnfold
+
+ROOT = Path(__file__).resolve().parent.parent
+MODULES = sorted((ROOT / "bnfold").rglob("*.py"))
+
+# The floors of the house: a module of the floor on the left may import those on the right, and its own floor.
+FLOORS: dict[str, set[str]] = {
+    "errors": set(),
+    "progress": set(),
+    "arguments": set(),
+    "fold": {"errors"},
+    "onnx_graph": {"fold", "errors"},
+    "verify": {"onnx_graph", "fold", "errors"},
+    "api": {"verify", "onnx_graph", "fold", "errors"},
+    "cli": {"api", "verify", "onnx_graph", "fold", "errors", "progress", "arguments"},
+    "__main__": {"cli"},
+    "__init__": {"api", "fold", "errors"},
+}
+# Third parties that a floor may use at all, even inside a function; elsewhere there is no such limit.
+NUMPY_ONLY = {"fold": {"numpy"}, "errors": set(), "progress": {"rich"}, "arguments": set()}
+HEAVY = {"numpy", "onnx", "onnxruntime", "torch", "onnx_ir", "rich", "google", "ml_dtypes"}
+
+
+def floor(module: Path) -> str:
+    return module.relative_to(ROOT / "bnfold").parts[0].removesuffix(".py")
+
+
+def imports(module: Path) -> set[str]:
+    """All modules that are named in import statements, at any depth."""
+    names = set()
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: a relative import"
+            whole = node.module or ""
+            names |= {f"{whole}.{alias.name}" if whole == "bnfold" else whole for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_down(module: Path) -> None:
+    here = floor(module)
+    allowed = FLOORS[here] | {here}
+    ours = {name.split(".")[1] for name in imports(module) if name.startswith("bnfold.")} - {"__version__"}
+    assert ours <= allowed, f"{here} reaches up to {sorted(ours - allowed)}"
+    if here in NUMPY_ONLY:
+        others = {name.split(".")[0] for name in imports(module)} - sys.stdlib_module_names - {"bnfold"}
+        assert others <= NUMPY_ONLY[here], f"{here} uses {sorted(others - NUMPY_ONLY[here])}"
+
+
+def test_a_module_has_one_idea() -> None:
+    lengths = {
+        str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES
+    }
+    assert {name: length for name, length in lengths.items() if length > 350} == {}
+
+
+def loaded_by(*arguments: str) -> set[str]:
+    """The top-level packages that a fresh interpreter loads while it runs these arguments."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", *arguments], capture_output=True, text=True, check=True
+    )
+    return {line.rsplit("|", 1)[1].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}
+
+
+def test_importing_bnfold_is_light() -> None:
+    loaded = loaded_by("-c", "import bnfold; bnfold.__version__; bnfold.BnfoldError")
+    assert "bnfold" in loaded
+    assert loaded & HEAVY == set()
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["fold", "--help"], ["verify", "--help"]])
+def test_help_is_light(arguments: list[str]) -> None:
+    loaded = loaded_by("-m", "bnfold", *arguments)
+    assert "bnfold" in loaded
+    assert loaded & HEAVY == set()
+
+
+def test_public_names_load() -> None:
+    for name in bnfold.__all__:
+        assert getattr(bnfold, name) is not None
+        assert name in dir(bnfold)
+    assert issubclass(bnfold.VerifyError, bnfold.BnfoldError)
+    with pytest.raises(AttributeError, match="no attribute 'fold_onxn'"):
+        _ = bnfold.fold_onxn
+
+
+def requirements() -> set[str]:
+    """Names in the lists of pyproject.toml, normalized."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    lists = text[text.index("dependencies = [") : text.index("[project.scripts]")]
+    lists = re.sub(r"#.*", "", lists)
+    return {name.lower().replace("_", "-") for name in re.findall(r'"([A-Za-z0-9_-]+)[>=\["]', lists)}
+
+
+def test_everything_the_tools_install_is_pinned() -> None:
+    text = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    pins = re.findall(r"^([\w-]+)==[\w.]+(?:;|$)", text, re.MULTILINE)
+    pinned = {name.lower().replace("_", "-") for name in pins}
+    wanted = requirements()
+    assert {"numpy", "onnx", "rich", "onnxruntime", "torch", "pytest", "scikit-image"} <= wanted
+    assert wanted - pinned == {"bnfold", "onnxruntime-gpu"}  # itself, and the one the tools never install
+
+
+def test_models_are_pinned_by_hash_and_their_licences_told() -> None:
+    text = (ROOT / "tools/models.txt").read_text(encoding="utf-8")
+    pins = re.findall(r"^(\S+)==(\S+) --hash=sha256:[0-9a-f]{64}$", text, re.MULTILINE)
+    told = (ROOT / "docs/licences.md").read_text(encoding="utf-8")
+    assert len(pins) == 2
+    for name, version in pins:
+        assert f"{name} {version} | Apache-2.0" in told
