@@ -36,18 +36,23 @@ def fold_onnx(
     Args:
         model: a path, an `onnx.ModelProto` or an `onnx_ir.Model`; it is not changed.
         verify: run both models on `inputs` (generated from `seed` if None) and compare.
-        shared: what to do with a stored parameter whose users need different values: "duplicate" it, "skip" the fold,
+        shared: what to do with a stored parameter whose users need different values: "duplicate" it, "skip"
+        the fold,
             or raise an "error".
         skip: names of batch norms to leave alone.
-        rtol, atol: tolerances of the check, against the largest absolute value of each output; None: by type.
+        rtol: tolerance of the check, against the largest absolute value of each output; None: by type.
+        atol: absolute tolerance, added to it.
+        inputs: arrays by input name; None: generated.
         shapes: sizes for inputs with dynamic dimensions, by name.
+        seed: of the generated inputs.
 
     Returns:
         The folded model (for a path: an `onnx.ModelProto`), of the kind that was given, and the ledger.
 
     Raises:
         ModelError: the model cannot be read. UsageError: a name or an option is unknown.
-        VerifyError: the folded model does not compute the same; the message names the first fold that broke it.
+        VerifyError: the folded model does not compute the same; the message names the first fold that broke
+        it.
     """
     from bnfold.onnx_graph.files import load
 
@@ -56,19 +61,30 @@ def fold_onnx(
         import onnx_ir
 
         if not isinstance(model, onnx_ir.Model):
-            raise UsageError(f"fold_onnx takes a path, an onnx.ModelProto or an onnx_ir.Model, not {type(model).__name__}")
+            kind = type(model).__name__
+            raise UsageError(f"fold_onnx takes a path, an onnx.ModelProto or an onnx_ir.Model, not {kind}")
         wrap = onnx_ir.from_proto
         model = onnx_ir.to_proto(model)
     loaded = load(model)
     folded, report = fold_loaded(
-        loaded, verify=verify, shared=shared, skip=skip, rtol=rtol, atol=atol, inputs=inputs, shapes=shapes, seed=seed
+        loaded,
+        verify=verify,
+        shared=shared,
+        skip=skip,
+        rtol=rtol,
+        atol=atol,
+        inputs=inputs,
+        shapes=shapes,
+        seed=seed,
     )
     proto = folded.to_proto()
     return (wrap(proto) if wrap is not None else proto), report
 
 
 def fold_file(path: str | Path, **options: Any) -> tuple[Loaded, Report]:
-    """`fold_onnx` for a file, without ever holding the whole model in memory; the result is ready to be saved."""
+    """`fold_onnx` for a file, without ever holding the whole model in memory; the result is ready to be
+    saved.
+    """
     from bnfold.onnx_graph.files import load
 
     return fold_loaded(load(path), **options)
@@ -98,7 +114,15 @@ def fold_loaded(
         report.notes.append("nothing to fold: the model is unchanged")
         return folded, report
     if verify:
-        _verify(loaded, folded, report, order, skip, shared, dict(rtol=rtol, atol=atol, inputs=inputs, shapes=shapes, seed=seed))
+        _verify(
+            loaded,
+            folded,
+            report,
+            order,
+            skip,
+            shared,
+            {"rtol": rtol, "atol": atol, "inputs": inputs, "shapes": shapes, "seed": seed},
+        )
     return folded, report
 
 
@@ -157,4 +181,5 @@ def _verify(
         bad = order[first_bad(len(order), passes) - 1]
     except BnfoldError:
         bad = "a fold that could not be isolated"
-    raise VerifyError(f"the folded model does not compute the same: the first fold that broke it is {bad}\n{report.verification}")
+    said = f"the folded model does not compute the same: the first fold that broke it is {bad}"
+    raise VerifyError(f"{said}\n{report.verification}")

@@ -42,7 +42,23 @@ examples:
   bnfold verify model.onnx folded.onnx
   bnfold verify model.onnx folded.onnx --input-data-path samples.npz --check-rtol 1e-4
 
-exit status: 0 the models agree; 1 they do not; 2 bad input or usage
+the JSON report:
+  {"outputs": [            one for each output that was compared
+     {"name": str,         the output
+      "dtype": str,        its type
+      "max_abs": number,   max|A - B|; null where it is not finite
+      "max_rel": number,   max|A - B| / max|A|; for integers the share of entries that differ
+      "largest": number,   max|A|
+      "ok": bool,          whether the error is within the tolerance
+      "note": str}],
+   "evaluator": str,       what ran both models
+   "status": str,          "passed", "failed" or "not run"
+   "reason": str,          why it failed, or was not run
+   "rtol": number, "atol": number,   max|A - B| may be atol + rtol * max|A|
+   "notes": [str]
+  }
+
+exit status: 0 the models agree; 1 they do not; 2 bad input or usage, or neither could be told
 """
 
 

@@ -85,6 +85,8 @@ def fold(args: argparse.Namespace) -> int:
     if args.json:
         _write_json(args.json, report.to_dict())
     print(_printable(str(report)))
+    if report.verification is not None and report.verification.status == "not run":
+        _complain(f"warning: nothing was verified: {report.verification.reason}", 0)
     if args.out:
         print(_printable(f"wrote {args.out} ({_size(args.model)} -> {_size(args.out)})"))
     else:
@@ -110,7 +112,7 @@ def verify(args: argparse.Namespace) -> int:
     if args.json:
         _write_json(args.json, result.to_dict())
     print(_printable(str(result)))
-    return 0 if result.status == "ok" else 1
+    return {"passed": 0, "failed": 1}.get(result.status, 2)
 
 
 def _check(args: argparse.Namespace) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The new weights and biases, in float64, from the changes that were committed.
 
-For every tensor `t' = p*t + q`, so `t = u*t' + v` with u = 1/p, v = -q/p. A linear layer `y = W x + b` becomes
-`y' = (p_y W u_x) x' + p_y (b + W v_x) + q_y`; the other roles follow in the same way.
+For every tensor `t' = p*t + q`, so `t = u*t' + v` with u = 1/p, v = -q/p. A linear layer `y = W x + b`
+becomes `y' = (p_y W u_x) x' + p_y (b + W v_x) + q_y`; the other roles follow in the same way.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ class OutOfRange(Exception):
 
 
 def absorb(graph: Graph, state: State) -> list[Edit]:
-    """All edits that make the committed changes true; raises `OutOfRange` for the first that cannot be stored."""
+    """All edits that make the committed changes true; raises `OutOfRange` for the first that cannot be
+    stored.
+    """
     touched = set(state.gone) | state.stand_ins
     for changed in {**state.p, **state.q, **state.u}:
         if changed.producer is not None:
@@ -64,7 +66,11 @@ def absorb(graph: Graph, state: State) -> list[Edit]:
             edits.append(Bypass(node))
             continue
         for slot, tensor in enumerate(node.inputs):
-            if tensor is not None and tensor.constant is not None and (tensor in state.p or tensor in state.q):
+            if (
+                tensor is not None
+                and tensor.constant is not None
+                and (tensor in state.p or tensor in state.q)
+            ):
                 p, q = _encode(state, tensor)
                 edits.append(_store(node, slot, p * _float(tensor.constant) + q, tensor.constant))
         make = ABSORB.get(type(node.role))
@@ -88,8 +94,11 @@ def _float(constant: Constant) -> Array:
     return np.asarray(constant.value, np.float64)
 
 
-def _store(node: Node, key: Key, value: Any, old: Constant | None, dtype: Any = None, axis: int | None = None) -> SetValue:
-    """The value in the type of what it replaces. `axis` names the channels of a weight, for the range check."""
+def _store(
+    node: Node, key: Key, value: Any, old: Constant | None, dtype: Any = None, axis: int | None = None
+) -> SetValue:
+    """The value in the type of what it replaces. `axis` names the channels of a weight, for the range check.
+    """
     dtype = old.value.dtype if old is not None else np.dtype(dtype)
     value = np.asarray(value, np.float64)
     top, tiny = _limits(dtype)
@@ -100,7 +109,9 @@ def _store(node: Node, key: Key, value: Any, old: Constant | None, dtype: Any = 
         else:
             where = ()
         channel = where[axis if axis is not None and axis < len(where) else 0] if where else 0
-        raise OutOfRange(node, f"a weight of channel {int(channel)} would overflow {dtype.name} ({largest:.3g})")
+        raise OutOfRange(
+            node, f"a weight of channel {int(channel)} would overflow {dtype.name} ({largest:.3g})"
+        )
     if axis is not None and old is not None and (dtype.itemsize == 2 or largest < 1e-20):
         _vanishing(node, value, _float(old), axis, dtype, tiny)
     return SetValue(node, key, value.astype(dtype), old)
@@ -113,7 +124,9 @@ def _vanishing(node: Node, value: Array, before: Array, axis: int, dtype: Any, t
     lost = (now > 0) & (now < tiny) & (then >= tiny)
     if lost.any():
         channel = int(np.argmax(lost))
-        raise OutOfRange(node, f"the weights of channel {channel} would be subnormal in {dtype.name} ({now[channel]:.3g})")
+        raise OutOfRange(
+            node, f"the weights of channel {channel} would be subnormal in {dtype.name} ({now[channel]:.3g})"
+        )
 
 
 _LIMITS: dict[Any, tuple[float, float]] = {}
@@ -136,7 +149,11 @@ def _linear(state: State, node: Node) -> Iterator[Edit]:
     p, q = _encode(state, y)
     outputs = role.split[role.w_out] * (role.split[role.w_group] if role.w_group is not None else 1)
     inputs = role.split[role.w_in] * (role.split[role.w_group] if role.w_group is not None else 1)
-    u, p, q = _vector(u, role.in_axis, inputs), _vector(p, role.out_axis, outputs), _vector(q, role.out_axis, outputs)
+    u, p, q = (
+        _vector(u, role.in_axis, inputs),
+        _vector(p, role.out_axis, outputs),
+        _vector(q, role.out_axis, outputs),
+    )
     factor = _spread(role, u, role.w_in) * _spread(role, p, role.w_out)
     if x in state.p or x in state.u or y in state.p:
         if role.weight.quantized is not None:
@@ -192,7 +209,9 @@ def _channel_axis(role: Linear) -> int:
 
 
 def _rescale(node: Node, role: Linear, factor: Array) -> Rescale:
-    full = np.broadcast_to(factor, [n if i in (role.w_group, role.w_out, role.w_in) else 1 for i, n in enumerate(role.split)])
+    full = np.broadcast_to(
+        factor, [n if i in (role.w_group, role.w_out, role.w_in) else 1 for i, n in enumerate(role.split)]
+    )
     shape = list(role.weight.shape)
     stored = np.broadcast_to(full, role.split).reshape(shape)
     for axis in range(len(shape)):
@@ -216,7 +235,8 @@ def _affine(state: State, node: Node) -> Iterator[Edit]:
         if not np.array_equal(new, old):
             yield _store(node, slot, _of_rank(new, len(constant.shape)), constant)
         return
-    # keep the running statistics in the units of the new input, so that nothing is subtracted that is not small
+    # keep the running statistics in the units of the new input, so that nothing is subtracted that is not
+    # small
     parts = {name: _float(constant) for name, (_, constant) in role.constants.items()}
     axis = 1 if node.at(role.x).rank > 1 else 0
     u, v, p, q = (_vector(a, axis, parts["mean"].size) for a in (u, v, p, q))
@@ -249,7 +269,9 @@ def _recurrent(state: State, node: Node) -> Iterator[Edit]:
     yield _store(node, role.weight_slot, weight * u, role.weight, axis=1)
     if np.any(v):
         added = (weight * v).sum(2)
-        before = _float(role.bias) if role.bias is not None else np.zeros((weight.shape[0], 2 * weight.shape[1]))
+        before = (
+            _float(role.bias) if role.bias is not None else np.zeros((weight.shape[0], 2 * weight.shape[1]))
+        )
         before = before.copy()
         before[:, : weight.shape[1]] += added
         yield _store(node, role.bias_slot, before, role.bias, role.weight.value.dtype)

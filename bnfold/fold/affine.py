@@ -10,7 +10,9 @@ __all__ = ["align", "along", "from_batch_norm", "varying"]
 
 
 def from_batch_norm(gamma: Array, beta: Array, mean: Array, var: Array, eps: float) -> tuple[Array, Array]:
-    """`y = scale*x + shift` of a frozen batch norm (Ioffe and Szegedy, 2015, algorithm 2); arrays of shape (C,)."""
+    """`y = scale*x + shift` of a frozen batch norm (Ioffe and Szegedy, 2015, algorithm 2); arrays of shape
+    (C,).
+    """
     scale: Array = np.asarray(gamma, np.float64) / np.sqrt(np.asarray(var, np.float64) + eps)
     return scale, np.asarray(beta, np.float64) - scale * np.asarray(mean, np.float64)
 
@@ -21,12 +23,15 @@ def varying(array: Array) -> list[int]:
 
 
 def along(array: Array, axis: int) -> Array:
-    """The entries along one axis as a vector (length 1 if it does not vary), for an array that varies nowhere else."""
-    return array.reshape(array.shape[axis])
+    """The entries along one axis as a vector (length 1 if it does not vary); the array varies nowhere else."""
+    vector: Array = array.reshape(array.shape[axis])
+    return vector
 
 
 def align(array: Array, rank: int) -> Array:
-    """The array with axes of size 1 in front, or without such axes, so that it has this rank (numpy broadcasting)."""
+    """The array with axes of size 1 in front, or without such axes, so that it has this rank (numpy
+    broadcasting).
+    """
     if array.ndim < rank:
         return array.reshape((1,) * (rank - array.ndim) + array.shape)
     if array.ndim > rank:

@@ -1,8 +1,8 @@
 """One rule for each role: what a change of one of its tensors asks of the others, or why it cannot be.
 
-SCALE holds the rules for factors of p, SHIFT those for increments of q, both in the encode form `t' = p*t + q` (in
-the decode form `t = u*t' + v` where zeros leave no other; the rules that differ refuse it). A rule is called with the
-slot that changed and the array, and calls `spread.want` for each tensor that must follow.
+SCALE holds the rules for factors of p, SHIFT those for increments of q, both in the encode form `t' = p*t +
+q` (in the decode form `t = u*t' + v` where zeros leave no other; the rules that differ refuse it). A rule is
+called with the slot that changed and the array, and calls `spread.want` for each tensor that must follow.
 """
 
 from __future__ import annotations

@@ -23,7 +23,9 @@ def uniform(spread: Spread, node: Node, array: Array) -> Array:
 def positive(spread: Spread, node: Node, f: Array) -> None:
     low = f.min()  # NaN never gets here: partial changes are completed first
     if low < 0 or (low == 0 and not spread.zeros):
-        raise spread.fail(node, f"{node.op} does not pass a negative scale", "make the batch norm's weight positive")
+        raise spread.fail(
+            node, f"{node.op} does not pass a negative scale", "make the batch norm's weight positive"
+        )
 
 
 def other_side(node: Node, slot: int, x: int = 0) -> Any:

@@ -52,7 +52,8 @@ def map_shift(spread: Spread, node: Node, slot: int, d: Array) -> None:
 
 
 def leaky_scale(spread: Spread, node: Node, slot: int, f: Array) -> None:
-    """In: p -> p if positive, p/slope if negative (the halves swap); out: the inverse. Factors are relative."""
+    """In: p -> p if positive, p/slope if negative (the halves swap); out: the inverse. Factors are relative.
+    """
     role: Leaky = node.role  # type: ignore[assignment]
     data_slot(spread, node, slot)
     x, y = node.at(0), node.outputs[0]
@@ -62,7 +63,11 @@ def leaky_scale(spread: Spread, node: Node, slot: int, f: Array) -> None:
     spread.plain(node)
     if role.constant is not None and role.constant.locked:
         raise spread.fail(node, f"its slope {role.constant.locked}")
-    slope = role.slope if role.constant is not None or isinstance(role.key, int) else uniform(spread, node, role.slope)
+    slope = (
+        role.slope
+        if role.constant is not None or isinstance(role.key, int)
+        else uniform(spread, node, role.slope)
+    )
     if role.constant is None:
         f = np.broadcast_to(f, f.shape)
         if not (bool((f < 0).all()) or bool((f > 0).all())):

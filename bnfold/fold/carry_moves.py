@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,9 @@ import numpy as np
 from bnfold.fold import equation, moves
 from bnfold.fold.affine import varying
 from bnfold.fold.carry_common import data_slot, flat, other_side, positive
-from bnfold.fold.graph import Array, Concat, Contract, Move, Node, Same, Split
-from bnfold.fold.transact import Spread
+from bnfold.fold.graph import Array, Concat, Contract, Move, Node, Same, Split, Tensor
+from bnfold.fold.transact import Alternative, Spread
+from bnfold.fold.transact import same as same_values
 
 
 def move(spread: Spread, node: Node, slot: int, f: Array) -> None:
@@ -20,7 +22,7 @@ def move(spread: Spread, node: Node, slot: int, f: Array) -> None:
         moved = role.move.push(f) if slot >= 0 else role.move.pull(f)
     except moves.Stuck as stuck:
         raise spread.fail(node, str(stuck)) from None
-    spread.want(other_side(node, slot, role.x), moved, node)
+    spread.want(other_side(node, slot, role.x), moved, node, slot < 0)
 
 
 def split(spread: Spread, node: Node, slot: int, f: Array) -> None:
@@ -33,21 +35,24 @@ def split(spread: Spread, node: Node, slot: int, f: Array) -> None:
             spread.want(output, _part(f, axis, offset, size), node)
             offset += size
         return
-    spread.want(node.at(0), _whole(f, axis, sum(sizes[: -1 - slot]), sizes[-1 - slot], sum(sizes)), node)
+    spread.want(
+        node.at(0), _whole(f, axis, sum(sizes[: -1 - slot]), sizes[-1 - slot], sum(sizes)), node, True
+    )
 
 
 def concat(spread: Spread, node: Node, slot: int, f: Array) -> None:
     role: Concat = node.role  # type: ignore[assignment]
     axis, sizes = role.axis, role.sizes
     if None in sizes:
-        flat = flat(spread, node, f, (axis,))
+        even = flat(spread, node, f, (axis,))
         for index in range(len(sizes)):
-            spread.want(node.at(index), flat, node)
-        spread.want(node.outputs[0], flat, node)
+            spread.want(node.at(index), even, node)
+        spread.want(node.outputs[0], even, node)
         return
     if slot >= 0:
         offset = sum(s or 0 for s in sizes[:slot])
-        spread.want(node.outputs[0], _whole(f, axis, offset, sizes[slot] or 0, sum(s or 0 for s in sizes)), node)
+        whole = _whole(f, axis, offset, sizes[slot] or 0, sum(s or 0 for s in sizes))
+        spread.want(node.outputs[0], whole, node, True)
         return
     offset = 0
     for index, size in enumerate(sizes):
@@ -61,7 +66,8 @@ def _part(f: Array, axis: int, offset: int, size: int) -> Array:
         return f
     where: list[Any] = [slice(None)] * f.ndim
     where[axis] = slice(offset, offset + size)
-    return f[tuple(where)]
+    part: Array = f[tuple(where)]
+    return part
 
 
 def _whole(f: Array, axis: int, offset: int, size: int, total: int) -> Array:
@@ -105,29 +111,44 @@ def product_shift(spread: Spread, node: Node, slot: int, d: Array) -> None:
 
 def contract_scale(spread: Spread, node: Node, slot: int, f: Array) -> None:
     role: Contract = node.role  # type: ignore[assignment]
+    if slot >= 0 and any(role.axes[slot][axis] is None for axis in varying(f)):
+        raise spread.fail(node, "sums over an axis along which the change varies")
+    spread.plain(node)
+    spread.later(node, lambda: _contract_ways(spread, node, role))
+
+
+def _contract_ways(spread: Spread, node: Node, role: Contract) -> list[Alternative]:
+    """What the operands carry, multiplied, is what the output carries; an open tensor takes what is missing.
+    """
     y = node.outputs[0]
-    vary = varying(f)
-    if slot >= 0:
-        goals = [role.axes[slot][axis] for axis in vary]
-        if None in goals or not isinstance(role.axes[slot], tuple):
-            raise spread.fail(node, "sums over an axis along which the change varies")
-        spread.want(y, _reaxis(f, role.axes[slot], y.rank), node)
-        return
-
-    def to(index: int) -> Any:
-        back = {goal: axis for axis, goal in enumerate(role.axes[index]) if goal is not None}
-        if not set(vary) <= set(back):
-            return None
-        shape = [1] * node.at(index).rank
-        for axis in vary:
-            shape[back[axis]] = f.shape[axis]
-        return lambda _: spread.want(node.at(index), f.reshape(shape), node)
-
-    ways = [way for way in (to(0), to(1)) if way is not None]
+    known, open_slots = np.ones((1,) * y.rank), []
+    for slot in (0, 1):
+        value = spread.values.get(node.at(slot))
+        if value is None:
+            open_slots.append(slot)
+        else:
+            known = known * _reaxis(value, role.axes[slot], y.rank)
+    out = spread.values.get(y)
+    if out is None:
+        return [] if (known == 1).all() else [lambda _: spread.want(y, known, node)]
+    missing = out / known
+    if same_values(missing, np.ones_like(missing), "scale"):
+        return []
+    ways: list[Alternative] = []
+    for slot in open_slots:
+        back = {goal: axis for axis, goal in enumerate(role.axes[slot]) if goal is not None}
+        if set(varying(missing)) <= set(back):
+            shape = [1] * node.at(slot).rank
+            for axis in varying(missing):
+                shape[back[axis]] = missing.shape[axis]
+            ways.append(partial(_give, spread, node, node.at(slot), missing.reshape(shape)))
     if not ways:
         raise spread.fail(node, "no operand has all the axes along which the change varies")
-    if not any(t in spread.values for t in (node.at(0), node.at(1))):
-        spread.later(node, lambda: [] if any(t in spread.values for t in (node.at(0), node.at(1))) else ways)
+    return ways
+
+
+def _give(spread: Spread, node: Node, tensor: Tensor, value: Array, _: Array | None) -> None:
+    spread.want(tensor, value, node)
 
 
 def contract_shift(spread: Spread, node: Node, slot: int, d: Array) -> None:
@@ -155,7 +176,9 @@ def contract_shift(spread: Spread, node: Node, slot: int, d: Array) -> None:
 
 def _reaxis(f: Array, axes: tuple[int | None, ...], rank: int) -> Array:
     """Move each axis to its place; the varying ones keep their order in all operators that have this role."""
-    goals = [(goal, f.shape[axis]) for axis, goal in enumerate(axes) if goal is not None and f.shape[axis] > 1]
+    goals = [
+        (goal, f.shape[axis]) for axis, goal in enumerate(axes) if goal is not None and f.shape[axis] > 1
+    ]
     if [goal for goal, _ in goals] != sorted(goal for goal, _ in goals):
         order = np.argsort([goal for goal, _ in goals])
         f = f.squeeze().transpose(order)

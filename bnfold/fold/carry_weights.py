@@ -60,9 +60,9 @@ def linear_scale(spread: Spread, node: Node, slot: int, f: Array) -> None:
     role: Linear = node.role  # type: ignore[assignment]
     data_slot(spread, node, slot, role.x)
     axis = role.in_axis if slot >= 0 else role.out_axis
-    vary = varying(f)
-    free = dict(role.free) if slot >= 0 else {y: x for x, y in role.free}
+    vary = [axis] if f.size == f.shape[axis] else varying(f)
     if vary and vary != [axis]:
+        free = dict(role.free) if slot >= 0 else {y: x for x, y in role.free}
         if axis in vary or not set(vary) <= set(free) or role.bias is not None or role.bias_blocks_scale:
             raise spread.fail(node, f"needs a change along its channel axis {axis}, not along {vary}")
         goal_tensor = other_side(node, slot, role.x)
@@ -103,7 +103,7 @@ def linear_shift(spread: Spread, node: Node, slot: int, d: Array) -> None:
     axis = role.in_axis if slot >= 0 else role.out_axis
     if slot >= 0 and role.padded:
         raise spread.fail(node, role.padded, "pad with a value that maps to zero, or not at all")
-    vary = varying(d)
+    vary = [axis] if d.size == d.shape[axis] else varying(d)
     if vary and vary != [axis]:
         raise spread.fail(node, f"can only take a shift along its channel axis {axis}, not along {vary}")
     if role.bias_open or (role.bias is not None and role.bias.locked):
@@ -138,7 +138,9 @@ def recurrent(spread: Spread, node: Node, slot: int, f: Array) -> None:
     role: Recurrent = node.role  # type: ignore[assignment]
     if slot != role.x:
         raise spread.fail(node, f"the output of {node.op} is closed")
-    locked = role.weight.locked or (role.bias.locked if role.bias is not None and spread.kind == "shift" else "")
+    locked = role.weight.locked or (
+        role.bias.locked if role.bias is not None and spread.kind == "shift" else ""
+    )
     if locked or role.weight.quantized is not None:
         raise spread.fail(node, f"its weight {locked or 'is quantized'}")
     if varying(f) not in ([], [role.axis]):
@@ -192,9 +194,13 @@ def normalize_shift(spread: Spread, node: Node, slot: int, d: Array) -> None:
 
 def _own(spread: Spread, node: Node, role: Normalize, constant: Any, f: Array) -> None:
     if constant is None or constant.locked:
-        raise spread.fail(node, "its own scale and bias are not constant" if constant is None else constant.locked)
+        raise spread.fail(
+            node, "its own scale and bias are not constant" if constant is None else constant.locked
+        )
     if not set(varying(f)) <= set(role.axes):
-        raise spread.fail(node, f"its own scale runs along axes {list(role.axes)}, the change along {varying(f)}")
+        raise spread.fail(
+            node, f"its own scale runs along axes {list(role.axes)}, the change along {varying(f)}"
+        )
     if role.groups and f.size > 1:
         rows = along(f, role.axes[0]).reshape(role.groups, -1)
         if not (rows == rows[:, :1]).all():

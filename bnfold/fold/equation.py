@@ -1,4 +1,5 @@
-"""Operators with several tensors: all share one change, or an equation says how a change is split among them."""
+"""Operators with several tensors: all share one change, or an equation says how a change is split among them.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ __all__ = ["balance", "fit", "share", "through_weight"]
 
 
 def fit(spread: Spread, node: Node, array: Array, tensor: Tensor) -> Array:
-    """The array as this operand sees it (numpy broadcasting): of its rank, not varying where it is broadcast."""
+    """The array as this operand sees it (numpy broadcasting): of its rank, not varying where it is broadcast.
+    """
     try:
         array = align(array, tensor.rank)
     except ValueError as error:
@@ -39,7 +41,8 @@ def balance(spread: Spread, node: Node) -> None:
 
     1. All tensors set: the equation must hold.
     2. One open: it takes what is missing.
-    3. Several open: each is tried, those first that absorb at once, and of these the one whose bias stays smallest.
+    3. Several open: each is tried, those first that absorb at once, and of these the one whose bias stays
+    smallest.
     """
     spread.later(node, lambda: _ways(spread, node))
 
@@ -66,7 +69,9 @@ def _way(spread: Spread, node: Node, slots: list[int], missing: Array) -> Altern
 
     def take(residual: Array | None) -> None:
         value = missing
-        if residual is not None:  # it came back to this node by another way: the equation is linear, so one step does
+        if (
+            residual is not None
+        ):  # it came back to this node by another way: the equation is linear, so one step does
             value = _secant(spread, missing, residual)
         if weight == 0:
             raise spread.fail(node, "its operands cancel")
@@ -135,10 +140,13 @@ def _secant(spread: Spread, missing: Array, residual: Array) -> Array:
 
 def _cost(spread: Spread, tensor: Tensor, slots: list[int], missing: Array) -> tuple[int, float]:
     locks = spread.state.locks
-    if tensor.fixed or (locks is not None and tensor in locks[spread.kind] and locks[spread.kind][tensor].whole):
+    if tensor.fixed or (
+        locks is not None and tensor in locks[spread.kind] and locks[spread.kind][tensor].whole
+    ):
         return 9, 0.0
     if varying(missing) and any(
-        size > 1 and (tensor.rank - missing.ndim + axis < 0 or (tensor.shape or ())[axis - missing.ndim] != size)
+        size > 1
+        and (tensor.rank - missing.ndim + axis < 0 or (tensor.shape or ())[axis - missing.ndim] != size)
         for axis, size in enumerate(missing.shape)
     ):
         return 8, 0.0
@@ -178,5 +186,3 @@ def through_weight(role: Linear, v: Array, rank: int) -> Array:
     product = weight * vector.reshape(shape)
     out: Array = product.sum(tuple(axis for axis in range(weight.ndim) if axis not in keep))
     return out.reshape(-1)
-
-

@@ -1,8 +1,9 @@
 """All that the solver sees of a model: tensors, nodes, and the role each node plays.
 
-A role is data. It says how an operator behaves under a change `t' = p*t + q` of the tensors around it, not what the
-operator is called; one rule in `carry.py` serves each class of role. Input slots are numbered 0, 1, ...; output slots
-are -1, -2, ... . Arrays that belong to a tensor have its rank, and each axis is 1 or the tensor's full static size.
+A role is data. It says how an operator behaves under a change `t' = p*t + q` of the tensors around it, not
+what the operator is called; one rule in `carry.py` serves each class of role. Input slots are numbered 0, 1,
+...; output slots are -1, -2, ... . Arrays that belong to a tensor have its rank, and each axis is 1 or the
+tensor's full static size.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-import numpy as np
 import numpy.typing as npt
 
 Array: TypeAlias = npt.NDArray[Any]
-Dim: TypeAlias = "int | str | None"  # a static size, a named symbol, or unknown (equal to nothing, not even to itself)
+Dim: TypeAlias = (
+    "int | str | None"  # a static size, a named symbol, or unknown (equal to nothing, not even to itself)
+)
 Key: TypeAlias = "int | str"  # where a node keeps a value: an input slot, or an attribute's name
 
 
@@ -23,9 +25,10 @@ Key: TypeAlias = "int | str"  # where a node keeps a value: an input slot, or an
 class Constant:
     """A value that a node input sees: `load()` gives it in the orientation in which the node uses it.
 
-    `store` identifies what lies in the file; several constants may look at one store. `locked` says why it must not be
-    rewritten ("" if it may be). `quantized`: None for a plain constant; for integers behind a scale, the axes along
-    which the scale may vary (only a change along one of them can be absorbed). `view` is the reader's own handle.
+    `store` identifies what lies in the file; several constants may look at one store. `locked` says why it
+    must not be rewritten ("" if it may be). `quantized`: None for a plain constant; for integers behind a
+    scale, the axes along which the scale may vary (only a change along one of them can be absorbed). `view`
+    is the reader's own handle.
     """
 
     store: str
@@ -52,7 +55,9 @@ class Tensor:
     slot: int = -1  # the output slot of the producer
     readers: list[tuple[Node, int]] = field(default_factory=list)
     fixed: str = ""  # why it must stay as it is: "graph input", "graph output", ...
-    constant: Constant | None = None  # one use of a constant as a data operand; its only reader may rewrite it
+    constant: Constant | None = (
+        None  # one use of a constant as a data operand; its only reader may rewrite it
+    )
     moments: tuple[Array, Array] | None = None  # mean and variance per channel, if a batch norm knows them
 
     @property
@@ -90,18 +95,21 @@ class Closed(Role):
 
 @dataclass(eq=False)
 class Affine(Role):
-    """`y = scale*x + shift`; the only role that may vanish, and the one that the solver is asked to make vanish.
+    """`y = scale*x + shift`; the only role that may vanish, and the one that the solver is asked to make
+    vanish.
 
-    kind "norm": both are stored, so that a node that stays absorbs any change (p != 0). "scale": only the scale is
-    (Mul by a constant). "shift": only the shift is (Add of a constant). Arrays are float64, of the tensor's rank.
-    `stay` says why it may not vanish ("" if it may); it then still absorbs.
+    kind "norm": both are stored, so that a node that stays absorbs any change (p != 0). "scale": only the
+    scale is (Mul by a constant). "shift": only the shift is (Add of a constant). Arrays are float64, of the
+    tensor's rank. `stay` says why it may not vanish ("" if it may); it then still absorbs.
     """
 
     scale: Array
     shift: Array
     kind: str
     x: int = 0
-    constants: dict[str, tuple[int, Constant]] = field(default_factory=dict)  # "gamma", "beta", "mean", "var" | "value"
+    constants: dict[str, tuple[int, Constant]] = field(
+        default_factory=dict
+    )  # "gamma", "beta", "mean", "var" | "value"
     eps: float = 0.0
     form: str = ""  # how the constant enters: "x*c" "x/c" "x+c" "x-c" "c-x"
     stay: str = ""
@@ -112,8 +120,9 @@ class Affine(Role):
 class Linear(Role):
     """Conv, ConvTranspose, Gemm, MatMul with a constant weight: `y = W x + bias`, free along its other axes.
 
-    `split` is the weight's shape with the groups made explicit: one axis for groups (`w_group`, or None), one for the
-    outputs (`w_out`) and one for the inputs (`w_in`); the rest (kernel, batch) is summed over or passed through.
+    `split` is the weight's shape with the groups made explicit: one axis for groups (`w_group`, or None), one
+    for the outputs (`w_out`) and one for the inputs (`w_in`); the rest (kernel, batch) is summed over or
+    passed through.
     """
 
     weight: Constant
@@ -139,7 +148,8 @@ class Linear(Role):
 
 @dataclass(eq=False)
 class Recurrent(Role):
-    """LSTM, GRU, RNN: input weights (directions, gates, inputs) and bias (directions, gates + gates) absorb."""
+    """LSTM, GRU, RNN: input weights (directions, gates, inputs) and bias (directions, gates + gates) absorb.
+    """
 
     weight: Constant
     weight_slot: int
@@ -153,10 +163,11 @@ class Recurrent(Role):
 class Map(Role):
     """Elementwise, or a window or reduction within channels: `f(p*x + q) = p*f(x) + q` under conditions.
 
-    `sign`: "any", "positive", or "absolute" (Abs: p -> |p|). `shift`: "any" or the reason why not. `flat` are the axes
-    along which p and q must be constant (reduced, resized, windowed); on axes `mean` the shift may vary if it goes
-    forward and arrives as its mean. `keep` tells how axes of x map to y (None: the same rank). `gain` multiplies q
-    (ReduceSum: the number of summands, 0 unknown). `reduced` are axes of size 1 in y.
+    `sign`: "any", "positive", or "absolute" (Abs: p -> |p|). `shift`: "any" or the reason why not. `flat` are
+    the axes along which p and q must be constant (reduced, resized, windowed); on axes `mean` the shift may
+    vary if it goes forward and arrives as its mean. `keep` tells how axes of x map to y (None: the same
+    rank). `gain` multiplies q (ReduceSum: the number of summands, 0 unknown). `reduced` are axes of size 1 in
+    y.
     """
 
     sign: str = "positive"
@@ -170,7 +181,9 @@ class Map(Role):
 
 @dataclass(eq=False)
 class Leaky(Role):
-    """LeakyRelu, PRelu: like a positive map, and a negative p swaps the two halves: slope -> 1/slope, p -> p/slope."""
+    """LeakyRelu, PRelu: like a positive map, and a negative p swaps the two halves: slope -> 1/slope, p ->
+    p/slope.
+    """
 
     slope: Array  # float64, of the tensor's rank
     constant: Constant | None = None
@@ -188,7 +201,9 @@ class Clamp(Role):
 
 @dataclass(frozen=True)
 class Gate(Role):
-    """HardSigmoid(alpha*x + beta): the input absorbs one p and one q; the output is closed. Celu: alpha, both sides."""
+    """HardSigmoid(alpha*x + beta): the input absorbs one p and one q; the output is closed. Celu: alpha, both
+    sides.
+    """
 
     alpha: float
     beta: float | None  # None: Celu, whose output carries p
@@ -251,10 +266,12 @@ class Same(Role):
 
 @dataclass(frozen=True)
 class Contract(Role):
-    """Two tensors multiplied at run time (MatMul, Einsum): p of an operand passes to y along the axes that it keeps.
+    """Two tensors multiplied at run time (MatMul, Einsum): p of an operand passes to y along the axes that it
+    keeps.
 
-    `axes[i]`: for each axis of operand i, the axis of y, or None where it is summed over. `stochastic` names the
-    operand whose rows sum to one (Softmax), so that the other one's q passes as well; None if there is none.
+    `axes[i]`: for each axis of operand i, the axis of y, or None where it is summed over. `stochastic` names
+    the operand whose rows sum to one (Softmax), so that the other one's q passes as well; None if there is
+    none.
     """
 
     axes: tuple[tuple[int | None, ...], tuple[int | None, ...]]
@@ -263,10 +280,11 @@ class Contract(Role):
 
 @dataclass(eq=False)
 class Normalize(Role):
-    """InstanceNorm, GroupNorm, LayerNorm, RMSNorm: removes the input's own mean and variance, then scale and shift.
+    """InstanceNorm, GroupNorm, LayerNorm, RMSNorm: removes the input's own mean and variance, then scale and
+    shift.
 
-    Output: own scale and bias absorb, if p and q vary along `axes` (of y) only. Input: q constant along `over`;
-    p one number (an eps that is scaled along).
+    Output: own scale and bias absorb, if p and q vary along `axes` (of y) only. Input: q constant along
+    `over`; p one number (an eps that is scaled along).
     """
 
     scale: Constant | None
@@ -289,7 +307,8 @@ class SoftmaxInput(Role):
 
 @dataclass(eq=False)
 class Graph:
-    """Nodes in topological order (bodies of If and Loop included, after the nodes whose values they capture)."""
+    """Nodes in topological order (bodies of If and Loop included, after the nodes whose values they capture).
+    """
 
     nodes: list[Node] = field(default_factory=list)
     tensors: list[Tensor] = field(default_factory=list)
@@ -300,7 +319,8 @@ class Graph:
 
 @dataclass(eq=False)
 class SetValue:
-    """Give the node's input slot or attribute `key` a new value; `old` is the constant that it had, if any."""
+    """Give the node's input slot or attribute `key` a new value; `old` is the constant that it had, if any.
+    """
 
     node: Node
     key: Key

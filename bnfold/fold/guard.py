@@ -11,10 +11,12 @@ from bnfold.fold.transact import Conflict, Spread, State
 
 __all__ = ["CARRIED", "KAPPA", "check_precision", "check_range"]
 
-# |p| that an activation may carry, by its type: beyond it the activation itself could overflow or turn subnormal
+# |p| that an activation may carry, by its type: beyond it the activation itself could overflow or turn
+# subnormal
 CARRIED = {"float16": 2.0**6, "bfloat16": 2.0**40, "float32": 2.0**40, "float64": 2.0**200}
 SAFE = (2.0**-40, 2.0**40)  # of a positive factor: the quick way to see that all is well
-# how many times its own size a shift may be: a reader that takes it off again loses so many units in the last place
+# how many times its own size a shift may be: a reader that takes it off again loses so many units in the last
+# place
 KAPPA = 2.0**6
 
 
@@ -56,7 +58,9 @@ def check_precision(state: State, target: Node, scale: Spread, shift: Spread) ->
         with np.errstate(divide="ignore", invalid="ignore"):
             kappa = np.nan_to_num(np.abs(q) / size, nan=0.0, posinf=np.inf)
         if shift.zeros:
-            kappa = np.where(np.broadcast_to(scale.values.get(tensor, np.ones(())), kappa.shape) == 0, 0.0, kappa)
+            kappa = np.where(
+                np.broadcast_to(scale.values.get(tensor, np.ones(())), kappa.shape) == 0, 0.0, kappa
+            )
         if kappa.max() > KAPPA:
             channel = int(np.argmax(kappa.reshape(-1)))
             raise Conflict(
@@ -67,8 +71,10 @@ def check_precision(state: State, target: Node, scale: Spread, shift: Spread) ->
 
 
 def _channels(values: Any, rank: int, shape: tuple[int, ...]) -> Any:
-    """Per-channel statistics against an array of a tensor of this rank (channels on the axis that varies, else 1)."""
-    axis = next((axis for axis, size in enumerate(shape) if size == values.size and size > 1), 1 if rank > 1 else 0)
+    """Per-channel statistics against an array of a tensor of this rank (channels on the axis that varies,
+    else 1).
+    """
+    axis = next(
+        (axis for axis, size in enumerate(shape) if size == values.size and size > 1), 1 if rank > 1 else 0
+    )
     return np.asarray(values, np.float64).reshape([-1 if a == axis else 1 for a in range(rank)])
-
-

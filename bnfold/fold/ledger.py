@@ -12,8 +12,9 @@ from typing import Any
 class Entry:
     """One batch norm, or one other affine node that was looked at.
 
-    outcome: "folded" (the node is gone) or "kept". into: names of the nodes whose weights absorbed it. reason: why it
-    was kept, or how it was folded. blocked_by: the node or tensor that stopped it. cure: what would let it go, or "".
+    outcome: "folded" (the node is gone) or "kept". into: names of the nodes whose weights absorbed it.
+    reason: why it was kept, or how it was folded. blocked_by: the node or tensor that stopped it. cure: what
+    would let it go, or "".
     """
 
     name: str
@@ -42,7 +43,9 @@ class Report:
         return [e for e in self.entries if e.outcome == "kept"]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data: {"entries": [...], "folded": n, "kept": n, "notes": [...], "verification": {...} or None}."""
+        """Plain data: {"entries": [...], "folded": n, "kept": n, "notes": [...], "verification": {...} or
+        None}.
+        """
         check = self.verification.to_dict() if self.verification is not None else None
         return {
             "entries": [asdict(e) for e in self.entries],
@@ -77,7 +80,9 @@ def _table(rows: Iterable[tuple[str, ...]]) -> Iterable[str]:
     rows = list(rows)
     widths = [min(48, max(len(row[i]) for row in rows)) for i in range(len(rows[0]) - 1)]
     for i, row in enumerate(rows):
-        cells = [cell if len(cell) <= w else cell[: w - 1] + "…" for cell, w in zip(row, widths, strict=False)]
+        cells = [
+            cell if len(cell) <= w else cell[: w - 1] + "…" for cell, w in zip(row, widths, strict=False)
+        ]
         yield "  ".join([cell.ljust(w) for cell, w in zip(cells, widths, strict=True)] + [row[-1]]).rstrip()
         if i == 0:
             yield "  ".join("-" * w for w in [*widths, 12])

@@ -1,8 +1,9 @@
-"""Which tensors cannot change at all, found once for the whole graph: hopeless tries then end at their first step.
+"""Which tensors cannot change at all, found once for the whole graph: hopeless tries then end at their first
+step.
 
-Each rule is asked once per slot with a uniform positive change. What it refuses is a lock; what it demands of other
-tensors ties them. Locks spread along ties: through a rule that demands all of a tensor, the lock comes back whole;
-through one that demands a part (a slice of a concat), it holds for some channels.
+Each rule is asked once per slot with a uniform positive change. What it refuses is a lock; what it demands of
+other tensors ties them. Locks spread along ties: through a rule that demands all of a tensor, the lock comes
+back whole; through one that demands a part (a slice of a concat), it holds for some channels.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ class _Probe(Spread):
             return conflict
         return self.wanted
 
-    def want(self, tensor: Tensor, value: Array, at: Node) -> None:
-        self.wanted.append((tensor, bool(np.isnan(value).any())))
+    def want(self, tensor: Tensor, value: Array, at: Node, partial: bool = False) -> None:
+        self.wanted.append((tensor, partial and bool(np.isnan(value).any())))
 
     def later(self, node: Node, alternatives: object) -> None:
         return
@@ -109,7 +110,9 @@ class Locks:
             for here, there in ((x, y), (y, x)):
                 lock = self.locks[kind].get(here)
                 if lock is not None:
-                    queue.append((kind, there, Lock(lock.where, lock.reason, lock.folds | {fold}, lock.whole)))
+                    queue.append(
+                        (kind, there, Lock(lock.where, lock.reason, lock.folds | {fold}, lock.whole))
+                    )
         self._spread(queue)
 
     def _spread(self, queue: deque[tuple[str, Tensor, Lock]]) -> None:
@@ -122,7 +125,9 @@ class Locks:
             for other, whole, folds in self.ties[kind].get(tensor, ()):
                 if not lock.whole and not whole:
                     continue
-                queue.append((kind, other, Lock(lock.where, lock.reason, lock.folds | folds, lock.whole and whole)))
+                queue.append(
+                    (kind, other, Lock(lock.where, lock.reason, lock.folds | folds, lock.whole and whole))
+                )
 
     def _find(self, tensor: Tensor) -> Tensor:
         root = tensor

@@ -1,7 +1,8 @@
 """How data is rearranged, as seen by an array with one number per channel.
 
-A move maps an array of the input's rank to one of the output's rank (`push`) and back (`pull`). Both raise `Stuck`
-with a reason if the array varies along an axis that the move mixes. Channels that `pull` leaves open are NaN.
+A move maps an array of the input's rank to one of the output's rank (`push`) and back (`pull`). Both raise
+`Stuck` with a reason if the array varies along an axis that the move mixes. Channels that `pull` leaves open
+are NaN.
 """
 
 from __future__ import annotations
@@ -14,7 +15,17 @@ import numpy as np
 
 from bnfold.fold.graph import Array, Dim
 
-__all__ = ["DepthToSpace", "Identity", "Regroup", "SpaceToDepth", "Stretch", "Stuck", "Take", "Transpose", "flatten"]
+__all__ = [
+    "DepthToSpace",
+    "Identity",
+    "Regroup",
+    "SpaceToDepth",
+    "Stretch",
+    "Stuck",
+    "Take",
+    "Transpose",
+    "flatten",
+]
 
 
 class Stuck(Exception):
@@ -92,66 +103,66 @@ def _regroup(array: Array, before: tuple[Dim, ...], after: tuple[Dim, ...]) -> A
 
 
 def _groups(before: tuple[Dim, ...], after: tuple[Dim, ...]) -> list[tuple[list[int], list[int]]]:
-    """Split both shapes into runs of provably equal product; axes that are the same on both sides stay alone."""
+    """Split both shapes into runs of provably equal product; axes that are equal stay alone."""
     groups: list[tuple[list[int], list[int]]] = []
     i = j = 0
     while i < len(before) or j < len(after):
         left: list[int] = []
         right: list[int] = []
-        # symbols cancel one by one, sizes as a product
-        a_syms: list[Any] = []
-        b_syms: list[Any] = []
-        a_size = b_size = 1
-
-        def balanced() -> bool:
-            return a_size == b_size and None not in a_syms + b_syms and sorted(a_syms) == sorted(b_syms)  # noqa: B023
-
-        while True:
-            if left and right and balanced():
-                break
-            if not left and not right and i < len(before) and j < len(after):
-                grow_left = grow_right = True
-            else:
-                grow_left = i < len(before) and (j >= len(after) or len(a_syms) < len(b_syms) or a_size < b_size)
-                grow_right = j < len(after) and not grow_left
-            if not grow_left and not grow_right:
-                break
-            if grow_left:
-                dim = before[i]
+        while not _equal([before[k] for k in left], [after[k] for k in right]):
+            a, b = [before[k] for k in left], [after[k] for k in right]
+            take_left = i < len(before) and (j >= len(after) or not left or (bool(right) and _smaller(a, b)))
+            if take_left:
                 left.append(i)
                 i += 1
-                if isinstance(dim, int):
-                    a_size *= dim
-                else:
-                    a_syms.append(dim)
-            if grow_right:
-                dim = after[j]
+            elif j < len(after):
                 right.append(j)
                 j += 1
-                if isinstance(dim, int):
-                    b_size *= dim
-                else:
-                    b_syms.append(dim)
-        if groups and not (left and right and balanced()):
-            # trailing ones belong to the group before
-            rest = [before[k] for k in left] + [after[k] for k in right]
-            if all(size == 1 for size in rest):
-                groups[-1] = (groups[-1][0] + left, groups[-1][1] + right)
-                continue
-        groups.append((left, right))
+            else:
+                break
+        a, b = [before[k] for k in left], [after[k] for k in right]
+        if groups and not _equal(a, b) and all(size == 1 for size in a + b):
+            groups[-1] = (groups[-1][0] + left, groups[-1][1] + right)  # trailing ones belong to the run before
+        else:
+            groups.append((left, right))
     return groups
 
 
-def _groups_from_the_end(before: tuple[Dim, ...], after: tuple[Dim, ...]) -> list[tuple[list[int], list[int]]]:
+def _parts(dims: list[Dim]) -> tuple[int, list[str], bool]:
+    """The product of a run: its static part, its symbols, and whether all of it is known."""
+    static = math.prod(dim for dim in dims if isinstance(dim, int))
+    return static, sorted(dim for dim in dims if isinstance(dim, str)), None not in dims
+
+
+def _equal(a: list[Dim], b: list[Dim]) -> bool:
+    left, right = _parts(a), _parts(b)
+    return bool(a) and bool(b) and left[2] and right[2] and left[:2] == right[:2]
+
+
+def _smaller(a: list[Dim], b: list[Dim]) -> bool:
+    """Which side to lengthen: the one with fewer symbols, then the smaller one."""
+    size_a, symbols_a, known_a = _parts(a)
+    size_b, symbols_b, known_b = _parts(b)
+    return (len(symbols_a) + (not known_a), size_a) < (len(symbols_b) + (not known_b), size_b)
+
+
+def _groups_from_the_end(
+    before: tuple[Dim, ...], after: tuple[Dim, ...]
+) -> list[tuple[list[int], list[int]]]:
     """The same, matched from the last axis: `(N, 8, 1, 1) -> (unknown, 8)` keeps its 8 apart."""
     n, m = len(before) - 1, len(after) - 1
     groups = _groups(before[::-1], after[::-1])
-    return [([n - i for i in reversed(left)], [m - j for j in reversed(right)]) for left, right in reversed(groups)]
+    return [
+        ([n - i for i in reversed(left)], [m - j for j in reversed(right)])
+        for left, right in reversed(groups)
+    ]
 
 
 @dataclass(frozen=True)
 class Take:
-    """Slice, Gather with constant indices: entries of one axis. indices None: not known (then constant along it)."""
+    """Slice, Gather with constant indices: entries of one axis. indices None: not known (then constant along
+    it).
+    """
 
     axis: int
     indices: tuple[int, ...] | None

@@ -3,10 +3,11 @@
 1. Each affine node is tried within a small limit: the pairs (conv -> batch norm) are gone after this.
 2. What is left is tried without limit, smallest region first, with locks that end hopeless tries at once.
 3. A fold that alone blocks two or more others is taken last in a second run; the better run counts.
-4. The new weights are computed. One that would leave its type's range sends its fold back, and 1 starts again.
+4. The new weights are computed. One that would leave its type's range sends its fold back, and 1 starts
+again.
 
-A try settles the scale first (undone before the node, or after it), then the shift (likewise), so that the two can go
-different ways.
+A try settles the scale first (undone before the node, or after it), then the shift (likewise), so that the
+two can go different ways.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ __all__ = ["Plan", "solve"]
 
 NARROW = 4  # tensors that a try of the first pass may reach
 RULES: Mapping[str, Mapping[type, Rule]] = {"scale": carry.SCALE, "shift": carry.SHIFT}
-# scale undone at the node's input or output, shift likewise: input first, since a producer loses no precision
-WAYS = (("back", "back"), ("back", "forward"), ("forward", "forward"), ("forward", "back"))
+# undone before the node, or after it: before it first, since the node that makes a tensor loses no precision
+SIDES = ("back", "forward")
 
 
 @dataclass
@@ -64,7 +65,8 @@ def solve(
 ) -> Plan:
     """Choose (p, q) for every tensor so that as many affine nodes as possible vanish.
 
-    `skip`: names of affine nodes to leave alone. `allow`: a filter on nodes (bisection folds a prefix of the ledger).
+    `skip`: names of affine nodes to leave alone. `allow`: a filter on nodes (bisection folds a prefix of the
+    ledger).
     """
     refused: dict[Node, Conflict] = {}
     for node in graph.nodes:
@@ -109,7 +111,7 @@ def _run(
         return run
     run.locks = Locks(graph, run.state, rules)
     run.state.locks = run.locks.locks
-    size = {node: min(run.locks.region(node.at(node.role.x)), run.locks.region(node.outputs[0])) for node in left}  # type: ignore[attr-defined]
+    size = {node: min(run.locks.region(t) for t in _ends(node)) for node in left}
     left.sort(key=lambda node: (node in last, size[node]))  # stable: ties in graph order
     while True:
         again = []
@@ -123,56 +125,62 @@ def _run(
         left = again
 
 
+def _ends(node: Node) -> tuple[Tensor, Tensor]:
+    assert isinstance(node.role, Affine)
+    return node.at(node.role.x), node.outputs[0]
+
+
 def _fold(run: _Run, node: Node, limit: int, rules: Mapping[str, Mapping[type, Rule]]) -> bool:
     """Try the ways to make one node vanish, and commit the first that works."""
-    failures: dict[str, Conflict] = {}
-    scales: dict[str, Spread | None] = {}
-    for scale_way, shift_way in WAYS:
+    scale_fails: dict[str, Conflict] = {}
+    locked = _locked(run.state, node)
+    shift_fails = dict(locked)
+    for scale_side in SIDES if len(locked) < len(SIDES) else ():
         try:
-            _check_lock(run.state, node, shift_way)
-            if scale_way not in scales:
-                scales[scale_way] = None
-                scales[scale_way] = _scale(run.state, node, scale_way, limit, rules["scale"])
+            scale = _scale(run.state, node, scale_side, limit, rules["scale"])
         except Conflict as conflict:
-            failures.setdefault(scale_way if scales.get(scale_way, node) is None else shift_way, conflict)
+            scale_fails[scale_side] = conflict
             continue
-        scale = scales[scale_way]
-        if scale is None:
-            continue
-        try:
-            shift = _shift(run.state, node, scale, scale_way, shift_way, limit, rules["shift"])
-            check_range(run.state, scale)
-            check_precision(run.state, node, scale, shift)
-        except Conflict as conflict:
-            failures.setdefault(shift_way, conflict)
-            continue
-        _commit(run, node, scale, shift)
-        return True
+        for shift_side in sorted(SIDES, key=lambda side: side != scale_side):  # the way of the scale first
+            if shift_side in locked:
+                continue
+            try:
+                shift = _shift(run.state, node, scale, scale_side, shift_side, limit, rules["shift"])
+                check_range(run.state, scale)
+                check_precision(run.state, node, scale, shift)
+            except Conflict as conflict:
+                shift_fails.setdefault(shift_side, conflict)
+                continue
+            _commit(run, node, scale, shift)
+            return True
+    failures = shift_fails if len(scale_fails) < len(SIDES) else scale_fails
     if not any(isinstance(conflict, TooWide) for conflict in failures.values()):
-        fallback = next(iter(failures.values()))
-        run.kept[node] = (failures.get("back", fallback), failures.get("forward", fallback))
+        run.kept[node] = (failures["back"], failures["forward"])
     return False
 
 
-def _check_lock(state: State, node: Node, way: str) -> None:
-    """A batch norm with a shift on every channel needs a side whose shift is not locked: look before the long way."""
+def _locked(state: State, node: Node) -> dict[str, Conflict]:
+    """The sides to which the shift cannot go: a look at the locks before the long way."""
+    found: dict[str, Conflict] = {}
     if state.locks is None:
-        return
+        return found
     role: Affine = node.role  # type: ignore[assignment]
-    x, y = node.at(role.x), node.outputs[0]
-    lock = state.locks["shift"].get(x if way == "back" else y)
-    if lock is None:
-        return
-    p_out = state.p.get(y, 1.0)
-    gap = p_out * role.shift + state.q.get(y, 0.0) - p_out * role.scale / state.p.get(x, 1.0) * state.q.get(x, 0.0)
-    if gap.any() if lock.whole else gap.all():
-        raise Conflict(lock.where, lock.reason, lock.folds)
+    x, y = _ends(node)
+    for side, tensor in zip(SIDES, (x, y), strict=True):
+        lock = state.locks["shift"].get(tensor)
+        if lock is None:
+            continue
+        p, q_in, q_out = state.p.get(y, 1.0), state.q.get(x, 0.0), state.q.get(y, 0.0)
+        gap = p * role.shift + q_out - p * role.scale / state.p.get(x, 1.0) * q_in
+        if gap.any() if lock.whole else gap.all():
+            found[side] = Conflict(lock.where, lock.reason, lock.folds)
+    return found
 
 
 def _scale(state: State, node: Node, way: str, limit: int, rules: Mapping[type, Rule]) -> Spread:
     """Make `p_in = p_out * a` hold: a factor on the input's side ("back") or on the output's ("forward")."""
     role: Affine = node.role  # type: ignore[assignment]
-    x, y = node.at(role.x), node.outputs[0]
+    x, y = _ends(node)
     for tensor in (x, y):
         if tensor in state.frozen:
             raise Conflict(tensor.name, "carries a zero scale already")
@@ -209,7 +217,7 @@ def _shift(
 ) -> Spread:
     """Make `q_in = p_out * b + q_out` hold likewise."""
     role: Affine = node.role  # type: ignore[assignment]
-    x, y = node.at(role.x), node.outputs[0]
+    x, y = _ends(node)
     spread = Spread(state, node, "shift", rules, limit)
     spread.factors, spread.zeros = scale.values, scale.zeros
     spread.stand_ins = set()
@@ -247,7 +255,10 @@ def _commit(run: _Run, node: Node, scale: Spread, shift: Spread) -> None:
     if scale.zeros == "decode":
         for tensor in {**scale.values, **shift.values}:
             none = np.zeros((1,) * tensor.rank)
-            state.u[tensor], state.v[tensor] = scale.values.get(tensor, none + 1), shift.values.get(tensor, none)
+            state.u[tensor], state.v[tensor] = (
+                scale.values.get(tensor, none + 1),
+                shift.values.get(tensor, none),
+            )
     else:
         _multiply(state, scale.values)
         for tensor, extra in shift.values.items():
@@ -301,9 +312,13 @@ def _entries(graph: Graph, run: _Run, refused: Mapping[Node, Conflict]) -> list[
             entries.append(Entry(node.name, node.op, "folded", into))
             continue
         back, forward = run.kept.get(node) or (refused[node],) * 2
-        reasons = [back.reason] if (back.where, back.reason) == (forward.where, forward.reason) else [
-            f"backward, {back.where}: {back.reason}", f"forward, {forward.where}: {forward.reason}"
-        ]
+        reasons = (
+            [back.reason]
+            if (back.where, back.reason) == (forward.where, forward.reason)
+            else [f"backward, {back.where}: {back.reason}", f"forward, {forward.where}: {forward.reason}"]
+        )
         where = ", ".join(dict.fromkeys((back.where, forward.where)))
-        entries.append(Entry(node.name, node.op, "kept", (), "; ".join(reasons), where, back.cure or forward.cure))
+        entries.append(
+            Entry(node.name, node.op, "kept", (), "; ".join(reasons), where, back.cure or forward.cure)
+        )
     return entries

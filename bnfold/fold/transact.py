@@ -1,9 +1,10 @@
-"""One try to make an affine node vanish: changes spread from tensor to tensor until all are absorbed, or one conflicts.
+"""One try to make an affine node vanish: changes spread from tensor to tensor until all are absorbed, or one
+conflicts.
 
-The state of the graph is one change `t' = p*t + q` per tensor. A try is two spreads. The first multiplies (p, q) of
-the tensors it reaches by factors; all the laws that held before still hold then, since each is homogeneous. The
-second adds to q. Both are worklists: each tensor reached asks the rules of its producer and its readers what follows.
-Nothing is copied; what a failed alternative has set is undone from a log.
+The state of the graph is one change `t' = p*t + q` per tensor. A try is two spreads. The first multiplies (p,
+q) of the tensors it reaches by factors; all the laws that held before still hold then, since each is
+homogeneous. The second adds to q. Both are worklists: each tensor reached asks the rules of its producer and
+its readers what follows. Nothing is copied; what a failed alternative has set is undone from a log.
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ class State:
 
     p: dict[Tensor, Array] = field(default_factory=dict)
     q: dict[Tensor, Array] = field(default_factory=dict)
-    u: dict[Tensor, Array] = field(default_factory=dict)  # decode form, for tensors whose scale contains zeros
+    u: dict[Tensor, Array] = field(
+        default_factory=dict
+    )  # decode form, for tensors whose scale contains zeros
     v: dict[Tensor, Array] = field(default_factory=dict)
     frozen: set[Tensor] = field(default_factory=set)  # carry a zero scale: no further change
     gone: dict[Node, int] = field(default_factory=dict)  # vanished affine nodes, and the number of their fold
@@ -119,24 +122,27 @@ class Spread:
         factor = self.values.get(tensor) if self.kind == "scale" else self.factors.get(tensor)
         return p if factor is None else p * factor
 
-    def want(self, tensor: Tensor, value: Array, at: Node) -> None:
-        """Demand `value` on a tensor; raises `Conflict` if that cannot be."""
+    def want(self, tensor: Tensor, value: Array, at: Node, partial: bool = False) -> None:
+        """Demand `value` on a tensor (`partial`: NaN where it is left open); raises `Conflict` if that cannot
+        be.
+        """
         old = self.values.get(tensor)
         if old is value:
             return
         if old is not None:
-            self._merge(tensor, old, value, at)
+            self._merge(tensor, old, value, at, partial)
             return
-        if tensor.constant is not None and tensor.constant.locked:
-            raise Conflict(at.name, f"its constant {tensor.constant.locked}", self.folds)
-        flat = bool((value == self.neutral).all())
+        if tensor.constant is not None and (tensor.constant.locked or self.zeros == "decode"):
+            why = tensor.constant.locked or "cannot be divided by a zero scale"
+            raise Conflict(at.name, f"its constant {why}", self.folds)
+        flat = value.item(0) == self.neutral and bool((value == self.neutral).all())
         if not flat:
             self._allow(tensor, value)
             if len(self.values) >= self.limit:
                 raise TooWide(at.name, "the change spreads over too many tensors", self.folds)
         self._set(tensor, value, None)
         if not flat:
-            if np.isnan(value).any():
+            if partial and np.isnan(value).any():
                 self.partial[tensor] = None
             else:
                 self.queue.append(tensor)
@@ -165,9 +171,8 @@ class Spread:
             if lock is not None and (lock.whole or bool((value != self.neutral).all())):
                 raise Conflict(lock.where, lock.reason, self.folds | lock.folds)
 
-    def _merge(self, tensor: Tensor, old: Array, value: Array, at: Node) -> None:
-        open_old, open_new = np.isnan(old), np.isnan(value)
-        if not open_old.any() and not open_new.any():
+    def _merge(self, tensor: Tensor, old: Array, value: Array, at: Node, partial: bool) -> None:
+        if not partial and tensor not in self.partial:
             if not same(old, value, self.kind):
                 raise Conflict(at.name, "two different changes meet here", self.folds | self.via[tensor])
             return

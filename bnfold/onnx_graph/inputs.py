@@ -23,6 +23,10 @@ SIZES = (224, 64, 32, 256, 48, 16, 8, 4, 1)
 BATCHES = (2, 1)
 
 
+class NoGuess(UsageError):
+    """The model does not say enough about an input to make one up."""
+
+
 @dataclass(frozen=True)
 class Input:
     """A graph input that has to be fed. `dims` is None where not even the rank is known."""
@@ -54,7 +58,7 @@ def wanted(loaded: Loaded) -> list[Input]:
     """The inputs that must be fed, in order: those without an initializer of the same name.
 
     Raises:
-        UsageError: an input is no tensor (a sequence, an optional, a map).
+        NoGuess: an input is no tensor (a sequence, an optional, a map).
     """
     graph = loaded.proto.graph
     defaults = {t.name for t in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
@@ -64,16 +68,39 @@ def wanted(loaded: Loaded) -> list[Input]:
             continue
         kind = value.type.WhichOneof("value")
         if kind not in ("tensor_type", None):
-            raise UsageError(f"the input {value.name!r} is not a tensor ({kind}); such inputs cannot be fed")
-        tensor = value.type.tensor_type
-        dims: tuple[Dim, ...] | None = None
-        if tensor.HasField("shape"):
-            dims = tuple(
-                d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else (d.dim_param or None)
-                for d in tensor.shape.dim
-            )
-        found.append(Input(value.name, element_type(tensor.elem_type or onnx.TensorProto.FLOAT), dims))
+            raise NoGuess(f"the input {value.name!r} is not a tensor ({kind}); such inputs cannot be fed")
+        found.append(_input(value.name, value.type.tensor_type))
     return found
+
+
+def describe(typ: onnx.TypeProto) -> str | Input:
+    """What a graph input or output is: an Input without a name for a tensor, else words."""
+    kind = typ.WhichOneof("value")
+    return _input("", typ.tensor_type) if kind in ("tensor_type", None) else str(kind).removesuffix("_type")
+
+
+def compatible(a: str | Input, b: str | Input) -> bool:
+    """Whether two descriptions can be of the same value: unknown sizes and symbols agree with anything."""
+    if isinstance(a, str) or isinstance(b, str):
+        return a == b
+    if a.dtype != b.dtype:
+        return False
+    if a.dims is None or b.dims is None:
+        return True
+    sizes = zip(a.dims, b.dims, strict=False)
+    return len(a.dims) == len(b.dims) and all(
+        x == y or not isinstance(x, int) or not isinstance(y, int) for x, y in sizes
+    )
+
+
+def _input(name: str, tensor: onnx.TypeProto.Tensor) -> Input:
+    dims: tuple[Dim, ...] | None = None
+    if tensor.HasField("shape"):
+        dims = tuple(
+            d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else (d.dim_param or None)
+            for d in tensor.shape.dim
+        )
+    return Input(name, element_type(tensor.elem_type or onnx.TensorProto.FLOAT), dims)
 
 
 def element_type(code: int) -> np.dtype[Any]:
@@ -82,7 +109,8 @@ def element_type(code: int) -> np.dtype[Any]:
 
 
 def load_inputs(path: str | Path) -> list[Sample]:
-    """Read arrays from an .npz (one for each input, by name), .npy or .pb (TensorProto), or a folder of input_*.pb.
+    """Read arrays from an .npz (one for each input, by name), .npy or .pb (TensorProto), or a folder of
+    input_*.pb.
 
     Raises:
         UsageError: nothing there, or not such a file.
@@ -98,7 +126,9 @@ def load_inputs(path: str | Path) -> list[Sample]:
     if path.suffix == ".pb":
         return [_read_pb(path, 0)]
     if path.suffix not in (".npz", ".npy"):
-        raise UsageError(f"{path}: cannot read inputs from this kind of file. Note: valid choices are .npz, .npy, .pb")
+        raise UsageError(
+            f"{path}: cannot read inputs from this kind of file. Note: valid choices are .npz, .npy, .pb"
+        )
     try:
         content = np.load(path, allow_pickle=False)
         if isinstance(content, np.ndarray):
@@ -113,7 +143,8 @@ def feed_from(inputs: Sequence[Input], given: Given) -> dict[str, Array]:
     """The arrays of `given`, each checked against the input it is for.
 
     Raises:
-        UsageError: an input is missing, a name unknown, or a type or shape does not fit; it says what was expected.
+        UsageError: an input is missing, a name unknown, or a type or shape does not fit; it says what was
+        expected.
     """
     if isinstance(given, (str, Path)):
         given = load_inputs(given)
@@ -136,22 +167,30 @@ def feed_from(inputs: Sequence[Input], given: Given) -> dict[str, Array]:
             raise UsageError(f"the model has no input {name!r} to feed. Note: its inputs are {choices}")
     for i in inputs:
         if i.name not in named:
-            raise UsageError(f"no value was given for the input {i.name!r}. Note: the model's inputs are {choices}")
+            raise UsageError(
+                f"no value was given for the input {i.name!r}. Note: the model's inputs are {choices}"
+            )
     sizes: dict[str, tuple[int, str]] = {}
     return {i.name: _fitted(i, named[i.name], sizes) for i in inputs}
 
 
 def generate(
-    inputs: Sequence[Input], seed: int = 0, shapes: Mapping[str, Sequence[int]] | None = None, *, positive: bool = False
+    inputs: Sequence[Input],
+    seed: int = 0,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    *,
+    positive: bool = False,
 ) -> Iterator[dict[str, Array]]:
     """Random inputs: one feed for each guess at the sizes that the model leaves open, the likeliest first.
 
-    Floats are standard normal (`positive`: uniform from 0 to 1, for models that take roots or logarithms), integers 0 or
-    1 (they are mostly token numbers, masks and indices, and 1 is in nearly any range), bytes 0 to 255. The first axis is
-    taken for the batch, equal names for equal sizes. `shapes` sets the shape of inputs by name.
+    Floats are standard normal (`positive`: uniform from 0 to 1, for models that take roots or logarithms),
+    integers 0 or 1 (they are mostly token numbers, masks and indices, and 1 is in nearly any range), bytes 0
+    to 255. The first axis is taken for the batch, equal names for equal sizes. `shapes` sets the shape of
+    inputs by name.
 
     Raises:
-        UsageError: `shapes` names an unknown input or contradicts the model, or an input's rank is unknown.
+        UsageError: `shapes` names an unknown input or contradicts the model; NoGuess: an input's rank is
+        unknown.
     """
     shapes = dict(shapes or {})
     known = {i.name for i in inputs}
@@ -162,9 +201,9 @@ def generate(
         _check_shape(next(i for i in inputs if i.name == name), shape, sizes)
     for i in inputs:
         if i.dims is None and i.name not in shapes:
-            raise UsageError(
+            raise NoGuess(
                 f"the model does not say how many axes its input {i.name!r} has; give its shape "
-                f"(--overwrite-input-shape {i.name}:1,3,224,224, or shapes={{{i.name!r}: (1, 3, 224, 224)}}) or real inputs"
+                f"(--overwrite-input-shape {i.name}:1,3,224,224, or shapes={{{i.name!r}: (1, 3, 224, 224)}})"
             )
     bound = {symbol: size for symbol, (size, _) in sizes.items()}
     seen = set()
@@ -173,7 +212,10 @@ def generate(
             guess = {
                 i.name: tuple(shapes[i.name])
                 if i.name in shapes
-                else tuple(_size(d, axis, len(i.dims or ()), batch, size, bound) for axis, d in enumerate(i.dims or ()))
+                else tuple(
+                    _size(d, axis, len(i.dims or ()), batch, size, bound)
+                    for axis, d in enumerate(i.dims or ())
+                )
                 for i in inputs
             }
             if tuple(guess.values()) not in seen:
@@ -185,7 +227,7 @@ def generate(
 def _size(dim: Dim, axis: int, rank: int, batch: int, size: int, bound: Mapping[str, int]) -> int:
     if isinstance(dim, int):
         return dim
-    if dim in bound:
+    if dim is not None and dim in bound:
         return bound[dim]
     if axis == 0:
         return batch
@@ -193,20 +235,21 @@ def _size(dim: Dim, axis: int, rank: int, batch: int, size: int, bound: Mapping[
 
 
 def _random(rng: np.random.Generator, i: Input, shape: tuple[int, ...], positive: bool) -> Array:
-    kind, array = i.dtype.kind, None
+    kind = i.dtype.kind
+    array: Array
     if kind == "b":
-        array = rng.random(shape) < 0.5
+        array = np.asarray(rng.random(shape) < 0.5)
     elif kind == "c":
-        array = rng.standard_normal(shape) + 1j * rng.standard_normal(shape)
+        array = np.asarray(rng.standard_normal(shape) + 1j * rng.standard_normal(shape))
     elif kind in "OUS":
         return np.full(shape, "a", object)
     elif i.dtype in (np.uint8, np.int8):
-        array = rng.integers(np.iinfo(i.dtype).min, np.iinfo(i.dtype).max + 1, shape)
+        array = np.asarray(rng.integers(np.iinfo(i.dtype).min, np.iinfo(i.dtype).max + 1, shape))
     elif kind in "iu" or "int" in i.dtype.name:
-        array = rng.integers(0, 2, shape)
+        array = np.asarray(rng.integers(0, 2, shape))
     else:
-        array = rng.random(shape) if positive else rng.standard_normal(shape)
-    return np.asarray(array).astype(i.dtype)
+        array = np.asarray(rng.random(shape) if positive else rng.standard_normal(shape))
+    return array.astype(i.dtype)
 
 
 def _fitted(i: Input, array: Array, sizes: dict[str, tuple[int, str]]) -> Array:

@@ -1,12 +1,14 @@
 """The same model in a wider type, so that an error of the fold can be told from rounding.
 
-A float16 model rounds at every step, by more than most faults of a fold would show; its float32 copy has the same weights
-(already rounded, now widened, which is exact) and next to no rounding of its own. A float64 copy does so for float32.
+A float16 model rounds at every step, by more than most faults of a fold would show; its float32 copy has the
+same weights (already rounded, now widened, which is exact) and next to no rounding of its own. A float64 copy
+does so for float32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,7 +22,10 @@ _WIDENED: dict[int, tuple[int, ...]] = {
     TensorProto.FLOAT: HALF,
     TensorProto.DOUBLE: (*HALF, TensorProto.FLOAT),
 }
-_NUMPY = {TensorProto.FLOAT: np.dtype(np.float32), TensorProto.DOUBLE: np.dtype(np.float64)}
+_NUMPY: dict[int, np.dtype[Any]] = {
+    TensorProto.FLOAT: np.dtype(np.float32),
+    TensorProto.DOUBLE: np.dtype(np.float64),
+}
 # Attributes whose number is an element type (of all operators of onnx, all versions).
 _TYPE_ATTRIBUTES = frozenset(
     ("to", "dtype", "output_dtype", "output_datatype", "stash_type", "softmax_precision", "precision")
@@ -36,14 +41,15 @@ _NAMES = {
 
 
 def float32_copy(loaded: Loaded) -> Loaded:
-    """The model with each float16 and bfloat16 tensor, type and Cast made float32. `loaded` is not changed."""
+    """The model with each float16 or bfloat16 tensor, type and Cast made float32; `loaded` is not changed."""
     return _copy(loaded, TensorProto.FLOAT)
 
 
 def float64_copy(loaded: Loaded) -> Loaded:
     """The model with each floating tensor made float64, for the reference evaluator. `loaded` is not changed.
 
-    Not for onnxruntime: a few operators (Resize's scales, say) take float32 only, which the reference does not mind.
+    Not for onnxruntime: a few operators (Resize's scales, say) take float32 only, which the reference does
+    not mind.
     """
     return _copy(loaded, TensorProto.DOUBLE)
 
@@ -54,10 +60,10 @@ def working_type(loaded: Loaded) -> str:
     "bfloat16", "float16", "float32" or "float64"; "float32" too for a model without floating numbers.
     """
     model = loaded.proto
-    seen = {tensor.data_type for tensor in _tensors(model)}
+    seen = {tensor.data_type for tensor in tensors(model)}
     for typ in _types(model):
         seen.update(_elements(typ))
-    for node in _nodes(model):
+    for node in nodes(model):
         # A stash_type says in what a sum is kept, and is wider than the data.
         seen.update(a.i for a in node.attribute if a.name in ("to", "dtype") and a.type == AttributeProto.INT)
     return next((_NAMES[t] for t in _BY_ROUNDING if t in seen), "float32")
@@ -66,15 +72,19 @@ def working_type(loaded: Loaded) -> str:
 def _copy(loaded: Loaded, goal: int) -> Loaded:
     narrow, dtype = _WIDENED[goal], _NUMPY[goal]
     wide = loaded.copy()
-    for tensor in _tensors(wide.proto):
+    for tensor in tensors(wide.proto):
         if tensor.data_type in narrow:
             with np.errstate(invalid="ignore"):  # a signalling NaN in the weights is none of our business
                 wide.set_array(tensor, np.asarray(wide.array(tensor)).astype(dtype))
     for typ in _types(wide.proto):
         _widen(typ, narrow, goal)
-    for node in _nodes(wide.proto):
+    for node in nodes(wide.proto):
         for attribute in node.attribute:
-            if attribute.name in _TYPE_ATTRIBUTES and attribute.type == AttributeProto.INT and attribute.i in narrow:
+            if (
+                attribute.name in _TYPE_ATTRIBUTES
+                and attribute.type == AttributeProto.INT
+                and attribute.i in narrow
+            ):
                 attribute.i = goal
     return wide
 
@@ -92,19 +102,21 @@ def _bodies(model: onnx.ModelProto) -> Iterator[onnx.GraphProto | onnx.FunctionP
                 pending.extend(attribute.graphs)
 
 
-def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+def nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Every node of the model, at any depth."""
     for body in _bodies(model):
         yield from body.node
 
 
 def _attributes(model: onnx.ModelProto) -> Iterator[onnx.AttributeProto]:
-    for node in _nodes(model):
+    for node in nodes(model):
         yield from node.attribute
     for function in model.functions:
         yield from function.attribute_proto
 
 
-def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor that the model stores, at any depth: initializers and attributes."""
     for body in _bodies(model):
         if isinstance(body, onnx.GraphProto):
             yield from body.initializer

@@ -1,9 +1,10 @@
 """onnx's ReferenceEvaluator, mended and made fast enough for real networks.
 
-It runs what onnxruntime cannot (convolutions in float64 and bfloat16, opset 1 to 6). Two things are in the way: its
-windowed operators are Python loops (minutes for one image), and its batch norm is wrong below opset 14 (it takes batch
-statistics from opset 9 on, and fails in 7 and 8; seen in onnx 1.23). Our own stand in for these here; each follows the
-operator's specification, accumulates in at least float32, and loops over the taps of the kernel only.
+It runs what onnxruntime cannot (convolutions in float64 and bfloat16, opset 1 to 6). Two things are in the
+way: its windowed operators are Python loops (minutes for one image), and its batch norm is wrong below opset
+14 (it takes batch statistics from opset 9 on, and fails in 7 and 8; seen in onnx 1.23). Our own stand in for
+these here; each follows the operator's specification, accumulates in at least float32, and loops over the
+taps of the kernel only.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from onnx.reference.op_run import OpRun
 
 Array = np.ndarray[Any, Any]
 
-# Seconds for one output element of operators that stay Python loops, and for one multiply-add of a matrix product.
+# Seconds for one output element of operators that stay Python loops, and for one multiply-add of a matrix
+# product.
 _SLOW = {
     "Resize": 3e-5,
     "Upsample": 3e-5,
@@ -35,7 +37,7 @@ _MULTIPLY_ADD = 3e-10
 
 
 def evaluator(model: onnx.ModelProto) -> ReferenceEvaluator:
-    """A ReferenceEvaluator of `model` (weights inside). Raises whatever it raises: operators it does not know, mostly."""
+    """A ReferenceEvaluator of `model` (weights inside). It raises what it likes, of unknown operators."""
     opset = _opset(model)
     ops: list[type[OpRun]] = [Conv, ConvTranspose, MaxPool, AveragePool, BatchNormalization]
     if opset < 7:
@@ -93,7 +95,7 @@ def _opset(model: onnx.ModelProto) -> int:
 
 
 def _without_consumed_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy as of opset 6: what changed until then is mostly that `consumed_inputs`, a memory hint, went away."""
+    """A copy as of opset 6: what changed until then is mostly that `consumed_inputs`, a hint, went away."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     for opset in copy.opset_import:
@@ -109,7 +111,9 @@ def _without_consumed_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
 class _Axis:
     """One spatial axis of a windowed operator: where the windows lie."""
 
-    def __init__(self, size: int, kernel: int, stride: int, dilation: int, pads: tuple[int, int], mode: str, ceil: bool):
+    def __init__(
+        self, size: int, kernel: int, stride: int, dilation: int, pads: tuple[int, int], mode: str, ceil: bool
+    ):
         reach = (kernel - 1) * dilation + 1
         if mode in ("SAME_UPPER", "SAME_LOWER"):
             self.out = -(-size // stride)
@@ -137,7 +141,8 @@ def _axes(shape: Sequence[int], kernel: Sequence[int], attrs: Mapping[str, Any])
     strides, dilations = attrs.get("strides") or [1] * n, attrs.get("dilations") or [1] * n
     mode, ceil = attrs.get("auto_pad") or "NOTSET", bool(attrs.get("ceil_mode"))
     return [
-        _Axis(shape[2 + i], kernel[i], strides[i], dilations[i], (pads[i], pads[n + i]), mode, ceil) for i in range(n)
+        _Axis(shape[2 + i], kernel[i], strides[i], dilations[i], (pads[i], pads[n + i]), mode, ceil)
+        for i in range(n)
     ]
 
 
@@ -174,7 +179,7 @@ class Conv(OpRun):
         y = np.zeros((n, groups, m // groups, math.prod(out)), np.result_type(x, w))
         for tap, part in _taps(axes):
             seen = padded[part].reshape(n, groups, -1, math.prod(out))
-            weight = w[(..., *tap)]
+            weight = w[(slice(None),) * 3 + tap]
             y += weight * seen if seen.shape[2] == 1 else weight @ seen
         return (_add_bias(y.reshape(n, m, *out), B).astype(X.dtype),)
 
@@ -199,12 +204,12 @@ class ConvTranspose(OpRun):
         y = np.zeros((n, groups, m, *(f + o for f, o in zip(full, more, strict=True))), np.result_type(x, w))
         seen = x.reshape(n, groups, w.shape[1], -1)
         for tap in np.ndindex(*kernel):
-            weight = np.swapaxes(w[(..., *tap)], 1, 2)
+            weight = np.swapaxes(w[(slice(None),) * 3 + tap], 1, 2)
             part = tuple(
                 slice(k * d, k * d + (size - 1) * s + 1, s)
                 for k, d, s, size in zip(tap, dilations, strides, x.shape[2:], strict=True)
             )
-            y[(..., *part)] += (weight @ seen).reshape(n, groups, m, *x.shape[2:])
+            y[(slice(None),) * 3 + part] += (weight @ seen).reshape(n, groups, m, *x.shape[2:])
         y = y.reshape(n, groups * m, *y.shape[3:])
         for i in range(rank):  # a negative pad, from a large output_shape, asks for more zeros
             y = _crop(y, 2 + i, pads[i], pads[rank + i])
@@ -249,7 +254,9 @@ class AveragePool(OpRun):
 
 
 class BatchNormalization(OpRun):
-    def _run(self, x: Array, scale: Array, bias: Array, mean: Array, var: Array, **attrs: Any) -> tuple[Array, ...]:
+    def _run(
+        self, x: Array, scale: Array, bias: Array, mean: Array, var: Array, **attrs: Any
+    ) -> tuple[Array, ...]:
         opset = self.run_params["opsets"].get("", 14)
         if opset >= 14:
             training = bool(attrs.get("training_mode"))
@@ -276,7 +283,9 @@ class _Broadcast(OpRun):
 
     function: Any = None
 
-    def _run(self, a: Array, b: Array, axis: int | None = None, broadcast: int | None = None, **_: Any) -> tuple[Array]:
+    def _run(
+        self, a: Array, b: Array, axis: int | None = None, broadcast: int | None = None, **_: Any
+    ) -> tuple[Array]:
         if broadcast and axis is not None and b.ndim < a.ndim:
             axis += a.ndim if axis < 0 else 0
             b = b.reshape(b.shape + (1,) * (a.ndim - axis - b.ndim))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,16 +13,17 @@ import numpy as np
 import onnx
 
 from bnfold.errors import BnfoldError
-from bnfold.onnx_graph import files
+from bnfold.onnx_graph import files, precision
 from bnfold.onnx_graph.files import Loaded
 
 Array = np.ndarray[Any, Any]
 Outputs = dict[str, Any]  # an array each; a list for a sequence, a dict for a map, None for an empty optional
 
+MISSING = "onnxruntime is not installed (pip install 'bnfold[onnxruntime]')"
 # A protobuf of 2 GiB or more cannot be parsed from memory; it goes through a file with external data.
 LARGEST_MESSAGE = (1 << 31) - 1
-# The reference evaluator holds its weights several times over.
-LARGEST_FOR_REFERENCE = 1 << 31
+# Weights, in number. The reference evaluator holds them several times over.
+LARGEST_FOR_REFERENCE = 1 << 28
 
 
 class CannotRun(BnfoldError):
@@ -36,6 +38,9 @@ class Evaluator(Protocol):
     def run(self, feed: Mapping[str, Array]) -> Outputs:
         """The graph outputs by name. Raises CannotRun."""
 
+    def seconds(self, feed: Mapping[str, Array]) -> float:
+        """A rough estimate of what `run` will take, where that can be long; else 0."""
+
 
 class OnnxRuntime:
     """onnxruntime on the CPU, graph optimizations off, nothing logged.
@@ -44,11 +49,13 @@ class OnnxRuntime:
         CannotRun: onnxruntime is not installed, or refuses the model.
     """
 
+    label = "onnxruntime"
+
     def __init__(self, loaded: Loaded) -> None:
         try:
             import onnxruntime
         except ImportError:
-            raise CannotRun("onnxruntime is not installed (pip install 'bnfold[onnxruntime]')") from None
+            raise CannotRun(MISSING) from None
         self.name = f"onnxruntime {onnxruntime.__version__}"
         self._ort: Any = onnxruntime
         try:
@@ -59,7 +66,8 @@ class OnnxRuntime:
             newest = re.search(r"max supported IR version: (\d+)", str(error))
             if newest is None:
                 raise CannotRun(_one_line(error)) from None
-            # The IR version says which fields a file may use; a model that only declares a newer one runs as it is.
+            # The IR version says which fields a file may use; a model that only declares a newer one runs as
+            # it is.
             older = loaded.copy()
             older.proto.ir_version = int(newest.group(1))
             try:
@@ -87,7 +95,9 @@ class OnnxRuntime:
 
     def run(self, feed: Mapping[str, Array]) -> Outputs:
         try:
-            if any(array.dtype.kind == "V" for array in feed.values()):  # ml_dtypes: numpy does not know these
+            if any(
+                array.dtype.kind == "V" for array in feed.values()
+            ):  # ml_dtypes: numpy does not know these
                 return self._run_with_values(feed)
             names = [output.name for output in self._session.get_outputs()]
             return dict(zip(names, self._session.run(None, dict(feed)), strict=True))
@@ -95,6 +105,9 @@ class OnnxRuntime:
             raise
         except Exception as error:
             raise CannotRun(_one_line(error)) from None
+
+    def seconds(self, feed: Mapping[str, Array]) -> float:
+        return 0.0
 
     def _run_with_values(self, feed: Mapping[str, Array]) -> Outputs:
         """bfloat16 and its like go in and out as their bits."""
@@ -119,14 +132,14 @@ class Reference:
         CannotRun: it does not know an operator, or the model is too large for it.
     """
 
+    label = "onnx reference evaluator"
+
     def __init__(self, loaded: Loaded) -> None:
         from bnfold.onnx_graph import reference
 
-        self.name = f"onnx reference evaluator {onnx.__version__}"
-        self._skeleton = loaded.proto
-        weights = sum(int(np.prod(t.dims, dtype=np.int64)) * 8 for t in loaded.proto.graph.initializer)
-        if weights > LARGEST_FOR_REFERENCE:
-            raise CannotRun("the weights are too many for the reference evaluator")
+        self.name = f"{self.label} {onnx.__version__}"
+        self._loaded = loaded
+        _refuse_large(loaded)
         try:
             self._evaluator = reference.evaluator(_whole(loaded))
         except BnfoldError:
@@ -135,10 +148,7 @@ class Reference:
             raise CannotRun(_one_line(error)) from None
 
     def seconds(self, feed: Mapping[str, Array]) -> float:
-        """A rough estimate of what `run` will take."""
-        from bnfold.onnx_graph import reference
-
-        return reference.seconds(self._skeleton, {name: array.shape for name, array in feed.items()})
+        return reference_seconds(self._loaded, feed)
 
     def run(self, feed: Mapping[str, Array]) -> Outputs:
         try:
@@ -149,7 +159,19 @@ class Reference:
         return dict(zip(self._evaluator.output_names, results, strict=True))
 
 
-EVALUATORS: tuple[Callable[[Loaded], Evaluator], ...] = (OnnxRuntime, Reference)
+EVALUATORS: tuple[type[OnnxRuntime | Reference], ...] = (OnnxRuntime, Reference)
+
+
+def reference_seconds(loaded: Loaded, feed: Mapping[str, Array]) -> float:
+    """A rough estimate of what the reference evaluator takes for `loaded` on `feed`.
+
+    Raises:
+        CannotRun: the model is too large for it altogether.
+    """
+    from bnfold.onnx_graph import reference
+
+    _refuse_large(loaded)
+    return reference.seconds(loaded.proto, {name: array.shape for name, array in feed.items()})
 
 
 def evaluate(loaded: Loaded, feed: Mapping[str, Array]) -> tuple[Outputs, str]:
@@ -164,13 +186,13 @@ def evaluate(loaded: Loaded, feed: Mapping[str, Array]) -> tuple[Outputs, str]:
             evaluator = make(loaded)
             return evaluator.run(feed), evaluator.name
         except CannotRun as error:
-            reasons.append(f"{label(make)}: {error}")
+            reasons.append(f"{make.label}: {error}")
     raise CannotRun("; ".join(reasons))
 
 
-def label(make: Callable[[Loaded], Evaluator]) -> str:
-    """The evaluator's name without a version, for when it could not even start."""
-    return {OnnxRuntime: "onnxruntime", Reference: "onnx reference evaluator"}.get(make, "evaluator")  # type: ignore[call-overload,no-any-return]
+def _refuse_large(loaded: Loaded) -> None:
+    if sum(math.prod(t.dims) for t in loaded.proto.graph.initializer) > LARGEST_FOR_REFERENCE:
+        raise CannotRun("the model has too many weights for it")
 
 
 def _message(loaded: Loaded) -> bytes | None:
@@ -186,7 +208,13 @@ def _message(loaded: Loaded) -> bytes | None:
 
 def _whole(loaded: Loaded) -> onnx.ModelProto:
     """The model with all weights inside it, those from external data too."""
-    model = loaded.to_proto()
+    outside = onnx.TensorProto.EXTERNAL
+    if any(tensor.data_location == outside for tensor in precision.tensors(loaded.proto)):
+        loaded = loaded.copy()
+        for tensor in precision.tensors(loaded.proto):
+            if tensor.data_location == outside:
+                loaded.set_array(tensor, loaded.array(tensor))
+    model: onnx.ModelProto = loaded.to_proto()
     return model
 
 

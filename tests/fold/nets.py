@@ -6,7 +6,21 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.fold.graph import Affine, Closed, Concat, Constant, Graph, Linear, Map, Node, Role, Sum, Tensor
+from bnfold.fold.graph import (
+    Affine,
+    Closed,
+    Concat,
+    Constant,
+    Graph,
+    Linear,
+    Map,
+    Move,
+    Node,
+    Role,
+    Sum,
+    Tensor,
+)
+from bnfold.fold.moves import Identity
 
 
 class Net:
@@ -65,3 +79,9 @@ class Net:
 
     def close(self, x: Tensor, name: str = "") -> Tensor:
         return self.node("Sigmoid", Closed("Sigmoid is not linear"), [x], x.shape[1], name)  # type: ignore
+
+    def average(self, x: Tensor, name: str = "") -> Tensor:
+        return self.node("AveragePool", Map("any", "", flat=(2, 3)), [x], x.shape[1], name)  # type: ignore
+
+    def move(self, x: Tensor, name: str = "") -> Tensor:
+        return self.node("Identity", Move(Identity()), [x], x.shape[1], name)  # type: ignore

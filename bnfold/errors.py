@@ -1,0 +1,19 @@
+"""What goes wrong, for people: `str(error)` is a whole message, one that says what, where, and what to do."""
+
+from __future__ import annotations
+
+
+class BnfoldError(Exception):
+    """Anything bnfold gives up on; also raised itself, where the system refuses (a full disk)."""
+
+
+class ModelError(BnfoldError):
+    """The model, or a file that belongs to it, cannot be used."""
+
+
+class UsageError(BnfoldError):
+    """An argument is wrong: an unknown name, a file that must not be overwritten."""
+
+
+class VerifyError(BnfoldError):
+    """The folded model does not compute what the original does; nothing was written."""

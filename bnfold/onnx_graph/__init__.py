@@ -1,0 +1,1 @@
+"""ONNX models: their files, their meaning to the solver, and running them."""

@@ -1,0 +1,92 @@
+"""The table of operators: what role each plays for the solver. To add an operator is to add a row.
+
+A row is a function that reads one node (a `Site`) and returns a role of fold/graph.py; what it cannot answer it
+refuses by `facts.Refused`, whose text follows the node's name in the ledger. The rows lie in linear_ops.py,
+elementwise_ops.py, window_ops.py, shape_ops.py and norm_ops.py. An operator without a row is closed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from bnfold.fold.graph import Closed, Role
+from bnfold.onnx_graph.elementwise_ops import ELEMENTWISE
+from bnfold.onnx_graph.facts import FLOATS, Refused
+from bnfold.onnx_graph.linear_ops import LINEAR
+from bnfold.onnx_graph.norm_ops import NORMS
+from bnfold.onnx_graph.shape_ops import SHAPES
+from bnfold.onnx_graph.site import Site
+from bnfold.onnx_graph.window_ops import WINDOWS
+
+__all__ = ["BLIND", "ROLES", "Row", "role_of"]
+
+Row = Callable[[Site], Role]
+
+# the slot that holds the data, where it is not the first
+_DATA = {"Where": 1}
+
+# why operators without a role are closed, where "is not linear" would not be the reason
+_CLOSED = {
+    **dict.fromkeys(("If", "Loop", "Scan"), "is control flow"),
+    **dict.fromkeys(("QuantizeLinear", "DynamicQuantizeLinear"), "rounds to integers"),
+    "DequantizeLinear": "reads integers",
+    "CumSum": "has no rule: it adds up a growing number of entries",
+    "LRN": "divides by its neighbouring channels",
+    "Reciprocal": "divides by its input",
+    **dict.fromkeys(("ScatterElements", "ScatterND", "GatherElements", "GatherND"), "has no rule: indexes entries one by one"),
+}
+
+# Slots whose shape or type is all that is seen: a change there changes nothing, and the solver need not know of it.
+BLIND: dict[tuple[str, str], frozenset[int]] = {
+    ("", "CastLike"): frozenset({1}),
+    ("", "EyeLike"): frozenset({0}),
+    ("", "RandomNormalLike"): frozenset({0}),
+    ("", "RandomUniformLike"): frozenset({0}),
+    ("", "Shape"): frozenset({0}),
+    ("", "Size"): frozenset({0}),
+}
+
+
+def _floating(read: Row, data: int) -> Row:
+    """The row for float data, with refusals as `Closed`."""
+
+    def row(site: Site) -> Role:
+        dtype = site.dtype(data)
+        if dtype not in FLOATS:
+            return Closed(f"works on {dtype or 'an unknown type'}")
+        if site.out_shape(0) is None:
+            return Closed("the rank of its output is not known")
+        try:
+            return read(site)
+        except Refused as refused:
+            return Closed(str(refused))
+
+    return row
+
+
+ROLES: dict[tuple[str, str], Row] = {
+    ("", op): _floating(read, _DATA.get(op, 0))
+    for table in (LINEAR, ELEMENTWISE, WINDOWS, SHAPES, NORMS)
+    for op, read in table.items()
+}
+
+
+def role_of(site: Site) -> Role:
+    """The role of a node.
+
+    Args:
+        site: the node, and what is known about its inputs and outputs.
+
+    Returns:
+        A role; `Closed` with a reason for an operator without a row, or one that the row refuses.
+
+    Raises:
+        ModelError: the node cannot run: its weights and its input do not match, or a running variance is negative.
+    """
+    op = site.node.op_type
+    domain = "" if site.node.domain == "ai.onnx" else site.node.domain
+    row = ROLES.get((domain, op))
+    if row is None:
+        reason = _CLOSED.get(op) if domain == "" else None
+        return Closed(reason or f"{op} is not linear")
+    return row(site)

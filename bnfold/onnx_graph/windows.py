@@ -1,0 +1,94 @@
+"""The windows of convolutions and pools along each spatial axis: what they see beyond the edges of the image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bnfold.fold.graph import Dim
+from bnfold.onnx_graph.facts import Refused, integers, text
+from bnfold.onnx_graph.site import Site
+
+__all__ = ["Window", "windows"]
+
+
+@dataclass(frozen=True)
+class Window:
+    """One spatial axis. `head` and `tail` are the padding; None: less than a window, and otherwise not known."""
+
+    taps: int
+    stride: int
+    dilation: int
+    size: Dim
+    head: int | None
+    tail: int | None
+    ceil: bool = False
+
+    @property
+    def reach(self) -> int:
+        """From the first tap to the last."""
+        return (self.taps - 1) * self.dilation + 1
+
+    @property
+    def padded(self) -> bool:
+        """A window may see padding."""
+        return self.head != 0 or self.tail != 0
+
+    @property
+    def hangs_over(self) -> bool:
+        """With `ceil_mode` the last window may end behind the padding."""
+        if not self.ceil or self.stride == 1:
+            return False
+        if not isinstance(self.size, int) or self.head is None or self.tail is None:
+            return True
+        return (self.size + self.head + self.tail - self.reach) % self.stride != 0
+
+    @property
+    def may_be_empty(self) -> bool:
+        """A window may see nothing but padding."""
+        if self.head is None or self.tail is None:
+            head, tail = (0, 0) if self.dilation == 1 else (1, 1)
+        else:
+            head, tail = self.head, self.tail
+        if self.hangs_over:
+            tail += self.stride - 1
+        if head >= self.reach or tail >= self.reach:
+            return True
+        # the taps of a dilated window can lie on both sides of a small image
+        small = not isinstance(self.size, int) or self.size < self.dilation
+        return self.dilation > 1 and (head > 0 or tail > 0) and small
+
+
+def windows(site: Site, taps: tuple[int, ...], sizes: tuple[Dim, ...]) -> tuple[Window, ...]:
+    """The windows of a Conv or a pool with kernels of `taps`, over axes of these sizes."""
+    count = len(taps)
+    if len(sizes) != count:
+        raise Refused(f"its kernel has {count} axes, and its input {len(sizes)} to match")
+    strides = integers(site, "strides") or (1,) * count
+    dilations = integers(site, "dilations") or (1,) * count
+    pads = integers(site, "pads") or (0,) * (2 * count)
+    if not (len(strides) == len(dilations) == count and len(pads) == 2 * count):
+        raise Refused("its strides, dilations or pads do not match its kernel")
+    auto = text(site, "auto_pad", "NOTSET")
+    ceil = bool(site.attr("ceil_mode", 0))
+    found = []
+    for i, (tap, stride, dilation, size) in enumerate(zip(taps, strides, dilations, sizes, strict=True)):
+        head: int | None
+        tail: int | None
+        if auto in ("SAME_UPPER", "SAME_LOWER"):
+            head, tail = _same(auto, (tap - 1) * dilation + 1, stride, size)
+        elif auto == "VALID":
+            head = tail = 0
+        else:
+            head, tail = pads[i], pads[count + i]
+        found.append(Window(tap, stride, dilation, size, head, tail, ceil))
+    return tuple(found)
+
+
+def _same(auto: str, reach: int, stride: int, size: Dim) -> tuple[int | None, int | None]:
+    if reach == 1:
+        return 0, 0
+    if not isinstance(size, int):
+        return None, None
+    total = max((-(-size // stride) - 1) * stride + reach - size, 0)
+    small, large = total // 2, total - total // 2
+    return (small, large) if auto == "SAME_UPPER" else (large, small)

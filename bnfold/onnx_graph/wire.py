@@ -1,0 +1,250 @@
+"""Taking the weights out of a serialized model, and putting them back, without parsing it.
+
+`cut` replaces the bytes of each large tensor by a short token. What is left, the skeleton, is a valid ModelProto that is
+parsed, edited and serialized in a few milliseconds, whatever the model weighs; `splice` puts the bytes back. Both walk
+the same few fields of the wire format, those that lead to a tensor, and copy all others as they are.
+"""
+
+from __future__ import annotations
+
+import secrets
+from array import array
+from collections.abc import Callable, Sequence
+from mmap import mmap
+from typing import TypeAlias
+
+Readable: TypeAlias = "bytes | mmap"  # slices of either are bytes
+Piece: TypeAlias = "bytes | memoryview"
+# Wire tag -> the table of the message under it; None where the tag's own bytes are the weights.
+Table: TypeAlias = "dict[int, Table | None]"
+
+# Bytes. A token costs a tenth of a parse of the tensor around it, so below this a cut gains nothing.
+CUT_FROM = 1024
+# protobuf's own limit. A deeper message is left for it to refuse.
+DEEPEST = 100
+TOKEN_SIZE = 24
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+
+def _tag(field: int) -> int:
+    return field << 3 | _BYTES
+
+
+_TENSOR: Table = {_tag(9): None}  # raw_data
+_SPARSE: Table = {_tag(1): _TENSOR, _tag(2): _TENSOR}  # values, indices
+_ATTRIBUTE: Table = {_tag(5): _TENSOR, _tag(10): _TENSOR, _tag(22): _SPARSE, _tag(23): _SPARSE}
+_NODE: Table = {_tag(5): _ATTRIBUTE}
+_GRAPH: Table = {_tag(1): _NODE, _tag(5): _TENSOR, _tag(15): _SPARSE}
+_ATTRIBUTE.update({_tag(6): _GRAPH, _tag(11): _GRAPH})
+_FUNCTION: Table = {_tag(7): _NODE, _tag(11): _ATTRIBUTE}
+_TRAINING: Table = {_tag(1): _GRAPH, _tag(2): _GRAPH}
+_MODEL: Table = {_tag(7): _GRAPH, _tag(20): _TRAINING, _tag(25): _FUNCTION}
+
+
+class Payloads:
+    """Bytes that were cut out, by token.
+
+    A token begins with a random number of this table, so that no model can contain one by chance or by design.
+    """
+
+    def __init__(self) -> None:
+        self.magic = secrets.token_bytes(16)
+        self._sources: list[memoryview] = []
+        # Source, start and end of each payload. An object for each would cost more: Python's garbage collector
+        # looks through all objects again and again as they grow in number.
+        self._places = array("q")
+
+    def add(self, data: Readable) -> bytes:
+        """The token that stands for `data` (which is kept, not copied) from now on."""
+        view = memoryview(data)
+        self._sources.append(view)
+        return self.add_part(len(self._sources) - 1, 0, len(view))
+
+    def add_source(self, data: Readable) -> int:
+        """Keep `data`, parts of which will be payloads; give its number."""
+        self._sources.append(memoryview(data))
+        return len(self._sources) - 1
+
+    def add_part(self, source: int, start: int, stop: int) -> bytes:
+        """The token of a part of a source."""
+        self._places.extend((source, start, stop))
+        return self.magic + (len(self._places) // 3 - 1).to_bytes(8, "little")
+
+    def get(self, data: bytes) -> memoryview | None:
+        """What a token stands for; None if `data` is no token of this table."""
+        if len(data) != TOKEN_SIZE or not data.startswith(self.magic):
+            return None
+        at = 3 * int.from_bytes(data[16:], "little")
+        if at >= len(self._places):
+            return None
+        source, start, stop = self._places[at : at + 3]
+        return self._sources[source][start:stop]
+
+
+def cut(model: Readable, payloads: Payloads, cut_from: int = CUT_FROM) -> bytes:
+    """The skeleton of a serialized ModelProto: each `raw_data` of at least `cut_from` bytes is now a token.
+
+    The payloads are views of `model`. Bytes that are no message, or have a form that only a parser should judge (groups,
+    deep nesting), come back unchanged.
+    """
+    source = payloads.add_source(model)
+
+    def replace(start: int, stop: int) -> bytes:
+        return payloads.add_part(source, start, stop)
+
+    try:
+        return b"".join(_Walk(model, cut_from, replace).run())
+    except _Odd:
+        return model[:]
+
+
+def splice(skeleton: bytes, payloads: Payloads) -> list[Piece]:
+    """The serialized model in pieces: `b"".join` of them undoes `cut`. The payloads among them are not copied.
+
+    Raises:
+        ValueError: a token stands elsewhere than in the `raw_data` of a tensor.
+    """
+    places = []
+    at = skeleton.find(payloads.magic)
+    while at >= 0:
+        places.append(at)
+        at = skeleton.find(payloads.magic, at + TOKEN_SIZE)
+
+    def replace(start: int, stop: int) -> memoryview | None:
+        return payloads.get(skeleton[start:stop])
+
+    walk = _Walk(skeleton, TOKEN_SIZE, replace, places)
+    try:
+        pieces = walk.run()
+    except _Odd:
+        pieces = [skeleton]
+    if walk.replaced != len(places):
+        raise ValueError("the weights of a tensor were moved to where no weights belong")
+    return pieces
+
+
+class _Odd(Exception):
+    """These bytes are for a parser to judge."""
+
+
+class _Walk:
+    """One pass over a message: `replace` sees each payload, and the lengths around those that it replaces are mended.
+
+    Only fields of at least `smallest` bytes are looked into; with `places` (sorted) only those that hold such a byte.
+    """
+
+    def __init__(
+        self,
+        data: Readable,
+        smallest: int,
+        replace: Callable[[int, int], Piece | None],
+        places: Sequence[int] | None = None,
+    ) -> None:
+        self.data, self.smallest, self.replace, self.places = data, smallest, replace, places
+        self.next = 0
+        self.pieces: list[Piece] = []
+        self.replaced = 0
+        self._find_next()
+
+    def run(self) -> list[Piece]:
+        """The pieces of the rewritten message."""
+        if self._message(0, len(self.data), _MODEL, DEEPEST) is None:
+            self.pieces.append(self.data[:])
+        return self.pieces
+
+    def _message(self, at: int, end: int, table: Table, depth: int) -> int | None:
+        """Append the pieces of the message in [at, end) and give its new size; None, and no pieces, if nothing changes."""
+        if depth == 0:
+            raise _Odd
+        data, smallest, pieces = self.data, self.smallest, self.pieces
+        copied = start = at  # up to `copied` all is in `pieces`
+        new_size = end - at
+        try:
+            while at < end:
+                tag = data[at]
+                at += 1
+                if tag >= 0x80:
+                    tag, at = self._varint(at - 1)
+                kind = tag & 7
+                if kind == _BYTES:
+                    head = at
+                    size = data[at]
+                    at += 1
+                    if size >= 0x80:
+                        more = data[at]
+                        if more < 0x80:
+                            size += (more - 1) << 7
+                            at += 1
+                        else:
+                            size, at = self._varint(head)
+                    stop = at + size
+                    if size >= smallest and self.next < stop and tag in table:
+                        if stop > end:
+                            raise _Odd
+                        # The new size goes before what is yet to be found out.
+                        mark = len(pieces)
+                        pieces += (data[copied:head], b"")
+                        inner = table[tag]
+                        size = self._payload(at, stop) if inner is None else self._message(at, stop, inner, depth - 1)
+                        if size is None:
+                            del pieces[mark:]
+                        else:
+                            pieces[mark + 1] = header = _varint(size)
+                            new_size += len(header) + size - (stop - head)
+                            copied = stop
+                    at = stop
+                elif kind == _VARINT:
+                    while data[at] >= 0x80:
+                        at += 1
+                    at += 1
+                elif kind == _FIXED32:
+                    at += 4
+                elif kind == _FIXED64:
+                    at += 8
+                else:
+                    raise _Odd
+        except IndexError:
+            raise _Odd from None
+        if at != end:
+            raise _Odd
+        if copied == start:
+            return None
+        pieces.append(data[copied:end])
+        return new_size
+
+    def _payload(self, at: int, stop: int) -> int | None:
+        new = self.replace(at, stop)
+        if new is None:
+            return None
+        self.pieces.append(new)
+        self.replaced += 1
+        self._find_next()
+        return len(new)
+
+    def _find_next(self) -> None:
+        if self.places is not None:
+            self.next = self.places[self.replaced] if self.replaced < len(self.places) else len(self.data)
+
+    def _varint(self, at: int) -> tuple[int, int]:
+        """The number at `at`, and where it ends."""
+        value = 0
+        for shift in range(0, 70, 7):
+            byte = self.data[at]
+            at += 1
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return value, at
+        raise _Odd
+
+
+def _varint(value: int) -> bytes:
+    if value < 0x80:
+        return bytes((value,))
+    if value < 0x4000:
+        return bytes((value & 0x7F | 0x80, value >> 7))
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)

@@ -1,0 +1,157 @@
+"""The models that tools/bench_fold and tools/zoo measure: a chain, timm's networks, a file of 3 GB.
+
+No trained weights are needed: running statistics, gamma (of both signs) and beta are drawn at random, from a fixed
+seed, so that every batch norm does something and every run sees the same file.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+SEED = 0
+
+
+def chain(layers: int, channels: int = 16, kernel: int = 3) -> onnx.ModelProto:
+    """Conv (without bias, padded) -> BatchNormalization -> Relu, `layers` times; input [1, channels, 16, 16]."""
+    rng = np.random.default_rng(SEED)
+    nodes, tensors, x = [], [], "x"
+    for i in range(layers):
+        weight = rng.standard_normal((channels, channels, kernel, kernel)) / np.sqrt(channels * kernel * kernel)
+        values = {
+            f"conv{i}.weight": weight,
+            f"bn{i}.weight": rng.uniform(0.5, 1.5, channels) * rng.choice([-1, 1], channels),
+            f"bn{i}.bias": rng.standard_normal(channels) * 0.1,
+            f"bn{i}.mean": rng.standard_normal(channels) * 0.1,
+            f"bn{i}.var": rng.uniform(0.5, 1.5, channels),
+        }
+        tensors += [numpy_helper.from_array(v.astype(np.float32), name) for name, v in values.items()]
+        conv, *parameters = values
+        nodes += [
+            helper.make_node(
+                "Conv", [x, conv], [f"c{i}"], f"conv{i}", kernel_shape=[kernel] * 2, pads=[kernel // 2] * 4
+            ),
+            helper.make_node("BatchNormalization", [f"c{i}", *parameters], [f"n{i}"], f"bn{i}"),
+            helper.make_node("Relu", [f"n{i}"], [f"r{i}"], f"relu{i}"),
+        ]
+        x = f"r{i}"
+    shape = [1, channels, 16, 16]
+    ends = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)] for name in ("x", x)]
+    graph = helper.make_graph(nodes, "chain", *ends, tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+
+
+def huge(folder: Path, layers: int = 80, channels: int = 1024) -> Path:
+    """The chain again, of convs with 1024 x 1024 x 3 x 3 weights in an external file: 3 GB, written in pieces."""
+    rng = np.random.default_rng(SEED)
+    model = chain(layers, channels=4)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[1].dim_value = channels
+    offset = 0
+    with open(folder / "huge.data", "wb") as data:
+        for tensor in model.graph.initializer:
+            small = numpy_helper.to_array(tensor)
+            if small.ndim == 1:
+                tensor.CopyFrom(numpy_helper.from_array(np.resize(small, channels), tensor.name))
+                continue
+            weight = rng.standard_normal((channels, channels, 3, 3), dtype=np.float32) / 96
+            data.write(weight)
+            tensor.ClearField("raw_data")
+            tensor.dims[:] = weight.shape
+            tensor.data_location = TensorProto.EXTERNAL
+            for key, entry in (("location", "huge.data"), ("offset", offset), ("length", weight.nbytes)):
+                tensor.external_data.add(key=key, value=str(entry))
+            offset += weight.nbytes
+    path = folder / "huge.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+@functools.cache
+def import_timm() -> Any:
+    """timm, with torchvision installed without its own torch: its operators are then declared here.
+
+    timm imports torchvision, and torchvision describes operators to torch that its compiled half would have
+    declared. None of them is used by the networks here.
+    """
+    import torch
+
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    import_timm.__dict__["library"] = library  # its declarations live as long as it does
+    import timm
+
+    return timm
+
+
+def network(name: str) -> tuple[Any, Any]:
+    """One of timm's networks for inference, every batch norm randomized, and an input of its own size."""
+    import torch
+
+    torch.manual_seed(SEED)
+    model = import_timm().create_model(name, pretrained=False).eval()
+    for module in model.modules():
+        if not isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            continue
+        with torch.no_grad():
+            if module.running_mean is not None and module.running_var is not None:
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 1.5)
+            if module.affine:
+                sign = torch.randint(0, 2, module.weight.shape) * 2 - 1
+                module.weight.copy_(torch.empty_like(module.weight).uniform_(0.5, 1.5) * sign)
+                module.bias.normal_(0, 0.1)
+    return model, torch.randn(1, *model.default_cfg["input_size"])
+
+
+def export(model: Any, example: Any, path: Path, default: bool = False) -> None:
+    """torch's exporter: its raw graph, or what it makes of that by default. Written beside and renamed."""
+    import torch
+
+    with torch.no_grad():
+        program = torch.onnx.export(model, (example,), dynamo=True, optimize=default, verbose=False)
+    assert program is not None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f"{path.name}.{os.getpid()}")
+    program.save(str(beside))
+    beside.replace(path)
+
+
+def fold_constants(source: Path, path: Path) -> None:
+    """Only what is constant is computed: every batch norm stays, which is checked."""
+    import onnx_ir
+    import onnx_ir.passes.common as common
+    from onnxscript.optimizer import _constant_folding
+
+    model = onnx_ir.load(source)
+    before = batch_norms(model)
+    passes = onnx_ir.passes.Sequential(
+        common.InlinePass(),
+        _constant_folding.FoldConstantsPass(
+            shape_inference=True,
+            input_size_limit=_constant_folding.DEFAULT_CONSTANT_FOLD_INPUT_SIZE_LIMIT,
+            output_size_limit=_constant_folding.DEFAULT_CONSTANT_FOLD_OUTPUT_SIZE_LIMIT,
+        ),
+        common.RemoveUnusedNodesPass(),
+        common.RemoveUnusedFunctionsPass(),
+        common.RemoveUnusedOpsetsPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+    )
+    passes(model)
+    if batch_norms(model) != before:
+        raise RuntimeError(f"{source}: folding constants changed the number of batch norms")
+    beside = path.with_name(f"{path.name}.{os.getpid()}")
+    onnx_ir.save(model, beside)
+    beside.replace(path)
+
+
+def batch_norms(model: Any) -> int:
+    """How many an onnx_ir model has, nested graphs included."""
+    return sum(node.op_type == "BatchNormalization" for node in model.graph.all_nodes())
