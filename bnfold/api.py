@@ -136,15 +136,17 @@ def _fold(
     """One fold of a copy; `only` restricts it to these nodes."""
     from bnfold.fold.solve import solve
     from bnfold.onnx_graph.read import read
+    from bnfold.onnx_graph.scopes import without_gc
     from bnfold.onnx_graph.write import apply
 
     result = loaded.copy()
-    graph = read(result, shared=shared)
-    _check_names(graph.nodes, skip)
     steps = None if progress is None else (lambda done, total: progress(done, total, "folding"))
     allow: Callable[[Node], bool] | None = None if only is None else (lambda node: node.name in only)
-    plan = solve(graph, skip=skip, allow=allow, progress=steps)
-    apply(result, graph, plan.edits)
+    with without_gc():
+        graph = read(result, shared=shared)
+        _check_names(graph.nodes, skip)
+        plan = solve(graph, skip=skip, allow=allow, progress=steps)
+        apply(result, graph, plan.edits)
     return result, plan.entries, [node.name for node in plan.order]
 
 

@@ -10,7 +10,6 @@ import argparse
 import os
 import signal
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Sequence
@@ -154,44 +153,32 @@ def _check_target(
 
     `never`: files of this very run, not to be replaced even by force. `replaces`: the input, which force may.
     """
+    from bnfold.onnx_graph.output import check_target
+
     if any(other is not None and _same(path, other) for other in never):
         raise UsageError(f"{path} has two uses in this command; name another file")
-    folder = path.parent
-    if not folder.is_dir():
-        raise UsageError(f"there is no folder {folder} to write {path.name} into")
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder; name a file in it")
-    if os.path.lexists(path):
-        if not force:
-            itself = replaces is not None and _same(path, replaces)
-            what = "is the input itself" if itself else "exists already"
-            raise UsageError(f"{path} {what}; add --force to write over it, or name another file")
-        if path.exists() and not path.is_file():
-            raise UsageError(f"{path} is not a regular file; name another one")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UsageError(f"no permission to write into the folder {folder}")
+    if not force and replaces is not None and _same(path, replaces):
+        raise UsageError(f"{path} is the input itself; add --force to write over it, or name another file")
+    check_target(path, force)
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise UsageError(f"no permission to write into the folder {path.parent}")
 
 
 def _same(a: Path, b: Path) -> bool:
-    return os.path.samefile(a, b) if a.exists() and b.exists() else a.resolve() == b.resolve()
+    try:
+        return a.samefile(b)
+    except (OSError, ValueError):  # one of them is not there yet
+        return os.path.realpath(a) == os.path.realpath(b)
 
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:
-    """Write beside the target, then rename: a reader sees the old report or the new one, never half."""
     import json
 
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(data, file, indent=1)
-            file.write("\n")
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)  # mkstemp's files are private; a report is not
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+    from bnfold.onnx_graph.output import Output
+
+    with Output() as output:
+        output.write(path, [json.dumps(data, indent=1).encode() + b"\n"])
+        output.commit()
 
 
 def _size(path: Path) -> str:

@@ -23,8 +23,8 @@ class Tolerance(NamedTuple):
     why: str
 
 
-# By the floating type that the model computes in; "... as float32" is for the float32 copy of such a model. A
-# unit is the type's rounding step at 1.
+# By the floating type that the model computes in; "... as float32" is for the float32 copy of such a model,
+# "quantized" for one that rounds activations to integers. A unit is the type's rounding step at 1.
 TOLERANCES: dict[str, Tolerance] = {
     "float64": Tolerance(1e-12, 1e-15, "4,500 units (2.2e-16); the fold itself computes in float64 too"),
     "float32": Tolerance(1e-5, 1e-9, "80 units (1.2e-7): a hundred layers stay below; a wrong fold does not"),
@@ -32,6 +32,9 @@ TOLERANCES: dict[str, Tolerance] = {
     "bfloat16": Tolerance(1e-1, 1e-6, "13 units (7.8e-3): weights and every activation are rounded anew"),
     "float16 as float32": Tolerance(5e-3, 1e-6, "5 units (9.8e-4): only stored weights are rounded anew"),
     "bfloat16 as float32": Tolerance(4e-2, 1e-6, "5 units (7.8e-3): only stored weights are rounded anew"),
+    "quantized": Tolerance(
+        2e-2, 1e-6, "2.5 steps of 1/127: an activation between two steps may tip either way"
+    ),
     "integer": Tolerance(
         1e-3, 0.0, "share of entries that may differ: a maximum may tip where two are equal"
     ),

@@ -118,7 +118,8 @@ def verify(
     a, b = (m if isinstance(m, Loaded) else files.load(m) for m in (original, folded))
     _same_signature(a, b)
     a, b = seeded(a), seeded(b)
-    check = _Check(precision.working_type(a), rtol, atol)
+    kind = precision.working_type(a)
+    check = _Check("quantized" if kind == "float32" and precision.rounds_to_integers(a) else kind, rtol, atol)
     try:
         return check.run(a, b, Feeds(a, inputs, shapes, seed))
     except NotRun as reason:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import sys
@@ -10,11 +11,11 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from bnfold.onnx_graph.files import load
 from onnx import TensorProto, helper
 
 from bnfold.difference import TOLERANCES, Tolerance, Truth, compare
 from bnfold.errors import UsageError
+from bnfold.onnx_graph.files import load
 from bnfold.verify import first_bad, verify
 from tests.onnx_graph.test_run import BRAIN, DOUBLE, FLOAT, HALF, model, value
 
@@ -25,17 +26,12 @@ TYPES = {FLOAT: np.float32, DOUBLE: np.float64, HALF: np.float16, BRAIN: ml_dtyp
 def chain(
     layers: int, typ: int = FLOAT, folded: int = 0, wrong: int = -1, shape=("N", 4, "H", "W")
 ) -> onnx.ModelProto:
-    """conv -> batch norm -> relu, `layers` times; the first `folded` batch norms are folded, number `wrong` badly."""
+    """conv -> batch norm -> relu, `layers` times; the first `folded` are folded, number `wrong` badly."""
     rng = np.random.default_rng(5)
     nodes, weights, x = [], {}, "x"
     for i in range(layers):
         w, b = rng.standard_normal((4, 4, 3, 3)) / 6, rng.standard_normal(4)
-        scale, shift, mean, var = (
-            rng.standard_normal(4),
-            rng.standard_normal(4),
-            rng.standard_normal(4),
-            rng.random(4) + 0.5,
-        )
+        (scale, shift, mean), var = rng.standard_normal((3, 4)), rng.random(4) + 0.5
         w, b, scale, shift, mean, var = (
             a.astype(TYPES[typ]).astype(np.float64) for a in (w, b, scale, shift, mean, var)
         )
@@ -215,7 +211,7 @@ def test_half_precision_is_compared_twice(typ, name):
     assert 0 < own.max_rel < 4 * unit
     wrong = verify(chain(3, typ, shape=(2, 4, 8, 8)), chain(3, typ, folded=3, wrong=2, shape=(2, 4, 8, 8)))
     assert wrong.status == "failed"
-    assert [o.ok for o in wrong.outputs][0] is False
+    assert not wrong.outputs[0].ok
 
 
 def test_nan_positions_must_agree():
@@ -275,7 +271,7 @@ def test_random_nodes_draw_the_same_numbers_in_both_models():
     def proto(before: int, scale: float = 1.0) -> onnx.ModelProto:
         """Nodes before a random one change what onnxruntime draws."""
         names = ["x", *(f"i{k}" for k in range(before))]
-        nodes = [helper.make_node("Identity", [a], [b]) for a, b in zip(names, names[1:], strict=False)]
+        nodes = [helper.make_node("Identity", [a], [b]) for a, b in itertools.pairwise(names)]
         nodes += [
             helper.make_node("RandomNormal", [], ["r"], shape=[50]),
             helper.make_node("Mul", ["r", "k"], ["s"]),
@@ -350,6 +346,23 @@ def test_sequences_are_compared_item_by_item():
 
     assert verify(proto(1), proto(1)).status == "passed"
     assert [(o.name, o.ok) for o in verify(proto(1), proto(2)).outputs] == [("y[0]", True), ("y[1]", False)]
+
+
+def test_quantized_activations_may_tip_by_a_step():
+    def proto(scale: float) -> onnx.ModelProto:
+        nodes = [
+            helper.make_node("Mul", ["x", "k"], ["s"]),
+            helper.make_node("QuantizeLinear", ["s", "step", "zero"], ["q"]),
+            helper.make_node("DequantizeLinear", ["q", "step", "zero"], ["y"]),
+        ]
+        weights = {"k": np.float32(scale), "step": np.float32(1 / 64), "zero": np.int8(0)}
+        return model(nodes, [value("x", [127])], [value("y", [127])], weights)
+
+    x = {"x": np.arange(127, dtype=np.float32) / 64 + np.float32(0.5 / 64)}  # each on the edge of two steps
+    result = verify(proto(1), proto(1 + 1e-6), inputs=x)
+    assert (result.status, result.rtol) == ("passed", TOLERANCES["quantized"].rtol)
+    assert result.outputs[0].max_abs == 1 / 64
+    assert verify(proto(1), proto(1.1), inputs=x).status == "failed"
 
 
 def test_every_tolerance_says_why():

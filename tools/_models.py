@@ -1,7 +1,7 @@
 """The models that tools/bench_fold and tools/zoo measure: a chain, timm's networks, a file of 3 GB.
 
-No trained weights are needed: running statistics, gamma (of both signs) and beta are drawn at random, from a fixed
-seed, so that every batch norm does something and every run sees the same file.
+No trained weights are needed: running statistics, gamma (of both signs) and beta are drawn at random, from a
+fixed seed, so that every batch norm does something and every run sees the same file.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ SEED = 0
 
 
 def chain(layers: int, channels: int = 16, kernel: int = 3) -> onnx.ModelProto:
-    """Conv (without bias, padded) -> BatchNormalization -> Relu, `layers` times; input [1, channels, 16, 16]."""
+    """Conv (no bias, padded) -> BatchNormalization -> Relu, `layers` times; input [1, channels, 16, 16]."""
     rng = np.random.default_rng(SEED)
     nodes, tensors, x = [], [], "x"
     for i in range(layers):
-        weight = rng.standard_normal((channels, channels, kernel, kernel)) / np.sqrt(channels * kernel * kernel)
+        weight = rng.standard_normal((channels, channels, kernel, kernel)) / kernel / np.sqrt(channels)
         values = {
             f"conv{i}.weight": weight,
             f"bn{i}.weight": rng.uniform(0.5, 1.5, channels) * rng.choice([-1, 1], channels),
@@ -42,13 +42,13 @@ def chain(layers: int, channels: int = 16, kernel: int = 3) -> onnx.ModelProto:
         ]
         x = f"r{i}"
     shape = [1, channels, 16, 16]
-    ends = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)] for name in ("x", x)]
-    graph = helper.make_graph(nodes, "chain", *ends, tensors)
+    source, sink = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", x))
+    graph = helper.make_graph(nodes, "chain", [source], [sink], tensors)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
 
 
 def huge(folder: Path, layers: int = 80, channels: int = 1024) -> Path:
-    """The chain again, of convs with 1024 x 1024 x 3 x 3 weights in an external file: 3 GB, written in pieces."""
+    """The chain, its weights 1024 x 1024 x 3 x 3, in an external file of 3 GB that is written in pieces."""
     rng = np.random.default_rng(SEED)
     model = chain(layers, channels=4)
     for value in (*model.graph.input, *model.graph.output):
@@ -60,8 +60,8 @@ def huge(folder: Path, layers: int = 80, channels: int = 1024) -> Path:
             if small.ndim == 1:
                 tensor.CopyFrom(numpy_helper.from_array(np.resize(small, channels), tensor.name))
                 continue
-            weight = rng.standard_normal((channels, channels, 3, 3), dtype=np.float32) / 96
-            data.write(weight)
+            weight = rng.standard_normal((channels, channels, 3, 3), dtype=np.float32) / np.float32(96)
+            data.write(weight.tobytes())
             tensor.ClearField("raw_data")
             tensor.dims[:] = weight.shape
             tensor.data_location = TensorProto.EXTERNAL
@@ -73,6 +73,9 @@ def huge(folder: Path, layers: int = 80, channels: int = 1024) -> Path:
     return path
 
 
+_declared: list[Any] = []  # the declarations live as long as the library that made them
+
+
 @functools.cache
 def import_timm() -> Any:
     """timm, with torchvision installed without its own torch: its operators are then declared here.
@@ -82,10 +85,11 @@ def import_timm() -> Any:
     """
     import torch
 
-    library = torch.library.Library("torchvision", "FRAGMENT")
+    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    import_timm.__dict__["library"] = library  # its declarations live as long as it does
+        schema = f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+        library.define(schema)  # type: ignore[no-untyped-call]
+    _declared.append(library)
     import timm
 
     return timm
@@ -111,17 +115,18 @@ def network(name: str) -> tuple[Any, Any]:
     return model, torch.randn(1, *model.default_cfg["input_size"])
 
 
-def export(model: Any, example: Any, path: Path, default: bool = False) -> None:
-    """torch's exporter: its raw graph, or what it makes of that by default. Written beside and renamed."""
+def export(model: Any, example: Any, raw: Path, default: Path | None = None) -> None:
+    """What torch's exporter writes without its optimizer, and with it (as it does by default)."""
     import torch
 
+    raw.parent.mkdir(parents=True, exist_ok=True)
     with torch.no_grad():
-        program = torch.onnx.export(model, (example,), dynamo=True, optimize=default, verbose=False)
+        program = torch.onnx.export(model, (example,), dynamo=True, optimize=False, verbose=False)
     assert program is not None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.{os.getpid()}")
-    program.save(str(beside))
-    beside.replace(path)
+    _save(program.model, raw)
+    if default is not None:
+        program.optimize()  # the last step of an export with optimize=True
+        _save(program.model, default)
 
 
 def fold_constants(source: Path, path: Path) -> None:
@@ -140,18 +145,25 @@ def fold_constants(source: Path, path: Path) -> None:
             output_size_limit=_constant_folding.DEFAULT_CONSTANT_FOLD_OUTPUT_SIZE_LIMIT,
         ),
         common.RemoveUnusedNodesPass(),
-        common.RemoveUnusedFunctionsPass(),
+        common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
         common.RemoveUnusedOpsetsPass(),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
     )
     passes(model)
     if batch_norms(model) != before:
         raise RuntimeError(f"{source}: folding constants changed the number of batch norms")
-    beside = path.with_name(f"{path.name}.{os.getpid()}")
-    onnx_ir.save(model, beside)
-    beside.replace(path)
+    _save(model, path)
 
 
 def batch_norms(model: Any) -> int:
     """How many an onnx_ir model has, nested graphs included."""
     return sum(node.op_type == "BatchNormalization" for node in model.graph.all_nodes())
+
+
+def _save(model: Any, path: Path) -> None:
+    """Written beside and renamed: a file that is there is complete."""
+    import onnx_ir
+
+    beside = path.with_name(f"{path.name}.{os.getpid()}")
+    onnx_ir.save(model, beside)
+    beside.replace(path)

@@ -43,6 +43,7 @@ class Plan:
     order: list[Node] = field(default_factory=list)
     calls: int = 0  # rule calls, a measure of the work
     evicted: int = 0
+    ways: Counter[str] = field(default_factory=Counter)  # how folds went: "scale back, shift forward", ...
 
 
 @dataclass
@@ -53,6 +54,7 @@ class _Run:
     into: dict[Node, tuple[Node, ...]] = field(default_factory=dict)
     kept: dict[Node, tuple[Conflict, Conflict]] = field(default_factory=dict)
     locks: Locks | None = None
+    ways: Counter[str] = field(default_factory=Counter)
 
 
 def solve(
@@ -91,7 +93,7 @@ def solve(
             blame = _culprit(run, error.node, refused)
             refused[blame] = Conflict(error.node.name, error.reason)
             continue
-        return Plan(edits, _entries(graph, run, refused), list(run.into), calls, evicted)
+        return Plan(edits, _entries(graph, run, refused), list(run.into), calls, evicted, run.ways)
 
 
 def _run(
@@ -152,6 +154,9 @@ def _fold(run: _Run, node: Node, limit: int, rules: Mapping[str, Mapping[type, R
                 shift_fails.setdefault(shift_side, conflict)
                 continue
             _commit(run, node, scale, shift)
+            run.ways[f"scale {scale_side}, shift {shift_side}"] += 1
+            run.ways[f"zero scale {scale_side}"] += bool(scale.zeros)
+            run.ways["rolled back"] += scale.undone + shift.undone
             return True
     failures = shift_fails if len(scale_fails) < len(SIDES) else scale_fails
     if not any(isinstance(conflict, TooWide) for conflict in failures.values()):

@@ -91,6 +91,7 @@ class Spread:
         self.waiting: dict[Node, Callable[[], Sequence[Alternative]]] = {}
         self.log: list[tuple[Tensor, Array | None]] = []
         self.tries = 0
+        self.undone = 0  # alternatives that were rolled back
 
     # what rules call
 
@@ -277,6 +278,7 @@ class Spread:
         raise first or self.fail(node, "no alternative is left")
 
     def _undo(self, mark: int) -> None:
+        self.undone += 1
         self.queue.clear()
         self.partial.clear()
         while len(self.log) > mark:

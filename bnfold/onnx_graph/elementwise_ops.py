@@ -1,4 +1,4 @@
-"""Rows for the elementwise operators: arithmetic with constants and between tensors, activations, Max, Min, Where."""
+"""Rows for the elementwise operators: arithmetic with constants and between tensors, activations, choices."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from functools import partial
 import numpy as np
 
 from bnfold.fold.graph import Affine, Array, Clamp, Gate, Leaky, Map, Product, Role, Same, Sum
-from bnfold.onnx_graph.facts import (
-    Refused,
-    broadcast,
-    fits,
-    number,
-    out_shape_of,
-    rank_of,
-    shape_of,
-)
+from bnfold.onnx_graph.facts import Refused, broadcast, fits, number, out_shape_of, rank_of, shape_of
 from bnfold.onnx_graph.site import Site
 
 __all__ = ["ELEMENTWISE"]
 
-# with a constant: the kind of affine map, and how the constant enters on the left and on the right ("": not at all)
+# with a constant: the kind of affine map, and how the constant enters on the left and on the right
 _FORMS = {
     "Add": ("shift", "x+c", "x+c"),
     "Sub": ("shift", "c-x", "x-c"),
     "Mul": ("scale", "x*c", "x*c"),
     "Div": ("scale", "", "x/c"),
+}
+# scale and shift of each form
+_MAPS: dict[str, Callable[[Array], tuple[Array, Array]]] = {
+    "x+c": lambda c: (_full(1.0, c), c),
+    "x-c": lambda c: (_full(1.0, c), -c),
+    "c-x": lambda c: (_full(-1.0, c), c),
+    "x*c": lambda c: (c, _full(0.0, c)),
+    "x/c": lambda c: (1.0 / c, _full(0.0, c)),
 }
 # of two tensors
 _BETWEEN: dict[str, Role] = {
@@ -48,8 +48,7 @@ def _arithmetic(site: Site) -> Role:
     left, right = site.constant(0), site.constant(1)
     constant, slot = (right, 1) if right is not None else (left, 0)
     if constant is None:
-        rank_of(site, 0), rank_of(site, 1)
-        return _BETWEEN[op]
+        return _between(site)
     if left is not None and right is not None:
         raise Refused("computes a constant")
     kind, form = _FORMS[op][0], _FORMS[op][1 + slot]
@@ -57,29 +56,31 @@ def _arithmetic(site: Site) -> Role:
         raise Refused("divides by its input")
     shape = shape_of(site, 1 - slot)
     if not fits(constant.shape, shape):
-        return _BETWEEN[op]  # the constant is then a tensor like the other, and takes a change itself
+        return _between(site)
     c = broadcast(site, constant, slot, shape)
     if not np.isfinite(c).all():
         raise Refused("its constant is not finite")
     if form == "x/c" and not c.all():
         raise Refused("divides by zero")
-    one, none = np.ones((1,) * c.ndim), np.zeros((1,) * c.ndim)
-    maps: dict[str, tuple[Array, Array]] = {
-        "x+c": (one, c),
-        "x-c": (one, -c),
-        "c-x": (-one, c),
-        "x*c": (c, none),
-        "x/c": (1.0 / c if form == "x/c" else c, none),
-    }
-    scale, shift = maps[form]
+    scale, shift = _MAPS[form](c)
     return Affine(scale, shift, kind, x=1 - slot, constants={"value": (slot, constant)}, form=form)
+
+
+def _full(entry: float, like: Array) -> Array:
+    return np.full((1,) * like.ndim, entry)
+
+
+def _between(site: Site) -> Role:
+    """Of two tensors; a constant that makes the other one larger is a tensor too."""
+    shape_of(site, 0), shape_of(site, 1)
+    return _BETWEEN[site.node.op_type]
 
 
 def _operands(site: Site) -> int:
     """The number of operands, all of known rank."""
     count = len(site.node.input)
     for slot in range(count):
-        rank_of(site, slot)
+        shape_of(site, slot)
     return count
 
 
@@ -99,17 +100,16 @@ def _negative(site: Site) -> Role:
 
 def _extreme(site: Site) -> Role:
     """Max, Min. Against zero they are a Relu, whose scale may differ from channel to channel."""
-    count = _operands(site)
-    zero = site.constant(1) if count == 2 else None
+    zero = site.constant(1) if len(site.node.input) == 2 else None
     if zero is not None and math.prod(zero.shape) == 1 and fits(zero.shape, shape_of(site, 0)):
         value = site.value(1)
         if value is not None and not np.any(value):
             return Map(shift=_no_shift(site))
-    return Same(tuple(range(count)))
+    return Same(tuple(range(_operands(site))))
 
 
 def _where(site: Site) -> Role:
-    rank_of(site, 1), rank_of(site, 2)
+    shape_of(site, 1), shape_of(site, 2)
     return Same((1, 2), sign="any")
 
 

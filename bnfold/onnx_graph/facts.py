@@ -1,4 +1,4 @@
-"""What the rows of the table of operators ask of a node. A fact that is not known refuses the row, with a reason."""
+"""What the rows of the table of operators ask of a node. A fact that is not known refuses, with a reason."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from bnfold.fold.graph import Array, Constant, Dim
 from bnfold.onnx_graph.site import Site
 
 __all__ = [
-    "FLOATS",
     "LARGEST",
     "Refused",
     "axes_of",
@@ -28,7 +27,6 @@ __all__ = [
     "wide",
 ]
 
-FLOATS = frozenset({"float16", "bfloat16", "float32", "float64"})
 LARGEST = 1 << 20  # elements of a constant that is not a weight, and still gets a new value
 
 
@@ -43,7 +41,8 @@ def broken(site: Site, what: str) -> ModelError:
 
 
 def shape_of(site: Site, slot: int) -> tuple[Dim, ...]:
-    """The shape of an input."""
+    """The shape of a data input. A constant there becomes a tensor, and takes a change by being rewritten."""
+    site.operand(slot)
     shape = site.shape(slot)
     if shape is None:
         raise Refused("the rank of its input is not known")
@@ -59,7 +58,7 @@ def out_shape_of(site: Site, index: int = 0) -> tuple[Dim, ...]:
 
 
 def rank_of(site: Site, slot: int) -> int:
-    """The rank of an input."""
+    """The rank of a data input."""
     return len(shape_of(site, slot))
 
 
@@ -108,7 +107,9 @@ def text(site: Site, name: str, default: str) -> str:
 def fits(small: tuple[Dim, ...], large: tuple[Dim, ...]) -> bool:
     """Whether an operand of shape `small` surely broadcasts against `large` without making it larger."""
     extra = len(large) - len(small)
-    return extra >= 0 and all(a == 1 or (isinstance(a, int) and a == b) for a, b in zip(small, large[extra:], strict=True))
+    return extra >= 0 and all(
+        a == 1 or (isinstance(a, int) and a == b) for a, b in zip(small, large[extra:], strict=True)
+    )
 
 
 def wide(array: Array, rank: int) -> Array:

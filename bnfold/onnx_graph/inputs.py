@@ -109,8 +109,7 @@ def element_type(code: int) -> np.dtype[Any]:
 
 
 def load_inputs(path: str | Path) -> list[Sample]:
-    """Read arrays from an .npz (one for each input, by name), .npy or .pb (TensorProto), or a folder of
-    input_*.pb.
+    """Read arrays from an .npz (by input name), an .npy, a .pb (TensorProto), or a folder of input_*.pb.
 
     Raises:
         UsageError: nothing there, or not such a file.

@@ -1,4 +1,4 @@
-"""Rows for the operators with weights: Conv, ConvTranspose, Gemm, MatMul, LSTM, GRU, RNN; and products of two tensors."""
+"""Rows for the operators with weights (Conv, Gemm, MatMul, LSTM, ...), and for products of two tensors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _OPEN = "its bias is not constant"
 def _weight(site: Site, slot: int) -> Constant:
     weight = site.constant(slot)
     if weight is None:
-        raise Refused("its weight is not constant")
+        raise Refused(f"its weight is not constant: it {site.why_not_constant(slot)}")
     return weight
 
 
@@ -35,8 +35,8 @@ def _bias(site: Site, slot: int) -> dict[str, Any]:
 
 def _channels(site: Site, shape: tuple[Dim, ...], weight: Constant, wanted: int) -> None:
     if isinstance(shape[1], int) and shape[1] != wanted:
-        what = f"its weight of shape {list(weight.shape)} needs {wanted} input channels, and its input has {shape[1]}"
-        raise broken(site, what)
+        what = f"its weight of shape {list(weight.shape)} needs {wanted} input channels"
+        raise broken(site, f"{what}, and its input has {shape[1]}")
 
 
 def _layout(site: Site) -> tuple[Constant, int, tuple[Dim, ...]]:
@@ -111,7 +111,9 @@ def _gemm(site: Site) -> Role:
     inner = (0 if flips[0] else 1, 1 if flips[1] else 0)
     size = shape_of(site, x)[inner[x]]
     if isinstance(size, int) and size != weight.shape[inner[slot]]:
-        raise broken(site, f"its weight of shape {list(weight.shape)} does not match an input of {size} features")
+        raise broken(
+            site, f"its weight of shape {list(weight.shape)} does not match an input of {size} features"
+        )
     beta = float(site.attr("beta", 1.0))
     bias: dict[str, Any] = {"bias_slot": 2}
     if beta != 0:  # else C is not even looked at
@@ -149,12 +151,14 @@ def _matmul(site: Site) -> Role:
         raise Refused("its weight is a vector")
     if len(shape) == 0:
         raise Refused("its input is a single number")
-    # the product sums over the last axis of the left operand and the last but one of the right (a vector's only one)
+    # summed over: the last axis of the left operand and the last but one of the right (a vector's only one)
     in_axis = len(shape) - 1 if x == 0 else max(len(shape) - 2, 0)
     w_in = outer - 2 if slot == 1 else outer - 1
     out_axis = rank - 1 if slot == 1 or len(shape) == 1 else rank - 2
     if isinstance(shape[in_axis], int) and shape[in_axis] != weight.shape[w_in]:
-        raise broken(site, f"its weight of shape {list(weight.shape)} does not match an input of shape {list(shape)}")
+        raise broken(
+            site, f"its weight of shape {list(weight.shape)} does not match an input of shape {list(shape)}"
+        )
     batch = weight.shape[:-2]
     return Linear(
         weight=weight,
@@ -172,8 +176,10 @@ def _matmul(site: Site) -> Role:
     )
 
 
-def _passing(shape: tuple[Dim, ...], in_axis: int, batch: tuple[int, ...], rank: int) -> tuple[tuple[int, int], ...]:
-    """The axes of x that y keeps: its rows (or columns), and batch axes that the weight does not make larger."""
+def _passing(
+    shape: tuple[Dim, ...], in_axis: int, batch: tuple[int, ...], rank: int
+) -> tuple[tuple[int, int], ...]:
+    """The axes of x that y keeps: its rows or columns, and batch axes that the weight does not enlarge."""
     extra = rank - len(shape)
     free = []
     for axis, size in enumerate(shape):
@@ -191,10 +197,10 @@ def _product(site: Site) -> Role:
     if min(len(shape) for shape in shapes) < 2:
         raise Refused("multiplies by a vector")
     axes = []
-    for operand, shape in enumerate(shapes):
+    for side, shape in enumerate(shapes):
         extra = len(y) - len(shape)
         goals: list[int | None] = [axis + extra for axis in range(len(shape))]
-        goals[-1 - operand] = None
+        goals[-1 - side] = None
         for axis, size in enumerate(shape[:-2]):
             if not _kept(size, y[axis + extra]):
                 goals[axis] = None
@@ -219,7 +225,12 @@ def _einsum(site: Site) -> Role:
     equation = text(site, "equation", "").replace(" ", "")
     left, arrow, right = equation.partition("->")
     terms = left.split(",")
-    simple = arrow and "." not in equation and len(terms) == 2 and all(len(set(t)) == len(t) for t in (*terms, right))
+    simple = (
+        arrow
+        and "." not in equation
+        and len(terms) == 2
+        and all(len(set(t)) == len(t) for t in (*terms, right))
+    )
     if not simple:
         raise Refused(f"its equation {equation!r} is not a plain product of two tensors")
     y = out_shape_of(site)
@@ -232,6 +243,9 @@ def _einsum(site: Site) -> Role:
         for label, size in zip(term, shape, strict=True):
             goal = right.find(label)
             goals.append(goal if goal >= 0 and _kept(size, y[goal]) else None)
+        kept = [goal for goal in goals if goal is not None]
+        if kept != sorted(kept):
+            raise Refused(f"its equation {equation!r} transposes an operand")
         axes.append(tuple(goals))
     return Contract((axes[0], axes[1]))
 
@@ -243,7 +257,9 @@ def _recurrent(site: Site) -> Role:
     bias = site.constant(3) if site.has(3) else None
     if bias is None and site.has(3):
         raise Refused(_OPEN)
-    return Recurrent(weight, 1, bias, 3)  # X is (steps, batch, inputs), or (batch, steps, inputs): the last axis in both
+    return Recurrent(
+        weight, 1, bias, 3
+    )  # X is (steps, batch, inputs), or (batch, steps, inputs): the last axis in both
 
 
 LINEAR: dict[str, Callable[[Site], Role]] = {

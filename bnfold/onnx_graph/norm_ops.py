@@ -1,4 +1,4 @@
-"""Rows for the operators that normalize: BatchNormalization, which may vanish, and those that compute statistics."""
+"""Rows for the operators that normalize: frozen batch norm, which may vanish, and those with statistics."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from bnfold.onnx_graph.site import Site
 __all__ = ["NORMS"]
 
 _PARAMETERS = ("gamma", "beta", "mean", "var")
+_WORDS = ("", "scale", "bias", "running mean", "running variance")
 
 
 def _batch_norm(site: Site) -> Role:
@@ -25,7 +26,9 @@ def _batch_norm(site: Site) -> Role:
     for slot, name in enumerate(_PARAMETERS, 1):
         constant, value = site.constant(slot), site.value(slot)
         if constant is None or value is None:
-            raise Refused("its parameters are not constant")
+            raise Refused(
+                f"its parameters are not constant: the {_WORDS[slot]} {site.why_not_constant(slot)}"
+            )
         constants[name] = (slot, constant)
         values.append(value)
     shape = shape_of(site, 0)
@@ -50,7 +53,7 @@ def _affine(site: Site, values: list[Array], eps: float) -> tuple[Array, Array]:
         channel = int(np.argmax(~((var >= 0) & (var < math.inf))))
         raise broken(site, f"its running variance is {float(var[channel]):.3g} in channel {channel}")
     with np.errstate(all="ignore"):
-        scale, shift = from_batch_norm(*values, eps)
+        scale, shift = from_batch_norm(values[0], values[1], values[2], var, eps)
     if not np.isfinite(shift).all():
         channel = int(np.argmax(~np.isfinite(shift)))
         raise Refused(f"its parameters give no finite scale and shift in channel {channel}")
@@ -67,7 +70,7 @@ def _check_frozen(site: Site) -> None:
     elif site.opset < 14 and any(outputs[1:]):
         raise Refused("uses batch statistics (its outputs are those of training)")
     if any(site.used(index) for index in range(1, len(outputs))):
-        raise Refused("more than one of its outputs is used")
+        raise Refused("gives its statistics to other nodes")
 
 
 def _own(site: Site, scale: int, bias: int | None) -> tuple[Constant | None, Constant | None]:
@@ -108,7 +111,10 @@ def _last_axes(site: Site, bias_slot: int | None, removes_mean: bool) -> Role:
     shape = shape_of(site, 0)
     over = tuple(range(axis_of(int(site.attr("axis", -1)), len(shape)), len(shape)))
     scale, bias = _own(site, 1, bias_slot)
-    if any(constant is not None and constant.shape != tuple(shape[axis] for axis in over) for constant in (scale, bias)):
+    if any(
+        constant is not None and constant.shape != tuple(shape[axis] for axis in over)
+        for constant in (scale, bias)
+    ):
         scale = bias = None
     eps = float(site.attr("epsilon", 1e-5))
     return Normalize(scale, 1, bias, bias_slot, over, over, removes_mean, eps)

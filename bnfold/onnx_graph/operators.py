@@ -1,8 +1,8 @@
 """The table of operators: what role each plays for the solver. To add an operator is to add a row.
 
-A row is a function that reads one node (a `Site`) and returns a role of fold/graph.py; what it cannot answer it
-refuses by `facts.Refused`, whose text follows the node's name in the ledger. The rows lie in linear_ops.py,
-elementwise_ops.py, window_ops.py, shape_ops.py and norm_ops.py. An operator without a row is closed.
+A row is a function that reads one node (a `Site`) and returns a role of fold/graph.py. What it cannot
+answer it refuses by `facts.Refused`, whose text follows the node's name in the ledger. The rows lie in
+linear_ops.py, elementwise_ops.py, window_ops.py, shape_ops.py and norm_ops.py. No row: it is closed.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from collections.abc import Callable
 
 from bnfold.fold.graph import Closed, Role
 from bnfold.onnx_graph.elementwise_ops import ELEMENTWISE
-from bnfold.onnx_graph.facts import FLOATS, Refused
+from bnfold.onnx_graph.evaluate import UNSEEN
+from bnfold.onnx_graph.facts import Refused
 from bnfold.onnx_graph.linear_ops import LINEAR
 from bnfold.onnx_graph.norm_ops import NORMS
 from bnfold.onnx_graph.shape_ops import SHAPES
-from bnfold.onnx_graph.site import Site
+from bnfold.onnx_graph.site import FLOATS, Site
 from bnfold.onnx_graph.window_ops import WINDOWS
 
 __all__ = ["BLIND", "ROLES", "Row", "role_of"]
@@ -33,18 +34,14 @@ _CLOSED = {
     "CumSum": "has no rule: it adds up a growing number of entries",
     "LRN": "divides by its neighbouring channels",
     "Reciprocal": "divides by its input",
-    **dict.fromkeys(("ScatterElements", "ScatterND", "GatherElements", "GatherND"), "has no rule: indexes entries one by one"),
+    **dict.fromkeys(
+        ("ScatterElements", "ScatterND", "GatherElements", "GatherND"),
+        "has no rule: indexes entries one by one",
+    ),
 }
 
-# Slots whose shape or type is all that is seen: a change there changes nothing, and the solver need not know of it.
-BLIND: dict[tuple[str, str], frozenset[int]] = {
-    ("", "CastLike"): frozenset({1}),
-    ("", "EyeLike"): frozenset({0}),
-    ("", "RandomNormalLike"): frozenset({0}),
-    ("", "RandomUniformLike"): frozenset({0}),
-    ("", "Shape"): frozenset({0}),
-    ("", "Size"): frozenset({0}),
-}
+# (operator, slot) where only shape or type is seen: a change there changes nothing, and is not to be told.
+BLIND = frozenset({*UNSEEN, ("EyeLike", 0), ("RandomNormalLike", 0), ("RandomUniformLike", 0)})
 
 
 def _floating(read: Row, data: int) -> Row:
@@ -54,12 +51,13 @@ def _floating(read: Row, data: int) -> Row:
         dtype = site.dtype(data)
         if dtype not in FLOATS:
             return Closed(f"works on {dtype or 'an unknown type'}")
-        if site.out_shape(0) is None:
-            return Closed("the rank of its output is not known")
         try:
-            return read(site)
+            role = read(site)
         except Refused as refused:
             return Closed(str(refused))
+        if site.out_shape(0) is None:
+            return Closed("the rank of its output is not known")
+        return role
 
     return row
 
@@ -81,8 +79,10 @@ def role_of(site: Site) -> Role:
         A role; `Closed` with a reason for an operator without a row, or one that the row refuses.
 
     Raises:
-        ModelError: the node cannot run: its weights and its input do not match, or a running variance is negative.
+        ModelError: the node cannot run: weights and input do not match, or a running variance is negative.
     """
+    if site.refers:
+        return Closed("takes an attribute from the call of its function")
     op = site.node.op_type
     domain = "" if site.node.domain == "ai.onnx" else site.node.domain
     row = ROLES.get((domain, op))

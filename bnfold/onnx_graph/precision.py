@@ -15,6 +15,7 @@ import onnx
 from onnx import AttributeProto, TensorProto
 
 from bnfold.onnx_graph.files import Loaded
+from bnfold.onnx_graph.tensors import tensors
 
 HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 # For each goal, the types that are widened to it.
@@ -69,6 +70,14 @@ def working_type(loaded: Loaded) -> str:
     return next((_NAMES[t] for t in _BY_ROUNDING if t in seen), "float32")
 
 
+def rounds_to_integers(loaded: Loaded) -> bool:
+    """Whether activations are quantized, so that a rounding error can grow to a whole step."""
+    return any(
+        node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear") or node.op_type.startswith("QLinear")
+        for node in nodes(loaded.proto)
+    )
+
+
 def _copy(loaded: Loaded, goal: int) -> Loaded:
     narrow, dtype = _WIDENED[goal], _NUMPY[goal]
     wide = loaded.copy()
@@ -113,23 +122,6 @@ def _attributes(model: onnx.ModelProto) -> Iterator[onnx.AttributeProto]:
         yield from node.attribute
     for function in model.functions:
         yield from function.attribute_proto
-
-
-def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor that the model stores, at any depth: initializers and attributes."""
-    for body in _bodies(model):
-        if isinstance(body, onnx.GraphProto):
-            yield from body.initializer
-            for sparse in body.sparse_initializer:
-                yield sparse.values
-    for attribute in _attributes(model):
-        if attribute.HasField("t"):
-            yield attribute.t
-        yield from attribute.tensors
-        if attribute.HasField("sparse_tensor"):
-            yield attribute.sparse_tensor.values
-        for sparse in attribute.sparse_tensors:
-            yield sparse.values
 
 
 def _types(model: onnx.ModelProto) -> Iterator[onnx.TypeProto]:

@@ -13,15 +13,13 @@ import numpy as np
 import onnx
 
 from bnfold.errors import BnfoldError
-from bnfold.onnx_graph import files, precision
+from bnfold.onnx_graph import files
 from bnfold.onnx_graph.files import Loaded
 
 Array = np.ndarray[Any, Any]
 Outputs = dict[str, Any]  # an array each; a list for a sequence, a dict for a map, None for an empty optional
 
 MISSING = "onnxruntime is not installed (pip install 'bnfold[onnxruntime]')"
-# A protobuf of 2 GiB or more cannot be parsed from memory; it goes through a file with external data.
-LARGEST_MESSAGE = (1 << 31) - 1
 # Weights, in number. The reference evaluator holds them several times over.
 LARGEST_FOR_REFERENCE = 1 << 28
 
@@ -66,8 +64,7 @@ class OnnxRuntime:
             newest = re.search(r"max supported IR version: (\d+)", str(error))
             if newest is None:
                 raise CannotRun(_one_line(error)) from None
-            # The IR version says which fields a file may use; a model that only declares a newer one runs as
-            # it is.
+            # It says which fields a file may use; a model that only declares a newer one runs as it is.
             older = loaded.copy()
             older.proto.ir_version = int(newest.group(1))
             try:
@@ -85,7 +82,7 @@ class OnnxRuntime:
 
         if loaded.path is not None and not loaded.edited:
             return session(str(loaded.path))
-        message = None if loaded.has_external_data else _message(loaded)
+        message = _message(loaded)
         if message is not None:
             return session(message)
         with tempfile.TemporaryDirectory(prefix="bnfold-") as folder:
@@ -95,9 +92,7 @@ class OnnxRuntime:
 
     def run(self, feed: Mapping[str, Array]) -> Outputs:
         try:
-            if any(
-                array.dtype.kind == "V" for array in feed.values()
-            ):  # ml_dtypes: numpy does not know these
+            if any(array.dtype.kind == "V" for array in feed.values()):  # ml_dtypes', unknown to onnxruntime
                 return self._run_with_values(feed)
             names = [output.name for output in self._session.get_outputs()]
             return dict(zip(names, self._session.run(None, dict(feed)), strict=True))
@@ -141,7 +136,7 @@ class Reference:
         self._loaded = loaded
         _refuse_large(loaded)
         try:
-            self._evaluator = reference.evaluator(_whole(loaded))
+            self._evaluator = reference.evaluator(loaded.to_proto())
         except BnfoldError:
             raise
         except Exception as error:
@@ -196,26 +191,9 @@ def _refuse_large(loaded: Loaded) -> None:
 
 
 def _message(loaded: Loaded) -> bytes | None:
-    """The serialized model, or None where it is too large for one message."""
-    chunks, size = [], 0
-    for chunk in loaded.chunks():
-        size += len(chunk)
-        if size >= LARGEST_MESSAGE:
-            return None
-        chunks.append(chunk)
-    return b"".join(chunks)
-
-
-def _whole(loaded: Loaded) -> onnx.ModelProto:
-    """The model with all weights inside it, those from external data too."""
-    outside = onnx.TensorProto.EXTERNAL
-    if any(tensor.data_location == outside for tensor in precision.tensors(loaded.proto)):
-        loaded = loaded.copy()
-        for tensor in precision.tensors(loaded.proto):
-            if tensor.data_location == outside:
-                loaded.set_array(tensor, loaded.array(tensor))
-    model: onnx.ModelProto = loaded.to_proto()
-    return model
+    """The serialized model, data files included, or None where it is too large for one message."""
+    chunks = loaded.inlined()
+    return b"".join(chunks) if sum(map(len, chunks)) <= files.LARGEST else None
 
 
 def _one_line(error: Exception) -> str:

@@ -10,7 +10,6 @@ import numpy as np
 from bnfold.fold import axis_moves, moves
 from bnfold.fold.graph import Concat, Dim, Map, Move, Pad, Role, Split
 from bnfold.onnx_graph.facts import (
-    FLOATS,
     LARGEST,
     Refused,
     axes_of,
@@ -22,7 +21,7 @@ from bnfold.onnx_graph.facts import (
     shape_of,
     text,
 )
-from bnfold.onnx_graph.site import Site
+from bnfold.onnx_graph.site import FLOATS, Site
 
 __all__ = ["SHAPES"]
 
@@ -33,9 +32,9 @@ _SAME = Move(moves.Identity())
 
 def _concat(site: Site) -> Role:
     count = len(site.node.input)
-    rank = rank_of(site, 0)
-    axis = axis_of(int(site.attr("axis", 1)), rank)
-    sizes = (shape_of(site, slot)[axis] for slot in range(count))
+    shapes = [shape_of(site, slot) for slot in range(count)]
+    axis = axis_of(int(site.attr("axis", 1)), len(shapes[0]))
+    sizes = (shape[axis] for shape in shapes)
     return Concat(axis, tuple(size if isinstance(size, int) else None for size in sizes))
 
 
@@ -54,8 +53,10 @@ def _split(site: Site) -> Role:
     return Split(axis, sizes)
 
 
-def _take(axis: int, indices: tuple[int, ...] | None, shape: tuple[Dim, ...], scalar: bool = False) -> moves.Take:
-    """Entries of one axis. The other channels stay open; the other rows, columns or tokens change with these."""
+def _take(
+    axis: int, indices: tuple[int, ...] | None, shape: tuple[Dim, ...], scalar: bool = False
+) -> moves.Take:
+    """Entries of one axis. Other channels stay open; other rows, columns or tokens change with these."""
     size = shape[axis]
     if not isinstance(size, int):
         return moves.Take(axis, None, None, scalar)
@@ -105,10 +106,12 @@ def _perhaps(site: Site, name: str, slot: int) -> tuple[int, ...] | None:
 
 
 def _gather(site: Site) -> Role:
-    """Constant indices take entries; those that come at run time take a change that is the same for all entries."""
+    """Constant indices take entries; those of run time pass what is the same for all. Data may be a table."""
     shape = shape_of(site, 0)
     axis = axis_of(int(site.attr("axis", 0)), len(shape))
-    rank, value = rank_of(site, 1), site.value(1)
+    rank, value = site.rank(1), site.value(1)
+    if rank is None:
+        raise Refused("the rank of its indices is not known")
     if rank < 2:
         indices = None if value is None else tuple(int(index) for index in value.reshape(-1))
         return Move(_take(axis, indices, shape, scalar=rank == 0))
@@ -193,7 +196,7 @@ def _product(sizes: tuple[Dim, ...]) -> Dim:
 
 
 def _regroup(before: tuple[Dim, ...], wanted: tuple[Dim, ...], inferred: tuple[Dim, ...]) -> Role:
-    """From `before` to `wanted`, whose gaps come from shape inference; one that is left follows from the total."""
+    """From `before` to `wanted`, whose gaps come from shape inference; the last follows from the total."""
     if len(wanted) != len(inferred):
         raise Refused("its new shape is not known")
     after = [b if a is None else a for a, b in zip(wanted, inferred, strict=True)]

@@ -73,7 +73,7 @@ class Feeds:
 
 @dataclass
 class Ran:
-    """Both models' outputs on one feed. Of float32 copies, too, the feed is the one for what they came from."""
+    """Both models' outputs on one feed (for float32 copies, too, the feed of what they came from)."""
 
     original: Outputs
     folded: Outputs
@@ -94,7 +94,8 @@ def run_pair(
     narrow: the models are float32 copies, the feeds in the type of what they came from. patience: seconds.
 
     Raises:
-        NotRun: no evaluator runs the original, or nothing finite comes out. Broken: it runs, the other does not.
+        NotRun: no evaluator runs the original, or nothing finite comes out.
+        Broken: the original runs, the other does not.
         UsageError: as NotRun, while onnxruntime is not installed.
     """
     reasons = []

@@ -34,7 +34,9 @@ class Model:
     shared: str = "duplicate"  # what to do with a stored value whose users need different ones
     bound: frozenset[str] = frozenset()  # initializers that training_info updates
     functions: frozenset[tuple[str, str, str]] = frozenset()  # domain, name, overload
+    locks: bool = False  # a constant may be locked
     names: set[str] = field(default_factory=set)  # of nodes, as the ledger tells them
+    computed: int = 0  # bytes of constants that were computed to see whether they are any
 
 
 @dataclass(eq=False)
@@ -48,11 +50,7 @@ class Scope:
     owner: Site | None = None  # the node whose body this is
     values: dict[str, Value] = field(default_factory=dict)
     sites: list[Site] = field(default_factory=list)
-    outputs: frozenset[str] = frozenset()
-
-    @property
-    def is_function(self) -> bool:
-        return isinstance(self.proto, onnx.FunctionProto)
+    in_function: bool = False  # it is, or lies in, a model-local function
 
     def find(self, name: str) -> Value | None:
         """The value that this name means here."""
@@ -148,7 +146,7 @@ class Site:
     @property
     def refers(self) -> bool:
         """An attribute is taken from the call of the function in which the node stands."""
-        return self.scope.is_function_body and any(a.ref_attr_name for a in self.node.attribute)
+        return self.scope.in_function and any(a.ref_attr_name for a in self.node.attribute)
 
     def _value(self, i: int) -> Value | None:
         return self.values[i] if i < len(self.values) else None
@@ -211,10 +209,15 @@ class Site:
         value = self.outputs[j] if j < len(self.outputs) else None
         return value is not None and (value.count > 0 or value.is_output)
 
+    def producer(self, i: int) -> Site | None:
+        """The node that computes input i."""
+        value = self._value(i)
+        return None if value is None else value.site
+
     def producer_op(self, i: int) -> str:
         """The operator that computes input i; "" if none does."""
-        value = self._value(i)
-        return "" if value is None or value.site is None else value.site.op
+        producer = self.producer(i)
+        return "" if producer is None else producer.op
 
     def why_not_constant(self, i: int) -> str:
         """What input i is, if it is no constant, in words that follow its name."""

@@ -1,4 +1,4 @@
-"""The windows of convolutions and pools along each spatial axis: what they see beyond the edges of the image."""
+"""The windows of convolutions and pools along each spatial axis, and what they see beyond the edges."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Window", "windows"]
 
 @dataclass(frozen=True)
 class Window:
-    """One spatial axis. `head` and `tail` are the padding; None: less than a window, and otherwise not known."""
+    """One spatial axis. `head` and `tail` are the padding; None: not known, but less than a window."""
 
     taps: int
     stride: int

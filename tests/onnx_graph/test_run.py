@@ -8,12 +8,12 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from bnfold.onnx_graph.files import load
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from bnfold.errors import UsageError
 from bnfold.onnx_graph import inputs, precision, reference, run
+from bnfold.onnx_graph.files import load
 
 RNG = np.random.default_rng(7)
 FLOAT, DOUBLE, HALF, BRAIN = TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16
@@ -106,7 +106,8 @@ def test_relu_runs_in_onnxruntime():
     ],
 )
 def test_our_operators_equal_onnxruntime(op, shapes, attrs):
-    proto = one(op, shapes, opset=19, **attrs)
+    # onnxruntime 1.23 averages counted padding wrongly: in opset 19 uneven one, in 18 with ceil_mode.
+    proto = one(op, shapes, opset=19 if "ceil_mode" in attrs else 18, **attrs)
     feed = {f"i{k}": RNG.random(s).astype(np.float32) - (0.5 if k == 0 else 0) for k, s in enumerate(shapes)}
     want = run.OnnxRuntime(load(proto)).run(feed)["y"]
     (got,) = reference.evaluator(proto).run(None, feed)
@@ -262,6 +263,11 @@ def test_seconds_grow_with_the_work():
 # Inputs
 
 
+def wanted_by(ins: list[onnx.ValueInfoProto], weights: dict[str, Any] | None = None) -> list[inputs.Input]:
+    node = helper.make_node("Identity", [ins[0].name], ["out"])
+    return inputs.wanted(load(model([node], ins, [value("out", None)], weights, ir=3)))
+
+
 def test_generated_inputs_are_reproducible_and_in_range():
     names = [
         ("x", ["N", 3, None, "W"], FLOAT),
@@ -270,7 +276,7 @@ def test_generated_inputs_are_reproducible_and_in_range():
         ("u", [5], TensorProto.UINT8),
         ("b", [4], BRAIN),
     ]
-    wanted = inputs.wanted(load(model([], [value(n, s, t) for n, s, t in names], [])))
+    wanted = wanted_by([value(n, s, t) for n, s, t in names])
     first, again = next(inputs.generate(wanted, 3)), next(inputs.generate(wanted, 3))
     assert all(np.array_equal(first[n], again[n]) for n in first)
     assert first["x"].shape == (2, 3, 224, 224)
@@ -289,12 +295,13 @@ def test_generated_inputs_are_reproducible_and_in_range():
 
 
 def test_inputs_with_initializers_are_not_fed():
-    proto = model([], [value("x", [2]), value("w", [2])], [], {"w": np.ones(2, np.float32)}, ir=3)
-    assert [i.name for i in inputs.wanted(load(proto))] == ["x"]
+    assert [i.name for i in wanted_by([value("x", [2]), value("w", [2])], {"w": np.ones(2, np.float32)})] == [
+        "x"
+    ]
 
 
 def test_given_inputs_from_files(tmp_path):
-    wanted = inputs.wanted(load(model([], [value("x", [2, "L"]), value("k", [1], TensorProto.INT64)], [])))
+    wanted = wanted_by([value("x", [2, "L"]), value("k", [1], TensorProto.INT64)])
     x, k = np.arange(6).reshape(2, 3), np.array([4])
     np.savez(tmp_path / "a.npz", x=x.astype(np.float64), k=k)
     np.save(tmp_path / "x.npy", x)
@@ -327,7 +334,7 @@ def test_given_inputs_from_files(tmp_path):
     ],
 )
 def test_given_inputs_that_do_not_fit_are_named(given, message):
-    wanted = inputs.wanted(load(model([], [value("x", [2, "L"]), value("k", [1], TensorProto.INT64)], [])))
+    wanted = wanted_by([value("x", [2, "L"]), value("k", [1], TensorProto.INT64)])
     with pytest.raises(UsageError, match=message):
         inputs.feed_from(wanted, given)
 
@@ -341,7 +348,7 @@ def test_given_inputs_that_do_not_fit_are_named(given, message):
     ],
 )
 def test_shapes_that_contradict_the_model_are_named(shapes, message):
-    wanted = inputs.wanted(load(model([], [value("x", ["N", 3]), value("y", ["N"])], [])))
+    wanted = wanted_by([value("x", ["N", 3]), value("y", ["N"])])
     with pytest.raises(UsageError, match=message):
         next(inputs.generate(wanted, 0, shapes))
 

@@ -1,0 +1,139 @@
+"""From a model to what the solver sees of it: tensors, nodes, roles."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bnfold.fold.graph import Affine, Array, Closed, Concat, Contract, Graph, Node, Product, Role, Same, Sum, Tensor
+from bnfold.onnx_graph.constants import constant_of
+from bnfold.onnx_graph.evaluate import EVALUATE
+from bnfold.onnx_graph.files import Loaded
+from bnfold.onnx_graph.operators import BLIND, role_of
+from bnfold.onnx_graph.scopes import build, without_gc
+from bnfold.onnx_graph.shapes import infer
+from bnfold.onnx_graph.site import BIGGEST_OPERAND, FLOATS, Model, Scope, Site, Value
+
+__all__ = ["read"]
+
+_JOINS = (Sum, Product, Same, Concat, Contract)  # all inputs are data
+_BLIND_OPS = frozenset(op for op, _ in BLIND)
+# what a row may stumble over in a node whose attributes or inputs are not what the operator asks for
+_DAMAGE = (AttributeError, IndexError, KeyError, TypeError, ValueError, ArithmeticError)
+
+
+def read(loaded: Loaded, shared: str = "duplicate") -> Graph:
+    """The solver's view of a model; `Node.source` is the `Site`, from which `write.apply` finds its way back.
+
+    Args:
+        loaded: the model. It is not changed.
+        shared: "skip" locks stored values that have several users; "error" lets the writer refuse to duplicate one.
+
+    Raises:
+        ModelError: the model cannot run: a name is not defined, shapes do not match, a running variance is negative.
+    """
+    with without_gc():
+        model, scopes = build(loaded, shared)
+        infer(model, scopes)
+        reader = _Reader(model)
+        for scope in scopes:
+            reader.scope(scope)
+        return reader.graph
+
+
+class _Reader:
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.graph = Graph()
+
+    def scope(self, scope: Scope) -> None:
+        for site in scope.sites:
+            self.site(site)
+            for body in site.bodies or ():
+                self.scope(body)
+
+    def site(self, site: Site) -> None:
+        outputs = site.outputs
+        if site.op in EVALUATE or site.op == "DequantizeLinear":
+            first = outputs[0] if outputs else None
+            if first is not None and constant_of(first) is not None:
+                return  # it is no part of the flow
+        role = self.role(site)
+        node = Node(site.name, site.op, role, [], [], site)
+        inputs = node.inputs
+        blind = site.op in _BLIND_OPS
+        joins = isinstance(role, _JOINS)
+        x = getattr(role, "x", 0)
+        for slot, value in enumerate(site.values):
+            if value is None or (blind and (site.op, slot) in BLIND):
+                inputs.append(None)
+                continue
+            tensor: Tensor | None
+            if constant_of(value) is None:
+                tensor = value.tensor or self.tensor(value)
+            elif (joins or slot == x) and not isinstance(role, Closed):
+                tensor = self.operand(site, slot)
+            else:
+                inputs.append(None)
+                continue
+            tensor.readers.append((node, slot))
+            inputs.append(tensor)
+        for slot, value in enumerate(outputs):
+            if value is None:
+                tensor = Tensor(f"{site.name}:{slot}")
+                self.graph.tensors.append(tensor)
+            else:
+                tensor = value.tensor or self.tensor(value)
+            tensor.producer, tensor.slot = node, -1 - slot
+            node.outputs.append(tensor)
+        if isinstance(role, Affine):
+            _finish(role, node)
+        self.graph.nodes.append(node)
+
+    def role(self, site: Site) -> Role:
+        node, functions = site.node, self.model.functions
+        if functions and (node.domain, node.op_type, node.overload) in functions:
+            return Closed(f"calls the function {node.op_type}")
+        try:
+            return role_of(site)
+        except _DAMAGE as error:
+            return Closed(f"cannot be understood: {error}")
+
+    def tensor(self, value: Value) -> Tensor:
+        fixed = value.fixed
+        if not fixed and value.shape is None and (value.dtype in FLOATS or not value.dtype):
+            fixed = "unknown rank"
+        value.tensor = tensor = Tensor(value.name, value.shape, value.dtype, fixed=fixed)
+        self.graph.tensors.append(tensor)
+        return tensor
+
+    def operand(self, site: Site, slot: int) -> Tensor:
+        site.operand(slot)
+        assert site.private is not None
+        tensor = site.private[slot]
+        constant = tensor.constant
+        assert constant is not None
+        if not constant.locked and constant.dtype not in FLOATS:
+            constant.locked = "is not of a floating point type"
+        elif not constant.locked and np.prod(constant.shape, dtype=float) > BIGGEST_OPERAND:
+            constant.locked = "is too large to be rewritten"
+        self.graph.tensors.append(tensor)
+        return tensor
+
+
+def _finish(role: Affine, node: Node) -> None:
+    """What an affine node adds to what is known of the tensors around it."""
+    x = node.inputs[role.x]
+    if not role.stay and x is not None and x.constant is not None:
+        role.stay = "its input is constant"
+    parameters = role.constants
+    if not role.stay and any("training_info" in constant.locked for _, constant in parameters.values()):
+        role.stay = "its parameters are used by training_info"
+    if "var" in parameters and x is not None:
+        gamma, beta, mean, var = (parameters[name][1].load() for name in ("gamma", "beta", "mean", "var"))
+        x.moments = (mean, var)
+        node.outputs[0].moments = (beta, _square(gamma))
+
+
+def _square(array: Array) -> Array:
+    wide: Array = array.astype(np.float64)
+    return wide * wide

@@ -1,0 +1,11 @@
+"""The table of foldable cases: every kind of batch norm that can vanish, as a tiny model."""
+
+from __future__ import annotations
+
+from tests.onnx_graph.cases import Pattern
+from tests.onnx_graph.patterns_back import BACK
+from tests.onnx_graph.patterns_forward import FORWARD, SIDEWAYS
+from tests.onnx_graph.patterns_stored import STORED
+from tests.onnx_graph.patterns_through import THROUGH
+
+PATTERNS: list[Pattern] = [*BACK, *THROUGH, *FORWARD, *SIDEWAYS, *STORED]

@@ -1,0 +1,132 @@
+"""The committed results of tools/bench_fold and tools/zoo are complete, and say where they come from."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results"
+
+CHAINS = {"chain50": 50, "chain500": 500, "chain5000": 5000}
+NETWORKS = {"resnet50": 53, "densenet121": 121, "nasnetalarge": 268}
+TOOLS = ("bnfold", "onnxruntime", "onnxsim", "onnxslim", "onnxscript", "onnxoptimizer")
+PEERS = ("onnxruntime", "onnxsim", "onnxslim", "onnxoptimizer_all", "onnxscript")
+PACKAGES = {
+    "bnfold",
+    "python",
+    "numpy",
+    "onnx",
+    "torch",
+    "timm",
+    "onnxruntime",
+    "onnxsim",
+    "onnxslim",
+    "onnxscript",
+}
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def zoo_names() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("_zoo_names", ROOT / "tools" / "_zoo_names.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+NAMES: tuple[str, ...] = zoo_names().NAMES
+
+
+def check_origin(entry: dict[str, Any]) -> None:
+    assert entry["machine"]["cpu"]
+    assert entry["machine"]["cores"] > 0
+    assert set(entry["versions"]) >= PACKAGES
+    assert all(entry["versions"].values())
+    assert re.fullmatch(r"20\d\d-\d\d-\d\d", entry["date"])
+
+
+def check_times(times: dict[str, Any]) -> None:
+    assert 0 < times["min"] <= times["median"]
+    assert times["runs"] >= 1
+
+
+@pytest.mark.parametrize(("model", "batch_norms"), (CHAINS | NETWORKS).items())
+def test_every_tool_was_measured_on_every_model(model: str, batch_norms: int) -> None:
+    entry = read(RESULTS / "fold.json")[model]
+    check_origin(entry)
+    check_times(entry["imports"])
+    assert entry["batch_norms"] == batch_norms
+    assert tuple(entry["tools"]) == TOOLS
+    for tool, found in entry["tools"].items():
+        if found["failure"]:
+            assert tool != "bnfold"  # a peer may fail or take too long
+            continue
+        check_times(found["in_process"])
+        check_times(found["whole_process"])
+        assert 0 < found["memory"]["before"] <= found["memory"]["most"]
+        assert 0 <= found["left"]["batch_norms"] <= batch_norms
+        assert found["left"]["per_channel"] >= 0
+
+
+def test_chains_are_folded_whole() -> None:
+    for model in CHAINS:
+        assert read(RESULTS / "fold.json")[model]["tools"]["bnfold"]["left"] == {
+            "batch_norms": 0,
+            "per_channel": 0,
+        }
+
+
+def test_memory_stays_small_with_3_gb_of_external_data() -> None:
+    entry = read(RESULTS / "fold.json")["huge"]
+    check_origin(entry)
+    found = entry["tools"]["bnfold"]
+    assert not found["failure"]
+    assert entry["bytes"] > 3e9
+    assert found["left"] == {"batch_norms": 0, "per_channel": 0}
+    assert found["memory"]["most"] < 1e9 + entry["largest_tensor"]
+
+
+def test_the_zoo_is_large_and_named_once() -> None:
+    assert len(NAMES) >= 60
+    assert len(set(NAMES)) == len(NAMES)
+    assert {path.stem for path in (RESULTS / "zoo").glob("*.json")} == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_peer_leaves_less_and_the_fold_is_exact(name: str) -> None:
+    result = read(RESULTS / "zoo" / f"{name}.json")
+    check_origin(result)
+    for kind in ("raw", "default"):
+        found = result[kind]
+        ours = found["bnfold"]
+        assert tuple(found["peers"]) == PEERS
+        for peer in found["peers"].values():
+            assert "failure" in peer or ours["left"] <= peer["left"]
+        assert ours["left"] <= found["given"]
+        errors = ours.get("error_of_float32")
+        assert ours["error"] <= 1e-5 or errors["folded"] <= 2 * errors["unfolded"]
+        assert sum(ours["kept_because"].values()) >= ours["batch_norms"]
+
+
+def test_the_summary_adds_up() -> None:
+    summary = read(RESULTS / "zoo.json")
+    assert set(summary["networks"]) == set(NAMES)
+    for kind in ("raw", "default"):
+        rows = [row[kind]["left"] for row in summary["networks"].values()]
+        for tool, total in summary["totals"][kind].items():
+            assert total == sum(row["given"] if row[tool] is None else row[tool] for row in rows)
+        for name, row in summary["networks"].items():
+            assert (
+                row[kind]["left"]["bnfold"] == read(RESULTS / "zoo" / f"{name}.json")[kind]["bnfold"]["left"]
+            )

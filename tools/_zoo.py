@@ -1,0 +1,261 @@
+"""What bnfold and its peers leave of the batch norms of timm's networks. Started by tools/zoo; takes hours.
+
+Each network is exported twice (torch's raw graph, and what its exporter makes of it by default), with batch norms
+randomized, and every tool folds both files. One network is one process and one file in bench/results/zoo/: an
+interrupted sweep goes on where it stopped. bench/results/zoo.json sums them up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import concurrent.futures
+import datetime
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import _left
+import _models
+import _peers
+import numpy as np
+from _zoo_names import NAMES
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = ROOT / ".cache" / "zoo"
+RESULTS = ROOT / "bench" / "results" / "zoo"
+SUMMARY = ROOT / "bench" / "results" / "zoo.json"
+
+KINDS = ("raw", "default")
+MODEL_TIMEOUT = 1800.0  # seconds of one network, all tools
+TOOL_TIMEOUT = 120.0  # seconds of one tool on one file
+EXACT = 1e-5  # an error above it is compared with the unfolded model's own, against float64
+
+# Every pass of onnxoptimizer may run here: the question is what is left, not how fast.
+PEERS = ("onnxruntime", "onnxsim", "onnxslim", "onnxoptimizer_all", "onnxscript")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, prog="zoo")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="only these networks of timm (default: all)")
+    parser.add_argument("--no-peers", action="store_true", help="bnfold alone; keep what is known of peers")
+    parser.add_argument("--again", action="store_true", help="also where there is a result already")
+    parser.add_argument("--jobs", type=int, default=1, help="networks at a time (default 1)")
+    parser.add_argument("--drop", action="store_true", help="delete each network's exports when it is done")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    os.environ["PYTHONPATH"] = str(ROOT)
+    if arguments.one:
+        one(arguments.one, peers=not arguments.no_peers, drop=arguments.drop)
+        return
+    names = arguments.names or NAMES
+    if unknown := sorted(set(names) - set(NAMES)):
+        valid = ", ".join(NAMES)
+        parser.error(f"unknown network {', '.join(unknown)}. Note: valid choices are {valid}")
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    fresh = arguments.again or arguments.no_peers
+    todo = [name for name in names if fresh or not (RESULTS / f"{name}.json").exists()]
+    options = [f"--{key}" for key in ("no-peers", "drop") if getattr(arguments, key.replace("-", "_"))]
+    with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
+        running = {pool.submit(process, name, options): name for name in todo}
+        for index, future in enumerate(concurrent.futures.as_completed(running), 1):
+            console.print(f"{index}/{len(todo)} {running[future]}: {future.result()}")
+    stored = {name: RESULTS / f"{name}.json" for name in names}
+    results = {name: json.loads(path.read_text()) for name, path in stored.items() if path.exists()}
+    console.print(table(results))
+    summarize()
+    console.print(f"Stored in {RESULTS.relative_to(ROOT)}/ and {SUMMARY.relative_to(ROOT)}.")
+
+
+def process(name: str, options: list[str]) -> str:
+    """One network in a process of its own; what became of it in a few words."""
+    begin = time.perf_counter()
+    _, failure = _peers.run([sys.executable, __file__, "--one", name, *options], MODEL_TIMEOUT)
+    took = f"{time.perf_counter() - begin:.0f} s"
+    if failure:
+        return f"failed after {took}: {failure}"
+    result = json.loads((RESULTS / f"{name}.json").read_text())
+    return f"{took}, {', '.join(f'{kind} {story(result[kind])}' for kind in KINDS)}"
+
+
+def one(name: str, peers: bool, drop: bool) -> None:
+    """Measures one network and stores the result."""
+    paths = exports(name)
+    before, own = _left.inspect(paths["raw"])
+    path = RESULTS / f"{name}.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    result: dict[str, Any] = {
+        "batch_norms": before,
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "machine": _peers.machine(),
+        "versions": _peers.versions("torch", "timm"),
+    }
+    for kind in KINDS:
+        with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+            result[kind] = {
+                "given": count(paths[kind], own)["left"],
+                "bnfold": bnfold(name, paths[kind], Path(folder), own),
+                "peers": {tool: peer(tool, paths[kind], Path(folder), own) for tool in PEERS}
+                if peers
+                else known.get(kind, {}).get("peers", {}),
+            }
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    if drop:
+        for used in paths.values():
+            used.unlink()
+
+
+def exports(name: str) -> dict[str, Path]:
+    """Both exports, made unless they are there, in a process of their own: the exporter keeps much memory."""
+    paths = {kind: CACHE / f"{name}.{kind}.onnx" for kind in KINDS}
+    if not all(path.exists() for path in paths.values()):
+        code = (
+            "import sys; sys.path.insert(0, sys.argv[1]); import _models; from pathlib import Path\n"
+            "_models.export(*_models.network(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]))"
+        )
+        command = [sys.executable, "-c", code, str(Path(__file__).parent), name, *map(str, paths.values())]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{name} cannot be exported: {done.stderr.strip().splitlines()[-1:]}")
+    return paths
+
+
+def count(path: Path, own: frozenset[_left.PerChannel]) -> dict[str, Any]:
+    rest = _left.left(path, own)
+    return {"left": rest.total, "batch_norms": rest.batch_norms, "per_channel": rest.per_channel}
+
+
+def bnfold(name: str, source: Path, folder: Path, own: frozenset[_left.PerChannel]) -> dict[str, Any]:
+    """What bnfold leaves and why, and the error it makes, relative to the output's largest value."""
+    target = folder / "bnfold.onnx"
+    begin = time.perf_counter()
+    report = _peers.TOOLS["bnfold"].load()(str(source), str(target))
+    seconds = time.perf_counter() - begin
+    kept = collections.Counter(entry.reason for entry in report.kept)  # type: ignore[attr-defined]
+    found = {**count(target, own), "seconds": round(seconds, 3), "kept_because": dict(kept.most_common())}
+    x = np.random.default_rng(_models.SEED).standard_normal(input_shape(source), dtype=np.float32)
+    want, got = infer(source, x), infer(target, x)
+    found["error"] = difference(got, want)
+    if found["error"] > EXACT:
+        exact = in_float64(name, x)
+        found["error_of_float32"] = {"unfolded": difference(want, exact), "folded": difference(got, exact)}
+    return found
+
+
+def peer(tool: str, source: Path, folder: Path, own: frozenset[_left.PerChannel]) -> dict[str, Any]:
+    """What a peer leaves, in a process of its own."""
+    target = folder / f"{tool}.onnx"
+    outcome = _peers.measure(tool, source, target, 1, TOOL_TIMEOUT)
+    if outcome.failure:
+        return {"failure": outcome.failure}
+    return {**count(target, own), "seconds": round(outcome.seconds[0], 3)}
+
+
+def input_shape(path: Path) -> list[int]:
+    import onnx
+
+    [value] = onnx.load(path, load_external_data=False).graph.input
+    return [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+
+
+def infer(path: Path, x: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
+    """The outputs in onnxruntime, with its optimizer off."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return list(session.run(None, {session.get_inputs()[0].name: x}))
+
+
+def in_float64(name: str, x: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
+    """The same network by torch in double precision."""
+    import torch
+
+    model, _ = _models.network(name)
+    with torch.no_grad():
+        outputs = model.double()(torch.from_numpy(x).double())
+    return [y.numpy() for y in (outputs if isinstance(outputs, (tuple, list)) else [outputs])]
+
+
+def difference(got: list[np.ndarray[Any, Any]], want: list[np.ndarray[Any, Any]]) -> float:
+    """max |got - want| / max |want|, over all outputs."""
+    return max(float(np.abs(g - w).max() / np.abs(w).max()) for g, w in zip(got, want, strict=True))
+
+
+def story(found: dict[str, Any]) -> str:
+    best = best_peer(found)
+    beside = f" (best peer {best})" if best is not None else ""
+    return f"{found['given']} -> {found['bnfold']['left']}{beside}, error {found['bnfold']['error']:.1e}"
+
+
+def best_peer(found: dict[str, Any]) -> int | None:
+    left = [peer["left"] for peer in found["peers"].values() if "left" in peer]
+    return min(left, default=None)
+
+
+def faithful(found: dict[str, Any]) -> bool:
+    """Is the error below 1e-5, or not above twice the unfolded model's own?"""
+    ours = found["bnfold"]
+    if ours["error"] <= EXACT:
+        return True
+    errors = ours["error_of_float32"]
+    return bool(errors["folded"] <= 2 * errors["unfolded"])
+
+
+def summarize() -> None:
+    """Every network's numbers in one file, with the totals."""
+    rows = {}
+    totals = {kind: collections.Counter[str]() for kind in KINDS}
+    for name in NAMES:
+        path = RESULTS / f"{name}.json"
+        if not path.exists():
+            continue
+        result = json.loads(path.read_text())
+        rows[name] = {"batch_norms": result["batch_norms"]}
+        for kind in KINDS:
+            found = result[kind]
+            left = {"given": found["given"], "bnfold": found["bnfold"]["left"]}
+            left |= {tool: peer.get("left") for tool, peer in found["peers"].items()}
+            rows[name][kind] = {"left": left, "error": found["bnfold"]["error"], "faithful": faithful(found)}
+            # A peer that failed on a file left that file as it was.
+            totals[kind].update({tool: found["given"] if n is None else n for tool, n in left.items()})
+    summary = {"totals": {kind: dict(total) for kind, total in totals.items()}, "networks": rows}
+    SUMMARY.write_text(json.dumps(summary, indent=1) + "\n")
+
+
+def table(results: dict[str, dict[str, Any]]) -> Table:
+    """Both exports of every network: what was there, and what each tool leaves."""
+    view = Table(title="left of the batch norms (raw export / default export)", title_justify="left")
+    for heading in ("network", "there", "bnfold", *PEERS, "error", ""):
+        side = "left" if heading in ("network", "") else "right"
+        view.add_column(heading.removesuffix("_all"), justify=side)  # type: ignore[arg-type]
+    for name, result in results.items():
+        both = [result[kind] for kind in KINDS]
+        cells = [[str(found["peers"].get(tool, {}).get("left", "-")) for found in both] for tool in PEERS]
+        error = max(found["bnfold"]["error"] for found in both)
+        marks = [] if all(map(faithful, both)) else ["WRONG"]
+        if any((best := best_peer(found)) is not None and found["bnfold"]["left"] > best for found in both):
+            marks.append("ABOVE")
+        view.add_row(
+            name,
+            " / ".join(str(found["given"]) for found in both),
+            " / ".join(str(found["bnfold"]["left"]) for found in both),
+            *(" / ".join(pair) for pair in cells),
+            f"{error:.1e}",
+            " ".join(marks),
+        )
+    return view
+
+
+if __name__ == "__main__":
+    main()
