@@ -1,7 +1,7 @@
 """Load, fold and save: how long it takes, what it holds in memory, what is left. Started by tools/bench_fold.
 
-Every number of one model is measured in the same run, tool by tool, each in processes of its own. The table is
-what was measured now; bench/results/fold.json keeps the latest of each model, with its machine and versions.
+Every number of one model is measured in the same run, tool by tool, each in processes of its own. The table
+shows this run; bench/results/fold.json keeps the latest of each model, with its machine and versions.
 """
 
 from __future__ import annotations

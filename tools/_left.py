@@ -56,8 +56,12 @@ def inspect(path: Path) -> tuple[int, frozenset[PerChannel]]:
     )(model)
     onnx_ir.passes.common.RemoveUnusedNodesPass()(model)
     batch_norms, nodes = 0, []
+    computed: set[Any] = set()  # constants that are too large to have been computed above
     for node in model.graph.all_nodes():
-        if node.op_type == "BatchNormalization":
+        values = [value for value in node.inputs if value is not None]
+        if values and all(value in computed or value.const_value is not None for value in values):
+            computed.update(node.outputs)
+        elif node.op_type == "BatchNormalization":
             batch_norms += 1
         elif node.domain in ("", "ai.onnx"):
             digest = _per_channel(node)

@@ -1,8 +1,8 @@
 """What bnfold and its peers leave of the batch norms of timm's networks. Started by tools/zoo; takes hours.
 
-Each network is exported twice (torch's raw graph, and what its exporter makes of it by default), with batch norms
-randomized, and every tool folds both files. One network is one process and one file in bench/results/zoo/: an
-interrupted sweep goes on where it stopped. bench/results/zoo.json sums them up.
+Each network is exported twice (torch's raw graph, and what its exporter makes of it by default), with batch
+norms randomized, and every tool folds both files. One network is one process and one file in
+bench/results/zoo/: an interrupted sweep goes on where it stopped. bench/results/zoo.json sums them up.
 """
 
 from __future__ import annotations

@@ -35,15 +35,17 @@ def split(spread: Spread, node: Node, slot: int, f: Array) -> None:
             spread.want(output, _part(f, axis, offset, size), node)
             offset += size
         return
-    spread.want(
-        node.at(0), _whole(f, axis, sum(sizes[: -1 - slot]), sizes[-1 - slot], sum(sizes)), node, True
-    )
+    if _along_places(f, axis):
+        spread.want(node.at(0), f, node)
+        return
+    whole = _whole(f, axis, sum(sizes[: -1 - slot]), sizes[-1 - slot], sum(sizes))
+    spread.want(node.at(0), whole, node, True)
 
 
 def concat(spread: Spread, node: Node, slot: int, f: Array) -> None:
     role: Concat = node.role  # type: ignore[assignment]
     axis, sizes = role.axis, role.sizes
-    if None in sizes:
+    if None in sizes or (slot >= 0 and _along_places(f, axis)):
         even = flat(spread, node, f, (axis,))
         for index in range(len(sizes)):
             spread.want(node.at(index), even, node)
@@ -59,6 +61,11 @@ def concat(spread: Spread, node: Node, slot: int, f: Array) -> None:
         if size:
             spread.want(node.at(index), _part(f, axis, offset, size), node)
             offset += size
+
+
+def _along_places(f: Array, axis: int) -> bool:
+    """The parts lie beside each other in space, not in channels: what changes one changes all of them."""
+    return bool(f.shape[axis] == 1 and (f.size > 1 or axis > 1))
 
 
 def _part(f: Array, axis: int, offset: int, size: int) -> Array:

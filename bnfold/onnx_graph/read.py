@@ -9,6 +9,7 @@ from bnfold.onnx_graph.constants import constant_of
 from bnfold.onnx_graph.evaluate import EVALUATE
 from bnfold.onnx_graph.files import Loaded
 from bnfold.onnx_graph.operators import BLIND, role_of
+from bnfold.onnx_graph.sequences import is_only_indexed, slice_from
 from bnfold.onnx_graph.scopes import build, without_gc
 from bnfold.onnx_graph.shapes import infer
 from bnfold.onnx_graph.site import BIGGEST_OPERAND, FLOATS, Model, Scope, Site, Value
@@ -57,13 +58,21 @@ class _Reader:
             first = outputs[0] if outputs else None
             if first is not None and constant_of(first) is not None:
                 return  # it is no part of the flow
-        role = self.role(site)
+        values = site.values
+        if site.op == "SplitToSequence" and is_only_indexed(site):
+            return
+        part = slice_from(site) if site.op == "SequenceAt" else None
+        role: Role
+        if part is not None and is_only_indexed(part[0]):
+            values, role = part[0].values[:1], part[1]
+        else:
+            role = self.role(site)
         node = Node(site.name, site.op, role, [], [], site)
         inputs = node.inputs
         blind = site.op in _BLIND_OPS
         joins = isinstance(role, _JOINS)
         x = getattr(role, "x", 0)
-        for slot, value in enumerate(site.values):
+        for slot, value in enumerate(values):
             if value is None or (blind and (site.op, slot) in BLIND):
                 inputs.append(None)
                 continue

@@ -59,6 +59,7 @@ def build(loaded: Loaded, shared: str) -> tuple[Model, list[Scope]]:
         value = root.values.get(name)
         if value is not None and value.init is None:
             value.fixed = value.fixed or "used by training_info"
+            value.is_output = True  # as much as one: the name must stay
     scopes = [root]
     for key in _callers_first(functions):
         function = functions[key]
@@ -113,6 +114,7 @@ def _callers_first(functions: dict[tuple[str, str, str], onnx.FunctionProto]) ->
 
 def _fill(scope: Scope) -> list[tuple[Site, int, str]]:
     """Declare all values of a scope and of the bodies in it; returns the reads that it could not resolve."""
+    scope.model.scopes.append(scope)
     function = isinstance(scope.proto, onnx.FunctionProto)
     kind = "function" if function else "body" if scope.parent is not None else "graph"
     _inputs(scope, kind, function)

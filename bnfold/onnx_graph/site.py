@@ -36,6 +36,7 @@ class Model:
     functions: frozenset[tuple[str, str, str]] = frozenset()  # domain, name, overload
     locks: bool = False  # a constant may be locked
     names: set[str] = field(default_factory=set)  # of nodes, as the ledger tells them
+    scopes: list[Scope] = field(default_factory=list)  # all of them, bodies included
     computed: int = 0  # bytes of constants that were computed to see whether they are any
 
 

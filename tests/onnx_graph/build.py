@@ -52,7 +52,14 @@ class Build:
         signs: Signs = "mixed",
         parent: Build | None = None,
     ) -> None:
-        self.opset, self.ir, self.dtype, self.how, self.signs, self.parent = opset, ir, dtype, how, signs, parent
+        self.opset, self.ir, self.dtype, self.how, self.signs, self.parent = (
+            opset,
+            ir,
+            dtype,
+            how,
+            signs,
+            parent,
+        )
         self.rng = np.random.default_rng(seed) if parent is None else parent.rng
         self.nodes: list[onnx.NodeProto] = []
         self.inputs: list[onnx.ValueInfoProto] = []
@@ -103,9 +110,15 @@ class Build:
 
     def expose(self, *names: str) -> None:
         """Make initializers inputs too (from IR 4 on the caller may then override them)."""
-        self.inputs += [helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in self.initializers if t.name in names]
+        self.inputs += [
+            helper.make_tensor_value_info(t.name, t.data_type, t.dims)
+            for t in self.initializers
+            if t.name in names
+        ]
 
-    def const(self, value: Any, name: str = "c", how: str | Maker | None = None, dtype: str | None = None) -> str:
+    def const(
+        self, value: Any, name: str = "c", how: str | Maker | None = None, dtype: str | None = None
+    ) -> str:
         """A constant: floats in the builder's type unless `dtype` says otherwise, integers as they are."""
         array = np.asarray(value)
         if dtype is not None or array.dtype.kind == "f":
@@ -115,7 +128,9 @@ class Build:
             return how(self, name, array)
         if how == "constant":
             tensor = numpy_helper.from_array(array, f"{name}_value")
-            return self._typed(self.op("Constant", name=self.fresh(f"{name}_constant"), out=name, value=tensor), array)
+            return self._typed(
+                self.op("Constant", name=self.fresh(f"{name}_constant"), out=name, value=tensor), array
+            )
         name = self.fresh(name)
         self.initializers.append(numpy_helper.from_array(array, name))
         return self._typed(name, array)
@@ -124,7 +139,9 @@ class Build:
         return self.const(np.asarray(values, np.int64), name, how="initializer")
 
     def _typed(self, name: str, array: Array) -> str:
-        self.types[name] = helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+        self.types[name] = helper.make_tensor_type_proto(
+            helper.np_dtype_to_tensor_dtype(array.dtype), array.shape
+        )
         if array.size < 1000:
             self.values[name] = array
         return name
@@ -132,7 +149,13 @@ class Build:
     # nodes
 
     def op(
-        self, kind: str, *inputs: str, name: str | None = None, out: str | None = None, domain: str = "", **attrs: Any
+        self,
+        kind: str,
+        *inputs: str,
+        name: str | None = None,
+        out: str | None = None,
+        domain: str = "",
+        **attrs: Any,
     ) -> str:
         """Add a node with one output, and return its name."""
         return self.ops(kind, *inputs, count=1, name=name, out=out, domain=domain, **attrs)[0]
@@ -165,7 +188,9 @@ class Build:
             return
         schema = onnx.defs.get_schema(node.op_type, self.opset)
         types = {name: self.type_of(name) for name in node.input if name}
-        data = {name: numpy_helper.from_array(v) for name in node.input if (v := self.value(name)) is not None}
+        data = {
+            name: numpy_helper.from_array(v) for name in node.input if (v := self.value(name)) is not None
+        }
         opsets = [helper.make_opsetid("", self.opset)]
         known = onnx.shape_inference.infer_node_outputs(schema, node, types, data, opset_imports=opsets)
         if node.op_type == "GroupNormalization":  # a function, of which this says nothing
@@ -179,7 +204,9 @@ class Build:
 
     # layers
 
-    def weight(self, shape: Sequence[int], fan: int, name: str = "weight", how: str | Maker | None = None) -> str:
+    def weight(
+        self, shape: Sequence[int], fan: int, name: str = "weight", how: str | Maker | None = None
+    ) -> str:
         return self.const(self.normal(shape) / math.sqrt(fan), name, how)
 
     def normal(self, shape: Sequence[int], size: float = 1.0) -> Array:
@@ -201,7 +228,9 @@ class Build:
         """A convolution with kernels k, k x k, ... ; `w` uses a weight that is there."""
         name = name or self.fresh("conv")
         inputs, dims = self.channels(x), len(self.shape(x)) - 2
-        w = w or self.weight((outputs, inputs // group, *(k,) * dims), inputs // group * k**dims, f"{name}_weight")
+        w = w or self.weight(
+            (outputs, inputs // group, *(k,) * dims), inputs // group * k**dims, f"{name}_weight"
+        )
         b = [self.const(self.normal((outputs,), 0.5), f"{name}_bias")] if bias else []
         if pads:
             attrs["pads"] = [pads] * (2 * dims)
@@ -235,7 +264,9 @@ class Build:
         extra = [] if c is None else [self.const(self.normal([int(d or 0) for d in c], 0.5), f"{name}_bias")]
         return self.op("Gemm", x, self.weight(shape, inner, f"{name}_weight"), *extra, name=name, **attrs)
 
-    def matmul(self, x: str, outputs: int, *, bias: bool = False, left: bool = False, name: str | None = None) -> str:
+    def matmul(
+        self, x: str, outputs: int, *, bias: bool = False, left: bool = False, name: str | None = None
+    ) -> str:
         """x @ W (or W @ x), with an Add of a bias behind it."""
         name = name or self.fresh("matmul")
         inner = self.channels(x, -2 if left else -1)
@@ -243,7 +274,9 @@ class Build:
         y = self.op("MatMul", *((w, x) if left else (x, w)), name=name)
         if not bias:
             return y
-        return self.op("Add", y, self.const(self.normal((outputs, 1) if left else (outputs,), 0.5), f"{name}_bias"))
+        return self.op(
+            "Add", y, self.const(self.normal((outputs, 1) if left else (outputs,), 0.5), f"{name}_bias")
+        )
 
     def scales(self, count: int, signs: Signs | None = None) -> Array:
         """Scales 0.3 to 3 in size, of the signs asked for."""
@@ -293,7 +326,9 @@ class Build:
         eps = attrs.setdefault("epsilon", 1e-3)
         count = self.channels(x)
         if parameters is None:
-            parameters = self.norm_parameters(count, signs, shift=shift, name=name, eps=eps, scale=scale, how=how)
+            parameters = self.norm_parameters(
+                count, signs, shift=shift, name=name, eps=eps, scale=scale, how=how
+            )
         return self.op("BatchNormalization", x, *parameters, name=name, **attrs)
 
     def mul(self, x: str, signs: Signs | None = None, *, axis: int = 1, name: str | None = None) -> str:

@@ -12,7 +12,9 @@ import onnx
 
 from tests.onnx_graph.build import Build
 
-Body: TypeAlias = "Callable[[Build], str | tuple[str, ...]]"  # adds nodes and returns what shall be graph outputs
+Body: TypeAlias = (
+    "Callable[[Build], str | tuple[str, ...]]"  # adds nodes and returns what shall be graph outputs
+)
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,9 @@ class Patterns(list[Pattern]):
     def add(self, name: str, body: Body, *, builder: dict[str, Any] | None = None, **fields: Any) -> None:
         self.append(Pattern(name, partial(make, name, body, **(builder or {})), **fields))
 
-    def __call__(self, name: str, *, builder: dict[str, Any] | None = None, **fields: Any) -> Callable[[Body], Body]:
+    def __call__(
+        self, name: str, *, builder: dict[str, Any] | None = None, **fields: Any
+    ) -> Callable[[Body], Body]:
         def register(body: Body) -> Body:
             self.add(name, body, builder=builder, **fields)
             return body

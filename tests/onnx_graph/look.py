@@ -16,7 +16,12 @@ Array: TypeAlias = np.ndarray[Any, Any]
 
 LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum")
 AFFINE = ("Add", "Sub", "Mul", "Div")
-FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16}
+FLOATS = {
+    onnx.TensorProto.FLOAT,
+    onnx.TensorProto.FLOAT16,
+    onnx.TensorProto.DOUBLE,
+    onnx.TensorProto.BFLOAT16,
+}
 SIZES = {"N": 2, "H": 9, "W": 11, "L": 13}  # what named sizes are in a run
 
 
@@ -43,7 +48,9 @@ def constants(graph: Any, outside: frozenset[str]) -> frozenset[str]:
         inputs = [name for name in node.input if name]
         if node.op_type == "CastLike":
             inputs = inputs[:1]
-        if all(name in found for name in inputs) and not any(a.type == onnx.AttributeProto.GRAPH for a in node.attribute):
+        if all(name in found for name in inputs) and not any(
+            a.type == onnx.AttributeProto.GRAPH for a in node.attribute
+        ):
             found.update(node.output)
     return frozenset(found)
 
@@ -59,7 +66,8 @@ def affine_nodes(model: onnx.ModelProto) -> list[str]:
     found = []
     for graph, outside in scopes(known):
         fixed = outside | constants(graph, outside)
-        types = {v.name: v.type.tensor_type for v in (*getattr(graph, "value_info", ()), *getattr(graph, "output", ()))}
+        values = () if isinstance(graph, onnx.FunctionProto) else (*graph.value_info, *graph.output)
+        types = {value.name: value.type.tensor_type for value in values}
         shapes = {t.name: tuple(t.dims) for t in getattr(graph, "initializer", ())}
         for node in graph.node:
             if node.domain not in ("", "ai.onnx") or all(name in fixed for name in node.input):
@@ -84,7 +92,9 @@ def repeated_names(model: onnx.ModelProto) -> list[str]:
     found = []
     for graph, _ in scopes(model):
         graph_inputs = [getattr(value, "name", value) for value in graph.input]
-        stored = [tensor.name for tensor in getattr(graph, "initializer", ()) if tensor.name not in graph_inputs]
+        stored = [
+            tensor.name for tensor in getattr(graph, "initializer", ()) if tensor.name not in graph_inputs
+        ]
         tensors = [*graph_inputs, *stored, *(name for node in graph.node for name in node.output if name)]
         called = [node.name for node in graph.node if node.name]
         for names in (tensors, called):
@@ -120,7 +130,9 @@ def run(model: onnx.ModelProto, feed: dict[str, Array], evaluator: str = "onnxru
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
     return [np.asarray(output) for output in session.run(None, feed)]
 
 

@@ -56,7 +56,12 @@ DECONVS: dict[str, dict[str, Any]] = {
     "depthwise": {"outputs": 6, "group": 6},
     "depthwise, two inputs a group": {"outputs": 3, "group": 3},
     "depthwise, two outputs a group": {"outputs": 12, "group": 6},
-    "with pads and output_padding": {"outputs": 6, "group": 3, "pads": [1, 1, 1, 1], "output_padding": [1, 1]},
+    "with pads and output_padding": {
+        "outputs": 6,
+        "group": 3,
+        "pads": [1, 1, 1, 1],
+        "output_padding": [1, 1],
+    },
 }
 
 
@@ -175,7 +180,11 @@ def _matmul_reshape(g: Build) -> str:
     return g.op("Reshape", g.bn(y), g.ints(2, 7, 8))
 
 
-@BACK("MatMul 3-D of named sizes -> Reshape -> bn", left=1, note="as LeViT is exported; an Add stands in for the bias")
+@BACK(
+    "MatMul 3-D of named sizes -> Reshape -> bn",
+    left=1,
+    note="as LeViT is exported; an Add stands in for the bias",
+)
 def _matmul_reshape_named(g: Build) -> str:
     y = g.op("Reshape", g.matmul(g.input("x", ("N", 7, 6)), 9), g.ints(-1, 9))
     return g.op("Reshape", g.bn(y), g.ints(-1, 7, 9))
@@ -203,7 +212,9 @@ def _shared_weight(g: Build) -> tuple[str, ...]:
 @BACK("one weight, a conv with batch norm and a conv without")
 def _shared_weight_once(g: Build) -> tuple[str, ...]:
     w = g.weight((7, 6, 3, 3), 54)
-    return g.bn(g.conv(image(g, name="x0"), 7, w=w, bias=False)), g.conv(image(g, name="x1"), 7, w=w, bias=False)
+    return g.bn(g.conv(image(g, name="x0"), 7, w=w, bias=False)), g.conv(
+        image(g, name="x1"), 7, w=w, bias=False
+    )
 
 
 @BACK("one bias, two convs, two batch norms")
@@ -240,7 +251,9 @@ def _shared_with_stay(g: Build) -> tuple[str, ...]:
 @BACK("one value as scale of the batch norm and bias of the conv")
 def _two_roles(g: Build) -> str:
     scale, bias, mean, var = g.norm_parameters(7)
-    return g.op("BatchNormalization", g.op("Conv", image(g), g.weight((7, 6, 1, 1), 6), scale), scale, bias, mean, var)
+    return g.op(
+        "BatchNormalization", g.op("Conv", image(g), g.weight((7, 6, 1, 1), 6), scale), scale, bias, mean, var
+    )
 
 
 # runs of affine nodes
@@ -320,7 +333,9 @@ def _written_computed(g: Build) -> str:
     var, mean = g.const(g.rng.uniform(0.3, 3, (7, 1, 1)), "var"), g.const(g.normal((7, 1, 1)), "mean")
     std = g.op("Sqrt", g.op("Add", var, g.const(1e-3, "eps")))
     centred = g.op("Div", g.op("Sub", y, mean), std)
-    return g.op("Add", g.op("Mul", centred, g.const(g.scales(7).reshape(7, 1, 1), "gamma")), g.const(0.3, "beta"))
+    return g.op(
+        "Add", g.op("Mul", centred, g.const(g.scales(7).reshape(7, 1, 1), "gamma")), g.const(0.3, "beta")
+    )
 
 
 @BACK("written out behind a transpose, along the last axis")

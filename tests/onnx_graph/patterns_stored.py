@@ -25,7 +25,12 @@ def _quantized(
 
 
 def _dequantize(
-    g: Build, signs: Any = "positive", low: int = -127, zero: bool = False, dtype: str = "int8", per_channel: bool = True
+    g: Build,
+    signs: Any = "positive",
+    low: int = -127,
+    zero: bool = False,
+    dtype: str = "int8",
+    per_channel: bool = True,
 ) -> str:
     top = 255 if dtype == "uint8" else 127
     values = g.rng.integers(low, top + 1, (7, 6, 3, 3))
@@ -89,7 +94,9 @@ STORED.add("Constant nodes", _plain, builder={"how": "constant"})
 def _constant_attributes(g: Build) -> str:
     names = ["value_floats"] * 4
     values = [g.scales(7), g.normal((7,)), g.normal((7,)), g.rng.uniform(0.3, 3, 7)]
-    parts = [g.op("Constant", **{n: [float(np.float32(e)) for e in v]}) for n, v in zip(names, values, strict=True)]
+    parts = [
+        g.op("Constant", **{n: [float(np.float32(e)) for e in v]}) for n, v in zip(names, values, strict=True)
+    ]
     return g.op("BatchNormalization", g.conv(image(g), 7, k=3), *parts)
 
 
@@ -98,7 +105,9 @@ def _identity(g: Build, name: str, array: Array) -> str:
 
 
 def _reshaped(g: Build, name: str, array: Array) -> str:
-    return g.op("Reshape", g.const(array.reshape(-1), f"{name}_flat", "initializer"), g.ints(*array.shape), out=name)
+    return g.op(
+        "Reshape", g.const(array.reshape(-1), f"{name}_flat", "initializer"), g.ints(*array.shape), out=name
+    )
 
 
 def _transposed(g: Build, name: str, array: Array) -> str:
@@ -150,7 +159,14 @@ def _constant_of_shape(g: Build) -> str:
         return g.op("ConstantOfShape", g.ints(7), value=filled)
 
     y = g.op("Conv", image(g), g.weight((7, 6, 3, 3), 54), fill(0.25))
-    return g.op("BatchNormalization", y, g.const(g.scales(7), "scale"), fill(0.5), g.op("ConstantOfShape", g.ints(7)), fill(1.5))
+    return g.op(
+        "BatchNormalization",
+        y,
+        g.const(g.scales(7), "scale"),
+        fill(0.5),
+        g.op("ConstantOfShape", g.ints(7)),
+        fill(1.5),
+    )
 
 
 def _expanded_bias(g: Build, outputs: int, x: str) -> str:
@@ -162,7 +178,9 @@ def _expanded_bias(g: Build, outputs: int, x: str) -> str:
 @STORED("raw torch: the bias is Expand(CastLike(0, x), shape)")
 def _raw_torch(g: Build) -> str:
     x = image(g)
-    return g.bn(g.op("Conv", x, g.weight((8, 3, 3, 3), 27), _expanded_bias(g, 8, x), group=2, pads=[1, 1, 1, 1]))
+    return g.bn(
+        g.op("Conv", x, g.weight((8, 3, 3, 3), 27), _expanded_bias(g, 8, x), group=2, pads=[1, 1, 1, 1])
+    )
 
 
 @STORED("raw torch: a chain of convs, the bias cast like each one's input")
@@ -225,7 +243,9 @@ def _loop(g: Build) -> str:
     state = body.input("state", (2, 6, 9, 11))
     y = body.op("Tanh", body.bn(body.conv(state, 6, k=3, pads=1)))
     body.output(body.op("Identity", "go_on"), body.op("Add", y, state))
-    return g.op("Loop", g.const(np.array(3), "steps"), g.const(np.array(True), "go"), x, body=body.graph("body"))
+    return g.op(
+        "Loop", g.const(np.array(3), "steps"), g.const(np.array(True), "go"), x, body=body.graph("body")
+    )
 
 
 @STORED("inside a function, weights in Constant nodes")
@@ -310,7 +330,9 @@ for _dtype, _opset, _evaluator, _tolerance in (
 ):
     _options = {"dtype": _dtype, "opset": _opset}
     STORED.add(_dtype, _typed, builder=_options, evaluator=_evaluator, tolerance=_tolerance)
-STORED.add("float16 Gemm", lambda g: g.bn(g.gemm(rows(g), 7, c=(7,))), builder={"dtype": "float16"}, tolerance=5e-3)
+STORED.add(
+    "float16 Gemm", lambda g: g.bn(g.gemm(rows(g), 7, c=(7,))), builder={"dtype": "float16"}, tolerance=5e-3
+)
 
 
 # what is known of shapes
@@ -347,4 +369,3 @@ def _collisions(g: Build) -> str:
 def _output_used(g: Build) -> tuple[str, ...]:
     y = g.bn(g.conv(image(g), 7, k=3))
     return y, g.op("Relu", y)
-

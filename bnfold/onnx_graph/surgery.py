@@ -1,0 +1,296 @@
+"""Changes to a model that keep every name right: bypass, rename, replace a constant, add and remove nodes.
+
+Lists of the file are not touched until `finish`: until then `Site` and `Value` say what is still there. Everything that
+no call names stays where it is, field for field.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import onnx
+
+from bnfold.fold.graph import Array
+from bnfold.onnx_graph.constants import stored_in
+from bnfold.onnx_graph.site import DTYPES, Model, Scope, Site, Value, dtype_of
+
+__all__ = ["Surgery"]
+
+_CODES = {name: code for code, name in DTYPES.items()}
+
+
+class _List:
+    """What happens to one list of a graph: entries that go, and new ones with the entry that they follow."""
+
+    def __init__(self) -> None:
+        self.gone: dict[int, Any] = {}  # by id(); the entries are held, so that no other object gets their id
+        self.added: list[tuple[Any, Any, float]] = []  # entry, anchor, and a step behind (or before) it
+
+    def finish(self, field: Any) -> None:
+        """Bring the list into its new order. Sorting moves pointers, where a new list would copy all entries."""
+        entries = field[:]
+        places = {id(entry): place for place, entry in enumerate(entries)}
+        last = len(entries)
+        rank: dict[int, float] = dict(places)
+        for entry, anchor, step in self.added:
+            rank[id(entry)] = places.get(id(anchor), last) + step
+        for key in self.gone:
+            rank[key] = 2 * last
+        if self.gone or self.added:
+            field.sort(key=lambda entry: rank[id(entry)])
+        if self.gone:
+            del field[last - len(self.gone) :]
+
+
+class Surgery:
+    """One set of changes to a model that was read."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.nodes: dict[Scope, _List] = defaultdict(_List)
+        self.initializers: dict[Scope, _List] = defaultdict(_List)
+        self.stale: dict[Scope, set[str]] = defaultdict(set)  # names whose value_info is wrong now
+        self.orphans: list[Value] = []
+        self.taken: set[str] = set()
+        self._noted: dict[Scope, set[str]] = {}
+        self.listed_inputs = model.loaded.proto.ir_version < 4  # initializers are graph inputs as well
+
+    # who reads what
+
+    def uses(self, value: Value) -> Iterator[tuple[Site, int]]:
+        """The reads that still happen."""
+        return ((site, slot) for site, slot in value.uses if site.alive and site.values[slot] is value)
+
+    def connect(self, site: Site, slot: int, value: Value | None) -> None:
+        """Let an input read another value; the proto follows."""
+        node, values = site.node, site.values
+        while len(values) <= slot:
+            values.append(None)
+            node.input.append("")
+        old = values[slot]
+        values[slot] = value
+        if value is not None:
+            node.input[slot] = value.name
+            value.uses.append((site, slot))
+            value.count += 1
+        else:
+            node.input[slot] = ""
+        if old is not None:
+            self._release(old)
+
+    def _release(self, value: Value) -> None:
+        value.count -= 1
+        if value.count <= 0:
+            self.orphans.append(value)
+
+    def kill(self, site: Site) -> None:
+        """Remove a node. Its outputs must have no readers left."""
+        site.alive = False
+        scope = site.scope
+        self.nodes[scope].gone[id(site.node)] = site.node
+        for value in site.values:
+            if value is not None:
+                self._release(value)
+        for value in site.outputs:
+            if value is not None and scope.values.get(value.name) is value:
+                self.stale[scope].add(value.name)
+                del scope.values[value.name]
+
+    def bypass(self, site: Site, slot: int) -> None:
+        """Let the readers of a node's output read its input instead, and remove it.
+
+        A name that must stay (a graph output's, one that a body captures) is taken over by the input. Where the input
+        has such a name too, the node becomes an Identity.
+        """
+        x, y = site.values[slot], site.outputs[0]
+        assert x is not None and y is not None
+        readers = list(self.uses(y))
+        outside = any(reader.scope is not y.scope for reader, _ in readers)
+        if y.is_output or outside:
+            if x.site is not None and x.scope is y.scope and not x.is_output:
+                self._take_over(x, y)
+            elif y.is_output or any(reader.scope.find(x.name) is not x for reader, _ in readers):
+                self._make_identity(site, x)
+                return
+        name = x.name
+        for reader, place in readers:
+            reader.values[place] = x
+            if y.name != name:
+                reader.node.input[place] = name
+        x.uses += readers
+        x.count += len(readers)
+        y.count = 0
+        self.kill(site)
+
+    def _take_over(self, x: Value, y: Value) -> None:
+        """x gets the name of y, which ceases to be."""
+        scope, producer = x.scope, x.site
+        assert producer is not None
+        self.stale[scope].add(x.name)
+        del scope.values[x.name]
+        scope.values[y.name] = x
+        x.name, x.is_output = y.name, y.is_output
+        producer.node.output[x.slot] = y.name
+        for reader, slot in self.uses(x):
+            reader.node.input[slot] = y.name
+
+    def _make_identity(self, site: Site, x: Value) -> None:
+        node = site.node
+        del node.attribute[:]
+        node.op_type = site.op = "Identity"
+        node.domain = ""
+        del node.input[:], node.output[1:]
+        node.input.append(x.name)
+        old, site.values = site.values, [x]
+        x.uses.append((site, 0))
+        for value in old:
+            if value is not None and value is not x:
+                self._release(value)
+        x.count -= sum(value is x for value in old) - 1
+
+    # constants
+
+    def name(self, wish: str) -> str:
+        """A name that nothing in the model has yet."""
+        if not self.taken:
+            for scope in self.model.scopes:
+                self.taken.update(scope.values)
+        name, number = wish, 1
+        while name in self.taken:
+            number += 1
+            name = f"{wish}_{number}"
+        self.taken.add(name)
+        return name
+
+    def replaceable(self, value: Value) -> onnx.TensorProto | None:
+        """The stored tensor, if all its readers may see another value in it."""
+        if value.is_output or value.overridable or (value.name in self.model.bound and value.scope.parent is None):
+            return None
+        return stored_in(value)
+
+    def replace(self, value: Value, array: Array) -> None:
+        """Store another value under the same name, for all readers."""
+        tensor = stored_in(value)
+        assert tensor is not None
+        if array.shape != value.shape or array.dtype.name != dtype_of(value):
+            self.stale[value.scope].add(value.name)
+            value.shape = array.shape
+            if self.listed_inputs:
+                for info in self.model.loaded.proto.graph.input if value.scope.parent is None else ():
+                    if info.name == value.name:
+                        _describe(info, array)
+        self.model.loaded.set_array(tensor, array)
+
+    def constant(self, wish: str, array: Array, scope: Scope, after: Any = None, before: Site | None = None) -> Value:
+        """A new stored value: an initializer behind that of `after`, or in a function a Constant node.
+
+        `after`: the Value that it replaces for some of its readers. `before`: the node that reads it.
+        """
+        name = self.name(wish)
+        value = Value(name, scope)
+        value.shape, value.dtype = array.shape, array.dtype.name
+        scope.values[name] = value
+        loaded = self.model.loaded
+        if isinstance(scope.proto, onnx.FunctionProto):
+            node = scope.proto.node.add(op_type="Constant", name=name)
+            node.output.append(name)
+            attribute = node.attribute.add(name="value", type=onnx.AttributeProto.TENSOR)
+            loaded.set_array(attribute.t, array)
+            value.site, value.slot = Site(node, "Constant", scope), 0
+            value.site.outputs.append(value)
+            anchor = before.node if before is not None else after.site.node if after.site is not None else None
+            self.nodes[scope].added.append((node, anchor, -0.5 if before is not None else 0.25))
+            return value
+        tensor = scope.proto.initializer.add()
+        tensor.name = name
+        loaded.set_array(tensor, array)
+        value.init = tensor
+        self.initializers[scope].added.append((tensor, after.init if after is not None else None, 0.5))
+        if self.listed_inputs and scope.parent is None:
+            _describe(scope.proto.input.add(name=name), array)
+        return value
+
+    def node(self, op: str, name: str, inputs: list[Value | None], output: str, after: Site) -> Site:
+        """A new node of the default domain behind another one; the caller gives it attributes."""
+        scope = after.scope
+        node = scope.proto.node.add(op_type=op, name=name)
+        node.output.append(output)
+        site = Site(node, op, scope)
+        site.name = name
+        for slot, value in enumerate(inputs):
+            self.connect(site, slot, value)
+        self.nodes[scope].added.append((node, after.node, 0.5))
+        return site
+
+    # the end
+
+    def finish(self) -> None:
+        """Remove what the changes have orphaned, and bring the file's lists up to date."""
+        self.sweep()
+        for scope, entries in self.nodes.items():
+            entries.finish(scope.proto.node)
+        for scope, entries in self.initializers.items():
+            entries.finish(scope.proto.initializer)
+        for scope, names in self.stale.items():
+            _drop(scope.proto.value_info, names, "name")
+            if not isinstance(scope.proto, onnx.FunctionProto):
+                gone = {name for name in names if name not in scope.values}
+                _drop(scope.proto.quantization_annotation, gone, "tensor_name")
+                if self.listed_inputs and scope.parent is None:
+                    _drop(scope.proto.input, gone, "name")
+
+    def sweep(self) -> None:
+        """Remove constants whose last reader has gone, and the nodes that computed them."""
+        while self.orphans:
+            value = self.orphans.pop()
+            scope = value.scope
+            if value.count > 0 or value.is_output or scope.values.get(value.name) is not value:
+                continue
+            if value.init is not None:
+                self._remove(value)
+            elif value.constant is not None and value.site is not None and value.site.alive:
+                site = value.site
+                if not any(other is not None and (other.count > 0 or other.is_output) for other in site.outputs):
+                    self.kill(site)
+
+    def _remove(self, value: Value) -> None:
+        """An initializer goes, unless somebody else knows it."""
+        scope = value.scope
+        if value.overridable or value.name in self.noted(scope):
+            return
+        self.initializers[scope].gone[id(value.init)] = value.init
+        self.stale[scope].add(value.name)
+        del scope.values[value.name]
+
+    def noted(self, scope: Scope) -> set[str]:
+        """Names that the file mentions beside the nodes."""
+        names = self._noted.get(scope)
+        if names is None:
+            names = set(self.model.bound) if scope.parent is None else set()
+            for entry in scope.proto.quantization_annotation:
+                names.update(pair.value for pair in entry.quant_parameter_tensor_names)
+            self._noted[scope] = names
+        return names
+
+
+def _drop(field: Any, names: set[str], key: str) -> None:
+    """Remove the entries that describe one of the names."""
+    if not names or not len(field):
+        return
+    entries = field[:]
+    gone = {id(entry) for entry in entries if getattr(entry, key) in names}  # `entries` holds them
+    if gone:
+        field.sort(key=lambda entry: id(entry) in gone)  # stable
+        del field[len(entries) - len(gone) :]
+
+
+def _describe(info: onnx.ValueInfoProto, array: Array) -> None:
+    tensor = info.type.tensor_type
+    tensor.elem_type = _CODES[array.dtype.name]
+    del tensor.shape.dim[:]
+    tensor.shape.SetInParent()
+    for size in np.shape(array):
+        tensor.shape.dim.add(dim_value=size)

@@ -1,0 +1,241 @@
+"""From a plan's edits to the edited model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+
+from bnfold.errors import UsageError
+from bnfold.fold.graph import AddBias, Array, Bypass, Edit, Graph, Linear, Node, Rescale, Retype, SetValue
+from bnfold.onnx_graph.evaluate import numpy_dtype
+from bnfold.onnx_graph.files import Loaded
+from bnfold.onnx_graph.requantize import rescaled
+from bnfold.onnx_graph.scopes import without_gc
+from bnfold.onnx_graph.site import FLOATS, Site, Value
+from bnfold.onnx_graph.surgery import Surgery
+
+__all__ = ["apply"]
+
+BIAS_SLOT = 2  # of Conv, ConvTranspose and Gemm
+Wish = tuple[Site, int, Array]
+
+
+def apply(loaded: Loaded, graph: Graph, edits: Sequence[Edit]) -> None:
+    """Edit a model in place.
+
+    All that the edits do not name stays field for field as it is; what they leave without a reader is removed.
+
+    Args:
+        loaded: the model that `read` made `graph` of.
+        graph: what the solver saw. It describes the model no longer afterwards.
+        edits: those of one plan.
+
+    Raises:
+        UsageError: a stored value would have to be duplicated, and `read` was told that this is an error.
+    """
+    if not edits:
+        return
+    with without_gc():
+        writer = _Writer(edits)
+        assert writer.surgery.model.loaded is loaded, "the graph was read from another model"
+        writer.apply(edits)
+        writer.surgery.finish()
+
+
+class _Writer:
+    def __init__(self, edits: Sequence[Edit]) -> None:
+        self.surgery = Surgery(_site(edits[0].node).scope.model)
+        self.wishes: dict[Value, list[Wish]] = {}
+
+    def apply(self, edits: Sequence[Edit]) -> None:
+        scales: list[Rescale] = []
+        for edit in edits:
+            if isinstance(edit, SetValue):
+                self.set_value(edit)
+            elif isinstance(edit, Bypass):
+                self.surgery.bypass(_site(edit.node), edit.node.role.x)  # type: ignore[attr-defined]
+            elif isinstance(edit, AddBias):
+                self.add_bias(edit.node, edit.value)
+            elif isinstance(edit, Retype):
+                site = _site(edit.node)
+                site.node.op_type = site.op = edit.op
+            else:
+                scales.append(edit)
+        self.rescale(scales)
+        # a constant that is computed is replaced first: the nodes that compute it, and read stored ones, may go
+        stored: list[Value] = []
+        for value, wishes in self.wishes.items():
+            if self.surgery.replaceable(value) is None:
+                self.replace(value, wishes)
+            else:
+                stored.append(value)
+        self.surgery.sweep()
+        for value in stored:
+            self.replace(value, self.wishes[value])
+
+    def set_value(self, edit: SetValue) -> None:
+        site, key = _site(edit.node), edit.key
+        if isinstance(key, str):
+            _set_attribute(site.node, key, float(np.asarray(edit.value).reshape(-1)[0]))
+            return
+        value = site.values[key] if key < len(site.values) else None
+        array = np.asarray(edit.value)
+        if edit.old is None:
+            array = _in_type(array, site, key)
+        if value is None:
+            self.give(site, key, array, f"{site.name}_{key}")
+        else:
+            self.wishes.setdefault(value, []).append((site, key, array))
+
+    def give(self, site: Site, slot: int, array: Array, wish: str) -> None:
+        """An input that was left out."""
+        value = self.surgery.constant(wish, array, site.scope, before=site)
+        self.surgery.connect(site, slot, value)
+
+    def replace(self, value: Value, wishes: list[Wish]) -> None:
+        """In place if all readers wish for the same; else a new constant for each wish."""
+        surgery = self.surgery
+        first = wishes[0][2]
+        if surgery.replaceable(value) is not None:
+            alive = value.count if len(wishes) < value.count else sum(1 for _ in surgery.uses(value))
+            if alive == len(wishes) and all(_equal(first, array) for _, _, array in wishes[1:]):
+                surgery.replace(value, first)
+                return
+            if surgery.model.shared == "error":
+                names = ", ".join(dict.fromkeys(site.name for site, _ in value.uses if site.alive))
+                raise UsageError(
+                    f"the stored value {value.name!r} is shared by {names}, which need different ones after the fold; "
+                    "allow the duplicate (shared='duplicate'), or leave what needs it (shared='skip')"
+                )
+        made: list[tuple[Array, Value]] = []
+        for site, slot, array in wishes:
+            twin = next((other for known, other in made if _equal(known, array)), None)
+            if twin is None:
+                twin = surgery.constant(f"{value.name}_bnfold", array, value.scope, after=value)
+                made.append((array, twin))
+            surgery.connect(site, slot, twin)
+
+    def add_bias(self, node: Node, array: Array) -> None:
+        site, role = _site(node), node.role
+        assert isinstance(role, Linear)
+        if site.op == "MatMul":
+            self.bias_of_matmul(node, role, site, array)
+            return
+        if site.op == "Gemm" and site.attr("beta", 1.0) != 1.0:
+            _set_attribute(site.node, "beta", 1.0)
+        weight = site.values[role.weight_slot]
+        assert weight is not None
+        self.give(site, BIAS_SLOT, array, f"{site.node.name or weight.name}_bias")
+
+    def bias_of_matmul(self, node: Node, role: Linear, site: Site, array: Array) -> None:
+        """A plain matrix product becomes a Gemm; any other gets an Add behind it."""
+        surgery, proto, y = self.surgery, site.node, site.outputs[0]
+        assert y is not None
+        rank = len(node.outputs[0].shape or ())
+        wish = f"{proto.name or y.name}_bias"
+        if role.weight_slot == 1 and rank == len(role.weight.shape) == 2 and site.opset >= 7:
+            proto.op_type = site.op = "Gemm"
+            self.give(site, BIAS_SLOT, array, wish)
+            return
+        axis = role.out_axis
+        if site.opset >= 7:
+            array = array.reshape((-1,) + (1,) * (rank - 1 - axis))
+        inner = Value(surgery.name(f"{y.name}_matmul"), site.scope, site, 0)
+        inner.shape, inner.dtype = y.shape, y.dtype
+        site.scope.values[inner.name] = inner
+        site.outputs[0], proto.output[0] = inner, inner.name
+        bias = surgery.constant(wish, array, site.scope, before=site)
+        add = surgery.node("Add", f"{proto.name or y.name}_bias_add", [inner, bias], y.name, site)
+        y.site, y.slot = add, 0
+        add.outputs.append(y)
+        if site.opset < 7:  # before numpy's broadcasting
+            add.node.attribute.add(name="broadcast", i=1, type=onnx.AttributeProto.INT)
+            add.node.attribute.add(name="axis", i=axis, type=onnx.AttributeProto.INT)
+
+    def rescale(self, edits: list[Rescale]) -> None:
+        """New scales behind DequantizeLinear: once where all readers want the same, else for a copy of the node."""
+        groups: dict[Value, list[Rescale]] = {}
+        for edit in edits:
+            assert isinstance(edit.key, int)
+            value = _site(edit.node).values[edit.key]
+            assert value is not None
+            groups.setdefault(value, []).append(edit)
+        for value, group in groups.items():
+            whole = not value.is_output and value.count == len(group)
+            if whole and all(_equal(group[0].factor, edit.factor) for edit in group[1:]):
+                assert value.site is not None
+                self.scale(value.site, group[0].factor)
+                continue
+            for edit in group:
+                self.scale(self.twin(_site(edit.node), edit.key), edit.factor)  # type: ignore[arg-type]
+
+    def twin(self, reader: Site, slot: int) -> Site:
+        """A copy of the node that makes this input, for this reader alone."""
+        value = reader.values[slot]
+        assert value is not None and value.site is not None
+        source, surgery = value.site, self.surgery
+        name = surgery.name(f"{value.name}_bnfold")
+        site = surgery.node(source.op, name, list(source.values), name, source)
+        site.node.attribute.extend(source.node.attribute)
+        site.node.domain = source.node.domain
+        copy = Value(name, value.scope, site, 0)
+        copy.shape, copy.dtype, copy.constant, copy.resolved = value.shape, value.dtype, value.constant, True
+        value.scope.values[name] = copy
+        site.outputs.append(copy)
+        surgery.connect(reader, slot, copy)
+        return site
+
+    def scale(self, site: Site, factor: Array) -> None:
+        """Multiply what a DequantizeLinear, or a Transpose of one, gives."""
+        if site.op == "Transpose":
+            perm = site.attr("perm") or list(range(factor.ndim))[::-1]
+            inner = site.producer(0)
+            assert inner is not None
+            self.scale(inner, np.transpose(factor, np.argsort(perm)))
+            return
+        stored, scale, zero = site.value(0), site.value(1), site.value(2) if site.has(2) else None
+        assert stored is not None and scale is not None
+        axis = site.attr("axis", 1) % max(stored.ndim, 1)
+        new, new_scale, new_zero, new_axis = rescaled(stored, scale, zero, axis, factor)
+        if new_axis != axis or (new_scale.ndim and not scale.ndim and "axis" not in (site.attributes or {})):
+            _set_attribute(site.node, "axis", new_axis)
+        for slot, old, array in ((0, stored, new), (1, scale, new_scale), (2, zero, new_zero)):
+            value = site.values[slot] if slot < len(site.values) else None
+            if array is None or (old is not None and _equal(old, array)):
+                continue
+            if value is None:
+                self.give(site, slot, array, f"{site.name}_zero_point")
+            else:
+                self.wishes.setdefault(value, []).append((site, slot, array))
+
+
+def _site(node: Node) -> Site:
+    site: Site = node.source
+    return site
+
+
+def _equal(a: Array, b: Array) -> bool:
+    """The same bits."""
+    return a is b or (a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes())
+
+
+def _in_type(array: Array, site: Site, slot: int) -> Array:
+    """A value that had no stored one before, in the type that the operator takes there."""
+    dtype = site.dtype(slot) or site.dtype(0)
+    return array.astype(numpy_dtype(dtype), copy=False) if dtype in FLOATS else array
+
+
+def _set_attribute(node: onnx.NodeProto, name: str, value: Any) -> None:
+    for attribute in node.attribute:
+        if attribute.name == name:
+            break
+    else:
+        kind = onnx.AttributeProto.INT if isinstance(value, int) else onnx.AttributeProto.FLOAT
+        attribute = node.attribute.add(name=name, type=kind)
+    if attribute.type == onnx.AttributeProto.INT:
+        attribute.i = int(value)
+    else:
+        attribute.f = value

@@ -1,0 +1,63 @@
+"""Each pattern folds: nothing is left, nothing is added, and the numbers are the same."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import onnx
+import pytest
+
+import bnfold
+from tests.onnx_graph import look
+from tests.onnx_graph.cases import Pattern
+from tests.onnx_graph.patterns import PATTERNS
+
+SEEDS = (0, 1)
+
+
+def _norms(model: onnx.ModelProto) -> int:
+    return sum(node.op_type == "BatchNormalization" for node in look.nodes(model))
+
+
+def test_the_table_holds_each_case_once():
+    assert [name for name, count in Counter(case.name for case in PATTERNS).items() if count > 1] == []
+
+
+@pytest.mark.parametrize("case", PATTERNS, ids=lambda case: case.name)
+def test_a_case_is_worth_its_name(case: Pattern):
+    model = case.build()
+    assert len(look.affine_nodes(model)) + _norms(model) > case.left + case.norms
+    for seed in SEEDS:
+        for output in look.run(model, look.feeds(model, seed, case.gain), case.evaluator):
+            output = output.astype(np.float64)
+            assert np.isfinite(output).all()
+            assert output.std() > 1e-3
+
+
+@pytest.mark.parametrize("case", PATTERNS, ids=lambda case: case.name)
+def test_it_folds(case: Pattern):
+    model = case.build()
+    before = model.SerializeToString()
+    folded, report = bnfold.fold_onnx(model, verify=False)
+    assert model.SerializeToString() == before, "the input was changed"
+
+    onnx.checker.check_model(folded, full_check=True)
+    assert look.repeated_names(folded) == []
+    left = look.affine_nodes(folded)
+    assert len(left) == case.left, f"{left} left\n{report}"
+    assert _norms(folded) == case.norms, report
+    assert look.linear_nodes(folded) <= look.linear_nodes(model)
+    assert len(look.nodes(folded)) <= len(look.nodes(model))
+
+    for seed in SEEDS:
+        feed = look.feeds(model, seed, case.gain)
+        error = look.difference(look.run(model, feed, case.evaluator), look.run(folded, feed, case.evaluator))
+        assert error < case.tolerance, f"seed {seed}: {error:.2g}\n{report}"
+
+
+@pytest.mark.parametrize("case", PATTERNS, ids=lambda case: case.name)
+def test_folding_again_changes_nothing(case: Pattern):
+    folded, _ = bnfold.fold_onnx(case.build(), verify=False)
+    again, _ = bnfold.fold_onnx(folded, verify=False)
+    assert again.SerializeToString() == folded.SerializeToString()
