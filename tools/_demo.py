@@ -143,8 +143,9 @@ def latency(before: Path, after: Path, feed: dict[str, Image]) -> None:
     gain = {True: "faster with the folded file", False: "no gain beyond the noise"}
     print(f"As the file stands (onnxruntime's optimizer off): {gain[faster['off']]}.")
     left = left_by_onnxruntime(before)
-    print(f"With its optimizer on: {gain[faster['on']]}. It folds all but {left} of these batch norms")
-    print(f"itself, each time it loads the file; starting up: {gain[faster['start']]}.")
+    itself = f"It folds {f'all but {left} of these' if left else 'these'} batch norms itself"
+    print(f"With its optimizer on: {gain[faster['on']]}. {itself},")
+    print(f"each time it loads the file; starting up: {gain[faster['start']]}.")
 
 
 def compare(label: str, run: list[Callable[[], Any]], seconds: float) -> bool:

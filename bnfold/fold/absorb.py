@@ -181,6 +181,8 @@ def _linear(state: State, node: Node) -> Iterator[Edit]:
         after = np.broadcast_to(p * added + q, (outputs,))
         if after.any():
             dtype = role.weight.value.dtype
+            if role.w_group is None and role.out_axis < y.rank - 1:  # a bias along rows: (M, 1)
+                after = after.reshape((outputs,) + (1,) * (y.rank - 1 - role.out_axis))
             yield AddBias(node, _store(node, -1, after, None, dtype).value)
 
 

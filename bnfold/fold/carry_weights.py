@@ -23,9 +23,13 @@ def affine_scale(spread: Spread, node: Node, slot: int, f: Array) -> None:
     data_slot(spread, node, slot, role.x)
     if role.kind == "shift":
         _unlocked(spread, node)
+        if spread.zeros == "decode":
+            raise spread.fail(node, "its constant cannot be divided by a zero scale")
         spread.want(other_side(node, slot, role.x), f, node)
         return
-    _unlocked(spread, node)
+    _own_layout(spread, node, role, f)
+    if role.form == "x/c":
+        spread.plain(node)
     (spread.decode if slot >= 0 else spread.encode)(node)
 
 
@@ -33,7 +37,7 @@ def affine_shift(spread: Spread, node: Node, slot: int, d: Array) -> None:
     role: Affine = node.role  # type: ignore[assignment]
     data_slot(spread, node, slot, role.x)
     if role.kind != "scale":
-        _unlocked(spread, node)
+        _own_layout(spread, node, role, d)
         (spread.decode if slot >= 0 else spread.encode)(node)
         return
     x, y = node.at(role.x), node.outputs[0]
@@ -48,6 +52,14 @@ def affine_shift(spread: Spread, node: Node, slot: int, d: Array) -> None:
     if spread.zeros or not np.all(gain):
         raise spread.fail(node, "a zero scale cannot take a shift back")
     spread.want(x, d / gain, node)
+
+
+def _own_layout(spread: Spread, node: Node, role: Affine, f: Array) -> None:
+    """A batch norm has one number per channel; a constant operand can take any shape."""
+    _unlocked(spread, node)
+    channel = 1 if f.ndim > 1 else 0
+    if role.kind == "norm" and f.size != f.shape[channel]:
+        raise spread.fail(node, f"has one number per channel (axis {channel}), the change varies along {varying(f)}")
 
 
 def _unlocked(spread: Spread, node: Node) -> None:
@@ -117,8 +129,8 @@ def linear_shift(spread: Spread, node: Node, slot: int, d: Array) -> None:
         return
 
     def stand_in(_: Array | None) -> None:
-        if spread.stand_ins:
-            raise spread.fail(node, "would need an Add of its own to take the shift")
+        if spread.stand_ins or spread.target.role.kind == "shift":  # type: ignore[attr-defined]
+            raise spread.fail(node, "has no bias, and would need an Add of its own to take the shift")
         spread.stand_ins.add(node)
         bias(None)
 
@@ -129,8 +141,11 @@ def linear_shift(spread: Spread, node: Node, slot: int, d: Array) -> None:
         shape = [1] * y.rank
         shape[role.out_axis] = through.size
         spread.absorb(node)
+        spread.carriers.add(node)
         spread.want(y, through.reshape(shape) * spread.scale_of(y), node)
 
+    if slot < 0 and node in spread.carriers:
+        return
     spread.later(node, lambda: [onwards, stand_in] if slot >= 0 else [stand_in])
 
 

@@ -49,13 +49,10 @@ def balance(spread: Spread, node: Node) -> None:
 
 def _ways(spread: Spread, node: Node) -> list[Alternative]:
     open_slots, missing = _missing(spread, node)
-    neutral = bool(np.allclose(missing, spread.neutral, rtol=0, atol=0)) if missing.size else True
+    if _holds(spread, node, missing):
+        return []
     if not open_slots:
-        if not _holds(spread, node, missing):
-            raise Mismatch(node, missing, spread.folds)
-        return []
-    if neutral:
-        return []
+        raise Mismatch(node, missing, spread.folds)
     tensors: dict[Tensor, list[int]] = {}
     for slot in open_slots:
         tensors.setdefault(node.at(slot), []).append(slot)

@@ -31,7 +31,7 @@ def check_range(state: State, scale: Spread) -> None:
         if limit is None or tensor.constant is not None:
             continue
         size = np.abs(factor if scale.zeros else state.p.get(tensor, 1.0) * factor)
-        if scale.zeros:
+        if not size.all():
             size = size[size > 0]
         worst = max(size.max(initial=1.0), 1.0 / size.min(initial=1.0))
         if worst > limit:

@@ -254,7 +254,7 @@ def _shift(
 def _commit(run: _Run, node: Node, scale: Spread, shift: Spread) -> None:
     state = run.state
     number = len(run.into)
-    if scale.zeros:
+    if scale.zeros == "decode":
         state.frozen |= {t for t, f in scale.values.items() if (f != 1).any()}
         state.frozen |= {t for t, d in shift.values.items() if d.any()}
     if scale.zeros == "decode":

@@ -86,6 +86,7 @@ class Spread:
         self.folds: frozenset[int] = frozenset()
         self.absorbers: dict[Node, None] = {}
         self.stand_ins: set[Node] = set()
+        self.carriers: set[Node] = set()  # linear nodes without bias that pass a shift on
         self.queue: deque[Tensor] = deque()
         self.partial: dict[Tensor, None] = {}
         self.waiting: dict[Node, Callable[[], Sequence[Alternative]]] = {}
@@ -260,7 +261,7 @@ class Spread:
                 if self.tries > CHOICES:
                     raise first or self.fail(node, "too many choices were tried")
                 mark, waiting, absorbers = len(self.log), dict(self.waiting), dict(self.absorbers)
-                stand_ins = set(self.stand_ins)
+                stand_ins, carriers = set(self.stand_ins), set(self.carriers)
                 try:
                     alternative(missing)
                     self._drain()
@@ -271,7 +272,8 @@ class Spread:
                 except Conflict as conflict:
                     first = first or conflict
                     self._undo(mark)
-                    self.waiting, self.absorbers, self.stand_ins = waiting, absorbers, stand_ins
+                    self.waiting, self.absorbers = waiting, absorbers
+                    self.stand_ins, self.carriers = stand_ins, carriers
                     if missing is not None or not isinstance(conflict, Mismatch) or conflict.node is not node:
                         break
                     missing = conflict.residual

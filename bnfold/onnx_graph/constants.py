@@ -1,4 +1,4 @@
-"""Values that are known before the model runs: stored, computed from stored ones, or integers behind a scale."""
+"""Values that are known before the model runs: stored, computed, or integers behind a scale."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import onnx
 
 from bnfold.errors import ModelError
 from bnfold.fold.graph import Array, Constant
-from bnfold.onnx_graph.evaluate import EVALUATE, FROM_INPUT, UNSEEN, numpy_dtype
+from bnfold.onnx_graph.evaluate import EVALUATE, FROM_INPUT, PLAIN, UNSEEN, numpy_dtype, quantized_type
 from bnfold.onnx_graph.site import DTYPES, FLOATS, Model, Site, Value
 from bnfold.onnx_graph.wire import CUT_FROM, TOKEN_SIZE
 
@@ -50,12 +50,19 @@ def resolve(value: Value) -> None:
     tensor: onnx.TensorProto | None = value.init
     site = value.site
     if tensor is None:
-        if site is None or value.slot != 0 or (site.op not in EVALUATE and site.op != "DequantizeLinear") or site.refers:
+        if (
+            site is None
+            or value.slot != 0
+            or (site.op not in EVALUATE and site.op != "DequantizeLinear")
+            or site.refers
+        ):
             return
         tensor = stored_in(value)
     if tensor is None:
         assert site is not None
-        value.constant = _dequantized(value, site) if site.op == "DequantizeLinear" else _computed(value, site)
+        value.constant = (
+            _dequantized(value, site) if site.op == "DequantizeLinear" else _computed(value, site)
+        )
     else:
         dtype = DTYPES.get(tensor.data_type, "string")
         if dtype != "string":
@@ -111,7 +118,9 @@ class _Computed:
 
     def __init__(self, site: Site, inputs: list[Constant | None]) -> None:
         self.site, self.inputs = site, inputs
-        self.depth = 1 + max((getattr(entry.load, "depth", 0) for entry in inputs if entry is not None), default=0)
+        self.depth = 1 + max(
+            (getattr(entry.load, "depth", 0) for entry in inputs if entry is not None), default=0
+        )
         self.array: Array | None = None
 
     def __call__(self) -> Array:
@@ -120,7 +129,9 @@ class _Computed:
         try:
             array = self.evaluate()
         except _FAILURES as error:
-            raise ModelError(f"node {self.site.name!r} ({self.site.op}) cannot be computed: {error}") from None
+            raise ModelError(
+                f"node {self.site.name!r} ({self.site.op}) cannot be computed: {error}"
+            ) from None
         self.keep(array)
         return array
 
@@ -157,11 +168,9 @@ def _computed(value: Value, site: Site) -> Constant | None:
         dtype = site.dtype(1) if site.op == "CastLike" else DTYPES.get(site.attr("to"), "")
         if dtype not in FLOATS and parents[0].dtype in FLOATS:
             quantized = None
-    if site.op in FROM_INPUT and dtype:
-        try:
-            numpy_dtype(dtype)
-        except TypeError:
-            return None
+    elif site.op == "QuantizeLinear":
+        dtype = quantized_type(site)
+    if site.op in FROM_INPUT and dtype in PLAIN and not site.attr("block_size", 0):
         return Constant(value.name, load, parents[0].shape, dtype, locked, quantized, value)
     array = _look(load, site.scope.model)
     if array is None:
@@ -210,12 +219,14 @@ def _dequantized(value: Value, site: Site) -> Constant | None:
         axis %= rank
     if many and not blocked and (axis >= rank or scale.shape[0] != stored.shape[axis]):
         raise ModelError(
-            f"node {site.name!r} (DequantizeLinear): its scale of shape {list(scale.shape)} does not match its input of "
-            f"shape {list(stored.shape)} along axis {axis}; the model is damaged"
+            f"node {site.name!r} (DequantizeLinear): its scale of shape {list(scale.shape)} does not match "
+            f"its input of shape {list(stored.shape)} along axis {axis}; the model is damaged"
         )
     axes: tuple[int, ...] = ()
     if site.opset >= 13 and not blocked:
         axes = (axis,) if many else tuple(range(rank))
+    if axes and stored.dtype == "int32" and bool((stored.load() == -(1 << 31)).any()):
+        axes = ()  # it cannot be negated, and int32 has no zero point that would help
     out = DTYPES.get(site.attr("output_dtype", 0), "") or scale.dtype
     parents = [entry for entry in (stored, scale) if entry is not None]
     locked = _locked(value, parents)
@@ -228,16 +239,17 @@ def _dequantized(value: Value, site: Site) -> Constant | None:
 
 
 def dequantize(stored: Array, scale: Array, zero: Array | None, axis: int, block: int, dtype: str) -> Array:
-    """`(stored - zero) * scale`, with one scale, one for each entry along `axis`, or one for each block along it."""
+    """`(stored - zero) * scale`: one scale, one for each entry along `axis`, or one for each block."""
 
     def spread(array: Array) -> Any:
         if block:
             return np.repeat(array, block, axis)[tuple(slice(size) for size in stored.shape)]
-        return array.reshape([-1 if a == axis else 1 for a in range(stored.ndim)]) if array.size > 1 else array.reshape(())
+        return array.reshape([-1 if a == axis else 1 for a in range(stored.ndim)] if array.size > 1 else ())
 
     exact = np.float64 if stored.dtype.itemsize > 2 else np.float32  # holds every integer of the type
     value = stored.astype(exact)
     if zero is not None:
         value -= spread(zero.astype(exact))
-    result: Array = (value.astype(np.float32, copy=False) * spread(scale.astype(np.float32))).astype(numpy_dtype(dtype))
+    value = value.astype(np.float32, copy=False) * spread(scale.astype(np.float32))
+    result: Array = value.astype(numpy_dtype(dtype))
     return result

@@ -1,4 +1,4 @@
-"""Operators that are computed when all their inputs are constant, as the ONNX specification defines them, in numpy."""
+"""Operators that are computed when all their inputs are constant: the ONNX specification in numpy."""
 
 from __future__ import annotations
 
@@ -12,17 +12,21 @@ import numpy as np
 from bnfold.fold.graph import Array
 from bnfold.onnx_graph.site import DTYPES, Site
 
-__all__ = ["EVALUATE", "FROM_INPUT", "UNSEEN", "numpy_dtype"]
+__all__ = ["EVALUATE", "FROM_INPUT", "PLAIN", "UNSEEN", "numpy_dtype", "quantized_type"]
 
 LARGEST = 1 << 28  # bytes of a computed constant; a few bytes of a model can ask for any size
 Inputs = Sequence[Any]  # one array for each input; None where it is left out or unseen
 
 # Inputs of which only the shape or the type is used: they need not be constant.
 UNSEEN = {("Shape", 0), ("Size", 0), ("CastLike", 1)}
-# Of the input's shape, whatever its values: these are computed only when they are needed.
-FROM_INPUT = frozenset({"Abs", "Cast", "CastLike", "Exp", "Log", "Neg", "Reciprocal", "Sqrt"})
+# The result has the shape of the first input, whatever its values: computed only when it is needed.
+FROM_INPUT = frozenset(
+    {"Abs", "Cast", "CastLike", "Exp", "Log", "Neg", "QuantizeLinear", "Reciprocal", "Sqrt"}
+)
 
-_CASTS = frozenset({1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 16})  # types between which a cast is never saturating
+# element types between which no cast saturates
+_CASTS = frozenset({1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 16})
+PLAIN = frozenset(DTYPES[code] for code in _CASTS)
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
@@ -187,10 +191,16 @@ def _unary(function: Callable[[Array], Array]) -> Callable[[Site, Inputs], Array
     return lambda site, inputs: function(inputs[0]).astype(inputs[0].dtype, copy=False)
 
 
-def _binary(function: Callable[[Array, Array], Array], compares: bool = False) -> Callable[[Site, Inputs], Array]:
+def _binary(
+    function: Callable[[Array, Array], Array], compares: bool = False
+) -> Callable[[Site, Inputs], Array]:
     def evaluate(site: Site, inputs: Inputs) -> Array:
         a, b = inputs
-        if site.opset < 7 and a.shape != b.shape and (not site.attr("broadcast", 0) or site.attr("axis") is not None):
+        if (
+            site.opset < 7
+            and a.shape != b.shape
+            and (not site.attr("broadcast", 0) or site.attr("axis") is not None)
+        ):
             raise ValueError("not numpy's broadcasting")
         if a.dtype != b.dtype and site.op != "Pow":
             raise ValueError("two types")
@@ -208,6 +218,29 @@ def _divide(a: Array, b: Array) -> Array:
         raise ValueError("an integer is divided by zero")
     quotient = np.floor_divide(np.abs(a), np.abs(b))  # ONNX rounds towards zero
     return np.asarray(np.where((a < 0) != (b < 0), -quotient, quotient))
+
+
+def _quantize(site: Site, inputs: Inputs) -> Array:
+    """As runtimes do it: in float32, rounded half to even, saturated."""
+    array, scale, zero = [*inputs, None][:3]
+    if site.attr("block_size", 0) or (scale.size > 1 and scale.ndim != 1):
+        raise ValueError("blocked quantization is not computed")
+    dtype = numpy_dtype(quantized_type(site))
+    if dtype.kind not in "iu" or dtype.itemsize > 2:
+        raise ValueError("a type that is not computed")
+    axis = site.attr("axis", 1) % max(array.ndim, 1)
+    along = [-1 if a == axis else 1 for a in range(array.ndim)] if scale.size > 1 else []
+    value = np.rint(array.astype(np.float32) / scale.astype(np.float32).reshape(along))
+    if zero is not None:
+        value += zero.astype(np.float32).reshape(along)
+    limits = np.iinfo(dtype)
+    return np.clip(value, limits.min, limits.max).astype(dtype)
+
+
+def quantized_type(site: Site) -> str:
+    """The element type that a QuantizeLinear gives."""
+    code = site.attr("output_dtype", 0)
+    return DTYPES.get(code, "") if code else site.dtype(2) if site.has(2) else "uint8"
 
 
 EVALUATE: dict[str, Callable[[Site, Inputs], Array]] = {
@@ -231,6 +264,7 @@ EVALUATE: dict[str, Callable[[Site, Inputs], Array]] = {
     "Mul": _binary(np.multiply),
     "Neg": _unary(np.negative),
     "Pow": _binary(np.power),
+    "QuantizeLinear": _quantize,
     "Range": _range,
     "Reciprocal": _unary(lambda x: np.asarray(1 / x)),
     "Reshape": _reshape,

@@ -84,8 +84,8 @@ def _inside(folder: Path, location: str, whose: str) -> Path:
     windows = PureWindowsPath(location)  # which splits at both kinds of slash
     if not location or windows.drive or windows.root or ".." in windows.parts:
         raise ModelError(f"{whose} is refused: it must be a path below the model's folder, without '..'")
-    folder = folder.resolve()
-    path = (folder / location).resolve()
+    folder = Path(os.path.realpath(folder))
+    path = Path(os.path.realpath(folder / location))
     if not path.is_relative_to(folder):
         raise ModelError(f"{whose} is refused: it is a link that leaves the model's folder")
     if not path.exists():

@@ -29,6 +29,8 @@ def check_target(path: Path, force: bool) -> None:
     except UnicodeEncodeError:
         raise UsageError(f"{path} has a name that is not UTF-8; choose another") from None
     try:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.lstat(path)  # which, unlike Path's questions, does not answer them with a mere no
         if not path.parent.is_dir():
             raise UsageError(f"there is no folder {path.parent} to write {path.name} into")
         if path.is_dir():

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import numpy as np
 
-from bnfold.fold.graph import Affine, Array, Closed, Concat, Contract, Graph, Node, Product, Role, Same, Sum, Tensor
+from bnfold.fold.graph import (
+    Affine,
+    Array,
+    Closed,
+    Concat,
+    Contract,
+    Graph,
+    Node,
+    Product,
+    Role,
+    Same,
+    Sum,
+    Tensor,
+)
 from bnfold.onnx_graph.constants import constant_of
 from bnfold.onnx_graph.evaluate import EVALUATE
 from bnfold.onnx_graph.files import Loaded
 from bnfold.onnx_graph.operators import BLIND, role_of
-from bnfold.onnx_graph.sequences import is_only_indexed, slice_from
 from bnfold.onnx_graph.scopes import build, without_gc
+from bnfold.onnx_graph.sequences import is_only_indexed, slice_from
 from bnfold.onnx_graph.shapes import infer
 from bnfold.onnx_graph.site import BIGGEST_OPERAND, FLOATS, Model, Scope, Site, Value
 
@@ -27,10 +40,10 @@ def read(loaded: Loaded, shared: str = "duplicate") -> Graph:
 
     Args:
         loaded: the model. It is not changed.
-        shared: "skip" locks stored values that have several users; "error" lets the writer refuse to duplicate one.
+        shared: "skip" locks stored values that have several users; "error" lets the writer refuse a copy.
 
     Raises:
-        ModelError: the model cannot run: a name is not defined, shapes do not match, a running variance is negative.
+        ModelError: the model cannot run: an undefined name, shapes that do not match, a negative variance.
     """
     with without_gc():
         model, scopes = build(loaded, shared)

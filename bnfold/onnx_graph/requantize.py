@@ -1,4 +1,4 @@
-"""Integers behind a scale, multiplied by a factor: new scales, the same integers, negated where the factor is negative."""
+"""Integers behind a scale times a factor: new scales, and the same integers, negated where it is negative."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ def rescaled(
         stored: the integers (or eight-bit floats).
         scale: one number, or one for each entry along `axis`.
         zero: of the scale's shape; None for zero.
+        axis: that of the scale, if it is a vector.
         factor: of the rank of `stored`.
 
     Returns:
-        New integers (None: the same), scale, zero point (None: left out), and the axis along which scale and zero run.
+        New integers (None: as before), scale, zero point (None: left out), and their axis.
     """
     vary = [a for a, size in enumerate(factor.shape) if size > 1]
     vector: Any = factor.reshape(-1)
@@ -47,16 +48,22 @@ def rescaled(
 
 
 def negated(stored: Array, zero: Array | None, negative: Array, axis: int) -> tuple[Array, Array | None]:
-    """Integers and zero points with the opposite `stored - zero` where `negative` is set (of shape () , (1,) or (n,)).
+    """Integers and zero points with the opposite difference where `negative` (one, or one a channel) is set.
 
-    `-w` keeps a zero point of 0, but -(-128) is no int8; `~w` (that is, -1-w) with `~zero` is exact for every integer,
-    and so is its unsigned twin, the largest number minus w.
+    `-w` keeps a zero point of 0, but -(-128) is no int8; `~w`, that is -1-w, with `~zero` is exact for every
+    integer, and so is its unsigned twin, the largest number minus w.
     """
-    if stored.dtype.kind not in "iu" and not stored.dtype.name.startswith(("int", "uint")):  # eight-bit floats
+    if stored.dtype.kind not in "iu" and not stored.dtype.name.startswith(
+        ("int", "uint")
+    ):  # eight-bit floats
         sign = np.where(_against(negative, stored.ndim, axis), -1.0, 1.0).astype(np.float32)
         return (stored.astype(np.float32) * sign).astype(stored.dtype), zero
     wide = stored.astype(np.int64 if stored.dtype.itemsize > 2 else np.int32)
-    zeros = np.zeros(negative.shape, wide.dtype) if zero is None else np.broadcast_to(zero.astype(wide.dtype), negative.shape)
+    zeros = (
+        np.zeros(negative.shape, wide.dtype)
+        if zero is None
+        else np.broadcast_to(zero.astype(wide.dtype), negative.shape)
+    )
     signed = not stored.dtype.name.startswith("uint")
     bits = int("".join(filter(str.isdigit, stored.dtype.name)))
     lowest = -(1 << (bits - 1))

@@ -31,7 +31,7 @@ def without_gc() -> Iterator[None]:
 
 
 def default_opset(imports: Any) -> int:
-    """The version of the default domain; 0 if it is not imported. IR versions 1 and 2 had no imports, and opset 1."""
+    """The version of the default domain; 0 if it is not imported. Early models import nothing, and mean 1."""
     versions = [entry.version for entry in imports if entry.domain in ("", "ai.onnx")]
     return max(versions) if versions else int(not imports)
 
@@ -40,12 +40,12 @@ def build(loaded: Loaded, shared: str) -> tuple[Model, list[Scope]]:
     """All names and nodes of a model.
 
     Returns:
-        What the scopes share, and the outermost scopes: the graph, then the functions, callers before the called. The
-        bodies of control flow hang on their nodes (`Site.bodies`).
+        What the scopes share, and the outermost scopes: the graph, then the functions, callers first.
+        The bodies of control flow hang on their nodes (`Site.bodies`).
 
     Raises:
-        ModelError: a name is read and not defined, or defined twice; nodes or functions depend on each other in a
-            circle; the graph has no nodes.
+        ModelError: a name is read and not defined, or defined twice; nodes or functions depend on each
+            other in a circle; the graph has no nodes.
     """
     proto = loaded.proto
     if not proto.graph.node:
@@ -98,13 +98,17 @@ def _callers_first(functions: dict[tuple[str, str, str], onnx.FunctionProto]) ->
         step: tuple[str, str, str] | None = start if start not in done else None
         while step is not None or path:
             if step is not None:
-                path[step] = iter([key for key in dict.fromkeys(_called(functions[step].node)) if key in functions])
+                path[step] = iter(
+                    [key for key in dict.fromkeys(_called(functions[step].node)) if key in functions]
+                )
             top = next(reversed(path))
             step = next((key for key in path[top] if key not in done), None)
             if step in path:
                 names = [key[1] for key in path]
                 circle = [*names[names.index(step[1]) :], step[1]]
-                raise ModelError(f"functions call each other in a circle: {' -> '.join(circle)}; no runtime can run them")
+                raise ModelError(
+                    f"functions call each other in a circle: {' -> '.join(circle)}; no runtime can run them"
+                )
             if step is None:
                 del path[top]
                 done.add(top)
@@ -139,8 +143,8 @@ def _inputs(scope: Scope, kind: str, function: bool) -> None:
     values, proto = scope.values, scope.proto
     for entry in proto.input:
         name = entry if function else entry.name
-        value = values[name] = Value(name, scope)
-        value.fixed = f"{kind} input"
+        values[name] = Value(name, scope)
+        values[name].fixed = f"{kind} input"
     if function:
         return
     overridable = scope.parent is not None or scope.model.loaded.proto.ir_version >= 4
@@ -197,7 +201,9 @@ def _nodes(scope: Scope) -> list[tuple[Site, int, str]]:
                 site.outputs.append(None)
                 continue
             if name in values:
-                raise ModelError(f"the value {name!r} is defined twice, the second time by node {site.name!r} ({op})")
+                raise ModelError(
+                    f"the value {name!r} is defined twice, the second time by node {site.name!r} ({op})"
+                )
             values[name] = value = Value(name, scope, site, slot)
             site.outputs.append(value)
         sites.append(site)
@@ -233,7 +239,7 @@ def _capture(value: Value, scope: Scope) -> None:
 
 
 def _resolve(scope: Scope, pending: list[tuple[Site, int, str]]) -> list[tuple[Site, int, str]]:
-    """Reads of values that are defined further down: nodes stand in any order. What the parents define is left."""
+    """Reads of values that are defined further down: nodes may stand in any order."""
     if not pending:
         return pending
     left = []
@@ -241,9 +247,7 @@ def _resolve(scope: Scope, pending: list[tuple[Site, int, str]]) -> list[tuple[S
         value = scope.values.get(name)
         if value is None:
             if scope.parent is None:
-                raise ModelError(
-                    f"node {site.name!r} ({site.op}) reads {name!r}, which nothing defines; the model is damaged"
-                )
+                raise ModelError(f"node {site.name!r} ({site.op}) reads {name!r}, which nothing defines")
             left.append((site, slot, name))
             continue
         site.values[slot] = value
@@ -271,7 +275,9 @@ def _sorted(scope: Scope) -> list[Site]:
                 if needed in done:
                     continue
                 if needed in state:
-                    raise ModelError(f"the nodes {needed.name!r} and {site.name!r} depend on each other in a circle")
+                    raise ModelError(
+                        f"the nodes {needed.name!r} and {site.name!r} depend on each other in a circle"
+                    )
                 stack.append(needed)
                 break
             else:

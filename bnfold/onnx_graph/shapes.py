@@ -1,7 +1,7 @@
 """The types and shapes of all values: as the model states them, else inferred.
 
-The operators that most nets consist of are inferred here, which costs a few microseconds a node. Where that does not
-give every floating point value a rank, onnx's own inference is asked once for the whole graph, at ten times the cost.
+The operators that most nets consist of are inferred here, at a few microseconds a node. Where that does not give
+every floating point value a rank, onnx's own inference is asked once, at ten times the cost.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from bnfold.fold.graph import Dim
 from bnfold.onnx_graph.constants import resolve
 from bnfold.onnx_graph.evaluate import EVALUATE
 from bnfold.onnx_graph.scopes import CONTROL, declare
-from bnfold.onnx_graph.site import DTYPES, FLOATS, Model, Scope, Site, Value, dtype_of, shape_of
+from bnfold.onnx_graph.site import DTYPES, FLOATS, Model, Scope, Site, dtype_of, shape_of
 
 __all__ = ["infer"]
 
@@ -70,7 +70,9 @@ def _pass(scope: Scope, calls: Calls) -> bool:
             source = site.values[0] if site.values else None
             if rule is not None and source is not None:
                 if value.shape is None:
-                    with suppress(IndexError, TypeError, ValueError, ArithmeticError):  # attributes of a damaged node
+                    with suppress(
+                        IndexError, TypeError, ValueError, ArithmeticError
+                    ):  # attributes of a damaged node
                         value.shape = rule(site)
                 value.dtype = value.dtype or dtype_of(source)
             if complete and (value.count or value.is_output):
@@ -97,8 +99,12 @@ def _inferred(model: Model, scope: Scope) -> onnx.GraphProto | None:
 
     try:
         proto = _as_model(model, scope) if scope.in_function else model.loaded.proto
-        return onnx.shape_inference.infer_shapes(proto.SerializeToString(), strict_mode=False, data_prop=True).graph
-    except Exception:  # of any kind: this is C++ on a model that need not be valid, and all it gives is optional
+        return onnx.shape_inference.infer_shapes(
+            proto.SerializeToString(), strict_mode=False, data_prop=True
+        ).graph
+    except (
+        Exception
+    ):  # of any kind: this is C++ on a model that need not be valid, and all it gives is optional
         return None
 
 
@@ -139,8 +145,14 @@ def _merge(scope: Scope, graph: onnx.GraphProto) -> None:
     for site in scope.sites:
         if site.bodies:
             first = site.node.output[:]
-            twin = next((node for node in graph.node if node.op_type in CONTROL and node.output[:] == first), None)
-            graphs = [] if twin is None else [g for a in twin.attribute for g in ([a.g] if a.type == 5 else a.graphs)]
+            twin = next(
+                (node for node in graph.node if node.op_type in CONTROL and node.output[:] == first), None
+            )
+            graphs = (
+                []
+                if twin is None
+                else [g for a in twin.attribute for g in ([a.g] if a.type == 5 else a.graphs)]
+            )
             for body, other in zip(site.bodies, graphs, strict=False):
                 _merge(body, other)
 
@@ -185,7 +197,9 @@ def _windows(site: Site, sizes: Shape, kernel: Iterable[Dim]) -> list[Dim] | Non
         if auto not in ("NOTSET", "VALID"):
             result.append(-(-size // stride) if isinstance(size, int) else size if stride == 1 else None)
             continue
-        extra = (pads[i] + pads[i + rank] if pads else 0) - (dilations[i] if dilations else 1) * (taps - 1) - 1
+        extra = (
+            (pads[i] + pads[i + rank] if pads else 0) - (dilations[i] if dilations else 1) * (taps - 1) - 1
+        )
         if not isinstance(size, int):
             result.append(size if stride == 1 and extra == -1 else None)
             continue
@@ -207,7 +221,9 @@ def _broadcast(site: Site) -> Shape | None:
         if shape is None:
             return None
         if result is None or site.opset >= 7:
-            result = shape if result is None or result == shape and None not in shape else _joint(result, shape)
+            result = (
+                shape if result is None or (result == shape and None not in shape) else _joint(result, shape)
+            )
     return result
 
 
@@ -277,16 +293,14 @@ def _transpose(site: Site) -> Shape | None:
     return tuple(x[axis] for axis in perm) if sorted(perm) == list(range(len(x))) else None
 
 
+_LIKE_INPUT = """
+    Abs BatchNormalization Celu Clip Dropout Elu Erf Exp Gelu GroupNormalization HardSigmoid HardSwish Identity
+    InstanceNormalization LRN LayerNormalization LeakyRelu Log LogSoftmax Mish Neg PRelu Reciprocal Relu Selu Sigmoid
+    Softmax Softplus Softsign Sqrt Swish Tanh ThresholdedRelu
+"""
+
 FORWARD: dict[str, Callable[[Site], Any]] = {
-    **dict.fromkeys(
-        (
-            "Abs", "BatchNormalization", "Celu", "Clip", "Dropout", "Elu", "Erf", "Exp", "Gelu", "GroupNormalization",
-            "HardSigmoid", "HardSwish", "Identity", "InstanceNormalization", "LRN", "LayerNormalization", "LeakyRelu",
-            "Log", "LogSoftmax", "Mish", "Neg", "PRelu", "Reciprocal", "Relu", "Selu", "Sigmoid", "Softmax", "Softplus",
-            "Softsign", "Sqrt", "Swish", "Tanh", "ThresholdedRelu",
-        ),
-        _same,
-    ),
+    **dict.fromkeys(_LIKE_INPUT.split(), _same),
     **dict.fromkeys(("Add", "Div", "Max", "Mean", "Min", "Mul", "Pow", "Sub", "Sum"), _broadcast),
     **dict.fromkeys(("AveragePool", "LpPool", "MaxPool"), _pool),
     **dict.fromkeys(("GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool"), _global_pool),
@@ -296,4 +310,4 @@ FORWARD: dict[str, Callable[[Site], Any]] = {
     "Gemm": _gemm,
     "MatMul": _matmul,
     "Transpose": _transpose,
-}  # fmt: skip
+}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import onnx
 
 from bnfold.fold.graph import Array, Constant, Dim, Tensor
@@ -16,12 +15,11 @@ if TYPE_CHECKING:
 __all__ = ["DTYPES", "FLOATS", "Model", "Scope", "Site", "Value"]
 
 # names of onnx.TensorProto.DataType, as numpy and ml_dtypes spell them
-DTYPES = {
-    1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 8: "string", 9: "bool",
-    10: "float16", 11: "float64", 12: "uint32", 13: "uint64", 14: "complex64", 15: "complex128", 16: "bfloat16",
-    17: "float8_e4m3fn", 18: "float8_e4m3fnuz", 19: "float8_e5m2", 20: "float8_e5m2fnuz", 21: "uint4", 22: "int4",
-    23: "float4_e2m1fn", 24: "float8_e8m0fnu", 25: "uint2", 26: "int2",
-}  # fmt: skip
+_NAMES = """
+    float32 uint8 int8 uint16 int16 int32 int64 string bool float16 float64 uint32 uint64 complex64 complex128 bfloat16
+    float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz uint4 int4 float4_e2m1fn float8_e8m0fnu uint2 int2
+"""
+DTYPES = dict(enumerate(_NAMES.split(), 1))
 FLOATS = frozenset({"float32", "float16", "bfloat16", "float64"})
 BIGGEST_OPERAND = 1 << 24  # elements of a constant operand that may be rewritten
 
@@ -42,7 +40,7 @@ class Model:
 
 @dataclass(eq=False)
 class Scope:
-    """A graph, the body of an If, Loop or Scan, or a model-local function: a place where names are defined."""
+    """Where names are defined: a graph, the body of an If, Loop or Scan, a model-local function."""
 
     model: Model
     proto: Any  # GraphProto or FunctionProto
@@ -68,9 +66,9 @@ class Value:
     """A name in a scope: an input, an initializer, or an output of a node."""
 
     __slots__ = (
-        "constant", "count", "dtype", "fixed", "init", "is_output", "name", "overridable", "resolved", "scope", "shape",
-        "site", "slot", "tensor", "uses",
-    )  # fmt: skip
+        *("constant", "count", "dtype", "fixed", "init", "is_output", "name", "overridable", "resolved"),
+        *("scope", "shape", "site", "slot", "tensor", "uses"),
+    )
 
     def __init__(self, name: str, scope: Scope, site: Site | None = None, slot: int = -1) -> None:
         self.name = name
@@ -94,8 +92,9 @@ class Site:
     """A node where it stands. Inputs are numbered 0, 1, ...; an input that is left out is not there."""
 
     __slots__ = (
-        "alive", "attributes", "bodies", "name", "node", "op", "opset", "outputs", "private", "scope", "values",
-    )  # fmt: skip
+        *("alive", "attributes", "bodies", "name", "node", "op", "opset", "outputs", "private", "scope"),
+        "values",
+    )
 
     def __init__(self, node: onnx.NodeProto, op: str, scope: Scope) -> None:
         self.node = node
@@ -188,12 +187,15 @@ class Site:
         return None if shape is None else len(shape)
 
     def dtype(self, i: int) -> str:
-        """The type of input i as numpy spells it ("bfloat16", "int4" as ml_dtypes does); "" if it is not known."""
+        """The type of input i as numpy (or ml_dtypes, as for "int4") spells it; "" if unknown."""
         value = self._value(i)
         return "" if value is None else dtype_of(value)
 
     def operand(self, i: int) -> bool:
-        """Make a constant data input a tensor of this use alone, which may be rewritten; False if it is not constant."""
+        """Make a constant data input a tensor of this use alone, which may be rewritten.
+
+        False if it is no constant.
+        """
         constant = self.constant(i)
         if constant is None:
             return False

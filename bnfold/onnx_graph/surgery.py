@@ -1,7 +1,7 @@
 """Changes to a model that keep every name right: bypass, rename, replace a constant, add and remove nodes.
 
-Lists of the file are not touched until `finish`: until then `Site` and `Value` say what is still there. Everything that
-no call names stays where it is, field for field.
+The lists of the file are not touched until `finish`: until then `Site` and `Value` say what is still there.
+Everything that no call names stays where it is, field for field.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class _List:
         self.added: list[tuple[Any, Any, float]] = []  # entry, anchor, and a step behind (or before) it
 
     def finish(self, field: Any) -> None:
-        """Bring the list into its new order. Sorting moves pointers, where a new list would copy all entries."""
+        """Bring the list into its new order: sorting moves pointers, where extending copies."""
         entries = field[:]
         places = {id(entry): place for place, entry in enumerate(entries)}
         last = len(entries)
@@ -102,11 +102,12 @@ class Surgery:
     def bypass(self, site: Site, slot: int) -> None:
         """Let the readers of a node's output read its input instead, and remove it.
 
-        A name that must stay (a graph output's, one that a body captures) is taken over by the input. Where the input
-        has such a name too, the node becomes an Identity.
+        A name that must stay (a graph output's, one that a body captures) is taken over by the input. Where the
+        input too has such a name, the node becomes an Identity.
         """
         x, y = site.values[slot], site.outputs[0]
-        assert x is not None and y is not None
+        assert x is not None
+        assert y is not None
         readers = list(self.uses(y))
         outside = any(reader.scope is not y.scope for reader, _ in readers)
         if y.is_output or outside:
@@ -167,7 +168,11 @@ class Surgery:
 
     def replaceable(self, value: Value) -> onnx.TensorProto | None:
         """The stored tensor, if all its readers may see another value in it."""
-        if value.is_output or value.overridable or (value.name in self.model.bound and value.scope.parent is None):
+        if (
+            value.is_output
+            or value.overridable
+            or (value.name in self.model.bound and value.scope.parent is None)
+        ):
             return None
         return stored_in(value)
 
@@ -184,7 +189,9 @@ class Surgery:
                         _describe(info, array)
         self.model.loaded.set_array(tensor, array)
 
-    def constant(self, wish: str, array: Array, scope: Scope, after: Any = None, before: Site | None = None) -> Value:
+    def constant(
+        self, wish: str, array: Array, scope: Scope, after: Any = None, before: Site | None = None
+    ) -> Value:
         """A new stored value: an initializer behind that of `after`, or in a function a Constant node.
 
         `after`: the Value that it replaces for some of its readers. `before`: the node that reads it.
@@ -201,7 +208,9 @@ class Surgery:
             loaded.set_array(attribute.t, array)
             value.site, value.slot = Site(node, "Constant", scope), 0
             value.site.outputs.append(value)
-            anchor = before.node if before is not None else after.site.node if after.site is not None else None
+            anchor = (
+                before.node if before is not None else after.site.node if after.site is not None else None
+            )
             self.nodes[scope].added.append((node, anchor, -0.5 if before is not None else 0.25))
             return value
         tensor = scope.proto.initializer.add()
@@ -253,7 +262,9 @@ class Surgery:
                 self._remove(value)
             elif value.constant is not None and value.site is not None and value.site.alive:
                 site = value.site
-                if not any(other is not None and (other.count > 0 or other.is_output) for other in site.outputs):
+                if not any(
+                    other is not None and (other.count > 0 or other.is_output) for other in site.outputs
+                ):
                     self.kill(site)
 
     def _remove(self, value: Value) -> None:

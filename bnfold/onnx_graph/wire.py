@@ -163,7 +163,7 @@ class _Walk:
         return self.pieces
 
     def _message(self, at: int, end: int, table: Table, depth: int) -> int | None:
-        """Append the pieces of the message in [at, end), give its new size; if unchanged, no pieces and None."""
+        """Append the pieces of the message in [at, end), give its new size. If nothing changes: None."""
         if depth == 0:
             raise _Odd
         data, smallest, pieces = self.data, self.smallest, self.pieces

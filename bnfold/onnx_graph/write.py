@@ -26,7 +26,7 @@ Wish = tuple[Site, int, Array]
 def apply(loaded: Loaded, graph: Graph, edits: Sequence[Edit]) -> None:
     """Edit a model in place.
 
-    All that the edits do not name stays field for field as it is; what they leave without a reader is removed.
+    All that the edits do not name stays field for field as it is; what they leave unread is removed.
 
     Args:
         loaded: the model that `read` made `graph` of.
@@ -65,7 +65,7 @@ class _Writer:
             else:
                 scales.append(edit)
         self.rescale(scales)
-        # a constant that is computed is replaced first: the nodes that compute it, and read stored ones, may go
+        # computed constants first: the nodes that compute them, and read stored ones, may go
         stored: list[Value] = []
         for value, wishes in self.wishes.items():
             if self.surgery.replaceable(value) is None:
@@ -107,8 +107,8 @@ class _Writer:
             if surgery.model.shared == "error":
                 names = ", ".join(dict.fromkeys(site.name for site, _ in value.uses if site.alive))
                 raise UsageError(
-                    f"the stored value {value.name!r} is shared by {names}, which need different ones after the fold; "
-                    "allow the duplicate (shared='duplicate'), or leave what needs it (shared='skip')"
+                    f"the stored value {value.name!r} is shared by {names}, which need different ones after "
+                    "the fold; allow the duplicate (shared='duplicate'), or leave what needs it (shared='skip')"
                 )
         made: list[tuple[Array, Value]] = []
         for site, slot, array in wishes:
@@ -156,7 +156,7 @@ class _Writer:
             add.node.attribute.add(name="axis", i=axis, type=onnx.AttributeProto.INT)
 
     def rescale(self, edits: list[Rescale]) -> None:
-        """New scales behind DequantizeLinear: once where all readers want the same, else for a copy of the node."""
+        """New scales behind DequantizeLinear: once if all readers want the same, else for copies."""
         groups: dict[Value, list[Rescale]] = {}
         for edit in edits:
             assert isinstance(edit.key, int)
@@ -175,7 +175,8 @@ class _Writer:
     def twin(self, reader: Site, slot: int) -> Site:
         """A copy of the node that makes this input, for this reader alone."""
         value = reader.values[slot]
-        assert value is not None and value.site is not None
+        assert value is not None
+        assert value.site is not None
         source, surgery = value.site, self.surgery
         name = surgery.name(f"{value.name}_bnfold")
         site = surgery.node(source.op, name, list(source.values), name, source)
@@ -186,6 +187,8 @@ class _Writer:
         value.scope.values[name] = copy
         site.outputs.append(copy)
         surgery.connect(reader, slot, copy)
+        if source.op == "Transpose":  # of a DequantizeLinear, which needs a copy as well
+            self.twin(site, 0)
         return site
 
     def scale(self, site: Site, factor: Array) -> None:
@@ -197,10 +200,11 @@ class _Writer:
             self.scale(inner, np.transpose(factor, np.argsort(perm)))
             return
         stored, scale, zero = site.value(0), site.value(1), site.value(2) if site.has(2) else None
-        assert stored is not None and scale is not None
+        assert stored is not None
+        assert scale is not None
         axis = site.attr("axis", 1) % max(stored.ndim, 1)
         new, new_scale, new_zero, new_axis = rescaled(stored, scale, zero, axis, factor)
-        if new_axis != axis or (new_scale.ndim and not scale.ndim and "axis" not in (site.attributes or {})):
+        if new_scale.size > 1 and site.attr("axis", 1) not in (new_axis, new_axis - stored.ndim):
             _set_attribute(site.node, "axis", new_axis)
         for slot, old, array in ((0, stored, new), (1, scale, new_scale), (2, zero, new_zero)):
             value = site.values[slot] if slot < len(site.values) else None

@@ -65,6 +65,7 @@ class Build:
         self.inputs: list[onnx.ValueInfoProto] = []
         self.outputs: list[str] = []
         self.initializers: list[onnx.TensorProto] = []
+        self.noted: list[onnx.ValueInfoProto] = []
         self.functions: list[onnx.FunctionProto] = []
         self.function_types: dict[str, list[onnx.TypeProto]] = {}
         self.types: dict[str, onnx.TypeProto] = {}
@@ -134,6 +135,10 @@ class Build:
         name = self.fresh(name)
         self.initializers.append(numpy_helper.from_array(array, name))
         return self._typed(name, array)
+
+    def note(self, tensor: str) -> None:
+        """Tell the type and shape of a tensor in the model."""
+        self.noted.append(onnx.ValueInfoProto(name=tensor, type=self.type_of(tensor)))
 
     def ints(self, *values: int, name: str = "shape") -> str:
         return self.const(np.asarray(values, np.int64), name, how="initializer")
@@ -368,7 +373,9 @@ class Build:
         for value in outputs:
             if value.name in self.types:
                 value.type.CopyFrom(self.types[value.name])
-        return helper.make_graph(self.nodes, name, self.inputs, outputs, self.initializers)
+        return helper.make_graph(
+            self.nodes, name, self.inputs, outputs, self.initializers, value_info=self.noted
+        )
 
     def function(self, name: str, inputs: Sequence[str]) -> None:
         """Make this builder's nodes a function of its parent's model, in the domain "test"."""
@@ -382,7 +389,7 @@ class Build:
     def model(self) -> onnx.ModelProto:
         """The model, checked."""
         opsets = [helper.make_opsetid("", self.opset)]
-        opsets += [helper.make_opsetid("test", 1)] if self.functions else []
+        opsets += [helper.make_opsetid("test", 1)] if self.function_types else []
         ir = self.ir or max(4, helper.find_min_ir_version_for(opsets, ignore_unknown=True))
         made = helper.make_model(self.graph(), opset_imports=opsets, ir_version=ir, functions=self.functions)
         onnx.checker.check_model(made)

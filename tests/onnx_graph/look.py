@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
-import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime
@@ -102,13 +101,18 @@ def repeated_names(model: onnx.ModelProto) -> list[str]:
     return found
 
 
-def feeds(model: onnx.ModelProto, seed: int, gain: float = 1.0) -> dict[str, Array]:
-    """Random values for all inputs without a default: normal floats (times `gain`), small integers, both booleans."""
+def feeds(
+    model: onnx.ModelProto, seed: int, gain: float = 1.0, *, override: bool = False
+) -> dict[str, Array]:
+    """Random inputs: normal floats (times `gain`), small integers, a true boolean for even seeds.
+
+    override: give values to inputs that have a default, too.
+    """
     rng = np.random.default_rng(seed)
     stored = {tensor.name for tensor in model.graph.initializer}
     made: dict[str, Array] = {}
     for value in model.graph.input:
-        if value.name in stored:
+        if value.name in stored and not override:
             continue
         typ = value.type.tensor_type
         shape = tuple(d.dim_value or SIZES.get(d.dim_param, 5) for d in typ.shape.dim)
@@ -148,7 +152,3 @@ def difference(expected: list[Array], found: list[Array]) -> float:
         a, b = a.astype(np.float64), b.astype(np.float64)
         worst = max(worst, float(np.abs(a - b).max() / np.abs(a).max()))
     return worst
-
-
-def is_small_float(array: Array) -> bool:
-    return array.dtype in (np.float16, ml_dtypes.bfloat16)

@@ -291,12 +291,14 @@ def _opset6(g: Build) -> str:
 
 @STORED("opset 9: attributes that became inputs", builder={"opset": 9})
 def _opset9(g: Build) -> tuple[str, ...]:
-    y = g.conv(image(g), 8, k=3)
-    padded = g.op("Pad", y, mode="reflect", pads=[0, 0, 1, 1, 0, 0, 1, 1])
-    part = g.op("Slice", y, axes=[1, 2], starts=[2, 1], ends=[8, -1])
-    left, right = g.ops("Split", part, count=2, axis=1, split=[2, 4])
+    x = image(g)
+    padded = g.op("Pad", g.conv(x, 8, k=3), mode="reflect", pads=[0, 0, 1, 1, 0, 0, 1, 1])
+    left, right = g.ops("Split", g.conv(x, 6, k=3), count=2, axis=1, split=[2, 4])
+    part = g.op("Slice", right, axes=[1, 2], starts=[2, 1], ends=[9, -1])
     pooled = g.op("Squeeze", g.op("GlobalAveragePool", left), axes=[2, 3])
-    return g.bn(padded), g.op("Clip", right, min=-0.7, max=0.9), g.bn(pooled)
+    clipped = g.op("Clip", g.conv(x, 5), min=-0.7, max=0.9)
+    number = g.const(1.7, "number")
+    return g.bn(padded), g.bn(part), g.bn(pooled), g.op("Mul", clipped, number)
 
 
 @STORED("IR 3: initializers are inputs too, and still constants", builder={"opset": 7, "ir": 3})

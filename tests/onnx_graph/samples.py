@@ -25,7 +25,7 @@ def with_unknown(message: Any) -> None:
 
 
 def everything() -> onnx.ModelProto:
-    """y = x + (all of the weights), with weights in initializers, attributes, inner graphs, functions, training."""
+    """Weights in initializers, attributes, inner graphs, functions, training; it need not run."""
     n = 400  # floats: 1600 bytes, large enough to be cut out
 
     def add(*names: str) -> onnx.NodeProto:
@@ -41,7 +41,10 @@ def everything() -> onnx.ModelProto:
     inner.initializer.append(numpy_helper.from_array(weights(4, n), "j"))
     other = helper.make_graph([helper.make_node("Identity", ["x"], ["k2"])], "other", [], [value("k2", n)])
     outer = helper.make_graph(
-        [helper.make_node("If", ["flag"], ["k3"], then_branch=inner, else_branch=other)], "outer", [], [value("k3", n)]
+        [helper.make_node("If", ["flag"], ["k3"], then_branch=inner, else_branch=other)],
+        "outer",
+        [],
+        [value("k3", n)],
     )
     function = helper.make_function(
         "local",
@@ -58,7 +61,13 @@ def everything() -> onnx.ModelProto:
         add("x1", "c", "x2"),
         helper.make_node("Shift", ["x2"], ["x3"], domain="local"),
         helper.make_node("If", ["flag"], ["x4"], then_branch=outer, else_branch=other),
-        helper.make_node("Pack", ["x3", "x4"], ["x5"], domain="strange", parts=[typed, numpy_helper.from_array(weights(7, n))]),
+        helper.make_node(
+            "Pack",
+            ["x3", "x4"],
+            ["x5"],
+            domain="strange",
+            parts=[typed, numpy_helper.from_array(weights(7, n))],
+        ),
         helper.make_node("Pick", ["x5"], ["y"], domain="strange", table=sparse),
     ]
     graph = helper.make_graph(
@@ -66,7 +75,11 @@ def everything() -> onnx.ModelProto:
         "everything",
         [value("x", n), value("flag", kind=TensorProto.BOOL)],
         [value("y", n)],
-        [numpy_helper.from_array(weights(1, n), "w"), numpy_helper.from_array(np.array([1, -1]), "small"), typed],
+        [
+            numpy_helper.from_array(weights(1, n), "w"),
+            numpy_helper.from_array(np.array([1, -1]), "small"),
+            typed,
+        ],
         "what it is for",
         [value("x1", n), value("nobody", n)],
     )
@@ -74,7 +87,11 @@ def everything() -> onnx.ModelProto:
     model = helper.make_model(
         graph,
         functions=[function],
-        opset_imports=[helper.make_opsetid("", 18), helper.make_opsetid("local", 1), helper.make_opsetid("strange", 3)],
+        opset_imports=[
+            helper.make_opsetid("", 18),
+            helper.make_opsetid("local", 1),
+            helper.make_opsetid("strange", 3),
+        ],
         ir_version=10,
         producer_name="tests",
     )
@@ -82,7 +99,13 @@ def everything() -> onnx.ModelProto:
     training = model.training_info.add()
     training.algorithm.CopyFrom(other)
     training.initialization.initializer.append(numpy_helper.from_array(weights(8, n), "start"))
-    for message in (model, model.graph, model.graph.initializer[0], model.graph.node[1].attribute[0].t, model.functions[0]):
+    for message in (
+        model,
+        model.graph,
+        model.graph.initializer[0],
+        model.graph.node[1].attribute[0].t,
+        model.functions[0],
+    ):
         with_unknown(message)
     return model
 
@@ -93,7 +116,9 @@ def chain(layers: int = 3, channels: int = 16) -> onnx.ModelProto:
     for i in range(layers):
         names = [f"{what}{i}" for what in ("w", "scale", "shift", "mean", "var")]
         shapes = [(channels, channels, 3, 3)] + 4 * [(channels,)]
-        tensors += [numpy_helper.from_array(np.abs(weights(i, *s)), n) for n, s in zip(names, shapes, strict=True)]
+        tensors += [
+            numpy_helper.from_array(np.abs(weights(i, *s)), n) for n, s in zip(names, shapes, strict=True)
+        ]
         nodes += [
             helper.make_node("Conv", [x, names[0]], [f"c{i}"], name=f"conv{i}", pads=[1] * 4),
             helper.make_node("BatchNormalization", [f"c{i}", *names[1:]], [f"n{i}"], name=f"bn{i}"),

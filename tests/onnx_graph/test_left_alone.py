@@ -1,0 +1,75 @@
+"""What must not fold stays, with the right reason; and what is left alone entirely comes back byte for byte."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import onnx
+import pytest
+
+import bnfold
+from tests.onnx_graph import look
+from tests.onnx_graph.cases import Left
+from tests.onnx_graph.left_alone import LEFT
+from tests.onnx_graph.reasons import REASONS
+
+
+def test_the_table_holds_each_case_once():
+    assert [name for name, count in Counter(case.name for case in LEFT).items() if count > 1] == []
+
+
+def test_every_reason_is_in_the_table():
+    used = {word for case in LEFT for word in case.reason}
+    assert set(REASONS.values()) <= used
+
+
+@pytest.mark.parametrize("case", LEFT, ids=lambda case: case.name)
+def test_a_case_is_worth_its_name(case: Left):
+    model = case.build()
+    assert {*case.kept, *case.folds} <= set(look.affine_nodes(model))
+    assert case.blocked_by
+    if not case.runs:
+        return
+    for output in look.run(model, look.feeds(model, 0, case.gain), case.evaluator):
+        output = output.astype(np.float64)
+        assert np.isfinite(output).all()
+        assert output.std() > 1e-3
+
+
+@pytest.mark.parametrize("case", LEFT, ids=lambda case: case.name)
+def test_it_stays(case: Left):
+    model = case.build()
+    before = model.SerializeToString()
+    folded, report = bnfold.fold_onnx(model, verify=False)
+    assert model.SerializeToString() == before, "the input was changed"
+
+    entries = {entry.name: entry for entry in report.entries}
+    there = {node.name: node.op_type for node in look.nodes(folded)}
+    op_types = {node.name: node.op_type for node in look.nodes(model)}
+    for name in case.kept:
+        assert there.get(name) == op_types[name], f"{name} is gone\n{report}"
+        assert name in entries, f"the ledger does not know {name}\n{report}"
+        entry = entries[name]
+        assert entry.outcome == "kept"
+        assert entry.op == op_types[name]
+        for word in case.reason:
+            assert word in entry.reason, report
+        for blocker in case.blocked_by:
+            assert blocker in entry.blocked_by.split(", "), f"blocked by {entry.blocked_by}\n{report}"
+        assert entry.cure or not case.cure, report
+    for name in case.folds:
+        assert name not in there, f"{name} is still there\n{report}"
+        assert entries[name].outcome == "folded"
+    if not case.folds:
+        assert folded.SerializeToString() == before, f"the model was changed\n{report}"
+    assert look.repeated_names(folded) == []
+    onnx.checker.check_model(folded)
+
+    if case.runs:
+        stored = {tensor.name for tensor in model.graph.initializer}
+        overridable = any(value.name in stored for value in model.graph.input)
+        for seed in (0, 1):
+            feed = look.feeds(model, seed, case.gain, override=overridable and seed == 1)
+            expected = look.run(model, feed, case.evaluator)
+            assert look.difference(expected, look.run(folded, feed, case.evaluator)) < case.tolerance
