@@ -59,7 +59,9 @@ def _own_layout(spread: Spread, node: Node, role: Affine, f: Array) -> None:
     _unlocked(spread, node)
     channel = 1 if f.ndim > 1 else 0
     if role.kind == "norm" and f.size != f.shape[channel]:
-        raise spread.fail(node, f"has one number per channel (axis {channel}), the change varies along {varying(f)}")
+        raise spread.fail(
+            node, f"has one number per channel (axis {channel}), the change varies along {varying(f)}"
+        )
 
 
 def _unlocked(spread: Spread, node: Node) -> None:
@@ -86,7 +88,9 @@ def linear_scale(spread: Spread, node: Node, slot: int, f: Array) -> None:
         spread.want(goal_tensor, f.reshape(shape), node)
         return
     if slot < 0 and role.bias_blocks_scale:
-        raise spread.fail(node, "its bias is not constant, so that its output cannot be scaled")
+        raise spread.fail(
+            node, role.bias_open or "its bias is not constant, so that its output cannot be scaled"
+        )
     if slot < 0 and role.bias is not None and role.bias.locked:
         raise spread.fail(node, f"its bias {role.bias.locked}")
     if role.weight.locked:

@@ -88,9 +88,12 @@ class Role:
 
 @dataclass(frozen=True)
 class Closed(Role):
-    """Its float inputs and outputs must stay as they are."""
+    """Its float inputs and outputs must stay as they are. `listed`: a batch norm that is not affine has a
+    line in the ledger all the same.
+    """
 
     reason: str = "is not linear"
+    listed: bool = False
 
 
 @dataclass(eq=False)
@@ -148,8 +151,7 @@ class Linear(Role):
 
 @dataclass(eq=False)
 class Recurrent(Role):
-    """LSTM, GRU, RNN: input weights (directions, gates, inputs) and bias (directions, gates + gates) absorb.
-    """
+    """LSTM, GRU, RNN: input weights (directions, gates, inputs) and bias (directions, gates + gates) absorb."""
 
     weight: Constant
     weight_slot: int
@@ -307,8 +309,7 @@ class SoftmaxInput(Role):
 
 @dataclass(eq=False)
 class Graph:
-    """Nodes in topological order (bodies of If and Loop included, after the nodes whose values they capture).
-    """
+    """Nodes in topological order (bodies of If and Loop included, after the nodes whose values they capture)."""
 
     nodes: list[Node] = field(default_factory=list)
     tensors: list[Tensor] = field(default_factory=list)
@@ -319,8 +320,7 @@ class Graph:
 
 @dataclass(eq=False)
 class SetValue:
-    """Give the node's input slot or attribute `key` a new value; `old` is the constant that it had, if any.
-    """
+    """Give the node's input slot or attribute `key` a new value; `old` is the constant that it had, if any."""
 
     node: Node
     key: Key

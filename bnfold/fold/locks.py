@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -81,7 +82,9 @@ class Locks:
                 continue
             answer = probe.ask(node, slot)
             if isinstance(answer, Conflict):
-                queue.append((kind, tensor, Lock(answer.where, answer.reason, answer.folds)))
+                queue.append(
+                    (kind, tensor, Lock(answer.where, answer.reason, answer.folds, cure=answer.cure))
+                )
             else:
                 asked[tensor] = answer
         part = {(tensor, other) for tensor, answer in asked.items() for other, partial in answer if partial}
@@ -110,9 +113,7 @@ class Locks:
             for here, there in ((x, y), (y, x)):
                 lock = self.locks[kind].get(here)
                 if lock is not None:
-                    queue.append(
-                        (kind, there, Lock(lock.where, lock.reason, lock.folds | {fold}, lock.whole))
-                    )
+                    queue.append((kind, there, replace(lock, folds=lock.folds | {fold})))
         self._spread(queue)
 
     def _spread(self, queue: deque[tuple[str, Tensor, Lock]]) -> None:
@@ -126,7 +127,7 @@ class Locks:
                 if not lock.whole and not whole:
                     continue
                 queue.append(
-                    (kind, other, Lock(lock.where, lock.reason, lock.folds | folds, lock.whole and whole))
+                    (kind, other, replace(lock, folds=lock.folds | folds, whole=lock.whole and whole))
                 )
 
     def _find(self, tensor: Tensor) -> Tensor:

@@ -122,7 +122,10 @@ def _groups(before: tuple[Dim, ...], after: tuple[Dim, ...]) -> list[tuple[list[
                 break
         a, b = [before[k] for k in left], [after[k] for k in right]
         if groups and not _equal(a, b) and all(size == 1 for size in a + b):
-            groups[-1] = (groups[-1][0] + left, groups[-1][1] + right)  # trailing ones belong to the run before
+            groups[-1] = (
+                groups[-1][0] + left,
+                groups[-1][1] + right,
+            )  # trailing ones belong to the run before
         else:
             groups.append((left, right))
     return groups

@@ -20,7 +20,7 @@ import numpy as np
 
 from bnfold.fold import carry
 from bnfold.fold.absorb import OutOfRange, absorb
-from bnfold.fold.graph import Affine, Array, Edit, Graph, Node, Tensor
+from bnfold.fold.graph import Affine, Array, Closed, Edit, Graph, Node, Tensor
 from bnfold.fold.guard import check_precision, check_range
 from bnfold.fold.ledger import Entry
 from bnfold.fold.locks import Locks
@@ -93,7 +93,14 @@ def solve(
             blame = _culprit(run, error.node, refused)
             refused[blame] = Conflict(error.node.name, error.reason)
             continue
-        return Plan(edits, _entries(graph, run, refused), list(run.into), calls, evicted, run.ways)
+        return Plan(
+            edits,
+            _entries(graph, run, refused),
+            list(run.into),
+            calls,
+            evicted,
+            run.ways + Counter({"rolled back": run.state.undone}),
+        )
 
 
 def _run(
@@ -156,7 +163,6 @@ def _fold(run: _Run, node: Node, limit: int, rules: Mapping[str, Mapping[type, R
             _commit(run, node, scale, shift)
             run.ways[f"scale {scale_side}, shift {shift_side}"] += 1
             run.ways[f"zero scale {scale_side}"] += bool(scale.zeros)
-            run.ways["rolled back"] += scale.undone + shift.undone
             return True
     failures = shift_fails if len(scale_fails) < len(SIDES) else scale_fails
     if not any(isinstance(conflict, TooWide) for conflict in failures.values()):
@@ -178,7 +184,7 @@ def _locked(state: State, node: Node) -> dict[str, Conflict]:
         p, q_in, q_out = state.p.get(y, 1.0), state.q.get(x, 0.0), state.q.get(y, 0.0)
         gap = p * role.shift + q_out - p * role.scale / state.p.get(x, 1.0) * q_in
         if gap.any() if lock.whole else gap.all():
-            found[side] = Conflict(lock.where, lock.reason, lock.folds)
+            found[side] = Conflict(lock.where, lock.reason, lock.folds, lock.cure)
     return found
 
 
@@ -310,7 +316,10 @@ def _culprit(run: _Run, node: Node, refused: Mapping[Node, Conflict]) -> Node:
 def _entries(graph: Graph, run: _Run, refused: Mapping[Node, Conflict]) -> list[Entry]:
     entries = []
     for node in graph.nodes:
-        if not isinstance(node.role, Affine) or not node.role.listed:
+        if not isinstance(node.role, (Affine, Closed)) or not node.role.listed:
+            continue
+        if isinstance(node.role, Closed):
+            entries.append(Entry(node.name, node.op, "kept", (), node.role.reason, node.name))
             continue
         if node in run.into:
             into = tuple(dict.fromkeys(n.name for n in run.into[node]))

@@ -54,6 +54,7 @@ class Lock:
     reason: str
     folds: frozenset[int] = frozenset()
     whole: bool = True
+    cure: str = ""
 
 
 @dataclass
@@ -71,6 +72,7 @@ class State:
     stand_ins: set[Node] = field(default_factory=set)  # linear nodes that get an Add as their bias
     locks: dict[str, dict[Tensor, Lock]] | None = None
     calls: int = 0  # rule calls so far: a measure of the work
+    undone: int = 0  # alternatives that were rolled back
 
 
 class Spread:
@@ -92,7 +94,6 @@ class Spread:
         self.waiting: dict[Node, Callable[[], Sequence[Alternative]]] = {}
         self.log: list[tuple[Tensor, Array | None]] = []
         self.tries = 0
-        self.undone = 0  # alternatives that were rolled back
 
     # what rules call
 
@@ -171,7 +172,7 @@ class Spread:
         if self.state.locks is not None:
             lock = self.state.locks[self.kind].get(tensor)
             if lock is not None and (lock.whole or bool((value != self.neutral).all())):
-                raise Conflict(lock.where, lock.reason, self.folds | lock.folds)
+                raise Conflict(lock.where, lock.reason, self.folds | lock.folds, lock.cure)
 
     def _merge(self, tensor: Tensor, old: Array, value: Array, at: Node, partial: bool) -> None:
         if not partial and tensor not in self.partial:
@@ -280,7 +281,7 @@ class Spread:
         raise first or self.fail(node, "no alternative is left")
 
     def _undo(self, mark: int) -> None:
-        self.undone += 1
+        self.state.undone += 1
         self.queue.clear()
         self.partial.clear()
         while len(self.log) > mark:

@@ -38,7 +38,8 @@ def stored_in(value: Value) -> onnx.TensorProto | None:
     if value.site is not None and value.site.op == "Constant":
         for attribute in value.site.node.attribute:
             if attribute.name == "value" and attribute.type == onnx.AttributeProto.TENSOR:
-                return attribute.t
+                tensor: onnx.TensorProto = attribute.t
+                return tensor
     return None
 
 
@@ -138,7 +139,7 @@ class _Computed:
     def evaluate(self) -> Array:
         arrays = [None if entry is None else entry.load() for entry in self.inputs]
         with np.errstate(all="ignore"):
-            return EVALUATE[self.site.op](self.site, arrays)
+            return np.asarray(EVALUATE[self.site.op](self.site, arrays))
 
     def keep(self, array: Array) -> None:
         if array.nbytes <= KEPT:

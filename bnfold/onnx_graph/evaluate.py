@@ -55,14 +55,14 @@ def _axes(site: Site, inputs: Inputs, rank: int) -> list[int] | None:
     return [axis % rank for axis in axes]
 
 
-def _cast(site: Site, inputs: Inputs) -> Array:
+def _cast(site: Site, inputs: Inputs) -> Any:
     code = site.attr("to")
     if isinstance(code, str):  # opset 1 to 5 spelt it
         code = {"FLOAT": 1, "DOUBLE": 11, "FLOAT16": 10, "INT64": 7, "INT32": 6, "BOOL": 9}[code]
     return _cast_to(inputs[0], code)
 
 
-def _cast_like(site: Site, inputs: Inputs) -> Array:
+def _cast_like(site: Site, inputs: Inputs) -> Any:
     dtype = site.dtype(1)
     return _cast_to(inputs[0], next(code for code, name in DTYPES.items() if name == dtype))
 
@@ -73,12 +73,12 @@ def _cast_to(array: Array, code: int) -> Array:
     return array.astype(numpy_dtype(DTYPES[code]), copy=False)
 
 
-def _transpose(site: Site, inputs: Inputs) -> Array:
+def _transpose(site: Site, inputs: Inputs) -> Any:
     perm = site.attr("perm")
     return np.transpose(inputs[0], perm if perm else None)
 
 
-def _reshape(site: Site, inputs: Inputs) -> Array:
+def _reshape(site: Site, inputs: Inputs) -> Any:
     array = inputs[0]
     wanted = _ints(inputs[1] if len(inputs) > 1 else site.attr("shape"))
     if not site.attr("allowzero", 0):
@@ -86,35 +86,35 @@ def _reshape(site: Site, inputs: Inputs) -> Array:
     return array.reshape(wanted)
 
 
-def _squeeze(site: Site, inputs: Inputs) -> Array:
+def _squeeze(site: Site, inputs: Inputs) -> Any:
     axes = _axes(site, inputs, inputs[0].ndim)
     return np.squeeze(inputs[0], None if axes is None else tuple(axes))
 
 
-def _unsqueeze(site: Site, inputs: Inputs) -> Array:
+def _unsqueeze(site: Site, inputs: Inputs) -> Any:
     given = inputs[1] if len(inputs) > 1 else site.attr("axes")
     rank = inputs[0].ndim + np.size(given)
     return np.expand_dims(inputs[0], tuple(_axes(site, inputs, rank) or ()))
 
 
-def _flatten(site: Site, inputs: Inputs) -> Array:
+def _flatten(site: Site, inputs: Inputs) -> Any:
     array, axis = inputs[0], site.attr("axis", 1)
     axis += array.ndim if axis < 0 else 0
     return array.reshape(math.prod(array.shape[:axis]), -1)
 
 
-def _expand(site: Site, inputs: Inputs) -> Array:
+def _expand(site: Site, inputs: Inputs) -> Any:
     shape = np.broadcast_shapes(inputs[0].shape, tuple(_ints(inputs[1])))
     _room(shape, inputs[0].itemsize)
     return np.broadcast_to(inputs[0], shape)
 
 
-def _concat(site: Site, inputs: Inputs) -> Array:
+def _concat(site: Site, inputs: Inputs) -> Any:
     _room([sum(array.size for array in inputs)], inputs[0].itemsize)
     return np.concatenate(inputs, site.attr("axis", 1))
 
 
-def _slice(site: Site, inputs: Inputs) -> Array:
+def _slice(site: Site, inputs: Inputs) -> Any:
     data = inputs[0]
     if site.opset < 10:
         starts, ends, axes, steps = site.attr("starts"), site.attr("ends"), site.attr("axes"), None
@@ -129,22 +129,22 @@ def _slice(site: Site, inputs: Inputs) -> Array:
         # numpy counts an end below -size from the back once more, where ONNX clamps it
         stop: int | None = end if end >= -size else (0 if step > 0 else None)
         where[axis] = slice(max(start, -size), stop, step)
-    return data[tuple(where)]  # type: ignore[no-any-return]
+    return data[tuple(where)]
 
 
-def _gather(site: Site, inputs: Inputs) -> Array:
+def _gather(site: Site, inputs: Inputs) -> Any:
     data, indices = inputs
     axis = site.attr("axis", 0)
     _room([indices.size, data.size // max(data.shape[axis], 1)], data.itemsize)
     return np.take(data, indices.astype(np.int64), axis)  # negative ones count from the end, as in ONNX
 
 
-def _shape(site: Site, inputs: Inputs) -> Array:
+def _shape(site: Site, inputs: Inputs) -> Any:
     shape = _static(site)
     return np.array(shape[site.attr("start", 0) : site.attr("end", len(shape))], np.int64)
 
 
-def _size(site: Site, inputs: Inputs) -> Array:
+def _size(site: Site, inputs: Inputs) -> Any:
     return np.array(math.prod(_static(site)), np.int64)
 
 
@@ -155,7 +155,7 @@ def _static(site: Site) -> list[int]:
     return sizes
 
 
-def _constant_of_shape(site: Site, inputs: Inputs) -> Array:
+def _constant_of_shape(site: Site, inputs: Inputs) -> Any:
     fill = site.attr("value")
     fill = np.zeros(1, np.float32) if fill is None else fill
     shape = tuple(_ints(inputs[0]))
@@ -163,14 +163,14 @@ def _constant_of_shape(site: Site, inputs: Inputs) -> Array:
     return np.broadcast_to(fill.reshape(()), shape)
 
 
-def _range(site: Site, inputs: Inputs) -> Array:
+def _range(site: Site, inputs: Inputs) -> Any:
     start, limit, delta = (array.reshape(()) for array in inputs)
     count = max(math.ceil((limit - start) / delta), 0)
     _room([count], start.itemsize)
-    return (start + np.arange(count, dtype=start.dtype) * delta).astype(start.dtype)  # type: ignore[no-any-return]
+    return (start + np.arange(count, dtype=start.dtype) * delta).astype(start.dtype)
 
 
-def _constant(site: Site, inputs: Inputs) -> Array:
+def _constant(site: Site, inputs: Inputs) -> Any:
     for name, dtype in (("value_float", np.float32), ("value_floats", np.float32), ("value_int", np.int64),
                         ("value_ints", np.int64)):  # fmt: skip
         value = site.attr(name)
@@ -182,19 +182,19 @@ def _constant(site: Site, inputs: Inputs) -> Array:
     return value
 
 
-def _where(site: Site, inputs: Inputs) -> Array:
+def _where(site: Site, inputs: Inputs) -> Any:
     _room(np.broadcast_shapes(*(array.shape for array in inputs)), inputs[1].itemsize)
     return np.where(*inputs)
 
 
-def _unary(function: Callable[[Array], Array]) -> Callable[[Site, Inputs], Array]:
+def _unary(function: Callable[[Array], Array]) -> Callable[[Site, Inputs], Any]:
     return lambda site, inputs: function(inputs[0]).astype(inputs[0].dtype, copy=False)
 
 
 def _binary(
     function: Callable[[Array, Array], Array], compares: bool = False
-) -> Callable[[Site, Inputs], Array]:
-    def evaluate(site: Site, inputs: Inputs) -> Array:
+) -> Callable[[Site, Inputs], Any]:
+    def evaluate(site: Site, inputs: Inputs) -> Any:
         a, b = inputs
         if (
             site.opset < 7
@@ -220,7 +220,7 @@ def _divide(a: Array, b: Array) -> Array:
     return np.asarray(np.where((a < 0) != (b < 0), -quotient, quotient))
 
 
-def _quantize(site: Site, inputs: Inputs) -> Array:
+def _quantize(site: Site, inputs: Inputs) -> Any:
     """As runtimes do it: in float32, rounded half to even, saturated."""
     array, scale, zero = [*inputs, None][:3]
     if site.attr("block_size", 0) or (scale.size > 1 and scale.ndim != 1):
@@ -243,7 +243,7 @@ def quantized_type(site: Site) -> str:
     return DTYPES.get(code, "") if code else site.dtype(2) if site.has(2) else "uint8"
 
 
-EVALUATE: dict[str, Callable[[Site, Inputs], Array]] = {
+EVALUATE: dict[str, Callable[[Site, Inputs], Any]] = {
     "Abs": _unary(np.abs),
     "Add": _binary(np.add),
     "Cast": _cast,

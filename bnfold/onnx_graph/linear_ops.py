@@ -29,7 +29,8 @@ def _bias(site: Site, slot: int) -> dict[str, Any]:
     """What `Linear` says about the bias at this slot: a constant, left out, or computed at run time."""
     bias = site.constant(slot) if site.has(slot) else None
     if bias is None and site.has(slot):
-        return {"bias_slot": slot, "bias_open": _OPEN, "bias_blocks_scale": True}
+        why = f"{_OPEN}: it {site.why_not_constant(slot)}"
+        return {"bias_slot": slot, "bias_open": why, "bias_blocks_scale": True}
     return {"bias": bias, "bias_slot": slot}
 
 

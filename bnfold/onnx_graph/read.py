@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from bnfold.fold.graph import (
@@ -80,6 +82,8 @@ class _Reader:
             values, role = part[0].values[:1], part[1]
         else:
             role = self.role(site)
+            if isinstance(role, Closed) and site.op == "BatchNormalization":
+                role = replace(role, listed=True)
         node = Node(site.name, site.op, role, [], [], site)
         inputs = node.inputs
         blind = site.op in _BLIND_OPS

@@ -1,7 +1,7 @@
 """The types and shapes of all values: as the model states them, else inferred.
 
-The operators that most nets consist of are inferred here, at a few microseconds a node. Where that does not give
-every floating point value a rank, onnx's own inference is asked once, at ten times the cost.
+The operators that most nets consist of are inferred here, at a few microseconds a node. Where that does not
+give every floating point value a rank, onnx's own inference is asked once, at ten times the cost.
 """
 
 from __future__ import annotations
@@ -294,9 +294,9 @@ def _transpose(site: Site) -> Shape | None:
 
 
 _LIKE_INPUT = """
-    Abs BatchNormalization Celu Clip Dropout Elu Erf Exp Gelu GroupNormalization HardSigmoid HardSwish Identity
-    InstanceNormalization LRN LayerNormalization LeakyRelu Log LogSoftmax Mish Neg PRelu Reciprocal Relu Selu Sigmoid
-    Softmax Softplus Softsign Sqrt Swish Tanh ThresholdedRelu
+    Abs BatchNormalization Celu Clip Dropout Elu Erf Exp Gelu GroupNormalization HardSigmoid HardSwish
+    Identity InstanceNormalization LRN LayerNormalization LeakyRelu Log LogSoftmax Mish Neg PRelu
+    Reciprocal Relu Selu Sigmoid Softmax Softplus Softsign Sqrt Swish Tanh ThresholdedRelu
 """
 
 FORWARD: dict[str, Callable[[Site], Any]] = {

@@ -16,8 +16,9 @@ __all__ = ["DTYPES", "FLOATS", "Model", "Scope", "Site", "Value"]
 
 # names of onnx.TensorProto.DataType, as numpy and ml_dtypes spell them
 _NAMES = """
-    float32 uint8 int8 uint16 int16 int32 int64 string bool float16 float64 uint32 uint64 complex64 complex128 bfloat16
-    float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz uint4 int4 float4_e2m1fn float8_e8m0fnu uint2 int2
+    float32 uint8 int8 uint16 int16 int32 int64 string bool float16 float64 uint32 uint64 complex64 complex128
+    bfloat16 float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz uint4 int4
+    float4_e2m1fn float8_e8m0fnu uint2 int2
 """
 DTYPES = dict(enumerate(_NAMES.split(), 1))
 FLOATS = frozenset({"float32", "float16", "bfloat16", "float64"})

@@ -102,8 +102,8 @@ class Surgery:
     def bypass(self, site: Site, slot: int) -> None:
         """Let the readers of a node's output read its input instead, and remove it.
 
-        A name that must stay (a graph output's, one that a body captures) is taken over by the input. Where the
-        input too has such a name, the node becomes an Identity.
+        A name that must stay (a graph output's, one that a body captures) is taken over by the input. Where
+        the input too has such a name, the node becomes an Identity.
         """
         x, y = site.values[slot], site.outputs[0]
         assert x is not None

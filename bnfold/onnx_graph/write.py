@@ -107,8 +107,8 @@ class _Writer:
             if surgery.model.shared == "error":
                 names = ", ".join(dict.fromkeys(site.name for site, _ in value.uses if site.alive))
                 raise UsageError(
-                    f"the stored value {value.name!r} is shared by {names}, which need different ones after "
-                    "the fold; allow the duplicate (shared='duplicate'), or leave what needs it (shared='skip')"
+                    f"the stored value {value.name!r} is shared by {names}, which need different ones "
+                    "after the fold; allow that (shared='duplicate'), or keep what needs it (shared='skip')"
                 )
         made: list[tuple[Array, Value]] = []
         for site, slot, array in wishes:

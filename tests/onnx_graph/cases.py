@@ -21,7 +21,7 @@ Body: TypeAlias = (
 class Pattern:
     """A model whose affine nodes must vanish.
 
-    left: batch norms and per-channel Mul, Add, Sub, Div that remain at best; norms: the batch norms among them.
+    left: batch norms and per-channel Mul, Add, Sub, Div that remain; norms: the batch norms among them.
     evaluator: "reference" where onnxruntime has no kernels. tolerance: of max|difference| / max|output|.
     gain: of the random inputs.
     """
@@ -40,9 +40,9 @@ class Pattern:
 class Left:
     """A model some of whose affine nodes must stay.
 
-    kept: their names. blocked_by, reason: for each of them, what must occur in its entry (`blocked_by` names,
-    words of `reason`). folds: names of affine nodes that must vanish all the same; without any, the model must
-    come back as it was. cure: the entry must tell one. runs: the model can be run (some training forms cannot).
+    kept: their names. blocked_by, reason: what must occur in the entry of each: names, words of the reason.
+    folds: names of affine nodes that must vanish all the same; without any, the model comes back as it was.
+    cure: the entry must tell one. runs: the model can be run (some training forms cannot).
     """
 
     name: str
@@ -116,5 +116,5 @@ def rows(g: Build, features: int = 6, name: str = "x") -> str:
 
 
 def tokens(g: Build, features: int = 6, name: str = "x") -> str:
-    """(batch, tokens, features)"""
+    """Of shape (batch, tokens, features)."""
     return g.input(name, (2, 7, features))

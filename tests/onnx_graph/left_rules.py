@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from tests.onnx_graph.build import Build
@@ -11,9 +13,9 @@ from tests.onnx_graph.reasons import REASONS as WHY
 RULES = LeftAlone()
 
 
-def _end(g: Build, t: str, **options: object) -> str:
+def _end(g: Build, t: str, **options: Any) -> str:
     """bn -> Sigmoid: all that can be done must be done backward."""
-    return g.op("Sigmoid", g.bn(t, name="bn", **options))  # type: ignore[arg-type]
+    return g.op("Sigmoid", g.bn(t, name="bn", **options))
 
 
 # linear layers

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from tests.onnx_graph.cases import Pattern
 from tests.onnx_graph.patterns_back import BACK
-from tests.onnx_graph.patterns_forward import FORWARD, SIDEWAYS
+from tests.onnx_graph.patterns_forward import FORWARD
+from tests.onnx_graph.patterns_quantized import QUANT
+from tests.onnx_graph.patterns_sideways import SIDEWAYS
 from tests.onnx_graph.patterns_stored import STORED
 from tests.onnx_graph.patterns_through import THROUGH
 
-PATTERNS: list[Pattern] = [*BACK, *THROUGH, *FORWARD, *SIDEWAYS, *STORED]
+PATTERNS: list[Pattern] = [*BACK, *THROUGH, *FORWARD, *SIDEWAYS, *QUANT, *STORED]

@@ -309,10 +309,10 @@ WRITTEN: dict[str, tuple[str, ...]] = {
     "Mul": ("Mul",),
     "Sub": ("Sub",),
 }
-FORMS: dict[str, dict[str, bool]] = {"(C,1,1)": {}, "full rank": {"full": True}}
+FORMS: dict[str, dict[str, Any]] = {"(C,1,1)": {}, "full rank": {"full": True}}
 
 
-def _written(g: Build, kinds: tuple[str, ...], left: bool, **form: bool) -> str:
+def _written(g: Build, kinds: tuple[str, ...], left: bool, **form: Any) -> str:
     y = g.conv(image(g), 7, k=3, bias=len(kinds) % 2 == 0)
     for kind in kinds:
         values = g.scales(7) if kind in ("Mul", "Div") else g.normal((7,), 0.7)

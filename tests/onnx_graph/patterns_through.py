@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ def _shuffle(g: Build, t: str, groups: int = 2) -> str:
     return g.op("Reshape", g.op("Transpose", t, perm=[0, 2, 1, 3, 4]), g.ints(n, c, h, w))
 
 
-def _resize(g: Build, t: str, **attrs: object) -> str:
+def _resize(g: Build, t: str, **attrs: Any) -> str:
     return g.op("Resize", t, "", g.const(np.array([1, 1, 2, 1.5], np.float32), "factors"), **attrs)
 
 

@@ -1,7 +1,8 @@
 """Random ONNX graphs from all roles, small enough to run in milliseconds.
 
-A graph grows from one or two inputs: each step takes random tensors of the pool and adds an operator that fits. Batch
-norms are frequent, so are tensors with several readers. Weights are scaled so that values stay near one.
+A graph grows from one or two inputs: each step takes random tensors of the pool and adds an operator that
+fits. Batch norms are frequent, so are tensors with several readers. Weights are scaled so that values stay
+near one.
 """
 
 from __future__ import annotations
@@ -113,7 +114,9 @@ class Grower:
         if self.rng.random() < 0.8:
             axis = len(shape) - 1 if len(shape) == 3 else 1
             size[axis] = shape[axis]
-        value = self.rng.uniform(0.5, 1.5, size) * (self.rng.choice([-1, 1], size) if self.rng.random() < 0.4 else 1)
+        value = self.rng.uniform(0.5, 1.5, size) * (
+            self.rng.choice([-1, 1], size) if self.rng.random() < 0.4 else 1
+        )
         if self.rng.random() < 0.5:
             while value.ndim and value.shape[0] == 1:
                 value = value[0]
@@ -145,7 +148,11 @@ class Grower:
         if (t := self.pick()) is None:
             return
         low, high = self.choose((0.0, 6.0), (-1.0, 1.0), (0.0, None), (None, 0.5))
-        inputs = [t[0], self.const(low) if low is not None else "", self.const(high) if high is not None else ""]
+        inputs = [
+            t[0],
+            self.const(low) if low is not None else "",
+            self.const(high) if high is not None else "",
+        ]
         self.op("Clip", inputs if inputs[2] else inputs[:2], t[1])
 
     def pool_window(self) -> None:
@@ -163,7 +170,11 @@ class Grower:
         if (t := self.pick(4)) is None:
             return
         x, (n, c, h, w) = t
-        op = str(self.rng.choice(["GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax", "ReduceSum", "ReduceL2"]))
+        op = str(
+            self.rng.choice(
+                ["GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax", "ReduceSum", "ReduceL2"]
+            )
+        )
         if op.startswith("Global"):
             self.op(op, [x], (n, c, 1, 1))
             return
@@ -191,7 +202,11 @@ class Grower:
         x, shape = t
         axis = len(shape) - 1 if len(shape) == 3 else 1
         fits = [u for u in self.pool if len(u[1]) == len(shape)]
-        fits = [u for u in fits if all(a == b for i, (a, b) in enumerate(zip(u[1], shape, strict=True)) if i != axis)]
+        fits = [
+            u
+            for u in fits
+            if all(a == b for i, (a, b) in enumerate(zip(u[1], shape, strict=True)) if i != axis)
+        ]
         parts = [fits[int(i)] for i in self.rng.integers(len(fits), size=int(self.rng.integers(1, 3)))]
         total = list(shape)
         total[axis] += sum(p[1][axis] for p in parts)
@@ -212,7 +227,13 @@ class Grower:
         kind = self.rng.random()
         if kind < 0.5:
             names = [self.name("part"), self.name("part")]
-            node = helper.make_node("Split", [x, self.const([first, c - first], np.int64)], names, axis=1, name=f"Split_{names[0]}")
+            node = helper.make_node(
+                "Split",
+                [x, self.const([first, c - first], np.int64)],
+                names,
+                axis=1,
+                name=f"Split_{names[0]}",
+            )
             self.nodes.append(node)
             self.used.add(x)
             self.pool += [(names[0], (n, first, h, w)), (names[1], (n, c - first, h, w))]
@@ -310,7 +331,9 @@ class Grower:
         weight = self.rng.standard_normal((1, 9, c)) / np.sqrt(c)
         again = self.rng.standard_normal((1, 9, 3)) / 2
         bias = [self.const(self.rng.standard_normal((1, 18)))] if self.rng.random() < 0.5 else []
-        y = self.op("GRU", [t[0], self.const(weight), self.const(again), *bias], (n, 1, length, 3), hidden_size=3)
+        y = self.op(
+            "GRU", [t[0], self.const(weight), self.const(again), *bias], (n, 1, length, 3), hidden_size=3
+        )
         self.op("Squeeze", [y, self.const([1], np.int64)], (n, length, 3))
 
     def where(self) -> None:
@@ -320,6 +343,34 @@ class Grower:
         fits = [name for name, s in self.pool if s == shape]
         mask = self.const(self.rng.random(shape[2:]) < 0.5, np.bool_)
         self.op("Where", [mask, x, fits[int(self.rng.integers(len(fits)))]], shape)
+
+    def rivals(self) -> None:
+        """A batch norm over a Concat, and one over each of its operands: only the two small ones can both go.
+        """
+        if (t := self.pick(4)) is None:
+            return
+        x, (n, c, h, w) = t
+        y, z = (
+            self.op("Conv", [x, self.const(self.rng.standard_normal((2, c, 1, 1)) / c)], (n, 2, h, w))
+            for _ in range(2)
+        )
+        whole = self.op("Concat", [y, z], (n, 4, h, w), axis=1)
+        for name, channels in ((whole, 4), (y, 2), (z, 2)):
+            parts = [self.scales(channels), *(self.rng.standard_normal((2, channels))), np.ones(channels)]
+            norm = self.op("BatchNormalization", [name, *(self.const(p) for p in parts)], (n, channels, h, w))
+            self.op("Sigmoid", [norm], (n, channels, h, w))
+
+    def detour(self) -> None:
+        """A sum whose first operand looks free to take a shift and is not."""
+        if (t := self.pick(4)) is None:
+            return
+        x, (n, c, h, w) = t
+        weights = [self.const(self.rng.standard_normal((3, c, 1, 1)) / c) for _ in range(2)]
+        a = self.op("Relu", [self.op("Conv", [x, weights[0]], (n, 3, h, w))], (n, 3, h, w))
+        b = self.op("Identity", [self.op("Conv", [x, weights[1]], (n, 3, h, w))], (n, 3, h, w))
+        s = self.op("Add", [self.op("Identity", [a], (n, 3, h, w)), b], (n, 3, h, w))
+        parts = [self.rng.uniform(0.5, 2, 3), *(self.rng.standard_normal((2, 3))), np.ones(3)]
+        self.op("BatchNormalization", [s, *(self.const(p) for p in parts)], (n, 3, h, w))
 
     def grow(self, steps: int) -> onnx.ModelProto:
         side = int(self.rng.choice([4, 5, 6]))
@@ -333,14 +384,21 @@ class Grower:
             *[self.conv] * 6, *[self.batch_norm] * 8, *[self.unary] * 4, *[self.add] * 4, self.concat, self.concat,
             self.split, self.scale_or_shift, self.scale_or_shift, self.prelu, self.clip, self.pool_window, self.reduce,
             self.shuffle, self.shuffle, self.pad, self.resize, self.matmul, self.gemm, self.attention, self.norm,
-            self.layer_norm, self.recurrent, self.where, self.conv_transpose,
+            self.layer_norm, self.recurrent, self.where, self.conv_transpose, self.rivals, self.detour,
         ]  # fmt: skip
         while self.count < 3 or len(self.nodes) < steps:
             operators[int(self.rng.integers(len(operators)))]()
-        loose = [(name, shape) for name, shape in self.pool if name not in self.used and (name, shape) not in self.inputs]
+        loose = [
+            (name, shape)
+            for name, shape in self.pool
+            if name not in self.used and (name, shape) not in self.inputs
+        ]
         if not loose:
             loose = [(self.op("Relu", [self.pool[-1][0]], self.pool[-1][1]), self.pool[-1][1])]
-        infos = [[helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in group] for group in (self.inputs, loose)]
+        infos = [
+            [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in group]
+            for group in (self.inputs, loose)
+        ]
         graph = helper.make_graph(self.nodes, "random", infos[0], infos[1], self.initializers)
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
 

@@ -1,4 +1,4 @@
-"""What must not fold stays, with the right reason; and what is left alone entirely comes back byte for byte."""
+"""What must not fold stays, with the right reason; a model that is left alone comes back byte for byte."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from tests.onnx_graph.left_alone import LEFT
 from tests.onnx_graph.reasons import REASONS
 
 
-def test_the_table_holds_each_case_once():
+def test_the_table_holds_each_case_once() -> None:
     assert [name for name, count in Counter(case.name for case in LEFT).items() if count > 1] == []
 
 
-def test_every_reason_is_in_the_table():
+def test_every_reason_is_in_the_table() -> None:
     used = {word for case in LEFT for word in case.reason}
     assert set(REASONS.values()) <= used
 
 
 @pytest.mark.parametrize("case", LEFT, ids=lambda case: case.name)
-def test_a_case_is_worth_its_name(case: Left):
+def test_a_case_is_worth_its_name(case: Left) -> None:
     model = case.build()
     assert {*case.kept, *case.folds} <= set(look.affine_nodes(model))
     assert case.blocked_by
@@ -38,7 +38,7 @@ def test_a_case_is_worth_its_name(case: Left):
 
 
 @pytest.mark.parametrize("case", LEFT, ids=lambda case: case.name)
-def test_it_stays(case: Left):
+def test_it_stays(case: Left) -> None:
     model = case.build()
     before = model.SerializeToString()
     folded, report = bnfold.fold_onnx(model, verify=False)
@@ -54,10 +54,10 @@ def test_it_stays(case: Left):
         assert entry.outcome == "kept"
         assert entry.op == op_types[name]
         for word in case.reason:
-            assert word in entry.reason, report
+            assert word in entry.reason, str(report)
         for blocker in case.blocked_by:
             assert blocker in entry.blocked_by.split(", "), f"blocked by {entry.blocked_by}\n{report}"
-        assert entry.cure or not case.cure, report
+        assert entry.cure or not case.cure, str(report)
     for name in case.folds:
         assert name not in there, f"{name} is still there\n{report}"
         assert entries[name].outcome == "folded"

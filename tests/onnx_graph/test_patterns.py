@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,6 +13,7 @@ import bnfold
 from tests.onnx_graph import look
 from tests.onnx_graph.cases import Pattern
 from tests.onnx_graph.patterns import PATTERNS
+from tests.onnx_graph.patterns_quantized import QUANT
 
 SEEDS = (0, 1)
 
@@ -20,12 +22,12 @@ def _norms(model: onnx.ModelProto) -> int:
     return sum(node.op_type == "BatchNormalization" for node in look.nodes(model))
 
 
-def test_the_table_holds_each_case_once():
+def test_the_table_holds_each_case_once() -> None:
     assert [name for name, count in Counter(case.name for case in PATTERNS).items() if count > 1] == []
 
 
 @pytest.mark.parametrize("case", PATTERNS, ids=lambda case: case.name)
-def test_a_case_is_worth_its_name(case: Pattern):
+def test_a_case_is_worth_its_name(case: Pattern) -> None:
     model = case.build()
     assert len(look.affine_nodes(model)) + _norms(model) > case.left + case.norms
     for seed in SEEDS:
@@ -36,7 +38,7 @@ def test_a_case_is_worth_its_name(case: Pattern):
 
 
 @pytest.mark.parametrize("case", PATTERNS, ids=lambda case: case.name)
-def test_it_folds(case: Pattern):
+def test_it_folds(case: Pattern) -> None:
     model = case.build()
     before = model.SerializeToString()
     folded, report = bnfold.fold_onnx(model, verify=False)
@@ -46,7 +48,7 @@ def test_it_folds(case: Pattern):
     assert look.repeated_names(folded) == []
     left = look.affine_nodes(folded)
     assert len(left) == case.left, f"{left} left\n{report}"
-    assert _norms(folded) == case.norms, report
+    assert _norms(folded) == case.norms, str(report)
     assert look.linear_nodes(folded) <= look.linear_nodes(model)
     assert len(look.nodes(folded)) <= len(look.nodes(model))
 
@@ -56,8 +58,33 @@ def test_it_folds(case: Pattern):
         assert error < case.tolerance, f"seed {seed}: {error:.2g}\n{report}"
 
 
+def _integers(model: onnx.ModelProto) -> dict[str, np.ndarray[Any, Any]]:
+    eight_bits = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
+    stored = [t for t in model.graph.initializer if t.data_type in eight_bits and len(t.dims) > 1]
+    return {tensor.name: onnx.numpy_helper.to_array(tensor).astype(int) for tensor in stored}
+
+
+def _same_or_negated(before: np.ndarray[Any, Any], after: np.ndarray[Any, Any], axis: int) -> bool:
+    """Channel by channel w, or -w or ~w: then the sum is the same everywhere."""
+    channels = zip(np.moveaxis(before, axis, 0), np.moveaxis(after, axis, 0), strict=True)
+    return all(np.array_equal(a, b) or len(np.unique(a + b)) == 1 for a, b in channels)
+
+
+@pytest.mark.parametrize("case", QUANT, ids=lambda case: case.name)
+def test_quantized_weights_keep_their_integers(case: Pattern) -> None:
+    model = case.build()
+    folded, _ = bnfold.fold_onnx(model, verify=False)
+    for name, before in _integers(model).items():
+        found = _integers(folded)
+        assert len(found) == 1
+        after = next(iter(found.values()))
+        assert any(_same_or_negated(before, after, axis) for axis in (0, 1)), name
+        if "positive" in case.name:
+            assert np.array_equal(before, after)
+
+
 @pytest.mark.parametrize("case", PATTERNS, ids=lambda case: case.name)
-def test_folding_again_changes_nothing(case: Pattern):
+def test_folding_again_changes_nothing(case: Pattern) -> None:
     folded, _ = bnfold.fold_onnx(case.build(), verify=False)
     again, _ = bnfold.fold_onnx(folded, verify=False)
     assert again.SerializeToString() == folded.SerializeToString()
