@@ -97,7 +97,7 @@ def _float(constant: Constant) -> Array:
 def _store(
     node: Node, key: Key, value: Any, old: Constant | None, dtype: Any = None, axis: int | None = None
 ) -> SetValue:
-    """The value in the type of what it replaces. `axis` names the channels of a weight, for the range check."""
+    """The value in the type of what it replaces. `axis` names the channels of a weight, for the check."""
     dtype = old.value.dtype if old is not None else np.dtype(dtype)
     value = np.asarray(value, np.float64)
     top, tiny = _limits(dtype)

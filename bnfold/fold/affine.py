@@ -23,7 +23,7 @@ def varying(array: Array) -> list[int]:
 
 
 def along(array: Array, axis: int) -> Array:
-    """The entries along one axis as a vector (length 1 if it does not vary); the array varies nowhere else."""
+    """The entries along one axis as a vector (length 1 if all are equal); it varies nowhere else."""
     vector: Array = array.reshape(array.shape[axis])
     return vector
 

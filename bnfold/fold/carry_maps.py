@@ -52,7 +52,7 @@ def map_shift(spread: Spread, node: Node, slot: int, d: Array) -> None:
 
 
 def leaky_scale(spread: Spread, node: Node, slot: int, f: Array) -> None:
-    """In: p -> p if positive, p/slope if negative (the halves swap); out: the inverse. Factors are relative."""
+    """In: p -> p if positive, else p/slope (the halves swap); out: the inverse. Factors are relative."""
     role: Leaky = node.role  # type: ignore[assignment]
     data_slot(spread, node, slot)
     x, y = node.at(0), node.outputs[0]

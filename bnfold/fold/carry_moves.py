@@ -125,7 +125,7 @@ def contract_scale(spread: Spread, node: Node, slot: int, f: Array) -> None:
 
 
 def _contract_ways(spread: Spread, node: Node, role: Contract) -> list[Alternative]:
-    """What the operands carry, multiplied, is what the output carries; an open tensor takes what is missing."""
+    """What the operands carry, multiplied, is the output carries; an open one takes the rest."""
     y = node.outputs[0]
     known, open_slots = np.ones((1,) * y.rank), []
     for slot in (0, 1):

@@ -1,4 +1,4 @@
-"""Operators with several tensors: all share one change, or an equation says how a change is split among them."""
+"""Operators with several tensors: all share one change, or an equation says how it is split."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["balance", "fit", "share", "through_weight"]
 
 
 def fit(spread: Spread, node: Node, array: Array, tensor: Tensor) -> Array:
-    """The array as this operand sees it (numpy broadcasting): of its rank, not varying where it is broadcast."""
+    """As this operand sees it (numpy broadcasting): of its rank, not varying where it is broadcast."""
     try:
         array = align(array, tensor.rank)
     except ValueError as error:

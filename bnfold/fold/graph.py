@@ -151,7 +151,7 @@ class Linear(Role):
 
 @dataclass(eq=False)
 class Recurrent(Role):
-    """LSTM, GRU, RNN: input weights (directions, gates, inputs) and bias (directions, gates + gates) absorb."""
+    """LSTM, GRU, RNN: input weights (directions, gates, inputs) and bias absorb."""
 
     weight: Constant
     weight_slot: int
@@ -309,7 +309,7 @@ class SoftmaxInput(Role):
 
 @dataclass(eq=False)
 class Graph:
-    """Nodes in topological order (bodies of If and Loop included, after the nodes whose values they capture)."""
+    """Nodes in topological order (bodies of If and Loop after the values they capture)."""
 
     nodes: list[Node] = field(default_factory=list)
     tensors: list[Tensor] = field(default_factory=list)
@@ -320,7 +320,7 @@ class Graph:
 
 @dataclass(eq=False)
 class SetValue:
-    """Give the node's input slot or attribute `key` a new value; `old` is the constant that it had, if any."""
+    """Give the node's input slot or attribute `key` a new value; `old` is what it had before."""
 
     node: Node
     key: Key

@@ -37,11 +37,11 @@ def infer(model: Model, scopes: list[Scope]) -> None:
             graph = _inferred(model, scope)
             if graph is not None:
                 _merge(scope, graph)
-                for site in _all_sites(scope):
-                    for value in site.outputs:
-                        if value is not None and value.constant is None:
-                            value.resolved = False
-                _pass(scope, {})
+            for site in _all_sites(scope):
+                for value in site.outputs:
+                    if value is not None and value.constant is None:
+                        value.resolved = False
+            _pass(scope, {}, last=True)
 
 
 def _all_sites(scope: Scope) -> Iterator[Site]:
@@ -51,7 +51,7 @@ def _all_sites(scope: Scope) -> Iterator[Site]:
         yield site
 
 
-def _pass(scope: Scope, calls: Calls) -> bool:
+def _pass(scope: Scope, calls: Calls, last: bool = False) -> bool:
     """One walk in the order of the nodes; False if onnx's inference is needed."""
     complete = True
     functions = scope.model.functions
@@ -66,7 +66,7 @@ def _pass(scope: Scope, calls: Calls) -> bool:
         for value in site.outputs:
             if value is None or (value.shape is not None and value.dtype):
                 continue
-            rule = FORWARD.get(op) if value.slot == 0 else None
+            rule = None if value.slot else _conv_of_anything if last and op == "Conv" else FORWARD.get(op)
             source = site.values[0] if site.values else None
             if rule is not None and source is not None:
                 if value.shape is None:
@@ -171,9 +171,15 @@ def _conv(site: Site) -> Shape | None:
     if weight is None or len(weight) < 3:
         return None
     if x is None or len(x) != len(weight):
-        return (None, weight[0], *(None,) * (len(weight) - 2))
+        return None
     spatial = _windows(site, x[2:], weight[2:])
     return None if spatial is None else (x[0], weight[0], *spatial)
+
+
+def _conv_of_anything(site: Site) -> Shape | None:
+    """The weight alone tells the rank and the channels."""
+    weight = site.shape(1)
+    return _conv(site) or (None if weight is None else (None, weight[0], *(None,) * (len(weight) - 2)))
 
 
 def _pool(site: Site) -> Shape | None:

@@ -129,8 +129,10 @@ class Grower:
         if (t := self.pick()) is None:
             return
         op, attributes = self.choose(
-            ("Relu", {}), ("Relu", {}), ("Relu", {}), ("LeakyRelu", {"alpha": 0.2}), ("Identity", {}), ("Sigmoid", {}),
-            ("Abs", {}), ("Neg", {}), ("HardSigmoid", {"alpha": 0.3, "beta": 0.4}), ("Celu", {"alpha": 0.7}), ("Tanh", {}),
+            ("Relu", {}), ("Relu", {}), ("Relu", {}),
+            ("LeakyRelu", {"alpha": 0.2}), ("Identity", {}), ("Sigmoid", {}),
+            ("Abs", {}), ("Neg", {}),
+            ("HardSigmoid", {"alpha": 0.3, "beta": 0.4}), ("Celu", {"alpha": 0.7}), ("Tanh", {}),
             ("Softmax", {"axis": 1}),
         )  # fmt: skip
         self.op(op, [t[0]], t[1], **attributes)
@@ -169,7 +171,7 @@ class Grower:
     def reduce(self) -> None:
         if (t := self.pick(4)) is None:
             return
-        x, (n, c, h, w) = t
+        x, (n, c, _, _) = t
         op = str(
             self.rng.choice(
                 ["GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax", "ReduceSum", "ReduceL2"]
@@ -381,9 +383,12 @@ class Grower:
             self.inputs.append((self.name("tokens"), (2, 5, 4)))
         self.pool += self.inputs
         operators: list[Callable[[], None]] = [
-            *[self.conv] * 6, *[self.batch_norm] * 8, *[self.unary] * 4, *[self.add] * 4, self.concat, self.concat,
-            self.split, self.scale_or_shift, self.scale_or_shift, self.prelu, self.clip, self.pool_window, self.reduce,
-            self.shuffle, self.shuffle, self.pad, self.resize, self.matmul, self.gemm, self.attention, self.norm,
+            *[self.conv] * 6, *[self.batch_norm] * 8, *[self.unary] * 4, *[self.add] * 4,
+            self.concat, self.concat,
+            self.split, self.scale_or_shift, self.scale_or_shift, self.prelu, self.clip,
+            self.pool_window, self.reduce,
+            self.shuffle, self.shuffle, self.pad, self.resize, self.matmul, self.gemm,
+            self.attention, self.norm,
             self.layer_norm, self.recurrent, self.where, self.conv_transpose, self.rivals, self.detour,
         ]  # fmt: skip
         while self.count < 3 or len(self.nodes) < steps:

@@ -28,11 +28,13 @@ BATCH = 50
 
 # kinds of folds and words of refusals that the graphs must reach, or they test less than they claim
 FOLDS = (
-    "scale back, shift back", "scale forward, shift forward", "scale back, shift forward", "scale forward, shift back",
+    "scale back, shift back", "scale forward, shift forward", "scale back, shift forward",
+    "scale forward, shift back",
     "zero scale back", "zero scale forward", "rolled back", "evicted",
 )  # fmt: skip
 REASONS = (
-    "graph input", "graph output", "padding", "negative scale", "does not pass a shift", "zero scale", "is not linear",
+    "graph input", "graph output", "padding", "negative scale", "does not pass a shift",
+    "zero scale", "is not linear",
     "two different changes", "product", "a shift", "sums over an axis", "closed", "needs the same change",
 )  # fmt: skip
 
