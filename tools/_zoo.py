@@ -13,6 +13,7 @@ import concurrent.futures
 import datetime
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -139,7 +140,7 @@ def bnfold(name: str, source: Path, folder: Path, own: frozenset[_left.PerChanne
     begin = time.perf_counter()
     report = _peers.TOOLS["bnfold"].load()(str(source), str(target))
     seconds = time.perf_counter() - begin
-    kept = collections.Counter(entry.reason for entry in report.kept)  # type: ignore[attr-defined]
+    kept = collections.Counter(plain(entry.reason) for entry in report.kept)  # type: ignore[attr-defined]
     found = {**count(target, own), "seconds": round(seconds, 3), "kept_because": dict(kept.most_common())}
     x = np.random.default_rng(_models.SEED).standard_normal(input_shape(source), dtype=np.float32)
     want, got = infer(source, x), infer(target, x)
@@ -148,6 +149,11 @@ def bnfold(name: str, source: Path, folder: Path, own: frozenset[_left.PerChanne
         exact = in_float64(name, x)
         found["error_of_float32"] = {"unfolded": difference(want, exact), "folded": difference(got, exact)}
     return found
+
+
+def plain(reason: str) -> str:
+    """A reason without the names and numbers of one graph, so that equal ones can be counted."""
+    return re.sub(r"\[[\d, ]*\]|\b\d+\b", "N", re.sub(r"(backward|forward), [^:]+:", r"\1:", reason))
 
 
 def peer(tool: str, source: Path, folder: Path, own: frozenset[_left.PerChannel]) -> dict[str, Any]:

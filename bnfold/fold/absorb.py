@@ -36,6 +36,7 @@ from bnfold.fold.graph import (
     SetValue,
     Tensor,
 )
+from bnfold.fold.spill import Spill
 from bnfold.fold.transact import State
 
 __all__ = ["OutOfRange", "absorb"]
@@ -59,6 +60,7 @@ def absorb(graph: Graph, state: State) -> list[Edit]:
             touched.add(changed.producer)
         touched.update(node for node, _ in changed.readers)
     edits: list[Edit] = []
+    spill = Spill()
     for node in graph.nodes:
         if node not in touched:
             continue
@@ -75,7 +77,7 @@ def absorb(graph: Graph, state: State) -> list[Edit]:
                 edits.append(_store(node, slot, p * _float(tensor.constant) + q, tensor.constant))
         make = ABSORB.get(type(node.role))
         if make is not None:
-            edits.extend(make(state, node))
+            edits.extend(spill(edit) for edit in make(state, node))
     return edits
 
 
@@ -124,7 +126,7 @@ def _vanishing(node: Node, value: Array, before: Array, axis: int, dtype: Any, t
     if lost.any():
         channel = int(np.argmax(lost))
         raise OutOfRange(
-            node, f"the weights of channel {channel} would be subnormal in {dtype.name} ({now[channel]:.3g})"
+            node, f"the weights of channel {channel} would leave the normal range of {dtype.name} ({now[channel]:.3g})"
         )
 
 
@@ -158,7 +160,9 @@ def _linear(state: State, node: Node) -> Iterator[Edit]:
         if role.weight.quantized is not None:
             yield _rescale(node, role, factor)
         else:
-            weight = (_float(role.weight).reshape(role.split) * factor).reshape(role.weight.shape)
+            weight = np.array(role.weight.value, np.float64)  # our own: multiplied in place
+            wide = weight.reshape(role.split)
+            wide *= factor
             yield _store(node, role.weight_slot, weight, role.weight, axis=_channel_axis(role))
     if role.bias is None and role.costs and node not in state.stand_ins:
         return  # a shift of the input was carried to the output: what the bias would be is zero

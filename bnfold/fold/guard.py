@@ -21,14 +21,19 @@ KAPPA = 2.0**6
 
 
 def check_range(state: State, scale: Spread) -> None:
-    """Raise `Conflict` if a carried tensor would leave the comfortable range of its type."""
+    """Raise `Conflict` if a carried tensor would leave the comfortable range of its type.
+
+    The ends of the folded node are exempt: each takes the values that the other end had before.
+    """
+    x, y = scale.target.at(scale.target.role.x), scale.target.outputs[0]  # type: ignore[attr-defined]
+    ends = (x, y) if x not in state.p and y not in state.p else ()
     safe: dict[int, bool] = {}  # most tensors carry the same array
     for tensor, factor in scale.values.items():
         fresh = not scale.zeros and tensor not in state.p and tensor.dtype == "float32"
         if fresh and safe.setdefault(id(factor), bool(factor.min() > SAFE[0] and factor.max() < SAFE[1])):
             continue
         limit = CARRIED.get(tensor.dtype)
-        if limit is None or tensor.constant is not None:
+        if limit is None or tensor.constant is not None or tensor in ends:
             continue
         size = np.abs(factor if scale.zeros else state.p.get(tensor, 1.0) * factor)
         if not size.all():

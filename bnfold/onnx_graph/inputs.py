@@ -97,7 +97,8 @@ def _input(name: str, tensor: onnx.TypeProto.Tensor) -> Input:
     dims: tuple[Dim, ...] | None = None
     if tensor.HasField("shape"):
         dims = tuple(
-            d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else (d.dim_param or None)
+            # some exporters write "?" for each size that they do not know: it names nothing
+            d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else (d.dim_param.strip("?") or None)
             for d in tensor.shape.dim
         )
     return Input(name, element_type(tensor.elem_type or onnx.TensorProto.FLOAT), dims)

@@ -323,7 +323,7 @@ def _dim(dim: Any) -> int | str | None:
     size: int = dim.dim_value
     if size > 0:
         return size
-    name: str = dim.dim_param
+    name: str = dim.dim_param.strip("?")  # some exporters write "?" for each size that they do not know
     if name:
         return name
     return 0 if size == 0 and dim.HasField("dim_value") else None

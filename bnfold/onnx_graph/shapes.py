@@ -23,6 +23,8 @@ __all__ = ["infer"]
 
 Shape = tuple[Dim, ...]
 Calls = dict[tuple[str, str, str], list[Site]]
+# what a rule may stumble over in a damaged node
+_DAMAGE = (IndexError, TypeError, ValueError, ArithmeticError)
 _CODES = {name: code for code, name in DTYPES.items()}
 
 
@@ -63,16 +65,16 @@ def _pass(scope: Scope, calls: Calls, last: bool = False) -> bool:
                 calls.setdefault(key, []).append(site)
         if op in EVALUATE and site.outputs and (first := site.outputs[0]) is not None and not first.resolved:
             resolve(first)
+        if last and op in ("Conv", "ConvTranspose"):
+            _from_weight(site)
         for value in site.outputs:
             if value is None or (value.shape is not None and value.dtype):
                 continue
-            rule = None if value.slot else _conv_of_anything if last and op == "Conv" else FORWARD.get(op)
+            rule = None if value.slot else _reshape if last and op == "Reshape" else FORWARD.get(op)
             source = site.values[0] if site.values else None
             if rule is not None and source is not None:
                 if value.shape is None:
-                    with suppress(
-                        IndexError, TypeError, ValueError, ArithmeticError
-                    ):  # attributes of a damaged node
+                    with suppress(*_DAMAGE):
                         value.shape = rule(site)
                 value.dtype = value.dtype or dtype_of(source)
             if complete and (value.count or value.is_output):
@@ -176,10 +178,34 @@ def _conv(site: Site) -> Shape | None:
     return None if spatial is None else (x[0], weight[0], *spatial)
 
 
-def _conv_of_anything(site: Site) -> Shape | None:
-    """The weight alone tells the rank and the channels."""
+def _from_weight(site: Site) -> None:
+    """Ranks and channels of a convolution's input and output, where nothing else tells them."""
     weight = site.shape(1)
-    return _conv(site) or (None if weight is None else (None, weight[0], *(None,) * (len(weight) - 2)))
+    if weight is None or len(weight) < 3 or not site.outputs:
+        return
+    left, right = (weight[1], weight[0]) if site.op == "Conv" else (weight[0], weight[1])
+    groups = site.attr("group", 1)
+    if isinstance(left, int) and isinstance(right, int):
+        left, right = (left * groups, right) if site.op == "Conv" else (left, right * groups)
+    rest = (None,) * (len(weight) - 2)
+    x, y = site.values[0], site.outputs[0]
+    if x is not None and x.shape is None and x.init is None:
+        x.shape, x.dtype = (None, left, *rest), x.dtype or site.dtype(1)
+    if y is not None and y.shape is None:
+        with suppress(*_DAMAGE):
+            y.shape = _conv(site) if site.op == "Conv" else None
+        y.shape = y.shape or (None, right, *rest)
+        y.dtype = y.dtype or site.dtype(1)
+
+
+def _reshape(site: Site) -> Shape | None:
+    """The rank at least: it is the length of the wanted shape."""
+    wanted = site.shape(1)
+    return (
+        (None,) * wanted[0]
+        if wanted is not None and len(wanted) == 1 and isinstance(wanted[0], int)
+        else None
+    )
 
 
 def _pool(site: Site) -> Shape | None:

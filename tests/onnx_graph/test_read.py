@@ -313,7 +313,8 @@ def test_training_info_locks_what_it_updates():
     ],
 )
 def test_integers_behind_a_scale(scale: Any, attributes: str, opset: int, axes: tuple[int, ...]):
-    text = f"g (float[1,3,9,9] x) => (float y) {{ w = DequantizeLinear {attributes} (i, s, z)  y = Conv (x, w) }}"
+    body = f"w = DequantizeLinear {attributes} (i, s, z)  y = Conv (x, w)"
+    text = f"g (float[1,3,9,9] x) => (float y) {{ {body} }}"
     integers = RNG.integers(-128, 128, (4, 3, 3, 3)).astype(np.int8)
     zero = np.full(np.shape(scale), 5, np.int8)
     proto = model(text, opset=opset, i=integers, s=scale, z=zero)

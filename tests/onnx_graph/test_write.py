@@ -145,7 +145,10 @@ def test_a_large_model_keeps_its_order():
 
 
 def test_a_graph_output_keeps_its_name():
-    text = "g (float[1,3,9,9] x) => (float[1,4,7,7] y) { c = Conv (x, w)  y = BatchNormalization (c, g, b, m, v) }"
+    text = """g (float[1,3,9,9] x) => (float[1,4,7,7] y) {
+        c = Conv (x, w)
+        y = BatchNormalization (c, g, b, m, v)
+    }"""
     proto = model(text, w=W, **norm())
     result = folded(proto)
     (conv,) = result.graph.node
