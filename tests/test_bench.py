@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 
 CHAINS = {"chain50": 50, "chain500": 500, "chain5000": 5000}
-NETWORKS = {"resnet50": 53, "densenet121": 121, "nasnetalarge": 268}
+NETWORKS = {"resnet50": 53, "densenet121": 121, "nasnetalarge": 264}
 TOOLS = ("bnfold", "onnxruntime", "onnxsim", "onnxslim", "onnxscript", "onnxoptimizer")
 PEERS = ("onnxruntime", "onnxsim", "onnxslim", "onnxoptimizer_all", "onnxscript")
 PACKAGES = {

@@ -217,13 +217,16 @@ def judge(console: Console) -> None:
             f"(x {second / first:.2f})"
         )
     for name, result in known.items():
-        memory = result["tools"]["bnfold"]["memory"]["most"]
+        memory, before = (result["tools"]["bnfold"]["memory"][key] for key in ("most", "before"))
         if name == HUGE:
             bound = 1e9 + result["largest_tensor"]
             console.print(f"{name}: peak {memory / 1e6:.0f} MB, to stay under {bound / 1e6:.0f} MB")
         elif name in NETWORKS:
-            part = memory / result["bytes"]
-            console.print(f"{name}: peak {memory / 1e6:.0f} MB, {part:.2f} of its weights")
+            parts = memory / result["bytes"], (memory - before) / result["bytes"]
+            console.print(
+                f"{name}: peak {memory / 1e6:.0f} MB, {parts[0]:.2f} of its weights "
+                f"({parts[1]:.2f} without what Python holds before)"
+            )
 
 
 def compare(result: dict[str, Any]) -> str:

@@ -29,12 +29,15 @@ def check_range(state: State, scale: Spread) -> None:
     ends = (x, y) if x not in state.p and y not in state.p else ()
     safe: dict[int, bool] = {}  # most tensors carry the same array
     for tensor, factor in scale.values.items():
-        fresh = not scale.zeros and tensor not in state.p and tensor.dtype == "float32"
-        if fresh and safe.setdefault(id(factor), bool(factor.min() > SAFE[0] and factor.max() < SAFE[1])):
-            continue
         limit = CARRIED.get(tensor.dtype)
         if limit is None or tensor.constant is not None or tensor in ends:
             continue
+        if not scale.zeros and tensor not in state.p and tensor.dtype == "float32":
+            fine = safe.get(id(factor))
+            if fine is None:
+                fine = safe[id(factor)] = bool(factor.min() > SAFE[0] and factor.max() < SAFE[1])
+            if fine:
+                continue
         size = np.abs(factor if scale.zeros else state.p.get(tensor, 1.0) * factor)
         if not size.all():
             size = size[size > 0]
@@ -51,10 +54,10 @@ def check_range(state: State, scale: Spread) -> None:
 def check_precision(state: State, target: Node, scale: Spread, shift: Spread) -> None:
     """Raise `Conflict` if a reader would have to take a shift off that drowns the signal."""
     for tensor, extra in shift.values.items():
-        if tensor.moments is None or tensor.constant is not None or not extra.any():
+        if tensor.moments is None or tensor.constant is not None:
             continue
         readers = [node for node, _ in tensor.readers if node is not target and node not in state.gone]
-        if not readers:
+        if not readers or not extra.any():
             continue
         p: Any = shift.scale_of(tensor)
         q: Any = extra if shift.zeros else extra + state.q.get(tensor, 0.0) * scale.values.get(tensor, 1.0)

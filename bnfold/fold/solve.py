@@ -325,6 +325,8 @@ def _entries(graph: Graph, run: _Run, refused: Mapping[Node, Conflict]) -> list[
             into = tuple(dict.fromkeys(n.name for n in run.into[node]))
             entries.append(Entry(node.name, node.op, "folded", into))
             continue
+        if node.role.kind != "norm" and node.role.scale.size == node.role.shift.size == 1:
+            continue  # one number for the whole tensor, such as the x + 3 of a hard swish
         back, forward = run.kept.get(node) or (refused[node],) * 2
         reasons = (
             [back.reason]

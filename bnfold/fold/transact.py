@@ -121,9 +121,11 @@ class Spread:
 
     def scale_of(self, tensor: Tensor) -> Array | float:
         """p as it will be, this try's factor included."""
-        p: Array | float = self.state.p.get(tensor, 1.0)
+        p = self.state.p.get(tensor)
         factor = self.values.get(tensor) if self.kind == "scale" else self.factors.get(tensor)
-        return p if factor is None else p * factor
+        if p is None or factor is None:
+            return 1.0 if p is factor else factor if p is None else p
+        return p * factor
 
     def want(self, tensor: Tensor, value: Array, at: Node, partial: bool = False) -> None:
         """Demand `value` on a tensor (`partial`: NaN where it is left open); raises `Conflict` if that cannot

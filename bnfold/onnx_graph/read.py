@@ -20,6 +20,7 @@ from bnfold.fold.graph import (
     Sum,
     Tensor,
 )
+from bnfold.onnx_graph.batch_norms import Norm, read_together
 from bnfold.onnx_graph.constants import constant_of
 from bnfold.onnx_graph.evaluate import EVALUATE
 from bnfold.onnx_graph.files import Loaded
@@ -60,8 +61,11 @@ class _Reader:
     def __init__(self, model: Model) -> None:
         self.model = model
         self.graph = Graph()
+        self.norms: dict[Site, Norm] = {}
 
     def scope(self, scope: Scope) -> None:
+        """Read all nodes of a scope and of the bodies in it."""
+        self.norms.update(read_together(scope.sites))
         for site in scope.sites:
             self.site(site)
             for body in site.bodies or ():
@@ -112,7 +116,7 @@ class _Reader:
             tensor.producer, tensor.slot = node, -1 - slot
             node.outputs.append(tensor)
         if isinstance(role, Affine):
-            _finish(role, node)
+            self.finish(role, node)
         self.graph.nodes.append(node)
 
     def role(self, site: Site) -> Role:
@@ -145,19 +149,22 @@ class _Reader:
         self.graph.tensors.append(tensor)
         return tensor
 
-
-def _finish(role: Affine, node: Node) -> None:
-    """What an affine node adds to what is known of the tensors around it."""
-    x = node.inputs[role.x]
-    if not role.stay and x is not None and x.constant is not None:
-        role.stay = "its input is constant"
-    parameters = role.constants
-    if not role.stay and any("training_info" in constant.locked for _, constant in parameters.values()):
-        role.stay = "its parameters are used by training_info"
-    if "var" in parameters and x is not None:
-        gamma, beta, mean, var = (parameters[name][1].load() for name in ("gamma", "beta", "mean", "var"))
-        x.moments = (mean, var)
-        node.outputs[0].moments = (beta, _square(gamma))
+    def finish(self, role: Affine, node: Node) -> None:
+        """What an affine node adds to what is known of the tensors around it."""
+        x = node.inputs[role.x]
+        if not role.stay and x is not None and x.constant is not None:
+            role.stay = "its input is constant"
+        parameters = role.constants
+        if self.model.bound and not role.stay:
+            if any("training_info" in constant.locked for _, constant in parameters.values()):
+                role.stay = "its parameters are used by training_info"
+        norm = self.norms.get(node.source)
+        if norm is not None and x is not None:
+            x.moments, node.outputs[0].moments = norm[1:]
+        elif "var" in parameters and x is not None:
+            gamma, beta, mean, var = (parameters[name][1].load() for name in ("gamma", "beta", "mean", "var"))
+            x.moments = (mean, var)
+            node.outputs[0].moments = (beta, _square(gamma))
 
 
 def _square(array: Array) -> Array:

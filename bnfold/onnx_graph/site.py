@@ -105,7 +105,7 @@ class Site:
         self.name = ""
         self.values: list[Value | None] = []  # one for each input
         self.outputs: list[Value | None] = []
-        self.attributes: dict[str, onnx.AttributeProto] | None = None
+        self.attributes: dict[str, Any] | None = None
         self.private: dict[int, Tensor] | None = None
         self.bodies: list[Scope] | None = None
         self.alive = True
@@ -114,9 +114,11 @@ class Site:
         """A Python number, string or list; an array for a tensor; a GraphProto for a body."""
         attributes = self.attributes
         if attributes is None:
-            attributes = self.attributes = {a.name: a for a in self.node.attribute[:]}
-        attribute = attributes.get(name)
-        return default if attribute is None else self._decode(attribute)
+            attributes = self.attributes = {a.name: self._decode(a) for a in self.node.attribute[:]}
+        value = attributes.get(name, default)
+        if value.__class__ is onnx.TensorProto:
+            value = attributes[name] = self.scope.model.loaded.array(value)
+        return value
 
     def _decode(self, attribute: onnx.AttributeProto) -> Any:
         kind = attribute.type
@@ -131,7 +133,7 @@ class Site:
         if kind == 6:
             return attribute.floats[:]
         if kind == 4:
-            return self.scope.model.loaded.array(attribute.t)
+            return attribute.t  # loaded when it is asked for
         if kind == 8:
             return [entry.decode(errors="replace") for entry in attribute.strings]
         if kind == 5:

@@ -105,7 +105,7 @@ def _hard_sigmoid_back(g: Build) -> str:
 @RULES("Celu passes no shift", "add", "celu", WHY["shift"])
 def _celu(g: Build) -> str:
     y = g.op("Celu", g.conv(image(g), 7), alpha=0.5, name="celu")
-    return g.op("Sigmoid", g.op("Add", y, g.const(0.7), name="add"))
+    return g.op("Sigmoid", g.add(y, name="add"))
 
 
 @RULES("Max passes no negative scale", "bn", "max", WHY["negative"])

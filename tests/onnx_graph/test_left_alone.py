@@ -10,6 +10,7 @@ import pytest
 
 import bnfold
 from tests.onnx_graph import look
+from tests.onnx_graph.build import Build
 from tests.onnx_graph.cases import Left
 from tests.onnx_graph.left_alone import LEFT
 from tests.onnx_graph.reasons import REASONS
@@ -73,3 +74,16 @@ def test_it_stays(case: Left) -> None:
             feed = look.feeds(model, seed, case.gain, override=overridable and seed == 1)
             expected = look.run(model, feed, case.evaluator)
             assert look.difference(expected, look.run(folded, feed, case.evaluator)) < case.tolerance
+
+
+def test_one_number_for_a_whole_tensor_has_a_line_only_if_it_goes() -> None:
+    """The x + 3 of a hard swish, kept, is nobody's business; folded, it is."""
+    g = Build()
+    y = g.op("Add", g.conv(g.input("x", (2, 6, 9, 11)), 7), g.const(3.0), name="add")
+    g.output(g.op("Sigmoid", y))
+    _, report = bnfold.fold_onnx(g.model(), verify=False)
+    assert [(e.name, e.outcome) for e in report.entries] == [("add", "folded")]
+    g = Build()
+    y = g.op("Add", g.op("Tanh", g.conv(g.input("x", (2, 6, 9, 11)), 7)), g.const(3.0), name="add")
+    g.output(g.op("Sigmoid", y))
+    assert bnfold.fold_onnx(g.model(), verify=False)[1].entries == []

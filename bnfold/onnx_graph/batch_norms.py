@@ -1,0 +1,129 @@
+"""Frozen batch norms, read many at a time: those that leave no question, which is nearly all of them.
+
+Deep nets have hundreds, each with four short arrays, and a dozen calls of numpy for each would be most of the time
+that reading takes. Norms of the same size are stacked and computed together; the row of the table (`norm_ops`) reads
+the others, and those whose values are damaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import ItemsView, Iterable, Iterator, ValuesView
+from typing import Any
+
+import numpy as np
+
+from bnfold.fold.affine import from_batch_norm
+from bnfold.fold.graph import Affine, Array, Constant
+from bnfold.onnx_graph.site import FLOATS, Site, dtype_of, shape_of
+from bnfold.onnx_graph.wire import CUT_FROM, TOKEN_SIZE
+
+__all__ = ["Norm", "read_together"]
+
+# the role, the moments of the input, those of the output
+Norm = tuple[Affine, tuple[Array, Array], tuple[Array, Array]]
+
+_SLOTS = {"gamma": 1, "beta": 2, "mean": 3, "var": 4}
+_FLOAT32 = np.dtype("<f4")
+
+
+class _Parameters(dict[str, tuple[int, Constant]]):
+    """The stored parameters, looked up when somebody asks: nobody asks for those of a norm that vanishes."""
+
+    __slots__ = ("site",)
+
+    def __init__(self, site: Site) -> None:
+        super().__init__()
+        self.site = site
+
+    def _fill(self) -> None:
+        if not dict.__len__(self):
+            for name, slot in _SLOTS.items():
+                constant = self.site.constant(slot)
+                assert constant is not None
+                self[name] = slot, constant
+
+    def __missing__(self, name: str) -> tuple[int, Constant]:
+        if name not in _SLOTS:
+            raise KeyError(name)
+        self._fill()
+        return self[name]
+
+    def __len__(self) -> int:
+        return len(_SLOTS)
+
+    def __contains__(self, name: object) -> bool:
+        return name in _SLOTS
+
+    def __iter__(self) -> Iterator[str]:
+        self._fill()
+        return super().__iter__()
+
+    def items(self) -> ItemsView[str, tuple[int, Constant]]:  # type: ignore[override]
+        self._fill()
+        return super().items()
+
+    def values(self) -> ValuesView[tuple[int, Constant]]:  # type: ignore[override]
+        self._fill()
+        return super().values()
+
+
+def read_together(sites: Iterable[Site]) -> dict[Site, Norm]:
+    """The batch norms among these nodes that are plain: see `_plain`."""
+    groups: dict[tuple[int, int], list[tuple[Site, float, list[bytes]]]] = {}
+    for site in sites:
+        if site.op == "BatchNormalization":
+            found = _plain(site)
+            if found is not None:
+                rank, eps, raws = found
+                groups.setdefault((len(raws[0]), rank), []).append((site, eps, raws))
+    norms: dict[Site, Norm] = {}
+    for (size, rank), group in groups.items():
+        _stack(group, size // 4, rank, norms)
+    return norms
+
+
+def _plain(site: Site) -> tuple[int, float, list[bytes]] | None:
+    """Rank, epsilon and parameters of a norm that is certainly frozen, with short float32 initializers."""
+    values = site.values
+    if site.opset < 9 or len(values) != 5 or len(site.outputs) != 1 or values[0] is None:
+        return None
+    shape, output = shape_of(values[0]), site.outputs[0]
+    if shape is None or len(shape) < 2 or output is None or output.shape is None:
+        return None
+    if dtype_of(values[0]) not in FLOATS or site.attr("training_mode", 0) or site.refers:
+        return None
+    raws: list[bytes] = []
+    channels: Any = shape[1]
+    for value in values[1:]:
+        if value is None or value.init is None or value.overridable:
+            return None
+        tensor = value.init
+        dims, raw = tensor.dims[:], tensor.raw_data
+        if not raw or len(dims) != 1 or tensor.data_type != 1 or len(raw) != 4 * dims[0]:
+            return None
+        raws.append(raw)
+    size = len(raws[0])
+    # a token of the loader stands for a long array, and is no array itself
+    if size >= CUT_FROM or size == TOKEN_SIZE or {len(raw) for raw in raws} != {size}:
+        return None
+    if isinstance(channels, int) and 4 * channels != size:
+        return None
+    return len(shape), float(site.attr("epsilon", 1e-5)), raws
+
+
+def _stack(
+    group: list[tuple[Site, float, list[bytes]]], channels: int, rank: int, norms: dict[Site, Norm]
+) -> None:
+    blob = b"".join([raw for _, _, raws in group for raw in raws])
+    stacked = np.frombuffer(blob, _FLOAT32).reshape(len(group), 4, channels).astype(np.float64)
+    gamma, beta, mean, var = (stacked[:, i] for i in range(4))
+    eps = np.array([eps for _, eps, _ in group])[:, None]
+    with np.errstate(all="ignore"):
+        scale, shift = from_batch_norm(gamma, beta, mean, var + eps, 0.0)
+    sound = ((var >= 0) & (var < np.inf) & np.isfinite(shift)).all(1).tolist()
+    wide = (len(group), 1, channels, *(1,) * (rank - 2))
+    scales, shifts, squares = scale.reshape(wide), shift.reshape(wide), gamma * gamma
+    for i, (site, epsilon, _) in enumerate(group):
+        if sound[i]:
+            role = Affine(scales[i], shifts[i], "norm", constants=_Parameters(site), eps=epsilon)
+            norms[site] = role, (mean[i], var[i]), (beta[i], squares[i])
