@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.fold.affine import along
+from bnfold.fold.affine import all_finite, along, any_nonzero
 from bnfold.fold.equation import through_weight
 from bnfold.fold.graph import (
     AddBias,
@@ -42,6 +42,10 @@ from bnfold.fold.transact import State
 __all__ = ["OutOfRange", "absorb"]
 
 
+TINY = 1e-20  # a weight whose largest entry is below may have channels that vanish in float32
+TINY_BFLOAT16 = 1.1754943508222875e-38  # the smallest normal number, which numpy's finfo does not know
+
+
 class OutOfRange(Exception):
     """A stored value would leave the range of its type."""
 
@@ -59,26 +63,22 @@ def absorb(graph: Graph, state: State) -> list[Edit]:
         if changed.producer is not None:
             touched.add(changed.producer)
         touched.update(node for node, _ in changed.readers)
-    edits: list[Edit] = []
     spill = Spill()
-    for node in graph.nodes:
-        if node not in touched:
-            continue
-        if node in state.gone:
-            edits.append(Bypass(node))
-            continue
-        for slot, tensor in enumerate(node.inputs):
-            if (
-                tensor is not None
-                and tensor.constant is not None
-                and (tensor in state.p or tensor in state.q)
-            ):
-                p, q = _encode(state, tensor)
-                edits.append(_store(node, slot, p * _float(tensor.constant) + q, tensor.constant))
-        make = ABSORB.get(type(node.role))
-        if make is not None:
-            edits.extend(spill(edit) for edit in make(state, node))
-    return edits
+    with np.errstate(over="ignore"):  # what leaves its type's range is looked for, and told by name
+        return [spill(edit) for node in graph.nodes if node in touched for edit in _edits(state, node)]
+
+
+def _edits(state: State, node: Node) -> Iterator[Edit]:
+    if node in state.gone:
+        yield Bypass(node)
+        return
+    for slot, tensor in enumerate(node.inputs):
+        if tensor is not None and tensor.constant is not None and (tensor in state.p or tensor in state.q):
+            p, q = _encode(state, tensor)
+            yield _store(node, slot, p * _float(tensor.constant) + q, tensor.constant)
+    make = ABSORB.get(type(node.role))
+    if make is not None:
+        yield from make(state, node)
 
 
 def _encode(state: State, tensor: Tensor) -> tuple[Any, Any]:
@@ -102,24 +102,25 @@ def _store(
     """The value in the type of what it replaces. `axis` names the channels of a weight, for the check."""
     dtype = old.value.dtype if old is not None else np.dtype(dtype)
     value = np.asarray(value, np.float64)
-    top, tiny = _limits(dtype)
-    largest = max(float(value.max()), -float(value.min())) if value.size else 0.0
-    if not largest <= top:
+    new = value.astype(dtype)
+    if not all_finite(new):
         if np.isfinite(value).all() or not np.isfinite(_float(old) if old is not None else value).all():
             where = np.unravel_index(int(np.argmax(np.abs(value))), value.shape) if value.ndim else ()
         else:
             where = ()
         channel = where[axis if axis is not None and axis < len(where) else 0] if where else 0
+        largest = float(np.abs(value).max())
         raise OutOfRange(
             node, f"a weight of channel {int(channel)} would overflow {dtype.name} ({largest:.3g})"
         )
-    if axis is not None and old is not None and (dtype.itemsize == 2 or largest < 1e-20):
-        _vanishing(node, value, _float(old), axis, dtype, tiny)
-    return SetValue(node, key, value.astype(dtype), old)
+    if axis is not None and old is not None and (dtype.itemsize == 2 or np.abs(value).max(initial=0) < TINY):
+        _vanishing(node, value, _float(old), axis, dtype)
+    return SetValue(node, key, new, old)
 
 
-def _vanishing(node: Node, value: Array, before: Array, axis: int, dtype: Any, tiny: float) -> None:
+def _vanishing(node: Node, value: Array, before: Array, axis: int, dtype: Any) -> None:
     """A channel whose largest weight falls below the smallest normal number would lose its digits."""
+    tiny = float(np.finfo(dtype).tiny) if dtype.kind == "f" else TINY_BFLOAT16
     axes = tuple(a for a in range(value.ndim) if a != axis)
     now, then = np.abs(value).max(axes), np.abs(np.broadcast_to(before, value.shape)).max(axes)
     lost = (now > 0) & (now < tiny) & (then >= tiny)
@@ -128,19 +129,6 @@ def _vanishing(node: Node, value: Array, before: Array, axis: int, dtype: Any, t
         raise OutOfRange(
             node, f"the weights of channel {channel} would leave the normal range of {dtype.name} ({now[channel]:.3g})"
         )
-
-
-_LIMITS: dict[Any, tuple[float, float]] = {}
-_BFLOAT16 = (3.3895313892515355e38, 1.1754943508222875e-38)  # numpy's finfo does not know it
-
-
-def _limits(dtype: Any) -> tuple[float, float]:
-    limits = _LIMITS.get(dtype)
-    if limits is None:
-        info = np.finfo(dtype) if dtype.kind == "f" else None
-        limits = (float(info.max), float(info.tiny)) if info is not None else _BFLOAT16
-        _LIMITS[dtype] = limits
-    return limits
 
 
 def _linear(state: State, node: Node) -> Iterator[Edit]:
@@ -160,13 +148,10 @@ def _linear(state: State, node: Node) -> Iterator[Edit]:
         if role.weight.quantized is not None:
             yield _rescale(node, role, factor)
         else:
-            weight = np.array(role.weight.value, np.float64)  # our own: multiplied in place
-            wide = weight.reshape(role.split)
-            wide *= factor
-            yield _store(node, role.weight_slot, weight, role.weight, axis=_channel_axis(role))
+            yield _scaled(node, role, factor)
     if role.bias is None and role.costs and node not in state.stand_ins:
         return  # a shift of the input was carried to the output: what the bias would be is zero
-    moved = not isinstance(v, float) and bool(v.any())
+    moved = any_nonzero(v)
     added: Any = through_weight(role, v, x.rank) if moved else 0.0
     if role.bias is not None:
         before = _float(role.bias) * role.beta
@@ -181,12 +166,27 @@ def _linear(state: State, node: Node) -> Iterator[Edit]:
             assert role.bias_slot is not None
             yield _store(node, role.bias_slot, after / role.beta, role.bias)
     else:
-        after = np.broadcast_to(p * added + q, (outputs,))
-        if after.any():
+        after = p * added + q if moved else q
+        if any_nonzero(after):
             dtype = role.weight.value.dtype
+            if np.size(after) != outputs:
+                after = np.broadcast_to(after, (outputs,))
             if role.w_group is None and role.out_axis < y.rank - 1:  # a bias along rows: (M, 1)
                 after = after.reshape((outputs,) + (1,) * (y.rank - 1 - role.out_axis))
             yield AddBias(node, _store(node, -1, after, None, dtype).value)
+
+
+def _scaled(node: Node, role: Linear, factor: Any) -> SetValue:
+    """The weight times the factor, computed in float64."""
+    weight, split = role.weight.value, role.split
+    if weight.dtype == np.float32:
+        # numpy widens a small buffer at a time: large weights need no copy in float64
+        new = np.empty(weight.shape, np.float32)
+        np.multiply(weight.reshape(split), factor, new.reshape(split), dtype=np.float64, casting="same_kind")
+        if TINY < max(new.max(initial=0), -new.min(initial=0)) < np.inf:
+            return SetValue(node, role.weight_slot, new, role.weight)
+    exact = (weight.astype(np.float64).reshape(split) * factor).reshape(weight.shape)
+    return _store(node, role.weight_slot, exact, role.weight, axis=_channel_axis(role))
 
 
 def _vector(value: Any, axis: int, size: int) -> Any:

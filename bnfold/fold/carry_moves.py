@@ -80,6 +80,7 @@ def _part(f: Array, axis: int, offset: int, size: int) -> Array:
 def _whole(f: Array, axis: int, offset: int, size: int, total: int) -> Array:
     shape = list(f.shape)
     shape[axis] = total
+    moves.check_size(shape)
     whole = np.full(shape, np.nan)
     where: list[Any] = [slice(None)] * f.ndim
     where[axis] = slice(offset, offset + size)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from bnfold.fold.affine import any_nonzero
 from bnfold.fold.graph import Node
 from bnfold.fold.transact import Conflict, Spread, State
 
@@ -57,7 +58,7 @@ def check_precision(state: State, target: Node, scale: Spread, shift: Spread) ->
         if tensor.moments is None or tensor.constant is not None:
             continue
         readers = [node for node, _ in tensor.readers if node is not target and node not in state.gone]
-        if not readers or not extra.any():
+        if not readers or not any_nonzero(extra):
             continue
         p: Any = shift.scale_of(tensor)
         q: Any = extra if shift.zeros else extra + state.q.get(tensor, 0.0) * scale.values.get(tensor, 1.0)

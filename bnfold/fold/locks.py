@@ -30,7 +30,7 @@ class _Probe(Spread):
         value = np.full((1,) * node.at(slot).rank, 1.5 if self.kind == "scale" else 0.75)
         self.state.calls += 1
         try:
-            self.rules[type(node.role)](self, node, slot, value)
+            self.rule(node, slot, value)
         except Conflict as conflict:
             return conflict
         return self.wanted

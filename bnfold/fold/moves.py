@@ -8,6 +8,7 @@ are NaN.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +29,17 @@ __all__ = [
 ]
 
 
+LARGEST = 1 << 26  # elements of one change: a file may claim any shape
+
+
 class Stuck(Exception):
     """The array varies along an axis where it must not."""
+
+
+def check_size(shape: Sequence[int]) -> None:
+    """Raise `Stuck` rather than ask for more memory than any model needs."""
+    if math.prod(shape) > LARGEST:
+        raise Stuck(f"would vary over {math.prod(shape)} elements")
 
 
 def flatten(array: Array, axes: tuple[int, ...]) -> Array:
@@ -92,6 +102,9 @@ def _regroup(array: Array, before: tuple[Dim, ...], after: tuple[Dim, ...]) -> A
         # expand within the group, so that a constant axis beside a varying one is spelt out
         kept += [int(before[i]) for i in left]  # type: ignore[arg-type]
         shape += [int(after[i]) for i in right]  # type: ignore[arg-type]
+    if math.prod(kept) != math.prod(shape):
+        raise Stuck(f"is regrouped from {before} to {after}, which hold different numbers of elements")
+    check_size(kept)
     array = np.broadcast_to(array, kept).reshape(shape)
     for axis in range(array.ndim):
         if array.shape[axis] > 1:
@@ -188,6 +201,7 @@ class Take:
             return array
         shape = list(array.shape)
         shape[self.axis] = self.size
+        check_size(shape)
         result = np.full(shape, math.nan)
         where: list[Any] = [slice(None)] * array.ndim
         where[self.axis] = list(self.indices)

@@ -15,11 +15,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 
 from bnfold.fold import carry
 from bnfold.fold.absorb import OutOfRange, absorb
+from bnfold.fold.affine import any_nonzero
 from bnfold.fold.graph import Affine, Array, Closed, Edit, Graph, Node, Tensor
 from bnfold.fold.guard import check_precision, check_range
 from bnfold.fold.ledger import Entry
@@ -201,19 +203,24 @@ def _scale(state: State, node: Node, way: str, limit: int, rules: Mapping[type, 
         ratio = ratio * state.p[y]
     if x in state.p:
         ratio = ratio / state.p[x]
-    one = np.ones((1,) * x.rank)
     here, there = (x, y) if way == "back" else (y, x)
-    if not ratio.all():
+    if np.count_nonzero(ratio) < ratio.size:
         spread.zeros = "encode" if way == "back" else "decode"
     elif way == "forward":
         ratio = 1.0 / ratio
-    spread.values[there] = one
+    spread.values[there] = _unchanged(1.0, x.rank)
     spread.via[there] = frozenset()
     spread.want(here, ratio, node)
     spread.run()
     if spread.zeros == "decode":
         _fresh(state, spread)
     return spread
+
+
+@cache
+def _unchanged(value: float, rank: int) -> Array:
+    """The neutral change of a tensor of this rank."""
+    return np.full((1,) * rank, value)
 
 
 def _fresh(state: State, spread: Spread) -> None:
@@ -247,8 +254,8 @@ def _shift(
         if way == "forward":
             gap = -gap
     here, there = (x, y) if way == "back" else (y, x)
-    if gap.any():
-        spread.values[there] = np.zeros((1,) * x.rank)
+    if any_nonzero(gap):
+        spread.values[there] = _unchanged(0.0, x.rank)
         spread.via[there] = frozenset()
         spread.want(here, np.asarray(gap, np.float64), node)
         spread.run()

@@ -17,12 +17,14 @@ from typing import TypeAlias
 import numpy as np
 
 from bnfold.fold.graph import Affine, Array, Node, Tensor
+from bnfold.fold.moves import Stuck
 
 Rule: TypeAlias = "Callable[[Spread, Node, int, Array], None]"
 Alternative: TypeAlias = "Callable[[Array | None], None]"
 
 CHOICES = 64  # alternatives tried within one spread before it gives up
 DEPTH = 200  # choices that may be open at once (each is a level of recursion)
+ODD_SHAPES = "the shapes declared around it contradict each other"
 CLOSE = 1e-9  # two float64 results of the same sum along different paths
 
 
@@ -233,11 +235,20 @@ class Spread:
         self.state.calls += 1
         fold = self.state.gone.get(node)
         if fold is None:
-            self.rules[type(node.role)](self, node, slot, value)
+            self.rule(node, slot, value)
             return
         assert isinstance(node.role, Affine)  # a vanished node passes its change on
         self.folds = self.folds | {fold}
         self.want(node.outputs[0] if slot >= 0 else node.at(node.role.x), value, node)
+
+    def rule(self, node: Node, slot: int, value: Array) -> None:
+        """Ask the rule of a node's role."""
+        try:
+            self.rules[type(node.role)](self, node, slot, value)
+        except Stuck as stuck:
+            raise self.fail(node, str(stuck)) from None
+        except (IndexError, ValueError):  # a file may declare shapes that no run would give
+            raise self.fail(node, ODD_SHAPES) from None
 
     def _decide(self, depth: int) -> None:
         while self.waiting:

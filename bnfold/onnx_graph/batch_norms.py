@@ -1,8 +1,8 @@
 """Frozen batch norms, read many at a time: those that leave no question, which is nearly all of them.
 
-Deep nets have hundreds, each with four short arrays, and a dozen calls of numpy for each would be most of the time
-that reading takes. Norms of the same size are stacked and computed together; the row of the table (`norm_ops`) reads
-the others, and those whose values are damaged.
+Deep nets have hundreds, each with four short arrays, and a dozen calls of numpy for each would be most of the
+time that reading takes. Norms of the same size are stacked and computed together; the row of the table
+(`norm_ops`) reads the others, and those whose values are damaged.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _stack(
     eps = np.array([eps for _, eps, _ in group])[:, None]
     with np.errstate(all="ignore"):
         scale, shift = from_batch_norm(gamma, beta, mean, var + eps, 0.0)
-    sound = ((var >= 0) & (var < np.inf) & np.isfinite(shift)).all(1).tolist()
+    sound: Any = np.all((var >= 0) & (var < np.inf) & np.isfinite(shift), axis=1)
     wide = (len(group), 1, channels, *(1,) * (rank - 2))
     scales, shifts, squares = scale.reshape(wide), shift.reshape(wide), gamma * gamma
     for i, (site, epsilon, _) in enumerate(group):

@@ -72,42 +72,62 @@ class _Reader:
                 self.scope(body)
 
     def site(self, site: Site) -> None:
-        outputs = site.outputs
-        if site.op in EVALUATE or site.op == "DequantizeLinear":
-            first = outputs[0] if outputs else None
+        op, values, norm = site.op, site.values, self.norms.get(site)
+        role: Role
+        if norm is not None:
+            self.norm(site, norm)
+            return
+        if op in EVALUATE or op == "DequantizeLinear":
+            first = site.outputs[0] if site.outputs else None
             if first is not None and constant_of(first) is not None:
                 return  # it is no part of the flow
-        values = site.values
-        if site.op == "SplitToSequence" and is_only_indexed(site):
-            return
-        part = slice_from(site) if site.op == "SequenceAt" else None
-        role: Role
-        if part is not None and is_only_indexed(part[0]):
-            values, role = part[0].values[:1], part[1]
+        if op in ("SplitToSequence", "SequenceAt") and (part := _part(site)) is not None:
+            values, role = part
+            if not values:
+                return
         else:
             role = self.role(site)
-            if isinstance(role, Closed) and site.op == "BatchNormalization":
+            if isinstance(role, Closed) and op == "BatchNormalization":
                 role = replace(role, listed=True)
-        node = Node(site.name, site.op, role, [], [], site)
+        node = Node(site.name, op, role, [], [], site)
         inputs = node.inputs
-        blind = site.op in _BLIND_OPS
-        joins = isinstance(role, _JOINS)
-        x = getattr(role, "x", 0)
+        blind, joins, x = op in _BLIND_OPS, isinstance(role, _JOINS), getattr(role, "x", 0)
         for slot, value in enumerate(values):
-            if value is None or (blind and (site.op, slot) in BLIND):
+            if value is None or (blind and (op, slot) in BLIND):
                 inputs.append(None)
                 continue
-            tensor: Tensor | None
-            if constant_of(value) is None:
-                tensor = value.tensor or self.tensor(value)
-            elif (joins or slot == x) and not isinstance(role, Closed):
-                tensor = self.operand(site, slot)
-            else:
-                inputs.append(None)
-                continue
+            tensor = value.tensor
+            if tensor is None:
+                if constant_of(value) is None:
+                    tensor = self.tensor(value)
+                elif (joins or slot == x) and not isinstance(role, Closed):
+                    tensor = self.operand(site, slot)
+                else:
+                    inputs.append(None)
+                    continue
             tensor.readers.append((node, slot))
             inputs.append(tensor)
-        for slot, value in enumerate(outputs):
+        self.outputs(site, node)
+        if isinstance(role, Affine):
+            self.affine(role, node)
+
+    def norm(self, site: Site, norm: Norm) -> None:
+        """One that was read with others."""
+        role, before, after = norm
+        value = site.values[0]
+        assert value is not None
+        if constant_of(value) is None:
+            x = value.tensor or self.tensor(value)
+        else:
+            x = self.operand(site, 0)
+        node = Node(site.name, site.op, role, [x, None, None, None, None], [], site)
+        x.readers.append((node, 0))
+        self.outputs(site, node)
+        x.moments, node.outputs[0].moments = before, after
+        self.may_go(role, node)
+
+    def outputs(self, site: Site, node: Node) -> None:
+        for slot, value in enumerate(site.outputs):
             if value is None:
                 tensor = Tensor(f"{site.name}:{slot}")
                 self.graph.tensors.append(tensor)
@@ -115,8 +135,6 @@ class _Reader:
                 tensor = value.tensor or self.tensor(value)
             tensor.producer, tensor.slot = node, -1 - slot
             node.outputs.append(tensor)
-        if isinstance(role, Affine):
-            self.finish(role, node)
         self.graph.nodes.append(node)
 
     def role(self, site: Site) -> Role:
@@ -149,22 +167,36 @@ class _Reader:
         self.graph.tensors.append(tensor)
         return tensor
 
-    def finish(self, role: Affine, node: Node) -> None:
+    def affine(self, role: Affine, node: Node) -> None:
         """What an affine node adds to what is known of the tensors around it."""
-        x = node.inputs[role.x]
-        if not role.stay and x is not None and x.constant is not None:
-            role.stay = "its input is constant"
-        parameters = role.constants
-        if self.model.bound and not role.stay:
-            if any("training_info" in constant.locked for _, constant in parameters.values()):
-                role.stay = "its parameters are used by training_info"
-        norm = self.norms.get(node.source)
-        if norm is not None and x is not None:
-            x.moments, node.outputs[0].moments = norm[1:]
-        elif "var" in parameters and x is not None:
-            gamma, beta, mean, var = (parameters[name][1].load() for name in ("gamma", "beta", "mean", "var"))
+        self.may_go(role, node)
+        x, parameters = node.inputs[role.x], role.constants
+        if "var" in parameters and x is not None:
+            names = ("gamma", "beta", "mean", "var")
+            gamma, beta, mean, var = (parameters[name][1].load() for name in names)
             x.moments = (mean, var)
             node.outputs[0].moments = (beta, _square(gamma))
+
+    def may_go(self, role: Affine, node: Node) -> None:
+        """Say why an affine node has to stay, where the operator itself does not know."""
+        x = node.inputs[role.x]
+        if role.stay:
+            return
+        if x is not None and x.constant is not None:
+            role.stay = "its input is constant"
+        elif self.model.bound and any("training_info" in c.locked for _, c in role.constants.values()):
+            role.stay = "its parameters are used by training_info"
+
+
+def _part(site: Site) -> tuple[list[Value | None], Role] | None:
+    """For a SequenceAt of a plain split: what it is a slice of, and its role; no values for the split itself."""
+    if site.op == "SplitToSequence":
+        return ([], Closed()) if is_only_indexed(site) else None
+    part = slice_from(site)
+    if part is None or not is_only_indexed(part[0]):
+        return None
+    source = part[0].values[0]
+    return None if source is None or constant_of(source) is not None else ([source], part[1])
 
 
 def _square(array: Array) -> Array:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from typing import Any
 
 import onnx
@@ -74,13 +73,19 @@ def _pass(scope: Scope, calls: Calls, last: bool = False) -> bool:
             source = site.values[0] if site.values else None
             if rule is not None and source is not None:
                 if value.shape is None:
-                    with suppress(*_DAMAGE):
-                        value.shape = rule(site)
+                    value.shape = _asked(rule, site)
                 value.dtype = value.dtype or dtype_of(source)
             if complete and (value.count or value.is_output):
                 unknown = value.shape is None and (not value.dtype or value.dtype in FLOATS)
                 complete = not unknown and bool(value.dtype)
     return complete
+
+
+def _asked(rule: Callable[[Site], Shape | None], site: Site) -> Shape | None:
+    try:
+        return rule(site)
+    except _DAMAGE:
+        return None
 
 
 def _from_calls(scope: Scope, calls: list[Site]) -> None:
@@ -192,9 +197,7 @@ def _from_weight(site: Site) -> None:
     if x is not None and x.shape is None and x.init is None:
         x.shape, x.dtype = (None, left, *rest), x.dtype or site.dtype(1)
     if y is not None and y.shape is None:
-        with suppress(*_DAMAGE):
-            y.shape = _conv(site) if site.op == "Conv" else None
-        y.shape = y.shape or (None, right, *rest)
+        y.shape = (_asked(_conv, site) if site.op == "Conv" else None) or (None, right, *rest)
         y.dtype = y.dtype or site.dtype(1)
 
 

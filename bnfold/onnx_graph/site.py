@@ -114,37 +114,11 @@ class Site:
         """A Python number, string or list; an array for a tensor; a GraphProto for a body."""
         attributes = self.attributes
         if attributes is None:
-            attributes = self.attributes = {a.name: self._decode(a) for a in self.node.attribute[:]}
+            attributes = self.attributes = {a.name: _decoded(a) for a in self.node.attribute[:]}
         value = attributes.get(name, default)
         if value.__class__ is onnx.TensorProto:
             value = attributes[name] = self.scope.model.loaded.array(value)
         return value
-
-    def _decode(self, attribute: onnx.AttributeProto) -> Any:
-        kind = attribute.type
-        if kind == 2:
-            return attribute.i
-        if kind == 7:
-            return attribute.ints[:]
-        if kind == 1:
-            return attribute.f
-        if kind == 3:
-            return attribute.s.decode(errors="replace")
-        if kind == 6:
-            return attribute.floats[:]
-        if kind == 4:
-            return attribute.t  # loaded when it is asked for
-        if kind == 8:
-            return [entry.decode(errors="replace") for entry in attribute.strings]
-        if kind == 5:
-            return attribute.g
-        if kind == 0:  # IR 1 did not say
-            for key in ("ints", "floats", "f", "i"):
-                entry = getattr(attribute, key)
-                if entry:
-                    return entry if key in ("f", "i") else entry[:]
-            return attribute.s.decode(errors="replace") if attribute.s else 0
-        return None
 
     @property
     def refers(self) -> bool:
@@ -250,3 +224,30 @@ def dtype_of(value: Value) -> str:
     if not value.dtype and value.init is not None:
         value.dtype = DTYPES.get(value.init.data_type, "")
     return value.dtype
+
+
+def _decoded(attribute: onnx.AttributeProto) -> Any:
+    kind = attribute.type
+    if kind == 2:
+        return attribute.i
+    if kind == 7:
+        return attribute.ints[:]
+    if kind == 1:
+        return attribute.f
+    if kind == 3:
+        return attribute.s.decode(errors="replace")
+    if kind == 6:
+        return attribute.floats[:]
+    if kind == 4:
+        return attribute.t  # loaded when it is asked for
+    if kind == 8:
+        return [entry.decode(errors="replace") for entry in attribute.strings]
+    if kind == 5:
+        return attribute.g
+    if kind == 0:  # IR 1 did not say
+        for key in ("ints", "floats", "f", "i"):
+            entry = getattr(attribute, key)
+            if entry:
+                return entry if key in ("f", "i") else entry[:]
+        return attribute.s.decode(errors="replace") if attribute.s else 0
+    return None

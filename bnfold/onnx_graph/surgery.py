@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import onnx
 from bnfold.fold.graph import Array
 from bnfold.onnx_graph.constants import stored_in
 from bnfold.onnx_graph.site import DTYPES, Model, Scope, Site, Value, dtype_of
+from bnfold.onnx_graph.wire import CUT_FROM
 
 __all__ = ["Surgery"]
 
@@ -108,7 +110,7 @@ class Surgery:
         x, y = site.values[slot], site.outputs[0]
         assert x is not None
         assert y is not None
-        readers = list(self.uses(y))
+        readers = [(r, i) for r, i in y.uses if r.alive and r.values[i] is y]
         outside = any(reader.scope is not y.scope for reader, _ in readers)
         if y.is_output or outside:
             if x.site is not None and x.scope is y.scope and not x.is_output:
@@ -180,7 +182,7 @@ class Surgery:
         """Store another value under the same name, for all readers."""
         tensor = stored_in(value)
         assert tensor is not None
-        if array.shape != value.shape or array.dtype.name != dtype_of(value):
+        if array.shape != value.shape or _name(array.dtype) != dtype_of(value):
             self.stale[value.scope].add(value.name)
             value.shape = array.shape
             if self.listed_inputs:
@@ -198,7 +200,7 @@ class Surgery:
         """
         name = self.name(wish)
         value = Value(name, scope)
-        value.shape, value.dtype = array.shape, array.dtype.name
+        value.shape, value.dtype = array.shape, _name(array.dtype)
         scope.values[name] = value
         loaded = self.model.loaded
         if isinstance(scope.proto, onnx.FunctionProto):
@@ -213,9 +215,14 @@ class Surgery:
             )
             self.nodes[scope].added.append((node, anchor, -0.5 if before is not None else 0.25))
             return value
-        tensor = scope.proto.initializer.add()
-        tensor.name = name
-        loaded.set_array(tensor, array)
+        if (
+            array.dtype == np.float32 and array.nbytes < CUT_FROM
+        ):  # as set_array would do it, for very many biases
+            raw = array.astype("<f4", copy=False).tobytes()
+            tensor = scope.proto.initializer.add(name=name, data_type=1, dims=array.shape, raw_data=raw)
+        else:
+            tensor = scope.proto.initializer.add(name=name)
+            loaded.set_array(tensor, array)
         value.init = tensor
         self.initializers[scope].added.append((tensor, after.init if after is not None else None, 0.5))
         if self.listed_inputs and scope.parent is None:
@@ -259,22 +266,16 @@ class Surgery:
             if value.count > 0 or value.is_output or scope.values.get(value.name) is not value:
                 continue
             if value.init is not None:
-                self._remove(value)
+                if not value.overridable and value.name not in self.noted(scope):
+                    self.initializers[scope].gone[id(value.init)] = value.init
+                    self.stale[scope].add(value.name)
+                    del scope.values[value.name]
             elif value.constant is not None and value.site is not None and value.site.alive:
                 site = value.site
                 if not any(
                     other is not None and (other.count > 0 or other.is_output) for other in site.outputs
                 ):
                     self.kill(site)
-
-    def _remove(self, value: Value) -> None:
-        """An initializer goes, unless somebody else knows it."""
-        scope = value.scope
-        if value.overridable or value.name in self.noted(scope):
-            return
-        self.initializers[scope].gone[id(value.init)] = value.init
-        self.stale[scope].add(value.name)
-        del scope.values[value.name]
 
     def noted(self, scope: Scope) -> set[str]:
         """Names that the file mentions beside the nodes."""
@@ -285,6 +286,12 @@ class Surgery:
                 names.update(pair.value for pair in entry.quant_parameter_tensor_names)
             self._noted[scope] = names
         return names
+
+
+@cache
+def _name(dtype: np.dtype[Any]) -> str:
+    """`dtype.name`, which numpy takes microseconds to put together."""
+    return str(dtype.name)
 
 
 def _drop(field: Any, names: set[str], key: str) -> None:

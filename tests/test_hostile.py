@@ -1,0 +1,39 @@
+"""Damaged models: one clear error or a fold, never another exception."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bnfold.api import fold_loaded
+from bnfold.errors import BnfoldError
+from bnfold.onnx_graph.files import load
+from tests.onnx_graph.random_graphs import random_model
+
+BATCH = 150
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_damaged_models_end_in_one_clear_error_or_in_a_fold(seed: int, tmp_path: Path) -> None:
+    rng = np.random.default_rng(seed)
+    path = tmp_path / "model.onnx"
+    outcomes = {"folded": 0, "refused": 0}
+    for _ in range(BATCH):
+        content = bytearray(random_model(int(rng.integers(1000)), 8).SerializeToString())
+        for _ in range(int(rng.integers(1, 6))):
+            at = int(rng.integers(len(content)))
+            content[at] = int(rng.integers(256)) if rng.random() < 0.6 else content[at] ^ 1 << int(rng.integers(8))
+        if rng.random() < 0.15:
+            del content[int(rng.integers(len(content))) :]
+        path.write_bytes(content)
+        try:
+            fold_loaded(load(path), verify=False)
+            outcomes["folded"] += 1
+        except BnfoldError as error:
+            assert str(error)
+            assert "\n" not in str(error)
+            outcomes["refused"] += 1
+        assert path.read_bytes() == content
+    assert min(outcomes.values()) > BATCH // 20, outcomes
