@@ -52,7 +52,7 @@ def inspect(path: Path) -> tuple[int, frozenset[PerChannel]]:
     onnx_ir.passes.common.InlinePass()(model)
     limit = _constant_folding.DEFAULT_CONSTANT_FOLD_OUTPUT_SIZE_LIMIT
     _constant_folding.FoldConstantsPass(
-        shape_inference=False, input_size_limit=limit, output_size_limit=limit
+        shape_inference=True, input_size_limit=limit, output_size_limit=limit
     )(model)
     onnx_ir.passes.common.RemoveUnusedNodesPass()(model)
     batch_norms, nodes = 0, []

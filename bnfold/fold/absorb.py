@@ -42,6 +42,8 @@ from bnfold.fold.transact import State
 __all__ = ["OutOfRange", "absorb"]
 
 
+FLOAT32 = np.dtype(np.float32)
+SAFE = 1e-30  # a float32 weight with such a sum of squares, if that is finite, needs no closer look
 TINY = 1e-20  # a weight whose largest entry is below may have channels that vanish in float32
 TINY_BFLOAT16 = 1.1754943508222875e-38  # the smallest normal number, which numpy's finfo does not know
 
@@ -179,11 +181,11 @@ def _linear(state: State, node: Node) -> Iterator[Edit]:
 def _scaled(node: Node, role: Linear, factor: Any) -> SetValue:
     """The weight times the factor, computed in float64."""
     weight, split = role.weight.value, role.split
-    if weight.dtype == np.float32:
+    if weight.dtype == FLOAT32:
         # numpy widens a small buffer at a time: large weights need no copy in float64
-        new = np.empty(weight.shape, np.float32)
+        new = np.empty(weight.shape, FLOAT32)
         np.multiply(weight.reshape(split), factor, new.reshape(split), dtype=np.float64, casting="same_kind")
-        if TINY < max(new.max(initial=0), -new.min(initial=0)) < np.inf:
+        if SAFE < np.vdot(new, new) < np.inf:
             return SetValue(node, role.weight_slot, new, role.weight)
     exact = (weight.astype(np.float64).reshape(split) * factor).reshape(weight.shape)
     return _store(node, role.weight_slot, exact, role.weight, axis=_channel_axis(role))

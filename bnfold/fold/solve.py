@@ -152,7 +152,7 @@ def _fold(run: _Run, node: Node, limit: int, rules: Mapping[str, Mapping[type, R
         except Conflict as conflict:
             scale_fails[scale_side] = conflict
             continue
-        for shift_side in sorted(SIDES, key=lambda side: side != scale_side):  # the way of the scale first
+        for shift_side in SIDES if scale_side == "back" else SIDES[::-1]:  # the way of the scale first
             if shift_side in locked:
                 continue
             try:
@@ -164,7 +164,8 @@ def _fold(run: _Run, node: Node, limit: int, rules: Mapping[str, Mapping[type, R
                 continue
             _commit(run, node, scale, shift)
             run.ways[f"scale {scale_side}, shift {shift_side}"] += 1
-            run.ways[f"zero scale {scale_side}"] += bool(scale.zeros)
+            if scale.zeros:
+                run.ways[f"zero scale {scale_side}"] += 1
             return True
     failures = shift_fails if len(scale_fails) < len(SIDES) else scale_fails
     if not any(isinstance(conflict, TooWide) for conflict in failures.values()):
@@ -238,7 +239,6 @@ def _shift(
     x, y = _ends(node)
     spread = Spread(state, node, "shift", rules, limit)
     spread.factors, spread.zeros = scale.values, scale.zeros
-    spread.stand_ins = set()
     if scale.zeros and scale_way != way:
         raise Conflict(node.name, "a zero scale and its shift go the same way")
     if scale.zeros == "decode":

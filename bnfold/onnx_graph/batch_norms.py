@@ -7,8 +7,8 @@ time that reading takes. Norms of the same size are stacked and computed togethe
 
 from __future__ import annotations
 
-from collections.abc import ItemsView, Iterable, Iterator, ValuesView
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, cast
 
 import numpy as np
 
@@ -26,45 +26,25 @@ _SLOTS = {"gamma": 1, "beta": 2, "mean": 3, "var": 4}
 _FLOAT32 = np.dtype("<f4")
 
 
-class _Parameters(dict[str, tuple[int, Constant]]):
+class _Parameters(Mapping[str, tuple[int, Constant]]):
     """The stored parameters, looked up when somebody asks: nobody asks for those of a norm that vanishes."""
 
     __slots__ = ("site",)
 
     def __init__(self, site: Site) -> None:
-        super().__init__()
         self.site = site
 
-    def _fill(self) -> None:
-        if not dict.__len__(self):
-            for name, slot in _SLOTS.items():
-                constant = self.site.constant(slot)
-                assert constant is not None
-                self[name] = slot, constant
+    def __getitem__(self, name: str) -> tuple[int, Constant]:
+        slot = _SLOTS[name]
+        constant = self.site.constant(slot)
+        assert constant is not None
+        return slot, constant
 
-    def __missing__(self, name: str) -> tuple[int, Constant]:
-        if name not in _SLOTS:
-            raise KeyError(name)
-        self._fill()
-        return self[name]
+    def __iter__(self) -> Iterator[str]:
+        return iter(_SLOTS)
 
     def __len__(self) -> int:
         return len(_SLOTS)
-
-    def __contains__(self, name: object) -> bool:
-        return name in _SLOTS
-
-    def __iter__(self) -> Iterator[str]:
-        self._fill()
-        return super().__iter__()
-
-    def items(self) -> ItemsView[str, tuple[int, Constant]]:  # type: ignore[override]
-        self._fill()
-        return super().items()
-
-    def values(self) -> ValuesView[tuple[int, Constant]]:  # type: ignore[override]
-        self._fill()
-        return super().values()
 
 
 def read_together(sites: Iterable[Site]) -> dict[Site, Norm]:
@@ -93,20 +73,20 @@ def _plain(site: Site) -> tuple[int, float, list[bytes]] | None:
     if dtype_of(values[0]) not in FLOATS or site.attr("training_mode", 0) or site.refers:
         return None
     raws: list[bytes] = []
-    channels: Any = shape[1]
+    dims: list[int] = []
     for value in values[1:]:
         if value is None or value.init is None or value.overridable:
             return None
         tensor = value.init
-        dims, raw = tensor.dims[:], tensor.raw_data
-        if not raw or len(dims) != 1 or tensor.data_type != 1 or len(raw) != 4 * dims[0]:
+        if tensor.data_type != 1:
             return None
-        raws.append(raw)
+        dims += tensor.dims[:]
+        raws.append(tensor.raw_data)
     size = len(raws[0])
-    # a token of the loader stands for a long array, and is no array itself
-    if size >= CUT_FROM or size == TOKEN_SIZE or {len(raw) for raw in raws} != {size}:
+    if not size or dims != [size // 4] * 4 or [len(raw) for raw in raws] != [4 * dims[0]] * 4:
         return None
-    if isinstance(channels, int) and 4 * channels != size:
+    # a token of the loader stands for a long array, and is no array itself
+    if size >= CUT_FROM or size == TOKEN_SIZE or (isinstance(shape[1], int) and shape[1] != dims[0]):
         return None
     return len(shape), float(site.attr("epsilon", 1e-5)), raws
 
@@ -125,5 +105,6 @@ def _stack(
     scales, shifts, squares = scale.reshape(wide), shift.reshape(wide), gamma * gamma
     for i, (site, epsilon, _) in enumerate(group):
         if sound[i]:
-            role = Affine(scales[i], shifts[i], "norm", constants=_Parameters(site), eps=epsilon)
+            constants = cast("dict[str, tuple[int, Constant]]", _Parameters(site))  # nobody writes to it
+            role = Affine(scales[i], shifts[i], "norm", constants=constants, eps=epsilon)
             norms[site] = role, (mean[i], var[i]), (beta[i], squares[i])

@@ -75,11 +75,11 @@ def integers(site: Site, name: str, slot: int | None = None) -> tuple[int, ...] 
         value = site.value(slot)
         if value is None:
             raise Refused(f"its {name} are not constant")
-        return tuple(int(entry) for entry in value.reshape(-1))
+        return tuple(map(int, value.reshape(-1)))
     entries = site.attr(name, None)
     if entries is None:
         return None
-    return tuple(int(entry) for entry in entries) if isinstance(entries, (list, tuple)) else (int(entries),)
+    return tuple(map(int, entries)) if isinstance(entries, (list, tuple)) else (int(entries),)
 
 
 def axes_of(site: Site, rank: int, slot: int | None = None) -> tuple[int, ...] | None:

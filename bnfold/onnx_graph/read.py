@@ -189,7 +189,7 @@ class _Reader:
 
 
 def _part(site: Site) -> tuple[list[Value | None], Role] | None:
-    """For a SequenceAt of a plain split: what it is a slice of, and its role; no values for the split itself."""
+    """For a SequenceAt of a plain split: what it is a slice of, and its role; no values for the split."""
     if site.op == "SplitToSequence":
         return ([], Closed()) if is_only_indexed(site) else None
     part = slice_from(site)

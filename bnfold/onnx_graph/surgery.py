@@ -34,13 +34,11 @@ class _List:
     def finish(self, field: Any) -> None:
         """Bring the list into its new order: sorting moves pointers, where extending copies."""
         entries = field[:]
-        places = {id(entry): place for place, entry in enumerate(entries)}
         last = len(entries)
-        rank: dict[int, float] = dict(places)
+        rank: dict[int, float] = dict(zip(map(id, entries), range(last), strict=True))
         for entry, anchor, step in self.added:
-            rank[id(entry)] = places.get(id(anchor), last) + step
-        for key in self.gone:
-            rank[key] = 2 * last
+            rank[id(entry)] = rank.get(id(anchor), last) + step
+        rank.update(dict.fromkeys(self.gone, 2 * last))
         if self.gone or self.added:
             field.sort(key=lambda entry: rank[id(entry)])
         if self.gone:
@@ -93,9 +91,12 @@ class Surgery:
         site.alive = False
         scope = site.scope
         self.nodes[scope].gone[id(site.node)] = site.node
+        orphans = self.orphans
         for value in site.values:
             if value is not None:
-                self._release(value)
+                value.count -= 1
+                if value.count <= 0:
+                    orphans.append(value)
         for value in site.outputs:
             if value is not None and scope.values.get(value.name) is value:
                 self.stale[scope].add(value.name)
@@ -253,10 +254,11 @@ class Surgery:
         for scope, names in self.stale.items():
             _drop(scope.proto.value_info, names, "name")
             if not isinstance(scope.proto, onnx.FunctionProto):
-                gone = {name for name in names if name not in scope.values}
-                _drop(scope.proto.quantization_annotation, gone, "tensor_name")
-                if self.listed_inputs and scope.parent is None:
-                    _drop(scope.proto.input, gone, "name")
+                values, listed = scope.values, self.listed_inputs and scope.parent is None
+                if listed or len(scope.proto.quantization_annotation):
+                    gone = {name for name in names if name not in values}
+                    _drop(scope.proto.quantization_annotation, gone, "tensor_name")
+                    _drop(scope.proto.input if listed else (), gone, "name")
 
     def sweep(self) -> None:
         """Remove constants whose last reader has gone, and the nodes that computed them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from bnfold.fold.graph import Dim
 from bnfold.onnx_graph.facts import Refused, integers, text
@@ -11,8 +11,7 @@ from bnfold.onnx_graph.site import Site
 __all__ = ["Window", "windows"]
 
 
-@dataclass(frozen=True)
-class Window:
+class Window(NamedTuple):
     """One spatial axis. `head` and `tail` are the padding; None: not known, but less than a window."""
 
     taps: int

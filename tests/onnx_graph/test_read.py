@@ -13,8 +13,10 @@ from onnx.reference import ReferenceEvaluator
 
 from bnfold.errors import ModelError
 from bnfold.fold.graph import Affine, Closed, Graph, Linear, Map, Node, Sum, Tensor
+from bnfold.onnx_graph.batch_norms import read_together
 from bnfold.onnx_graph.evaluate import EVALUATE, UNSEEN
 from bnfold.onnx_graph.files import load
+from bnfold.onnx_graph.operators import role_of
 from bnfold.onnx_graph.read import read
 from bnfold.onnx_graph.scopes import build
 from bnfold.onnx_graph.shapes import FORWARD, infer
@@ -513,3 +515,42 @@ def test_values_that_cannot_be(change: dict[str, Any], words: list[str]):
 def test_attributes_of_the_wrong_length_close_a_node():
     proto = model("g (float[1,3,9,9] x) => (float[1,4,7,7] y) { y = Conv <strides = [1]> (x, w) }", w=W)
     assert isinstance(node(read(load(proto)), "Conv").role, (Closed, Linear))
+
+
+# batch norms read together
+
+
+def test_reading_together_gives_what_reading_one_by_one_gives():
+    lines, values = [], {}
+    for i in range(7):
+        eps = f"<epsilon = {10.0 ** -(i + 1)}>" if i % 2 else ""
+        lines.append(f"n{i} = BatchNormalization {eps} ({f'n{i - 1}' if i else 'x'}, g{i}, b{i}, m{i}, v{i})")
+        values |= {f"{name}{i}": value for name, value in norm().items()}
+    text = f"g (float[2,4,5] x) => (float[2,4,5] n6) {{ {' '.join(lines)} }}"
+    together = read(load(model(text, **values)))
+    sites = [entry.source for entry in together.nodes]
+    assert set(read_together(sites)) == set(sites)
+    for entry in together.nodes:
+        role, alone = entry.role, role_of(entry.source)
+        assert isinstance(role, Affine)
+        assert isinstance(alone, Affine)
+        np.testing.assert_array_equal(role.scale, alone.scale)
+        np.testing.assert_array_equal(role.shift, alone.shift)
+        assert (role.eps, role.kind, role.stay) == (alone.eps, alone.kind, alone.stay)
+        assert "var" in role.constants
+        assert dict(role.constants) == alone.constants
+        assert role.constants["mean"][1] is entry.source.constant(3)
+        assert [slot for slot, _ in role.constants.values()] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "y = BatchNormalization <training_mode = 1> (x, g, b, m, v)",
+        "y, s, t = BatchNormalization <training_mode = 0> (x, g, b, m, v)",
+        "i = Identity (v)  y = BatchNormalization (x, g, b, m, i)",
+    ],
+)
+def test_what_is_not_plain_is_read_by_itself(text: str):
+    graph = graph_of(f"g (float[2,4,5] x) => (float[2,4,5] y) {{ {text} }}", **norm())
+    assert read_together([entry.source for entry in graph.nodes]) == {}
