@@ -20,11 +20,14 @@ def test_damaged_models_end_in_one_clear_error_or_in_a_fold(seed: int, tmp_path:
     rng = np.random.default_rng(seed)
     path = tmp_path / "model.onnx"
     outcomes = {"folded": 0, "refused": 0}
+    messages: list[str] = []
     for _ in range(BATCH):
         content = bytearray(random_model(int(rng.integers(1000)), 8).SerializeToString())
         for _ in range(int(rng.integers(1, 6))):
             at = int(rng.integers(len(content)))
-            content[at] = int(rng.integers(256)) if rng.random() < 0.6 else content[at] ^ 1 << int(rng.integers(8))
+            content[at] = (
+                int(rng.integers(256)) if rng.random() < 0.6 else content[at] ^ 1 << int(rng.integers(8))
+            )
         if rng.random() < 0.15:
             del content[int(rng.integers(len(content))) :]
         path.write_bytes(content)
@@ -32,8 +35,8 @@ def test_damaged_models_end_in_one_clear_error_or_in_a_fold(seed: int, tmp_path:
             fold_loaded(load(path), verify=False)
             outcomes["folded"] += 1
         except BnfoldError as error:
-            assert str(error)
-            assert "\n" not in str(error)
             outcomes["refused"] += 1
+            messages.append(str(error))
         assert path.read_bytes() == content
+    assert all(message and "\n" not in message for message in messages)
     assert min(outcomes.values()) > BATCH // 20, outcomes

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.fold.affine import all_finite, along, any_nonzero
+from bnfold.fold.affine import along, any_nonzero
 from bnfold.fold.equation import through_weight
 from bnfold.fold.graph import (
     AddBias,
@@ -19,11 +19,9 @@ from bnfold.fold.graph import (
     Array,
     Bypass,
     Clamp,
-    Constant,
     Edit,
     Gate,
     Graph,
-    Key,
     Leaky,
     Linear,
     Map,
@@ -37,23 +35,14 @@ from bnfold.fold.graph import (
     Tensor,
 )
 from bnfold.fold.spill import Spill
-from bnfold.fold.transact import State
+from bnfold.fold.store import OutOfRange, as_float, store
+from bnfold.fold.transact import ODD_SHAPES, State
 
 __all__ = ["OutOfRange", "absorb"]
 
 
 FLOAT32 = np.dtype(np.float32)
 SAFE = 1e-30  # a float32 weight with such a sum of squares, if that is finite, needs no closer look
-TINY = 1e-20  # a weight whose largest entry is below may have channels that vanish in float32
-TINY_BFLOAT16 = 1.1754943508222875e-38  # the smallest normal number, which numpy's finfo does not know
-
-
-class OutOfRange(Exception):
-    """A stored value would leave the range of its type."""
-
-    def __init__(self, node: Node, reason: str) -> None:
-        super().__init__(reason)
-        self.node, self.reason = node, reason
 
 
 def absorb(graph: Graph, state: State) -> list[Edit]:
@@ -77,10 +66,13 @@ def _edits(state: State, node: Node) -> Iterator[Edit]:
     for slot, tensor in enumerate(node.inputs):
         if tensor is not None and tensor.constant is not None and (tensor in state.p or tensor in state.q):
             p, q = _encode(state, tensor)
-            yield _store(node, slot, p * _float(tensor.constant) + q, tensor.constant)
+            yield store(node, slot, p * as_float(tensor.constant) + q, tensor.constant)
     make = ABSORB.get(type(node.role))
     if make is not None:
-        yield from make(state, node)
+        try:
+            yield from make(state, node)
+        except (IndexError, ValueError):  # a file may declare shapes that no run would give
+            raise OutOfRange(node, ODD_SHAPES) from None
 
 
 def _encode(state: State, tensor: Tensor) -> tuple[Any, Any]:
@@ -92,45 +84,6 @@ def _decode(state: State, tensor: Tensor) -> tuple[Any, Any]:
         return state.u[tensor], state.v[tensor]
     u = 1.0 / state.p[tensor] if tensor in state.p else 1.0
     return u, (-state.q[tensor] * u if tensor in state.q else 0.0)
-
-
-def _float(constant: Constant) -> Array:
-    return np.asarray(constant.value, np.float64)
-
-
-def _store(
-    node: Node, key: Key, value: Any, old: Constant | None, dtype: Any = None, axis: int | None = None
-) -> SetValue:
-    """The value in the type of what it replaces. `axis` names the channels of a weight, for the check."""
-    dtype = old.value.dtype if old is not None else np.dtype(dtype)
-    value = np.asarray(value, np.float64)
-    new = value.astype(dtype)
-    if not all_finite(new):
-        if np.isfinite(value).all() or not np.isfinite(_float(old) if old is not None else value).all():
-            where = np.unravel_index(int(np.argmax(np.abs(value))), value.shape) if value.ndim else ()
-        else:
-            where = ()
-        channel = where[axis if axis is not None and axis < len(where) else 0] if where else 0
-        largest = float(np.abs(value).max())
-        raise OutOfRange(
-            node, f"a weight of channel {int(channel)} would overflow {dtype.name} ({largest:.3g})"
-        )
-    if axis is not None and old is not None and (dtype.itemsize == 2 or np.abs(value).max(initial=0) < TINY):
-        _vanishing(node, value, _float(old), axis, dtype)
-    return SetValue(node, key, new, old)
-
-
-def _vanishing(node: Node, value: Array, before: Array, axis: int, dtype: Any) -> None:
-    """A channel whose largest weight falls below the smallest normal number would lose its digits."""
-    tiny = float(np.finfo(dtype).tiny) if dtype.kind == "f" else TINY_BFLOAT16
-    axes = tuple(a for a in range(value.ndim) if a != axis)
-    now, then = np.abs(value).max(axes), np.abs(np.broadcast_to(before, value.shape)).max(axes)
-    lost = (now > 0) & (now < tiny) & (then >= tiny)
-    if lost.any():
-        channel = int(np.argmax(lost))
-        raise OutOfRange(
-            node, f"the weights of channel {channel} would leave the normal range of {dtype.name} ({now[channel]:.3g})"
-        )
 
 
 def _linear(state: State, node: Node) -> Iterator[Edit]:
@@ -146,17 +99,20 @@ def _linear(state: State, node: Node) -> Iterator[Edit]:
         _vector(q, role.out_axis, outputs),
     )
     factor = _spread(role, u, role.w_in) * _spread(role, p, role.w_out)
+    dtype: Any = None
     if x in state.p or x in state.u or y in state.p:
         if role.weight.quantized is not None:
             yield _rescale(node, role, factor)
         else:
-            yield _scaled(node, role, factor)
+            scaled = _scaled(node, role, factor)
+            dtype = scaled.value.dtype
+            yield scaled
     if role.bias is None and role.costs and node not in state.stand_ins:
         return  # a shift of the input was carried to the output: what the bias would be is zero
-    moved = any_nonzero(v)
+    moved = not isinstance(v, float) and any_nonzero(v)
     added: Any = through_weight(role, v, x.rank) if moved else 0.0
     if role.bias is not None:
-        before = _float(role.bias) * role.beta
+        before = as_float(role.bias) * role.beta
         if before.ndim > 1:  # Gemm: C of shape (M, N), (M, 1) or (1, N)
             shape = [1] * y.rank
             shape[role.out_axis] = -1
@@ -166,16 +122,16 @@ def _linear(state: State, node: Node) -> Iterator[Edit]:
             if before.ndim == 0:
                 after = np.asarray(after).reshape(-1) if np.ndim(after) else after
             assert role.bias_slot is not None
-            yield _store(node, role.bias_slot, after / role.beta, role.bias)
+            yield store(node, role.bias_slot, after / role.beta, role.bias)
     else:
         after = p * added + q if moved else q
         if any_nonzero(after):
-            dtype = role.weight.value.dtype
+            dtype = role.weight.value.dtype if dtype is None else dtype
             if np.size(after) != outputs:
                 after = np.broadcast_to(after, (outputs,))
             if role.w_group is None and role.out_axis < y.rank - 1:  # a bias along rows: (M, 1)
                 after = after.reshape((outputs,) + (1,) * (y.rank - 1 - role.out_axis))
-            yield AddBias(node, _store(node, -1, after, None, dtype).value)
+            yield AddBias(node, store(node, -1, after, None, dtype).value)
 
 
 def _scaled(node: Node, role: Linear, factor: Any) -> SetValue:
@@ -188,7 +144,7 @@ def _scaled(node: Node, role: Linear, factor: Any) -> SetValue:
         if SAFE < np.vdot(new, new) < np.inf:
             return SetValue(node, role.weight_slot, new, role.weight)
     exact = (weight.astype(np.float64).reshape(split) * factor).reshape(weight.shape)
-    return _store(node, role.weight_slot, exact, role.weight, axis=_channel_axis(role))
+    return store(node, role.weight_slot, exact, role.weight, axis=_channel_axis(role))
 
 
 def _vector(value: Any, axis: int, size: int) -> Any:
@@ -240,11 +196,11 @@ def _affine(state: State, node: Node) -> Iterator[Edit]:
             new, old = p * (role.scale * v + role.shift) + q, role.shift
             new, old = (-new, -old) if role.form == "x-c" else (new, old)
         if not np.array_equal(new, old):
-            yield _store(node, slot, _of_rank(new, len(constant.shape)), constant)
+            yield store(node, slot, _of_rank(new, len(constant.shape)), constant)
         return
     # keep the running statistics in the units of the new input, so that nothing is subtracted that is not
     # small
-    parts = {name: _float(constant) for name, (_, constant) in role.constants.items()}
+    parts = {name: as_float(constant) for name, (_, constant) in role.constants.items()}
     axis = 1 if node.at(role.x).rank > 1 else 0
     u, v, p, q = (_vector(a, axis, parts["mean"].size) for a in (u, v, p, q))
     mean = parts["mean"]
@@ -257,7 +213,7 @@ def _affine(state: State, node: Node) -> Iterator[Edit]:
     for name, new in (("gamma", p * parts["gamma"] * u), ("beta", shift), ("mean", mean)):
         if not np.array_equal(new, parts[name]):
             slot, constant = role.constants[name]
-            yield _store(node, slot, np.broadcast_to(new, constant.shape), constant)
+            yield store(node, slot, np.broadcast_to(new, constant.shape), constant)
 
 
 def _of_rank(value: Array, rank: int) -> Array:
@@ -271,17 +227,17 @@ def _of_rank(value: Array, rank: int) -> Array:
 def _recurrent(state: State, node: Node) -> Iterator[Edit]:
     role: Recurrent = node.role  # type: ignore[assignment]
     u, v = _decode(state, node.at(role.x))
-    weight = _float(role.weight)  # (directions, gates * hidden, inputs)
+    weight = as_float(role.weight)  # (directions, gates * hidden, inputs)
     u, v = _vector(u, role.axis, weight.shape[2]), _vector(v, role.axis, weight.shape[2])
-    yield _store(node, role.weight_slot, weight * u, role.weight, axis=1)
+    yield store(node, role.weight_slot, weight * u, role.weight, axis=1)
     if np.any(v):
         added = (weight * v).sum(2)
         before = (
-            _float(role.bias) if role.bias is not None else np.zeros((weight.shape[0], 2 * weight.shape[1]))
+            as_float(role.bias) if role.bias is not None else np.zeros((weight.shape[0], 2 * weight.shape[1]))
         )
         before = before.copy()
         before[:, : weight.shape[1]] += added
-        yield _store(node, role.bias_slot, before, role.bias, role.weight.value.dtype)
+        yield store(node, role.bias_slot, before, role.bias, role.weight.value.dtype)
 
 
 def _leaky(state: State, node: Node) -> Iterator[Edit]:
@@ -291,7 +247,7 @@ def _leaky(state: State, node: Node) -> Iterator[Edit]:
         return
     slope = np.where(np.asarray(p) > 0, role.slope, 1.0 / role.slope)
     if role.constant is not None:
-        yield _store(node, role.key, _of_rank(slope, len(role.constant.shape)), role.constant)
+        yield store(node, role.key, _of_rank(slope, len(role.constant.shape)), role.constant)
     else:
         yield SetValue(node, role.key, np.float32(slope.reshape(-1)[0]))
 
@@ -341,21 +297,21 @@ def _normalize(state: State, node: Node) -> Iterator[Edit]:
     y = node.outputs[0]
     p, q = _encode(state, y)
     if y in state.p or y in state.q:
-        shape = [y.shape[axis] for axis in role.axes] if y.shape else []
-        p, q = (_own(a, role, shape) for a in (p, q))
-        assert role.scale is not None
-        scale = _float(role.scale)
-        yield _store(node, role.scale_slot, p * scale, role.scale)
-        if role.bias_slot is not None and (role.bias is not None or np.any(q)):
-            bias = _float(role.bias) if role.bias is not None else np.zeros_like(scale)
-            yield _store(node, role.bias_slot, p * bias + q, role.bias, role.scale.value.dtype)
+        p, q = (_own(a, role) for a in (p, q))
+        if role.scale is not None and y in state.p:
+            yield store(node, role.scale_slot, p * as_float(role.scale), role.scale)
+        if role.bias is not None:
+            yield store(node, role.bias_slot or 0, p * as_float(role.bias) + q, role.bias)
+        elif role.scale is not None and role.bias_slot is not None and np.any(q):
+            bias = np.zeros(role.scale.shape) + q
+            yield store(node, role.bias_slot, bias, None, role.scale.value.dtype)
     u, _ = _decode(state, node.at(0))
     factor = float(np.asarray(u).reshape(-1)[0])
     if factor != 1.0:
         yield SetValue(node, "epsilon", np.float32(role.eps / factor**2))
 
 
-def _own(value: Any, role: Normalize, shape: list[Any]) -> Any:
+def _own(value: Any, role: Normalize) -> Any:
     """A change of the output in the layout of the operator's own parameters."""
     if not np.ndim(value):
         return value

@@ -114,6 +114,8 @@ def _run(
 ) -> _Run:
     run = _Run()
     todo = [node for node in graph.nodes if isinstance(node.role, Affine) and node not in refused]
+    # a constant Mul or Add beside a batch norm goes into it, not the other way: one node is left, not two
+    todo.sort(key=lambda node: node.role.kind == "norm")  # type: ignore[attr-defined]
     total = len(todo)
     left = [node for node in todo if node in last or not _fold(run, node, NARROW, rules)]
     if progress is not None:
@@ -329,7 +331,7 @@ def _entries(graph: Graph, run: _Run, refused: Mapping[Node, Conflict]) -> list[
             entries.append(Entry(node.name, node.op, "kept", (), node.role.reason, node.name))
             continue
         if node in run.into:
-            into = tuple(dict.fromkeys(n.name for n in run.into[node]))
+            into = tuple(dict.fromkeys([n.name for n in run.into[node]]))
             entries.append(Entry(node.name, node.op, "folded", into))
             continue
         if node.role.kind != "norm" and node.role.scale.size == node.role.shift.size == 1:

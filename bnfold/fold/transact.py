@@ -125,9 +125,9 @@ class Spread:
         """p as it will be, this try's factor included."""
         p = self.state.p.get(tensor)
         factor = self.values.get(tensor) if self.kind == "scale" else self.factors.get(tensor)
-        if p is None or factor is None:
-            return 1.0 if p is factor else factor if p is None else p
-        return p * factor
+        if p is None:
+            return 1.0 if factor is None else factor
+        return p if factor is None else p * factor
 
     def want(self, tensor: Tensor, value: Array, at: Node, partial: bool = False) -> None:
         """Demand `value` on a tensor (`partial`: NaN where it is left open); raises `Conflict` if that cannot
@@ -165,8 +165,11 @@ class Spread:
 
     def run(self) -> None:
         """Work until nothing is left to do."""
-        self._drain()
-        self._decide(0)
+        try:
+            self._drain()
+            self._decide(0)
+        except (IndexError, ValueError):  # a file may declare shapes that no run would give
+            raise Conflict(self.target.name, ODD_SHAPES) from None
 
     def _allow(self, tensor: Tensor, value: Array) -> None:
         if tensor.fixed:
@@ -247,7 +250,7 @@ class Spread:
             self.rules[type(node.role)](self, node, slot, value)
         except Stuck as stuck:
             raise self.fail(node, str(stuck)) from None
-        except (IndexError, ValueError):  # a file may declare shapes that no run would give
+        except (IndexError, ValueError):
             raise self.fail(node, ODD_SHAPES) from None
 
     def _decide(self, depth: int) -> None:

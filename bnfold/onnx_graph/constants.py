@@ -21,7 +21,10 @@ _FLOAT32 = np.dtype("<f4")
 KEPT = 1 << 20  # bytes of a computed value that is kept; larger ones are computed anew for each look
 DEEPEST = 100  # operators behind one another in a computed constant
 ALL = 1 << 31  # bytes that one model may have computed just to see whether they are constants
-_FAILURES = (ValueError, TypeError, KeyError, IndexError, ArithmeticError, MemoryError, StopIteration)
+_FAILURES = (
+    *(AttributeError, IndexError, KeyError, TypeError, ValueError),
+    *(ArithmeticError, MemoryError, StopIteration),
+)
 
 
 def constant_of(value: Value) -> Constant | None:
@@ -209,8 +212,12 @@ def _quantized(site: Site, parents: list[Constant]) -> tuple[int, ...] | None:
 
 def _dequantized(value: Value, site: Site) -> Constant | None:
     stored, scale = site.constant(0), site.constant(1)
-    if stored is None or scale is None or (site.has(2) and site.constant(2) is None):
+    if stored is None or scale is None:
         return None
+    if site.has(2):
+        zero = site.constant(2)
+        if zero is None or (zero.shape != scale.shape and {zero.shape, scale.shape} != {(), (1,)}):
+            return None
     blocked = bool(site.attr("block_size", 0))
     if len(scale.shape) > (len(stored.shape) if blocked else 1):
         return None

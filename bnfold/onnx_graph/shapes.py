@@ -204,11 +204,8 @@ def _from_weight(site: Site) -> None:
 def _reshape(site: Site) -> Shape | None:
     """The rank at least: it is the length of the wanted shape."""
     wanted = site.shape(1)
-    return (
-        (None,) * wanted[0]
-        if wanted is not None and len(wanted) == 1 and isinstance(wanted[0], int)
-        else None
-    )
+    rank = wanted[0] if wanted is not None and len(wanted) == 1 else None
+    return (None,) * rank if isinstance(rank, int) and rank <= 64 else None
 
 
 def _pool(site: Site) -> Shape | None:

@@ -64,3 +64,20 @@ def test_large_new_weights_move_to_a_file_and_keep_their_values() -> None:
     assert isinstance(small, SetValue)
     assert not isinstance(small.value, np.memmap)
     assert absorbing.Spill is Spill
+
+
+@pytest.mark.parametrize(("scale", "folds"), [(1e-30, True), (1e-39, False)])
+def test_one_channel_below_the_normal_numbers_stops_the_fold(scale: float, folds: bool) -> None:
+    net = Net()
+    net.close(net.norm(net.conv(net.tensor(4, "graph input")), "bn", scale=[1, scale, 1, 1], shift=[0] * 4))
+    plan = solve(net.graph)
+    assert (plan.order != []) == folds
+    if not folds:
+        assert "channel 1" in plan.entries[0].reason
+
+
+def test_a_dead_channel_folds() -> None:
+    """Its weights are exactly zero, which every type can store."""
+    net = Net()
+    net.close(net.norm(net.conv(net.tensor(4, "graph input")), "bn", scale=[1, 0, 1, 1]))
+    assert solve(net.graph).order

@@ -1,0 +1,120 @@
+"""Writes the README's tables anew from bench/results/: `python docs/tables.py`."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results"
+PEERS = ("onnxruntime", "onnxsim", "onnxslim", "onnxoptimizer_all", "onnxscript")
+TOOLS = ("bnfold", "onnxruntime", "onnxsim", "onnxslim", "onnxscript", "onnxoptimizer")
+SHOWN = 12  # networks
+
+
+def left() -> str:
+    """What is left of the batch norms in torch's default export."""
+    summary = json.loads((RESULTS / "zoo.json").read_text())
+    rows: list[tuple[str, int, int, int, int]] = []
+    for name, network in summary["networks"].items():
+        count = network["default"]["left"]
+        # a tool that failed on a file left it as it was
+        best = min(count["given"] if count[peer] is None else count[peer] for peer in PEERS)
+        rows.append((name, network["batch_norms"], count["given"], best, count["bnfold"]))
+    fewer = sorted((row for row in rows if row[4] < row[3]), key=lambda row: row[4] - row[3])
+    more = sum(row[4] > row[3] for row in rows)
+    sums = [sum(int(row[column]) for row in rows) for column in range(1, 5)]
+    text = (
+        f"**What is left** of the batch norms of {len(rows)} networks of timm, as torch exports them by default "
+        "(`tools/zoo`): batch norms, and per-channel nodes that came from them. The best other tool is, for each "
+        "network, the best of onnxruntime's optimizer, onnxsim, onnxslim, onnxoptimizer and onnxscript. bnfold "
+        f"leaves fewer than all of them in {len(fewer)} networks, and more in {more or 'none'}."
+    )
+    if len(fewer) > SHOWN:
+        text += f" These are the {SHOWN} with the largest difference."
+    return "\n".join(
+        [
+            wrapped(text),
+            "",
+            "| network | batch norms | after the export | best other tool | bnfold |",
+            "|---|--:|--:|--:|--:|",
+            *(f"| {' | '.join(map(str, row))} |" for row in fewer[:SHOWN]),
+            f"| all {len(rows)} | {' | '.join(map(str, sums))} |",
+        ]
+    )
+
+
+def speed() -> str:
+    """Seconds of load, fold and save."""
+    results = json.loads((RESULTS / "fold.json").read_text())
+    compared = {name: result for name, result in results.items() if "onnxruntime" in result["tools"]}
+    first = next(iter(compared.values()))["machine"]
+    rows = []
+    for name, result in compared.items():
+        cells = " | ".join(seconds(result["tools"][tool]) for tool in TOOLS)
+        rows.append(f"| {name} | {result['batch_norms']} | {cells} |")
+    after = f"Measured on {first['cores']} cores of an {first['cpu']}."
+    if "huge" in results:
+        huge = results["huge"]["tools"]["bnfold"]
+        after += (
+            f" With {results['huge']['bytes'] / 1e9:.1f} GB of external data bnfold takes "
+            f"{huge['in_process']['min']:.0f} s and at most {huge['memory']['most'] / 1e9:.2f} GB of memory that no "
+            "file backs."
+        )
+    text = (
+        "**How long it takes** to load, fold and save: seconds in-process / as a whole process with its imports, the "
+        "fastest of several runs (`tools/bench_fold`). In brackets: batch norms left, where there are any."
+    )
+    return "\n".join(
+        [
+            wrapped(text),
+            "",
+            f"| model | batch norms | {' | '.join(TOOLS)} |",
+            f"|---|--:|{'--:|' * len(TOOLS)}",
+            *rows,
+            "",
+            wrapped(after),
+        ]
+    )
+
+
+def seconds(found: dict[str, Any]) -> str:
+    """In-process / whole process, two digits each; what the tool left, or how it failed."""
+    if found["failure"]:
+        return "over 60" if found["failure"] == "timeout" else "fails"
+    both = [found[way]["min"] for way in ("in_process", "whole_process")]
+    text = " / ".join(f"{s:.{max(0, 1 - math.floor(math.log10(s)))}f}" for s in both)
+    rest = found["left"]["batch_norms"] + found["left"]["per_channel"]
+    return f"{text} ({rest})" if rest else text
+
+
+def wrapped(text: str, width: int = 118) -> str:
+    """In lines of that width."""
+    lines = [""]
+    for word in text.split():
+        if len(lines[-1]) + 1 + len(word) > width:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}".strip()
+    return "\n".join(lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {"left": left, "speed": speed}
+
+
+def renewed(text: str) -> str:
+    """The README with its tables made anew."""
+    for name, make in TABLES.items():
+        start, end = f"<!-- table: {name} -->\n", "<!-- end -->\n"
+        assert text.count(start) == 1, f"the README has no place for the table {name}"
+        before, after = text.split(start)
+        text = f"{before}{start}\n{make()}\n\n{end}{re.split(end, after, maxsplit=1)[1]}"
+    return text
+
+
+if __name__ == "__main__":
+    page = ROOT / "README.md"
+    page.write_text(renewed(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,304 @@
+"""What the documentation shows is what happens: its commands and programs are run, its tables are measured."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PICTURE = ROOT / "docs" / "before-after.svg"
+
+# Why a block is not run, and how many there are of each kind.
+MARKED = {"slow": 2, "needs-install": 1}
+LANGUAGES = {"console", "python", "json"}
+
+
+# the models of the examples
+
+
+class Net:
+    """A model in the making; all its numbers come from one seed."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.nodes: list[onnx.NodeProto] = []
+        self.stored: list[onnx.TensorProto] = []
+
+    def op(self, op: str, inputs: str, output: str, name: str, **attributes: Any) -> None:
+        self.nodes.append(helper.make_node(op, inputs.split(), [output], name=name, **attributes))
+
+    def store(self, name: str, *shape: int, positive: bool = False) -> str:
+        values = self.rng.uniform(0.5, 1.5, shape) if positive else self.rng.normal(0, 0.2, shape)
+        self.stored.append(numpy_helper.from_array(values.astype(np.float32), name))
+        return name
+
+    def conv(self, x: str, y: str, name: str, shape: tuple[int, ...], **attributes: Any) -> None:
+        weight, bias = self.store(f"{name}.weight", *shape), self.store(f"{name}.bias", shape[0])
+        self.op("Conv", f"{x} {weight} {bias}", y, name, **attributes)
+
+    def norm(self, x: str, y: str, name: str, channels: int, negative: bool = False) -> None:
+        positive = {"scale": not negative, "bias": False, "mean": False, "var": True}
+        stored = [self.store(f"{name}.{key}", channels, positive=sign) for key, sign in positive.items()]
+        self.op("BatchNormalization", " ".join([x, *stored]), y, name)
+
+    def model(self) -> onnx.ModelProto:
+        x = helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, 3, 16, 16))
+        y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+        graph = helper.make_graph(self.nodes, "example", [x], [y], self.stored)
+        opsets = [helper.make_opsetid("", 17)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+        model = onnx.shape_inference.infer_shapes(model)
+        onnx.checker.check_model(model, full_check=True)
+        return model
+
+
+def picture(seed: int = 0) -> onnx.ModelProto:
+    """The left half of docs/before-after.svg."""
+    net = Net(seed)
+    net.conv("x", "a", "conv1", (8, 3, 3, 3), pads=[1] * 4)
+    net.conv("x", "b", "conv2", (8, 3, 1, 1))
+    net.op("Relu", "a", "c", "relu")
+    net.norm("c", "d", "bn1", 8)
+    net.op("Add", "d b", "e", "add")
+    net.norm("e", "f", "bn2", 8)
+    net.op("MaxPool", "f", "g", "pool", kernel_shape=[2, 2], strides=[2, 2])
+    net.conv("g", "y", "conv3", (4, 8, 3, 3))
+    return net.model()
+
+
+def stubborn() -> onnx.ModelProto:
+    """Before a padded conv, with negative scales between Relu and MaxPool, and behind a conv."""
+    net = Net()
+    net.norm("x", "a", "first", 3)
+    net.conv("a", "b", "conv1", (8, 3, 3, 3), pads=[1] * 4)
+    net.op("Relu", "b", "c", "relu")
+    net.norm("c", "d", "second", 8, negative=True)
+    net.op("MaxPool", "d", "e", "pool", kernel_shape=[2, 2])
+    net.conv("e", "f", "conv2", (4, 8, 3, 3))
+    net.norm("f", "g", "third", 4)
+    net.op("Sigmoid", "g", "y", "sigmoid")
+    return net.model()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder with the models that the examples speak of, to work in; `bnfold` is a command there."""
+    onnx.save(picture(), tmp_path / "model.onnx")
+    onnx.save(picture(seed=1), tmp_path / "other.onnx")
+    onnx.save(stubborn(), tmp_path / "stubborn.onnx")
+    commands = tmp_path / ".bin"
+    commands.mkdir()
+    command = commands / "bnfold"
+    command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m bnfold "$@"\n')
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+# the blocks of the pages
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block; `marker`: the comment on the line before it, which says why it is not run."""
+
+    page: Path
+    line: int
+    language: str
+    marker: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page.name}:{self.line}"
+
+
+def blocks_of(page: Path) -> list[Block]:
+    found = []
+    text = page.read_text(encoding="utf-8")
+    for match in re.finditer(r"(?:^<!-- (.*) -->\n)?^```(.*)\n((?:.*\n)*?)^```$", text, re.MULTILINE):
+        line = text.count("\n", 0, match.start(2)) + 1
+        found.append(Block(page, line, match[2], match[1] or "", match[3]))
+    return found
+
+
+BLOCKS = [block for page in PAGES for block in blocks_of(page)]
+
+
+def blocks(language: str) -> list[Block]:
+    return [block for block in BLOCKS if block.language == language and not block.marker]
+
+
+def shown(text: str) -> re.Pattern[str]:
+    """A shown line as a pattern: dots stand for anything, measured numbers and versions for any others."""
+    known = {
+        r"\.\.\.": ".*",
+        r"\d+(?:\.\d+)*e[-+]\d+|\d+(?:\.\d+)+": r"\d+(?:\.\d+)*(?:e[-+]?\d+)?",
+        r"\s+": r"\s+",
+    }
+    made = ""
+    for part in re.split(f"({'|'.join(known)})", text.strip()):
+        made += next((to for kind, to in known.items() if re.fullmatch(kind, part)), re.escape(part))
+    return re.compile(made)
+
+
+def compare(block: Block, command: str, wanted: list[str], output: str) -> None:
+    """Every line that is shown occurs in the output, in this order."""
+    lines = iter(output.splitlines())
+    for line in wanted:
+        if line.strip() in ("", "..."):
+            continue
+        found = any(shown(line).fullmatch(got.strip()) for got in lines)
+        assert found, f"{block}: `{command}` does not print\n{line}\nbut\n{output}"
+
+
+def test_every_block_is_run_or_says_why_not() -> None:
+    fences = sum(page.read_text(encoding="utf-8").count("\n```") for page in PAGES)
+    assert fences == 2 * len(BLOCKS), "a block that is not closed, or not seen"
+    assert {block.language for block in BLOCKS} == LANGUAGES
+    assert Counter(block.marker for block in BLOCKS if block.marker) == MARKED
+    assert blocks("console")
+    assert blocks("python")
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="the examples are written for bash")
+@pytest.mark.parametrize("block", blocks("console"), ids=str)
+def test_commands(block: Block, folder: Path) -> None:
+    status = 0
+    first, *rest = re.split(r"^\$ ", block.text, flags=re.MULTILINE)
+    assert not first, f"{block}: output without a command"
+    for part in rest:
+        command, *wanted = part.splitlines()
+        line = f"(exit {status}); {command}"  # so that `echo $?` shows what a reader would see
+        done = subprocess.run(
+            ["bash", "-c", line], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        )
+        status = done.returncode
+        compare(block, command, wanted, done.stdout)
+        assert "Traceback" not in done.stdout
+
+
+@pytest.mark.parametrize("block", blocks("python"), ids=str)
+def test_programs(block: Block, folder: Path) -> None:
+    """They run, and print what the comments behind (and right below) their `print` calls say."""
+    wanted, printing = [], False
+    for line in block.text.splitlines():
+        code, _, comment = line.partition("  # ")
+        printing = "print(" in code or (printing and not code.strip())
+        if printing and comment.strip():
+            wanted.append(comment)
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        exec(compile(block.text, str(block), "exec"), {"__name__": "example"})
+    compare(block, "the program", wanted, output.getvalue())
+
+
+@pytest.mark.parametrize("block", blocks("json"), ids=str)
+def test_the_json_report_is_the_one_of_the_picture(block: Block, folder: Path) -> None:
+    import bnfold
+
+    def plain(value: Any) -> Any:
+        """Without measured numbers and versions."""
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [plain(item) for item in value]
+        measured = isinstance(value, float) or str(value).startswith("onnxruntime ")
+        return "measured" if measured else value
+
+    _, report = bnfold.fold_onnx("model.onnx")
+    assert plain(json.loads(block.text)) == plain(json.loads(report.to_json()))
+    page = block.page.read_text(encoding="utf-8")
+    keys = set(re.findall(r'"(\w+)":', report.to_json()))
+    assert {key for key in keys if f"`{key}`" not in page} == set()
+
+
+def test_links_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+            if not target.startswith("https://"):
+                assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+# the picture
+
+
+def drawn(side: str) -> tuple[int, Counter[str]]:
+    """The number in the heading of the left or right half, and the nodes that it shows."""
+    texts = [e for e in ET.parse(PICTURE).iter() if e.tag.endswith("}text")]
+    words = [("".join(e.itertext()), float(e.get("x", 0))) for e in texts]
+    half = [word for word, x in words if (x < 360) == (side == "before") and x != 360]
+    heading = next(word for word in half if word.startswith(f"{side}: "))
+    nodes = Counter(word.split()[0] for word in half if not word.startswith(side) and word != "x")
+    return int(re.findall(r"\d+", heading)[0]), nodes
+
+
+def listed(model: onnx.ModelProto) -> Counter[str]:
+    return Counter(node.op_type.replace("BatchNormalization", "BatchNorm") for node in model.graph.node)
+
+
+def test_the_picture_is_true() -> None:
+    import bnfold
+
+    model = picture()
+    folded, report = bnfold.fold_onnx(model)
+    for side, graph in (("before", model), ("after", folded)):
+        count, nodes = drawn(side)
+        assert nodes == listed(graph)
+        assert count == nodes.total()
+    assert [(e.name, e.outcome, e.into) for e in report.entries] == [
+        ("bn1", "folded", ("conv1", "conv2")),
+        ("bn2", "folded", ("conv3",)),
+    ]
+    assert report.verification.ok
+
+    # what its captions say
+    old, new = (
+        {t.name: numpy_helper.to_array(t).astype(np.float64) for t in m.graph.initializer}
+        for m in (model, folded)
+    )
+    scales, shifts = [], []
+    for name in ("bn1", "bn2"):
+        scales.append(old[f"{name}.scale"] / np.sqrt(old[f"{name}.var"] + 1e-5))
+        shifts.append(old[f"{name}.bias"] - scales[-1] * old[f"{name}.mean"])
+    expected = {
+        "conv1.weight": old["conv1.weight"] * scales[0][:, None, None, None],
+        "conv1.bias": old["conv1.bias"] * scales[0],
+        "conv2.weight": old["conv2.weight"],
+        "conv2.bias": old["conv2.bias"] + shifts[0],
+        "conv3.weight": old["conv3.weight"] * scales[1][:, None, None],
+        "conv3.bias": old["conv3.bias"] + np.einsum("oihw,i->o", old["conv3.weight"], shifts[1]),
+    }
+    assert set(new) == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_allclose(new[name], value, rtol=1e-6, atol=1e-6)
+
+
+def test_the_tables_are_those_of_the_results() -> None:
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "docs" / "tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text == tables.renewed(text), "run `python docs/tables.py`"
