@@ -29,10 +29,11 @@ def left() -> str:
     more = sum(row[4] > row[3] for row in rows)
     sums = [sum(int(row[column]) for row in rows) for column in range(1, 5)]
     text = (
-        f"**What is left** of the batch norms of {len(rows)} networks of timm, as torch exports them by default "
-        "(`tools/zoo`): batch norms, and per-channel nodes that came from them. The best other tool is, for each "
-        "network, the best of onnxruntime's optimizer, onnxsim, onnxslim, onnxoptimizer and onnxscript. bnfold "
-        f"leaves fewer than all of them in {len(fewer)} networks, and more in {more or 'none'}."
+        f"**What is left** of the batch norms of {len(rows)} networks of timm, as torch exports them by "
+        "default (`tools/zoo`): batch norms, and per-channel nodes that came from them. The best other tool "
+        "is, for each network, the best of onnxruntime's optimizer, onnxsim, onnxslim, onnxoptimizer and "
+        f"onnxscript. bnfold leaves fewer than all of them in {len(fewer)} networks, and more in "
+        f"{more or 'none'}."
     )
     if len(fewer) > SHOWN:
         text += f" These are the {SHOWN} with the largest difference."
@@ -62,12 +63,13 @@ def speed() -> str:
         huge = results["huge"]["tools"]["bnfold"]
         after += (
             f" With {results['huge']['bytes'] / 1e9:.1f} GB of external data bnfold takes "
-            f"{huge['in_process']['min']:.0f} s and at most {huge['memory']['most'] / 1e9:.2f} GB of memory that no "
-            "file backs."
+            f"{huge['in_process']['min']:.0f} s and at most {huge['memory']['most'] / 1e9:.2f} GB of memory "
+            "that no file backs."
         )
     text = (
-        "**How long it takes** to load, fold and save: seconds in-process / as a whole process with its imports, the "
-        "fastest of several runs (`tools/bench_fold`). In brackets: batch norms left, where there are any."
+        "**How long it takes** to load, fold and save: seconds in-process / as a whole process with its "
+        "imports, the fastest of several runs (`tools/bench_fold`). In brackets: batch norms left, where "
+        "there are any."
     )
     return "\n".join(
         [

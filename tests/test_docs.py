@@ -1,4 +1,4 @@
-"""What the documentation shows is what happens: its commands and programs are run, its tables are measured."""
+"""What the documentation shows is what happens: its commands and programs are run, its tables measured."""
 
 from __future__ import annotations
 
