@@ -157,7 +157,7 @@ def _check_names(nodes: Collection[Node], skip: Collection[str]) -> None:
     for name in skip:
         if name not in names:
             some = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-            raise UsageError(f"--skip {name}: no such batch norm. Note: valid choices are {some or '(none)'}")
+            raise UsageError(f"skip {name!r}: no such batch norm. Note: valid choices are {some or '(none)'}")
 
 
 def _verify(

@@ -64,8 +64,8 @@ def test_the_page_is_still_seen_the_right_way_up() -> None:
     assert new.max(1).min() > 0.9
 
 
-# caffe2's way: BatchNormalization, then Mul and Add, of which one batch norm is left where it cannot go: before the
-# Relu of each dense layer. Weights are all equal in the file, so they are drawn anew.
+# caffe2's way: BatchNormalization, then Mul and Add. One batch norm is left of each three where they cannot go,
+# before the Relu of a dense layer. Weights are all equal in the file, so they are drawn anew.
 @pytest.mark.parametrize(
     ("name", "before", "after"),
     [("densenet121", 121, 62), ("resnet50", 53, 0)],

@@ -42,7 +42,7 @@ __all__ = ["OutOfRange", "absorb"]
 
 
 FLOAT32 = np.dtype(np.float32)
-SAFE = 1e-30  # a float32 weight with such a sum of squares and such factors needs no closer look, if finite
+TINY_FLOAT32 = np.finfo(np.float32).tiny
 
 
 def absorb(graph: Graph, state: State) -> list[Edit]:
@@ -141,7 +141,8 @@ def _scaled(node: Node, role: Linear, factor: Any) -> SetValue:
         # numpy widens a small buffer at a time: large weights need no copy in float64
         new = np.empty(weight.shape, FLOAT32)
         np.multiply(weight.reshape(split), factor, new.reshape(split), dtype=np.float64, casting="same_kind")
-        if SAFE < np.vdot(new, new) < np.inf and np.abs(factor).min() > SAFE:
+        axes = tuple(axis for axis in range(new.ndim) if axis != _channel_axis(role))
+        if np.vdot(new, new) < np.inf and new.max(axes).min(initial=np.inf) >= TINY_FLOAT32:
             return SetValue(node, role.weight_slot, new, role.weight)
     exact = (weight.astype(np.float64).reshape(split) * factor).reshape(weight.shape)
     return store(node, role.weight_slot, exact, role.weight, axis=_channel_axis(role))

@@ -3,8 +3,8 @@
 1. Each affine node is tried within a small limit: the pairs (conv -> batch norm) are gone after this.
 2. What is left is tried without limit, smallest region first, with locks that end hopeless tries at once.
 3. A fold that alone blocks two or more others is taken last in a second run; the better run counts.
-4. The new weights are computed. One that would leave its type's range sends its fold back, and 1 starts
-again.
+4. The new weights are computed. One that would leave its type's range sends its fold back, and all starts
+   again without it.
 
 A try settles the scale first (undone before the node, or after it), then the shift (likewise), so that the
 two can go different ways.
@@ -182,6 +182,8 @@ def _locked(state: State, node: Node) -> dict[str, Conflict]:
         return found
     role: Affine = node.role  # type: ignore[assignment]
     x, y = _ends(node)
+    if not _invertible(state, x):
+        return found
     for side, tensor in zip(SIDES, (x, y), strict=True):
         lock = state.locks["shift"].get(tensor)
         if lock is None:
@@ -193,12 +195,16 @@ def _locked(state: State, node: Node) -> dict[str, Conflict]:
     return found
 
 
+def _invertible(state: State, tensor: Tensor) -> bool:
+    return tensor not in state.p or np.count_nonzero(state.p[tensor]) == state.p[tensor].size
+
+
 def _scale(state: State, node: Node, way: str, limit: int, rules: Mapping[type, Rule]) -> Spread:
     """Make `p_in = p_out * a` hold: a factor on the input's side ("back") or on the output's ("forward")."""
     role: Affine = node.role  # type: ignore[assignment]
     x, y = _ends(node)
     for tensor in (x, y):
-        if tensor in state.frozen:
+        if tensor in state.frozen or not _invertible(state, x):
             raise Conflict(tensor.name, "carries a zero scale already")
     spread = Spread(state, node, "scale", rules, limit)
     ratio = role.scale

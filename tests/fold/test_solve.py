@@ -251,3 +251,20 @@ def test_fixed_tensors_stay() -> None:
     plan = solve(net.graph)
     assert isinstance(y, Tensor) and not plan.edits
     assert "graph output" in entry(plan, "bn").reason
+
+
+def test_a_shift_between_two_zero_scales_is_not_divided_by_them() -> None:
+    """conv -> + constant -> bn with a zero scale: the Add carries the zero, and nothing becomes NaN."""
+    net = Net()
+    y = net.conv(net.tensor(4, "graph input"), name="conv")
+    value = net.constant(np.array([0.5, 1, 2, 3]).reshape(1, 4, 1, 1))
+    role = Affine(np.ones((1, 1, 1, 1)), value.value.astype(np.float64), "shift", form="x+c")
+    role.constants["value"] = (1, value)
+    z = net.node("Add", role, [y], 4, "add")
+    net.close(net.norm(z, "bn", scale=[1, 0, 2, 1]))
+    with np.errstate(all="raise"):
+        plan = solve(net.graph)
+    assert entry(plan, "bn").outcome == "folded"
+    for edit in plan.edits:
+        if isinstance(edit, SetValue):
+            assert np.isfinite(edit.value).all()
