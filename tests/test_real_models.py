@@ -64,7 +64,7 @@ def test_the_page_is_still_seen_the_right_way_up() -> None:
     assert new.max(1).min() > 0.9
 
 
-# caffe2's way: BatchNormalization, then Mul and Add. One batch norm is left of each three where they cannot go,
+# caffe2: BatchNormalization, then Mul and Add. Of each three one batch norm is left where they cannot go,
 # before the Relu of a dense layer. Weights are all equal in the file, so they are drawn anew.
 @pytest.mark.parametrize(
     ("name", "before", "after"),
