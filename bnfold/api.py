@@ -172,6 +172,8 @@ def _verify(
     from bnfold.verify import first_bad, verify
 
     report.verification = verify(loaded, folded, **options)
+    if report.verification.status == "not run":
+        report.notes.append(f"not verified: {report.verification.reason}")
     if report.verification.status != "failed":
         return
 

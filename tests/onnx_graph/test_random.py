@@ -13,6 +13,8 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bnfold.fold.graph import Affine
 from bnfold.fold.solve import RULES, solve
@@ -117,3 +119,18 @@ def test_the_graphs_reach_everything() -> None:
     assert not [kind for kind in FOLDS if not Seen.folds[kind]], Seen.folds
     assert not [word for word in REASONS if not Seen.reasons[word]], Seen.reasons
     assert not [role.__name__ for role in RULES["scale"] if not Seen.roles[role]]
+
+
+@settings(max_examples=int(os.environ.get("BNFOLD_EXAMPLES", "60")), deadline=None, derandomize=True)
+@given(seed=st.integers(min_value=1 << 20, max_value=1 << 40), steps=st.integers(2, 40))
+def test_any_graph_computes_the_same_folded(seed: int, steps: int) -> None:
+    """Hypothesis chooses graphs of other sizes, and shrinks one that fails."""
+    model = random_model(seed, steps)
+    result = load(model)
+    graph = read(result)
+    plan = solve(graph)
+    apply(result, graph, plan.edits)
+    folded = result.to_proto()
+    if plan.order and apart(run(model), run(folded)) > NEAR:
+        check = verify(model, folded, rtol=NEAR)
+        assert check.status == "passed", str(check)
