@@ -10,6 +10,7 @@ import pytest
 from bnfold.api import fold_loaded
 from bnfold.errors import BnfoldError
 from bnfold.onnx_graph.files import load
+from tests.onnx_graph.build import Build
 from tests.onnx_graph.random_graphs import random_model
 
 BATCH = 150
@@ -40,3 +41,15 @@ def test_damaged_models_end_in_one_clear_error_or_in_a_fold(seed: int, tmp_path:
         assert path.read_bytes() == content
     assert all(message and "\n" not in message for message in messages)
     assert min(outcomes.values()) > BATCH // 20, outcomes
+
+
+def test_a_window_larger_than_its_input_is_one_clear_error() -> None:
+    """onnx's shape inference ends the process on a Slice of the negative size that follows."""
+    g = Build()
+    y = g.conv(g.input("x", (2, 6, 9, 11)), 8, k=3, name="conv")
+    numbers = [g.const(np.array(v, np.int64)) for v in ([1], [-1], [3])]
+    g.output(g.bn(g.op("Slice", y, *numbers)))
+    model = g.model()
+    model.graph.input[0].type.tensor_type.shape.dim[3].dim_value = 1
+    with pytest.raises(BnfoldError, match=r"conv.*window is larger than its input"):
+        fold_loaded(load(model), verify=False)

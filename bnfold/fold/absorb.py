@@ -71,7 +71,7 @@ def _edits(state: State, node: Node) -> Iterator[Edit]:
     if make is not None:
         try:
             yield from make(state, node)
-        except (IndexError, ValueError):  # a file may declare shapes that no run would give
+        except (IndexError, ValueError, MemoryError):  # a file may declare shapes that no run would give
             raise OutOfRange(node, ODD_SHAPES) from None
 
 

@@ -93,7 +93,10 @@ def _slice(site: Site) -> Role:
             if (starts[i], steps[i]) == (0, 1) and ends[i] >= (size if isinstance(size, int) else 2**31 - 1):
                 continue  # all of it
             if isinstance(size, int):
-                indices = tuple(range(size)[slice(starts[i], ends[i], steps[i])])
+                entries = range(size)[slice(starts[i], ends[i], steps[i])]
+                if len(entries) > LARGEST:
+                    raise Refused(f"takes more than {LARGEST} entries")
+                indices = tuple(entries)
         taken.append(_take(axis, indices, shape))
     return _chain(taken)
 

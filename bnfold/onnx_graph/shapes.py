@@ -12,6 +12,7 @@ from typing import Any
 
 import onnx
 
+from bnfold.errors import ModelError
 from bnfold.fold.graph import Dim
 from bnfold.onnx_graph.constants import resolve
 from bnfold.onnx_graph.evaluate import EVALUATE
@@ -106,6 +107,8 @@ def _inferred(model: Model, scope: Scope) -> onnx.GraphProto | None:
 
     try:
         proto = _as_model(model, scope) if scope.in_function else model.loaded.proto
+        if _negative(proto.graph):
+            return None
         return onnx.shape_inference.infer_shapes(
             proto.SerializeToString(), strict_mode=False, data_prop=True
         ).graph
@@ -113,6 +116,15 @@ def _inferred(model: Model, scope: Scope) -> onnx.GraphProto | None:
         Exception
     ):  # of any kind: this is C++ on a model that need not be valid, and all it gives is optional
         return None
+
+
+def _negative(graph: onnx.GraphProto) -> bool:
+    """A size below zero is declared: onnx's inference may end the whole process on it."""
+    return any(
+        dim.dim_value < 0
+        for info in (*graph.input, *graph.output, *graph.value_info)
+        for dim in info.type.tensor_type.shape.dim
+    )
 
 
 def _as_model(model: Model, scope: Scope) -> onnx.ModelProto:
@@ -237,6 +249,11 @@ def _windows(site: Site, sizes: Shape, kernel: Iterable[Dim]) -> list[Dim] | Non
             continue
         if (size + extra) % stride and site.attr("ceil_mode", 0):
             return None  # releases differ in what a window wholly in the padding counts
+        if size + extra < -1:
+            raise ModelError(
+                f"node {site.name!r} ({site.op}): its window is larger than its input, of sizes "
+                f"{list(sizes)}; no runtime can run this model"
+            )
         result.append((size + extra) // stride + 1)
     return result
 
