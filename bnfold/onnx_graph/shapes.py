@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from typing import Any
 
 import onnx
@@ -228,11 +229,32 @@ def _pool(site: Site) -> Shape | None:
     return None if spatial is None else (*x[:2], *spatial)
 
 
-def _windows(site: Site, sizes: Shape, kernel: Iterable[Dim]) -> list[Dim] | None:
-    rank = len(sizes)
+def _windows(site: Site, sizes: Shape, kernel: Iterable[Dim]) -> Shape | None:
     auto = site.attr("auto_pad", "NOTSET") or "NOTSET"
-    pads = site.attr("pads") if auto == "NOTSET" else None
-    strides, dilations = site.attr("strides"), site.attr("dilations")
+    pads, strides, dilations = (
+        tuple(site.attr(name) or ()) for name in ("pads" if auto == "NOTSET" else "", "strides", "dilations")
+    )
+    try:
+        return _steps(sizes, tuple(kernel), auto, pads, strides, dilations, bool(site.attr("ceil_mode", 0)))
+    except ArithmeticError:
+        raise ModelError(
+            f"node {site.name!r} ({site.op}): its window is larger than its input, of sizes "
+            f"{list(sizes)}; no runtime can run this model"
+        ) from None
+
+
+@lru_cache(1024)  # a net has few kinds
+def _steps(
+    sizes: Shape,
+    kernel: Shape,
+    auto: str,
+    pads: tuple[int, ...],
+    strides: tuple[int, ...],
+    dilations: tuple[int, ...],
+    ceil: bool,
+) -> Shape | None:
+    """How many steps a window takes along each axis; ArithmeticError if it does not even fit once."""
+    rank = len(sizes)
     result: list[Dim] = []
     for i, (size, taps) in enumerate(zip(sizes, kernel, strict=True)):
         stride = strides[i] if strides else 1
@@ -247,15 +269,12 @@ def _windows(site: Site, sizes: Shape, kernel: Iterable[Dim]) -> list[Dim] | Non
         if not isinstance(size, int):
             result.append(size if stride == 1 and extra == -1 else None)
             continue
-        if (size + extra) % stride and site.attr("ceil_mode", 0):
+        if (size + extra) % stride and ceil:
             return None  # releases differ in what a window wholly in the padding counts
         if size + extra < -1:
-            raise ModelError(
-                f"node {site.name!r} ({site.op}): its window is larger than its input, of sizes "
-                f"{list(sizes)}; no runtime can run this model"
-            )
+            raise ArithmeticError
         result.append((size + extra) // stride + 1)
-    return result
+    return tuple(result)
 
 
 def _global_pool(site: Site) -> Shape | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 from bnfold.fold.graph import Dim
@@ -68,7 +69,19 @@ def windows(site: Site, taps: tuple[int, ...], sizes: tuple[Dim, ...]) -> tuple[
     if not (len(strides) == len(dilations) == count and len(pads) == 2 * count):
         raise Refused("its strides, dilations or pads do not match its kernel")
     auto = text(site, "auto_pad", "NOTSET")
-    ceil = bool(site.attr("ceil_mode", 0))
+    return _windows(taps, sizes, strides, dilations, pads, auto, bool(site.attr("ceil_mode", 0)))
+
+
+@lru_cache(1024)  # a net has few kinds
+def _windows(
+    taps: tuple[int, ...],
+    sizes: tuple[Dim, ...],
+    strides: tuple[int, ...],
+    dilations: tuple[int, ...],
+    pads: tuple[int, ...],
+    auto: str,
+    ceil: bool,
+) -> tuple[Window, ...]:
     found = []
     for i, (tap, stride, dilation, size) in enumerate(zip(taps, strides, dilations, sizes, strict=True)):
         head: int | None
@@ -78,7 +91,7 @@ def windows(site: Site, taps: tuple[int, ...], sizes: tuple[Dim, ...]) -> tuple[
         elif auto == "VALID":
             head = tail = 0
         else:
-            head, tail = pads[i], pads[count + i]
+            head, tail = pads[i], pads[len(taps) + i]
         found.append(Window(tap, stride, dilation, size, head, tail, ceil))
     return tuple(found)
 
