@@ -7,5 +7,6 @@ Read in this order:
 3. `carry`: the table of rules, one for each role (in `carry_weights`, `carry_maps`, `carry_moves`). `moves`
    and `axis_moves` rearrange arrays like data; `equation` splits a change among the operands of a sum.
 4. `solve`: which tries, in which order. `locks` ends hopeless ones early, `guard` refuses what loses digits.
-5. `absorb`: the new weights (`store`: in their type; `spill`: outside memory). `ledger`: what to tell.
+5. `absorb`: the new weights (`scaling`: of linear layers; `store`: in their type; `spill`: outside memory).
+   `ledger`: what to tell.
 """

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.fold.affine import along, any_nonzero
+from bnfold.fold.affine import any_nonzero
 from bnfold.fold.equation import through_weight
 from bnfold.fold.graph import (
     AddBias,
@@ -32,17 +32,22 @@ from bnfold.fold.graph import (
     Rescale,
     Retype,
     SetValue,
-    Tensor,
+)
+from bnfold.fold.scaling import (
+    channels,
+    decode,
+    encode,
+    factor,
+    is_scaled,
+    per_channel,
+    scale_alone,
+    scale_together,
 )
 from bnfold.fold.spill import Spill
 from bnfold.fold.store import OutOfRange, as_float, store
 from bnfold.fold.transact import ODD_SHAPES, State
 
 __all__ = ["OutOfRange", "absorb"]
-
-
-FLOAT32 = np.dtype(np.float32)
-TINY_FLOAT32 = np.finfo(np.float32).tiny
 
 
 def absorb(graph: Graph, state: State) -> list[Edit]:
@@ -54,57 +59,45 @@ def absorb(graph: Graph, state: State) -> list[Edit]:
         if changed.producer is not None:
             touched.add(changed.producer)
         touched.update(node for node, _ in changed.readers)
-    spill = Spill()
+    nodes, spill = [node for node in graph.nodes if node in touched], Spill()
     with np.errstate(over="ignore"):  # what leaves its type's range is looked for, and told by name
-        return [spill(edit) for node in graph.nodes if node in touched for edit in _edits(state, node)]
+        weights = scale_together(state, nodes)
+        return [spill(edit) for node in nodes for edit in _edits(state, node, weights.get(node))]
 
 
-def _edits(state: State, node: Node) -> Iterator[Edit]:
+def _edits(state: State, node: Node, weight: Array | None) -> Iterator[Edit]:
+    """The edits of one node; `weight` is its new weight, if that is known already."""
     if node in state.gone:
         yield Bypass(node)
         return
     for slot, tensor in enumerate(node.inputs):
         if tensor is not None and tensor.constant is not None and (tensor in state.p or tensor in state.q):
-            p, q = _encode(state, tensor)
+            p, q = encode(state, tensor)
             yield store(node, slot, p * as_float(tensor.constant) + q, tensor.constant)
     make = ABSORB.get(type(node.role))
     if make is not None:
         try:
-            yield from make(state, node)
+            yield from make(state, node) if weight is None else _linear(state, node, weight)
         except (IndexError, ValueError, MemoryError):  # a file may declare shapes that no run would give
             raise OutOfRange(node, ODD_SHAPES) from None
 
 
-def _encode(state: State, tensor: Tensor) -> tuple[Any, Any]:
-    return state.p.get(tensor, 1.0), state.q.get(tensor, 0.0)
-
-
-def _decode(state: State, tensor: Tensor) -> tuple[Any, Any]:
-    if tensor in state.u:
-        return state.u[tensor], state.v[tensor]
-    u = 1.0 / state.p[tensor] if tensor in state.p else 1.0
-    return u, (-state.q[tensor] * u if tensor in state.q else 0.0)
-
-
-def _linear(state: State, node: Node) -> Iterator[Edit]:
+def _linear(state: State, node: Node, weight: Array | None = None) -> Iterator[Edit]:
     role: Linear = node.role  # type: ignore[assignment]
     x, y = node.at(role.x), node.outputs[0]
-    u, v = _decode(state, x)
-    p, q = _encode(state, y)
-    outputs = role.split[role.w_out] * (role.split[role.w_group] if role.w_group is not None else 1)
-    inputs = role.split[role.w_in] * (role.split[role.w_group] if role.w_group is not None else 1)
-    u, p, q = (
-        _vector(u, role.in_axis, inputs),
-        _vector(p, role.out_axis, outputs),
-        _vector(q, role.out_axis, outputs),
-    )
-    factor = _spread(role, u, role.w_in) * _spread(role, p, role.w_out)
+    (u, v), (p, q) = decode(state, x), encode(state, y)
+    outputs = channels(role, role.w_out)
+    p, q = per_channel(p, role.out_axis, outputs), per_channel(q, role.out_axis, outputs)
     dtype: Any = None
-    if x in state.p or x in state.u or y in state.p:
+    if weight is not None:
+        dtype = weight.dtype
+        yield SetValue(node, role.weight_slot, weight, role.weight)
+    elif is_scaled(state, node, role):
+        both = factor(role, per_channel(u, role.in_axis, channels(role, role.w_in)), p)
         if role.weight.quantized is not None:
-            yield _rescale(node, role, factor)
+            yield _rescale(node, role, both)
         else:
-            scaled = _scaled(node, role, factor)
+            scaled = scale_alone(node, role, both)
             dtype = scaled.value.dtype
             yield scaled
     if role.bias is None and role.costs and node not in state.stand_ins:
@@ -134,44 +127,6 @@ def _linear(state: State, node: Node) -> Iterator[Edit]:
             yield AddBias(node, store(node, -1, after, None, dtype).value)
 
 
-def _scaled(node: Node, role: Linear, factor: Any) -> SetValue:
-    """The weight times the factor, computed in float64."""
-    weight, split = role.weight.value, role.split
-    if weight.dtype == FLOAT32:
-        # numpy widens a small buffer at a time: large weights need no copy in float64
-        new = np.empty(weight.shape, FLOAT32)
-        np.multiply(weight.reshape(split), factor, new.reshape(split), dtype=np.float64, casting="same_kind")
-        axes = tuple(axis for axis in range(new.ndim) if axis != _channel_axis(role))
-        if np.vdot(new, new) < np.inf and new.max(axes).min(initial=np.inf) >= TINY_FLOAT32:
-            return SetValue(node, role.weight_slot, new, role.weight)
-    exact = (weight.astype(np.float64).reshape(split) * factor).reshape(weight.shape)
-    return store(node, role.weight_slot, exact, role.weight, axis=_channel_axis(role))
-
-
-def _vector(value: Any, axis: int, size: int) -> Any:
-    """One number per channel, or one number. Along other axes the change passed through."""
-    if isinstance(value, float):
-        return value
-    if value.shape[axis] == size and value.size == size:
-        return along(value, axis)
-    return value.reshape(()) if value.size == 1 else np.ones(())
-
-
-def _spread(role: Linear, vector: Any, where: int) -> Any:
-    if isinstance(vector, float) or not vector.ndim:
-        return vector
-    shape = [1] * len(role.split)
-    shape[where] = role.split[where]
-    if role.w_group is not None:
-        shape[role.w_group] = role.split[role.w_group]
-    return vector.reshape(shape)
-
-
-def _channel_axis(role: Linear) -> int:
-    """The stored axis that runs along the output channels (of one group, for ConvTranspose)."""
-    return role.w_out - 1 if role.w_group is not None else role.w_out
-
-
 def _rescale(node: Node, role: Linear, factor: Array) -> Rescale:
     full = np.broadcast_to(
         factor, [n if i in (role.w_group, role.w_out, role.w_in) else 1 for i, n in enumerate(role.split)]
@@ -187,7 +142,7 @@ def _rescale(node: Node, role: Linear, factor: Array) -> Rescale:
 
 def _affine(state: State, node: Node) -> Iterator[Edit]:
     role: Affine = node.role  # type: ignore[assignment]
-    (u, v), (p, q) = _decode(state, node.at(role.x)), _encode(state, node.outputs[0])
+    (u, v), (p, q) = decode(state, node.at(role.x)), encode(state, node.outputs[0])
     if role.kind != "norm":
         slot, constant = role.constants["value"]
         if role.kind == "scale":
@@ -203,7 +158,7 @@ def _affine(state: State, node: Node) -> Iterator[Edit]:
     # small
     parts = {name: as_float(constant) for name, (_, constant) in role.constants.items()}
     axis = 1 if node.at(role.x).rank > 1 else 0
-    u, v, p, q = (_vector(a, axis, parts["mean"].size) for a in (u, v, p, q))
+    u, v, p, q = (per_channel(a, axis, parts["mean"].size) for a in (u, v, p, q))
     mean = parts["mean"]
     if np.all(u):
         mean = (mean - v) / u
@@ -227,9 +182,9 @@ def _of_rank(value: Array, rank: int) -> Array:
 
 def _recurrent(state: State, node: Node) -> Iterator[Edit]:
     role: Recurrent = node.role  # type: ignore[assignment]
-    u, v = _decode(state, node.at(role.x))
+    u, v = decode(state, node.at(role.x))
     weight = as_float(role.weight)  # (directions, gates * hidden, inputs)
-    u, v = _vector(u, role.axis, weight.shape[2]), _vector(v, role.axis, weight.shape[2])
+    u, v = per_channel(u, role.axis, weight.shape[2]), per_channel(v, role.axis, weight.shape[2])
     yield store(node, role.weight_slot, weight * u, role.weight, axis=1)
     if np.any(v):
         added = (weight * v).sum(2)
@@ -243,7 +198,7 @@ def _recurrent(state: State, node: Node) -> Iterator[Edit]:
 
 def _leaky(state: State, node: Node) -> Iterator[Edit]:
     role: Leaky = node.role  # type: ignore[assignment]
-    p, _ = _encode(state, node.at(0))
+    p, _ = encode(state, node.at(0))
     if np.all(np.asarray(p) > 0):
         return
     slope = np.where(np.asarray(p) > 0, role.slope, 1.0 / role.slope)
@@ -255,7 +210,7 @@ def _leaky(state: State, node: Node) -> Iterator[Edit]:
 
 def _clamp(state: State, node: Node) -> Iterator[Edit]:
     role: Clamp = node.role  # type: ignore[assignment]
-    p, q = (np.asarray(a, np.float64) for a in _encode(state, node.at(0)))
+    p, q = (np.asarray(a, np.float64) for a in encode(state, node.at(0)))
     if not q.any() and (p > 0).all() and role.low in (0, -np.inf) and role.high in (0, np.inf):
         return
     factor, shift = float(p.reshape(-1)[0]), float(q.reshape(-1)[0])
@@ -269,7 +224,7 @@ def _clamp(state: State, node: Node) -> Iterator[Edit]:
 
 def _gate(state: State, node: Node) -> Iterator[Edit]:
     role: Gate = node.role  # type: ignore[assignment]
-    u, v = (float(np.asarray(a).reshape(-1)[0]) for a in _decode(state, node.at(0)))
+    u, v = (float(np.asarray(a).reshape(-1)[0]) for a in decode(state, node.at(0)))
     if role.beta is None:
         yield SetValue(node, "alpha", np.float32(role.alpha / u))
     else:
@@ -281,7 +236,7 @@ def _pad(state: State, node: Node) -> Iterator[Edit]:
     role: Pad = node.role  # type: ignore[assignment]
     if role.fill is None:
         return
-    p, q = (np.asarray(a, np.float64).reshape(-1)[0] for a in _encode(state, node.at(0)))
+    p, q = (np.asarray(a, np.float64).reshape(-1)[0] for a in encode(state, node.at(0)))
     new = float(p * role.fill + q)
     if new != role.fill:
         yield SetValue(node, role.key, np.asarray(new, np.float64))
@@ -289,14 +244,14 @@ def _pad(state: State, node: Node) -> Iterator[Edit]:
 
 def _map(state: State, node: Node) -> Iterator[Edit]:
     role: Map = node.role  # type: ignore[assignment]
-    if role.flip and bool((np.asarray(_encode(state, node.at(0))[0]) < 0).all()):
+    if role.flip and bool((np.asarray(encode(state, node.at(0))[0]) < 0).all()):
         yield Retype(node, role.flip)
 
 
 def _normalize(state: State, node: Node) -> Iterator[Edit]:
     role: Normalize = node.role  # type: ignore[assignment]
     y = node.outputs[0]
-    p, q = _encode(state, y)
+    p, q = encode(state, y)
     if y in state.p or y in state.q:
         p, q = (_own(a, role) for a in (p, q))
         if role.scale is not None and y in state.p:
@@ -306,7 +261,7 @@ def _normalize(state: State, node: Node) -> Iterator[Edit]:
         elif role.scale is not None and role.bias_slot is not None and np.any(q):
             bias = np.zeros(role.scale.shape) + q
             yield store(node, role.bias_slot, bias, None, role.scale.value.dtype)
-    u, _ = _decode(state, node.at(0))
+    u, _ = decode(state, node.at(0))
     factor = float(np.asarray(u).reshape(-1)[0])
     if factor != 1.0:
         yield SetValue(node, "epsilon", np.float32(role.eps / factor**2))

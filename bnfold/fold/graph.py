@@ -21,7 +21,7 @@ Dim: TypeAlias = (
 Key: TypeAlias = "int | str"  # where a node keeps a value: an input slot, or an attribute's name
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Constant:
     """A value that a node input sees: `load()` gives it in the orientation in which the node uses it.
 
@@ -44,7 +44,7 @@ class Constant:
         return self.load()
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Tensor:
     """A value that flows along the graph's edges."""
 
@@ -65,7 +65,7 @@ class Tensor:
         return len(self.shape or ())
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Node:
     """An operator. `name` and `op` are for people; only `role` matters to the solver."""
 
@@ -85,8 +85,10 @@ class Node:
 class Role:
     """Base of all roles. An operator without a better one is `Closed`."""
 
+    __slots__ = ()
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class Closed(Role):
     """Its float inputs and outputs must stay as they are. `listed`: a batch norm that is not affine has a
     line in the ledger all the same.
@@ -96,7 +98,7 @@ class Closed(Role):
     listed: bool = False
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Affine(Role):
     """`y = scale*x + shift`; the only role that may vanish, and the one that the solver is asked to make
     vanish.
@@ -119,7 +121,7 @@ class Affine(Role):
     listed: bool = True  # has its own line in the ledger
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Linear(Role):
     """Conv, ConvTranspose, Gemm, MatMul with a constant weight: `y = W x + bias`, free along its other axes.
 
@@ -149,7 +151,7 @@ class Linear(Role):
     costs: int = 0  # nodes that a missing bias would add
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Recurrent(Role):
     """LSTM, GRU, RNN: input weights (directions, gates, inputs) and bias absorb."""
 
@@ -161,7 +163,7 @@ class Recurrent(Role):
     axis: int = 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Map(Role):
     """Elementwise, or a window or reduction within channels: `f(p*x + q) = p*f(x) + q` under conditions.
 
@@ -181,7 +183,7 @@ class Map(Role):
     flip: str = ""  # the operator that serves a negative p instead (ReduceMax <-> ReduceMin)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Leaky(Role):
     """LeakyRelu, PRelu: like a positive map, and a negative p swaps the two halves: slope -> 1/slope, p ->
     p/slope.
@@ -192,7 +194,7 @@ class Leaky(Role):
     key: Key = "alpha"
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Clamp(Role):
     """Clip: one p and one q for all channels, absorbed by the bounds; a negative p swaps them."""
 
@@ -201,7 +203,7 @@ class Clamp(Role):
     keys: tuple[Key, Key] = (1, 2)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Gate(Role):
     """HardSigmoid(alpha*x + beta): the input absorbs one p and one q; the output is closed. Celu: alpha, both
     sides.
@@ -211,7 +213,7 @@ class Gate(Role):
     beta: float | None  # None: Celu, whose output carries p
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Move(Role):
     """Data is rearranged. `move` is one of the classes of moves.py and maps p and q like the data."""
 
@@ -219,7 +221,7 @@ class Move(Role):
     x: int = 0
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Pad(Role):
     """The tensor is framed along `axes`. fill None: by its own values; else by a constant, kept at `key`."""
 
@@ -228,7 +230,7 @@ class Pad(Role):
     key: Key = 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Split(Role):
     """One input, several outputs: consecutive slices along one axis."""
 
@@ -236,7 +238,7 @@ class Split(Role):
     sizes: tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Concat(Role):
     """Inputs side by side along one axis. `sizes`: None where unknown."""
 
@@ -244,21 +246,21 @@ class Concat(Role):
     sizes: tuple[int | None, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sum(Role):
     """`y = sum(coefficients[i] * x[i])`, broadcast: all share p, and split q."""
 
     coefficients: tuple[float, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Product(Role):
     """`y = prod(x[i] ** powers[i])`, broadcast: p multiplies, q is zero on all."""
 
     powers: tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Same(Role):
     """Max, Min, Where, and the like: one (p > 0, q) on all `slots` and the output."""
 
@@ -266,7 +268,7 @@ class Same(Role):
     sign: str = "positive"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Contract(Role):
     """Two tensors multiplied at run time (MatMul, Einsum): p of an operand passes to y along the axes that it
     keeps.
@@ -280,7 +282,7 @@ class Contract(Role):
     stochastic: int | None = None
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Normalize(Role):
     """InstanceNorm, GroupNorm, LayerNorm, RMSNorm: removes the input's own mean and variance, then scale and
     shift.
@@ -300,14 +302,14 @@ class Normalize(Role):
     groups: int = 0  # parameters are one per group (GroupNormalization before opset 21)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SoftmaxInput(Role):
     """Softmax, LogSoftmax: a shift that is uniform along the axis changes nothing; all else is closed."""
 
     axis: int
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Graph:
     """Nodes in topological order (bodies of If and Loop after the values they capture)."""
 
@@ -318,7 +320,7 @@ class Graph:
 # What a plan asks the writer to do. Arrays are in the type of the value that they replace.
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class SetValue:
     """Give the node's input slot or attribute `key` a new value; `old` is what it had before."""
 
@@ -328,7 +330,7 @@ class SetValue:
     old: Constant | None = None
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Rescale:
     """Multiply a quantized constant by `factor` (of its rank; negative entries negate the integers)."""
 
@@ -338,7 +340,7 @@ class Rescale:
     old: Constant
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class AddBias:
     """Give a node without bias one: an input, another operator that has one, or an Add behind it."""
 
@@ -346,14 +348,14 @@ class AddBias:
     value: Array
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Bypass:
     """Remove an affine node: its readers read its input."""
 
     node: Node
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Retype:
     """Replace the operator by the one named in its role (`Map.flip`)."""
 

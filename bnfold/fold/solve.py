@@ -117,7 +117,11 @@ def _run(
     # a constant Mul or Add beside a batch norm goes into it, not the other way: one node is left, not two
     todo.sort(key=lambda node: node.role.kind == "norm")  # type: ignore[attr-defined]
     total = len(todo)
-    left = [node for node in todo if node in last or not _fold(run, node, NARROW, rules)]
+    left = [
+        node
+        for node in todo
+        if node in last or not (_pair(run, node, rules) or _fold(run, node, NARROW, rules))
+    ]
     if progress is not None:
         progress(total - len(left), total)
     if not left:
@@ -141,6 +145,37 @@ def _run(
 def _ends(node: Node) -> tuple[Tensor, Tensor]:
     assert isinstance(node.role, Affine)
     return node.at(node.role.x), node.outputs[0]
+
+
+def _pair(run: _Run, node: Node, rules: Mapping[str, Mapping[type, Rule]]) -> bool:
+    """Most batch norms stand behind a layer that nobody else reads: if it takes both changes, all is done.
+
+    No guard can object, and `_fold` would find the same, in twice the time.
+    """
+    role: Affine = node.role  # type: ignore[assignment]
+    (x, y), state = _ends(node), run.state
+    maker = x.producer
+    if maker is None or maker in state.gone or x.fixed or len(x.readers) > 1:
+        return False
+    if any(t in changed for t in (x, y) for changed in (state.p, state.q, state.frozen)):
+        return False
+    a, b = role.scale, role.shift  # which may still be nothing to do, or more than a rule expects
+    if np.count_nonzero(a) < a.size or not any_nonzero(b) or a.item(0) == 1.0:
+        return False
+    scale, shift = (Spread(state, node, kind, rules[kind], NARROW) for kind in ("scale", "shift"))
+    scale.values, shift.values = {y: _unchanged(1.0, x.rank), x: a}, {y: _unchanged(0.0, x.rank), x: b}
+    shift.factors = scale.values
+    try:
+        for spread, change in ((scale, a), (shift, b)):
+            state.calls += 1
+            spread.rule(maker, x.slot, change)
+            if len(spread.values) > 2 or spread.waiting:
+                return False
+    except Conflict:
+        return False
+    _commit(run, node, scale, shift)
+    run.ways["scale back, shift back"] += 1
+    return True
 
 
 def _fold(run: _Run, node: Node, limit: int, rules: Mapping[str, Mapping[type, Rule]]) -> bool:

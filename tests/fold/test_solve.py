@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from bnfold.fold import carry
+from bnfold.fold import carry, graph
 from bnfold.fold.graph import AddBias, Affine, Array, Bypass, Graph, Linear, Node, Role, SetValue, Tensor
 from bnfold.fold.ledger import Entry
 from bnfold.fold.solve import RULES, Plan, solve
@@ -193,10 +193,9 @@ def test_a_new_operator_is_one_rule() -> None:
 
 def test_every_role_has_both_rules() -> None:
     assert set(RULES["scale"]) == set(RULES["shift"])
-    assert Role.__subclasses__()
-    assert {role for role in Role.__subclasses__() if role.__module__ == "bnfold.fold.graph"} == set(
-        RULES["scale"]
-    )
+    roles = {kind for kind in vars(graph).values() if isinstance(kind, type) and issubclass(kind, Role)}
+    assert roles - {Role} == set(RULES["scale"])
+    assert len(roles) > 10
 
 
 def chain(length: int) -> Graph:
