@@ -4,6 +4,9 @@
     folded, report = bnfold.fold_onnx(model)
     print(report)  # for each batch norm: folded into what, or kept, and why
 
+    # what torch.export.export gives
+    folded, report = bnfold.fold_program(program)
+
 Public names load when they are first used, so that `import bnfold` costs next to nothing.
 """
 
@@ -14,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bnfold.api import fold_onnx as fold_onnx
+    from bnfold.api import fold_program as fold_program
     from bnfold.errors import BnfoldError as BnfoldError
     from bnfold.errors import ModelError as ModelError
     from bnfold.errors import UsageError as UsageError
@@ -25,6 +29,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "fold_onnx": "bnfold.api",
+    "fold_program": "bnfold.api",
     "Report": "bnfold.fold.ledger",
     "Entry": "bnfold.fold.ledger",
     "BnfoldError": "bnfold.errors",
@@ -35,6 +40,7 @@ _HOME = {
 
 __all__ = [
     "fold_onnx",
+    "fold_program",
     "Report",
     "Entry",
     "BnfoldError",

@@ -1,0 +1,36 @@
+"""Tensors as arrays and back, of every floating point type (numpy has no bfloat16 of its own)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from bnfold.fold.graph import Array
+
+__all__ = ["dtype_name", "to_array", "to_tensor"]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """As the solver spells it: "float32", "bfloat16", ..."""
+    return str(dtype).removeprefix("torch.")
+
+
+def to_array(tensor: torch.Tensor) -> Array:
+    """The numbers, on the CPU; shares memory where it can."""
+    tensor = tensor.detach().cpu()
+    if tensor.dtype == torch.bfloat16:
+        import ml_dtypes
+
+        return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    array: Array = tensor.numpy()
+    return array
+
+
+def to_tensor(array: Any, like: torch.Tensor) -> torch.Tensor:
+    """A tensor of `like`'s type and device with its own memory."""
+    array = np.ascontiguousarray(array)
+    if array.dtype.name == "bfloat16":
+        array = array.astype(np.float32)  # exact
+    return torch.tensor(array).to(device=like.device, dtype=like.dtype)

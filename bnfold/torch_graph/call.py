@@ -1,0 +1,129 @@
+"""One call of the exported graph being read: its arguments by name, and what is known of its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from bnfold.fold.graph import Array, Constant, Dim
+from bnfold.torch_graph.arrays import dtype_name, to_array
+
+__all__ = ["FLOATS", "Call", "Refused", "Stored", "shape_of"]
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+class Refused(Exception):
+    """The call does not let a change through, or it cannot be known whether it would."""
+
+
+def shape_of(value: Any) -> tuple[Dim, ...] | None:
+    """The shape of a tensor: numbers, symbols, or None where torch knows no more; None if it is no tensor."""
+    if not isinstance(value, torch.Tensor):
+        return None
+    return tuple(_dim(size) for size in value.shape)
+
+
+def _dim(size: Any) -> Dim:
+    if isinstance(size, int):
+        return size
+    expression = getattr(getattr(size, "node", None), "expr", None)
+    return str(expression) if expression is not None and expression.is_Symbol else None
+
+
+@dataclass(eq=False)
+class Stored:
+    """A value that is known before the program runs: a parameter, a buffer, or computed from such.
+
+    `load` gives the tensor. `target` is its name in the program's state ("" if it is computed).
+    """
+
+    load: Callable[[], torch.Tensor]
+    target: str = ""
+
+
+@dataclass(eq=False)
+class Call:
+    """A `call_function` node. Slot i is argument i of the operator's schema (for `cat`: item i of its list).
+
+    `stored`: what is known before the program runs. `locked`: why a stored value must not be rewritten.
+    """
+
+    node: fx.Node
+    stored: dict[fx.Node, Stored]
+    locked: Callable[[fx.Node], str]
+    names: list[str] = field(default_factory=list)
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        schema = self.node.target._schema  # type: ignore[union-attr]
+        given = dict(zip([a.name for a in schema.arguments], self.node.args, strict=False))
+        given.update(self.node.kwargs)
+        for argument in schema.arguments:
+            self.names.append(argument.name)
+            if argument.name in given:
+                self.arguments[argument.name] = given[argument.name]
+            elif argument.has_default_value():
+                self.arguments[argument.name] = argument.default_value
+
+    @property
+    def op(self) -> str:
+        """The operator without its namespace and overload: "conv2d"."""
+        return str(self.node.target).split(".")[-2]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.arguments.get(name)
+
+    def slot(self, name: str) -> int:
+        """The number of an argument."""
+        return self.names.index(name)
+
+    def tensor(self, name: str) -> tuple[Dim, ...]:
+        """The shape of a tensor argument."""
+        node = self.arguments.get(name)
+        shape = shape_of(node.meta.get("val")) if isinstance(node, fx.Node) else None
+        if shape is None:
+            raise Refused(f"its {name} is no tensor of known rank")
+        return shape
+
+    @property
+    def x(self) -> tuple[Dim, ...]:
+        """The shape of the first argument."""
+        return self.tensor(self.names[0])
+
+    @property
+    def out(self) -> tuple[Dim, ...]:
+        """The shape of the (first) output."""
+        value = self.node.meta.get("val")
+        shape = shape_of(value[0] if isinstance(value, (tuple, list)) else value)
+        if shape is None:
+            raise Refused("the rank of its output is not known")
+        return shape
+
+    def constant(self, name: str) -> Constant | None:
+        """A tensor argument whose value is known."""
+        node = self.arguments.get(name)
+        if not isinstance(node, fx.Node) or node not in self.stored:
+            return None
+        value, stored = node.meta["val"], self.stored[node]
+
+        def load() -> Array:
+            return to_array(stored.load())
+
+        shape = tuple(int(size) for size in value.shape)
+        return Constant(stored.target or node.name, load, shape, dtype_name(value.dtype), self.locked(node))
+
+    def integers(self, name: str, count: int) -> tuple[int, ...]:
+        """A list of integers; one number, or none, stands for all axes."""
+        value = self.arguments.get(name)
+        given = list(value) if isinstance(value, (list, tuple)) else [value]
+        entries = [entry for entry in given if isinstance(entry, int)]
+        if len(entries) < len(given):
+            raise Refused(f"its {name} is computed at run time")
+        if len(entries) not in (1, count):
+            raise Refused(f"its {name} has {len(entries)} entries for {count} axes")
+        return tuple(entries) * (count if len(entries) == 1 else 1)

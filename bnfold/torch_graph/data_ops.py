@@ -1,0 +1,232 @@
+"""Rows for the operators without parameters: activations, pooling, and what rearranges data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from bnfold.fold import axis_moves, moves
+from bnfold.fold.graph import (
+    Clamp,
+    Concat,
+    Constant,
+    Dim,
+    Leaky,
+    Map,
+    Move,
+    Pad,
+    Role,
+    SoftmaxInput,
+    Split,
+)
+from bnfold.torch_graph.call import FLOATS, Call, Refused
+
+__all__ = ["DATA"]
+
+
+def _map(call: Call, sign: str = "positive") -> Role:
+    return Map(sign, f"{call.op} does not pass a shift")
+
+
+def _same(call: Call) -> Role:
+    if call.node.meta["val"].dtype not in FLOATS:
+        raise Refused("changes to a type that is no floating point one")
+    return Move(moves.Identity())
+
+
+def _leaky(call: Call) -> Role:
+    return Leaky(np.full((1,) * len(call.x), float(call["negative_slope"])), key="negative_slope")
+
+
+def _prelu(call: Call) -> Role:
+    shape, slope = call.x, call.constant("weight")
+    if slope is None or len(slope.shape) != 1:
+        raise Refused("its slope is computed at run time")
+    wide = (1, slope.shape[0]) + (1,) * (len(shape) - 2) if len(shape) > 1 else (1,)
+    return Leaky(slope.load().astype(np.float64).reshape(wide), _along_axis(slope, wide), call.slot("weight"))
+
+
+def _along_axis(constant: Constant, wide: tuple[int, ...]) -> Constant:
+    """Seen against the tensor; the writer gives the operator its own shape back."""
+    return Constant(
+        constant.store, lambda: constant.load().reshape(wide), wide, constant.dtype, constant.locked
+    )
+
+
+def _clamp(call: Call) -> Role:
+    low, high = (call["min"], call["max"]) if call.op == "clamp" else (call["min_val"], call["max_val"])
+    keys = ("min", "max") if call.op == "clamp" else ("min_val", "max_val")
+    bounds = [
+        float(default if bound is None else bound) for bound, default in ((low, -np.inf), (high, np.inf))
+    ]
+    return Clamp(bounds[0], bounds[1], keys)
+
+
+def _spatial(call: Call, count: int) -> tuple[int, ...]:
+    rank = len(call.x)
+    return tuple(range(rank - count, rank))
+
+
+def _max_pool(call: Call, count: int) -> Role:
+    if call.op.endswith("_with_indices") and any(user.args[1] != 0 for user in call.node.users):
+        raise Refused("its indices are used, and a scale can change which of two equals they name")
+    return Map(flat=_spatial(call, count))
+
+
+def _average_pool(call: Call, count: int) -> Role:
+    padded = any(call.integers("padding", count)) if call["padding"] else False
+    if call["divisor_override"] is not None:
+        raise Refused("divides by a number of its own")
+    counted = "its padding is counted, where a shift would not be seen"
+    return Map("any", counted if padded and call["count_include_pad"] else "", _spatial(call, count))
+
+
+def _adaptive(call: Call, count: int) -> Role:
+    return Map("any", "", _spatial(call, count))
+
+
+def _upsample(call: Call, count: int) -> Role:
+    return Map("any", "", _spatial(call, count))
+
+
+def _reduce(call: Call, sign: str) -> Role:
+    rank = len(call.x)
+    given = [call["dim"]] if isinstance(call["dim"], int) else call["dim"] or range(rank)
+    flat = tuple(sorted({axis % rank for axis in given}))
+    return Map(sign, "", flat, squeezed=() if call["keepdim"] else flat)
+
+
+def _reshape(call: Call) -> Role:
+    return Move(axis_moves.Reshape.between(call.x, call.out))
+
+
+def _permute(call: Call) -> Role:
+    rank = len(call.x)
+    return Move(moves.Transpose(tuple(axis % rank for axis in call["dims"])))
+
+
+def _transpose(call: Call) -> Role:
+    order = list(range(len(call.x)))
+    a, b = (0, 1) if call.op == "t" else (call["dim0"], call["dim1"])
+    order[a], order[b] = order[b], order[a]
+    return Move(moves.Transpose(tuple(order)))
+
+
+def _expand(call: Call) -> Role:
+    shape, goal = call.x, call.out
+    lead = len(goal) - len(shape)
+    axes = tuple(lead + i for i, size in enumerate(shape) if size == 1 and goal[lead + i] != 1)
+    return Move(moves.Stretch(axes, lead))
+
+
+def _take(axis: int, indices: tuple[int, ...], shape: tuple[Dim, ...], scalar: bool = False) -> Move:
+    """Entries of one axis. Other channels stay open; other rows, columns or tokens change with these."""
+    size = shape[axis]
+    places = (axis == 1 and len(shape) == 3) if scalar else axis > 1
+    return Move((axis_moves.Crop if places else moves.Take)(axis, indices, int(size), scalar))  # type: ignore[arg-type]
+
+
+def _slice(call: Call) -> Role:
+    shape = call.x
+    axis = call["dim"] % len(shape)
+    start, stop, step = call["start"], call["end"], call["step"]
+    size = shape[axis]
+    if step == 1 and size is not None and size == call.out[axis]:
+        return Move(moves.Identity())
+    if not isinstance(size, int) or not all(b is None or isinstance(b, int) for b in (start, stop, step)):
+        raise Refused("takes entries that are not known")
+    return _take(axis, tuple(range(size)[slice(start, stop, step)]), shape)
+
+
+def _select(call: Call) -> Role:
+    shape = call.x
+    axis, size = call["dim"] % len(shape), shape[call["dim"]]
+    if not isinstance(size, int) or not isinstance(call["index"], int):
+        raise Refused("takes an entry that is not known")
+    return _take(axis, (call["index"] % size,), shape, scalar=True)
+
+
+def _split(call: Call) -> Role:
+    axis = call["dim"] % len(call.x)
+    sizes = tuple(value.shape[axis] for value in call.node.meta["val"])
+    if not all(isinstance(size, int) for size in sizes):
+        raise Refused("the sizes of its parts are not known")
+    return Split(axis, sizes)
+
+
+def _cat(call: Call) -> Role:
+    rank = len(call.out)
+    axis = call["dim"] % rank
+    sizes = [node.meta["val"].shape[axis] for node in call["tensors"]]
+    if any(node.meta["val"].dim() != rank for node in call["tensors"]):
+        raise Refused("joins tensors of different ranks")
+    return Concat(axis, tuple(size if isinstance(size, int) else None for size in sizes))
+
+
+def _pixel_shuffle(call: Call) -> Role:
+    if len(call.x) != 4:
+        raise Refused("its input is not of rank 4")
+    return Move(moves.DepthToSpace(int(call["upscale_factor"]), depth_first=False))
+
+
+def _channel_shuffle(call: Call) -> Role:
+    size, groups = call.x[1], int(call["groups"])
+    if not isinstance(size, int):
+        raise Refused("shuffles a number of channels that is not known")
+    order = tuple(int(i) for i in np.arange(size).reshape(groups, -1).T.reshape(-1))
+    return Move(moves.Take(1, order, size))
+
+
+def _pad(call: Call) -> Role:
+    rank, edges = len(call.x), call["pad"] or call["padding"]
+    axes = tuple(sorted({rank - 1 - i // 2 for i, edge in enumerate(edges) if edge != 0}))
+    constant = call.op == "constant_pad_nd" or call["mode"] == "constant"
+    return Pad(axes, float(call["value"] or 0) if constant else None, "value")
+
+
+def _softmax(call: Call) -> Role:
+    return SoftmaxInput(call["dim"] % len(call.x))
+
+
+DATA: dict[str, Callable[[Call], Role]] = {
+    "relu": _map,
+    "abs": partial(_map, sign="absolute"),
+    "leaky_relu": _leaky,
+    "prelu": _prelu,
+    **dict.fromkeys(("clamp", "hardtanh"), _clamp),
+    **dict.fromkeys(
+        ("clone", "contiguous", "detach", "alias", "_to_copy", "dropout", "lift_fresh_copy"), _same
+    ),
+    **{f"max_pool{n}d": partial(_max_pool, count=n) for n in (1, 2, 3)},
+    **{f"max_pool{n}d_with_indices": partial(_max_pool, count=n) for n in (1, 2, 3)},
+    **{f"avg_pool{n}d": partial(_average_pool, count=n) for n in (1, 2, 3)},
+    **{f"adaptive_avg_pool{n}d": partial(_adaptive, count=n) for n in (1, 2, 3)},
+    **{f"upsample_nearest{n}d": partial(_upsample, count=n) for n in (1, 2, 3)},
+    "upsample_bilinear2d": partial(_upsample, count=2),
+    "mean": partial(_reduce, sign="any"),
+    "amax": partial(_reduce, sign="positive"),
+    "amin": partial(_reduce, sign="positive"),
+    **dict.fromkeys(
+        ("view", "_unsafe_view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze"), _reshape
+    ),
+    "permute": _permute,
+    **dict.fromkeys(("transpose", "t"), _transpose),
+    "expand": _expand,
+    "slice": _slice,
+    "select": _select,
+    **dict.fromkeys(("split", "split_with_sizes", "chunk"), _split),
+    "cat": _cat,
+    **dict.fromkeys(
+        (
+            "pad",
+            "constant_pad_nd",
+            *(f"re{kind}_pad{n}d" for kind in ("flection", "plication") for n in (1, 2, 3)),
+        ),
+        _pad,
+    ),
+    "pixel_shuffle": _pixel_shuffle,
+    "channel_shuffle": _channel_shuffle,
+    **dict.fromkeys(("softmax", "_softmax", "log_softmax", "_log_softmax"), _softmax),
+}

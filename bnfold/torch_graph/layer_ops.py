@@ -1,0 +1,220 @@
+"""Rows for the operators with parameters: convolutions, linear layers, norms, arithmetic with constants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from torch import fx
+
+from bnfold.fold.affine import from_batch_norm
+from bnfold.fold.graph import Affine, Array, Closed, Constant, Linear, Normalize, Product, Role, Sum
+from bnfold.torch_graph.call import Call, Refused
+
+__all__ = ["LAYERS"]
+
+_BATCH_STATISTICS = "uses batch statistics"
+LARGEST = 1 << 20  # elements of a constant operand that may get a new value
+
+
+def _weight(call: Call, name: str = "weight") -> Constant:
+    weight = call.constant(name)
+    if weight is None:
+        raise Refused("its weight is computed at run time")
+    return weight
+
+
+def _bias(call: Call) -> dict[str, Any]:
+    slot, bias = call.slot("bias"), call.constant("bias")
+    if bias is None and call["bias"] is not None:
+        return {"bias_slot": slot, "bias_open": "its bias is computed at run time", "bias_blocks_scale": True}
+    return {"bias": bias, "bias_slot": slot}
+
+
+def _conv(call: Call, transposed: bool = False) -> Role:
+    weight, shape = _weight(call), call.x
+    kernel = weight.shape[2:]
+    if len(shape) != len(weight.shape):
+        raise Refused("its input has no batch axis")
+    count, groups = len(kernel), int(call["groups"])
+    padding = call["padding"]
+    if isinstance(padding, str):
+        padded = padding == "same" and any(taps > 1 for taps in kernel)
+    else:
+        padded = any(call.integers("padding", count))
+    if transposed:
+        stride, extra = call.integers("stride", count), call.integers("output_padding", count)
+        even = not padded and set(kernel) == {1} and set(stride) == {1} and not any(extra)
+        why = "" if even else "its taps overlap unevenly, so that a shift does not come out as a shift"
+        split = (groups, weight.shape[0] // groups, weight.shape[1], *kernel)
+    else:
+        why = "its windows see zero padding, where a shift would not be seen" if padded else ""
+        split = (groups, weight.shape[0] // groups, weight.shape[1], *kernel)
+    return Linear(
+        weight=weight,
+        weight_slot=call.slot("weight"),
+        x=0,
+        in_axis=1,
+        out_axis=1,
+        split=split,
+        w_group=0,
+        w_out=2 if transposed else 1,
+        w_in=1 if transposed else 2,
+        padded=why,
+        free=((0, 0),),
+        groups=groups,
+        **_bias(call),
+    )
+
+
+def _linear(call: Call) -> Role:
+    weight, rank = _weight(call), len(call.x)
+    return Linear(
+        weight=weight,
+        weight_slot=call.slot("weight"),
+        x=0,
+        in_axis=rank - 1,
+        out_axis=rank - 1,
+        split=weight.shape,
+        w_group=None,
+        w_out=0,
+        w_in=1,
+        free=tuple((axis, axis) for axis in range(rank - 1)),
+        **_bias(call),
+    )
+
+
+def _batch_norm(call: Call) -> Role:
+    """Frozen: `y = weight * (x - mean) / sqrt(var + eps) + bias`, channels on axis 1."""
+    if call["training"]:
+        return Closed(_BATCH_STATISTICS, listed=True)
+    shape = call.x
+    if any(user.args[1] != 0 for user in call.node.users if call.op != "batch_norm"):
+        raise Refused("gives its statistics to other nodes")
+    mean = call.constant("running_mean")
+    if mean is None:
+        raise Refused("its running statistics are not constant")
+    count = mean.shape[0]
+    constants, values = {}, []
+    for key, name, default in (
+        *(("gamma", "weight", 1.0), ("beta", "bias", 0.0)),
+        *(("mean", "running_mean", 0.0), ("var", "running_var", 1.0)),
+    ):
+        constant = call.constant(name)
+        if constant is None and call[name] is not None:
+            raise Refused(f"its {name} is not constant")
+        constant = constant or _default(default, count, mean.dtype)
+        constants[key] = (call.slot(name), constant)
+        values.append(constant.load())
+    var = values[3].astype(np.float64)
+    if not (var.min(initial=0) >= 0 and var.max(initial=0) < np.inf):  # NaN fails both
+        channel = int(np.argmax(~((var >= 0) & (var < np.inf))))
+        raise Refused(f"its running variance is {float(var[channel]):.3g} in channel {channel}")
+    with np.errstate(all="ignore"):
+        scale, shift = from_batch_norm(values[0], values[1], values[2], var, float(call["eps"]))
+    if not np.isfinite(shift).all():
+        channel = int(np.argmax(~np.isfinite(shift)))
+        raise Refused(f"its parameters give no finite scale and shift in channel {channel}")
+    wide = (1, count) + (1,) * (len(shape) - 2)
+    return Affine(
+        scale.reshape(wide), shift.reshape(wide), "norm", constants=constants, eps=float(call["eps"])
+    )
+
+
+def _default(value: float, count: int, dtype: str) -> Constant:
+    """A parameter that is left out (`affine=False`): all ones, or all zeros."""
+    full = np.full(count, value, np.float64 if dtype == "float64" else np.float32)
+    return Constant("", lambda: full, full.shape, full.dtype.name)
+
+
+def _closed(call: Call, reason: str, listed: bool = False) -> Role:
+    return Closed(reason, listed)
+
+
+# with a constant: the kind of affine map, and how the constant enters on the left and on the right
+_FORMS = {
+    "add": ("shift", "x+c", "x+c"),
+    "sub": ("shift", "c-x", "x-c"),
+    "mul": ("scale", "x*c", "x*c"),
+    "div": ("scale", "", "x/c"),
+}
+
+
+# scale and shift of each form
+_MAPS: dict[str, Callable[[Array], tuple[Array, Array]]] = {
+    "x+c": lambda c: (np.ones_like(c), c),
+    "x-c": lambda c: (np.ones_like(c), -c),
+    "c-x": lambda c: (-np.ones_like(c), c),
+    "x*c": lambda c: (c, np.zeros_like(c)),
+    "x/c": lambda c: (1.0 / c, np.zeros_like(c)),
+}
+
+
+_BETWEEN: dict[str, Role] = {
+    "add": Sum((1.0, 1.0)),
+    "sub": Sum((1.0, -1.0)),
+    "mul": Product((1, 1)),
+    "div": Product((1, -1)),
+}
+
+
+def _arithmetic(call: Call) -> Role:
+    """Two tensors, or an affine map if one side is a constant that fits the other."""
+    if call["alpha"] not in (None, 1) or call["rounding_mode"] is not None:
+        raise Refused("is scaled or rounded on the way")
+    sides = [call.constant("self"), call.constant("other")]
+    tensors = [name for name in ("self", "other") if isinstance(call[name], fx.Node)]
+    if len(tensors) == 1:  # a number
+        full = np.array(call["other"], np.float64)
+        sides[1] = Constant("", lambda: full, (), "float64")
+    slot = 1 if sides[1] is not None else 0
+    constant = sides[slot]
+    if constant is None:
+        return _BETWEEN[call.op]
+    kind, form = _FORMS[call.op][0], _FORMS[call.op][1 + slot]
+    if not form:
+        raise Refused("divides by its input")
+    shape = call.tensor(("self", "other")[1 - slot])
+    if shape != call.out or np.prod(constant.shape, dtype=float) > LARGEST:
+        raise Refused(f"its constant of shape {list(constant.shape)} makes the tensor larger")
+    c = constant.load().astype(np.float64)
+    c = c.reshape((1,) * (len(shape) - c.ndim) + c.shape)
+    if not np.isfinite(c).all() or (form == "x/c" and not c.all()):
+        raise Refused("its constant is zero or not finite")
+    scale, shift = _MAPS[form](c)
+    return Affine(scale, shift, kind, x=1 - slot, constants={"value": (slot, constant)}, form=form)
+
+
+def _layer_norm(call: Call) -> Role:
+    rank, count = len(call.x), len(call["normalized_shape"])
+    over = tuple(range(rank - count, rank))
+    if count > 1:
+        raise Refused("is normalized over several axes")
+    return _normalize(call, over, over)
+
+
+def _group_norm(call: Call) -> Role:
+    return _normalize(call, (1,), tuple(range(1, len(call.x))))
+
+
+def _normalize(call: Call, axes: tuple[int, ...], over: tuple[int, ...]) -> Role:
+    slots = call.slot("weight"), call.slot("bias")
+    scale, bias = call.constant("weight"), call.constant("bias")
+    return Normalize(scale, slots[0], bias, slots[1], axes, over, True, float(call["eps"]))
+
+
+LAYERS: dict[str, Callable[[Call], Role]] = {
+    **{f"conv{n}d": _conv for n in (1, 2, 3)},
+    **{f"conv_transpose{n}d": partial(_conv, transposed=True) for n in (1, 2, 3)},
+    "linear": _linear,
+    **dict.fromkeys(("batch_norm", "_native_batch_norm_legit_no_training"), _batch_norm),
+    **dict.fromkeys(
+        ("_native_batch_norm_legit", "_native_batch_norm_legit_functional", "native_batch_norm"),
+        partial(_closed, reason=_BATCH_STATISTICS, listed=True),
+    ),
+    **dict.fromkeys(("add", "sub", "mul", "div"), _arithmetic),
+    "layer_norm": _layer_norm,
+    "group_norm": _group_norm,
+}

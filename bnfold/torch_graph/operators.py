@@ -1,0 +1,33 @@
+"""The table of ATen operators: what role each plays for the solver. To add an operator is to add a row.
+
+A row reads one call and returns a role of fold/graph.py, or refuses (`call.Refused`), with a reason that
+follows the call's name in the ledger. The rows lie in layer_ops.py and data_ops.py. No row: it is closed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from bnfold.fold.graph import Closed, Role
+from bnfold.torch_graph.call import FLOATS, Call, Refused
+from bnfold.torch_graph.data_ops import DATA
+from bnfold.torch_graph.layer_ops import LAYERS
+
+__all__ = ["ROLES", "role_of"]
+
+ROLES: dict[str, Callable[[Call], Role]] = {**LAYERS, **DATA}
+
+
+def role_of(call: Call) -> Role:
+    """The role of a call; `Closed` with a reason for one without a row, or that its row refuses."""
+    namespace = str(call.node.target).split(".")[0]
+    row = ROLES.get(call.op) if namespace == "aten" else None
+    if row is None:
+        return Closed(f"{call.op} is not linear")
+    try:
+        first = next((a for a in call.node.all_input_nodes if a.meta.get("val") is not None), None)
+        if first is not None and getattr(first.meta["val"], "dtype", None) not in FLOATS:
+            return Closed("does not work on floating point numbers")
+        return row(call)
+    except Refused as refused:
+        return Closed(str(refused), listed="batch_norm" in call.op)

@@ -1,0 +1,198 @@
+"""From an exported program to what the solver sees of it: tensors, nodes, roles."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import fx
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+
+from bnfold.fold.graph import Affine, Closed, Concat, Constant, Graph, Node, Product, Role, Sum, Tensor
+from bnfold.torch_graph.arrays import dtype_name, to_array
+from bnfold.torch_graph.call import Call, Stored, shape_of
+from bnfold.torch_graph.operators import role_of
+
+__all__ = ["Program", "read"]
+
+BIGGEST_OPERAND = 1 << 24  # elements of a constant operand that may be rewritten
+_JOINS = (Sum, Product, Concat)  # all inputs are data
+_STATE = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
+
+
+class Program:
+    """What an exported program stores, and what of it is known before it runs."""
+
+    def __init__(self, program: ExportedProgram, shared: str) -> None:
+        self.program, self.shared = program, shared
+        self.stored: dict[fx.Node, Stored] = {}
+        self.kinds = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+        changed = {spec.target for spec in program.graph_signature.output_specs if spec.target}
+        for node in program.graph.nodes:
+            if node.op == "placeholder":
+                spec = self.kinds.get(node.name)
+                if spec is not None and spec.kind in _STATE and spec.target not in changed:
+                    self.stored[node] = Stored(partial(self.state, str(spec.target)), str(spec.target))
+            elif node.op == "call_function" and self._is_computed(node):
+                self.stored[node] = Stored(partial(self._compute, node))
+
+    def state(self, target: str) -> torch.Tensor:
+        """A parameter, buffer or constant by name."""
+        state: Mapping[str, Any] = self.program.state_dict
+        value = state[target] if target in state else self.program.constants[target]
+        assert isinstance(value, torch.Tensor)
+        return value
+
+    def locked(self, node: fx.Node) -> str:
+        """Why a stored value must not be rewritten ("" if it may)."""
+        return "has several users" if self.shared == "skip" and len(node.users) > 1 else ""
+
+    def _is_computed(self, node: fx.Node) -> bool:
+        target, value = node.target, node.meta.get("val")
+        if not isinstance(target, torch._ops.OpOverload) or not isinstance(value, torch.Tensor):
+            return False
+        if torch.Tag.nondeterministic_seeded in target.tags or target._schema.is_mutable:
+            return False
+        static = all(isinstance(size, int) for size in value.shape)
+        return static and bool(node.all_input_nodes) and all(n in self.stored for n in node.all_input_nodes)
+
+    def _compute(self, node: fx.Node) -> torch.Tensor:
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self.stored[n].load())
+        with torch.no_grad():
+            result = node.target(*args, **kwargs)  # type: ignore[operator]
+        assert isinstance(result, torch.Tensor)
+        return result
+
+
+def read(program: ExportedProgram, shared: str = "duplicate") -> Graph:
+    """The solver's view of a functional exported program; `Node.source` is the `fx.Node`."""
+    return _Reader(Program(program, shared)).run()
+
+
+def item_of(node: fx.Node) -> int:
+    """Which output a `getitem` takes."""
+    index = node.args[1]
+    assert isinstance(index, int)
+    return index
+
+
+class _Reader:
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.graph = Graph()
+        self.tensors: dict[fx.Node, Tensor] = {}
+        self.names: set[str] = set()
+
+    def run(self) -> Graph:
+        for node in self.program.program.graph.nodes:
+            if node.op == "placeholder" and node not in self.program.stored:
+                self.tensor(node).fixed = "graph input"
+            elif node.op == "call_function" and node not in self.program.stored:
+                if node.target is not operator.getitem or node not in self.tensors:
+                    self.call(node)
+            elif node.op == "get_attr":
+                self.tensor(node).fixed = "is a stored attribute"
+            elif node.op == "output":
+                for source in node.all_input_nodes:
+                    if source in self.tensors:
+                        self.tensors[source].fixed = self.tensors[source].fixed or "graph output"
+        return self.graph
+
+    def tensor(self, node: fx.Node) -> Tensor:
+        value = node.meta.get("val")
+        shape = shape_of(value)
+        dtype = dtype_name(value.dtype) if isinstance(value, torch.Tensor) else ""
+        self.tensors[node] = tensor = Tensor(node.name, shape, dtype)
+        if shape is None:
+            tensor.fixed = "is no tensor"
+        self.graph.tensors.append(tensor)
+        return tensor
+
+    def call(self, node: fx.Node) -> None:
+        operator_ = isinstance(node.target, torch._ops.OpOverload)
+        call = Call(node, self.program.stored, self.program.locked) if operator_ else None
+        role: Role = role_of(call) if call is not None else Closed("is not an operator of ATen")
+        slots: list[Any]
+        if call is None or isinstance(role, Closed):
+            slots = list(node.all_input_nodes)
+        elif isinstance(role, Concat):
+            slots = list(call["tensors"])
+        else:
+            slots = [call[name] for name in call.names]
+            while slots and not isinstance(slots[-1], fx.Node):
+                slots.pop()  # `alpha` of an addition and the like
+        found = Node(self.name(node), call.op if call is not None else str(node.target), role, [], [], node)
+        joins = isinstance(role, _JOINS)
+        for slot, source in enumerate(slots):
+            tensor = self.tensors.get(source) if isinstance(source, fx.Node) else None
+            if tensor is None and joins and isinstance(source, fx.Node) and source in self.program.stored:
+                tensor = self.operand(source)
+            if tensor is not None:
+                tensor.readers.append((found, slot))
+            found.inputs.append(tensor)
+        self.outputs(node, found)
+        self.graph.nodes.append(found)
+        if isinstance(role, Affine):
+            self.moments(role, found)
+
+    def operand(self, source: fx.Node) -> Tensor:
+        """A constant as data of this call alone, which may be rewritten."""
+        value, stored = source.meta["val"], self.program.stored[source]
+        shape, dtype = tuple(int(n) for n in value.shape), dtype_name(value.dtype)
+        locked = self.program.locked(source)
+        if not value.dtype.is_floating_point or value.numel() > BIGGEST_OPERAND:
+            locked = locked or "is not of a floating point type, or too large to be rewritten"
+        constant = Constant(
+            stored.target or source.name, lambda: to_array(stored.load()), shape, dtype, locked
+        )
+        tensor = Tensor(source.name, shape, dtype, constant=constant)
+        self.graph.tensors.append(tensor)
+        return tensor
+
+    def outputs(self, node: fx.Node, found: Node) -> None:
+        value = node.meta.get("val")
+        if not isinstance(value, (tuple, list)):
+            self.attach(self.tensor(node), found)
+            return
+        items = {item_of(user): user for user in node.users if user.target is operator.getitem}
+        for index, part in enumerate(value):
+            if index in items:
+                tensor = self.tensor(items[index])
+            else:
+                tensor = Tensor(f"{node.name}:{index}", shape_of(part))
+                self.graph.tensors.append(tensor)
+            self.attach(tensor, found)
+        for user in node.users:  # the same item asked for twice is one tensor
+            if user.target is operator.getitem and user not in self.tensors:
+                self.tensors[user] = self.tensors[items[item_of(user)]]
+
+    @staticmethod
+    def attach(tensor: Tensor, found: Node) -> None:
+        tensor.producer, tensor.slot = found, -1 - len(found.outputs)
+        found.outputs.append(tensor)
+
+    def name(self, node: fx.Node) -> str:
+        """The module that makes the call, as the user knows it; else the name in the graph."""
+        stack = node.meta.get("nn_module_stack") or {}
+        path = next(reversed([path for path, _ in stack.values()]), "") if stack else ""
+        leaf = isinstance(node.target, torch._ops.OpOverload) and any(
+            source in self.program.stored for source in node.all_input_nodes
+        )
+        name = path if path and leaf and path not in self.names else node.name
+        while name in self.names:
+            name += "_"
+        self.names.add(name)
+        return name
+
+    @staticmethod
+    def moments(role: Affine, found: Node) -> None:
+        """What a batch norm knows of the tensors around it."""
+        x = found.inputs[role.x]
+        if role.kind == "norm" and x is not None:
+            gamma, beta, mean, var = (role.constants[k][1].load() for k in ("gamma", "beta", "mean", "var"))
+            x.moments = mean, var
+            found.outputs[0].moments = beta, gamma.astype("float64") ** 2

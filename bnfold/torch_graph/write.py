@@ -1,0 +1,250 @@
+"""From a plan's edits to a new exported program; the one that was read stays as it is."""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+from torch.export import ExportedProgram
+from torch.export.graph_signature import (
+    ExportGraphSignature,
+    InputKind,
+    InputSpec,
+    OutputSpec,
+    TensorArgument,
+)
+
+from bnfold.errors import UsageError
+from bnfold.fold.graph import AddBias, Array, Bypass, Edit, Graph, Rescale, Retype, SetValue
+from bnfold.torch_graph.arrays import to_tensor
+
+__all__ = ["apply"]
+
+Wish = tuple[fx.Node, int, Array]
+
+
+def apply(program: ExportedProgram, graph: Graph, edits: Sequence[Edit], shared: str) -> ExportedProgram:
+    """A new program with the edits made; what they do not name is shared with the old one.
+
+    Raises:
+        UsageError: a parameter would have to be duplicated, and `shared` is "error".
+    """
+    return _Writer(program, shared).run(edits)
+
+
+class _Writer:
+    def __init__(self, program: ExportedProgram, shared: str) -> None:
+        self.program, self.shared = program, shared
+        self.twin: dict[fx.Node, fx.Node] = {}
+        new = fx.Graph()
+        output = new.graph_copy(program.graph, self.twin)
+        assert output is not None
+        old = next(node for node in program.graph.nodes if node.op == "output")
+        new.output(output).meta = dict(old.meta)
+        for before, after in self.twin.items():  # fx gives a copy other names than the signature has
+            after.name = before.name
+        new._codegen = copy.copy(program.graph._codegen)
+        self.graph = new
+        signature = program.graph_signature
+        self.inputs: list[InputSpec] = list(signature.input_specs)
+        self.outputs: list[OutputSpec] = list(signature.output_specs)
+        self.state: dict[str, Any] = dict(program.state_dict)
+        self.constants = dict(program.constants)
+        self.wishes: dict[fx.Node, list[Wish]] = {}
+
+    def run(self, edits: Sequence[Edit]) -> ExportedProgram:
+        bypassed: list[fx.Node] = []
+        for edit in edits:
+            node = self.twin[edit.node.source]
+            if isinstance(edit, SetValue):
+                self.set_value(node, edit)
+            elif isinstance(edit, AddBias):
+                self.argument(node, _schema(node).index("bias"), edit.value)
+            elif isinstance(edit, Bypass):
+                bypassed.append(node)
+            else:
+                assert not isinstance(edit, (Rescale, Retype)), "no row of the table asks for this"
+        for source, wishes in self.wishes.items():
+            self.replace(source, wishes)
+        for node in bypassed:
+            self.bypass(node)
+        self.sweep()
+        return self.finish()
+
+    def set_value(self, node: fx.Node, edit: SetValue) -> None:
+        if isinstance(edit.key, str):
+            _set(node, edit.key, np.asarray(edit.value).reshape(-1)[0].item())
+            return
+        if node.target is torch.ops.aten.cat.default:
+            source: Any = node.args[0][edit.key]  # type: ignore[index]
+        else:
+            source = _get(node, _schema(node)[edit.key])
+        if isinstance(source, fx.Node):
+            self.wishes.setdefault(source, []).append((node, edit.key, np.asarray(edit.value)))
+        else:
+            self.argument(node, edit.key, np.asarray(edit.value))
+
+    def replace(self, source: fx.Node, wishes: list[Wish]) -> None:
+        """In place if all readers of a parameter wish for the same; else a new one for each wish."""
+        spec = next((s for s in self.inputs if s.arg.name == source.name), None)
+        first = wishes[0][2]
+        alone = len(source.users) == len({node for node, _, _ in wishes}) and all(
+            np.array_equal(first, array) for _, _, array in wishes[1:]
+        )
+        aliased = spec is not None and self.aliases(str(spec.target)) > 1
+        if spec is not None and alone and not aliased:
+            old = self.value(str(spec.target))
+            new = to_tensor(first, old).reshape(old.shape)
+            self.put(str(spec.target), _like(new, old))
+            return
+        if spec is not None and self.shared == "error":
+            names = ", ".join(user.name for user in source.users)
+            raise UsageError(
+                f"the parameter {spec.target!r} is shared by {names}, which need different ones after the "
+                "fold; allow that (shared='duplicate'), or keep what needs it (shared='skip')"
+            )
+        for node, slot, array in wishes:
+            self.argument(node, slot, array, like=source.meta["val"])
+
+    def aliases(self, target: str) -> int:
+        """How many names the same memory has."""
+        place = self.value(target).data_ptr()
+        return sum(v.data_ptr() == place for v in self.state.values() if isinstance(v, torch.Tensor))
+
+    def value(self, target: str) -> torch.Tensor:
+        value = self.state[target] if target in self.state else self.constants[target]
+        assert isinstance(value, torch.Tensor)
+        return value
+
+    def put(self, target: str, value: torch.Tensor) -> None:
+        (self.state if target in self.state else self.constants)[target] = value
+
+    def argument(self, node: fx.Node, slot: int, array: Array, like: Any = None) -> None:
+        """Give an argument a parameter of its own, named after the call."""
+        x = next(n for n in node.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor))
+        kind = like if like is not None else x.meta["val"]
+        cat = node.target is torch.ops.aten.cat.default
+        part = str(slot) if cat else _schema(node)[slot]
+        stack = node.meta.get("nn_module_stack") or {}
+        path = next(reversed([path for path, _ in stack.values()]), "") if stack else ""
+        target = f"{path}.{part}" if path else f"{node.name}_{part}"
+        while target in self.state or target in self.constants:
+            target += "_bnfold"
+        device = next((v.device for v in self.state.values() if isinstance(v, torch.Tensor)), "cpu")
+        example = torch.empty(0, dtype=kind.dtype, device=device)
+        tensor = to_tensor(array, example)
+        self.state[target] = torch.nn.Parameter(tensor, requires_grad=False)
+        name = "p_" + target.replace(".", "_")
+        first = next(n for n in self.graph.nodes if n.op == "placeholder")
+        with self.graph.inserting_before(first):
+            placeholder = self.graph.placeholder(name)
+        with kind.fake_mode if hasattr(kind, "fake_mode") else torch.no_grad():
+            placeholder.meta["val"] = torch.empty(tensor.shape, dtype=tensor.dtype, device=kind.device)
+        spec = InputSpec(InputKind.PARAMETER, TensorArgument(placeholder.name), target)
+        self.inputs.insert(0, spec)
+        if cat:
+            items = list(node.args[0])  # type: ignore[arg-type]
+            items[slot] = placeholder
+            node.args = (items, *node.args[1:])
+            return
+        _set(node, part, placeholder)
+
+    def bypass(self, node: fx.Node) -> None:
+        """Let the readers of a node's output read its input instead."""
+        y = node
+        if isinstance(node.meta.get("val"), (tuple, list)):
+            y = next(user for user in node.users if user.target is operator.getitem and user.args[1] == 0)
+        x = next(
+            n for n in node.all_input_nodes if n.name not in {s.arg.name for s in self.inputs if s.target}
+        )
+        self.outputs = [
+            replace(spec, arg=TensorArgument(x.name)) if spec.arg.name == y.name else spec
+            for spec in self.outputs
+        ]
+        y.replace_all_uses_with(x)
+
+    def sweep(self) -> None:
+        """Remove calls and parameters that nobody reads any more, and counters of batch norms that went."""
+        before = {spec.arg.name for spec in self.inputs}
+        unread = {
+            node.name for node in self.program.graph.nodes if node.op == "placeholder" and not node.users
+        }
+        for node in reversed(list(self.graph.nodes)):
+            if node.op == "call_function" and not node.users and not node.is_impure():
+                self.graph.erase_node(node)
+        gone: set[str] = set()
+        for node in list(self.graph.nodes):
+            spec = next((s for s in self.inputs if s.arg.name == node.name), None)
+            if node.op != "placeholder" or node.users or spec is None or node.name not in before - unread:
+                continue
+            if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and spec.target:
+                self.forget(node, spec)
+                gone.add(spec.target.rpartition(".")[0])
+        for spec in list(self.inputs):
+            prefix, _, name = str(spec.target).rpartition(".")
+            if (
+                name == "num_batches_tracked"
+                and prefix in gone
+                and f"{prefix}.running_mean" not in self.state
+            ):
+                node = next(n for n in self.graph.nodes if n.name == spec.arg.name)
+                if not node.users:
+                    self.forget(node, spec)
+
+    def forget(self, node: fx.Node, spec: InputSpec) -> None:
+        self.graph.erase_node(node)
+        self.inputs.remove(spec)
+        self.state.pop(str(spec.target), None)
+        self.constants.pop(str(spec.target), None)
+
+    def finish(self) -> ExportedProgram:
+        old = self.program
+        self.graph.lint()
+        module = fx.GraphModule(old.graph_module, self.graph)
+        module.meta.update(old.graph_module.meta)
+        signature = ExportGraphSignature(self.inputs, self.outputs)
+        return ExportedProgram(
+            root=module,
+            graph=self.graph,
+            graph_signature=signature,
+            state_dict=self.state,
+            range_constraints=old.range_constraints,
+            module_call_graph=old.module_call_graph,
+            example_inputs=old.example_inputs,
+            constants=self.constants,
+            verifiers=old.verifiers,
+        )
+
+
+def _like(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
+    """A parameter stays one."""
+    if isinstance(old, torch.nn.Parameter):
+        return torch.nn.Parameter(new, requires_grad=old.requires_grad)
+    return new
+
+
+def _schema(node: fx.Node) -> list[str]:
+    return [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+
+
+def _get(node: fx.Node, name: str) -> Any:
+    index = _schema(node).index(name)
+    return node.args[index] if index < len(node.args) else node.kwargs.get(name)
+
+
+def _set(node: fx.Node, name: str, value: Any) -> None:
+    """Set an argument by name, wherever the call keeps it."""
+    names = _schema(node)
+    index = names.index(name)
+    if index < len(node.args):
+        node.update_arg(index, value)
+    elif node.target._schema.arguments[index].kwarg_only or index > len(node.args):  # type: ignore[union-attr]
+        node.update_kwarg(name, value)
+    else:
+        node.args = (*node.args, value)

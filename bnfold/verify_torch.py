@@ -1,0 +1,81 @@
+"""Do two exported programs compute the same? Both run on the same inputs; a float64 copy is the referee."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from bnfold.difference import TOLERANCES, OutputError, Truth, compare
+from bnfold.torch_graph.arrays import dtype_name, to_array
+from bnfold.verify import Verification
+
+__all__ = ["verify_programs"]
+
+
+def verify_programs(
+    original: ExportedProgram,
+    folded: ExportedProgram,
+    inputs: tuple[Any, ...] | None,
+    rtol: float | None,
+    atol: float | None,
+) -> Verification:
+    """Run both on `inputs` (the example inputs of the export if None) and compare what they give.
+
+    Where the error is beyond the tolerance, the original's own rounding is measured against a float64 copy,
+    and twice of that is allowed.
+    """
+    kind = _working_type(original)
+    usual = TOLERANCES[kind]
+    tolerance = usual._replace(
+        rtol=usual.rtol if rtol is None else rtol, atol=usual.atol if atol is None else atol
+    )
+    by = f"torch {torch.__version__}"
+    args, kwargs = (inputs, {}) if inputs is not None else (original.example_inputs or (None, {}))
+    if args is None:
+        reason = "the program carries no example inputs: pass inputs=(...)"
+        return Verification([], "", "not run", reason, tolerance.rtol, tolerance.atol)
+    before, after = (_outputs(program.module(), args, kwargs) for program in (original, folded))
+    errors = _judge(before, after, tolerance, None)
+    notes: list[str] = []
+    if not all(error.ok for error in errors):
+        try:
+            exact = _outputs(*_widened(original.module(), args, kwargs))
+        except Exception as error:  # of any kind: a graph may name its types, and then has no wider copy
+            notes.append(f"whether it is rounding could not be told: {str(error).splitlines()[0]}")
+        else:
+            errors = _judge(before, after, tolerance, exact)
+    status = "passed" if all(error.ok for error in errors) else "failed"
+    names = [error.name for error in errors if not error.ok]
+    reason = "" if status == "passed" else f"{', '.join(names)} differ{'s' if len(names) == 1 else ''}"
+    return Verification(errors, by, status, reason, tolerance.rtol, tolerance.atol, notes)
+
+
+def _judge(before: list[Any], after: list[Any], tolerance: Any, exact: list[Any] | None) -> list[OutputError]:
+    errors: list[OutputError] = []
+    for i, (old, new) in enumerate(zip(before, after, strict=True)):
+        truth = None if exact is None else Truth(exact[i], old)
+        errors += compare(f"output {i}", old, new, tolerance, truth=truth)
+    return errors
+
+
+def _outputs(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    with torch.no_grad():
+        leaves = pytree.tree_leaves(module(*args, **kwargs))
+    return [to_array(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+
+
+def _widened(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def wide(leaf: Any) -> Any:
+        return leaf.double() if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() else leaf
+
+    return copy.deepcopy(module).double(), *pytree.tree_map(wide, (args, kwargs))
+
+
+def _working_type(program: ExportedProgram) -> str:
+    """The narrowest floating type that the program stores."""
+    found = {dtype_name(v.dtype) for v in program.state_dict.values() if isinstance(v, torch.Tensor)}
+    return next((t for t in ("float16", "bfloat16", "float32", "float64") if t in found), "float32")

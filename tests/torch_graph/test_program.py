@@ -1,0 +1,128 @@
+"""`fold_program`: small networks, exported, folded, and held against the module in float64."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import bnfold
+from tests.torch_graph.modules import CASES, IMAGE, bn, conv, randomize
+
+ROUNDING = 1e-5  # of the output's largest value, in float32
+
+
+def export(module: nn.Module, x: torch.Tensor, **options: Any) -> Any:
+    return torch.export.export(module, (x,), **options)
+
+
+def error(program: Any, module: nn.Module, x: torch.Tensor) -> float:
+    with torch.no_grad():
+        exact = copy.deepcopy(module).double()(x.double())
+        return float((program.module()(x).double() - exact).abs().max() / exact.abs().max())
+
+
+def norms(program: Any) -> int:
+    return sum("batch_norm" in str(node.target) for node in program.graph.nodes if node.op == "call_function")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_can_fold_folds_and_is_exact(name: str) -> None:
+    make, shape, stays = CASES[name]
+    torch.manual_seed(len(name))
+    module = randomize(make())
+    x = torch.randn(shape)
+    program = export(module, x)
+    state = {key: value.clone() for key, value in program.state_dict.items()}
+    folded, report = bnfold.fold_program(program)
+    assert len(report.kept) == stays, report
+    assert all(entry.reason and entry.blocked_by for entry in report.kept)
+    assert norms(folded) == stays
+    assert error(folded, module, x) < ROUNDING
+    assert len(folded.graph.nodes) <= len(program.run_decompositions({}).graph.nodes) + len(folded.state_dict)
+    for key, value in program.state_dict.items():  # what was given is as it was
+        assert torch.equal(value, state[key])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_other_types(dtype: torch.dtype) -> None:
+    torch.manual_seed(1)
+    module = randomize(nn.Sequential(conv(6, 4), bn(4), nn.ReLU(), conv(4, 3))).to(dtype)
+    x = torch.randn(IMAGE).to(dtype)
+    folded, report = bnfold.fold_program(export(module, x))
+    assert not report.kept
+    assert report.verification.ok
+    assert {value.dtype for value in folded.state_dict.values()} == {dtype}
+
+
+def test_dynamic_shapes_stay_dynamic() -> None:
+    torch.manual_seed(2)
+    module = randomize(nn.Sequential(conv(6, 4), bn(4), nn.Flatten(2), nn.BatchNorm1d(4)))
+    sizes = {0: torch.export.Dim("n"), 2: torch.export.Dim("h", min=4)}
+    program = export(module, torch.randn(IMAGE), dynamic_shapes=(sizes,))
+    folded, report = bnfold.fold_program(program)
+    assert not report.kept
+    assert error(folded, module, torch.randn(5, 6, 12, 9)) < ROUNDING
+
+
+def test_batch_statistics_are_kept_and_explained() -> None:
+    module = randomize(nn.Sequential(conv(6, 4), bn(4), conv(4, 4), bn(4)))
+    module[1].train()
+    _, report = bnfold.fold_program(export(module, torch.randn(IMAGE)), verify=False)
+    assert [(entry.name, entry.outcome) for entry in report.entries] == [("1", "kept"), ("3", "folded")]
+    assert report.kept[0].reason == "uses batch statistics"
+
+
+def test_names_are_those_of_the_modules_and_can_be_skipped() -> None:
+    program = export(randomize(nn.Sequential(conv(6, 4), bn(4), conv(4, 4), bn(4))), torch.randn(IMAGE))
+    _, report = bnfold.fold_program(program, skip=["3"])
+    found = [(entry.name, entry.outcome, entry.into) for entry in report.entries]
+    assert found == [("1", "folded", ("0",)), ("3", "kept", ())]
+    with pytest.raises(bnfold.UsageError, match=r"skip 'bn9'.*valid choices are 1, 3"):
+        bnfold.fold_program(program, skip=["bn9"])
+
+
+def test_shared_parameters_are_duplicated_skipped_or_an_error() -> None:
+    make, shape, _ = CASES["conv called twice, one path without"]
+    program = export(randomize(make()), torch.randn(shape))
+    folded, _ = bnfold.fold_program(program)
+    assert torch.equal(folded.state_dict["c.weight"], program.state_dict["c.weight"])
+    assert "c.weight_bnfold" in folded.state_dict
+    _, report = bnfold.fold_program(program, shared="skip")
+    assert "has several users" in report.kept[0].reason
+    with pytest.raises(bnfold.UsageError, match=r"'c.weight' is shared"):
+        bnfold.fold_program(program, shared="error")
+
+
+def test_a_folded_program_can_be_saved_loaded_and_exported_again(tmp_path: Any) -> None:
+    module = randomize(nn.Sequential(conv(6, 4, bias=False), bn(4), nn.ReLU()))
+    x = torch.randn(IMAGE)
+    folded, _ = bnfold.fold_program(export(module, x))
+    torch.export.save(folded, tmp_path / "folded.pt2")
+    again = torch.export.load(tmp_path / "folded.pt2")
+    assert error(again, module, x) < ROUNDING
+    assert error(again.run_decompositions(), module, x) < ROUNDING
+    assert list(folded.state_dict) == ["0.weight", "0.bias"]
+
+
+def test_what_is_no_exported_program_is_refused() -> None:
+    with pytest.raises(bnfold.UsageError, match=r"not Sequential; export the module first"):
+        bnfold.fold_program(nn.Sequential())
+    with pytest.raises(bnfold.UsageError, match=r"valid choices are duplicate, skip, error"):
+        bnfold.fold_program(export(nn.Sequential(nn.ReLU()), torch.randn(1)), shared="no")
+
+
+def test_a_broken_fold_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were a rule wrong, the check would find it."""
+    from bnfold.torch_graph import operators
+
+    monkeypatch.setitem(operators.ROLES, "silu", operators.ROLES["relu"])
+    positive = randomize(nn.Sequential(conv(6, 4), nn.SiLU(), bn(4), conv(4, 4), bn(4)), negative=False)
+    with torch.no_grad():
+        norm = positive[2]  # scales alone, no shift
+        norm.bias.copy_(norm.running_mean * norm.weight / (norm.running_var + norm.eps).sqrt())
+    with pytest.raises(bnfold.VerifyError, match="the first fold that broke it is 2"):
+        bnfold.fold_program(export(positive, torch.randn(IMAGE)))
