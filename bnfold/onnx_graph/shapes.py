@@ -7,17 +7,17 @@ give every floating point value a rank, onnx's own inference is asked once, at t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import onnx
 
-from bnfold.errors import ModelError
 from bnfold.fold.graph import Dim
 from bnfold.onnx_graph.constants import resolve
 from bnfold.onnx_graph.evaluate import EVALUATE
 from bnfold.onnx_graph.scopes import CONTROL, declare
 from bnfold.onnx_graph.site import DTYPES, FLOATS, Model, Scope, Site, dtype_of, shape_of
+from bnfold.onnx_graph.windows import counts
 
 __all__ = ["infer"]
 
@@ -191,7 +191,7 @@ def _conv(site: Site) -> Shape | None:
         return None
     if x is None or len(x) != len(weight):
         return None
-    spatial = _windows(site, x[2:], weight[2:])
+    spatial = counts(site, x[2:], weight[2:])
     return None if spatial is None else (x[0], weight[0], *spatial)
 
 
@@ -224,38 +224,8 @@ def _pool(site: Site) -> Shape | None:
     x, kernel = site.shape(0), site.attr("kernel_shape")
     if x is None or not kernel or len(x) != len(kernel) + 2:
         return None
-    spatial = _windows(site, x[2:], kernel)
+    spatial = counts(site, x[2:], kernel)
     return None if spatial is None else (*x[:2], *spatial)
-
-
-def _windows(site: Site, sizes: Shape, kernel: Iterable[Dim]) -> list[Dim] | None:
-    rank = len(sizes)
-    auto = site.attr("auto_pad", "NOTSET") or "NOTSET"
-    pads = site.attr("pads") if auto == "NOTSET" else None
-    strides, dilations = site.attr("strides"), site.attr("dilations")
-    result: list[Dim] = []
-    for i, (size, taps) in enumerate(zip(sizes, kernel, strict=True)):
-        stride = strides[i] if strides else 1
-        if not isinstance(taps, int) or stride < 1:
-            return None
-        if auto not in ("NOTSET", "VALID"):
-            result.append(-(-size // stride) if isinstance(size, int) else size if stride == 1 else None)
-            continue
-        extra = (
-            (pads[i] + pads[i + rank] if pads else 0) - (dilations[i] if dilations else 1) * (taps - 1) - 1
-        )
-        if not isinstance(size, int):
-            result.append(size if stride == 1 and extra == -1 else None)
-            continue
-        if (size + extra) % stride and site.attr("ceil_mode", 0):
-            return None  # releases differ in what a window wholly in the padding counts
-        if size + extra < -1:
-            raise ModelError(
-                f"node {site.name!r} ({site.op}): its window is larger than its input, of sizes "
-                f"{list(sizes)}; no runtime can run this model"
-            )
-        result.append((size + extra) // stride + 1)
-    return result
 
 
 def _global_pool(site: Site) -> Shape | None:
