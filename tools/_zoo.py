@@ -25,7 +25,7 @@ import _left
 import _models
 import _peers
 import numpy as np
-from _zoo_names import NAMES
+from _zoo_names import NAMES, SIGNED
 from rich.console import Console
 from rich.table import Table
 
@@ -107,6 +107,8 @@ def one(name: str, peers: bool, drop: bool) -> None:
                 if peers
                 else known.get(kind, {}).get("peers", {}),
             }
+    if name in SIGNED:
+        result["few_negative"] = few_negative(name)
     RESULTS.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
     if drop:
@@ -115,18 +117,34 @@ def one(name: str, peers: bool, drop: bool) -> None:
 
 
 def exports(name: str) -> dict[str, Path]:
-    """Both exports, made unless they are there, in a process of their own: the exporter keeps much memory."""
+    """Both exports, made unless they are there."""
     paths = {kind: CACHE / f"{name}.{kind}.onnx" for kind in KINDS}
     if not all(path.exists() for path in paths.values()):
-        code = (
-            "import sys; sys.path.insert(0, sys.argv[1]); import _models; from pathlib import Path\n"
-            "_models.export(*_models.network(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]))"
-        )
-        command = [sys.executable, "-c", code, str(Path(__file__).parent), name, *map(str, paths.values())]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"{name} cannot be exported: {done.stderr.strip().splitlines()[-1:]}")
+        in_own_process(name, _models.HALF, *paths.values())
     return paths
+
+
+def in_own_process(name: str, negative: float, *paths: Path) -> None:
+    """Export in a process that ends: the exporter keeps much memory."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import _models; from pathlib import Path\n"
+        "_models.export(*_models.network(sys.argv[2], float(sys.argv[3])), *map(Path, sys.argv[4:]))"
+    )
+    command = [sys.executable, "-c", code, str(Path(__file__).parent), name, str(negative), *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{name} cannot be exported: {done.stderr.strip().splitlines()[-1:]}")
+
+
+def few_negative(name: str) -> dict[str, Any]:
+    """What bnfold leaves in the raw export if only few of the scales are negative, as in trained networks."""
+    with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+        source, target = Path(folder) / "raw.onnx", Path(folder) / "bnfold.onnx"
+        in_own_process(name, _models.FEW, source)
+        _, own = _left.inspect(source)
+        _peers.TOOLS["bnfold"].load()(str(source), str(target))
+        x = np.random.default_rng(_models.SEED).standard_normal(input_shape(source), dtype=np.float32)
+        return {**count(target, own), "error": difference(infer(target, x), infer(source, x))}
 
 
 def count(path: Path, own: frozenset[_left.PerChannel]) -> dict[str, Any]:
@@ -228,6 +246,8 @@ def summarize() -> None:
             continue
         result = json.loads(path.read_text())
         rows[name] = {"batch_norms": result["batch_norms"]}
+        if "few_negative" in result:
+            rows[name]["few_negative"] = result["few_negative"]["left"]
         for kind in KINDS:
             found = result[kind]
             left = {"given": found["given"], "bnfold": found["bnfold"]["left"]}

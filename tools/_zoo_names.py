@@ -74,3 +74,14 @@ NAMES = (
     "starnet_s1",
     "darknet53",
 )
+
+# Where the sign of a scale keeps batch norms: what is left is also counted with few negative ones.
+SIGNED = (
+    "resnetv2_50",
+    "xception41p",
+    "lambda_resnet26t",
+    "repvgg_a0",
+    "mobileone_s0",
+    "dpn68b",
+    "repghostnet_050",
+)
