@@ -89,6 +89,7 @@ def solve(
             calls += other.state.calls
             if len(other.into) > len(run.into):
                 run, evicted = other, len(last)
+        run.locks = run.state.locks = None  # large, and of no more use
         try:
             edits = absorb(graph, run.state)
         except OutOfRange as error:
@@ -187,7 +188,7 @@ def _fold(run: _Run, node: Node, limit: int, rules: Mapping[str, Mapping[type, R
         try:
             scale = _scale(run.state, node, scale_side, limit, rules["scale"])
         except Conflict as conflict:
-            scale_fails[scale_side] = conflict
+            scale_fails[scale_side] = conflict.bare()
             continue
         for shift_side in SIDES if scale_side == "back" else SIDES[::-1]:  # the way of the scale first
             if shift_side in locked:
@@ -197,7 +198,7 @@ def _fold(run: _Run, node: Node, limit: int, rules: Mapping[str, Mapping[type, R
                 check_range(run.state, scale)
                 check_precision(run.state, node, scale, shift)
             except Conflict as conflict:
-                shift_fails.setdefault(shift_side, conflict)
+                shift_fails.setdefault(shift_side, conflict.bare())
                 continue
             _commit(run, node, scale, shift)
             run.ways[f"scale {scale_side}, shift {shift_side}"] += 1

@@ -15,7 +15,7 @@ from bnfold.errors import BnfoldError, UsageError
 Bytes: TypeAlias = "bytes | memoryview"
 
 # Bytes for one call of write: enough to keep the disk busy, and few enough to stay in a cache.
-AT_ONCE = 1 << 20
+AT_ONCE = 1 << 19
 
 
 def check_target(path: Path, force: bool) -> None:
