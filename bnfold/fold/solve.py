@@ -79,17 +79,10 @@ def solve(
                 refused[node] = Conflict(node.name, node.role.stay)
             elif node.name in skip or (allow is not None and not allow(node)):
                 refused[node] = Conflict(node.name, "skipped on request")
-    calls = evicted = 0
+    calls = 0
     while True:
-        run = _run(graph, refused, frozenset(), rules, progress)
-        calls += run.state.calls
-        last = _to_evict(run)
-        if last:
-            other = _run(graph, refused, last, rules, progress)
-            calls += other.state.calls
-            if len(other.into) > len(run.into):
-                run, evicted = other, len(last)
-        run.locks = run.state.locks = None  # large, and of no more use
+        run, worked, evicted = _better(graph, refused, rules, progress)
+        calls += worked
         try:
             edits = absorb(graph, run.state)
         except OutOfRange as error:
@@ -104,6 +97,24 @@ def solve(
             evicted,
             run.ways + Counter({"rolled back": run.state.undone}),
         )
+
+
+def _better(
+    graph: Graph,
+    refused: Mapping[Node, Conflict],
+    rules: Mapping[str, Mapping[type, Rule]],
+    progress: Callable[[int, int], None] | None,
+) -> tuple[_Run, int, int]:
+    """The better of two runs, if there is a reason for a second one; rule calls, and folds taken last in it."""
+    run = _run(graph, refused, frozenset(), rules, progress)
+    run.locks = run.state.locks = None  # large, and of no more use
+    calls, last = run.state.calls, _to_evict(run)
+    if not last:
+        return run, calls, 0
+    other = _run(graph, refused, last, rules, progress)
+    other.locks = other.state.locks = None
+    calls += other.state.calls
+    return (other, calls, len(last)) if len(other.into) > len(run.into) else (run, calls, 0)
 
 
 def _run(

@@ -175,6 +175,8 @@ class Spread:
             self._decide(0)
         except (IndexError, ValueError):  # a file may declare shapes that no run would give
             raise Conflict(self.target.name, ODD_SHAPES) from None
+        finally:
+            self.waiting.clear()  # its entries point back at the try
 
     def _allow(self, tensor: Tensor, value: Array) -> None:
         if tensor.fixed:
