@@ -186,9 +186,9 @@ def fold_loaded(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> tuple[Loaded, Report]:
-    """The steps themselves; see `fold_onnx`."""
+    """The steps themselves; see `fold_onnx`. Without verification nobody needs the original: it is edited."""
     _check_options(shared, skip)
-    folded, entries, order = _fold(loaded, skip, shared, None, progress)
+    folded, entries, order = _fold(loaded.copy() if verify else loaded, skip, shared, None, progress)
     report = Report(entries)
     if not order:
         report.notes.append("nothing to fold: the model is unchanged")
@@ -207,19 +207,18 @@ def fold_loaded(
 
 
 def _fold(
-    loaded: Loaded,
+    result: Loaded,
     skip: Collection[str],
     shared: str,
     only: Collection[str] | None,
     progress: Progress | None = None,
 ) -> tuple[Loaded, list[Entry], list[str]]:
-    """One fold of a copy; `only` restricts it to these nodes."""
+    """One fold, in place; `only` restricts it to these nodes."""
     from bnfold.fold.solve import solve
     from bnfold.onnx_graph.read import read
     from bnfold.onnx_graph.scopes import without_gc
     from bnfold.onnx_graph.write import apply
 
-    result = loaded.copy()
     steps = None if progress is None else (lambda done, total: progress(done, total, "folding"))
     allow: Callable[[Node], bool] | None = None if only is None else (lambda node: node.name in only)
     with without_gc():
@@ -258,7 +257,7 @@ def _verify(
         return
 
     def passes(count: int) -> bool:
-        part, _, _ = _fold(loaded, skip, shared, frozenset(order[:count]))
+        part, _, _ = _fold(loaded.copy(), skip, shared, frozenset(order[:count]))
         return bool(verify(loaded, part, **options).status != "failed")
 
     try:

@@ -32,7 +32,7 @@ class _Probe(Spread):
         try:
             self.rule(node, slot, value)
         except Conflict as conflict:
-            return conflict
+            return conflict.bare()
         return self.wanted
 
     def want(self, tensor: Tensor, value: Array, at: Node, partial: bool = False) -> None:

@@ -5,9 +5,6 @@
 3. A fold that alone blocks two or more others is taken last in a second run; the better run counts.
 4. The new weights are computed. One that would leave its type's range sends its fold back, and all starts
    again without it.
-
-A try settles the scale first (undone before the node, or after it), then the shift (likewise), so that the
-two can go different ways.
 """
 
 from __future__ import annotations
@@ -15,25 +12,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from functools import cache
-
-import numpy as np
 
 from bnfold.fold import carry
 from bnfold.fold.absorb import OutOfRange, absorb
-from bnfold.fold.affine import any_nonzero
-from bnfold.fold.graph import Affine, Array, Closed, Edit, Graph, Node, Tensor
-from bnfold.fold.guard import check_precision, check_range
+from bnfold.fold.folding import Run, ends, fold, pair
+from bnfold.fold.graph import Affine, Closed, Edit, Graph, Node
 from bnfold.fold.ledger import Entry
 from bnfold.fold.locks import Locks
-from bnfold.fold.transact import Conflict, Rule, Spread, State, TooWide
+from bnfold.fold.transact import Conflict, Rule
 
 __all__ = ["Plan", "solve"]
 
 NARROW = 4  # tensors that a try of the first pass may reach
 RULES: Mapping[str, Mapping[type, Rule]] = {"scale": carry.SCALE, "shift": carry.SHIFT}
-# undone before the node, or after it: before it first, since the node that makes a tensor loses no precision
-SIDES = ("back", "forward")
 
 
 @dataclass
@@ -46,17 +37,6 @@ class Plan:
     calls: int = 0  # rule calls, a measure of the work
     evicted: int = 0
     ways: Counter[str] = field(default_factory=Counter)  # how folds went: "scale back, shift forward", ...
-
-
-@dataclass
-class _Run:
-    """One pass over all affine nodes."""
-
-    state: State = field(default_factory=State)
-    into: dict[Node, tuple[Node, ...]] = field(default_factory=dict)
-    kept: dict[Node, tuple[Conflict, Conflict]] = field(default_factory=dict)
-    locks: Locks | None = None
-    ways: Counter[str] = field(default_factory=Counter)
 
 
 def solve(
@@ -79,16 +59,10 @@ def solve(
                 refused[node] = Conflict(node.name, node.role.stay)
             elif node.name in skip or (allow is not None and not allow(node)):
                 refused[node] = Conflict(node.name, "skipped on request")
-    calls = evicted = 0
+    calls = 0
     while True:
-        run = _run(graph, refused, frozenset(), rules, progress)
-        calls += run.state.calls
-        last = _to_evict(run)
-        if last:
-            other = _run(graph, refused, last, rules, progress)
-            calls += other.state.calls
-            if len(other.into) > len(run.into):
-                run, evicted = other, len(last)
+        run, worked, evicted = _better(graph, refused, rules, progress)
+        calls += worked
         try:
             edits = absorb(graph, run.state)
         except OutOfRange as error:
@@ -105,14 +79,32 @@ def solve(
         )
 
 
+def _better(
+    graph: Graph,
+    refused: Mapping[Node, Conflict],
+    rules: Mapping[str, Mapping[type, Rule]],
+    progress: Callable[[int, int], None] | None,
+) -> tuple[Run, int, int]:
+    """The better of two runs, if a second makes sense; all rule calls, and how many folds were taken last."""
+    run = _run(graph, refused, frozenset(), rules, progress)
+    run.locks = run.state.locks = None  # large, and of no more use
+    calls, last = run.state.calls, _to_evict(run)
+    if not last:
+        return run, calls, 0
+    other = _run(graph, refused, last, rules, progress)
+    other.locks = other.state.locks = None
+    calls += other.state.calls
+    return (other, calls, len(last)) if len(other.into) > len(run.into) else (run, calls, 0)
+
+
 def _run(
     graph: Graph,
     refused: Mapping[Node, Conflict],
     last: Collection[Node],
     rules: Mapping[str, Mapping[type, Rule]],
     progress: Callable[[int, int], None] | None,
-) -> _Run:
-    run = _Run()
+) -> Run:
+    run = Run()
     todo = [node for node in graph.nodes if isinstance(node.role, Affine) and node not in refused]
     # a constant Mul or Add beside a batch norm goes into it, not the other way: one node is left, not two
     todo.sort(key=lambda node: node.role.kind == "norm")  # type: ignore[attr-defined]
@@ -120,7 +112,7 @@ def _run(
     left = [
         node
         for node in todo
-        if node in last or not (_pair(run, node, rules) or _fold(run, node, NARROW, rules))
+        if node in last or not (pair(run, node, NARROW, rules) or fold(run, node, NARROW, rules))
     ]
     if progress is not None:
         progress(total - len(left), total)
@@ -128,12 +120,12 @@ def _run(
         return run
     run.locks = Locks(graph, run.state, rules)
     run.state.locks = run.locks.locks
-    size = {node: min(run.locks.region(t) for t in _ends(node)) for node in left}
+    size = {node: min(run.locks.region(t) for t in ends(node)) for node in left}
     left.sort(key=lambda node: (node in last, size[node]))  # stable: ties in graph order
     while True:
         again = []
         for done, node in enumerate(left):
-            if not _fold(run, node, 1 << 60, rules):
+            if not fold(run, node, 1 << 60, rules):
                 again.append(node)
             if progress is not None:
                 progress(total - len(left) + done + 1, total)
@@ -142,207 +134,7 @@ def _run(
         left = again
 
 
-def _ends(node: Node) -> tuple[Tensor, Tensor]:
-    assert isinstance(node.role, Affine)
-    return node.at(node.role.x), node.outputs[0]
-
-
-def _pair(run: _Run, node: Node, rules: Mapping[str, Mapping[type, Rule]]) -> bool:
-    """Most batch norms stand behind a layer that nobody else reads: if it takes both changes, all is done.
-
-    No guard can object, and `_fold` would find the same, in twice the time.
-    """
-    role: Affine = node.role  # type: ignore[assignment]
-    (x, y), state = _ends(node), run.state
-    maker = x.producer
-    if maker is None or maker in state.gone or x.fixed or len(x.readers) > 1:
-        return False
-    if any(t in changed for t in (x, y) for changed in (state.p, state.q, state.frozen)):
-        return False
-    a, b = role.scale, role.shift  # which may still be nothing to do, or more than a rule expects
-    if np.count_nonzero(a) < a.size or not any_nonzero(b) or a.item(0) == 1.0:
-        return False
-    scale, shift = (Spread(state, node, kind, rules[kind], NARROW) for kind in ("scale", "shift"))
-    scale.values, shift.values = {y: _unchanged(1.0, x.rank), x: a}, {y: _unchanged(0.0, x.rank), x: b}
-    shift.factors = scale.values
-    try:
-        for spread, change in ((scale, a), (shift, b)):
-            state.calls += 1
-            spread.rule(maker, x.slot, change)
-            if len(spread.values) > 2 or spread.waiting:
-                return False
-    except Conflict:
-        return False
-    _commit(run, node, scale, shift)
-    run.ways["scale back, shift back"] += 1
-    return True
-
-
-def _fold(run: _Run, node: Node, limit: int, rules: Mapping[str, Mapping[type, Rule]]) -> bool:
-    """Try the ways to make one node vanish, and commit the first that works."""
-    scale_fails: dict[str, Conflict] = {}
-    locked = _locked(run.state, node)
-    shift_fails = dict(locked)
-    for scale_side in SIDES if len(locked) < len(SIDES) else ():
-        try:
-            scale = _scale(run.state, node, scale_side, limit, rules["scale"])
-        except Conflict as conflict:
-            scale_fails[scale_side] = conflict
-            continue
-        for shift_side in SIDES if scale_side == "back" else SIDES[::-1]:  # the way of the scale first
-            if shift_side in locked:
-                continue
-            try:
-                shift = _shift(run.state, node, scale, scale_side, shift_side, limit, rules["shift"])
-                check_range(run.state, scale)
-                check_precision(run.state, node, scale, shift)
-            except Conflict as conflict:
-                shift_fails.setdefault(shift_side, conflict)
-                continue
-            _commit(run, node, scale, shift)
-            run.ways[f"scale {scale_side}, shift {shift_side}"] += 1
-            if scale.zeros:
-                run.ways[f"zero scale {scale_side}"] += 1
-            return True
-    failures = shift_fails if len(scale_fails) < len(SIDES) else scale_fails
-    if not any(isinstance(conflict, TooWide) for conflict in failures.values()):
-        run.kept[node] = (failures["back"], failures["forward"])
-    return False
-
-
-def _locked(state: State, node: Node) -> dict[str, Conflict]:
-    """The sides to which the shift cannot go: a look at the locks before the long way."""
-    found: dict[str, Conflict] = {}
-    if state.locks is None:
-        return found
-    role: Affine = node.role  # type: ignore[assignment]
-    x, y = _ends(node)
-    if not _invertible(state, x):
-        return found
-    for side, tensor in zip(SIDES, (x, y), strict=True):
-        lock = state.locks["shift"].get(tensor)
-        if lock is None:
-            continue
-        p, q_in, q_out = state.p.get(y, 1.0), state.q.get(x, 0.0), state.q.get(y, 0.0)
-        gap = p * role.shift + q_out - p * role.scale / state.p.get(x, 1.0) * q_in
-        if gap.any() if lock.whole else gap.all():
-            found[side] = Conflict(lock.where, lock.reason, lock.folds, lock.cure)
-    return found
-
-
-def _invertible(state: State, tensor: Tensor) -> bool:
-    return tensor not in state.p or np.count_nonzero(state.p[tensor]) == state.p[tensor].size
-
-
-def _scale(state: State, node: Node, way: str, limit: int, rules: Mapping[type, Rule]) -> Spread:
-    """Make `p_in = p_out * a` hold: a factor on the input's side ("back") or on the output's ("forward")."""
-    role: Affine = node.role  # type: ignore[assignment]
-    x, y = _ends(node)
-    for tensor in (x, y):
-        if tensor in state.frozen or not _invertible(state, x):
-            raise Conflict(tensor.name, "carries a zero scale already")
-    spread = Spread(state, node, "scale", rules, limit)
-    ratio = role.scale
-    if y in state.p:
-        ratio = ratio * state.p[y]
-    if x in state.p:
-        ratio = ratio / state.p[x]
-    here, there = (x, y) if way == "back" else (y, x)
-    if np.count_nonzero(ratio) < ratio.size:
-        spread.zeros = "encode" if way == "back" else "decode"
-    elif way == "forward":
-        ratio = 1.0 / ratio
-    spread.values[there] = _unchanged(1.0, x.rank)
-    spread.via[there] = frozenset()
-    spread.want(here, ratio, node)
-    spread.run()
-    if spread.zeros == "decode":
-        _fresh(state, spread)
-    return spread
-
-
-@cache
-def _unchanged(value: float, rank: int) -> Array:
-    """The neutral change of a tensor of this rank."""
-    return np.full((1,) * rank, value)
-
-
-def _fresh(state: State, spread: Spread) -> None:
-    """A decode form replaces what a tensor carries, and does not add to it."""
-    for tensor in spread.values:
-        if tensor in state.p or tensor in state.q:
-            raise Conflict(tensor.name, "carries another change, to which a zero scale cannot be added")
-
-
-def _shift(
-    state: State, node: Node, scale: Spread, scale_way: str, way: str, limit: int, rules: Mapping[type, Rule]
-) -> Spread:
-    """Make `q_in = p_out * b + q_out` hold likewise."""
-    role: Affine = node.role  # type: ignore[assignment]
-    x, y = _ends(node)
-    spread = Spread(state, node, "shift", rules, limit)
-    spread.factors, spread.zeros = scale.values, scale.zeros
-    if scale.zeros and scale_way != way:
-        raise Conflict(node.name, "a zero scale and its shift go the same way")
-    if scale.zeros == "decode":
-        gap = role.shift
-    else:
-        gap = spread.scale_of(y) * role.shift
-        if x in state.q or y in state.q:
-            q_in = state.q.get(x, 0.0) * scale.values.get(x, 1.0)
-            q_out = state.q.get(y, 0.0) * scale.values.get(y, 1.0)
-            gap = gap + q_out - q_in
-            noise = 1e-14 * (np.abs(q_in).max() + np.abs(q_out).max())
-            gap = np.where(np.abs(gap) <= noise, 0.0, gap)  # what is left of a cancellation is not a shift
-        if way == "forward":
-            gap = -gap
-    here, there = (x, y) if way == "back" else (y, x)
-    if any_nonzero(gap):
-        spread.values[there] = _unchanged(0.0, x.rank)
-        spread.via[there] = frozenset()
-        spread.want(here, np.asarray(gap, np.float64), node)
-        spread.run()
-    if scale.zeros == "decode":
-        _fresh(state, spread)
-    return spread
-
-
-def _commit(run: _Run, node: Node, scale: Spread, shift: Spread) -> None:
-    state = run.state
-    number = len(run.into)
-    if scale.zeros == "decode":
-        state.frozen |= {t for t, f in scale.values.items() if (f != 1).any()}
-        state.frozen |= {t for t, d in shift.values.items() if d.any()}
-    if scale.zeros == "decode":
-        for tensor in {**scale.values, **shift.values}:
-            none = np.zeros((1,) * tensor.rank)
-            state.u[tensor], state.v[tensor] = (
-                scale.values.get(tensor, none + 1),
-                shift.values.get(tensor, none),
-            )
-    else:
-        _multiply(state, scale.values)
-        for tensor, extra in shift.values.items():
-            if extra.size > 1 or extra.item() != 0.0:
-                state.q[tensor] = state.q[tensor] + extra if tensor in state.q else extra
-    state.gone[node] = number
-    state.stand_ins |= shift.stand_ins
-    run.into[node] = tuple(dict.fromkeys([*scale.absorbers, *shift.absorbers]))
-    run.kept.pop(node, None)
-    if run.locks is not None:
-        run.locks.link(node, number)
-
-
-def _multiply(state: State, factors: Mapping[Tensor, Array]) -> None:
-    for tensor, factor in factors.items():
-        if factor.size == 1 and factor.item() == 1.0:
-            continue
-        state.p[tensor] = state.p[tensor] * factor if tensor in state.p else factor
-        if tensor in state.q:
-            state.q[tensor] = state.q[tensor] * factor
-
-
-def _to_evict(run: _Run) -> frozenset[Node]:
+def _to_evict(run: Run) -> frozenset[Node]:
     """Folds that alone stand in the way of two or more others."""
     folded = list(run.into)
     alone: Counter[int] = Counter()
@@ -351,19 +143,19 @@ def _to_evict(run: _Run) -> frozenset[Node]:
     return frozenset(folded[number] for number, count in alone.items() if count > 1)
 
 
-def _culprit(run: _Run, node: Node, refused: Mapping[Node, Conflict]) -> Node:
+def _culprit(run: Run, node: Node, refused: Mapping[Node, Conflict]) -> Node:
     """The latest fold that changed this node's weights."""
-    for fold, into in reversed(run.into.items()):
-        if node in into or fold is node:
-            return fold
+    for folded, into in reversed(run.into.items()):
+        if node in into or folded is node:
+            return folded
     near = {t for t in (*node.inputs, *node.outputs) if t is not None}
-    for fold in reversed(run.into):
-        if near & {t for t in (*fold.inputs, *fold.outputs) if t is not None}:
-            return fold
+    for folded in reversed(run.into):
+        if near & {t for t in (*folded.inputs, *folded.outputs) if t is not None}:
+            return folded
     return next(reversed(run.into))
 
 
-def _entries(graph: Graph, run: _Run, refused: Mapping[Node, Conflict]) -> list[Entry]:
+def _entries(graph: Graph, run: Run, refused: Mapping[Node, Conflict]) -> list[Entry]:
     entries = []
     for node in graph.nodes:
         if not isinstance(node.role, (Affine, Closed)) or not node.role.listed:

@@ -35,6 +35,11 @@ class Conflict(Exception):
         super().__init__(f"{where}: {reason}")
         self.where, self.reason, self.folds, self.cure = where, reason, folds, cure
 
+    def bare(self) -> Conflict:
+        """To be kept: without the frames that it came through, which hold all that the try has made."""
+        self.__traceback__ = self.__context__ = None
+        return self
+
 
 class Mismatch(Conflict):
     """An equation whose members are all set does not hold; `residual` is what is missing."""
@@ -170,6 +175,8 @@ class Spread:
             self._decide(0)
         except (IndexError, ValueError):  # a file may declare shapes that no run would give
             raise Conflict(self.target.name, ODD_SHAPES) from None
+        finally:
+            self.waiting.clear()  # its entries point back at the try
 
     def _allow(self, tensor: Tensor, value: Array) -> None:
         if tensor.fixed:
@@ -287,7 +294,7 @@ class Spread:
                 except TooWide:
                     raise
                 except Conflict as conflict:
-                    first = first or conflict
+                    first = first or conflict.bare()
                     self._undo(mark)
                     self.waiting, self.absorbers = waiting, absorbers
                     self.stand_ins, self.carriers = stand_ins, carriers

@@ -95,8 +95,8 @@ def _stack(
     group: list[tuple[Site, float, list[bytes]]], channels: int, rank: int, norms: dict[Site, Norm]
 ) -> None:
     blob = b"".join([raw for _, _, raws in group for raw in raws])
-    stacked = np.frombuffer(blob, _FLOAT32).reshape(len(group), 4, channels).astype(np.float64)
-    gamma, beta, mean, var = (stacked[:, i] for i in range(4))
+    stored = np.frombuffer(blob, _FLOAT32).reshape(len(group), 4, channels)
+    gamma, beta, mean, var = (stored[:, i].astype(np.float64) for i in range(4))
     eps = np.array([eps for _, eps, _ in group])[:, None]
     with np.errstate(all="ignore"):
         scale, shift = from_batch_norm(gamma, beta, mean, var + eps, 0.0)
@@ -107,4 +107,4 @@ def _stack(
         if sound[i]:
             constants = cast("dict[str, tuple[int, Constant]]", _Parameters(site))  # nobody writes to it
             role = Affine(scales[i], shifts[i], "norm", constants=constants, eps=epsilon)
-            norms[site] = role, (mean[i], var[i]), (beta[i], squares[i])
+            norms[site] = role, (stored[i, 2], stored[i, 3]), (stored[i, 1], squares[i])

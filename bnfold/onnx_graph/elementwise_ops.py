@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 
@@ -120,7 +120,12 @@ def _no_shift(site: Site) -> str:
 def _map(site: Site, sign: str) -> Role:
     """What keeps zero where it is: Relu, Abs."""
     rank_of(site, 0)
-    return Map(sign, _no_shift(site))
+    return _carries(site.node.op_type, sign)
+
+
+@cache
+def _carries(op: str, sign: str) -> Map:
+    return Map(sign, f"{op} does not pass a shift")
 
 
 def _leaky_relu(site: Site) -> Role:

@@ -77,7 +77,7 @@ class Loaded:
         Raises:
             UsageError: ONNX has no such element type.
         """
-        self._touched = True
+        self._touched, self._skeleton = True, b""  # which is for comparison only
         try:
             code, raw = data.encode(array)
         except ValueError as error:

@@ -14,8 +14,8 @@ from bnfold.errors import BnfoldError, UsageError
 
 Bytes: TypeAlias = "bytes | memoryview"
 
-# Bytes for one call of write: enough to keep the disk busy, and few enough to stop soon when interrupted.
-AT_ONCE = 4 << 20
+# Bytes for one call of write: enough to keep the disk busy, and few enough to stay in a cache.
+AT_ONCE = 1 << 19
 
 
 def check_target(path: Path, force: bool) -> None:

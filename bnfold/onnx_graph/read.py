@@ -21,7 +21,7 @@ from bnfold.fold.graph import (
     Tensor,
 )
 from bnfold.onnx_graph.batch_norms import Norm, read_together
-from bnfold.onnx_graph.constants import constant_of
+from bnfold.onnx_graph.constants import constant_of, resolve
 from bnfold.onnx_graph.evaluate import EVALUATE
 from bnfold.onnx_graph.files import Loaded
 from bnfold.onnx_graph.operators import BLIND, role_of
@@ -91,16 +91,18 @@ class _Reader:
                 role = replace(role, listed=True)
         node = Node(site.name, op, role, [], [], site)
         inputs = node.inputs
-        blind, joins, x = op in _BLIND_OPS, isinstance(role, _JOINS), getattr(role, "x", 0)
+        blind = op in _BLIND_OPS
         for slot, value in enumerate(values):
             if value is None or (blind and (op, slot) in BLIND):
                 inputs.append(None)
                 continue
             tensor = value.tensor
             if tensor is None:
-                if constant_of(value) is None:
+                if not value.resolved:
+                    resolve(value)
+                if value.constant is None:
                     tensor = self.tensor(value)
-                elif (joins or slot == x) and not isinstance(role, Closed):
+                elif _is_data(role, slot):
                     tensor = self.operand(site, slot)
                 else:
                     inputs.append(None)
@@ -127,6 +129,7 @@ class _Reader:
         self.may_go(role, node)
 
     def outputs(self, site: Site, node: Node) -> None:
+        outputs = node.outputs
         for slot, value in enumerate(site.outputs):
             if value is None:
                 tensor = Tensor(f"{site.name}:{slot}")
@@ -134,7 +137,7 @@ class _Reader:
             else:
                 tensor = value.tensor or self.tensor(value)
             tensor.producer, tensor.slot = node, -1 - slot
-            node.outputs.append(tensor)
+            outputs.append(tensor)
         self.graph.nodes.append(node)
 
     def role(self, site: Site) -> Role:
@@ -197,6 +200,11 @@ def _part(site: Site) -> tuple[list[Value | None], Role] | None:
         return None
     source = part[0].values[0]
     return None if source is None or constant_of(source) is not None else ([source], part[1])
+
+
+def _is_data(role: Role, slot: int) -> bool:
+    """Whether a constant there takes part as if it were a tensor."""
+    return not isinstance(role, Closed) and (isinstance(role, _JOINS) or slot == getattr(role, "x", 0))
 
 
 def _square(array: Array) -> Array:

@@ -7,18 +7,17 @@ give every floating point value a rank, onnx's own inference is asked once, at t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import onnx
 
-from bnfold.errors import ModelError
 from bnfold.fold.graph import Dim
 from bnfold.onnx_graph.constants import resolve
 from bnfold.onnx_graph.evaluate import EVALUATE
 from bnfold.onnx_graph.scopes import CONTROL, declare
 from bnfold.onnx_graph.site import DTYPES, FLOATS, Model, Scope, Site, dtype_of, shape_of
+from bnfold.onnx_graph.windows import counts
 
 __all__ = ["infer"]
 
@@ -192,7 +191,7 @@ def _conv(site: Site) -> Shape | None:
         return None
     if x is None or len(x) != len(weight):
         return None
-    spatial = _windows(site, x[2:], weight[2:])
+    spatial = counts(site, x[2:], weight[2:])
     return None if spatial is None else (x[0], weight[0], *spatial)
 
 
@@ -225,56 +224,8 @@ def _pool(site: Site) -> Shape | None:
     x, kernel = site.shape(0), site.attr("kernel_shape")
     if x is None or not kernel or len(x) != len(kernel) + 2:
         return None
-    spatial = _windows(site, x[2:], kernel)
+    spatial = counts(site, x[2:], kernel)
     return None if spatial is None else (*x[:2], *spatial)
-
-
-def _windows(site: Site, sizes: Shape, kernel: Iterable[Dim]) -> Shape | None:
-    auto = site.attr("auto_pad", "NOTSET") or "NOTSET"
-    pads, strides, dilations = (
-        tuple(site.attr(name) or ()) for name in ("pads" if auto == "NOTSET" else "", "strides", "dilations")
-    )
-    try:
-        return _steps(sizes, tuple(kernel), auto, pads, strides, dilations, bool(site.attr("ceil_mode", 0)))
-    except ArithmeticError:
-        raise ModelError(
-            f"node {site.name!r} ({site.op}): its window is larger than its input, of sizes "
-            f"{list(sizes)}; no runtime can run this model"
-        ) from None
-
-
-@lru_cache(1024)  # a net has few kinds
-def _steps(
-    sizes: Shape,
-    kernel: Shape,
-    auto: str,
-    pads: tuple[int, ...],
-    strides: tuple[int, ...],
-    dilations: tuple[int, ...],
-    ceil: bool,
-) -> Shape | None:
-    """How many steps a window takes along each axis; ArithmeticError if it does not even fit once."""
-    rank = len(sizes)
-    result: list[Dim] = []
-    for i, (size, taps) in enumerate(zip(sizes, kernel, strict=True)):
-        stride = strides[i] if strides else 1
-        if not isinstance(taps, int) or stride < 1:
-            return None
-        if auto not in ("NOTSET", "VALID"):
-            result.append(-(-size // stride) if isinstance(size, int) else size if stride == 1 else None)
-            continue
-        extra = (
-            (pads[i] + pads[i + rank] if pads else 0) - (dilations[i] if dilations else 1) * (taps - 1) - 1
-        )
-        if not isinstance(size, int):
-            result.append(size if stride == 1 and extra == -1 else None)
-            continue
-        if (size + extra) % stride and ceil:
-            return None  # releases differ in what a window wholly in the padding counts
-        if size + extra < -1:
-            raise ArithmeticError
-        result.append((size + extra) // stride + 1)
-    return tuple(result)
 
 
 def _global_pool(site: Site) -> Shape | None:

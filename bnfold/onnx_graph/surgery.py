@@ -89,9 +89,8 @@ class Surgery:
     def kill(self, site: Site) -> None:
         """Remove a node. Its outputs must have no readers left."""
         site.alive = False
-        scope = site.scope
-        self.nodes[scope].gone[id(site.node)] = site.node
-        orphans = self.orphans
+        scope, node, orphans = site.scope, site.node, self.orphans
+        self.nodes[scope].gone[id(node)] = node
         for value in site.values:
             if value is not None:
                 value.count -= 1

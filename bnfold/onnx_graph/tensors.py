@@ -135,7 +135,10 @@ def encode(array: Array) -> tuple[int, Bytes | None]:
         return code, onnx.numpy_helper.from_array(array).raw_data
     if array.size == 0:
         return code, b""
-    return code, np.ascontiguousarray(array).reshape(-1).view(np.uint8).data.toreadonly()
+    array = np.ascontiguousarray(array)
+    if code in _NUMPY:
+        return code, array.data.cast("B").toreadonly()
+    return code, array.reshape(-1).view(np.uint8).data.toreadonly()  # memoryview does not know the type
 
 
 def put(tensor: TensorProto, data_type: int, dims: Iterable[int], raw: bytes) -> None:

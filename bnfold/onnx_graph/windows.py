@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
+from bnfold.errors import ModelError
 from bnfold.fold.graph import Dim
 from bnfold.onnx_graph.facts import Refused, integers, text
 from bnfold.onnx_graph.site import Site
 
-__all__ = ["Window", "windows"]
+__all__ = ["Window", "counts", "windows"]
 
 
 class Window(NamedTuple):
@@ -72,7 +74,7 @@ def windows(site: Site, taps: tuple[int, ...], sizes: tuple[Dim, ...]) -> tuple[
     return _windows(taps, sizes, strides, dilations, pads, auto, bool(site.attr("ceil_mode", 0)))
 
 
-@lru_cache(1024)  # a net has few kinds
+@lru_cache(1024)  # nets repeat their layers
 def _windows(
     taps: tuple[int, ...],
     sizes: tuple[Dim, ...],
@@ -82,7 +84,7 @@ def _windows(
     auto: str,
     ceil: bool,
 ) -> tuple[Window, ...]:
-    found = []
+    count, found = len(taps), []
     for i, (tap, stride, dilation, size) in enumerate(zip(taps, strides, dilations, sizes, strict=True)):
         head: int | None
         tail: int | None
@@ -91,9 +93,61 @@ def _windows(
         elif auto == "VALID":
             head = tail = 0
         else:
-            head, tail = pads[i], pads[len(taps) + i]
+            head, tail = pads[i], pads[count + i]
         found.append(Window(tap, stride, dilation, size, head, tail, ceil))
     return tuple(found)
+
+
+def counts(site: Site, sizes: tuple[Dim, ...], kernel: Iterable[Dim]) -> tuple[Dim, ...] | None:
+    """How many windows there are along each axis, as far as that is certain.
+
+    Raises:
+        ModelError: a window is larger than what it moves over.
+    """
+    attr = site.attr
+    auto = attr("auto_pad", "NOTSET") or "NOTSET"
+    lists = [attr(name) for name in ("strides", "dilations", "pads")]
+    strides, dilations, pads = (tuple(entries) if entries else () for entries in lists)
+    found = _counted(sizes, tuple(kernel), strides, dilations, pads, auto, bool(attr("ceil_mode", 0)))
+    if found == ():
+        raise ModelError(
+            f"node {site.name!r} ({site.op}): its window is larger than its input, of sizes "
+            f"{list(sizes)}; no runtime can run this model"
+        )
+    return found
+
+
+@lru_cache(1024)  # nets repeat their layers
+def _counted(
+    sizes: tuple[Dim, ...],
+    kernel: tuple[Dim, ...],
+    strides: tuple[int, ...],
+    dilations: tuple[int, ...],
+    pads: tuple[int, ...],
+    auto: str,
+    ceil: bool,
+) -> tuple[Dim, ...] | None:
+    """How many windows there are along each axis; () if one is larger than what it moves over."""
+    rank = len(sizes)
+    result: list[Dim] = []
+    for i, (size, taps) in enumerate(zip(sizes, kernel, strict=True)):
+        stride = strides[i] if strides else 1
+        if not isinstance(taps, int) or stride < 1:
+            return None
+        if auto not in ("NOTSET", "VALID"):
+            result.append(-(-size // stride) if isinstance(size, int) else size if stride == 1 else None)
+            continue
+        padding = pads[i] + pads[i + rank] if pads and auto == "NOTSET" else 0
+        extra = padding - (dilations[i] if dilations else 1) * (taps - 1) - 1
+        if not isinstance(size, int):
+            result.append(size if stride == 1 and extra == -1 else None)
+            continue
+        if (size + extra) % stride and ceil:
+            return None  # releases differ in what a window wholly in the padding counts
+        if size + extra < -1:
+            return ()
+        result.append((size + extra) // stride + 1)
+    return tuple(result)
 
 
 def _same(auto: str, reach: int, stride: int, size: Dim) -> tuple[int | None, int | None]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from bnfold.fold import carry, graph
+from bnfold.fold import carry, folding, graph
 from bnfold.fold.graph import AddBias, Affine, Array, Bypass, Graph, Linear, Node, Role, SetValue, Tensor
 from bnfold.fold.ledger import Entry
 from bnfold.fold.solve import RULES, Plan, solve
@@ -43,6 +43,30 @@ def test_conv_then_batch_norm_gives_the_textbook_weights() -> None:
     np.testing.assert_allclose(new_value(plan, "conv", 2), bn.shift.reshape(-1), rtol=1e-6)
     assert [type(e) for e in plan.edits] == [SetValue, SetValue, Bypass]
     assert entry(plan, "bn").into == ("conv",)
+
+
+def test_the_short_way_of_a_pair_finds_what_the_long_one_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    def plan() -> Plan:
+        net = Net(5)
+        x = net.tensor(4, "graph input")
+        for scale in (None, [1, 1, 1, 1], [1, 2, 3, 4], [2, 0, 1, 3], [-1, 2, 2, 1]):
+            x = net.relu(net.norm(net.conv(x, padded="its zero padding"), scale=scale))
+            x = net.norm(net.conv(x, padded="its zero padding"), shift=[0, 0, 0, 0])
+            x = net.norm(x)
+        return solve(net.graph)
+
+    tried: list[Node] = []
+    long_way = folding.fold
+    monkeypatch.setattr("bnfold.fold.solve.fold", lambda *a: (tried.append(a[1]), long_way(*a))[1])
+    short, few = plan(), len(tried)
+    monkeypatch.setattr("bnfold.fold.solve.pair", lambda *_: False)
+    long = plan()
+    assert 0 < few < len(tried) - few
+    assert (short.entries, short.ways) == (long.entries, long.ways)
+    for one, other in zip(short.edits, long.edits, strict=True):
+        assert type(one) is type(other)
+        if isinstance(one, SetValue) and isinstance(other, SetValue):
+            assert one.value.tobytes() == other.value.tobytes()
 
 
 def test_batch_norm_then_conv_without_padding_goes_forward() -> None:
