@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bnfold.api import fold_onnx as fold_onnx
-    from bnfold.api import fold_program as fold_program
+    from bnfold.api_torch import fold_module as fold_module
+    from bnfold.api_torch import fold_program as fold_program
     from bnfold.errors import BnfoldError as BnfoldError
     from bnfold.errors import ModelError as ModelError
     from bnfold.errors import UsageError as UsageError
@@ -29,7 +30,8 @@ __version__ = "0.1.0"
 
 _HOME = {
     "fold_onnx": "bnfold.api",
-    "fold_program": "bnfold.api",
+    "fold_module": "bnfold.api_torch",
+    "fold_program": "bnfold.api_torch",
     "Report": "bnfold.fold.ledger",
     "Entry": "bnfold.fold.ledger",
     "BnfoldError": "bnfold.errors",
@@ -40,6 +42,7 @@ _HOME = {
 
 __all__ = [
     "fold_onnx",
+    "fold_module",
     "fold_program",
     "Report",
     "Entry",

@@ -10,12 +10,10 @@ from bnfold.errors import BnfoldError, UsageError, VerifyError
 from bnfold.fold.ledger import Entry, Report
 
 if TYPE_CHECKING:
-    from torch.export import ExportedProgram
-
     from bnfold.fold.graph import Node
     from bnfold.onnx_graph.files import Loaded
 
-__all__ = ["SHARED", "fold_file", "fold_onnx", "fold_program"]
+__all__ = ["SHARED", "check_names", "check_options", "fold_file", "fold_onnx"]
 
 SHARED = ("duplicate", "skip", "error")
 Progress = Callable[[int, int, str], None]
@@ -92,81 +90,7 @@ def fold_file(path: str | Path, **options: Any) -> tuple[Loaded, Report]:
     return fold_loaded(load(path), **options)
 
 
-def fold_program(
-    program: ExportedProgram,
-    *,
-    verify: bool = True,
-    shared: str = "duplicate",
-    skip: Collection[str] = (),
-    rtol: float | None = None,
-    atol: float | None = None,
-    inputs: tuple[Any, ...] | None = None,
-) -> tuple[ExportedProgram, Report]:
-    """Fold every batch norm that can vanish from an exported torch program.
-
-    Args:
-        program: what `torch.export.export` gave for a module in eval mode; it is not changed.
-        verify: run both programs on `inputs` (None: the example inputs of the export) and compare.
-        shared: what to do with a parameter whose users need different values: "duplicate" it, "skip" the
-            fold, or raise an "error".
-        skip: names of batch norms to leave alone: the names of their modules.
-        rtol: tolerance of the check, against the largest absolute value of each output; None: by type.
-        atol: absolute tolerance, added to it.
-        inputs: positional arguments of the program.
-
-    Returns:
-        The folded program, functional (in-place operators are gone) unless nothing folded, and the ledger.
-
-    Raises:
-        UsageError: `program` is no exported program, or a name or an option is unknown.
-        VerifyError: the folded program does not compute the same; the message names the first fold that broke
-            it.
-    """
-    from torch.export import ExportedProgram
-
-    from bnfold.fold.solve import solve
-    from bnfold.torch_graph.read import read
-    from bnfold.torch_graph.write import apply
-    from bnfold.verify import first_bad
-    from bnfold.verify_torch import verify_programs
-
-    if not isinstance(program, ExportedProgram):
-        raise UsageError(
-            f"fold_program takes what torch.export.export gives, not {type(program).__name__}; "
-            "export the module first"
-        )
-    _check_options(shared, skip)
-    functional = program.run_decompositions({})  # nothing is decomposed, but in-place operators go
-
-    def fold(only: Collection[str] | None) -> tuple[ExportedProgram, list[Entry], list[str]]:
-        graph = read(functional, shared)
-        _check_names(graph.nodes, skip)
-        plan = solve(graph, skip=skip, allow=None if only is None else (lambda node: node.name in only))
-        folded = apply(functional, graph, plan.edits, shared) if plan.edits else program
-        return folded, plan.entries, [node.name for node in plan.order]
-
-    folded, entries, order = fold(None)
-    report = Report(entries)
-    if not order:
-        report.notes.append("nothing to fold: the program is unchanged")
-        return program, report
-    if verify:
-        report.verification = verify_programs(functional, folded, inputs, rtol, atol)
-        if report.verification.status == "not run":
-            report.notes.append(f"not verified: {report.verification.reason}")
-        if report.verification.status == "failed":
-
-            def passes(count: int) -> bool:
-                part, _, _ = fold(frozenset(order[:count]))
-                return verify_programs(functional, part, inputs, rtol, atol).status != "failed"
-
-            bad = order[first_bad(len(order), passes) - 1]
-            said = f"the folded program does not compute the same: the first fold that broke it is {bad}"
-            raise VerifyError(f"{said}\n{report.verification}")
-    return folded, report
-
-
-def _check_options(shared: str, skip: Collection[str]) -> None:
+def check_options(shared: str, skip: Collection[str]) -> None:
     if shared not in SHARED:
         raise UsageError(f"shared={shared!r} is unknown. Note: valid choices are {', '.join(SHARED)}")
     if isinstance(skip, str):
@@ -187,7 +111,7 @@ def fold_loaded(
     progress: Progress | None = None,
 ) -> tuple[Loaded, Report]:
     """The steps themselves; see `fold_onnx`. Without verification nobody needs the original: it is edited."""
-    _check_options(shared, skip)
+    check_options(shared, skip)
     folded, entries, order = _fold(loaded.copy() if verify else loaded, skip, shared, None, progress)
     report = Report(entries)
     if not order:
@@ -223,13 +147,13 @@ def _fold(
     allow: Callable[[Node], bool] | None = None if only is None else (lambda node: node.name in only)
     with without_gc():
         graph = read(result, shared=shared)
-        _check_names(graph.nodes, skip)
+        check_names(graph.nodes, skip)
         plan = solve(graph, skip=skip, allow=allow, progress=steps)
         apply(result, graph, plan.edits)
     return result, plan.entries, [node.name for node in plan.order]
 
 
-def _check_names(nodes: Collection[Node], skip: Collection[str]) -> None:
+def check_names(nodes: Collection[Node], skip: Collection[str]) -> None:
     from bnfold.fold.graph import Affine
 
     names = [node.name for node in nodes if isinstance(node.role, Affine)]

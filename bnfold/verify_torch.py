@@ -1,29 +1,31 @@
-"""Do two exported programs compute the same? Both run on the same inputs; a float64 copy is the referee."""
+"""Do two torch modules compute the same? Both run on the same inputs; a float64 copy is the referee."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.export import ExportedProgram
+from torch import nn
 from torch.utils import _pytree as pytree
 
 from bnfold.difference import TOLERANCES, OutputError, Truth, compare
 from bnfold.torch_graph.arrays import dtype_name, to_array
 from bnfold.verify import Verification
 
-__all__ = ["verify_programs"]
+__all__ = ["verify_modules"]
 
 
-def verify_programs(
-    original: ExportedProgram,
-    folded: ExportedProgram,
-    inputs: tuple[Any, ...] | None,
+def verify_modules(
+    original: nn.Module,
+    folded: nn.Module,
+    args: tuple[Any, ...] | None,
+    kwargs: dict[str, Any],
     rtol: float | None,
     atol: float | None,
 ) -> Verification:
-    """Run both on `inputs` (the example inputs of the export if None) and compare what they give.
+    """Run both on the same arguments and compare what they give; modules in training mode may change.
 
     Where the error is beyond the tolerance, the original's own rounding is measured against a float64 copy,
     and twice of that is allowed.
@@ -34,16 +36,16 @@ def verify_programs(
         rtol=usual.rtol if rtol is None else rtol, atol=usual.atol if atol is None else atol
     )
     by = f"torch {torch.__version__}"
-    args, kwargs = (inputs, {}) if inputs is not None else (original.example_inputs or (None, {}))
     if args is None:
         reason = "the program carries no example inputs: pass inputs=(...)"
         return Verification([], "", "not run", reason, tolerance.rtol, tolerance.atol)
-    before, after = (_outputs(program.module(), args, kwargs) for program in (original, folded))
+    wide = _widened(original, args, kwargs)
+    before, after = (_outputs(module, args, kwargs) for module in (original, folded))
     errors = _judge(before, after, tolerance, None)
     notes: list[str] = []
     if not all(error.ok for error in errors):
         try:
-            exact = _outputs(*_widened(original.module(), args, kwargs))
+            exact = _outputs(*wide())
         except Exception as error:  # of any kind: a graph may name its types, and then has no wider copy
             notes.append(f"whether it is rounding could not be told: {str(error).splitlines()[0]}")
         else:
@@ -62,20 +64,25 @@ def _judge(before: list[Any], after: list[Any], tolerance: Any, exact: list[Any]
     return errors
 
 
-def _outputs(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    with torch.no_grad():
+def _outputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """All that a module gives, as arrays; drop-out draws the same numbers each time."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
         leaves = pytree.tree_leaves(module(*args, **kwargs))
     return [to_array(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
 
 
-def _widened(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _widened(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any]:
+    """The call in float64, of the module as it is now."""
+    now = copy.deepcopy(module)
+
     def wide(leaf: Any) -> Any:
         return leaf.double() if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() else leaf
 
-    return copy.deepcopy(module).double(), *pytree.tree_map(wide, (args, kwargs))
+    return lambda: (now.double(), *pytree.tree_map(wide, (args, kwargs)))
 
 
-def _working_type(program: ExportedProgram) -> str:
-    """The narrowest floating type that the program stores."""
-    found = {dtype_name(v.dtype) for v in program.state_dict.values() if isinstance(v, torch.Tensor)}
+def _working_type(module: nn.Module) -> str:
+    """The narrowest floating type that the module stores."""
+    found = {dtype_name(value.dtype) for value in (*module.parameters(), *module.buffers())}
     return next((t for t in ("float16", "bfloat16", "float32", "float64") if t in found), "float32")

@@ -26,6 +26,7 @@ from bnfold.torch_graph.arrays import to_tensor
 
 __all__ = ["apply"]
 
+_NAMES = {"epsilon": "eps"}  # where a role has another name than ATen
 Wish = tuple[fx.Node, int, Array]
 
 
@@ -79,7 +80,7 @@ class _Writer:
 
     def set_value(self, node: fx.Node, edit: SetValue) -> None:
         if isinstance(edit.key, str):
-            _set(node, edit.key, np.asarray(edit.value).reshape(-1)[0].item())
+            _set(node, _NAMES.get(edit.key, edit.key), np.asarray(edit.value).reshape(-1)[0].item())
             return
         if node.target is torch.ops.aten.cat.default:
             source: Any = node.args[0][edit.key]  # type: ignore[index]

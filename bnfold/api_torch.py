@@ -1,0 +1,240 @@
+"""Export, read, solve, write, verify: the same steps as in api.py, for torch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+from torch.nn.parameter import is_lazy
+
+from bnfold.api import check_names, check_options
+from bnfold.errors import UsageError, VerifyError
+from bnfold.fold.graph import Graph, Node, SetValue
+from bnfold.fold.ledger import Report
+from bnfold.fold.solve import Plan, solve
+from bnfold.torch_graph import modules
+from bnfold.torch_graph.read import read
+from bnfold.torch_graph.write import apply
+from bnfold.verify import Verification, first_bad
+from bnfold.verify_torch import verify_modules
+
+__all__ = ["fold_module", "fold_program"]
+
+
+def fold_program(
+    program: ExportedProgram,
+    *,
+    verify: bool = True,
+    shared: str = "duplicate",
+    skip: Collection[str] = (),
+    rtol: float | None = None,
+    atol: float | None = None,
+    inputs: tuple[Any, ...] | None = None,
+) -> tuple[ExportedProgram, Report]:
+    """Fold every batch norm that can vanish from an exported torch program.
+
+    Args:
+        program: what `torch.export.export` gave for a module in eval mode; it is not changed.
+        verify: run both programs on `inputs` (None: the example inputs of the export) and compare.
+        shared: what to do with a parameter whose users need different values: "duplicate" it, "skip" the
+            fold, or raise an "error".
+        skip: names of batch norms to leave alone: the names of their modules.
+        rtol: tolerance of the check, against the largest absolute value of each output; None: by type.
+        atol: absolute tolerance, added to it.
+        inputs: positional arguments of the program.
+
+    Returns:
+        The folded program, functional (in-place operators are gone) unless nothing folded, and the ledger.
+
+    Raises:
+        UsageError: `program` is no exported program, or a name or an option is unknown.
+        VerifyError: the folded program does not compute the same; the message names the first fold that broke
+            it.
+    """
+    if not isinstance(program, ExportedProgram):
+        raise UsageError(
+            f"fold_program takes what torch.export.export gives, not {type(program).__name__}; "
+            "export the module first"
+        )
+    check_options(shared, skip)
+    functional = program.run_decompositions({})  # nothing is decomposed, but in-place operators go
+
+    def fold(only: Collection[str] | None) -> tuple[ExportedProgram, Plan]:
+        graph = read(functional, shared)
+        check_names(graph.nodes, skip)
+        plan = solve(graph, skip=skip, allow=None if only is None else (lambda node: node.name in only))
+        return apply(functional, graph, plan.edits, shared), plan
+
+    folded, plan = fold(None)
+    report = Report(plan.entries)
+    if not plan.order:
+        report.notes.append("nothing to fold: the program is unchanged")
+        return program, report
+    if verify:
+        args, kwargs = (inputs, {}) if inputs is not None else (program.example_inputs or (None, {}))
+
+        def check(after: ExportedProgram) -> Verification:
+            return verify_modules(functional.module(), after.module(), args, kwargs, rtol, atol)
+
+        _verified(report, plan, check(folded), lambda names: check(fold(names)[0]))
+    return folded, report
+
+
+def fold_module(
+    module: nn.Module,
+    example_inputs: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic_shapes: Any = None,
+    inplace: bool = False,
+    shared: str = "duplicate",
+    verify: bool = True,
+    skip: Collection[str] = (),
+    rtol: float | None = None,
+    atol: float | None = None,
+) -> tuple[nn.Module, Report]:
+    """Fold every batch norm that can vanish from a torch module, whose classes and names stay.
+
+    The plan is made on the graph that `torch.export` sees, and carried out on the module: weights and biases
+    are rewritten, and a batch norm module that vanishes becomes `nn.Identity`. One that does more than batch
+    norm, carries hooks, or is a call of `torch.nn.functional.batch_norm`, is made the identity map instead;
+    the ledger says so. A module holds one weight for all of its calls, so that what is called several times
+    is folded less often here than by `fold_program`.
+
+    Args:
+        module: in eval mode, or wholly or partly in training mode, as it shall be used: a batch norm in
+            training mode is kept.
+        example_inputs: a tensor, or a tuple of positional arguments.
+        kwargs: keyword arguments.
+        dynamic_shapes: as for `torch.export.export`.
+        inplace: change `module` itself, and not a copy of it; if the check fails it is as it was.
+        shared: what to do with parameters that several modules share and that need different values: give
+            each its own ("duplicate"), "skip" the fold, or raise an "error".
+        verify: run both modules on the example inputs and compare.
+        skip: names of batch norms to leave alone.
+        rtol: tolerance of the check, against the largest absolute value of each output; None: by type.
+        atol: absolute tolerance, added to it.
+
+    Returns:
+        The folded module and the ledger.
+
+    Raises:
+        UsageError: torch cannot export the module (the message says what torch said), or a name is unknown.
+        VerifyError: the folded module does not compute the same; the message names the first fold that broke
+            it.
+    """
+    check_options(shared, skip)
+    args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    options = dict(kwargs or {})
+    program = _exported(module, args, options, dynamic_shapes)
+    untied: dict[str, str] = {}
+
+    def fold(target: nn.Module, only: Collection[str] | None) -> tuple[Plan, set[Node]]:
+        graph = read(program)
+        check_names(graph.nodes, skip)
+        tied = modules.restrict(module, program, graph, shared)
+        plan = _possible(graph, skip, only)
+        for edit in plan.edits:
+            if isinstance(edit, SetValue) and edit.old in tied:
+                untied[edit.old.store] = tied[edit.old]
+        if untied and shared == "error":
+            raise UsageError(
+                f"the parameter {', '.join(untied)} is shared with {', '.join(untied.values())}, and they need "
+                "different values after the fold; allow that (shared='duplicate'), or keep what needs it "
+                "(shared='skip')"
+            )
+        eager = {node for node in plan.order if modules.stays_in_eager_mode(module, program, node)}
+        modules.apply(target, plan.edits, eager)
+        return plan, eager
+
+    folded = copy.deepcopy(module)
+    plan, eager = fold(folded, None)
+    names = {node.name for node in eager}
+    note = "its call stays in eager mode, as the identity map"
+    report = Report([replace(entry, reason=note) if entry.name in names else entry for entry in plan.entries])
+    if not plan.order:
+        report.notes.append("nothing to fold: the module is unchanged")
+        return (module if inplace else folded), report
+    if names:
+        report.notes.append(f"{len(names)} folded batch norms stay as calls of the identity map")
+    report.notes += [
+        f"{name} is no longer tied to {other}" for name, other in untied.items() if name != other
+    ]
+    if verify:
+
+        def check(after: nn.Module) -> Verification:
+            return verify_modules(copy.deepcopy(module), copy.deepcopy(after), args, options, rtol, atol)
+
+        def partly(only: Collection[str]) -> Verification:
+            part = copy.deepcopy(module)
+            fold(part, only)
+            return check(part)
+
+        _verified(report, plan, check(folded), partly)
+    if inplace:
+        fold(module, None)
+        return module, report
+    return folded, report
+
+
+def _possible(graph: Graph, skip: Collection[str], only: Collection[str] | None) -> Plan:
+    """The best plan that a module can follow: folds are taken back until all that is left can be done."""
+    refused: set[Node] = set()
+    while True:
+        plan = solve(graph, skip=skip, allow=partial(_allowed, frozenset(refused), only))
+        odd = {node.name for node in modules.unable(plan.edits)}
+        blamed = {entry.name for entry in plan.entries if odd & set(entry.into)}
+        more = modules.together(graph, plan.order) | {node for node in plan.order if node.name in blamed}
+        if not more:
+            return plan
+        refused |= more
+
+
+def _allowed(refused: frozenset[Node], only: Collection[str] | None, node: Node) -> bool:
+    return node not in refused and (only is None or node.name in only)
+
+
+def _exported(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
+) -> ExportedProgram:
+    if not isinstance(module, nn.Module):
+        raise UsageError(f"fold_module takes a torch.nn.Module, not {type(module).__name__}")
+    values = [*module.parameters(), *module.buffers()]
+    if any(is_lazy(value) for value in values):
+        raise UsageError("the module has lazy parameters that hold nothing yet: run it once, then fold it")
+    if any(value.is_meta for value in values):
+        raise UsageError(
+            "the module has parameters on the meta device, without values: load its weights first"
+        )
+    try:
+        program: ExportedProgram = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes)
+    except Exception as error:  # of any kind: this is all of torch's tracing on the user's code
+        said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UsageError(
+            f"torch.export cannot see the whole of {type(module).__name__}: {said}\n"
+            "Fold the part of it that can be exported, or rewrite what depends on data"
+        ) from error
+    functional: ExportedProgram = program.run_decompositions({})
+    return functional
+
+
+def _verified(
+    report: Report, plan: Plan, found: Verification, partly: Callable[[Collection[str]], Verification]
+) -> None:
+    """Note what the check found; raise `VerifyError` with the first fold to blame if it failed."""
+    report.verification = found
+    if found.status == "not run":
+        report.notes.append(f"not verified: {found.reason}")
+    if found.status != "failed":
+        return
+    order = [node.name for node in plan.order]
+    bad = order[first_bad(len(order), lambda n: partly(frozenset(order[:n])).status != "failed") - 1]
+    raise VerifyError(
+        f"what was folded does not compute the same: the first fold that broke it is {bad}\n{found}"
+    )

@@ -1,0 +1,166 @@
+"""`fold_module`: the user's own modules, folded, and held against themselves in float64."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import bnfold
+from tests.torch_graph.modules import CASES, IMAGE, Fn, bn, conv, randomize
+
+ROUNDING = 1e-5  # of the output's largest value, in float32
+
+# Where a module can follow less than a graph, and why.
+LESS = {
+    "conv called twice, one path without": (1, "is used by several calls"),
+    "tied weights": (0, ""),
+    "weight norm": (1, "is computed from other parameters"),
+    "layer scale": (2, "written in the module's code"),
+    "FrozenBatchNorm2d": (2, "written in the module's code"),
+}
+
+
+def error(folded: nn.Module, module: nn.Module, x: Tensor) -> float:
+    with torch.no_grad():
+        exact = copy.deepcopy(module).double()(x.double())
+        return float((folded(x).double() - exact).abs().max() / exact.abs().max())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_can_fold_folds_and_is_exact(name: str) -> None:
+    make, shape, stays = CASES[name]
+    stays, why = LESS.get(name, (stays, ""))
+    torch.manual_seed(len(name))
+    module = randomize(make())
+    x = torch.randn(shape)
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    folded, report = bnfold.fold_module(module, x)
+    assert len(report.kept) <= stays, report
+    assert not why or any(why in entry.reason for entry in report.kept), report
+    assert type(folded) is type(module)
+    assert error(folded, module, x) < ROUNDING
+    assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
+
+
+def test_a_batch_norm_that_vanishes_becomes_the_identity_and_all_else_stays() -> None:
+    module = randomize(nn.Sequential(conv(6, 4, bias=False), bn(4), nn.ReLU(), conv(4, 4), bn(4)))
+    module[0].weight.requires_grad_(False)
+    module[3].train()
+    folded, report = bnfold.fold_module(module, torch.randn(IMAGE))
+    assert [type(part).__name__ for part in folded] == ["Conv2d", "Identity", "ReLU", "Conv2d", "Identity"]
+    assert [entry.into for entry in report.folded] == [("0",), ("3",)]
+    assert list(folded.state_dict()) == ["0.weight", "0.bias", "3.weight", "3.bias"]
+    assert not folded[0].weight.requires_grad
+    assert not folded[0].bias.requires_grad
+    assert folded[3].weight.requires_grad
+    assert folded[3].training
+    assert not folded[0].training
+    again = pickle.loads(pickle.dumps(folded))
+    x = torch.randn(IMAGE)
+    assert torch.equal(again(x), folded(x))
+    assert torch.allclose(torch.jit.script(folded)(x), folded(x))
+
+
+class BatchNormAct(nn.BatchNorm2d):
+    """A batch norm that does more, as image models have them."""
+
+    def __init__(self, channels: int, **options: Any) -> None:
+        super().__init__(channels, **options)
+        self.act = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(super().forward(x))
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_batch_norm_that_does_more_becomes_the_identity_map(affine: bool) -> None:
+    module = randomize(nn.Sequential(conv(6, 4), BatchNormAct(4, affine=affine), conv(4, 3)))
+    x = torch.randn(IMAGE)
+    folded, report = bnfold.fold_module(module, x)
+    assert type(folded[1]) is BatchNormAct
+    assert report.entries[0].outcome == "folded"
+    assert report.entries[0].reason == "its call stays in eager mode, as the identity map"
+    assert error(folded, module, x) < ROUNDING
+
+
+def test_hooks_are_kept() -> None:
+    module = randomize(nn.Sequential(conv(6, 4), bn(4)))
+    seen: list[int] = []
+    module[1].register_forward_hook(lambda *_: seen.append(1))
+    x = torch.randn(IMAGE)
+    folded, _ = bnfold.fold_module(module, x, verify=False)
+    seen.clear()
+    assert error(folded, module, x) < ROUNDING
+    assert len(seen) >= 2
+
+
+def test_a_batch_norm_called_twice_goes_whole_or_not_at_all() -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        return m.b(m.c(x)) + m.b(torch.sigmoid(x[:, :4, 2:, 2:]))
+
+    module = randomize(Fn(run, c=conv(6, 4), b=bn(4)))
+    x = torch.randn(IMAGE)
+    folded, report = bnfold.fold_module(module, x)
+    assert not report.folded
+    assert type(folded.b) is nn.BatchNorm2d
+    assert torch.equal(folded(x), module(x))
+
+
+def test_parameters_that_are_tied_are_untied() -> None:
+    make, shape, _ = CASES["tied weights"]
+    module = randomize(make())
+    x = torch.randn(shape)
+    folded, report = bnfold.fold_module(module, x)
+    assert error(folded, module, x) < ROUNDING
+    assert module.c1.weight is module.c2.weight
+    assert any("is no longer tied to" in note for note in report.notes)
+    _, report = bnfold.fold_module(module, x, shared="skip")
+    assert "is used by several calls" in report.kept[0].reason
+    with pytest.raises(bnfold.UsageError, match=r"need different values after the fold; allow that"):
+        bnfold.fold_module(module, x, shared="error")
+
+
+def test_in_place_changes_the_module_itself() -> None:
+    module = randomize(nn.Sequential(conv(6, 4), bn(4)))
+    x = torch.randn(IMAGE)
+    wanted = module(x)
+    folded, _ = bnfold.fold_module(module, (x,), inplace=True)
+    assert folded is module
+    assert type(module[1]) is nn.Identity
+    assert torch.allclose(module(x), wanted, atol=1e-5)
+
+
+def test_a_module_in_training_mode_is_as_it_was() -> None:
+    module = randomize(nn.Sequential(conv(6, 4), bn(4), conv(4, 4), bn(4)))
+    module[1].train()
+    before = module[1].running_mean.clone()
+    folded, report = bnfold.fold_module(module, torch.randn(IMAGE))
+    assert [(e.name, e.outcome) for e in report.entries] == [("1", "kept"), ("3", "folded")]
+    assert report.kept[0].reason == "uses batch statistics"
+    assert torch.equal(module[1].running_mean, before)
+    assert torch.equal(folded[1].running_mean, before)
+    assert folded[1].training
+
+
+class Branching(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.sum() > 0 else -x
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (Branching(), r"torch.export cannot see the whole of Branching: .*\n.*rewrite what depends on data"),
+        (nn.Sequential(nn.LazyBatchNorm2d()), "lazy parameters that hold nothing yet: run it once"),
+        (conv(6, 4).to("meta"), "on the meta device, without values: load its weights first"),
+        (3, "takes a torch.nn.Module, not int"),
+    ],
+)
+def test_what_cannot_be_exported_is_told(module: Any, message: str) -> None:
+    with pytest.raises(bnfold.UsageError, match=message):
+        bnfold.fold_module(module, torch.randn(IMAGE))
