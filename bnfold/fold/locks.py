@@ -25,6 +25,8 @@ KINDS = ("scale", "shift")
 class _Probe(Spread):
     """Records what a rule demands instead of following it."""
 
+    __slots__ = ("wanted",)
+
     def ask(self, node: Node, slot: int) -> Conflict | list[tuple[Tensor, bool]]:
         self.wanted: list[tuple[Tensor, bool]] = []
         value = np.full((1,) * node.at(slot).rank, 1.5 if self.kind == "scale" else 0.75)
