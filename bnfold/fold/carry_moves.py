@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -52,8 +53,8 @@ def concat(spread: Spread, node: Node, slot: int, f: Array) -> None:
         spread.want(node.outputs[0], even, node)
         return
     if slot >= 0:
-        offset = sum(s or 0 for s in sizes[:slot])
-        whole = _whole(f, axis, offset, sizes[slot] or 0, sum(s or 0 for s in sizes))
+        *starts, total = _places(sizes)
+        whole = _whole(f, axis, starts[slot], sizes[slot] or 0, total)
         spread.want(node.outputs[0], whole, node, True)
         return
     offset = 0
@@ -61,6 +62,12 @@ def concat(spread: Spread, node: Node, slot: int, f: Array) -> None:
         if size:
             spread.want(node.at(index), _part(f, axis, offset, size), node)
             offset += size
+
+
+@lru_cache(1024)
+def _places(sizes: tuple[int | None, ...]) -> tuple[int, ...]:
+    """Where each part begins, and where the last one ends."""
+    return tuple(accumulate([size or 0 for size in sizes], initial=0))
 
 
 def _along_places(f: Array, axis: int) -> bool:

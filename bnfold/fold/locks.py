@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 
@@ -25,12 +26,13 @@ KINDS = ("scale", "shift")
 class _Probe(Spread):
     """Records what a rule demands instead of following it."""
 
+    __slots__ = ("wanted",)
+
     def ask(self, node: Node, slot: int) -> Conflict | list[tuple[Tensor, bool]]:
         self.wanted: list[tuple[Tensor, bool]] = []
-        value = np.full((1,) * node.at(slot).rank, 1.5 if self.kind == "scale" else 0.75)
         self.state.calls += 1
         try:
-            self.rule(node, slot, value)
+            self.rule(node, slot, _uniform(self.kind, node.at(slot).rank))
         except Conflict as conflict:
             return conflict.bare()
         return self.wanted
@@ -40,6 +42,13 @@ class _Probe(Spread):
 
     def later(self, node: Node, alternatives: object) -> None:
         return
+
+
+@cache
+def _uniform(kind: str, rank: int) -> Array:
+    value = np.full((1,) * rank, 1.5 if kind == "scale" else 0.75)
+    value.flags.writeable = False
+    return value
 
 
 class Locks:

@@ -85,6 +85,11 @@ class State:
 class Spread:
     """One worklist run over factors (`kind` "scale") or increments (`kind` "shift")."""
 
+    __slots__ = (
+        *("absorbers", "carriers", "factors", "folds", "kind", "limit", "log", "neutral", "partial", "queue"),
+        *("rules", "stand_ins", "state", "target", "tries", "values", "via", "waiting", "zeros"),
+    )
+
     def __init__(self, state: State, target: Node, kind: str, rules: Mapping[type, Rule], limit: int) -> None:
         self.state, self.target, self.kind, self.rules, self.limit = state, target, kind, rules, limit
         self.neutral = 1.0 if kind == "scale" else 0.0

@@ -110,18 +110,19 @@ class Surgery:
         x, y = site.values[slot], site.outputs[0]
         assert x is not None
         assert y is not None
-        readers = [(r, i) for r, i in y.uses if r.alive and r.values[i] is y]
-        outside = any(reader.scope is not y.scope for reader, _ in readers)
-        if y.is_output or outside:
-            if x.site is not None and x.scope is y.scope and not x.is_output:
+        scope = y.scope
+        readers = [use for use in y.uses if use[0].alive and use[0].values[use[1]] is y]
+        if y.is_output or any(reader.scope is not scope for reader, _ in readers):
+            if x.site is not None and x.scope is scope and not x.is_output:
                 self._take_over(x, y)
             elif y.is_output or any(reader.scope.find(x.name) is not x for reader, _ in readers):
                 self._make_identity(site, x)
                 return
         name = x.name
+        renamed = y.name != name
         for reader, place in readers:
             reader.values[place] = x
-            if y.name != name:
+            if renamed:
                 reader.node.input[place] = name
         x.uses += readers
         x.count += len(readers)
@@ -263,14 +264,14 @@ class Surgery:
         """Remove constants whose last reader has gone, and the nodes that computed them."""
         while self.orphans:
             value = self.orphans.pop()
-            scope = value.scope
-            if value.count > 0 or value.is_output or scope.values.get(value.name) is not value:
+            scope, name, init = value.scope, value.name, value.init
+            if value.count > 0 or value.is_output or scope.values.get(name) is not value:
                 continue
-            if value.init is not None:
-                if not value.overridable and value.name not in self.noted(scope):
-                    self.initializers[scope].gone[id(value.init)] = value.init
-                    self.stale[scope].add(value.name)
-                    del scope.values[value.name]
+            if init is not None:
+                if not value.overridable and name not in self.noted(scope):
+                    self.initializers[scope].gone[id(init)] = init
+                    self.stale[scope].add(name)
+                    del scope.values[name]
             elif value.constant is not None and value.site is not None and value.site.alive:
                 site = value.site
                 if not any(

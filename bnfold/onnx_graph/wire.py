@@ -151,7 +151,6 @@ class _Walk:
         places: Sequence[int] | None = None,
     ) -> None:
         self.data, self.smallest, self.replace, self.places = data, smallest, replace, places
-        self.view = memoryview(data)  # whose slices are no copies
         self.next = 0
         self.pieces: list[Piece] = []
         self.replaced = 0
@@ -160,14 +159,14 @@ class _Walk:
     def run(self) -> list[Piece]:
         """The pieces of the rewritten message."""
         if self._message(0, len(self.data), _MODEL, DEEPEST) is None:
-            self.pieces.append(self.view)
+            self.pieces.append(self.data[:])
         return self.pieces
 
     def _message(self, at: int, end: int, table: Table, depth: int) -> int | None:
         """Append the pieces of the message in [at, end), give its new size. If nothing changes: None."""
         if depth == 0:
             raise _Odd
-        data, view, smallest, pieces = self.data, self.view, self.smallest, self.pieces
+        data, smallest, pieces = self.data, self.smallest, self.pieces
         copied = start = at  # up to `copied` all is in `pieces`
         new_size = end - at
         try:
@@ -194,7 +193,7 @@ class _Walk:
                             raise _Odd
                         # The new size goes before what is yet to be found out.
                         mark = len(pieces)
-                        pieces += (view[copied:head], b"")
+                        pieces += (data[copied:head], b"")
                         inner = table[tag]
                         if inner is None:
                             found = self._payload(at, stop)
@@ -223,7 +222,7 @@ class _Walk:
             raise _Odd
         if copied == start:
             return None
-        pieces.append(view[copied:end])
+        pieces.append(data[copied:end])
         return new_size
 
     def _payload(self, at: int, stop: int) -> int | None:
