@@ -145,9 +145,9 @@ def fold_module(
                 untied[edit.old.store] = tied[edit.old]
         if untied and shared == "error":
             raise UsageError(
-                f"the parameter {', '.join(untied)} is shared with {', '.join(untied.values())}, and they need "
-                "different values after the fold; allow that (shared='duplicate'), or keep what needs it "
-                "(shared='skip')"
+                f"the parameter {', '.join(untied)} is shared with {', '.join(untied.values())}, and they "
+                "need different values after the fold; allow that (shared='duplicate'), or keep what needs "
+                "it (shared='skip')"
             )
         eager = {node for node in plan.order if modules.stays_in_eager_mode(module, program, node)}
         modules.apply(target, plan.edits, eager)
