@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from bnfold.api import check_names, check_options
 from bnfold.errors import UsageError, VerifyError
-from bnfold.fold.graph import Graph, Node, SetValue
+from bnfold.fold.graph import Affine, Graph, Node, SetValue
 from bnfold.fold.ledger import Report
 from bnfold.fold.solve import Plan, solve
 from bnfold.torch_graph import modules
@@ -185,19 +184,19 @@ def fold_module(
 
 def _possible(graph: Graph, skip: Collection[str], only: Collection[str] | None) -> Plan:
     """The best plan that a module can follow: folds are taken back until all that is left can be done."""
-    refused: set[Node] = set()
+    allow = None if only is None else (lambda node: node.name in only)
     while True:
-        plan = solve(graph, skip=skip, allow=partial(_allowed, frozenset(refused), only))
+        plan = solve(graph, skip=skip, allow=allow)
         odd = {node.name for node in modules.unable(plan.edits)}
         blamed = {entry.name for entry in plan.entries if odd & set(entry.into)}
-        more = modules.together(graph, plan.order) | {node for node in plan.order if node.name in blamed}
-        if not more:
+        numbers = [node for node in plan.order if node.name in blamed]
+        stay = dict.fromkeys(numbers, "would change a number in the module's code")
+        stay |= dict.fromkeys(modules.half_gone(graph, plan.order), "another call of its module stays")
+        if not stay:
             return plan
-        refused |= more
-
-
-def _allowed(refused: frozenset[Node], only: Collection[str] | None, node: Node) -> bool:
-    return node not in refused and (only is None or node.name in only)
+        for node, why in stay.items():
+            assert isinstance(node.role, Affine)
+            node.role.stay = why
 
 
 def _exported(

@@ -102,6 +102,14 @@ def test_public_names_load() -> None:
         _ = bnfold.fold_onxn
 
 
+def test_without_torch_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "bnfold.api_torch", raising=False)
+    monkeypatch.delitem(vars(bnfold), "fold_module", raising=False)
+    with pytest.raises(ImportError, match=r"fold_module needs torch.*pip install 'bnfold\[torch\]'"):
+        _ = bnfold.fold_module
+
+
 def requirements() -> set[str]:
     """Names in the lists of pyproject.toml, normalized."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")

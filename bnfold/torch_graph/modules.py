@@ -41,7 +41,7 @@ from bnfold.fold.graph import (
 )
 from bnfold.torch_graph.arrays import to_tensor
 
-__all__ = ["apply", "restrict", "stays_in_eager_mode", "together", "unable"]
+__all__ = ["apply", "half_gone", "restrict", "stays_in_eager_mode", "unable"]
 
 _CODE = "is written in the module's code"
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -102,9 +102,7 @@ def _restricted(limits: Limits, node: Node) -> Role:
 
 def _constants(role: Role) -> Iterator[Constant]:
     if isinstance(role, Affine):
-        if role.kind != "norm" or role.stay:
-            yield from (constant for _, constant in role.constants.values())
-        return
+        yield from (constant for _, constant in role.constants.values())
     for name in ("weight", "bias", "scale", "constant"):
         constant = getattr(role, name, None)
         if isinstance(constant, Constant):
@@ -172,7 +170,7 @@ def _path(node: Node) -> str:
     return role.constants["mean"][1].store.rpartition(".")[0]
 
 
-def together(graph: Graph, folded: Sequence[Node]) -> set[Node]:
+def half_gone(graph: Graph, folded: Sequence[Node]) -> set[Node]:
     """Folds that cannot be: another call of the same batch norm module stays."""
     norms = [node for node in graph.nodes if isinstance(node.role, Affine) and node.role.kind == "norm"]
     gone = set(folded)

@@ -106,9 +106,46 @@ def test_a_batch_norm_called_twice_goes_whole_or_not_at_all() -> None:
     module = randomize(Fn(run, c=conv(6, 4), b=bn(4)))
     x = torch.randn(IMAGE)
     folded, report = bnfold.fold_module(module, x)
+    assert "another call of its module stays" in [entry.reason for entry in report.kept]
     assert not report.folded
     assert type(folded.b) is nn.BatchNorm2d
     assert torch.equal(folded(x), module(x))
+
+
+def test_a_number_in_the_code_stays() -> None:
+    """A scale that goes into a layer norm changes its epsilon, which a graph can do and a module cannot."""
+    module = randomize(nn.Sequential(nn.Sigmoid(), nn.BatchNorm1d(5), nn.LayerNorm(6)))
+    with torch.no_grad():
+        module[1].weight.fill_(0.1)
+        module[1].running_var.fill_(1.0)
+    x = torch.randn(3, 5, 6)
+    _, report = bnfold.fold_module(module, x)
+    assert [entry.reason for entry in report.kept] == ["would change a number in the module's code"]
+    program, report = bnfold.fold_program(torch.export.export(module, (x,)))
+    assert not report.kept
+    assert error(program.module(), module, x) < ROUNDING
+
+
+def test_code_that_asks_a_batch_norm_for_more_is_found_by_the_check() -> None:
+    module = randomize(Fn(lambda m, x: m.b(m.c(x)) * m.b.eps, c=conv(6, 4), b=bn(4)))
+    with pytest.raises(bnfold.VerifyError, match=r"the first fold that broke it is b\n.*does not run: .*eps"):
+        bnfold.fold_module(module, torch.randn(IMAGE))
+    folded, _ = bnfold.fold_module(module, torch.randn(IMAGE), skip=["b"])
+    assert type(folded.b) is nn.BatchNorm2d
+
+
+def test_a_batch_norm_without_parameters_cannot_absorb() -> None:
+    """Two readers of one conv want different changes: one batch norm goes, the other would have to absorb."""
+
+    def run(m: Any, x: Tensor) -> Tensor:
+        y = m.c(x)
+        return torch.sigmoid(m.a(y)) + torch.sigmoid(m.b(y))
+
+    module = randomize(Fn(run, c=conv(6, 4), a=bn(4), b=bn(4, affine=False)))
+    x = torch.randn(IMAGE)
+    folded, report = bnfold.fold_module(module, x)
+    assert [entry.outcome for entry in report.entries] == ["kept", "folded"]
+    assert error(folded, module, x) < ROUNDING
 
 
 def test_parameters_that_are_tied_are_untied() -> None:
