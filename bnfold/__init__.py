@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bnfold.api import fold_onnx as fold_onnx
+    from bnfold.api_export import export as export
     from bnfold.api_torch import fold_module as fold_module
     from bnfold.api_torch import fold_program as fold_program
     from bnfold.errors import BnfoldError as BnfoldError
@@ -30,6 +31,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "fold_onnx": "bnfold.api",
+    "export": "bnfold.api_export",
     "fold_module": "bnfold.api_torch",
     "fold_program": "bnfold.api_torch",
     "Report": "bnfold.fold.ledger",
@@ -41,6 +43,7 @@ _HOME = {
 }
 
 __all__ = [
+    "export",
     "fold_onnx",
     "fold_module",
     "fold_program",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from bnfold.fold.graph import Array
 
-__all__ = ["align", "all_finite", "along", "any_nonzero", "from_batch_norm", "varying"]
+__all__ = ["MAPS", "align", "all_finite", "along", "any_nonzero", "from_batch_norm", "varying"]
 
 
 def any_nonzero(array: Any) -> bool:
@@ -52,3 +53,17 @@ def align(array: Array, rank: int) -> Array:
             raise ValueError("varies along an axis that the smaller tensor does not have")
         return array.reshape(array.shape[extra:])
     return array
+
+
+def _full(entry: float, like: Array) -> Array:
+    return np.full((1,) * like.ndim, entry)
+
+
+# How a constant c enters arithmetic with a tensor x, and the scale and shift that this is.
+MAPS: dict[str, Callable[[Array], tuple[Array, Array]]] = {
+    "x+c": lambda c: (_full(1.0, c), c),
+    "x-c": lambda c: (_full(1.0, c), -c),
+    "c-x": lambda c: (_full(-1.0, c), c),
+    "x*c": lambda c: (c, _full(0.0, c)),
+    "x/c": lambda c: (1.0 / c, _full(0.0, c)),
+}

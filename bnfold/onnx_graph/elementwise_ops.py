@@ -8,7 +8,8 @@ from functools import cache, partial
 
 import numpy as np
 
-from bnfold.fold.graph import Affine, Array, Clamp, Gate, Leaky, Map, Product, Role, Same, Sum
+from bnfold.fold.affine import MAPS
+from bnfold.fold.graph import Affine, Clamp, Gate, Leaky, Map, Product, Role, Same, Sum
 from bnfold.onnx_graph.facts import Refused, broadcast, fits, number, out_shape_of, rank_of, shape_of
 from bnfold.onnx_graph.site import Site
 
@@ -20,14 +21,6 @@ _FORMS = {
     "Sub": ("shift", "c-x", "x-c"),
     "Mul": ("scale", "x*c", "x*c"),
     "Div": ("scale", "", "x/c"),
-}
-# scale and shift of each form
-_MAPS: dict[str, Callable[[Array], tuple[Array, Array]]] = {
-    "x+c": lambda c: (_full(1.0, c), c),
-    "x-c": lambda c: (_full(1.0, c), -c),
-    "c-x": lambda c: (_full(-1.0, c), c),
-    "x*c": lambda c: (c, _full(0.0, c)),
-    "x/c": lambda c: (1.0 / c, _full(0.0, c)),
 }
 # of two tensors
 _BETWEEN: dict[str, Role] = {
@@ -62,12 +55,8 @@ def _arithmetic(site: Site) -> Role:
         raise Refused("its constant is not finite")
     if form == "x/c" and not c.all():
         raise Refused("divides by zero")
-    scale, shift = _MAPS[form](c)
+    scale, shift = MAPS[form](c)
     return Affine(scale, shift, kind, x=1 - slot, constants={"value": (slot, constant)}, form=form)
-
-
-def _full(entry: float, like: Array) -> Array:
-    return np.full((1,) * like.ndim, entry)
 
 
 def _between(site: Site) -> Role:

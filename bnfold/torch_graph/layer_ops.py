@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from bnfold.fold.affine import from_batch_norm
-from bnfold.fold.graph import Affine, Array, Closed, Constant, Linear, Normalize, Product, Role, Sum
+from bnfold.fold.affine import MAPS, from_batch_norm
+from bnfold.fold.graph import Affine, Closed, Constant, Linear, Normalize, Product, Role, Sum
 from bnfold.torch_graph.call import Call, Refused
 
 __all__ = ["LAYERS"]
@@ -142,16 +142,6 @@ _FORMS = {
 }
 
 
-# scale and shift of each form
-_MAPS: dict[str, Callable[[Array], tuple[Array, Array]]] = {
-    "x+c": lambda c: (np.ones_like(c), c),
-    "x-c": lambda c: (np.ones_like(c), -c),
-    "c-x": lambda c: (-np.ones_like(c), c),
-    "x*c": lambda c: (c, np.zeros_like(c)),
-    "x/c": lambda c: (1.0 / c, np.zeros_like(c)),
-}
-
-
 _BETWEEN: dict[str, Role] = {
     "add": Sum((1.0, 1.0)),
     "sub": Sum((1.0, -1.0)),
@@ -183,7 +173,7 @@ def _arithmetic(call: Call) -> Role:
     c = c.reshape((1,) * (len(shape) - c.ndim) + c.shape)
     if not np.isfinite(c).all() or (form == "x/c" and not c.all()):
         raise Refused("its constant is zero or not finite")
-    scale, shift = _MAPS[form](c)
+    scale, shift = MAPS[form](c)
     return Affine(scale, shift, kind, x=1 - slot, constants={"value": (slot, constant)}, form=form)
 
 

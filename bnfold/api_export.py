@@ -1,0 +1,208 @@
+"""From a torch module to a folded, verified ONNX file: export, fold, check against the module, save."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import gc
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from bnfold.api import check_options, fold_file
+from bnfold.difference import TOLERANCES, Truth, compare
+from bnfold.errors import UsageError, VerifyError
+from bnfold.fold.ledger import Report
+from bnfold.onnx_graph import precision
+from bnfold.onnx_graph.files import Loaded, save
+from bnfold.onnx_graph.output import check_target
+from bnfold.onnx_graph.run import CannotRun, evaluate
+from bnfold.torch_graph.arrays import to_array
+from bnfold.verify import Verification, first_bad
+
+__all__ = ["export"]
+
+
+def export(
+    module: nn.Module,
+    example_inputs: Any,
+    path: str | Path,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic_shapes: Any = None,
+    opset: int | None = None,
+    external_data: bool | None = None,
+    force: bool = False,
+    verify: bool = True,
+    shared: str = "duplicate",
+    skip: Collection[str] = (),
+    rtol: float | None = None,
+    atol: float | None = None,
+) -> Report:
+    """Export a torch module to ONNX, folded, and checked against the module itself in float64.
+
+    Args:
+        module: exported as for inference: if it is in training mode, in eval mode, and left as it was found.
+            In a module that is in eval mode, batch norms in training mode are meant to be, and are kept.
+        example_inputs: a tensor, or a tuple of positional arguments.
+        path: the file to write; it appears whole, after the check, or not at all.
+        kwargs: keyword arguments.
+        dynamic_shapes: as for `torch.export.export`.
+        opset: of the default domain; None: what torch's exporter takes.
+        external_data: large tensors go to a file beside it; None: where one file could not hold them.
+        force: replace a file at `path`.
+        verify: run the folded file on the example inputs and compare with the module.
+        shared: what to do with stored values whose users need different ones: "duplicate", "skip", "error".
+        skip: names of batch norms to leave alone, as the ledger tells them.
+        rtol: tolerance of the check, against the largest absolute value of each output; None: by type.
+        atol: absolute tolerance, added to it.
+
+    Returns:
+        The ledger, with the check.
+
+    Raises:
+        UsageError: something is at `path`, torch cannot export the module, or a name is unknown.
+        VerifyError: the file does not compute what the module does; nothing is written, and the message names
+            the first fold that broke it.
+    """
+    check_options(shared, skip)
+    if not isinstance(module, nn.Module):
+        raise UsageError(f"export takes a torch.nn.Module, not {type(module).__name__}")
+    target = Path(path)
+    check_target(target, force)
+    args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    options = dict(kwargs or {})
+    with tempfile.TemporaryDirectory(prefix=".bnfold-", dir=target.parent) as folder, _for_inference(module):
+        raw = Path(folder) / "raw.onnx"
+        large = _bytes(module) > 1 << 30 if external_data is None else external_data
+        _write(module, args, options, raw, dynamic_shapes, opset, large)
+        folded, report = fold_file(raw, verify=False, shared=shared, skip=skip)
+        if verify:
+            check = _Check(module, args, options, rtol, atol)
+            report.verification = check(folded)
+            if report.verification.status == "failed":
+                order = [entry.name for entry in report.folded]
+
+                def passes(count: int) -> bool:
+                    rest = [*skip, *order[count:]]
+                    return check(fold_file(raw, verify=False, shared=shared, skip=rest)[0]).status != "failed"
+
+                bad = order[first_bad(len(order), passes) - 1] if order and passes(0) else "none: the export"
+                raise VerifyError(
+                    "the file does not compute what the module does: the first fold that broke it is "
+                    f"{bad}\n{report.verification}"
+                )
+            if report.verification.status == "not run":
+                report.notes.append(f"not verified: {report.verification.reason}")
+        save(folded, target, force=force, external=large)
+    return report
+
+
+@contextlib.contextmanager
+def _for_inference(module: nn.Module) -> Iterator[None]:
+    """In eval mode, if the module as a whole is in training mode; afterwards as before."""
+    modes = {part: part.training for part in module.modules()}
+    try:
+        if module.training:
+            module.eval()
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(value.nbytes for value in (*module.parameters(), *module.buffers()))
+
+
+def _write(
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    path: Path,
+    dynamic_shapes: Any,
+    opset: int | None,
+    external: bool,
+) -> None:
+    """torch's own exporter, without its optimizer: that one folds what is not frozen, too."""
+    try:
+        program = torch.onnx.export(
+            module,
+            args,
+            kwargs=kwargs or None,
+            dynamo=True,
+            optimize=False,
+            verbose=False,
+            opset_version=opset,
+            dynamic_shapes=dynamic_shapes,
+        )
+        assert program is not None
+        program.save(path, external_data=external)
+    except Exception as error:  # of any kind: this is all of torch's tracing on the user's code
+        said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UsageError(f"torch cannot export {type(module).__name__} to ONNX: {said}") from error
+    del program
+    gc.collect()  # the exporter's graphs refer to themselves, and hold the weights
+
+
+class _Check:
+    """The folded file beside the module: in its own type, and in float64."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        rtol: float | None,
+        atol: float | None,
+    ) -> None:
+        leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        self.inputs = [to_array(leaf) for leaf in leaves]
+        self.rtol, self.atol = rtol, atol
+        self.notes: list[str] = []
+        self.own = _outputs(module, args, kwargs)
+        self.exact: list[Any] | None = None
+        try:
+            wide = pytree.tree_map(_wide, (args, kwargs))
+            self.exact = _outputs(copy.deepcopy(module).double(), *wide)
+        except Exception as error:  # of any kind: the code may name its types, and then has no wider copy
+            said = (str(error).splitlines() or [type(error).__name__])[0]
+            self.notes.append(f"compared with the module as it is, not in float64: {said}")
+
+    def __call__(self, folded: Loaded) -> Verification:
+        kind = precision.working_type(folded)
+        usual = TOLERANCES[kind]
+        tolerance = usual._replace(
+            rtol=usual.rtol if self.rtol is None else self.rtol,
+            atol=usual.atol if self.atol is None else self.atol,
+        )
+        names = [value.name for value in folded.proto.graph.input]
+        try:
+            found, by = evaluate(folded, dict(zip(names, self.inputs, strict=True)))
+        except CannotRun as error:
+            return Verification([], "", "not run", str(error), tolerance.rtol, tolerance.atol, self.notes)
+        errors = []
+        for i, (name, value) in enumerate(found.items()):
+            own, exact = self.own[i], None if self.exact is None else self.exact[i]
+            best = own if exact is None or exact.dtype.kind != "f" else exact.astype(own.dtype)
+            truth = None if exact is None else Truth(exact, own)
+            errors += compare(name, best, value, tolerance, truth=truth)
+        bad = [error.name for error in errors if not error.ok]
+        status, reason = ("failed", f"{', '.join(bad)} differ from the module's") if bad else ("passed", "")
+        by = f"{by}, against torch {torch.__version__}" + (" in float64" if self.exact is not None else "")
+        return Verification(errors, by, status, reason, tolerance.rtol, tolerance.atol, self.notes)
+
+
+def _wide(leaf: Any) -> Any:
+    return leaf.double() if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() else leaf
+
+
+def _outputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    with torch.no_grad():
+        leaves = pytree.tree_leaves(module(*args, **kwargs))
+    return [to_array(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor)]
