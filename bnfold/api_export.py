@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import gc
+import logging
 import tempfile
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -131,23 +133,39 @@ def _write(
 ) -> None:
     """torch's own exporter, without its optimizer: that one folds what is not frozen, too."""
     try:
-        program = torch.onnx.export(
-            module,
-            args,
-            kwargs=kwargs or None,
-            dynamo=True,
-            optimize=False,
-            verbose=False,
-            opset_version=opset,
-            dynamic_shapes=dynamic_shapes,
-        )
-        assert program is not None
-        program.save(path, external_data=external)
+        with _quiet():
+            program = torch.onnx.export(
+                module,
+                args,
+                kwargs=kwargs or None,
+                dynamo=True,
+                optimize=False,
+                verbose=False,
+                opset_version=opset,
+                dynamic_shapes=dynamic_shapes,
+            )
+            assert program is not None
+            program.save(path, external_data=external)
     except Exception as error:  # of any kind: this is all of torch's tracing on the user's code
         said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UsageError(f"torch cannot export {type(module).__name__} to ONNX: {said}") from error
     del program
     gc.collect()  # the exporter's graphs refer to themselves, and hold the weights
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's remarks on packages that are not there, and on its own future."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    with warnings.catch_warnings():
+        for kind in (FutureWarning, DeprecationWarning):
+            warnings.simplefilter("ignore", kind)
+        log.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            log.setLevel(level)
 
 
 class _Check:

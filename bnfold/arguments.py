@@ -62,12 +62,24 @@ exit status: 0 the models agree; 1 they do not; 2 bad input or usage, or neither
 """
 
 
+EXPORT_EPILOG = """\
+examples:
+  bnfold export mynet.models:small small.onnx --input-shape 1,3,224,224
+  bnfold export mynet.models:small small.onnx --weights small.safetensors --input-shape 1,3,224,224
+
+The factory is called without arguments and returns a torch.nn.Module. It is your own code: it is imported
+(from the working folder first) and runs. Weights are data: files that would run code are refused.
+
+exit status: 0 done; 1 the check failed, and nothing was written; 2 bad input or usage
+"""
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"bnfold: {' '.join(message.split())} (see {self.prog} --help)\n")
 
 
-def parser(fold: Command, verify: Command) -> argparse.ArgumentParser:
+def parser(fold: Command, verify: Command, export: Command) -> argparse.ArgumentParser:
     """The parser of `bnfold`; its namespace's `run` is the command that was asked for."""
     whole = _Parser(prog="bnfold", description=SLOGAN, allow_abbrev=False)
     whole.add_argument("--version", action="version", version=f"bnfold {__version__}")
@@ -90,41 +102,64 @@ def parser(fold: Command, verify: Command) -> argparse.ArgumentParser:
     one.add_argument(
         "out", metavar="OUT.onnx", type=Path, nargs="?", help="the folded model; without it, only explain"
     )
-    one.add_argument(
-        "--skip",
-        metavar="NAME",
-        action="append",
-        default=[],
-        help="leave the node of this name alone (repeatable)",
-    )
-    one.add_argument(
-        "--shared",
-        choices=("duplicate", "skip", "error"),
-        default="duplicate",
-        help="weights whose users need different changes: copy them, do not fold, or stop (%(default)s)",
-    )
-    one.add_argument(
-        "--save-as-external-data", action="store_true", help="put the weights into a file beside OUT"
-    )
-    one.add_argument(
-        "--no-verify", action="store_true", help="do not run both models to check that nothing changed"
-    )
+    _add_fold(one)
     _add_check(one)
 
     two = command(verify, "run two models on the same inputs, and compare what they give", VERIFY_EPILOG)
     two.add_argument("model", metavar="A.onnx", type=Path, help="the model to trust")
     two.add_argument("other", metavar="B.onnx", type=Path, help="the model to judge")
     _add_check(two)
+
+    three = command(
+        export, "export a torch module to ONNX, folded, and check it against the module", EXPORT_EPILOG
+    )
+    three.add_argument("model", metavar="package.module:factory", help="what makes the torch module")
+    three.add_argument("out", metavar="OUT.onnx", type=Path, help="the file to write")
+    three.add_argument(
+        "--weights", metavar="FILE", type=Path, help="its weights: a state_dict, .safetensors or torch's own"
+    )
+    three.add_argument(
+        "--input-shape",
+        metavar="1,3,224,224",
+        type=_sizes,
+        action="append",
+        required=True,
+        help="shape of an input, in order (repeatable)",
+    )
+    three.add_argument("--opset", metavar="N", type=_seed, help="version of the default operators")
+    _add_fold(three)
+    _add_tolerances(three.add_argument_group("the check"))
+    _add_output(three)
     return whole
+
+
+def _add_fold(parser: _Parser) -> None:
+    """The flags of the commands that fold."""
+    parser.add_argument(
+        "--skip",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="leave the node of this name alone (repeatable)",
+    )
+    parser.add_argument(
+        "--shared",
+        choices=("duplicate", "skip", "error"),
+        default="duplicate",
+        help="weights whose users need different changes: copy them, do not fold, or stop (%(default)s)",
+    )
+    parser.add_argument(
+        "--save-as-external-data", action="store_true", help="put the weights into a file beside OUT"
+    )
+    parser.add_argument(
+        "--no-verify", action="store_true", help="do not run both models to check that nothing changed"
+    )
 
 
 def _add_check(parser: _Parser) -> None:
     """The flags that both commands share."""
     check = parser.add_argument_group("the check")
-    check.add_argument(
-        "--check-rtol", metavar="X", type=_tolerance, help="largest error, relative to the output's scale"
-    )
-    check.add_argument("--check-atol", metavar="X", type=_tolerance, help="largest absolute error")
+    _add_tolerances(check)
     check.add_argument(
         "--input-data-path", metavar="PATH", type=Path, help="inputs to run with (default: random ones)"
     )
@@ -136,7 +171,18 @@ def _add_check(parser: _Parser) -> None:
         default=[],
         help="shape of an input in the check (repeatable); the model that is written keeps its own",
     )
+    _add_output(parser)
+
+
+def _add_tolerances(check: argparse._ArgumentGroup) -> None:
+    check.add_argument(
+        "--check-rtol", metavar="X", type=_tolerance, help="largest error, relative to the output's scale"
+    )
+    check.add_argument("--check-atol", metavar="X", type=_tolerance, help="largest absolute error")
     check.add_argument("--seed", metavar="N", type=_seed, help="seed of the random inputs (0)")
+
+
+def _add_output(parser: _Parser) -> None:
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the report as JSON")
     parser.add_argument(
         "--force", action="store_true", help="write over existing files, the input included, by rename"
@@ -158,6 +204,13 @@ def _seed(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
     return int(text)
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    sizes = text.split(",")
+    if not all(size.isdecimal() and int(size) > 0 for size in sizes):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of sizes, such as 1,3,224,224")
+    return tuple(map(int, sizes))
 
 
 def _shape(text: str) -> tuple[str, tuple[int, ...]]:

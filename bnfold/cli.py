@@ -1,4 +1,4 @@
-"""The command line: `bnfold fold`, `bnfold verify`. One thin function for each command.
+"""The command line: `bnfold fold`, `bnfold verify`, `bnfold export`. One thin function for each command.
 
 Exit status: 0 done; 1 the check failed, and nothing was written; 2 bad input or usage; 130 interrupted.
 Whatever does the work is imported by the command that needs it, so `bnfold --help` answers at once.
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a name that the terminal cannot show must not end the program
             stream.reconfigure(errors="backslashreplace")
-    args = parser(fold=fold, verify=verify).parse_args(argv)
+    args = parser(fold=fold, verify=verify, export=export).parse_args(argv)
     try:
         status: int = args.run(args)
         sys.stdout.flush()
@@ -112,6 +112,44 @@ def verify(args: argparse.Namespace) -> int:
         _write_json(args.json, result.to_dict())
     print(_printable(str(result)))
     return {"passed": 0, "failed": 1}.get(result.status, 2)
+
+
+def export(args: argparse.Namespace) -> int:
+    """`bnfold export package.module:factory OUT.onnx`."""
+    _check_target(args.out, args.force, never=[args.weights])
+    if args.json:
+        _check_target(args.json, args.force, never=[args.weights, args.out])
+    try:
+        import torch
+    except ModuleNotFoundError:
+        raise UsageError("bnfold export needs torch: pip install 'bnfold[torch]'") from None
+
+    from bnfold import api_export
+    from bnfold.factory import load_module
+
+    begin = time.monotonic()
+    module = load_module(args.model, args.weights)
+    torch.manual_seed(args.seed or 0)
+    inputs = tuple(torch.randn(shape) for shape in args.input_shape)
+    report = api_export.export(
+        module,
+        inputs,
+        args.out,
+        opset=args.opset,
+        external_data=args.save_as_external_data or None,
+        force=args.force,
+        verify=not args.no_verify,
+        shared=args.shared,
+        skip=args.skip,
+        rtol=args.check_rtol,
+        atol=args.check_atol,
+    )
+    _say(args, f"exported, folded and checked in {time.monotonic() - begin:.2f} s")
+    if args.json:
+        _write_json(args.json, report.to_dict())
+    print(_printable(str(report)))
+    print(_printable(f"wrote {args.out} ({_size(args.out)})"))
+    return 0
 
 
 def _check(args: argparse.Namespace) -> dict[str, Any]:

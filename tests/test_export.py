@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +13,13 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import bnfold
 from tests.torch_graph.modules import IMAGE, bn, conv, randomize
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def small() -> nn.Module:
@@ -113,3 +119,77 @@ def test_what_torch_cannot_export_is_told(tmp_path: Path) -> None:
     with pytest.raises(bnfold.UsageError, match="torch cannot export Branching to ONNX: "):
         bnfold.export(Branching(), torch.randn(IMAGE), tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+FACTORY = """
+from torch import nn
+
+def small():
+    return nn.Sequential(nn.Conv2d(6, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 3))
+
+def number():
+    return 3
+"""
+
+
+def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`bnfold export`, in a folder with the factory and its weights."""
+    (folder / "nets.py").write_text(FACTORY)
+    return subprocess.run(
+        [sys.executable, "-m", "bnfold", "export", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "weights.pt"])
+def test_the_command_line_exports_a_factory_with_its_weights(name: str, tmp_path: Path) -> None:
+    module = small()
+    if name.endswith("pt"):
+        torch.save({"epoch": 3, "state_dict": module.state_dict()}, tmp_path / name)
+    else:
+        save_file(module.state_dict(), tmp_path / name)
+    done = command(tmp_path, "nets:small", "out.onnx", "--weights", name, "--input-shape", "2,6,9,9")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "1 folded, 0 kept" in done.stdout
+    assert "wrote out.onnx" in done.stdout
+    x = torch.randn(IMAGE)
+    with torch.no_grad():
+        np.testing.assert_allclose(run(tmp_path / "out.onnx", x), module(x).numpy(), atol=1e-5)
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return os.mkdir, ("harmed",)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nets", "out.onnx"], "'nets' is not the name of a factory, such as package.module:factory"),
+        (["nets:large", "out.onnx"], "nets:large: module 'nets' has no attribute 'large'"),
+        (["nots:small", "out.onnx"], "nots:small: no module named 'nots' to import"),
+        (["nets:number", "out.onnx"], "nets:number made a int, and not a torch.nn.Module"),
+        (["nets:small", "out.onnx", "--weights", "none.pt"], "none.pt: there is no such file of weights"),
+        (
+            ["nets:small", "out.onnx", "--weights", "evil.pt"],
+            "evil.pt: not a file of weights that can be read",
+        ),
+        (["nets:small", "out.onnx", "--weights", "other.pt"], "other.pt: not the weights of this module: "),
+        (["nets:small", "there.onnx"], "there.onnx exists already; add --force"),
+    ],
+)
+def test_bad_usage_is_one_line_and_status_2(arguments: list[str], message: str, tmp_path: Path) -> None:
+    torch.save(Evil(), tmp_path / "evil.pt")
+    torch.save({"x": torch.ones(1)}, tmp_path / "other.pt")
+    (tmp_path / "there.onnx").write_bytes(b"mine")
+    done = command(tmp_path, *arguments, "--input-shape", "2,6,9,9")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"bnfold: {message}"), done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "out.onnx").exists()
+    assert not (tmp_path / "harmed").exists()
+    assert (tmp_path / "there.onnx").read_bytes() == b"mine"

@@ -29,7 +29,18 @@ FLOORS: dict[str, set[str]] = {
     "api": {"verify", "onnx_graph", "fold", "errors"},
     "api_torch": {"api", "verify", "verify_torch", "torch_graph", "fold", "errors"},
     "api_export": {"api", "verify", "difference", "torch_graph", "onnx_graph", "fold", "errors"},
-    "cli": {"api", "verify", "onnx_graph", "fold", "errors", "progress", "arguments"},
+    "factory": {"errors"},
+    "cli": {
+        "api",
+        "api_export",
+        "factory",
+        "verify",
+        "onnx_graph",
+        "fold",
+        "errors",
+        "progress",
+        "arguments",
+    },
     "__main__": {"cli"},
     "__init__": {"api", "api_export", "api_torch", "fold", "errors"},
 }
@@ -87,7 +98,9 @@ def test_importing_bnfold_is_light() -> None:
     assert loaded & HEAVY == set()
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["fold", "--help"], ["verify", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["fold", "--help"], ["verify", "--help"], ["export", "--help"]]
+)
 def test_help_is_light(arguments: list[str]) -> None:
     loaded = loaded_by("-m", "bnfold", *arguments)
     assert "bnfold" in loaded
