@@ -17,12 +17,14 @@ __all__ = ["ROLES", "role_of"]
 
 ROLES: dict[str, Callable[[Call], Role]] = {**LAYERS, **DATA}
 
+_OTHER = ("Scalar", "dtype", "out")  # overloads that take no tensor, read bits anew, or write elsewhere
+
 
 def role_of(call: Call) -> Role:
     """The role of a call; `Closed` with a reason for one without a row, or that its row refuses."""
-    namespace = str(call.node.target).split(".")[0]
+    namespace, _, overload = str(call.node.target).split(".")
     row = ROLES.get(call.op) if namespace == "aten" else None
-    if row is None:
+    if row is None or overload in _OTHER:
         return Closed(f"{call.op} is not linear")
     try:
         first = next((a for a in call.node.all_input_nodes if a.meta.get("val") is not None), None)
@@ -31,3 +33,10 @@ def role_of(call: Call) -> Role:
         return row(call)
     except Refused as refused:
         return Closed(str(refused), listed="batch_norm" in call.op)
+    except (
+        TypeError,
+        ValueError,
+        IndexError,
+        AttributeError,
+    ) as error:  # an argument that a row does not expect
+        return Closed(f"cannot be understood: {error}", listed="batch_norm" in call.op)

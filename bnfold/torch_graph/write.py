@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import operator
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,7 +21,7 @@ from torch.export.graph_signature import (
 )
 
 from bnfold.errors import UsageError
-from bnfold.fold.graph import AddBias, Array, Bypass, Edit, Graph, Rescale, Retype, SetValue
+from bnfold.fold.graph import AddBias, Affine, Array, Bypass, Edit, Graph, Rescale, Retype, SetValue
 from bnfold.torch_graph.arrays import to_tensor
 
 __all__ = ["apply"]
@@ -57,10 +57,12 @@ class _Writer:
         self.outputs: list[OutputSpec] = list(signature.output_specs)
         self.state: dict[str, Any] = dict(program.state_dict)
         self.constants = dict(program.constants)
+        self.specs = {spec.arg.name: spec for spec in self.inputs}
+        self.places = Counter(v.data_ptr() for v in self.state.values() if isinstance(v, torch.Tensor))
         self.wishes: dict[fx.Node, list[Wish]] = {}
 
     def run(self, edits: Sequence[Edit]) -> ExportedProgram:
-        bypassed: list[fx.Node] = []
+        bypassed: list[tuple[fx.Node, int]] = []
         for edit in edits:
             node = self.twin[edit.node.source]
             if isinstance(edit, SetValue):
@@ -68,13 +70,14 @@ class _Writer:
             elif isinstance(edit, AddBias):
                 self.argument(node, _schema(node).index("bias"), edit.value)
             elif isinstance(edit, Bypass):
-                bypassed.append(node)
+                assert isinstance(edit.node.role, Affine)
+                bypassed.append((node, edit.node.role.x))
             else:
                 assert not isinstance(edit, (Rescale, Retype)), "no row of the table asks for this"
         for source, wishes in self.wishes.items():
             self.replace(source, wishes)
-        for node in bypassed:
-            self.bypass(node)
+        for node, slot in bypassed:
+            self.bypass(node, slot)
         self.sweep()
         return self.finish()
 
@@ -93,12 +96,13 @@ class _Writer:
 
     def replace(self, source: fx.Node, wishes: list[Wish]) -> None:
         """In place if all readers of a parameter wish for the same; else a new one for each wish."""
-        spec = next((s for s in self.inputs if s.arg.name == source.name), None)
+        spec = self.specs.get(source.name)
         first = wishes[0][2]
         alone = len(source.users) == len({node for node, _, _ in wishes}) and all(
             np.array_equal(first, array) for _, _, array in wishes[1:]
         )
-        aliased = spec is not None and self.aliases(str(spec.target)) > 1
+        # two names of one memory are two parameters from now on
+        aliased = spec is not None and self.places[self.value(str(spec.target)).data_ptr()] > 1
         if spec is not None and alone and not aliased:
             old = self.value(str(spec.target))
             new = to_tensor(first, old).reshape(old.shape)
@@ -112,11 +116,6 @@ class _Writer:
             )
         for node, slot, array in wishes:
             self.argument(node, slot, array, like=source.meta["val"])
-
-    def aliases(self, target: str) -> int:
-        """How many names the same memory has."""
-        place = self.value(target).data_ptr()
-        return sum(v.data_ptr() == place for v in self.state.values() if isinstance(v, torch.Tensor))
 
     def value(self, target: str) -> torch.Tensor:
         value = self.state[target] if target in self.state else self.constants[target]
@@ -149,6 +148,7 @@ class _Writer:
             placeholder.meta["val"] = torch.empty(tensor.shape, dtype=tensor.dtype, device=kind.device)
         spec = InputSpec(InputKind.PARAMETER, TensorArgument(placeholder.name), target)
         self.inputs.insert(0, spec)
+        self.specs[placeholder.name] = spec
         if cat:
             items = list(node.args[0])  # type: ignore[arg-type]
             items[slot] = placeholder
@@ -156,19 +156,16 @@ class _Writer:
             return
         _set(node, part, placeholder)
 
-    def bypass(self, node: fx.Node) -> None:
-        """Let the readers of a node's output read its input instead."""
-        y = node
-        if isinstance(node.meta.get("val"), (tuple, list)):
-            y = next(user for user in node.users if user.target is operator.getitem and user.args[1] == 0)
-        x = next(
-            n for n in node.all_input_nodes if n.name not in {s.arg.name for s in self.inputs if s.target}
-        )
-        self.outputs = [
-            replace(spec, arg=TensorArgument(x.name)) if spec.arg.name == y.name else spec
-            for spec in self.outputs
-        ]
-        y.replace_all_uses_with(x)
+    def bypass(self, node: fx.Node, slot: int) -> None:
+        """Let the readers of a node's output read its input at `slot` instead."""
+        x = _get(node, _schema(node)[slot])
+        several = isinstance(node.meta.get("val"), (tuple, list))
+        for y in [user for user in node.users if user.args[1] == 0] if several else [node]:
+            self.outputs = [
+                replace(spec, arg=TensorArgument(x.name)) if spec.arg.name == y.name else spec
+                for spec in self.outputs
+            ]
+            y.replace_all_uses_with(x)
 
     def sweep(self) -> None:
         """Remove calls and parameters that nobody reads any more, and counters of batch norms that went."""
@@ -181,22 +178,18 @@ class _Writer:
                 self.graph.erase_node(node)
         gone: set[str] = set()
         for node in list(self.graph.nodes):
-            spec = next((s for s in self.inputs if s.arg.name == node.name), None)
+            spec = self.specs.get(node.name)
             if node.op != "placeholder" or node.users or spec is None or node.name not in before - unread:
                 continue
             if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and spec.target:
                 self.forget(node, spec)
                 gone.add(spec.target.rpartition(".")[0])
+        nodes = {node.name: node for node in self.graph.nodes}
         for spec in list(self.inputs):
             prefix, _, name = str(spec.target).rpartition(".")
-            if (
-                name == "num_batches_tracked"
-                and prefix in gone
-                and f"{prefix}.running_mean" not in self.state
-            ):
-                node = next(n for n in self.graph.nodes if n.name == spec.arg.name)
-                if not node.users:
-                    self.forget(node, spec)
+            counter = name == "num_batches_tracked" and f"{prefix}.running_mean" not in self.state
+            if counter and prefix in gone and not nodes[spec.arg.name].users:
+                self.forget(nodes[spec.arg.name], spec)
 
     def forget(self, node: fx.Node, spec: InputSpec) -> None:
         self.graph.erase_node(node)

@@ -184,6 +184,13 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
         IMAGE,
         0,
     ),
+    "layer scale on the left": (
+        lambda: Fn(
+            lambda m, x: x + m.g.weight[:, None, None] * m.b(m.c(x)), c=conv(6, 6, 1), b=bn(6), g=bn(6)
+        ),
+        IMAGE,
+        0,
+    ),
     "pixel shuffle": (
         lambda: nn.Sequential(conv(6, 8), nn.PixelShuffle(2), bn(2)),
         IMAGE,

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import bnfold
-from tests.torch_graph.modules import CASES, IMAGE, bn, conv, randomize
+from tests.torch_graph.modules import CASES, IMAGE, Fn, bn, conv, randomize
 
 ROUNDING = 1e-5  # of the output's largest value, in float32
 
@@ -106,6 +106,18 @@ def test_a_folded_program_can_be_saved_loaded_and_exported_again(tmp_path: Any) 
     assert error(again, module, x) < ROUNDING
     assert error(again.run_decompositions(), module, x) < ROUNDING
     assert list(folded.state_dict) == ["0.weight", "0.bias"]
+
+
+def test_overloads_that_no_row_expects_are_closed() -> None:
+    def run(m: Any, x: torch.Tensor) -> torch.Tensor:
+        y = torch.clamp(m.c(x), min=x.mean(), max=x.amax())
+        return torch.ops.aten.mul.Scalar(m.b(y), 2.0)
+
+    module = randomize(Fn(run, c=conv(6, 4), b=bn(4)))
+    folded, report = bnfold.fold_program(export(module, torch.randn(IMAGE)))
+    assert [entry.outcome for entry in report.entries] == ["kept"]
+    assert "cannot be understood" in report.kept[0].reason
+    assert norms(folded) == 1
 
 
 def test_what_is_no_exported_program_is_refused() -> None:
