@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import gc
 import logging
 import tempfile
@@ -26,6 +25,7 @@ from bnfold.onnx_graph.output import check_target
 from bnfold.onnx_graph.run import CannotRun, evaluate
 from bnfold.torch_graph.arrays import to_array
 from bnfold.verify import Verification, first_bad
+from bnfold.verify_torch import first_line, outputs, widened
 
 __all__ = ["export"]
 
@@ -147,8 +147,8 @@ def _write(
             assert program is not None
             program.save(path, external_data=external)
     except Exception as error:  # of any kind: this is all of torch's tracing on the user's code
-        said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UsageError(f"torch cannot export {type(module).__name__} to ONNX: {said}") from error
+        said = f"torch cannot export {type(module).__name__} to ONNX: {first_line(error)}"
+        raise UsageError(said) from error
     del program
     gc.collect()  # the exporter's graphs refer to themselves, and hold the weights
 
@@ -183,14 +183,12 @@ class _Check:
         self.inputs = [to_array(leaf) for leaf in leaves]
         self.rtol, self.atol = rtol, atol
         self.notes: list[str] = []
-        self.own = _outputs(module, args, kwargs)
+        self.own = outputs(module, args, kwargs)
         self.exact: list[Any] | None = None
         try:
-            wide = pytree.tree_map(_wide, (args, kwargs))
-            self.exact = _outputs(copy.deepcopy(module).double(), *wide)
+            self.exact = outputs(*widened(module, args, kwargs)())
         except Exception as error:  # of any kind: the code may name its types, and then has no wider copy
-            said = (str(error).splitlines() or [type(error).__name__])[0]
-            self.notes.append(f"compared with the module as it is, not in float64: {said}")
+            self.notes.append(f"compared with the module as it is, not in float64: {first_line(error)}")
 
     def __call__(self, folded: Loaded) -> Verification:
         kind = precision.working_type(folded)
@@ -214,13 +212,3 @@ class _Check:
         status, reason = ("failed", f"{', '.join(bad)} differ from the module's") if bad else ("passed", "")
         by = f"{by}, against torch {torch.__version__}" + (" in float64" if self.exact is not None else "")
         return Verification(errors, by, status, reason, tolerance.rtol, tolerance.atol, self.notes)
-
-
-def _wide(leaf: Any) -> Any:
-    return leaf.double() if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() else leaf
-
-
-def _outputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    with torch.no_grad():
-        leaves = pytree.tree_leaves(module(*args, **kwargs))
-    return [to_array(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor)]

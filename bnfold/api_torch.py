@@ -21,7 +21,7 @@ from bnfold.torch_graph import modules
 from bnfold.torch_graph.read import read
 from bnfold.torch_graph.write import apply
 from bnfold.verify import Verification, first_bad
-from bnfold.verify_torch import verify_modules
+from bnfold.verify_torch import first_line, verify_modules
 
 __all__ = ["fold_module", "fold_program"]
 
@@ -214,9 +214,8 @@ def _exported(
     try:
         program: ExportedProgram = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes)
     except Exception as error:  # of any kind: this is all of torch's tracing on the user's code
-        said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UsageError(
-            f"torch.export cannot see the whole of {type(module).__name__}: {said}\n"
+            f"torch.export cannot see the whole of {type(module).__name__}: {first_line(error)}\n"
             "Fold the part of it that can be exported, or rewrite what depends on data"
         ) from error
     functional: ExportedProgram = program.run_decompositions({})

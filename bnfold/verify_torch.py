@@ -14,7 +14,7 @@ from bnfold.difference import TOLERANCES, OutputError, Truth, compare
 from bnfold.torch_graph.arrays import dtype_name, to_array
 from bnfold.verify import Verification
 
-__all__ = ["verify_modules"]
+__all__ = ["first_line", "outputs", "verify_modules", "widened"]
 
 
 def verify_modules(
@@ -39,10 +39,10 @@ def verify_modules(
     if args is None:
         reason = "the program carries no example inputs: pass inputs=(...)"
         return Verification([], "", "not run", reason, tolerance.rtol, tolerance.atol)
-    wide = _widened(original, args, kwargs)
-    before = _outputs(original, args, kwargs)
+    wide = widened(original, args, kwargs)
+    before = outputs(original, args, kwargs)
     try:
-        after = _outputs(folded, args, kwargs)
+        after = outputs(folded, args, kwargs)
     except Exception as error:  # of any kind: the user's code may ask a batch norm for what nn.Identity lacks
         reason = f"what was folded does not run: {error}"
         return Verification([], by, "failed", reason, tolerance.rtol, tolerance.atol)
@@ -50,15 +50,20 @@ def verify_modules(
     notes: list[str] = []
     if not all(error.ok for error in errors):
         try:
-            exact = _outputs(*wide())
+            exact = outputs(*wide())
         except Exception as error:  # of any kind: a graph may name its types, and then has no wider copy
-            notes.append(f"whether it is rounding could not be told: {str(error).splitlines()[0]}")
+            notes.append(f"whether it is rounding could not be told: {first_line(error)}")
         else:
             errors = _judge(before, after, tolerance, exact)
     status = "passed" if all(error.ok for error in errors) else "failed"
     names = [error.name for error in errors if not error.ok]
     reason = "" if status == "passed" else f"{', '.join(names)} differ{'s' if len(names) == 1 else ''}"
     return Verification(errors, by, status, reason, tolerance.rtol, tolerance.atol, notes)
+
+
+def first_line(error: Exception) -> str:
+    """What torch said, without its pages of context."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _judge(before: list[Any], after: list[Any], tolerance: Any, exact: list[Any] | None) -> list[OutputError]:
@@ -69,7 +74,7 @@ def _judge(before: list[Any], after: list[Any], tolerance: Any, exact: list[Any]
     return errors
 
 
-def _outputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+def outputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
     """All that a module gives, as arrays; drop-out draws the same numbers each time."""
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -77,7 +82,7 @@ def _outputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     return [to_array(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
 
 
-def _widened(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any]:
+def widened(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any]:
     """The call in float64, of the module as it is now."""
     now = copy.deepcopy(module)
 

@@ -28,7 +28,16 @@ FLOORS: dict[str, set[str]] = {
     "verify_torch": {"verify", "difference", "torch_graph", "fold", "errors"},
     "api": {"verify", "onnx_graph", "fold", "errors"},
     "api_torch": {"api", "verify", "verify_torch", "torch_graph", "fold", "errors"},
-    "api_export": {"api", "verify", "difference", "torch_graph", "onnx_graph", "fold", "errors"},
+    "api_export": {
+        "api",
+        "verify",
+        "verify_torch",
+        "difference",
+        "torch_graph",
+        "onnx_graph",
+        "fold",
+        "errors",
+    },
     "factory": {"errors"},
     "cli": {
         "api",

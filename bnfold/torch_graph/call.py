@@ -12,13 +12,19 @@ from torch import fx
 from bnfold.fold.graph import Array, Constant, Dim
 from bnfold.torch_graph.arrays import dtype_name, to_array
 
-__all__ = ["FLOATS", "Call", "Refused", "Stored", "shape_of"]
+__all__ = ["FLOATS", "Call", "Refused", "Stored", "innermost", "shape_of"]
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 class Refused(Exception):
     """The call does not let a change through, or it cannot be known whether it would."""
+
+
+def innermost(call: fx.Node) -> str:
+    """The path of the module that makes the call; "" for the whole."""
+    stack = call.meta.get("nn_module_stack") or {}
+    return next(reversed([path for path, _ in stack.values()]), "")
 
 
 def shape_of(value: Any) -> tuple[Dim, ...] | None:

@@ -36,6 +36,12 @@ def _same(call: Call) -> Role:
     return Move(moves.Identity())
 
 
+def _dropout(call: Call) -> Role:
+    if call["train"]:
+        raise Refused("drops entries (training mode)")
+    return _same(call)
+
+
 def _leaky(call: Call) -> Role:
     return Leaky(np.full((1,) * len(call.x), float(call["negative_slope"])), key="negative_slope")
 
@@ -196,9 +202,8 @@ DATA: dict[str, Callable[[Call], Role]] = {
     "leaky_relu": _leaky,
     "prelu": _prelu,
     **dict.fromkeys(("clamp", "hardtanh"), _clamp),
-    **dict.fromkeys(
-        ("clone", "contiguous", "detach", "alias", "_to_copy", "dropout", "lift_fresh_copy"), _same
-    ),
+    **dict.fromkeys(("clone", "contiguous", "detach", "alias", "_to_copy", "lift_fresh_copy"), _same),
+    "dropout": _dropout,
     **{f"max_pool{n}d": partial(_max_pool, count=n) for n in (1, 2, 3)},
     **{f"max_pool{n}d_with_indices": partial(_max_pool, count=n) for n in (1, 2, 3)},
     **{f"avg_pool{n}d": partial(_average_pool, count=n) for n in (1, 2, 3)},

@@ -48,17 +48,15 @@ def _conv(call: Call, transposed: bool = False) -> Role:
         stride, extra = call.integers("stride", count), call.integers("output_padding", count)
         even = not padded and set(kernel) == {1} and set(stride) == {1} and not any(extra)
         why = "" if even else "its taps overlap unevenly, so that a shift does not come out as a shift"
-        split = (groups, weight.shape[0] // groups, weight.shape[1], *kernel)
     else:
         why = "its windows see zero padding, where a shift would not be seen" if padded else ""
-        split = (groups, weight.shape[0] // groups, weight.shape[1], *kernel)
     return Linear(
         weight=weight,
         weight_slot=call.slot("weight"),
         x=0,
         in_axis=1,
         out_axis=1,
-        split=split,
+        split=(groups, weight.shape[0] // groups, weight.shape[1], *kernel),
         w_group=0,
         w_out=2 if transposed else 1,
         w_in=1 if transposed else 2,
@@ -140,8 +138,6 @@ _FORMS = {
     "mul": ("scale", "x*c", "x*c"),
     "div": ("scale", "", "x/c"),
 }
-
-
 _BETWEEN: dict[str, Role] = {
     "add": Sum((1.0, 1.0)),
     "sub": Sum((1.0, -1.0)),

@@ -40,6 +40,7 @@ from bnfold.fold.graph import (
     SetValue,
 )
 from bnfold.torch_graph.arrays import to_tensor
+from bnfold.torch_graph.call import innermost
 
 __all__ = ["apply", "half_gone", "restrict", "stays_in_eager_mode", "unable"]
 
@@ -119,20 +120,14 @@ def _lock(limits: Limits, node: Node, constant: Constant) -> None:
     elif _owner(limits.module, constant.store)[0] is None or not calls:
         constant.locked = "is computed from other parameters"
     elif len(calls) > 1:
-        where = _innermost(node.source)
+        where = innermost(node.source)
         own = f"{where}.{constant.store.rpartition('.')[2]}"
-        alone = sum(_innermost(call) == where for call in calls) == 1
+        alone = sum(innermost(call) == where for call in calls) == 1
         if alone and limits.shared != "skip" and _same(limits.module, own, constant.store):
             limits.tied[constant] = constant.store
             constant.store = own
         else:
             constant.locked = f"({constant.store}) is used by several calls, and a module has one"
-
-
-def _innermost(call: fx.Node) -> str:
-    """The path of the module that makes the call."""
-    stack = call.meta.get("nn_module_stack") or {}
-    return next(reversed([path for path, _ in stack.values()]), "")
 
 
 def _same(module: nn.Module, a: str, b: str) -> bool:
@@ -164,18 +159,23 @@ def _why_it_stays(limits: Limits, node: Node) -> str:
     return ""
 
 
-def _path(node: Node) -> str:
-    """The path of the module that keeps a batch norm's running mean."""
+def _mean(node: Node) -> str:
+    """The name of a batch norm's running mean: calls that share it are one batch norm."""
     role: Affine = node.role  # type: ignore[assignment]
-    return role.constants["mean"][1].store.rpartition(".")[0]
+    return role.constants["mean"][1].store
+
+
+def _path(node: Node) -> str:
+    """The path of the module that keeps it."""
+    return _mean(node).rpartition(".")[0]
 
 
 def half_gone(graph: Graph, folded: Sequence[Node]) -> set[Node]:
-    """Folds that cannot be: another call of the same batch norm module stays."""
+    """Folds that cannot be: another call of the same batch norm stays."""
     norms = [node for node in graph.nodes if isinstance(node.role, Affine) and node.role.kind == "norm"]
     gone = set(folded)
-    kept = {_path(node) for node in norms if node not in gone}
-    return {node for node in norms if node in gone and _path(node) in kept}
+    kept = {_mean(node) for node in norms if node not in gone}
+    return {node for node in norms if node in gone and _mean(node) in kept}
 
 
 def unable(edits: Sequence[Edit]) -> list[Node]:
@@ -220,12 +220,12 @@ def apply(module: nn.Module, edits: Sequence[Edit], eager: set[Node]) -> None:
             like = getattr(owner, name)
             owner.bias = nn.Parameter(to_tensor(edit.value, like), requires_grad=like.requires_grad)
         elif isinstance(edit, Bypass):
-            bypassed.setdefault(_path(edit.node), edit.node)
-    for path, node in bypassed.items():
+            bypassed.setdefault(_mean(edit.node), edit.node)
+    for node in bypassed.values():
         if node in eager:
             _make_identity_map(module, node)
         else:
-            _take_out(module, path)
+            _take_out(module, _path(node))
 
 
 def _put(module: nn.Module, target: str, array: Any) -> None:

@@ -18,6 +18,7 @@ __all__ = ["ROLES", "role_of"]
 ROLES: dict[str, Callable[[Call], Role]] = {**LAYERS, **DATA}
 
 _OTHER = ("Scalar", "dtype", "out")  # overloads that take no tensor, read bits anew, or write elsewhere
+_DAMAGE = (TypeError, ValueError, IndexError, AttributeError)  # of an argument that a row does not expect
 
 
 def role_of(call: Call) -> Role:
@@ -33,10 +34,5 @@ def role_of(call: Call) -> Role:
         return row(call)
     except Refused as refused:
         return Closed(str(refused), listed="batch_norm" in call.op)
-    except (
-        TypeError,
-        ValueError,
-        IndexError,
-        AttributeError,
-    ) as error:  # an argument that a row does not expect
+    except _DAMAGE as error:
         return Closed(f"cannot be understood: {error}", listed="batch_norm" in call.op)

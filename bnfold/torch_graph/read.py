@@ -14,7 +14,7 @@ from torch.export.graph_signature import InputKind
 
 from bnfold.fold.graph import Affine, Closed, Concat, Constant, Graph, Node, Product, Role, Sum, Tensor
 from bnfold.torch_graph.arrays import dtype_name, to_array
-from bnfold.torch_graph.call import Call, Stored, shape_of
+from bnfold.torch_graph.call import Call, Stored, innermost, shape_of
 from bnfold.torch_graph.operators import role_of
 
 __all__ = ["Program", "read"]
@@ -30,11 +30,11 @@ class Program:
     def __init__(self, program: ExportedProgram, shared: str) -> None:
         self.program, self.shared = program, shared
         self.stored: dict[fx.Node, Stored] = {}
-        self.kinds = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+        kinds = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
         changed = {spec.target for spec in program.graph_signature.output_specs if spec.target}
         for node in program.graph.nodes:
             if node.op == "placeholder":
-                spec = self.kinds.get(node.name)
+                spec = kinds.get(node.name)
                 if spec is not None and spec.kind in _STATE and spec.target not in changed:
                     self.stored[node] = Stored(partial(self.state, str(spec.target)), str(spec.target))
             elif node.op == "call_function" and self._is_computed(node):
@@ -177,8 +177,7 @@ class _Reader:
 
     def name(self, node: fx.Node) -> str:
         """The module that makes the call, as the user knows it; else the name in the graph."""
-        stack = node.meta.get("nn_module_stack") or {}
-        path = next(reversed([path for path, _ in stack.values()]), "") if stack else ""
+        path = innermost(node)
         leaf = isinstance(node.target, torch._ops.OpOverload) and any(
             source in self.program.stored for source in node.all_input_nodes
         )

@@ -23,6 +23,7 @@ from torch.export.graph_signature import (
 from bnfold.errors import UsageError
 from bnfold.fold.graph import AddBias, Affine, Array, Bypass, Edit, Graph, Rescale, Retype, SetValue
 from bnfold.torch_graph.arrays import to_tensor
+from bnfold.torch_graph.call import innermost
 
 __all__ = ["apply"]
 
@@ -131,8 +132,7 @@ class _Writer:
         kind = like if like is not None else x.meta["val"]
         cat = node.target is torch.ops.aten.cat.default
         part = str(slot) if cat else _schema(node)[slot]
-        stack = node.meta.get("nn_module_stack") or {}
-        path = next(reversed([path for path, _ in stack.values()]), "") if stack else ""
+        path = innermost(node)
         target = f"{path}.{part}" if path else f"{node.name}_{part}"
         while target in self.state or target in self.constants:
             target += "_bnfold"

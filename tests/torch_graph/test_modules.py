@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import batch_norm
 
 import bnfold
 from tests.torch_graph.modules import CASES, IMAGE, Fn, bn, conv, randomize
@@ -125,6 +126,27 @@ def test_a_number_in_the_code_stays() -> None:
     program, report = bnfold.fold_program(torch.export.export(module, (x,)))
     assert not report.kept
     assert error(program.module(), module, x) < ROUNDING
+
+
+def test_two_functional_batch_norms_of_one_module_both_go() -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        y = batch_norm(m.c(x), m.mean, m.var, m.w, m.b, False)
+        return batch_norm(m.d(torch.sigmoid(y)), m.mean2, m.var2, None, None, False)
+
+    module = Fn(run, c=conv(6, 4), d=conv(4, 4))
+    for name, value in (("mean", 0.3), ("var", 2.0), ("w", -1.5), ("b", 0.7), ("mean2", 0.4), ("var2", 3.0)):
+        module.register_buffer(name, torch.full((4,), value))
+    x = torch.randn(IMAGE)
+    folded, report = bnfold.fold_module(module.eval(), x, verify=False)
+    assert [entry.outcome for entry in report.entries] == ["folded", "folded"]
+    assert error(folded, module, x) < ROUNDING
+
+
+def test_dropout_in_training_mode_passes_no_shift() -> None:
+    module = randomize(nn.Sequential(conv(6, 4), nn.Dropout(0.5), bn(4)))
+    module[1].train()
+    _, report = bnfold.fold_module(module, torch.randn(IMAGE))
+    assert len(report.kept) == 1
 
 
 def test_code_that_asks_a_batch_norm_for_more_is_found_by_the_check() -> None:
