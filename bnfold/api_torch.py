@@ -14,10 +14,11 @@ from torch.nn.parameter import is_lazy
 
 from bnfold.api import check_names, check_options
 from bnfold.errors import UsageError, VerifyError
-from bnfold.fold.graph import Affine, Graph, Node, SetValue
+from bnfold.fold.graph import Affine, Graph, SetValue
 from bnfold.fold.ledger import Report
 from bnfold.fold.solve import Plan, solve
 from bnfold.torch_graph import modules
+from bnfold.torch_graph.eager import Fate, Fates, mean_of
 from bnfold.torch_graph.read import read
 from bnfold.torch_graph.write import apply
 from bnfold.verify import Verification, first_bad
@@ -101,10 +102,11 @@ def fold_module(
     """Fold every batch norm that can vanish from a torch module, whose classes and names stay.
 
     The plan is made on the graph that `torch.export` sees, and carried out on the module: weights and biases
-    are rewritten, and a batch norm module that vanishes becomes `nn.Identity`. One that does more than batch
-    norm, carries hooks, or is a call of `torch.nn.functional.batch_norm`, is made the identity map instead;
-    the ledger says so. A module holds one weight for all of its calls, so that what is called several times
-    is folded less often here than by `fold_program`.
+    are rewritten, and a batch norm module that vanishes becomes `nn.Identity`, or `nn.Sequential` of the
+    submodules that it calls after its batch norm (an activation, say). One that does more than that, carries
+    hooks, or is a call of `torch.nn.functional.batch_norm`, is made the identity map instead; the ledger says
+    so. A module holds one weight for all of its calls, so that what is called several times is folded less
+    often here than by `fold_program`.
 
     Args:
         module: in eval mode, or wholly or partly in training mode, as it shall be used: a batch norm in
@@ -131,10 +133,12 @@ def fold_module(
     check_options(shared, skip)
     args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     options = dict(kwargs or {})
-    program = _exported(module, args, options, dynamic_shapes)
+    raw = _exported(module, args, options, dynamic_shapes)
+    program = raw.run_decompositions({})
+    fates = Fates(module, raw, program)
     untied: dict[str, str] = {}
 
-    def fold(target: nn.Module, only: Collection[str] | None) -> tuple[Plan, set[Node]]:
+    def fold(target: nn.Module, only: Collection[str] | None) -> tuple[Plan, set[str]]:
         graph = read(program)
         check_names(graph.nodes, skip)
         tied = modules.restrict(module, program, graph, shared)
@@ -148,13 +152,16 @@ def fold_module(
                 "need different values after the fold; allow that (shared='duplicate'), or keep what needs "
                 "it (shared='skip')"
             )
-        eager = {node for node in plan.order if modules.stays_in_eager_mode(module, program, node)}
-        modules.apply(target, plan.edits, eager)
-        return plan, eager
+        found: dict[str, Fate] = {}
+        gone = set(plan.order)
+        for node in plan.order:  # all calls of one batch norm have the same fate
+            fate = fates(node, gone)
+            found[mean_of(node)] = fate if found.get(mean_of(node), fate) == fate else None
+        modules.apply(target, plan.edits, found)
+        return plan, {node.name for node in plan.order if found[mean_of(node)] is None}
 
     folded = copy.deepcopy(module)
-    plan, eager = fold(folded, None)
-    names = {node.name for node in eager}
+    plan, names = fold(folded, None)
     note = "its call stays in eager mode, as the identity map"
     report = Report([replace(entry, reason=note) if entry.name in names else entry for entry in plan.entries])
     if not plan.order:
@@ -218,8 +225,7 @@ def _exported(
             f"torch.export cannot see the whole of {type(module).__name__}: {first_line(error)}\n"
             "Fold the part of it that can be exported, or rewrite what depends on data"
         ) from error
-    functional: ExportedProgram = program.run_decompositions({})
-    return functional
+    return program
 
 
 def _verified(

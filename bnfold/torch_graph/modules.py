@@ -6,15 +6,13 @@ In a module only parameters, buffers and submodules can change, not the code tha
    untied;
 2. a bias may be added where the owner of the weight has an empty place for one;
 3. what the code says (bounds of a clamp, slopes, fills of a padding, numbers) stays;
-4. a batch norm may vanish if all calls of its module do. Its module becomes `nn.Identity`. One that does more
-   than that call, or carries hooks, and a functional one keep the call, with parameters that make it the
-   identity map.
+4. a batch norm may vanish if all calls of its module do; eager.py says what then becomes of the module.
 """
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,11 +39,11 @@ from bnfold.fold.graph import (
 )
 from bnfold.torch_graph.arrays import to_tensor
 from bnfold.torch_graph.call import innermost
+from bnfold.torch_graph.eager import Fate, mean_of, path_of
 
-__all__ = ["apply", "half_gone", "restrict", "stays_in_eager_mode", "unable"]
+__all__ = ["apply", "half_gone", "restrict", "unable"]
 
 _CODE = "is written in the module's code"
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 @dataclass
@@ -159,23 +157,12 @@ def _why_it_stays(limits: Limits, node: Node) -> str:
     return ""
 
 
-def _mean(node: Node) -> str:
-    """The name of a batch norm's running mean: calls that share it are one batch norm."""
-    role: Affine = node.role  # type: ignore[assignment]
-    return role.constants["mean"][1].store
-
-
-def _path(node: Node) -> str:
-    """The path of the module that keeps it."""
-    return _mean(node).rpartition(".")[0]
-
-
 def half_gone(graph: Graph, folded: Sequence[Node]) -> set[Node]:
     """Folds that cannot be: another call of the same batch norm stays."""
     norms = [node for node in graph.nodes if isinstance(node.role, Affine) and node.role.kind == "norm"]
     gone = set(folded)
-    kept = {_mean(node) for node in norms if node not in gone}
-    return {node for node in norms if node in gone and _mean(node) in kept}
+    kept = {mean_of(node) for node in norms if node not in gone}
+    return {node for node in norms if node in gone and mean_of(node) in kept}
 
 
 def unable(edits: Sequence[Edit]) -> list[Node]:
@@ -188,26 +175,8 @@ def unable(edits: Sequence[Edit]) -> list[Node]:
     ]
 
 
-def stays_in_eager_mode(module: nn.Module, program: ExportedProgram, node: Node) -> bool:
-    """The module does more than this call, so that it cannot be taken out."""
-    path = _path(node)
-    owner = module.get_submodule(path)
-    if not path or any(getattr(owner, hooks, None) for hooks in _HOOKS):
-        return True
-    for call in program.graph.nodes:
-        other = call.op == "call_function" and call.target not in (node.source.target, operator.getitem)
-        if other and _inside(call, path):
-            return True
-    return not _inside(node.source, path)
-
-
-def _inside(call: fx.Node, path: str) -> bool:
-    """The call is made by this module, or by one that it calls."""
-    return any(where == path for where, _ in (call.meta.get("nn_module_stack") or {}).values())
-
-
-def apply(module: nn.Module, edits: Sequence[Edit], eager: set[Node]) -> None:
-    """Rewrite a module in place. `eager`: batch norms that become the identity map, and not nn.Identity."""
+def apply(module: nn.Module, edits: Sequence[Edit], fates: Mapping[str, Fate]) -> None:
+    """Rewrite a module in place. `fates`: what becomes of a batch norm, by the name of its running mean."""
     bypassed: dict[str, Node] = {}
     for edit in edits:
         if isinstance(edit, SetValue):
@@ -220,12 +189,13 @@ def apply(module: nn.Module, edits: Sequence[Edit], eager: set[Node]) -> None:
             like = getattr(owner, name)
             owner.bias = nn.Parameter(to_tensor(edit.value, like), requires_grad=like.requires_grad)
         elif isinstance(edit, Bypass):
-            bypassed.setdefault(_mean(edit.node), edit.node)
-    for node in bypassed.values():
-        if node in eager:
+            bypassed.setdefault(mean_of(edit.node), edit.node)
+    for mean, node in bypassed.items():
+        left = fates[mean]
+        if left is None:
             _make_identity_map(module, node)
         else:
-            _take_out(module, _path(node))
+            _take_out(module, path_of(node), left)
 
 
 def _put(module: nn.Module, target: str, array: Any) -> None:
@@ -240,12 +210,16 @@ def _put(module: nn.Module, target: str, array: Any) -> None:
         owner._buffers[name] = new
 
 
-def _take_out(module: nn.Module, path: str) -> None:
+def _take_out(module: nn.Module, path: str, left: tuple[str, ...]) -> None:
+    """Replace a batch norm, wherever it is registered, by nn.Identity or by what is left of it."""
     gone = module.get_submodule(path)
+    rest = nn.Sequential(OrderedDict((name, gone.get_submodule(name)) for name in left))
+    rest.training = gone.training
+    new = rest if left else nn.Identity().train(gone.training)
     for parent in list(module.modules()):
         for name, child in list(parent._modules.items()):
             if child is gone:
-                parent._modules[name] = nn.Identity().train(gone.training)
+                parent._modules[name] = new
 
 
 def _make_identity_map(module: nn.Module, node: Node) -> None:

@@ -69,24 +69,102 @@ def test_a_batch_norm_that_vanishes_becomes_the_identity_and_all_else_stays() ->
 
 
 class BatchNormAct(nn.BatchNorm2d):
-    """A batch norm that does more, as image models have them."""
+    """A batch norm that calls other modules, as image models have them."""
 
-    def __init__(self, channels: int, **options: Any) -> None:
+    def __init__(self, channels: int, act: nn.Module, **options: Any) -> None:
         super().__init__(channels, **options)
-        self.act = nn.ReLU()
+        self.drop = nn.Dropout(0.1)
+        self.act = act
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(super().forward(x))
+        return self.act(self.drop(super().forward(x)))
 
 
-@pytest.mark.parametrize("affine", [True, False])
-def test_a_batch_norm_that_does_more_becomes_the_identity_map(affine: bool) -> None:
-    module = randomize(nn.Sequential(conv(6, 4), BatchNormAct(4, affine=affine), conv(4, 3)))
+@pytest.mark.parametrize("act", [nn.ReLU(inplace=True), nn.PReLU(4), nn.Sequential(nn.ReLU(), nn.Sigmoid())])
+def test_of_a_batch_norm_that_calls_other_modules_these_are_left(act: nn.Module) -> None:
+    module = randomize(nn.Sequential(conv(6, 4), BatchNormAct(4, act), conv(4, 3)))
     x = torch.randn(IMAGE)
     folded, report = bnfold.fold_module(module, x)
-    assert type(folded[1]) is BatchNormAct
+    assert [(name, type(part)) for name, part in folded[1].named_children()] == [
+        ("drop", nn.Dropout),
+        ("act", type(act)),
+    ]
+    assert type(folded[1]) is nn.Sequential
+    assert report.entries[0].reason == ""
+    assert error(folded, module, x) < ROUNDING
+    kept = {name for name in module.state_dict() if ".act." in name}
+    assert {name for name in folded.state_dict() if name.startswith("1.")} == kept
+
+
+class BatchNormGate(BatchNormAct):
+    """One that computes something itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 2
+
+
+class BatchNormSide(BatchNormAct):
+    """One that reads a value twice."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False)
+        return self.act(y) + self.drop(y)
+
+
+@pytest.mark.parametrize("kind", [BatchNormGate, BatchNormSide])
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_batch_norm_that_does_more_becomes_the_identity_map(kind: Any, affine: bool) -> None:
+    module = randomize(nn.Sequential(conv(6, 4), kind(4, nn.ReLU(), affine=affine), conv(4, 3)))
+    x = torch.randn(IMAGE)
+    folded, report = bnfold.fold_module(module, x)
+    assert type(folded[1]) is kind
     assert report.entries[0].outcome == "folded"
     assert report.entries[0].reason == "its call stays in eager mode, as the identity map"
+    assert error(folded, module, x) < ROUNDING
+
+
+def test_a_submodule_that_does_nothing_now_may_do_something_later() -> None:
+    class Later(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + 1 if self.training else x
+
+    module = randomize(nn.Sequential(conv(6, 4), BatchNormAct(4, Later()), conv(4, 3)))
+    folded, _ = bnfold.fold_module(module, torch.randn(IMAGE))
+    assert type(folded[1]) is BatchNormAct
+
+
+@pytest.mark.parametrize("write", [lambda y: y.relu_(), lambda y: y[:, :2].mul_(2), lambda y: y.add_(1)])
+def test_what_works_in_place_behind_a_batch_norm_spares_what_others_read(write: Any) -> None:
+    """Without the call of the batch norm, it would write into the output of the conv, or into the input."""
+
+    def run(m: Any, x: Tensor) -> Tensor:
+        y = m.c(x)
+        z = m.b(y)
+        write(z)
+        return m.d(y) + z
+
+    module = randomize(Fn(run, c=conv(6, 4), b=bn(4), d=conv(4, 4, 1)))
+    x = torch.randn(IMAGE)
+    folded, report = bnfold.fold_module(module, x)
+    assert [entry.outcome for entry in report.entries] == ["folded"]
+    assert type(folded.b) is nn.BatchNorm2d
+    assert error(folded, module, x) < ROUNDING
+    alone = randomize(Fn(lambda m, x: (z := m.b(m.c(x)), write(z))[0], c=conv(6, 4), b=bn(4)))
+    folded, _ = bnfold.fold_module(alone, x)  # nobody else reads the conv
+    assert type(folded.b) is nn.Identity
+
+
+def test_a_view_is_memory_that_others_read() -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        y = m.c(x)
+        z = m.b(y.flatten(2)).relu_()
+        return m.d(y) + z.reshape_as(y)
+
+    module = randomize(Fn(run, c=conv(6, 4), b=nn.BatchNorm1d(4), d=conv(4, 4, 1)))
+    x = torch.randn(IMAGE)
+    folded, report = bnfold.fold_module(module, x)
+    assert [entry.outcome for entry in report.entries] == ["folded"]
+    assert type(folded.b) is nn.BatchNorm1d
     assert error(folded, module, x) < ROUNDING
 
 

@@ -1,0 +1,153 @@
+"""What becomes of the call of a batch norm that folded, in a module that runs eagerly.
+
+1. Its module does nothing else: it becomes `nn.Identity`.
+2. Its module then calls its submodules, one after the other (a batch norm with an activation): it becomes
+   `nn.Sequential` of these, under their own names.
+3. All else (other arithmetic, hooks, a call of `torch.nn.functional.batch_norm`): the call stays, with
+   parameters that make it the identity map.
+4. So it does where what follows writes into its output, which would then be the memory of a tensor that
+   others read: the call makes the copy that they need.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import defaultdict
+from collections.abc import Collection, Iterator
+from itertools import groupby
+from typing import TypeAlias
+
+from torch import fx, nn
+from torch.export import ExportedProgram
+
+from bnfold.fold.graph import Affine, Concat, Contract, Linear, Node, Normalize, Product, Sum
+
+__all__ = ["Fate", "Fates", "mean_of", "path_of"]
+
+# names of submodules that are left of the batch norm's module, or None where its call stays
+Fate: TypeAlias = "tuple[str, ...] | None"
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_MAKE = (Linear, Sum, Product, Concat, Contract, Normalize)  # their results have memory of their own
+_MAY_RETURN_INPUT = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
+
+
+def mean_of(node: Node) -> str:
+    """The name of a batch norm's running mean: calls that share it are one batch norm."""
+    role = node.role
+    assert isinstance(role, Affine)
+    return role.constants["mean"][1].store
+
+
+def path_of(node: Node) -> str:
+    """The path of the module that keeps it."""
+    return mean_of(node).rpartition(".")[0]
+
+
+class Fates:
+    """Answers for one module; `raw` is its export, and `program` the same without in-place operators."""
+
+    def __init__(self, module: nn.Module, raw: ExportedProgram, program: ExportedProgram) -> None:
+        self.module = module
+        self.written = set(_written(raw))
+        self.calls: dict[str, list[fx.Node]] = defaultdict(list)  # within the module at a path
+        for call in program.graph.nodes:
+            if call.op == "call_function":
+                for path in dict.fromkeys(_stack(call)):
+                    self.calls[path].append(call)
+
+    def __call__(self, node: Node, folded: Collection[Node]) -> Fate:
+        """What is left of the module that makes this call; `folded`: all nodes that vanish."""
+        path = path_of(node)
+        owner = self.module.get_submodule(path)
+        if not path or any(getattr(owner, hooks, None) for hooks in _HOOKS):
+            return None
+        calls = self.calls[path]
+        if node.source not in calls or (mean_of(node) in self.written and not _has_own_memory(node, folded)):
+            return None
+        own = (node.source.target, operator.getitem)
+        if all(call.target in own for call in calls):
+            return ()
+        return _in_a_row(owner, path, node.source, calls)
+
+
+def _in_a_row(owner: nn.Module, path: str, norm: fx.Node, calls: list[fx.Node]) -> Fate:
+    """The submodules that are called behind the batch norm, if each takes what the one before it gives."""
+    names: list[str] = []
+    last = norm
+    for child, group in groupby(calls, lambda call: _child(call, path)):
+        part = list(group)
+        if not child and (names or not _is_norm(part, norm)):
+            return None
+        if child:
+            outside = {source for call in part for source in call.all_input_nodes if source not in part}
+            if child in names or {source for source in outside if source.op != "placeholder"} != {last}:
+                return None
+            names.append(child)
+        out = [call for call in part if any(user not in part for user in call.users)]
+        if len(out) != 1 or (child and set(last.users) - set(part)):  # somebody else reads what is handed on
+            return None
+        last = out[0]
+    silent = [name for name in owner._modules if name not in names]
+    if any(type(owner._modules[name]) is not nn.Identity for name in silent):
+        return None  # it may do something at another time, as drop-out does
+    return tuple(names)
+
+
+def _is_norm(part: list[fx.Node], norm: fx.Node) -> bool:
+    """These calls are the batch norm and nothing else."""
+    return norm in part and all(call is norm or call.target is operator.getitem for call in part)
+
+
+def _stack(call: fx.Node) -> list[str]:
+    """The paths of the modules within which a call is made, the outermost first."""
+    return [path for path, _ in (call.meta.get("nn_module_stack") or {}).values()]
+
+
+def _child(call: fx.Node, path: str) -> str:
+    """The submodule that makes a call within the module at `path`; "" for itself."""
+    paths = _stack(call)
+    rest = paths[paths.index(path) + 1 :]
+    return rest[0].removeprefix(f"{path}.").partition(".")[0] if rest else ""
+
+
+def _written(raw: ExportedProgram) -> Iterator[str]:
+    """The parameters and statistics of batch norms into whose output somebody writes."""
+    targets = {spec.arg.name: str(spec.target) for spec in raw.graph_signature.input_specs}
+    for node in raw.graph.nodes:
+        if node.op == "call_function" and "batch_norm" in str(node.target) and _is_written(node):
+            yield from (targets[source.name] for source in node.all_input_nodes if source.name in targets)
+
+
+def _is_written(node: fx.Node) -> bool:
+    """Some reader writes into this tensor, or into a view of it."""
+    for user in node.users:
+        if user.target is operator.getitem:
+            if _is_written(user):
+                return True
+            continue
+        schema = getattr(user.target, "_schema", None)
+        if schema is None:
+            continue
+        given = dict(zip([argument.name for argument in schema.arguments], user.args, strict=False))
+        given.update(user.kwargs)
+        for argument in schema.arguments:
+            alias = argument.alias_info
+            if given.get(argument.name) is node and alias is not None and alias.is_write:
+                return True
+        view = any(result.alias_info is not None for result in schema.returns)
+        if (view or schema.name.split("::")[-1] in _MAY_RETURN_INPUT) and _is_written(user):
+            return True
+    return False
+
+
+def _has_own_memory(node: Node, folded: Collection[Node]) -> bool:
+    """Nobody but this call reads its input, which is no view of another tensor."""
+    while True:
+        assert isinstance(node.role, Affine)
+        x = node.at(node.role.x)
+        if x.fixed or len(x.readers) > 1 or x.producer is None:
+            return False
+        if x.producer not in folded:
+            return isinstance(x.producer.role, _MAKE)
+        node = x.producer
