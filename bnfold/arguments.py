@@ -28,7 +28,8 @@ the JSON report:
       "into": [str],       the nodes whose weights absorbed it
       "reason": str,       why it was kept, or how it was folded
       "blocked_by": str,   the node or tensor that stopped it, or ""
-      "cure": str}],       what would let it go, or ""
+      "cure": str,         what would let it go, or ""
+      "dead_channels": [int]}],   those whose output never changes
    "folded": int, "kept": int,
    "notes": [str],
    "verification": object  as in `bnfold verify --help`, or null if the check was skipped

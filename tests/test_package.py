@@ -150,10 +150,13 @@ def test_everything_the_tools_install_is_pinned() -> None:
     assert wanted - pinned == {"bnfold", "onnxruntime-gpu"}  # itself, and the one the tools never install
 
 
-def test_models_are_pinned_by_hash_and_their_licences_told() -> None:
-    text = (ROOT / "tools/models.txt").read_text(encoding="utf-8")
+@pytest.mark.parametrize(
+    ("file", "count", "licence"), [("models", 2, "Apache-2.0"), ("models-torch", 4, "MIT")]
+)
+def test_models_are_pinned_by_hash_and_their_licences_told(file: str, count: int, licence: str) -> None:
+    text = (ROOT / f"tools/{file}.txt").read_text(encoding="utf-8")
     pins = re.findall(r"^(\S+)==(\S+) --hash=sha256:[0-9a-f]{64}$", text, re.MULTILINE)
     told = (ROOT / "docs/licences.md").read_text(encoding="utf-8")
-    assert len(pins) == 2
+    assert len(pins) == count
     for name, version in pins:
-        assert f"{name} {version} | Apache-2.0" in told
+        assert f"{name} {version} | {licence}" in told

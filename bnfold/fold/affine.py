@@ -9,7 +9,9 @@ import numpy as np
 
 from bnfold.fold.graph import Array
 
-__all__ = ["MAPS", "align", "all_finite", "along", "any_nonzero", "from_batch_norm", "varying"]
+__all__ = ["MAPS", "align", "all_finite", "along", "any_nonzero", "dead", "from_batch_norm", "varying"]
+
+TINY = float(np.finfo(np.float32).tiny)
 
 
 def any_nonzero(array: Any) -> bool:
@@ -28,6 +30,14 @@ def from_batch_norm(gamma: Array, beta: Array, mean: Array, var: Array, eps: flo
     """
     scale: Array = np.asarray(gamma, np.float64) / np.sqrt(np.asarray(var, np.float64) + eps)
     return scale, np.asarray(beta, np.float64) - scale * np.asarray(mean, np.float64)
+
+
+def dead(scale: Array, var: Array) -> Array:
+    """Where a batch norm's output never changes: scale 0, or a running variance that is 0 but for rounding
+    (below the smallest normal float32), since its input never changed in training.
+    """
+    where: Array = (np.abs(scale) < TINY) | (np.asarray(var) < TINY)
+    return where
 
 
 def varying(array: Array) -> list[int]:

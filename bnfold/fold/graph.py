@@ -119,6 +119,7 @@ class Affine(Role):
     form: str = ""  # how the constant enters: "x*c" "x/c" "x+c" "x-c" "c-x"
     stay: str = ""
     listed: bool = True  # has its own line in the ledger
+    dead: tuple[int, ...] = ()  # channels whose output never changes: for the ledger only
 
 
 @dataclass(eq=False, slots=True)

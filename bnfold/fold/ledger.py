@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ class Entry:
 
     outcome: "folded" (the node is gone) or "kept". into: names of the nodes whose weights absorbed it.
     reason: why it was kept, or how it was folded. blocked_by: the node or tensor that stopped it. cure: what
-    would let it go, or "".
+    would let it go, or "". dead_channels: those whose output never changes (scale 0, or running variance 0).
     """
 
     name: str
@@ -24,6 +24,7 @@ class Entry:
     reason: str = ""
     blocked_by: str = ""
     cure: str = ""
+    dead_channels: tuple[int, ...] = ()
 
 
 @dataclass
@@ -63,15 +64,29 @@ class Report:
         rows += [(e.name, e.op, e.outcome, _story(e)) for e in self.entries]
         lines = list(_table(rows))
         lines.append(f"{len(self.folded)} folded, {len(self.kept)} kept")
-        lines += [f"note: {note}" for note in self.notes]
+        lines += [f"note: {note}" for note in (*self.notes, *_dead(self.entries))]
         if self.verification is not None:
             lines.append(str(self.verification))
         return "\n".join(lines)
 
 
+def _dead(entries: list[Entry]) -> Iterable[str]:
+    """Which channels are dead, as far as a line tells it."""
+    found = [entry for entry in entries if entry.dead_channels]
+    if found:
+        count = sum(len(entry.dead_channels) for entry in found)
+        shown = [f"{entry.name} ({_first(entry.dead_channels, 8)})" for entry in found]
+        yield f"{count} dead channel{'s' * (count > 1)}, whose output never changes: {_first(shown, 4)}"
+
+
+def _first(items: Sequence[Any], count: int) -> str:
+    rest = f" and {len(items) - count} more" if len(items) > count else ""
+    return ", ".join(map(str, items[:count])) + rest
+
+
 def _story(entry: Entry) -> str:
     if entry.outcome == "folded":
-        return ", ".join(entry.into[:3]) + (f" and {len(entry.into) - 3} more" if len(entry.into) > 3 else "")
+        return _first(entry.into, 3)
     where = f"{entry.blocked_by}: " if entry.blocked_by else ""
     return where + entry.reason + (f" ({entry.cure})" if entry.cure else "")
 

@@ -163,9 +163,10 @@ def _entries(graph: Graph, run: Run, refused: Mapping[Node, Conflict]) -> list[E
         if isinstance(node.role, Closed):
             entries.append(Entry(node.name, node.op, "kept", (), node.role.reason, node.name))
             continue
+        dead = node.role.dead
         if node in run.into:
             into = tuple(dict.fromkeys([n.name for n in run.into[node]]))
-            entries.append(Entry(node.name, node.op, "folded", into))
+            entries.append(Entry(node.name, node.op, "folded", into, dead_channels=dead))
             continue
         if node.role.kind != "norm" and node.role.scale.size == node.role.shift.size == 1:
             continue  # one number for the whole tensor, such as the x + 3 of a hard swish
@@ -177,6 +178,6 @@ def _entries(graph: Graph, run: Run, refused: Mapping[Node, Conflict]) -> list[E
         )
         where = ", ".join(dict.fromkeys((back.where, forward.where)))
         entries.append(
-            Entry(node.name, node.op, "kept", (), "; ".join(reasons), where, back.cure or forward.cure)
+            Entry(node.name, node.op, "kept", (), "; ".join(reasons), where, back.cure or forward.cure, dead)
         )
     return entries

@@ -12,8 +12,9 @@ from typing import Any, cast
 
 import numpy as np
 
-from bnfold.fold.affine import from_batch_norm
+from bnfold.fold.affine import dead, from_batch_norm
 from bnfold.fold.graph import Affine, Array, Constant
+from bnfold.onnx_graph.facts import EPSILON
 from bnfold.onnx_graph.site import FLOATS, Site, dtype_of, shape_of
 from bnfold.onnx_graph.wire import CUT_FROM, TOKEN_SIZE
 
@@ -88,7 +89,7 @@ def _plain(site: Site) -> tuple[int, float, list[bytes]] | None:
     # a token of the loader stands for a long array, and is no array itself
     if size >= CUT_FROM or size == TOKEN_SIZE or (isinstance(shape[1], int) and shape[1] != dims[0]):
         return None
-    return len(shape), float(site.attr("epsilon", 1e-5)), raws
+    return len(shape), float(site.attr("epsilon", EPSILON)), raws
 
 
 def _stack(
@@ -101,10 +102,14 @@ def _stack(
     with np.errstate(all="ignore"):
         scale, shift = from_batch_norm(gamma, beta, mean, var + eps, 0.0)
     sound: Any = np.all((var >= 0) & (var < np.inf) & np.isfinite(shift), axis=1)
+    silent = dead(scale, var)
+    some: Any = silent.any(1)
     wide = (len(group), 1, channels, *(1,) * (rank - 2))
     scales, shifts, squares = scale.reshape(wide), shift.reshape(wide), gamma * gamma
     for i, (site, epsilon, _) in enumerate(group):
         if sound[i]:
             constants = cast("dict[str, tuple[int, Constant]]", _Parameters(site))  # nobody writes to it
             role = Affine(scales[i], shifts[i], "norm", constants=constants, eps=epsilon)
+            if some[i]:
+                role.dead = tuple(np.flatnonzero(silent[i]).tolist())
             norms[site] = role, (stored[i, 2], stored[i, 3]), (stored[i, 1], squares[i])

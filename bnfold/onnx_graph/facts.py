@@ -11,6 +11,7 @@ from bnfold.fold.graph import Array, Constant, Dim
 from bnfold.onnx_graph.site import Site
 
 __all__ = [
+    "EPSILON",
     "LARGEST",
     "Refused",
     "axes_of",
@@ -27,6 +28,7 @@ __all__ = [
     "wide",
 ]
 
+EPSILON = float(np.float32(1e-5))  # where a norm does not state it: attributes are float32
 LARGEST = 1 << 20  # elements of a constant that is not a weight, and still gets a new value
 
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from bnfold.fold.affine import from_batch_norm
+from bnfold.fold.affine import dead, from_batch_norm
 from bnfold.fold.graph import Affine, Array, Constant, Normalize, Role, SoftmaxInput
-from bnfold.onnx_graph.facts import Refused, axis_of, broken, rank_of, shape_of
+from bnfold.onnx_graph.facts import EPSILON, Refused, axis_of, broken, rank_of, shape_of
 from bnfold.onnx_graph.site import Site
 
 __all__ = ["NORMS"]
@@ -41,10 +41,13 @@ def _batch_norm(site: Site) -> Role:
     channels = shape[1] if len(shape) > 1 else 1
     if isinstance(channels, int) and channels != count:
         raise broken(site, f"it has parameters for {count} channels, and its input has {channels}")
-    eps = float(site.attr("epsilon", 1e-5))
+    eps = float(site.attr("epsilon", EPSILON))
     scale, shift = _affine(site, values, eps)
     wide = (1, count) + (1,) * (len(shape) - 2) if len(shape) > 1 else (1,)
-    return Affine(scale.reshape(wide), shift.reshape(wide), "norm", constants=constants, eps=eps)
+    silent = tuple(np.flatnonzero(dead(scale, values[3])).tolist())
+    return Affine(
+        scale.reshape(wide), shift.reshape(wide), "norm", constants=constants, eps=eps, dead=silent
+    )
 
 
 def _affine(site: Site, values: list[Array], eps: float) -> tuple[Array, Array]:
@@ -85,7 +88,7 @@ def _instance_norm(site: Site) -> Role:
     rank = rank_of(site, 0)
     scale, bias = _own(site, 1, 2)
     over = tuple(range(2, rank))
-    return Normalize(scale, 1, bias, 2, (1,), over, True, float(site.attr("epsilon", 1e-5)))
+    return Normalize(scale, 1, bias, 2, (1,), over, True, float(site.attr("epsilon", EPSILON)))
 
 
 def _group_norm(site: Site) -> Role:
@@ -93,7 +96,7 @@ def _group_norm(site: Site) -> Role:
     scale, bias = _own(site, 1, 2)
     groups = int(site.attr("num_groups", 0)) if site.opset < 21 else 0
     over = tuple(range(1, rank))
-    return Normalize(scale, 1, bias, 2, (1,), over, True, float(site.attr("epsilon", 1e-5)), groups)
+    return Normalize(scale, 1, bias, 2, (1,), over, True, float(site.attr("epsilon", EPSILON)), groups)
 
 
 def _layer_norm(site: Site) -> Role:
@@ -116,7 +119,7 @@ def _last_axes(site: Site, bias_slot: int | None, removes_mean: bool) -> Role:
         for constant in (scale, bias)
     ):
         scale = bias = None
-    eps = float(site.attr("epsilon", 1e-5))
+    eps = float(site.attr("epsilon", EPSILON))
     return Normalize(scale, 1, bias, bias_slot, over, over, removes_mean, eps)
 
 

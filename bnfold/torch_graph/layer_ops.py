@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from bnfold.fold.affine import MAPS, from_batch_norm
+from bnfold.fold.affine import MAPS, dead, from_batch_norm
 from bnfold.fold.graph import Affine, Closed, Constant, Linear, Normalize, Product, Role, Sum
 from bnfold.torch_graph.call import Call, Refused
 
@@ -117,7 +117,12 @@ def _batch_norm(call: Call) -> Role:
         raise Refused(f"its parameters give no finite scale and shift in channel {channel}")
     wide = (1, count) + (1,) * (len(shape) - 2)
     return Affine(
-        scale.reshape(wide), shift.reshape(wide), "norm", constants=constants, eps=float(call["eps"])
+        scale.reshape(wide),
+        shift.reshape(wide),
+        "norm",
+        constants=constants,
+        eps=float(call["eps"]),
+        dead=tuple(np.flatnonzero(dead(scale, var)).tolist()),
     )
 
 

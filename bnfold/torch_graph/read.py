@@ -125,7 +125,9 @@ class _Reader:
             slots = [call[name] for name in call.names]
             while slots and not isinstance(slots[-1], fx.Node):
                 slots.pop()  # `alpha` of an addition and the like
-        found = Node(self.name(node), call.op if call is not None else str(node.target), role, [], [], node)
+        op = call.op if call is not None else str(node.target)
+        op = "batch_norm" if "batch_norm" in op else op  # whatever torch makes of it
+        found = Node(self.name(node, op), op, role, [], [], node)
         joins = isinstance(role, _JOINS)
         for slot, source in enumerate(slots):
             tensor = self.tensors.get(source) if isinstance(source, fx.Node) else None
@@ -175,13 +177,14 @@ class _Reader:
         tensor.producer, tensor.slot = found, -1 - len(found.outputs)
         found.outputs.append(tensor)
 
-    def name(self, node: fx.Node) -> str:
+    def name(self, node: fx.Node, op: str) -> str:
         """The module that makes the call, as the user knows it; else the name in the graph."""
         path = innermost(node)
         leaf = isinstance(node.target, torch._ops.OpOverload) and any(
             source in self.program.stored for source in node.all_input_nodes
         )
         name = path if path and leaf and path not in self.names else node.name
+        name = op if op == "batch_norm" and name == node.name else name
         while name in self.names:
             name += "_"
         self.names.add(name)

@@ -24,6 +24,13 @@ def norm(x: Any = X, c: int = 4, **options: Any) -> Any:
     return read("BatchNormalization", x, *parameters, **{"opset": 15, **options})
 
 
+def test_an_epsilon_that_is_not_stated_is_a_float32() -> None:
+    """Against a variance of 0 the difference to 1e-5 itself is 1e-8 of the scale."""
+    zero = np.zeros(4, np.float32)
+    role = norm(parameters=[f32(4), f32(4), f32(4), zero])
+    assert role.eps == float(np.float32(1e-5)) != 1e-5
+
+
 @pytest.mark.parametrize("x", [X, ("N", 4), ("N", 4, None), (2, 4, 3, 3, 3)])
 def test_batch_norm(x: Any) -> None:
     gamma, beta, mean, var = parameters = [f32(4), f32(4), f32(4), RNG.uniform(0.5, 2, 4).astype(np.float32)]

@@ -21,8 +21,8 @@ LESS = {
     "conv called twice, one path without": (1, "is used by several calls"),
     "tied weights": (0, ""),
     "weight norm": (1, "is computed from other parameters"),
-    "layer scale on the left": (2, "written in the module's code"),
-    "layer scale": (2, "written in the module's code"),
+    "layer scale on the left": (1, "written in the module's code"),
+    "layer scale": (1, "written in the module's code"),
     "FrozenBatchNorm2d": (2, "written in the module's code"),
 }
 

@@ -138,3 +138,12 @@ def test_a_broken_fold_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         norm.bias.copy_(norm.running_mean * norm.weight / (norm.running_var + norm.eps).sqrt())
     with pytest.raises(bnfold.VerifyError, match="the first fold that broke it is 2"):
         bnfold.fold_program(export(positive, torch.randn(IMAGE)))
+
+
+def test_a_batch_norm_is_called_one_whatever_torch_makes_of_it() -> None:
+    make, shape, _ = CASES["functional"]
+    _, report = bnfold.fold_program(export(make().eval(), torch.randn(shape)))
+    assert [(entry.name, entry.op) for entry in report.entries] == [("batch_norm", "batch_norm")]
+    make, shape, _ = CASES["two batch norms"]
+    _, report = bnfold.fold_program(export(randomize(make()), torch.randn(shape)))
+    assert [(entry.name, entry.op) for entry in report.entries] == [("1", "batch_norm"), ("2", "batch_norm")]
