@@ -13,6 +13,14 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 PEERS = ("onnxruntime", "onnxsim", "onnxslim", "onnxoptimizer_all", "onnxscript")
 TOOLS = ("bnfold", "onnxruntime", "onnxsim", "onnxslim", "onnxscript", "onnxoptimizer")
+TORCH_NAMES = {
+    "fold_program": "bnfold `fold_program`",
+    "fold_module": "bnfold `fold_module`",
+    "torch.fx fuse": "`fuse` of torch.fx",
+    "fuse_modules": "`fuse_modules` of torch.ao",
+    "torch.jit.freeze": "`torch.jit.freeze`",
+}
+TORCH_VARIANTS = ("as it is", "again", "fold_module", "torch.fx fuse")
 SHOWN = 12  # networks
 
 
@@ -94,6 +102,69 @@ def seconds(found: dict[str, Any]) -> str:
     return f"{text} ({rest})" if rest else text
 
 
+def torch() -> str:
+    """How often each tool for torch leaves nothing, something, or a network that is not the same."""
+    cases = json.loads((RESULTS / "fold_torch.json").read_text())["cases"]
+    headings = list(next(iter(cases["totals"].values())))
+    networks = cases["networks"].values()
+    never = sum(not any(empty(found) for found in network["tools"].values()) for network in networks)
+    text = (
+        f"**In torch**: how each tool ends on the {len(networks)} small networks of bnfold's own tests "
+        "(`tools/bench_fold_torch`). Nothing is left of the batch norms, or only calls that are the identity "
+        "map, or more than that; the result is wrong (off by more than 1e-5 of its largest value); or the "
+        f"tool fails with an error. In {never} of the networks every tool leaves something."
+    )
+    return "\n".join(
+        [
+            wrapped(text),
+            "",
+            f"| tool | {' | '.join(headings)} |",
+            f"|---|{'--:|' * len(headings)}",
+            *(
+                f"| {TORCH_NAMES[tool]} | {' | '.join(map(str, row.values()))} |"
+                for tool, row in cases["totals"].items()
+            ),
+        ]
+    )
+
+
+def empty(found: dict[str, Any]) -> bool:
+    """The tool left nothing at all."""
+    return found["outcome"] == "right" and found["batch_norms"] + found["per_channel"] == 0
+
+
+def torch_speed() -> str:
+    """Milliseconds of one image in eager mode."""
+    results = json.loads((RESULTS / "fold_torch.json").read_text())["speed"]
+    rows = []
+    for name, result in results.items():
+        found = result["variants"]
+        cells = " | ".join(milliseconds(found[variant]) for variant in TORCH_VARIANTS)
+        rows.append(f"| {name} | {cells} |")
+    first = next(iter(results.values()))["machine"]
+    text = (
+        "**How long one image takes** in eager mode: milliseconds, median, on one thread of an "
+        f"{first['cpu']}. In brackets: calls of batch norm, where there are any, those of the identity map "
+        "included. *Again* is a copy of the network as it is: what the two differ by is noise."
+    )
+    return "\n".join(
+        [
+            wrapped(text),
+            "",
+            "| network | as it is | again | bnfold `fold_module` | `fuse` of torch.fx |",
+            f"|---|{'--:|' * len(TORCH_VARIANTS)}",
+            *rows,
+        ]
+    )
+
+
+def milliseconds(found: dict[str, Any]) -> str:
+    """The median, and how many batch norms are called."""
+    if found["failure"]:
+        return "fails"
+    return f"{found['median']:.1f}" + (f" ({found['left']})" if found["left"] else "")
+
+
 def wrapped(text: str, width: int = 118) -> str:
     """In lines of that width."""
     lines = [""]
@@ -104,7 +175,12 @@ def wrapped(text: str, width: int = 118) -> str:
     return "\n".join(lines)
 
 
-TABLES: dict[str, Callable[[], str]] = {"left": left, "speed": speed}
+TABLES: dict[str, Callable[[], str]] = {
+    "left": left,
+    "speed": speed,
+    "torch": torch,
+    "torch_speed": torch_speed,
+}
 
 
 def renewed(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The committed results of tools/bench_fold and tools/zoo are complete, and say where they come from."""
+"""The committed results of the tools that measure are complete, and say where they come from."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from tests.torch_graph.modules import CASES
+from tests.torch_graph.test_modules import LESS, ROUNDING
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 
@@ -18,6 +21,8 @@ CHAINS = {"chain50": 50, "chain500": 500, "chain5000": 5000}
 NETWORKS = {"resnet50": 53, "densenet121": 121, "nasnetalarge": 264}
 TOOLS = ("bnfold", "onnxruntime", "onnxsim", "onnxslim", "onnxscript", "onnxoptimizer")
 PEERS = ("onnxruntime", "onnxsim", "onnxslim", "onnxoptimizer_all", "onnxscript")
+TORCH_TOOLS = ("fold_program", "fold_module", "torch.fx fuse", "fuse_modules", "torch.jit.freeze")
+TORCH_NETWORKS = {"resnet50": 53, "mobilenetv3_large_100": 46, "levit_128s": 52}
 PACKAGES = {
     "bnfold",
     "python",
@@ -160,3 +165,76 @@ def test_the_summary_adds_up() -> None:
             assert (
                 row[kind]["left"]["bnfold"] == read(RESULTS / "zoo" / f"{name}.json")[kind]["bnfold"]["left"]
             )
+
+
+# torch
+
+
+def torch_results(part: str) -> Any:
+    return read(RESULTS / "fold_torch.json")[part]
+
+
+def rest(found: dict[str, Any]) -> int:
+    """All that is left but batch norms that are the identity map."""
+    assert 0 <= found["identity"] <= found["batch_norms"]
+    assert found["per_channel"] >= 0
+    return int(found["batch_norms"] + found["per_channel"] - found["identity"])
+
+
+def test_every_torch_tool_was_measured_on_every_case() -> None:
+    cases = torch_results("cases")
+    check_origin(cases)
+    assert tuple(cases["networks"]) == tuple(CASES)
+    for network in cases["networks"].values():
+        assert tuple(network["tools"]) == TORCH_TOOLS
+        assert network["batch_norms"] + network["per_channel"] > 0
+        for found in network["tools"].values():
+            if found["outcome"].startswith("fails: "):  # a peer may
+                continue
+            assert found["outcome"] == ("right" if found["error"] <= ROUNDING else "wrong")
+            assert rest(found) <= network["batch_norms"] + network["per_channel"]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bnfold_is_right_and_leaves_what_must_stay(name: str) -> None:
+    _, _, stays = CASES[name]
+    tools = torch_results("cases")["networks"][name]["tools"]
+    assert tools["fold_program"]["outcome"] == tools["fold_module"]["outcome"] == "right"
+    assert rest(tools["fold_program"]) == stays
+    assert tools["fold_program"]["identity"] == 0
+    assert rest(tools["fold_module"]) <= LESS.get(name, (stays, ""))[0]
+    for found in tools.values():  # nothing that is right leaves less
+        assert found["outcome"] != "right" or rest(found) >= stays
+
+
+def test_the_totals_of_the_cases_add_up() -> None:
+    cases = torch_results("cases")
+    assert tuple(cases["totals"]) == TORCH_TOOLS
+    for tool, row in cases["totals"].items():
+        found = [network["tools"][tool] for network in cases["networks"].values()]
+        right = [one for one in found if one["outcome"] == "right"]
+        assert row["nothing left"] + row["identity map"] == sum(rest(one) == 0 for one in right)
+        assert row["identity map"] == sum(rest(one) == 0 < one["identity"] for one in right)
+        assert row["some left"] == sum(rest(one) > 0 for one in right)
+        assert row["wrong"] == sum(one["outcome"] == "wrong" for one in found)
+        assert row["fails"] == sum(one["outcome"].startswith("fails: ") for one in found)
+        assert sum(row.values()) == len(CASES)
+
+
+@pytest.mark.parametrize(("name", "batch_norms"), TORCH_NETWORKS.items())
+def test_a_folded_module_is_not_slower(name: str, batch_norms: int) -> None:
+    result = torch_results("speed")[name]
+    check_origin(result)
+    assert result["rounds"] >= 20
+    variants = result["variants"]
+    assert tuple(variants) == ("as it is", "again", "fold_module", "torch.fx fuse")
+    for found in variants.values():
+        if not found["failure"]:
+            assert 0 < found["quartile_1"] <= found["median"] <= found["quartile_3"]
+            assert found["error"] <= ROUNDING
+    assert not any(variants[name]["failure"] for name in ("as it is", "again", "fold_module"))
+    assert variants["as it is"]["left"] == variants["again"]["left"] == batch_norms
+    assert variants["fold_module"]["left"] == variants["fold_module"]["identity"]
+    assert variants["fold_module"]["median"] <= variants["as it is"]["median"]
+    peer = variants["torch.fx fuse"]
+    assert peer["failure"] or variants["fold_module"]["median"] <= 1.05 * peer["median"]

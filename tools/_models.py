@@ -1,4 +1,4 @@
-"""The models that tools/bench_fold and tools/zoo measure: a chain, timm's networks, a file of 3 GB.
+"""The models that the tools measure: a chain, timm's networks, a file of 3 GB.
 
 No trained weights are needed: running statistics, gamma (of both signs) and beta are drawn at random, from a
 fixed seed, so that every batch norm does something and every run sees the same file. Half of the gammas are
