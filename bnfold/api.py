@@ -91,10 +91,14 @@ def fold_file(path: str | Path, **options: Any) -> tuple[Loaded, Report]:
 
 
 def check_options(shared: str, skip: Collection[str]) -> None:
-    if shared not in SHARED:
-        raise UsageError(f"shared={shared!r} is unknown. Note: valid choices are {', '.join(SHARED)}")
+    check_choice("shared", shared, SHARED)
     if isinstance(skip, str):
         raise UsageError("skip takes a collection of names, not one string")
+
+
+def check_choice(name: str, value: str, valid: Collection[str]) -> None:
+    if value not in valid:
+        raise UsageError(f"{name}={value!r} is unknown. Note: valid choices are {', '.join(valid)}")
 
 
 def fold_loaded(

@@ -12,13 +12,14 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.nn.parameter import is_lazy
 
-from bnfold.api import check_names, check_options
+from bnfold.api import check_choice, check_names, check_options
 from bnfold.errors import UsageError, VerifyError
 from bnfold.fold.graph import Affine, Graph, SetValue
 from bnfold.fold.ledger import Report
 from bnfold.fold.solve import Plan, solve
 from bnfold.torch_graph import modules
 from bnfold.torch_graph.eager import Fate, Fates, mean_of
+from bnfold.torch_graph.parametrized import parametrized, remove
 from bnfold.torch_graph.read import read
 from bnfold.torch_graph.write import apply
 from bnfold.verify import Verification, first_bad
@@ -94,6 +95,7 @@ def fold_module(
     dynamic_shapes: Any = None,
     inplace: bool = False,
     shared: str = "duplicate",
+    parametrizations: str = "keep",
     verify: bool = True,
     skip: Collection[str] = (),
     rtol: float | None = None,
@@ -117,6 +119,9 @@ def fold_module(
         inplace: change `module` itself, and not a copy of it; if the check fails it is as it was.
         shared: what to do with parameters that several modules share and that need different values: give
             each its own ("duplicate"), "skip" the fold, or raise an "error".
+        parametrizations: what to do with a weight that is computed from other parameters (weight norm,
+            spectral norm) where a fold would change it: "keep" it, and with it the batch norm, or "remove"
+            the parametrization, which leaves a plain parameter.
         verify: run both modules on the example inputs and compare.
         skip: names of batch norms to leave alone.
         rtol: tolerance of the check, against the largest absolute value of each output; None: by type.
@@ -131,18 +136,29 @@ def fold_module(
             it.
     """
     check_options(shared, skip)
+    check_choice("parametrizations", parametrizations, ("keep", "remove"))
     args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     options = dict(kwargs or {})
-    raw = _exported(module, args, options, dynamic_shapes)
+    _check_module(module)
+    plain, computed = module, parametrized(module) if parametrizations == "remove" else []
+    if computed:
+        plain = _copied(module)
+        remove(plain, computed)
+    raw = _exported(plain, args, options, dynamic_shapes)
     program = raw.run_decompositions({})
-    fates = Fates(module, raw, program)
+    fates = Fates(plain, raw, program)
+    removed: dict[str, None] = {}
     untied: dict[str, str] = {}
 
     def fold(target: nn.Module, only: Collection[str] | None) -> tuple[Plan, set[str]]:
         graph = read(program)
         check_names(graph.nodes, skip)
-        tied = modules.restrict(module, program, graph, shared)
+        tied = modules.restrict(plain, program, graph, shared)
         plan = _possible(graph, skip, only)
+        changed = {edit.old.store for edit in plan.edits if isinstance(edit, SetValue) and edit.old}
+        here = [name for name in computed if name in changed]
+        removed.update(dict.fromkeys(here))
+        remove(target, here)
         for edit in plan.edits:
             if isinstance(edit, SetValue) and edit.old in tied:
                 untied[edit.old.store] = tied[edit.old]
@@ -160,7 +176,7 @@ def fold_module(
         modules.apply(target, plan.edits, found)
         return plan, {node.name for node in plan.order if found[mean_of(node)] is None}
 
-    folded = copy.deepcopy(module)
+    folded = _copied(module)
     plan, names = fold(folded, None)
     note = "its call stays in eager mode, as the identity map"
     report = Report([replace(entry, reason=note) if entry.name in names else entry for entry in plan.entries])
@@ -169,16 +185,17 @@ def fold_module(
         return (module if inplace else folded), report
     if names:
         report.notes.append(f"{len(names)} folded batch norms stay as calls of the identity map")
+    report.notes += [f"the parametrization of {name} is removed: it is a plain parameter" for name in removed]
     report.notes += [
         f"{name} is no longer tied to {other}" for name, other in untied.items() if name != other
     ]
     if verify:
 
         def check(after: nn.Module) -> Verification:
-            return verify_modules(copy.deepcopy(module), copy.deepcopy(after), args, options, rtol, atol)
+            return verify_modules(_copied(module), _copied(after), args, options, rtol, atol)
 
         def partly(only: Collection[str]) -> Verification:
-            part = copy.deepcopy(module)
+            part = _copied(module)
             fold(part, only)
             return check(part)
 
@@ -206,9 +223,18 @@ def _possible(graph: Graph, skip: Collection[str], only: Collection[str] | None)
             node.role.stay = why
 
 
-def _exported(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
-) -> ExportedProgram:
+def _copied(module: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(module)
+    except Exception as error:  # of any kind: modules may hold anything
+        raise UsageError(
+            f"{type(module).__name__} cannot be copied: {first_line(error)}\n"
+            "The older torch.nn.utils.weight_norm leaves such a tensor behind: call the module once under "
+            "torch.no_grad(), or use torch.nn.utils.parametrizations"
+        ) from error
+
+
+def _check_module(module: Any) -> None:
     if not isinstance(module, nn.Module):
         raise UsageError(f"fold_module takes a torch.nn.Module, not {type(module).__name__}")
     values = [*module.parameters(), *module.buffers()]
@@ -218,6 +244,11 @@ def _exported(
         raise UsageError(
             "the module has parameters on the meta device, without values: load its weights first"
         )
+
+
+def _exported(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
+) -> ExportedProgram:
     try:
         program: ExportedProgram = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes)
     except Exception as error:  # of any kind: this is all of torch's tracing on the user's code

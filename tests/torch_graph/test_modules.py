@@ -263,6 +263,85 @@ def test_parameters_that_are_tied_are_untied() -> None:
         bnfold.fold_module(module, x, shared="error")
 
 
+def old_weight_norm() -> nn.Module:
+    module = nn.Sequential(torch.nn.utils.weight_norm(conv(6, 4)), bn(4))
+    with torch.no_grad():
+        module(torch.randn(IMAGE))
+    return module
+
+
+def spectral_norm() -> nn.Module:
+    return nn.Sequential(nn.utils.parametrizations.spectral_norm(conv(6, 4)), bn(4))
+
+
+def old_spectral_norm() -> nn.Module:
+    return nn.Sequential(torch.nn.utils.spectral_norm(conv(6, 4)), bn(4))
+
+
+@pytest.mark.parametrize("make", [CASES["weight norm"][0], old_weight_norm, spectral_norm, old_spectral_norm])
+def test_a_parametrization_is_removed_if_asked(make: Any) -> None:
+    module = randomize(make())
+    x = torch.randn(IMAGE)
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    with torch.no_grad():
+        wanted = module(x)
+    _, report = bnfold.fold_module(module, x)
+    assert [entry.outcome for entry in report.entries] == ["kept"]
+    assert "is computed from other parameters" in report.kept[0].reason
+    folded, report = bnfold.fold_module(module, x, parametrizations="remove")
+    assert [entry.outcome for entry in report.entries] == ["folded"]
+    assert "the parametrization of 0.weight is removed: it is a plain parameter" in report.notes
+    assert set(folded.state_dict()) == {"0.bias", "0.weight"}
+    assert type(folded[0]) is nn.Conv2d
+    with torch.no_grad():
+        assert torch.allclose(folded(x), wanted, atol=1e-5)
+        assert torch.equal(module(x), wanted)
+    assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
+    same, _ = bnfold.fold_module(module, x, parametrizations="remove", inplace=True)
+    assert same is module
+    with torch.no_grad():
+        assert torch.allclose(module(x), wanted, atol=1e-5)
+
+
+def test_a_parametrization_that_no_fold_concerns_stays() -> None:
+    norm = nn.utils.parametrizations.weight_norm
+    module = randomize(nn.Sequential(norm(conv(6, 4)), bn(4), nn.Sigmoid(), norm(conv(4, 4))))
+    folded, report = bnfold.fold_module(module, torch.randn(IMAGE), parametrizations="remove")
+    assert len(report.notes) == 1
+    assert nn.utils.parametrize.is_parametrized(folded[3])
+    assert not nn.utils.parametrize.is_parametrized(folded[0])
+    with pytest.raises(bnfold.UsageError, match=r"parametrizations='no' is unknown.*keep, remove"):
+        bnfold.fold_module(module, torch.randn(IMAGE), parametrizations="no")
+
+
+def test_a_module_that_cannot_be_copied_is_told() -> None:
+    module = nn.Sequential(torch.nn.utils.weight_norm(conv(6, 4)), bn(4)).eval()
+    with pytest.raises(bnfold.UsageError, match=r"Sequential cannot be copied: .*\n.*call the module once"):
+        bnfold.fold_module(module, torch.randn(IMAGE))
+
+
+def test_keyword_arguments_and_dynamic_shapes() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.c, self.b = conv(6, 4), bn(4)
+
+        def forward(self, x: Tensor, *, scale: Tensor, flip: bool = False) -> Tensor:
+            z: Tensor = self.b(self.c(x.flip(3) if flip else x))
+            return z * scale
+
+    module = randomize(Net())
+    x, scale = torch.randn(IMAGE), torch.randn(1)
+    sizes = {"x": {0: torch.export.Dim("n"), 2: torch.export.Dim("h", min=4)}, "scale": None, "flip": None}
+    folded, report = bnfold.fold_module(module, (x,), {"scale": scale, "flip": True}, dynamic_shapes=sizes)
+    assert [entry.outcome for entry in report.entries] == ["folded"]
+    other = torch.randn(5, 6, 11, 9)
+    with torch.no_grad():
+        for flip in (True, False):  # the module is no trace: its code still decides
+            wanted, found = module(other, scale=scale, flip=flip), folded(other, scale=scale, flip=flip)
+            assert torch.allclose(found, wanted, atol=1e-5)
+
+
 def test_in_place_changes_the_module_itself() -> None:
     module = randomize(nn.Sequential(conv(6, 4), bn(4)))
     x = torch.randn(IMAGE)
