@@ -20,12 +20,12 @@ from bnfold.difference import TOLERANCES, Truth, compare
 from bnfold.errors import UsageError, VerifyError
 from bnfold.fold.ledger import Report
 from bnfold.onnx_graph import precision
-from bnfold.onnx_graph.files import Loaded, save
+from bnfold.onnx_graph.files import Loaded, load, save
 from bnfold.onnx_graph.output import check_target
 from bnfold.onnx_graph.run import CannotRun, evaluate
 from bnfold.torch_graph.arrays import to_array
 from bnfold.verify import Verification, first_bad
-from bnfold.verify_torch import first_line, outputs, widened
+from bnfold.verify_torch import exact_outputs, first_line, outputs
 
 __all__ = ["export"]
 
@@ -80,10 +80,13 @@ def export(
     args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     options = dict(kwargs or {})
     with tempfile.TemporaryDirectory(prefix=".bnfold-", dir=target.parent) as folder, _for_inference(module):
-        raw = Path(folder) / "raw.onnx"
+        # Both keep their weights in files beside them: from there they are mapped, and take no memory.
+        raw, whole = Path(folder) / "raw.onnx", Path(folder) / "folded.onnx"
         large = _bytes(module) > 1 << 30 if external_data is None else external_data
-        _write(module, args, options, raw, dynamic_shapes, opset, large)
+        _write(module, args, options, raw, dynamic_shapes, opset)
         folded, report = fold_file(raw, verify=False, shared=shared, skip=skip)
+        save(folded, whole, external=True)
+        folded = load(whole)
         if verify:
             check = _Check(module, args, options, rtol, atol)
             report.verification = check(folded)
@@ -129,7 +132,6 @@ def _write(
     path: Path,
     dynamic_shapes: Any,
     opset: int | None,
-    external: bool,
 ) -> None:
     """torch's own exporter, without its optimizer: that one folds what is not frozen, too."""
     try:
@@ -145,7 +147,7 @@ def _write(
                 dynamic_shapes=dynamic_shapes,
             )
             assert program is not None
-            program.save(path, external_data=external)
+            program.save(path, external_data=True)
     except Exception as error:  # of any kind: this is all of torch's tracing on the user's code
         said = f"torch cannot export {type(module).__name__} to ONNX: {first_line(error)}"
         raise UsageError(said) from error
@@ -186,8 +188,8 @@ class _Check:
         self.own = outputs(module, args, kwargs)
         self.exact: list[Any] | None = None
         try:
-            self.exact = outputs(*widened(module, args, kwargs)())
-        except Exception as error:  # of any kind: the code may name its types, and then has no wider copy
+            self.exact = exact_outputs(module, args, kwargs)()
+        except Exception as error:  # of any kind: it may write into what is stored, or leave Python
             self.notes.append(f"compared with the module as it is, not in float64: {first_line(error)}")
 
     def __call__(self, folded: Loaded) -> Verification:

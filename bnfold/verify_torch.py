@@ -1,4 +1,4 @@
-"""Do two torch modules compute the same? Both run on the same inputs; a float64 copy is the referee."""
+"""Do two torch modules compute the same? Both run on the same inputs; float64 is the referee."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from torch.utils import _pytree as pytree
 
 from bnfold.difference import TOLERANCES, OutputError, Truth, compare
 from bnfold.torch_graph.arrays import dtype_name, to_array
+from bnfold.torch_graph.wide import InFloat64, wide
 from bnfold.verify import Verification
 
-__all__ = ["first_line", "outputs", "verify_modules", "widened"]
+__all__ = ["exact_outputs", "first_line", "outputs", "verify_modules"]
 
 
 def verify_modules(
@@ -27,7 +28,7 @@ def verify_modules(
 ) -> Verification:
     """Run both on the same arguments and compare what they give; modules in training mode may change.
 
-    Where the error is beyond the tolerance, the original's own rounding is measured against a float64 copy,
+    Where the error is beyond the tolerance, the original's own rounding is measured against float64,
     and twice of that is allowed.
     """
     kind = _working_type(original)
@@ -39,7 +40,7 @@ def verify_modules(
     if args is None:
         reason = "the program carries no example inputs: pass inputs=(...)"
         return Verification([], "", "not run", reason, tolerance.rtol, tolerance.atol)
-    wide = widened(original, args, kwargs)
+    in_float64 = exact_outputs(original, args, kwargs)
     before = outputs(original, args, kwargs)
     try:
         after = outputs(folded, args, kwargs)
@@ -50,8 +51,8 @@ def verify_modules(
     notes: list[str] = []
     if not all(error.ok for error in errors):
         try:
-            exact = outputs(*wide())
-        except Exception as error:  # of any kind: a graph may name its types, and then has no wider copy
+            exact = in_float64()
+        except Exception as error:  # of any kind: it may write into what is stored, or leave Python
             notes.append(f"whether it is rounding could not be told: {first_line(error)}")
         else:
             errors = _judge(before, after, tolerance, exact)
@@ -82,14 +83,17 @@ def outputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     return [to_array(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
 
 
-def widened(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any]:
-    """The call in float64, of the module as it is now."""
-    now = copy.deepcopy(module)
+def exact_outputs(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Callable[[], list[Any]]:
+    """What `outputs` gives in float64, of the module as it is now: one in training mode may change."""
+    now = copy.deepcopy(module) if any(part.training for part in module.modules()) else module
 
-    def wide(leaf: Any) -> Any:
-        return leaf.double() if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() else leaf
+    def run() -> list[Any]:
+        with InFloat64():
+            return outputs(now, *pytree.tree_map(wide, (args, kwargs)))
 
-    return lambda: (now.double(), *pytree.tree_map(wide, (args, kwargs)))
+    return run
 
 
 def _working_type(module: nn.Module) -> str:

@@ -110,6 +110,51 @@ def test_an_interruption_leaves_nothing(tmp_path: Path, monkeypatch: Any) -> Non
     assert module.training
 
 
+MEMORY = """
+import sys, threading
+import torch
+from torch import nn
+import bnfold
+
+def anonymous():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon:"))
+
+def net(channels, layers):
+    parts = [(nn.Conv2d(channels, channels, 3, bias=False), nn.BatchNorm2d(channels)) for _ in range(layers)]
+    return nn.Sequential(*(part for pair in parts for part in pair)).eval()
+
+most, stop = 0, threading.Event()
+def watch():
+    global most
+    while not stop.wait(0.005):
+        most = max(most, anonymous())
+
+x = torch.randn(1, 1024, 20, 20)
+bnfold.export(net(4, 1), x[:, :4], sys.argv[1] + "/warm.onnx")  # all that is imported
+module = net(1024, 8)
+for part in module[1::2]:
+    nn.init.normal_(part.bias)
+before = anonymous()
+threading.Thread(target=watch, daemon=True).start()
+report = bnfold.export(module, x, sys.argv[1] + "/model.onnx")
+stop.set()
+weights = sum(value.nbytes for value in module.parameters())
+print(len(report.folded), report.verification.status, weights, most - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_an_export_holds_two_and_a_half_copies_at_most(tmp_path: Path) -> None:
+    """The module's own weights are one of them."""
+    done = subprocess.run([sys.executable, "-c", MEMORY, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    folded, status, weights, more = done.stdout.split()[-4:]
+    assert (folded, status) == ("8", "passed")
+    assert int(weights) > 3e8
+    assert int(more) <= 1.5 * int(weights)
+
+
 class Branching(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x if x.sum() > 0 else -x
