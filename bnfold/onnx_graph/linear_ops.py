@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from bnfold.fold import products
 from bnfold.fold.graph import Constant, Contract, Dim, Linear, Recurrent, Role
 from bnfold.onnx_graph.facts import Refused, axis_of, broken, out_shape_of, rank_of, shape_of, text
 from bnfold.onnx_graph.site import Site
@@ -14,7 +15,6 @@ __all__ = ["LINEAR"]
 
 _PADDED = "its windows see zero padding, where a shift would not be seen"
 _UNEVEN = "its taps overlap unevenly, so that a shift does not come out as a shift"
-_BATCHED = "its weight is a batch of matrices, and a shift would come out as another one for each"
 _OPEN = "its bias is not constant"
 
 
@@ -152,43 +152,13 @@ def _matmul(site: Site) -> Role:
         raise Refused("its weight is a vector")
     if len(shape) == 0:
         raise Refused("its input is a single number")
-    # summed over: the last axis of the left operand and the last but one of the right (a vector's only one)
-    in_axis = len(shape) - 1 if x == 0 else max(len(shape) - 2, 0)
-    w_in = outer - 2 if slot == 1 else outer - 1
-    out_axis = rank - 1 if slot == 1 or len(shape) == 1 else rank - 2
-    if isinstance(shape[in_axis], int) and shape[in_axis] != weight.shape[w_in]:
+    size, wanted = shape[products.summed_axis(shape, x)], weight.shape[-2 if slot == 1 else -1]
+    if isinstance(size, int) and size != wanted:
         raise broken(
             site, f"its weight of shape {list(weight.shape)} does not match an input of shape {list(shape)}"
         )
-    batch = weight.shape[:-2]
-    return Linear(
-        weight=weight,
-        weight_slot=slot,
-        x=x,
-        in_axis=in_axis,
-        out_axis=out_axis,
-        split=weight.shape,
-        w_group=None,
-        w_out=outer - 1 if slot == 1 else outer - 2,
-        w_in=w_in,
-        padded=_BATCHED if any(size != 1 for size in batch) else "",
-        free=_passing(shape, in_axis, batch, rank) if len(shape) > 1 else (),
-        costs=0 if slot == 1 and outer == 2 and len(shape) == 2 else 1,
-    )
-
-
-def _passing(
-    shape: tuple[Dim, ...], in_axis: int, batch: tuple[int, ...], rank: int
-) -> tuple[tuple[int, int], ...]:
-    """The axes of x that y keeps: its rows or columns, and batch axes that the weight does not enlarge."""
-    extra = rank - len(shape)
-    free = []
-    for axis, size in enumerate(shape):
-        against = axis - (len(shape) - 2) + len(batch)  # the weight's batch axis beside it
-        stretched = axis < len(shape) - 2 and against >= 0 and batch[against] not in (1, size)
-        if axis != in_axis and not stretched:
-            free.append((axis, axis + extra))
-    return tuple(free)
+    plain = slot == 1 and outer == 2 and len(shape) == 2  # it becomes a Gemm
+    return products.by_weight(weight, slot, shape, rank, costs=0 if plain else 1)
 
 
 def _product(site: Site) -> Role:
@@ -197,21 +167,7 @@ def _product(site: Site) -> Role:
     y = out_shape_of(site)
     if min(len(shape) for shape in shapes) < 2:
         raise Refused("multiplies by a vector")
-    axes = []
-    for side, shape in enumerate(shapes):
-        extra = len(y) - len(shape)
-        goals: list[int | None] = [axis + extra for axis in range(len(shape))]
-        goals[-1 - side] = None
-        for axis, size in enumerate(shape[:-2]):
-            if not _kept(size, y[axis + extra]):
-                goals[axis] = None
-        axes.append(tuple(goals))
-    return Contract((axes[0], axes[1]), stochastic=0 if _rows_sum_to_one(site, len(shapes[0])) else None)
-
-
-def _kept(size: Dim, out: Dim) -> bool:
-    """An axis that is not broadcast: larger than 1, or surely the same on both sides."""
-    return (isinstance(size, int) and size > 1) or (size is not None and size == out)
+    return products.of_tensors(shapes, y, _rows_sum_to_one(site, len(shapes[0])))
 
 
 def _rows_sum_to_one(site: Site, rank: int) -> bool:
@@ -243,7 +199,7 @@ def _einsum(site: Site) -> Role:
         goals: list[int | None] = []
         for label, size in zip(term, shape, strict=True):
             goal = right.find(label)
-            goals.append(goal if goal >= 0 and _kept(size, y[goal]) else None)
+            goals.append(goal if goal >= 0 and products.is_kept(size, y[goal]) else None)
         kept = [goal for goal in goals if goal is not None]
         if kept != sorted(kept):
             raise Refused(f"its equation {equation!r} transposes an operand")

@@ -94,7 +94,7 @@ def _restricted(limits: Limits, node: Node) -> Role:
         return Map("any", "pads with zeros, where a shift would not be seen", role.axes)
     if isinstance(role, Linear) and role.bias is None and not role.bias_open:
         owner, _ = _owner(limits.module, role.weight.store)
-        place = owner is not None and "bias" in owner._parameters
+        place = role.bias_slot is not None and owner is not None and "bias" in owner._parameters
         role.bias_open = "" if place and not role.weight.locked else "its module has no place for a bias"
     return role
 

@@ -1,7 +1,8 @@
 """The table of ATen operators: what role each plays for the solver. To add an operator is to add a row.
 
 A row reads one call and returns a role of fold/graph.py, or refuses (`call.Refused`), with a reason that
-follows the call's name in the ledger. The rows lie in layer_ops.py and data_ops.py. No row: it is closed.
+follows the call's name in the ledger. The rows lie in layer_ops.py, product_ops.py and data_ops.py. No row:
+it is closed.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from bnfold.fold.graph import Closed, Role
 from bnfold.torch_graph.call import FLOATS, Call, Refused
 from bnfold.torch_graph.data_ops import DATA
 from bnfold.torch_graph.layer_ops import LAYERS
+from bnfold.torch_graph.product_ops import PRODUCTS
 
 __all__ = ["ROLES", "role_of"]
 
-ROLES: dict[str, Callable[[Call], Role]] = {**LAYERS, **DATA}
+ROLES: dict[str, Callable[[Call], Role]] = {**LAYERS, **PRODUCTS, **DATA}
 
 _OTHER = ("Scalar", "dtype", "out")  # overloads that take no tensor, read bits anew, or write elsewhere
 _DAMAGE = (TypeError, ValueError, IndexError, AttributeError)  # of an argument that a row does not expect

@@ -69,7 +69,7 @@ class _Writer:
             if isinstance(edit, SetValue):
                 self.set_value(node, edit)
             elif isinstance(edit, AddBias):
-                self.argument(node, _schema(node).index("bias"), edit.value)
+                self.add_bias(node, edit.value)
             elif isinstance(edit, Bypass):
                 assert isinstance(edit.node.role, Affine)
                 bypassed.append((node, edit.node.role.x))
@@ -126,12 +126,34 @@ class _Writer:
     def put(self, target: str, value: torch.Tensor) -> None:
         (self.state if target in self.state else self.constants)[target] = value
 
+    def add_bias(self, node: fx.Node, array: Array) -> None:
+        """As an argument where the operator takes one, else by an addition behind it."""
+        if "bias" in _schema(node):
+            self.argument(node, _schema(node).index("bias"), array)
+            return
+        bias = self.parameter(node, "bias", array)
+        with self.graph.inserting_after(node):
+            add = self.graph.call_function(torch.ops.aten.add.Tensor, (node, bias))
+        add.meta.update(node.meta)
+        node.replace_all_uses_with(add, delete_user_cb=lambda user: user is not add)
+        self.rename_output(node, add)
+
     def argument(self, node: fx.Node, slot: int, array: Array, like: Any = None) -> None:
         """Give an argument a parameter of its own, named after the call."""
-        x = next(n for n in node.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor))
-        kind = like if like is not None else x.meta["val"]
         cat = node.target is torch.ops.aten.cat.default
         part = str(slot) if cat else _schema(node)[slot]
+        placeholder = self.parameter(node, part, array, like)
+        if cat:
+            items = list(node.args[0])  # type: ignore[arg-type]
+            items[slot] = placeholder
+            node.args = (items, *node.args[1:])
+            return
+        _set(node, part, placeholder)
+
+    def parameter(self, node: fx.Node, part: str, array: Array, like: Any = None) -> fx.Node:
+        """A new parameter, named after the call, of the type of `like` or of the call's first tensor."""
+        x = next(n for n in node.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor))
+        kind = like if like is not None else x.meta["val"]
         path = innermost(node)
         target = f"{path}.{part}" if path else f"{node.name}_{part}"
         while target in self.state or target in self.constants:
@@ -149,22 +171,21 @@ class _Writer:
         spec = InputSpec(InputKind.PARAMETER, TensorArgument(placeholder.name), target)
         self.inputs.insert(0, spec)
         self.specs[placeholder.name] = spec
-        if cat:
-            items = list(node.args[0])  # type: ignore[arg-type]
-            items[slot] = placeholder
-            node.args = (items, *node.args[1:])
-            return
-        _set(node, part, placeholder)
+        return placeholder
+
+    def rename_output(self, old: fx.Node, new: fx.Node) -> None:
+        """Where a tensor is an output of the program, another one is from now on."""
+        self.outputs = [
+            replace(spec, arg=TensorArgument(new.name)) if spec.arg.name == old.name else spec
+            for spec in self.outputs
+        ]
 
     def bypass(self, node: fx.Node, slot: int) -> None:
         """Let the readers of a node's output read its input at `slot` instead."""
         x = _get(node, _schema(node)[slot])
         several = isinstance(node.meta.get("val"), (tuple, list))
         for y in [user for user in node.users if user.args[1] == 0] if several else [node]:
-            self.outputs = [
-                replace(spec, arg=TensorArgument(x.name)) if spec.arg.name == y.name else spec
-                for spec in self.outputs
-            ]
+            self.rename_output(y, x)
             y.replace_all_uses_with(x)
 
     def sweep(self) -> None:

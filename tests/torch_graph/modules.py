@@ -142,6 +142,39 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     ),
     "tied weights": (tied, IMAGE, 0),
     "weight norm": (weight_norm, IMAGE, 0),
+    "matmul by a parameter": (
+        lambda: Fn(lambda m, x: m.b(x @ m.l.weight), l=nn.Linear(4, 6, bias=False), b=nn.BatchNorm1d(4)),
+        (3, 6),
+        0,
+    ),
+    "matmul from the left": (
+        lambda: Fn(lambda m, x: m.b(m.l.weight @ x), l=nn.Linear(6, 4), b=nn.BatchNorm1d(4)),
+        (2, 6, 5),
+        0,
+    ),
+    "addmm": (
+        lambda: Fn(
+            lambda m, x: m.b(torch.addmm(m.l.bias, x, m.l.weight, alpha=0.5, beta=2.0)),
+            l=nn.Linear(6, 6),
+            b=nn.BatchNorm1d(6),
+        ),
+        (3, 6),
+        0,
+    ),
+    "attention": (
+        lambda: Fn(
+            lambda m, x: m.b((torch.softmax(x @ x.transpose(1, 2), -1) @ m.l(x)).transpose(1, 2)),
+            l=nn.Linear(6, 4),
+            b=nn.BatchNorm1d(4),
+        ),
+        (2, 5, 6),
+        0,
+    ),
+    "forward into a matmul": (
+        lambda: Fn(lambda m, x: m.b(x) @ m.l.weight, l=nn.Linear(4, 6), b=nn.BatchNorm1d(6)),
+        (3, 6),
+        0,
+    ),
     "forward": (lambda: nn.Sequential(bn(6), conv(6, 4)), IMAGE, 0),
     "forward, grouped": (lambda: nn.Sequential(bn(6), conv(6, 4, groups=2)), IMAGE, 0),
     "forward into padding": (lambda: nn.Sequential(bn(6), conv(6, 4, padding=1)), IMAGE, 1),
