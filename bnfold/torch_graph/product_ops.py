@@ -27,7 +27,9 @@ def _matmul(call: Call) -> Role:
         return products.of_tensors(shapes, call.out, _rows_sum_to_one(call[left]))
     if len(weight.shape) < 2:
         raise Refused("its weight is a vector")
-    return products.by_weight(weight, slot, call.tensor(call.names[1 - slot]), len(call.out), costs=1)
+    shape = call.tensor(call.names[1 - slot])
+    plain = slot == 1 and len(weight.shape) == len(shape) == 2  # it becomes addmm
+    return products.by_weight(weight, slot, shape, len(call.out), costs=0 if plain else 1)
 
 
 def _addmm(call: Call) -> Role:

@@ -61,6 +61,7 @@ class _Writer:
         self.specs = {spec.arg.name: spec for spec in self.inputs}
         self.places = Counter(v.data_ptr() for v in self.state.values() if isinstance(v, torch.Tensor))
         self.wishes: dict[fx.Node, list[Wish]] = {}
+        self.biases: list[tuple[fx.Node, Array]] = []  # of operators that take none
 
     def run(self, edits: Sequence[Edit]) -> ExportedProgram:
         bypassed: list[tuple[fx.Node, int]] = []
@@ -69,7 +70,10 @@ class _Writer:
             if isinstance(edit, SetValue):
                 self.set_value(node, edit)
             elif isinstance(edit, AddBias):
-                self.add_bias(node, edit.value)
+                if "bias" in _schema(node):
+                    self.argument(node, _schema(node).index("bias"), edit.value)
+                else:
+                    self.biases.append((node, edit.value))
             elif isinstance(edit, Bypass):
                 assert isinstance(edit.node.role, Affine)
                 bypassed.append((node, edit.node.role.x))
@@ -77,6 +81,8 @@ class _Writer:
                 assert not isinstance(edit, (Rescale, Retype)), "no row of the table asks for this"
         for source, wishes in self.wishes.items():
             self.replace(source, wishes)
+        for node, array in self.biases:
+            self.add_bias(node, array)
         for node, slot in bypassed:
             self.bypass(node, slot)
         self.sweep()
@@ -127,11 +133,13 @@ class _Writer:
         (self.state if target in self.state else self.constants)[target] = value
 
     def add_bias(self, node: fx.Node, array: Array) -> None:
-        """As an argument where the operator takes one, else by an addition behind it."""
-        if "bias" in _schema(node):
-            self.argument(node, _schema(node).index("bias"), array)
-            return
+        """A plain matrix product becomes `addmm`; any other gets an addition behind it."""
         bias = self.parameter(node, "bias", array)
+        x, weight = (value.meta["val"] for value in node.args[:2])  # type: ignore[union-attr]
+        if x.dim() == weight.dim() == 2 and array.ndim == 1:
+            node.target = torch.ops.aten.addmm.default
+            node.args = (bias, *node.args)
+            return
         with self.graph.inserting_after(node):
             add = self.graph.call_function(torch.ops.aten.add.Tensor, (node, bias))
         add.meta.update(node.meta)

@@ -147,11 +147,6 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
         (3, 6),
         0,
     ),
-    "matmul from the left": (
-        lambda: Fn(lambda m, x: m.b(m.l.weight @ x), l=nn.Linear(6, 4), b=nn.BatchNorm1d(4)),
-        (2, 6, 5),
-        0,
-    ),
     "addmm": (
         lambda: Fn(
             lambda m, x: m.b(torch.addmm(m.l.bias, x, m.l.weight, alpha=0.5, beta=2.0)),

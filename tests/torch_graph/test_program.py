@@ -147,3 +147,22 @@ def test_a_batch_norm_is_called_one_whatever_torch_makes_of_it() -> None:
     make, shape, _ = CASES["two batch norms"]
     _, report = bnfold.fold_program(export(randomize(make()), torch.randn(shape)))
     assert [(entry.name, entry.op) for entry in report.entries] == [("1", "batch_norm"), ("2", "batch_norm")]
+
+
+PRODUCTS: dict[str, tuple[Any, tuple[int, ...], list[str]]] = {
+    "rows": (lambda m, x: m.b(x @ m.l.weight.t()), (3, 6), ["addmm"]),
+    "from the left": (lambda m, x: m.b(m.l.weight @ x), (2, 6, 5), ["matmul", "add"]),
+    "tokens": (lambda m, x: m.b((x @ m.l.weight.t()).transpose(1, 2)), (2, 4, 6), ["matmul", "add"]),
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_a_plain_matrix_product_becomes_addmm_and_any_other_gets_an_addition(name: str) -> None:
+    forward, shape, operators = PRODUCTS[name]
+    module = randomize(Fn(forward, l=nn.Linear(6, 4, bias=False), b=nn.BatchNorm1d(4)))
+    x = torch.randn(shape)
+    folded, report = bnfold.fold_program(export(module, x))
+    assert not report.kept
+    assert error(folded, module, x) < ROUNDING
+    calls = [str(node.target).split(".")[1] for node in folded.graph.nodes if node.op == "call_function"]
+    assert [call for call in calls if call in ("matmul", "mm", "addmm", "add")] == operators
