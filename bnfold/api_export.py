@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import gc
-import logging
 import tempfile
-import warnings
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,9 +20,10 @@ from bnfold.onnx_graph import precision
 from bnfold.onnx_graph.files import Loaded, load, save
 from bnfold.onnx_graph.output import check_target
 from bnfold.onnx_graph.run import CannotRun, evaluate
+from bnfold.torch_graph import to_onnx
 from bnfold.torch_graph.arrays import to_array
 from bnfold.verify import Verification, first_bad
-from bnfold.verify_torch import exact_outputs, first_line, outputs
+from bnfold.verify_torch import exact_outputs, first_line, outputs, unchanging
 
 __all__ = ["export"]
 
@@ -83,8 +81,11 @@ def export(
         # Both keep their weights in files beside them: from there they are mapped, and take no memory.
         raw, whole = Path(folder) / "raw.onnx", Path(folder) / "folded.onnx"
         large = _bytes(module) > 1 << 30 if external_data is None else external_data
-        _write(module, args, options, raw, dynamic_shapes, opset)
+        moving = to_onnx.write(module, args, options, raw, dynamic_shapes, opset)
         folded, report = fold_file(raw, verify=False, shared=shared, skip=skip)
+        if moving:
+            many = "batch norms in training mode use" if moving > 1 else "batch norm in training mode uses"
+            report.notes.append(f"{moving} {many} the statistics of each batch, in the file as well")
         save(folded, whole, external=True)
         folded = load(whole)
         if verify:
@@ -125,51 +126,6 @@ def _bytes(module: nn.Module) -> int:
     return sum(value.nbytes for value in (*module.parameters(), *module.buffers()))
 
 
-def _write(
-    module: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    path: Path,
-    dynamic_shapes: Any,
-    opset: int | None,
-) -> None:
-    """torch's own exporter, without its optimizer: that one folds what is not frozen, too."""
-    try:
-        with _quiet():
-            program = torch.onnx.export(
-                module,
-                args,
-                kwargs=kwargs or None,
-                dynamo=True,
-                optimize=False,
-                verbose=False,
-                opset_version=opset,
-                dynamic_shapes=dynamic_shapes,
-            )
-            assert program is not None
-            program.save(path, external_data=True)
-    except Exception as error:  # of any kind: this is all of torch's tracing on the user's code
-        said = f"torch cannot export {type(module).__name__} to ONNX: {first_line(error)}"
-        raise UsageError(said) from error
-    del program
-    gc.collect()  # the exporter's graphs refer to themselves, and hold the weights
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks on packages that are not there, and on its own future."""
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    with warnings.catch_warnings():
-        for kind in (FutureWarning, DeprecationWarning):
-            warnings.simplefilter("ignore", kind)
-        log.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            log.setLevel(level)
-
-
 class _Check:
     """The folded file beside the module: in its own type, and in float64."""
 
@@ -185,7 +141,7 @@ class _Check:
         self.inputs = [to_array(leaf) for leaf in leaves]
         self.rtol, self.atol = rtol, atol
         self.notes: list[str] = []
-        self.own = outputs(module, args, kwargs)
+        self.own = outputs(unchanging(module), args, kwargs)
         self.exact: list[Any] | None = None
         try:
             self.exact = exact_outputs(module, args, kwargs)()

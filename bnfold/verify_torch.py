@@ -15,7 +15,7 @@ from bnfold.torch_graph.arrays import dtype_name, to_array
 from bnfold.torch_graph.wide import InFloat64, wide
 from bnfold.verify import Verification
 
-__all__ = ["exact_outputs", "first_line", "outputs", "verify_modules"]
+__all__ = ["exact_outputs", "first_line", "outputs", "unchanging", "verify_modules"]
 
 
 def verify_modules(
@@ -83,11 +83,16 @@ def outputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     return [to_array(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
 
 
+def unchanging(module: nn.Module) -> nn.Module:
+    """The module, or a copy of it if running it would change it: if a part is in training mode."""
+    return copy.deepcopy(module) if any(part.training for part in module.modules()) else module
+
+
 def exact_outputs(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Callable[[], list[Any]]:
     """What `outputs` gives in float64, of the module as it is now: one in training mode may change."""
-    now = copy.deepcopy(module) if any(part.training for part in module.modules()) else module
+    now = unchanging(module)
 
     def run() -> list[Any]:
         with InFloat64():

@@ -26,9 +26,9 @@ def _batch_norm(site: Site) -> Role:
     for slot, name in enumerate(_PARAMETERS, 1):
         constant, value = site.constant(slot), site.value(slot)
         if constant is None or value is None:
-            raise Refused(
-                f"its parameters are not constant: the {_WORDS[slot]} {site.why_not_constant(slot)}"
-            )
+            what = f"the {_WORDS[slot]} {site.why_not_constant(slot)}"
+            own = " (batch statistics)" if site.producer_op(slot) == "ReduceMean" else ""
+            raise Refused(f"its parameters are not constant: {what}{own}")
         constants[name] = (slot, constant)
         values.append(value)
     shape = shape_of(site, 0)

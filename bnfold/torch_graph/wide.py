@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 __all__ = ["InFloat64", "wide"]
 
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
+_ROUNDING = (torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16)  # name a type by being called
 
 
 def wide(leaf: Any) -> Any:
@@ -40,6 +41,8 @@ class InFloat64(TorchFunctionMode):
         if getattr(func, "__name__", "") == "__get__":  # shape, dtype, ...: no reason to widen the tensor
             found = func(*args)
             return found if isinstance(found, torch.Tensor) else wide(found)
+        if func in _ROUNDING:
+            return wide(args[0])
         given = dict(kwargs or {})
         target = given.get("out", args[0] if args and _writes(func) else None)
         if isinstance(target, torch.Tensor) and target.dtype in _NARROW:

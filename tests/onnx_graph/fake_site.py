@@ -118,6 +118,9 @@ class FakeSite:
     def why_not_constant(self, slot: int) -> str:
         return "is an input"
 
+    def producer_op(self, slot: int) -> str:
+        return "" if self.producer(slot) is None else self.producer(slot).op
+
     def producer(self, slot: int) -> FakeSite | None:
         return self._producer if slot == 0 else None
 
