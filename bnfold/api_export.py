@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from bnfold.api import check_options, fold_file
 from bnfold.difference import TOLERANCES, Truth, compare
-from bnfold.errors import UsageError, VerifyError
+from bnfold.errors import UsageError, VerifyError, first_line
 from bnfold.fold.ledger import Report
 from bnfold.onnx_graph import precision
 from bnfold.onnx_graph.files import Loaded, load, save
@@ -23,7 +23,7 @@ from bnfold.onnx_graph.run import CannotRun, evaluate
 from bnfold.torch_graph import to_onnx
 from bnfold.torch_graph.arrays import to_array
 from bnfold.verify import Verification, first_bad
-from bnfold.verify_torch import exact_outputs, first_line, outputs, unchanging
+from bnfold.verify_torch import exact_outputs, outputs, unchanging
 
 __all__ = ["export"]
 

@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 from torch.nn.parameter import is_lazy
 
 from bnfold.api import check_choice, check_names, check_options
-from bnfold.errors import UsageError, VerifyError
+from bnfold.errors import UsageError, VerifyError, first_line
 from bnfold.fold.graph import Affine, Graph, SetValue
 from bnfold.fold.ledger import Report
 from bnfold.fold.solve import Plan, solve
@@ -23,7 +23,7 @@ from bnfold.torch_graph.parametrized import parametrized, remove
 from bnfold.torch_graph.read import read
 from bnfold.torch_graph.write import apply
 from bnfold.verify import Verification, first_bad
-from bnfold.verify_torch import first_line, verify_modules
+from bnfold.verify_torch import verify_modules
 
 __all__ = ["fold_module", "fold_program"]
 

@@ -17,3 +17,8 @@ class UsageError(BnfoldError):
 
 class VerifyError(BnfoldError):
     """The folded model does not compute what the original does; nothing was written."""
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without its pages of context."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -11,11 +11,12 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from bnfold.difference import TOLERANCES, OutputError, Truth, compare
+from bnfold.errors import first_line
 from bnfold.torch_graph.arrays import dtype_name, to_array
 from bnfold.torch_graph.wide import InFloat64, wide
 from bnfold.verify import Verification
 
-__all__ = ["exact_outputs", "first_line", "outputs", "unchanging", "verify_modules"]
+__all__ = ["exact_outputs", "outputs", "unchanging", "verify_modules"]
 
 
 def verify_modules(
@@ -60,11 +61,6 @@ def verify_modules(
     names = [error.name for error in errors if not error.ok]
     reason = "" if status == "passed" else f"{', '.join(names)} differ{'s' if len(names) == 1 else ''}"
     return Verification(errors, by, status, reason, tolerance.rtol, tolerance.atol, notes)
-
-
-def first_line(error: Exception) -> str:
-    """What torch said, without its pages of context."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _judge(before: list[Any], after: list[Any], tolerance: Any, exact: list[Any] | None) -> list[OutputError]:

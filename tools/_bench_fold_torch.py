@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from bnfold.verify_torch import first_line
+from bnfold.errors import first_line
 from tests.torch_graph.modules import CASES, randomize
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -27,7 +27,7 @@ import torch
 from _torch_peers import Folded
 from torch import Tensor, nn
 
-from bnfold.verify_torch import first_line
+from bnfold.errors import first_line
 
 FOLDED = ("fold_module", "torch.fx fuse")
 VARIANTS = ("as it is", "again", *FOLDED)

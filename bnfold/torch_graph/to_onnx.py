@@ -20,8 +20,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from bnfold.errors import UsageError
-from bnfold.verify_torch import first_line
+from bnfold.errors import UsageError, first_line
 
 __all__ = ["write"]
 
