@@ -16,6 +16,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bnfold import nn as nn
     from bnfold.api import fold_onnx as fold_onnx
     from bnfold.api_export import export as export
     from bnfold.api_torch import fold_module as fold_module
@@ -34,6 +35,7 @@ _HOME = {
     "export": "bnfold.api_export",
     "fold_module": "bnfold.api_torch",
     "fold_program": "bnfold.api_torch",
+    "nn": "bnfold.nn",
     "Report": "bnfold.fold.ledger",
     "Entry": "bnfold.fold.ledger",
     "BnfoldError": "bnfold.errors",
@@ -47,6 +49,7 @@ __all__ = [
     "fold_onnx",
     "fold_module",
     "fold_program",
+    "nn",
     "Report",
     "Entry",
     "BnfoldError",
@@ -61,7 +64,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'bnfold' has no attribute {name!r}")
     try:
-        value = globals()[name] = getattr(importlib.import_module(_HOME[name]), name)
+        home = importlib.import_module(_HOME[name])
+        value = globals()[name] = home if name == "nn" else getattr(home, name)
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise

@@ -39,6 +39,7 @@ FLOORS: dict[str, set[str]] = {
         "errors",
     },
     "factory": {"errors"},
+    "nn": {"errors", "progress"},
     "cli": {
         "api",
         "api_export",
@@ -51,7 +52,7 @@ FLOORS: dict[str, set[str]] = {
         "arguments",
     },
     "__main__": {"cli"},
-    "__init__": {"api", "api_export", "api_torch", "fold", "errors"},
+    "__init__": {"api", "api_export", "api_torch", "fold", "errors", "nn"},
 }
 # Third parties that a floor may use at all, even inside a function; elsewhere there is no such limit.
 NUMPY_ONLY = {"fold": {"numpy"}, "errors": set(), "progress": {"rich"}, "arguments": set()}

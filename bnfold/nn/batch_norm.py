@@ -1,0 +1,108 @@
+"""The modules: torch's batch norms, each followed by a sum and an activation if asked.
+
+They are subclasses of torch's, with the same parameters, buffers and state_dict, so that whatever looks for a
+batch norm (this package's folds, torch's own tools, a weight decay filter) finds one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bnfold.errors import UsageError
+
+__all__ = ["ACTIVATIONS", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "Fused"]
+
+ACTIVATIONS = (None, "relu")
+
+
+class Fused(nn.modules.batchnorm._BatchNorm):
+    """What this package's batch norms add to torch's.
+
+    Args:
+        num_features: channels C.
+        eps: added to the variance.
+        momentum: weight of the new batch in the running statistics; None: their plain average over batches.
+        affine: whether there are a learnable scale and shift.
+        track_running_stats: whether running statistics are kept; without them each batch has its own, in eval
+            mode too.
+        device: of parameters and buffers.
+        dtype: of parameters and buffers.
+        activation: what follows: None or "relu".
+        options: what else the installed torch takes (`bias`, from 2.13 on).
+
+    Raises:
+        UsageError: an activation that is not known.
+    """
+
+    activation: str | None = None
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        activation: str | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype, **options
+        )
+        if activation not in ACTIVATIONS:
+            valid = ", ".join(map(repr, ACTIVATIONS))
+            raise UsageError(f"activation={activation!r} is unknown. Note: valid choices are {valid}")
+        self.activation = activation
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """`activation(batch_norm(input) + residual)`.
+
+        Args:
+            input: (N, C, ...), as the class says.
+            residual: what is added before the activation, of the same shape (or one that broadcasts to it).
+
+        Raises:
+            ValueError: the input has another rank, or one value for each channel in training mode.
+            UsageError: the residual does not broadcast to the input's shape.
+        """
+        y = self.normalized(input)
+        if residual is not None:
+            if not _fits(residual.shape, y.shape):
+                raise UsageError(
+                    f"{type(self).__name__}: the residual of shape {list(residual.shape)} does not fit the "
+                    f"input of shape {list(y.shape)}"
+                )
+            y = y + residual
+        return torch.relu(y) if self.activation == "relu" else y
+
+    def normalized(self, input: Tensor) -> Tensor:
+        """The batch norm alone."""
+        return super().forward(input)
+
+    def extra_repr(self) -> str:
+        text: str = super().extra_repr()  # type: ignore[no-untyped-call]
+        return text if self.activation is None else f"{text}, activation={self.activation!r}"
+
+
+def _fits(small: torch.Size, large: torch.Size) -> bool:
+    """Whether a tensor of the first shape can be added to one of the second without making it larger."""
+    extra = len(large) - len(small)
+    return extra >= 0 and all(a in (1, b) for a, b in zip(small, large[extra:], strict=True))
+
+
+class BatchNorm1d(Fused, nn.BatchNorm1d):
+    """Over inputs (N, C) or (N, C, L); see `torch.nn.BatchNorm1d` and `Fused`."""
+
+
+class BatchNorm2d(Fused, nn.BatchNorm2d):
+    """Over inputs (N, C, H, W); see `torch.nn.BatchNorm2d` and `Fused`."""
+
+
+class BatchNorm3d(Fused, nn.BatchNorm3d):
+    """Over inputs (N, C, D, H, W); see `torch.nn.BatchNorm3d` and `Fused`."""

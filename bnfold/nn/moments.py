@@ -1,0 +1,54 @@
+"""Count, mean and sum of squared deviations of each channel, merged without cancellation.
+
+Two sets of values have the mean `(n*a + m*b) / (n + m)` and the squared deviations
+`A + B + (a - b)^2 * n*m / (n + m)` (Chan, Golub and LeVeque, 1983). Sums of squares are never formed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Moments", "moments", "stacked"]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of a set of values. count: shape (). mean, m2 (the squared deviations): shape (C,). All float64."""
+
+    count: Tensor
+    mean: Tensor
+    m2: Tensor
+
+    def merged(self, other: Moments) -> Moments:
+        """Those of both sets."""
+        count = self.count + other.count
+        part = other.count / count.clamp(min=1)
+        gap = other.mean - self.mean
+        return Moments(count, self.mean + gap * part, self.m2 + other.m2 + gap * gap * self.count * part)
+
+    def variance(self) -> Tensor:
+        """As running statistics hold it: divided by the count less one (by 1 for a single value)."""
+        return self.m2 / (self.count - 1).clamp(min=1)
+
+
+def moments(x: Tensor) -> Moments:
+    """Those of a tensor (N, C, ...), in two passes over float64 numbers."""
+    wide = x.detach().transpose(0, 1).reshape(x.shape[1], -1).double()
+    count = torch.tensor(float(wide.shape[1]), dtype=torch.float64, device=x.device)
+    if not wide.shape[1]:
+        none = wide.new_zeros(wide.shape[0])
+        return Moments(count, none, none)
+    mean = wide.mean(1)
+    return Moments(count, mean, (wide - mean[:, None]).square().sum(1))
+
+
+def stacked(rows: Tensor) -> Moments:
+    """Those of all sets together; `rows` (sets, 1 + 2*C) holds count, mean and m2 of each."""
+    channels = (rows.shape[1] - 1) // 2
+    found = Moments(rows[0, 0], rows[0, 1 : 1 + channels], rows[0, 1 + channels :])
+    for row in rows[1:]:
+        found = found.merged(Moments(row[0], row[1 : 1 + channels], row[1 + channels :]))
+    return found

@@ -1,0 +1,118 @@
+"""`convert`: torch's batch norms become this package's, in place; with merged calls if asked."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import bnfold.nn
+from bnfold.errors import UsageError
+
+SHAPE = (4, 3, 9, 9)
+
+
+class Block(nn.Module):
+    """A residual block, written as torchvision's: one ReLU for all calls, and an addition in place."""
+
+    def __init__(self, down: bool) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+        self.conv2, self.bn2 = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+        self.relu = nn.ReLU(inplace=True)
+        self.down = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)) if down else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        y += x if self.down is None else self.down(x)
+        return self.relu(y)
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(Block(True), Block(False), nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2))
+
+
+def step(module: nn.Module, x: Tensor) -> list[Tensor]:
+    """Output, and gradients by name."""
+    y = module(x)
+    module.zero_grad()
+    y.square().sum().backward()
+    return [y, *(p.grad for _, p in sorted(module.named_parameters()))]
+
+
+@pytest.mark.parametrize("fuse", [False, True])
+@pytest.mark.parametrize("training", [True, False])
+def test_the_same_numbers_and_names(fuse: bool, training: bool) -> None:
+    module, x = net().train(training), torch.randn(SHAPE)
+    before, keys = copy.deepcopy(module), set(module.state_dict())
+    after = bnfold.nn.convert(module, fuse_activations=fuse)
+    assert set(after.state_dict()) == keys
+    assert after.training is training
+    for a, b in zip(step(after, x), step(before, x), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+    for key, value in before.state_dict().items():
+        assert torch.equal(after.state_dict()[key], value)
+
+
+def test_all_kinds_in_place_and_subclasses_left() -> None:
+    class Own(nn.BatchNorm2d):
+        pass
+
+    kinds: list[Any] = [nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, Own]
+    module = nn.ModuleList([kind(4) for kind in kinds])
+    weights = [part.weight for part in module]
+    assert bnfold.nn.convert(module) is module
+    names = [f"{type(part).__module__.split('.')[0]}.{type(part).__name__}" for part in module]
+    assert names == [
+        *(f"bnfold.{kind}" for kind in ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm")),
+        "tests.Own",
+    ]
+    assert all(part.weight is weight for part, weight in zip(module, weights, strict=True))
+
+
+def test_calls_are_merged_where_the_graph_shows_it() -> None:
+    module = bnfold.nn.convert(net(), fuse_activations=True)
+    calls = [node for node in module.graph.nodes if node.op not in ("placeholder", "output")]
+    assert not any("relu" in str(node.target) or "add" in str(node.target) for node in calls)
+    norms = [node for node in calls if isinstance(module.get_submodule(node.target), nn.BatchNorm2d)]
+    assert [len(node.args) for node in norms] == [1, 1, 2, 1, 2, 1]
+    assert [module.get_submodule(node.target).activation for node in norms] == [
+        "relu", None, "relu", "relu", "relu", None,
+    ]  # fmt: skip
+
+
+class Shared(nn.Module):
+    """A batch norm that is called twice, one that is read twice, a sum with a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.BatchNorm2d(3), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.a(x)) + torch.relu(self.a(-x))
+        z = self.b(y)
+        return torch.relu(z) + z + torch.relu(self.c(x) + 1.0)
+
+
+def test_where_it_does_not_show_it_nothing_is_merged() -> None:
+    module, x = Shared(), torch.randn(SHAPE)
+    before = copy.deepcopy(module)
+    after = bnfold.nn.convert(module, fuse_activations=True)
+    assert [module.a.activation, module.b.activation, module.c.activation] == [None] * 3
+    assert torch.equal(after(x), before(x))
+
+
+def test_what_cannot_be_traced_is_told() -> None:
+    class Branching(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(UsageError, match=r"torch.fx cannot trace Branching: .*\nConvert it without"):
+        bnfold.nn.convert(Branching(), fuse_activations=True)
+    with pytest.raises(UsageError, match=r"takes a torch.nn.Module, not int"):
+        bnfold.nn.convert(3)  # type: ignore[arg-type]
