@@ -71,23 +71,45 @@ class Fused(nn.modules.batchnorm._BatchNorm):
             ValueError: the input has another rank, or one value for each channel in training mode.
             UsageError: the residual does not broadcast to the input's shape.
         """
-        y = self.normalized(input)
-        if residual is not None:
-            if not _fits(residual.shape, y.shape):
-                raise UsageError(
-                    f"{type(self).__name__}: the residual of shape {list(residual.shape)} does not fit the "
-                    f"input of shape {list(y.shape)}"
-                )
-            y = y + residual
-        return torch.relu(y) if self.activation == "relu" else y
+        return _add_activate(self, self.normalized(input), residual)
 
     def normalized(self, input: Tensor) -> Tensor:
         """The batch norm alone."""
         return super().forward(input)
 
+    def without_batch_norm(self) -> nn.Module:
+        """What is left of the module when its batch norm was folded away."""
+        return AddActivation(self.activation)
+
     def extra_repr(self) -> str:
         text: str = super().extra_repr()  # type: ignore[no-untyped-call]
         return text if self.activation is None else f"{text}, activation={self.activation!r}"
+
+
+class AddActivation(nn.Module):
+    """`activation(input + residual)`, as a folded `Fused` leaves it."""
+
+    def __init__(self, activation: str | None) -> None:
+        super().__init__()
+        self.activation = activation
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """As `Fused.forward`, without the batch norm."""
+        return _add_activate(self, input, residual)
+
+    def extra_repr(self) -> str:
+        return f"activation={self.activation!r}"
+
+
+def _add_activate(module: Any, y: Tensor, residual: Tensor | None) -> Tensor:
+    if residual is not None:
+        if not _fits(residual.shape, y.shape):
+            raise UsageError(
+                f"{type(module).__name__}: the residual of shape {list(residual.shape)} does not fit the "
+                f"input of shape {list(y.shape)}"
+            )
+        y = y + residual
+    return torch.relu(y) if module.activation == "relu" else y
 
 
 def _fits(small: torch.Size, large: torch.Size) -> bool:

@@ -3,16 +3,18 @@
 1. Its module does nothing else: it becomes `nn.Identity`.
 2. Its module then calls its submodules, one after the other (a batch norm with an activation): it becomes
    `nn.Sequential` of these, under their own names.
-3. All else (other arithmetic, hooks, a call of `torch.nn.functional.batch_norm`): the call stays, with
+3. Its module says what it is without the batch norm, by a method `without_batch_norm` (those of `bnfold.nn`
+   do): it becomes that.
+4. All else (other arithmetic, hooks, a call of `torch.nn.functional.batch_norm`): the call stays, with
    parameters that make it the identity map.
-4. So it does where what follows writes into its output, which would then be the memory of a tensor that
+5. So it does where what follows writes into its output, which would then be the memory of a tensor that
    others read: the call makes the copy that they need.
 """
 
 from __future__ import annotations
 
 import operator
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Collection, Iterator
 from itertools import groupby
 from typing import TypeAlias
@@ -22,10 +24,11 @@ from torch.export import ExportedProgram
 
 from bnfold.fold.graph import Affine, Concat, Contract, Linear, Node, Normalize, Product, Sum
 
-__all__ = ["Fate", "Fates", "mean_of", "path_of"]
+__all__ = ["Fate", "Fates", "mean_of", "path_of", "what_is_left"]
 
-# names of submodules that are left of the batch norm's module, or None where its call stays
-Fate: TypeAlias = "tuple[str, ...] | None"
+# names of submodules that are left of the batch norm's module, the method that tells, or None: its call stays
+Fate: TypeAlias = "tuple[str, ...] | str | None"
+METHOD = "without_batch_norm"
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _MAKE = (Linear, Sum, Product, Concat, Contract, Normalize)  # their results have memory of their own
@@ -68,7 +71,19 @@ class Fates:
         own = (node.source.target, operator.getitem)
         if all(call.target in own for call in calls):
             return ()
+        if hasattr(owner, METHOD):
+            return METHOD
         return _in_a_row(owner, path, node.source, calls)
+
+
+def what_is_left(gone: nn.Module, fate: tuple[str, ...] | str) -> nn.Module:
+    """The module that takes the place of a batch norm's."""
+    if isinstance(fate, str):
+        left: nn.Module = getattr(gone, fate)()
+        return left.train(gone.training)
+    rest = nn.Sequential(OrderedDict((name, gone.get_submodule(name)) for name in fate))
+    rest.training = gone.training
+    return rest if fate else nn.Identity().train(gone.training)
 
 
 def _in_a_row(owner: nn.Module, path: str, norm: fx.Node, calls: list[fx.Node]) -> Fate:

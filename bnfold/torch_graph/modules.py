@@ -11,7 +11,6 @@ In a module only parameters, buffers and submodules can change, not the code tha
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,7 +38,7 @@ from bnfold.fold.graph import (
 )
 from bnfold.torch_graph.arrays import to_tensor
 from bnfold.torch_graph.call import innermost
-from bnfold.torch_graph.eager import Fate, mean_of, path_of
+from bnfold.torch_graph.eager import Fate, mean_of, path_of, what_is_left
 
 __all__ = ["apply", "half_gone", "restrict", "unable"]
 
@@ -210,12 +209,10 @@ def _put(module: nn.Module, target: str, array: Any) -> None:
         owner._buffers[name] = new
 
 
-def _take_out(module: nn.Module, path: str, left: tuple[str, ...]) -> None:
-    """Replace a batch norm, wherever it is registered, by nn.Identity or by what is left of it."""
+def _take_out(module: nn.Module, path: str, fate: tuple[str, ...] | str) -> None:
+    """Replace a batch norm, wherever it is registered, by what is left of it."""
     gone = module.get_submodule(path)
-    rest = nn.Sequential(OrderedDict((name, gone.get_submodule(name)) for name in left))
-    rest.training = gone.training
-    new = rest if left else nn.Identity().train(gone.training)
+    new = what_is_left(gone, fate)
     for parent in list(module.modules()):
         for name, child in list(parent._modules.items()):
             if child is gone:

@@ -114,6 +114,26 @@ def test_gradients_and_second_gradients() -> None:
     assert torch.autograd.gradgradcheck(norm, (x, r))
 
 
+def test_a_fold_leaves_the_sum_and_the_activation() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 3, 1), bnfold.nn.BatchNorm2d(3, activation="relu")
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.norm(self.conv(x), x)
+            return y
+
+    net, x = Block(), torch.randn(2, 3, 5, 5)
+    net(x)
+    net.eval()
+    folded, report = bnfold.fold_module(net, x)
+    assert [entry.outcome for entry in report.entries] == ["folded"]
+    assert repr(folded.norm) == "AddActivation(activation='relu')"
+    with torch.no_grad():
+        assert torch.allclose(folded(x), net(x), atol=1e-6)
+
+
 def test_it_compiles_whole_and_folds() -> None:
     net = nn.Sequential(nn.Conv2d(3, 5, 3), bnfold.nn.BatchNorm2d(5, activation="relu"), nn.Conv2d(5, 2, 3))
     x = torch.randn(2, 3, 9, 9)
