@@ -7,13 +7,8 @@ bench/results/zoo/: an interrupted sweep goes on where it stopped. bench/results
 
 from __future__ import annotations
 
-import argparse
 import collections
-import concurrent.futures
-import datetime
 import json
-import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -24,80 +19,48 @@ from typing import Any
 import _left
 import _models
 import _peers
+import _sweep
 import numpy as np
+from _sweep import EXACT, ROOT, difference, in_float64, plain
 from _zoo_names import NAMES, SIGNED
 from rich.console import Console
 from rich.table import Table
 
-ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "zoo"
-RESULTS = ROOT / "bench" / "results" / "zoo"
 SUMMARY = ROOT / "bench" / "results" / "zoo.json"
 
 KINDS = ("raw", "default")
-MODEL_TIMEOUT = 1800.0  # seconds of one network, all tools
 TOOL_TIMEOUT = 120.0  # seconds of one tool on one file
-EXACT = 1e-5  # an error above it is compared with the unfolded model's own, against float64
 
 # Every pass of onnxoptimizer may run here: the question is what is left, not how fast.
 PEERS = ("onnxruntime", "onnxsim", "onnxslim", "onnxoptimizer_all", "onnxscript")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, prog="zoo")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="only these networks of timm (default: all)")
+    parser = _sweep.parser(__doc__, "zoo")
     parser.add_argument("--no-peers", action="store_true", help="bnfold alone; keep what is known of peers")
-    parser.add_argument("--again", action="store_true", help="also where there is a result already")
-    parser.add_argument("--jobs", type=int, default=1, help="networks at a time (default 1)")
     parser.add_argument("--drop", action="store_true", help="delete each network's exports when it is done")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    os.environ["PYTHONPATH"] = str(ROOT)
     if arguments.one:
         one(arguments.one, peers=not arguments.no_peers, drop=arguments.drop)
         return
-    names = arguments.names or NAMES
-    if unknown := sorted(set(names) - set(NAMES)):
-        valid = ", ".join(NAMES)
-        parser.error(f"unknown network {', '.join(unknown)}. Note: valid choices are {valid}")
+    names = _sweep.chosen(parser, arguments.names)
     console = Console(width=None if sys.stdout.isatty() else 140)
     fresh = arguments.again or arguments.no_peers
-    todo = [name for name in names if fresh or not (RESULTS / f"{name}.json").exists()]
+    todo = [name for name in names if fresh or not SWEEP.known(name)]
     options = [f"--{key}" for key in ("no-peers", "drop") if getattr(arguments, key.replace("-", "_"))]
-    with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
-        running = {pool.submit(process, name, options): name for name in todo}
-        for index, future in enumerate(concurrent.futures.as_completed(running), 1):
-            console.print(f"{index}/{len(todo)} {running[future]}: {future.result()}")
-    stored = {name: RESULTS / f"{name}.json" for name in names}
-    results = {name: json.loads(path.read_text()) for name, path in stored.items() if path.exists()}
-    console.print(table(results))
+    SWEEP.run(todo, options, arguments.jobs, console)
+    console.print(table(SWEEP.all(names)))
     summarize()
-    console.print(f"Stored in {RESULTS.relative_to(ROOT)}/ and {SUMMARY.relative_to(ROOT)}.")
-
-
-def process(name: str, options: list[str]) -> str:
-    """One network in a process of its own; what became of it in a few words."""
-    begin = time.perf_counter()
-    _, failure = _peers.run([sys.executable, __file__, "--one", name, *options], MODEL_TIMEOUT)
-    took = f"{time.perf_counter() - begin:.0f} s"
-    if failure:
-        return f"failed after {took}: {failure}"
-    result = json.loads((RESULTS / f"{name}.json").read_text())
-    return f"{took}, {', '.join(f'{kind} {story(result[kind])}' for kind in KINDS)}"
+    console.print(f"Stored in {SWEEP.results.relative_to(ROOT)}/ and {SUMMARY.relative_to(ROOT)}.")
 
 
 def one(name: str, peers: bool, drop: bool) -> None:
     """Measures one network and stores the result."""
     paths = exports(name)
     before, own = _left.inspect(paths["raw"])
-    path = RESULTS / f"{name}.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
-    result: dict[str, Any] = {
-        "batch_norms": before,
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "machine": _peers.machine(),
-        "versions": _peers.versions("torch", "timm"),
-    }
+    known = SWEEP.known(name)
+    result: dict[str, Any] = {"batch_norms": before, **_sweep.origin()}
     for kind in KINDS:
         with tempfile.TemporaryDirectory(dir=CACHE) as folder:
             result[kind] = {
@@ -109,8 +72,7 @@ def one(name: str, peers: bool, drop: bool) -> None:
             }
     if name in SIGNED:
         result["few_negative"] = few_negative(name)
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    SWEEP.store(name, result)
     if drop:
         for used in paths.values():
             used.unlink()
@@ -169,11 +131,6 @@ def bnfold(name: str, source: Path, folder: Path, own: frozenset[_left.PerChanne
     return found
 
 
-def plain(reason: str) -> str:
-    """A reason without the names and numbers of one graph, so that equal ones can be counted."""
-    return re.sub(r"\[[\d, ]*\]|\b\d+\b", "N", re.sub(r"(backward|forward), [^:]+:", r"\1:", reason))
-
-
 def peer(tool: str, source: Path, folder: Path, own: frozenset[_left.PerChannel]) -> dict[str, Any]:
     """What a peer leaves, in a process of its own."""
     target = folder / f"{tool}.onnx"
@@ -201,22 +158,12 @@ def infer(path: Path, x: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
     return list(session.run(None, {session.get_inputs()[0].name: x}))
 
 
-def in_float64(name: str, x: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
-    """The same network by torch in double precision."""
-    import torch
-
-    model, _ = _models.network(name)
-    with torch.no_grad():
-        outputs = model.double()(torch.from_numpy(x).double())
-    return [y.numpy() for y in (outputs if isinstance(outputs, (tuple, list)) else [outputs])]
-
-
-def difference(got: list[np.ndarray[Any, Any]], want: list[np.ndarray[Any, Any]]) -> float:
-    """max |got - want| / max |want|, over all outputs."""
-    return max(float(np.abs(g - w).max() / np.abs(w).max()) for g, w in zip(got, want, strict=True))
-
-
 def story(found: dict[str, Any]) -> str:
+    """Both exports in a few words."""
+    return ", ".join(f"{kind} {story_of(found[kind])}" for kind in KINDS)
+
+
+def story_of(found: dict[str, Any]) -> str:
     best = best_peer(found)
     beside = f" (best peer {best})" if best is not None else ""
     return f"{found['given']} -> {found['bnfold']['left']}{beside}, error {found['bnfold']['error']:.1e}"
@@ -240,11 +187,7 @@ def summarize() -> None:
     """Every network's numbers in one file, with the totals."""
     rows = {}
     totals = {kind: collections.Counter[str]() for kind in KINDS}
-    for name in NAMES:
-        path = RESULTS / f"{name}.json"
-        if not path.exists():
-            continue
-        result = json.loads(path.read_text())
+    for name, result in SWEEP.all(NAMES).items():
         rows[name] = {"batch_norms": result["batch_norms"]}
         if "few_negative" in result:
             rows[name]["few_negative"] = result["few_negative"]["left"]
@@ -282,6 +225,8 @@ def table(results: dict[str, dict[str, Any]]) -> Table:
         )
     return view
 
+
+SWEEP = _sweep.Sweep(__file__, ROOT / "bench" / "results" / "zoo", story)
 
 if __name__ == "__main__":
     main()
