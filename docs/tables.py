@@ -57,6 +57,22 @@ def left() -> str:
     )
 
 
+def torch_zoo() -> str:
+    """What the two functions for torch leave of the same networks."""
+    summary = json.loads((RESULTS / "zoo_torch.json").read_text())
+    sums, rows = summary["totals"], summary["networks"].values()
+    above = sum(row["left_by_fold_program"] > row["left_by_fold_onnx"] for row in rows)
+    alone, calls = sums["kept_by_fold_module_alone"], sums["identity_maps_of_fold_module"]
+    return wrapped(
+        "**The same networks in torch** (`tools/zoo_torch`): `fold_program` leaves "
+        f"{sums['left_by_fold_program']} of the {sums['batch_norms']} batch norms, `fold_onnx` "
+        f"{sums['left_by_fold_onnx']} in the raw exports, and `fold_program` leaves more "
+        f"in {above or 'no'} network. "
+        f"`fold_module` keeps {alone or 'none'} that `fold_program` folds; of those that it folds, "
+        f"{calls or 'none'} stay as calls of the identity map."
+    )
+
+
 def speed() -> str:
     """Seconds of load, fold and save."""
     results = json.loads((RESULTS / "fold.json").read_text())
@@ -177,6 +193,7 @@ def wrapped(text: str, width: int = 118) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "left": left,
+    "torch_zoo": torch_zoo,
     "speed": speed,
     "torch": torch,
     "torch_speed": torch_speed,

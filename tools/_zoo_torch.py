@@ -187,6 +187,7 @@ def summarize() -> None:
             "left_by_fold_onnx": found["left_by_fold_onnx"],
             "left_by_fold_program": found["program"]["left"],
             "kept_by_fold_module": len(found["module"]["kept"]),
+            "kept_by_fold_module_alone": sum(found["kept_by_module_alone"].values()),
             "identity_maps_of_fold_module": found["module"]["identity_maps"],
         }
         totals.update(counts)
