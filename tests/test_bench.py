@@ -238,3 +238,56 @@ def test_a_folded_module_is_not_slower(name: str, batch_norms: int) -> None:
     assert variants["fold_module"]["median"] <= variants["as it is"]["median"]
     peer = variants["torch.fx fuse"]
     assert peer["failure"] or variants["fold_module"]["median"] <= 1.05 * peer["median"]
+
+
+def torch_zoo(name: str) -> Any:
+    return read(RESULTS / "zoo_torch" / f"{name}.json")
+
+
+def test_the_torch_zoo_has_the_same_networks() -> None:
+    assert {path.stem for path in (RESULTS / "zoo_torch").glob("*.json")} == set(NAMES)
+
+
+@pytest.mark.parametrize("part", ["program", "module"])
+@pytest.mark.parametrize("name", NAMES)
+def test_torch_folds_are_exact_and_tell_all_that_is_left(name: str, part: str) -> None:
+    result = torch_zoo(name)
+    found = result[part]
+    check_origin(found)
+    assert found["error"] <= max(1e-5, 2 * result["error_of_float32"])
+    assert found["check"] == ("passed" if len(found["kept"]) < result["batch_norms"] else "nothing to check")
+    # counted in the graph of what was folded, and told by the ledger
+    assert found["left"] == len(found["kept"]) + found["identity_maps"]
+    assert sum(found["kept_because"].values()) == len(found["kept"])
+    assert all(found["kept"].values())
+    assert found["seconds"] > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fold_program_leaves_no_more_than_fold_onnx(name: str) -> None:
+    result = torch_zoo(name)
+    onnx = read(RESULTS / "zoo" / f"{name}.json")["raw"]["bnfold"]["batch_norms"]
+    assert result["program"]["left"] <= result["left_by_fold_onnx"] == onnx
+    assert result["program"]["identity_maps"] == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fold_module_keeps_no_more_than_its_ledger_tells(name: str) -> None:
+    result = torch_zoo(name)
+    kept, less = (result[part]["kept"] for part in ("module", "program"))
+    assert less.keys() <= kept.keys()
+    assert len(kept) - len(less) == sum(result["kept_by_module_alone"].values())
+    assert result["kept_by_program_alone"] == {}
+
+
+def test_the_summary_of_the_torch_zoo_adds_up() -> None:
+    summary = read(RESULTS / "zoo_torch.json")
+    assert set(summary["networks"]) == set(NAMES)
+    for key, total in summary["totals"].items():
+        assert total == sum(row[key] for row in summary["networks"].values())
+    for name, row in summary["networks"].items():
+        result = torch_zoo(name)
+        assert row["left_by_fold_program"] == result["program"]["left"]
+        assert row["kept_by_fold_module"] == len(result["module"]["kept"])
+        assert row["identity_maps_of_fold_module"] == result["module"]["identity_maps"]
+        assert row["faithful"]
