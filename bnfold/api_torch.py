@@ -18,12 +18,12 @@ from bnfold.fold.graph import Affine, Graph, SetValue
 from bnfold.fold.ledger import Report
 from bnfold.fold.solve import Plan, solve
 from bnfold.torch_graph import modules
-from bnfold.torch_graph.eager import Fate, Fates, mean_of
+from bnfold.torch_graph.eager import Fate, Fates, mean_of, plain_calls
 from bnfold.torch_graph.parametrized import parametrized, remove
 from bnfold.torch_graph.read import read
 from bnfold.torch_graph.write import apply
 from bnfold.verify import Verification, first_bad
-from bnfold.verify_torch import verify_modules
+from bnfold.verify_torch import outputs, verify_modules
 
 __all__ = ["fold_module", "fold_program"]
 
@@ -144,9 +144,9 @@ def fold_module(
     if computed:
         plain = _copied(module)
         remove(plain, computed)
-    raw = _exported(plain, args, options, dynamic_shapes)
-    program = raw.run_decompositions({})
-    fates = Fates(plain, raw, program)
+    raw, program = _exported(plain, args, options, dynamic_shapes)
+    probe = _copied(plain)
+    fates = Fates(plain, raw, program, plain_calls(probe, lambda: outputs(probe, args, options)))
     removed: dict[str, None] = {}
     untied: dict[str, str] = {}
 
@@ -184,7 +184,8 @@ def fold_module(
         report.notes.append("nothing to fold: the module is unchanged")
         return (module if inplace else folded), report
     if names:
-        report.notes.append(f"{len(names)} folded batch norms stay as calls of the identity map")
+        many = "batch norms stay as calls" if len(names) > 1 else "batch norm stays as a call"
+        report.notes.append(f"{len(names)} folded {many} of the identity map")
     report.notes += [f"the parametrization of {name} is removed: it is a plain parameter" for name in removed]
     report.notes += [
         f"{name} is no longer tied to {other}" for name, other in untied.items() if name != other
@@ -248,15 +249,16 @@ def _check_module(module: Any) -> None:
 
 def _exported(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
-) -> ExportedProgram:
+) -> tuple[ExportedProgram, ExportedProgram]:
+    """The module's program, and the same without in-place operators."""
     try:
-        program: ExportedProgram = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes)
+        raw: ExportedProgram = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes)
+        return raw, raw.run_decompositions({})
     except Exception as error:  # of any kind: this is all of torch's tracing on the user's code
         raise UsageError(
             f"torch.export cannot see the whole of {type(module).__name__}: {first_line(error)}\n"
             "Fold the part of it that can be exported, or rewrite what depends on data"
         ) from error
-    return program
 
 
 def _verified(

@@ -72,11 +72,16 @@ def _judge(before: list[Any], after: list[Any], tolerance: Any, exact: list[Any]
 
 
 def outputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    """All that a module gives, as arrays; drop-out draws the same numbers each time."""
+    """All that a module gives, as arrays. It may write into its inputs; drop-out draws the same numbers."""
+    args, kwargs = pytree.tree_map(_own, (args, kwargs))
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         leaves = pytree.tree_leaves(module(*args, **kwargs))
     return [to_array(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+
+
+def _own(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, torch.Tensor) else leaf
 
 
 def unchanging(module: nn.Module) -> nn.Module:

@@ -45,7 +45,8 @@ def _dim(size: Any) -> Dim:
 class Stored:
     """A value that is known before the program runs: a parameter, a buffer, or computed from such.
 
-    `load` gives the tensor. `target` is its name in the program's state ("" if it is computed).
+    `load` gives the tensor. `target` is its name in the program's state, in this shape or another ("" if it
+    is computed otherwise).
     """
 
     load: Callable[[], torch.Tensor]

@@ -8,28 +8,32 @@
 4. All else (other arithmetic, hooks, a call of `torch.nn.functional.batch_norm`): the call stays, with
    parameters that make it the identity map.
 5. So it does where what follows writes into its output, which would then be the memory of a tensor that
-   others read: the call makes the copy that they need.
+   others read, or into its input: the call makes the copy that is needed.
 """
 
 from __future__ import annotations
 
 import operator
-from collections import OrderedDict, defaultdict
-from collections.abc import Collection, Iterator
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack
+from functools import partial
 from itertools import groupby
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from bnfold.fold.graph import Affine, Concat, Contract, Linear, Node, Normalize, Product, Sum
 
-__all__ = ["Fate", "Fates", "mean_of", "path_of", "what_is_left"]
+__all__ = ["Fate", "Fates", "mean_of", "path_of", "plain_calls", "what_is_left"]
 
 # names of submodules that are left of the batch norm's module, the method that tells, or None: its call stays
 Fate: TypeAlias = "tuple[str, ...] | str | None"
 METHOD = "without_batch_norm"
 
+# what these compute is the batch norm and nothing else
+_TORCH = (nn.modules.batchnorm._BatchNorm.forward, nn.SyncBatchNorm.forward)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _MAKE = (Linear, Sum, Product, Concat, Contract, Normalize)  # their results have memory of their own
 _MAY_RETURN_INPUT = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
@@ -47,12 +51,39 @@ def path_of(node: Node) -> str:
     return mean_of(node).rpartition(".")[0]
 
 
-class Fates:
-    """Answers for one module; `raw` is its export, and `program` the same without in-place operators."""
+def plain_calls(module: nn.Module, run: Callable[[], object]) -> Counter[str]:
+    """How often each batch norm module is called while `run` runs the module; those that are ever given more
+    than one tensor, or give anything but a tensor, are not counted.
+    """
+    found: Counter[str] = Counter()
+    odd: set[str] = set()
 
-    def __init__(self, module: nn.Module, raw: ExportedProgram, program: ExportedProgram) -> None:
-        self.module = module
-        self.written = set(_written(raw))
+    def after(path: str, inputs: Any, kwargs: Any, output: Any) -> None:
+        found[path] += 1
+        if kwargs or [type(value) for value in inputs] != [Tensor] or type(output) is not Tensor:
+            odd.add(path)
+
+    with ExitStack() as hooks:
+        for path, part in module.named_modules():
+            if "running_mean" in part._buffers:
+                hook = partial(lambda path, _, *given: after(path, *given), path)
+                hooks.callback(part.register_forward_hook(hook, with_kwargs=True).remove)
+        run()
+    return Counter({path: count for path, count in found.items() if path not in odd})
+
+
+class Fates:
+    """Answers for one module; `raw` is its export, and `program` the same without in-place operators.
+
+    `plain`: what `plain_calls` found.
+    """
+
+    def __init__(
+        self, module: nn.Module, raw: ExportedProgram, program: ExportedProgram, plain: Counter[str]
+    ) -> None:
+        self.module, self.plain = module, plain
+        self.written = set(_written(raw, output=True))
+        self.overwritten = set(_written(raw, output=False))
         self.calls: dict[str, list[fx.Node]] = defaultdict(list)  # within the module at a path
         for call in program.graph.nodes:
             if call.op == "call_function":
@@ -61,19 +92,30 @@ class Fates:
 
     def __call__(self, node: Node, folded: Collection[Node]) -> Fate:
         """What is left of the module that makes this call; `folded`: all nodes that vanish."""
-        path = path_of(node)
+        path, mean = path_of(node), mean_of(node)
         owner = self.module.get_submodule(path)
-        if not path or any(getattr(owner, hooks, None) for hooks in _HOOKS):
+        hooked = any(getattr(owner, hooks, None) for hooks in _HOOKS)
+        needs_copy = mean in self.overwritten or (mean in self.written and not _has_own_memory(node, folded))
+        if not path or hooked or needs_copy:
             return None
+        times = sum(mean_of(other) == mean for other in folded if _is_norm_role(other))
+        if type(owner).forward in _TORCH and self.plain[path] == times:
+            return ()
         calls = self.calls[path]
-        if node.source not in calls or (mean_of(node) in self.written and not _has_own_memory(node, folded)):
+        if node.source not in calls:
+            return None
+        if hasattr(owner, METHOD):
+            return METHOD
+        if not self.plain[path]:
             return None
         own = (node.source.target, operator.getitem)
         if all(call.target in own for call in calls):
             return ()
-        if hasattr(owner, METHOD):
-            return METHOD
         return _in_a_row(owner, path, node.source, calls)
+
+
+def _is_norm_role(node: Node) -> bool:
+    return isinstance(node.role, Affine) and node.role.kind == "norm"
 
 
 def what_is_left(gone: nn.Module, fate: tuple[str, ...] | str) -> nn.Module:
@@ -126,34 +168,52 @@ def _child(call: fx.Node, path: str) -> str:
     return rest[0].removeprefix(f"{path}.").partition(".")[0] if rest else ""
 
 
-def _written(raw: ExportedProgram) -> Iterator[str]:
-    """The parameters and statistics of batch norms into whose output somebody writes."""
+def _written(raw: ExportedProgram, output: bool) -> Iterator[str]:
+    """Parameters of batch norms into whose output, or later into whose input, somebody writes."""
     targets = {spec.arg.name: str(spec.target) for spec in raw.graph_signature.input_specs}
+    order = {node: number for number, node in enumerate(raw.graph.nodes)}
     for node in raw.graph.nodes:
-        if node.op == "call_function" and "batch_norm" in str(node.target) and _is_written(node):
-            yield from (targets[source.name] for source in node.all_input_nodes if source.name in targets)
+        if node.op == "call_function" and "batch_norm" in str(node.target):
+            where = node if output else _memory(node.args[0])
+            if any(order[writer] > order[node] for writer in _writers(where)):
+                yield from (targets[source.name] for source in node.all_input_nodes if source.name in targets)
 
 
-def _is_written(node: fx.Node) -> bool:
-    """Some reader writes into this tensor, or into a view of it."""
+def _memory(node: fx.Node) -> fx.Node:
+    """The tensor that this one is a view of, or was made of in place."""
+    while (
+        node.op == "call_function"
+        and node.all_input_nodes
+        and (node.target is operator.getitem or _is_view(node))
+    ):
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _is_view(call: fx.Node) -> bool:
+    """The call may return the memory of its first argument."""
+    schema = getattr(call.target, "_schema", None)
+    if schema is None:
+        return False
+    aliases = any(result.alias_info is not None for result in schema.returns)
+    return aliases or schema.name.split("::")[-1] in _MAY_RETURN_INPUT
+
+
+def _writers(node: fx.Node) -> Iterator[fx.Node]:
+    """The calls that write into a tensor or into a view of it."""
     for user in node.users:
-        if user.target is operator.getitem:
-            if _is_written(user):
-                return True
-            continue
         schema = getattr(user.target, "_schema", None)
-        if schema is None:
-            continue
-        given = dict(zip([argument.name for argument in schema.arguments], user.args, strict=False))
-        given.update(user.kwargs)
-        for argument in schema.arguments:
-            alias = argument.alias_info
-            if given.get(argument.name) is node and alias is not None and alias.is_write:
-                return True
-        view = any(result.alias_info is not None for result in schema.returns)
-        if (view or schema.name.split("::")[-1] in _MAY_RETURN_INPUT) and _is_written(user):
-            return True
-    return False
+        if schema is not None:
+            given = dict(zip([argument.name for argument in schema.arguments], user.args, strict=False))
+            given.update(user.kwargs)
+            for argument in schema.arguments:
+                alias = argument.alias_info
+                value = given.get(argument.name)
+                among = value is node or (isinstance(value, (list, tuple)) and node in value)
+                if among and alias is not None and alias.is_write:
+                    yield user
+        if user.target is operator.getitem or _is_view(user):
+            yield from _writers(user)
 
 
 def _has_own_memory(node: Node, folded: Collection[Node]) -> bool:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from torch import fx
 
+from bnfold.fold import moves
 from bnfold.fold.affine import MAPS, dead, from_batch_norm
-from bnfold.fold.graph import Affine, Closed, Constant, Linear, Normalize, Product, Role, Sum
+from bnfold.fold.graph import Affine, Closed, Constant, Linear, Move, Normalize, Product, Role, Sum
 from bnfold.torch_graph.call import Call, Refused
 
 __all__ = ["LAYERS"]
@@ -175,6 +176,8 @@ def _arithmetic(call: Call) -> Role:
     if not np.isfinite(c).all() or (form == "x/c" and not c.all()):
         raise Refused("its constant is zero or not finite")
     scale, shift = MAPS[form](c)
+    if (scale == 1).all() and (shift == 0).all():  # a sum that begins with 0
+        return Move(moves.Identity(), x=1 - slot)
     return Affine(scale, shift, kind, x=1 - slot, constants={"value": (slot, constant)}, form=form)
 
 
@@ -199,6 +202,7 @@ def _normalize(call: Call, axes: tuple[int, ...], over: tuple[int, ...]) -> Role
 LAYERS: dict[str, Callable[[Call], Role]] = {
     **{f"conv{n}d": _conv for n in (1, 2, 3)},
     **{f"conv_transpose{n}d": partial(_conv, transposed=True) for n in (1, 2, 3)},
+    "convolution": lambda call: _conv(call, bool(call["transposed"])),
     "linear": _linear,
     **dict.fromkeys(("batch_norm", "_native_batch_norm_legit_no_training"), _batch_norm),
     **dict.fromkeys(
@@ -206,6 +210,6 @@ LAYERS: dict[str, Callable[[Call], Role]] = {
         partial(_closed, reason=_BATCH_STATISTICS, listed=True),
     ),
     **dict.fromkeys(("add", "sub", "mul", "div"), _arithmetic),
-    "layer_norm": _layer_norm,
-    "group_norm": _group_norm,
+    **dict.fromkeys(("layer_norm", "native_layer_norm"), _layer_norm),
+    **dict.fromkeys(("group_norm", "native_group_norm"), _group_norm),
 }

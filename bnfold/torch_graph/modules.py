@@ -11,11 +11,13 @@ In a module only parameters, buffers and submodules can change, not the code tha
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
 
@@ -39,6 +41,7 @@ from bnfold.fold.graph import (
 from bnfold.torch_graph.arrays import to_tensor
 from bnfold.torch_graph.call import innermost
 from bnfold.torch_graph.eager import Fate, mean_of, path_of, what_is_left
+from bnfold.torch_graph.holders import Holders, owner_of, tensors
 
 __all__ = ["apply", "half_gone", "restrict", "unable"]
 
@@ -47,10 +50,9 @@ _CODE = "is written in the module's code"
 
 @dataclass
 class Limits:
-    """A module, what its graph uses, and which parameters it would have to untie."""
+    """Who holds what in a module, and which parameters a plan would have to untie."""
 
-    module: nn.Module
-    users: dict[str, list[fx.Node]]
+    holders: Holders
     shared: str
     tied: dict[Constant, str] = field(default_factory=dict)
 
@@ -59,11 +61,9 @@ def restrict(module: nn.Module, program: ExportedProgram, graph: Graph, shared: 
     """Lock what the module cannot follow; `graph` was read from `program`, its functional export.
 
     Returns:
-        The parameters that have the memory of another one, and its name.
+        The parameters that other modules hold as well, and one of their names there.
     """
-    names = {str(spec.target): spec.arg.name for spec in program.graph_signature.input_specs if spec.target}
-    readers = {node.name: list(node.users) for node in program.graph.nodes if node.op == "placeholder"}
-    limits = Limits(module, {target: readers[name] for target, name in names.items()}, shared)
+    limits = Limits(Holders(module, program), shared)
     for node in graph.nodes:
         for tensor in node.inputs:
             if tensor is not None and tensor.constant is not None:
@@ -92,8 +92,12 @@ def _restricted(limits: Limits, node: Node) -> Role:
             return Closed("pads with a number that is written in the module's code")
         return Map("any", "pads with zeros, where a shift would not be seen", role.axes)
     if isinstance(role, Linear) and role.bias is None and not role.bias_open:
-        owner, _ = _owner(limits.module, role.weight.store)
+        owner, _ = owner_of(limits.holders.module, role.weight.store)
         place = role.bias_slot is not None and owner is not None and "bias" in owner._parameters
+        known = bool(node.source.meta.get("nn_module_stack"))
+        place = place and not (
+            known and limits.holders.part(innermost(node.source)) is not owner
+        )  # its own code
         role.bias_open = "" if place and not role.weight.locked else "its module has no place for a bias"
     return role
 
@@ -111,49 +115,54 @@ def _lock(limits: Limits, node: Node, constant: Constant) -> None:
     """Say why a stored value cannot be rewritten, if so; else its name in the module that makes the call."""
     if constant.locked:
         return
-    calls = limits.users.get(constant.store, [])
+    holders, tensor = limits.holders, limits.holders.tensor(constant.store)
+    calls = [] if tensor is None else holders.readers[id(tensor)]
     if not constant.store:
         constant.locked = _CODE
-    elif _owner(limits.module, constant.store)[0] is None or not calls:
+    elif tensor is None or not calls:
         constant.locked = "is computed from other parameters"
-    elif len(calls) > 1:
-        where = innermost(node.source)
-        own = f"{where}.{constant.store.rpartition('.')[2]}"
-        alone = sum(innermost(call) == where for call in calls) == 1
-        if alone and limits.shared != "skip" and _same(limits.module, own, constant.store):
-            limits.tied[constant] = constant.store
-            constant.store = own
+    else:
+        places = holders.places[id(tensor)]
+        if len(places) > 1:
+            here = holders.part(innermost(node.source))
+            places = [place for place in places if place[0] is here]
+            calls = [call for call in calls if holders.part(innermost(call)) is here]
+        if len(places) == len(calls) == 1 and (
+            len(holders.places[id(tensor)]) == 1 or limits.shared != "skip"
+        ):
+            if len(holders.places[id(tensor)]) > 1:
+                others = [place for place in holders.places[id(tensor)] if place not in places]
+                limits.tied[constant] = holders.name(others[0])
+            constant.store = holders.name(places[0])
         else:
             constant.locked = f"({constant.store}) is used by several calls, and a module has one"
-
-
-def _same(module: nn.Module, a: str, b: str) -> bool:
-    """Both names mean the same tensor."""
-    (owner, name), (other, known) = _owner(module, a), _owner(module, b)
-    return owner is not None and other is not None and getattr(owner, name) is getattr(other, known)
-
-
-def _owner(module: nn.Module, target: str) -> tuple[nn.Module | None, str]:
-    """The submodule that holds a parameter or buffer, and its name there; None if there is none."""
-    path, _, name = target.rpartition(".")
-    try:
-        owner = module.get_submodule(path)
-    except AttributeError:
-        return None, name
-    return (owner if name in owner._parameters or name in owner._buffers else None), name
 
 
 def _why_it_stays(limits: Limits, node: Node) -> str:
     """A batch norm must be able to become the identity map, at least."""
     role: Affine = node.role  # type: ignore[assignment]
+    here = limits.holders.part(innermost(node.source))
     for _, constant in role.constants.values():
         if not constant.store:
             continue  # left out: `affine=False`
-        if _owner(limits.module, constant.store)[0] is None or constant.store not in limits.users:
+        tensor = limits.holders.tensor(constant.store)
+        calls = [] if tensor is None else limits.holders.readers[id(tensor)]
+        if not calls:
             return "its parameters are computed from others"
-        if any(call.target is not node.source.target for call in limits.users[constant.store]):
-            return f"its {constant.store} is used elsewhere too"
+        tied = len(limits.holders.places[id(tensor)]) > 1
+        for call in calls:
+            elsewhere = tied and limits.holders.part(innermost(call)) is not here
+            if not elsewhere and _identity(call) != _identity(node.source):
+                return f"its {constant.store} is used elsewhere too"
     return ""
+
+
+def _identity(call: fx.Node) -> tuple[Any, ...]:
+    """What the calls of one batch norm have in common: one identity map serves them all."""
+    schema = getattr(call.target, "_schema", None)
+    names = [] if schema is None else [argument.name for argument in schema.arguments]
+    given = dict(zip(names, call.args, strict=False)) | call.kwargs
+    return call.target, given.get("running_mean"), given.get("eps")
 
 
 def half_gone(graph: Graph, folded: Sequence[Node]) -> set[Node]:
@@ -177,36 +186,45 @@ def unable(edits: Sequence[Edit]) -> list[Node]:
 def apply(module: nn.Module, edits: Sequence[Edit], fates: Mapping[str, Fate]) -> None:
     """Rewrite a module in place. `fates`: what becomes of a batch norm, by the name of its running mean."""
     bypassed: dict[str, Node] = {}
+    held = Counter(id(tensor) for _, _, tensor in tensors(module))
+    tied = {key for key, count in held.items() if count > 1}
     for edit in edits:
         if isinstance(edit, SetValue):
             assert edit.old is not None
-            _put(module, edit.old.store, edit.value)
+            _put(module, edit.old.store, edit.value, tied)
         elif isinstance(edit, AddBias):
             role: Any = edit.node.role
-            owner, name = _owner(module, role.weight.store)
+            owner, name = owner_of(module, role.weight.store)
             assert owner is not None
             like = getattr(owner, name)
             owner.bias = nn.Parameter(to_tensor(edit.value, like), requires_grad=like.requires_grad)
         elif isinstance(edit, Bypass):
             bypassed.setdefault(mean_of(edit.node), edit.node)
     for mean, node in bypassed.items():
-        left = fates[mean]
-        if left is None:
-            _make_identity_map(module, node)
-        else:
-            _take_out(module, path_of(node), left)
+        fate = fates[mean]
+        _make_identity_map(module, node, tied)  # in any case: somebody may hold it outside of the module
+        if fate is not None:
+            _take_out(module, path_of(node), fate)
 
 
-def _put(module: nn.Module, target: str, array: Any) -> None:
-    """New numbers for a parameter or buffer: a new object, so that what was tied to it keeps the old ones."""
-    owner, name = _owner(module, target)
+def _put(module: nn.Module, target: str, array: Any, tied: set[int]) -> None:
+    """New numbers for a parameter or buffer; what was tied to it keeps the old ones."""
+    owner, name = owner_of(module, target)
     assert owner is not None
-    old = getattr(owner, name)
+    old: torch.Tensor = getattr(owner, name)
     new = to_tensor(array, old).reshape(old.shape)
-    if isinstance(old, nn.Parameter):
+    if id(old) not in tied and not _overlaps(old):
+        with torch.no_grad():
+            old.copy_(new)  # its strides stay, and whoever holds it sees the new numbers
+    elif isinstance(old, nn.Parameter):
         owner._parameters[name] = nn.Parameter(new, requires_grad=old.requires_grad)
     else:
         owner._buffers[name] = new
+
+
+def _overlaps(tensor: torch.Tensor) -> bool:
+    """Several entries lie in one place, as in an expanded tensor."""
+    return any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def _take_out(module: nn.Module, path: str, fate: tuple[str, ...] | str) -> None:
@@ -219,7 +237,7 @@ def _take_out(module: nn.Module, path: str, fate: tuple[str, ...] | str) -> None
                 parent._modules[name] = new
 
 
-def _make_identity_map(module: nn.Module, node: Node) -> None:
+def _make_identity_map(module: nn.Module, node: Node, tied: set[int]) -> None:
     """Mean and bias are 0; var = 1 and gamma = sqrt(1 + eps), or var = 1 - eps where there is no gamma."""
     role: Affine = node.role  # type: ignore[assignment]
     scaled = bool(role.constants["gamma"][1].store)
@@ -231,4 +249,4 @@ def _make_identity_map(module: nn.Module, node: Node) -> None:
     }
     for key, (_, constant) in role.constants.items():
         if constant.store:
-            _put(module, constant.store, np.full(constant.shape, values[key]))
+            _put(module, constant.store, np.full(constant.shape, values[key]), tied)

@@ -21,6 +21,7 @@ __all__ = ["Program", "read"]
 
 BIGGEST_OPERAND = 1 << 24  # elements of a constant operand that may be rewritten
 _JOINS = (Sum, Product, Concat)  # all inputs are data
+_SHAPES = ("view", "_unsafe_view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze")
 _STATE = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
 
@@ -38,7 +39,7 @@ class Program:
                 if spec is not None and spec.kind in _STATE and spec.target not in changed:
                     self.stored[node] = Stored(partial(self.state, str(spec.target)), str(spec.target))
             elif node.op == "call_function" and self._is_computed(node):
-                self.stored[node] = Stored(partial(self._compute, node))
+                self.stored[node] = Stored(partial(self._compute, node), self._seen_through(node))
 
     def state(self, target: str) -> torch.Tensor:
         """A parameter, buffer or constant by name."""
@@ -53,19 +54,31 @@ class Program:
 
     def _is_computed(self, node: fx.Node) -> bool:
         target, value = node.target, node.meta.get("val")
-        if not isinstance(target, torch._ops.OpOverload) or not isinstance(value, torch.Tensor):
+        values = value if isinstance(value, (tuple, list)) else (value,)
+        if not all(isinstance(part, torch.Tensor) for part in values):
             return False
-        if torch.Tag.nondeterministic_seeded in target.tags or target._schema.is_mutable:
+        if isinstance(target, torch._ops.OpOverload):
+            if torch.Tag.nondeterministic_seeded in target.tags or target._schema.is_mutable:
+                return False
+        elif target is not operator.getitem:
             return False
-        static = all(isinstance(size, int) for size in value.shape)
+        static = all(isinstance(size, int) for part in values for size in part.shape)
         return static and bool(node.all_input_nodes) and all(n in self.stored for n in node.all_input_nodes)
 
-    def _compute(self, node: fx.Node) -> torch.Tensor:
+    def _seen_through(self, node: fx.Node) -> str:
+        """The parameter that this is another shape of, if nobody else reads it; else ""."""
+        source = node.args[0] if node.args else None
+        shapes = isinstance(source, fx.Node) and str(node.target).split(".")[-2:-1] in [
+            [op] for op in _SHAPES
+        ]
+        if not shapes or len(node.users) != 1 or len(source.users) != 1:  # type: ignore[union-attr]
+            return ""
+        return self.stored[source].target  # type: ignore[index]
+
+    def _compute(self, node: fx.Node) -> Any:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self.stored[n].load())
         with torch.no_grad():
-            result = node.target(*args, **kwargs)  # type: ignore[operator]
-        assert isinstance(result, torch.Tensor)
-        return result
+            return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def read(program: ExportedProgram, shared: str = "duplicate") -> Graph:

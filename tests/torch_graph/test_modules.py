@@ -170,6 +170,81 @@ def test_a_view_is_memory_that_others_read() -> None:
     assert error(folded, module, x) < ROUNDING
 
 
+LATER = {
+    "the input": lambda y, z: (torch.relu_(y), z),
+    "a view of the input": lambda y, z: (y, z, y[:, :2].mul_(2))[:2],
+    "a view, and an output that is one": lambda y, z: (*(y.permute(0, 2, 3, 1).mul_(2), z)[1:], y),
+}
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_what_is_written_into_the_input_later_spares_the_output(name: str) -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        y = m.c(x)
+        a, b = LATER[name](y, m.b(y))
+        return m.d(a) + m.e(b).mul(0.5)
+
+    module = randomize(Fn(run, c=conv(6, 4), b=bn(4), d=conv(4, 4, 1), e=conv(4, 4, 1)), negative=False)
+    x = torch.randn(IMAGE)
+    folded, report = bnfold.fold_module(module, x)
+    assert error(folded, module, x) < ROUNDING
+    assert report.folded
+    assert type(folded.b) is nn.BatchNorm2d
+
+
+def test_a_relu_in_place_before_a_batch_norm_is_no_reason_to_keep_its_call() -> None:
+    module = randomize(nn.Sequential(conv(6, 4), nn.ReLU(inplace=True), bn(4), conv(4, 4)), negative=False)
+    folded, report = bnfold.fold_module(module, torch.randn(IMAGE))
+    assert report.folded
+    assert type(folded[2]) is nn.Identity
+
+
+def test_the_check_gives_each_run_inputs_of_its_own() -> None:
+    """The module writes into its input: a second run on the same tensor would be another one."""
+
+    def run(m: Any, x: Tensor) -> Tensor:
+        x -= 0.5
+        return m.b(m.c(x))
+
+    module, x = randomize(Fn(run, c=conv(6, 4), b=bn(4))), torch.randn(IMAGE)
+    before = x.clone()
+    folded, report = bnfold.fold_module(module, x)
+    assert torch.equal(x, before)
+    assert report.verification.outputs[0].max_rel < ROUNDING
+    assert error(folded, module, x.clone()) < ROUNDING
+    _, report = bnfold.fold_program(torch.export.export(module, (x.clone(),)))
+    assert report.verification.outputs[0].max_rel < ROUNDING
+
+
+def test_a_sum_that_begins_with_zero() -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        y: Any = 0
+        for part in (m.c, m.d):
+            y = y + part(x)
+        return m.b(y)
+
+    module = randomize(Fn(run, c=conv(6, 4), d=conv(6, 4), b=bn(4)))
+    x = torch.randn(IMAGE)
+    folded, report = bnfold.fold_module(module, x)
+    assert [set(entry.into) for entry in report.entries] == [{"c", "d"}]
+    assert error(folded, module, x) < ROUNDING
+
+
+def test_a_parameter_seen_in_another_shape_can_absorb() -> None:
+    """Where a shift could not go: a scale behind the batch norm that is all of one channel's."""
+
+    def run(m: Any, x: Tensor) -> Tensor:
+        return torch.sigmoid(m.b(m.c(x) * m.g.weight.view(1, -1, 1, 1)))
+
+    module = randomize(Fn(run, c=conv(6, 4), b=bn(4), g=bn(4)))
+    with torch.no_grad():
+        module.g.weight.fill_(1e-5)  # a layer scale as it starts
+    x = torch.randn(IMAGE)
+    folded, report = bnfold.fold_module(module, x)
+    assert {entry.name: entry.outcome for entry in report.entries}["b"] == "folded"
+    assert error(folded, module, x) < ROUNDING
+
+
 def test_hooks_are_kept() -> None:
     module = randomize(nn.Sequential(conv(6, 4), bn(4)))
     seen: list[int] = []

@@ -166,3 +166,37 @@ def test_a_plain_matrix_product_becomes_addmm_and_any_other_gets_an_addition(nam
     assert error(folded, module, x) < ROUNDING
     calls = [str(node.target).split(".")[1] for node in folded.graph.nodes if node.op == "call_function"]
     assert [call for call in calls if call in ("matmul", "mm", "addmm", "add")] == operators
+
+
+CORE = {
+    "conv": lambda: nn.Sequential(conv(6, 4), bn(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1)),
+    "conv without bias": lambda: nn.Sequential(conv(6, 4, bias=False), bn(4)),
+    "transposed conv": lambda: nn.Sequential(nn.ConvTranspose2d(6, 4, 3, 2, groups=2), bn(4)),
+    "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(486, 4), nn.BatchNorm1d(4)),
+    "group norm": lambda: nn.Sequential(nn.GroupNorm(2, 6), bn(6), nn.Sigmoid()),
+}
+
+
+@pytest.mark.parametrize("name", CORE)
+def test_programs_of_core_aten_operators(name: str) -> None:
+    """As ExecuTorch and others decompose them."""
+    module, x = randomize(CORE[name]()), torch.randn(IMAGE)
+    folded, report = bnfold.fold_program(export(module, x).run_decompositions())
+    assert not report.kept
+    assert norms(folded) == 0
+    assert error(folded, module, x) < ROUNDING
+
+
+def test_a_weight_that_is_computed_by_a_batch_norm() -> None:
+    """Weight standardization: constant all the same, and stored as it is after the fold."""
+
+    def run(m: Any, x: torch.Tensor) -> torch.Tensor:
+        w = m.c.weight
+        flat = nn.functional.batch_norm(w.reshape(1, 4, -1), None, None, training=True)
+        return m.b(nn.functional.conv2d(x, flat.reshape_as(w), m.c.bias))
+
+    module, x = randomize(Fn(run, c=conv(6, 4), b=bn(4))), torch.randn(IMAGE)
+    folded, report = bnfold.fold_program(export(module, x))
+    assert [entry.outcome for entry in report.entries] == ["folded"]
+    assert error(folded, module, x) < ROUNDING
+    assert norms(folded) == 0
