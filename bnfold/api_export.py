@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
@@ -23,7 +24,7 @@ from bnfold.onnx_graph.run import CannotRun, evaluate
 from bnfold.torch_graph import to_onnx
 from bnfold.torch_graph.arrays import to_array
 from bnfold.verify import Verification, first_bad
-from bnfold.verify_torch import exact_outputs, outputs, unchanging
+from bnfold.verify_torch import outputs, verdict
 
 __all__ = ["export"]
 
@@ -118,6 +119,8 @@ def _for_inference(module: nn.Module) -> Iterator[None]:
             module.eval()
         yield
     finally:
+        if modes[module]:
+            module.train()  # which may do more than set a flag
         for part, mode in modes.items():
             part.training = mode
 
@@ -141,10 +144,10 @@ class _Check:
         self.inputs = [to_array(leaf) for leaf in leaves]
         self.rtol, self.atol = rtol, atol
         self.notes: list[str] = []
-        self.own = outputs(unchanging(module), args, kwargs)
+        self.own = _arrays(outputs(module, args, kwargs))
         self.exact: list[Any] | None = None
         try:
-            self.exact = exact_outputs(module, args, kwargs)()
+            self.exact = _arrays(outputs(module, args, kwargs, exact=True))
         except Exception as error:  # of any kind: it may write into what is stored, or leave Python
             self.notes.append(f"compared with the module as it is, not in float64: {first_line(error)}")
 
@@ -161,12 +164,16 @@ class _Check:
         except CannotRun as error:
             return Verification([], "", "not run", str(error), tolerance.rtol, tolerance.atol, self.notes)
         errors = []
-        for i, (name, value) in enumerate(found.items()):
+        for i, output in enumerate(folded.proto.graph.output):  # a value may be several outputs
             own, exact = self.own[i], None if self.exact is None else self.exact[i]
             best = own if exact is None or exact.dtype.kind != "f" else exact.astype(own.dtype)
             truth = None if exact is None else Truth(exact, own)
-            errors += compare(name, best, value, tolerance, truth=truth)
-        bad = [error.name for error in errors if not error.ok]
-        status, reason = ("failed", f"{', '.join(bad)} differ from the module's") if bad else ("passed", "")
+            errors += compare(output.name, best, found[output.name], tolerance, truth=truth)
+        status, reason = verdict(errors)
         by = f"{by}, against torch {torch.__version__}" + (" in float64" if self.exact is not None else "")
         return Verification(errors, by, status, reason, tolerance.rtol, tolerance.atol, self.notes)
+
+
+def _arrays(leaves: list[Any]) -> list[Any]:
+    """What becomes an output of the file: None does not, and a number does."""
+    return [np.asarray(leaf) for leaf in leaves if leaf is not None]

@@ -18,7 +18,7 @@ from bnfold.fold.graph import Affine, Graph, SetValue
 from bnfold.fold.ledger import Report
 from bnfold.fold.solve import Plan, solve
 from bnfold.torch_graph import modules
-from bnfold.torch_graph.eager import Fate, Fates, mean_of, plain_calls
+from bnfold.torch_graph.eager import Fate, Fates, calls_of, mean_of
 from bnfold.torch_graph.parametrized import parametrized, remove
 from bnfold.torch_graph.read import read
 from bnfold.torch_graph.write import apply
@@ -28,6 +28,7 @@ from bnfold.verify_torch import outputs, verify_modules
 __all__ = ["fold_module", "fold_program"]
 
 
+@torch.inference_mode(False)
 def fold_program(
     program: ExportedProgram,
     *,
@@ -64,7 +65,10 @@ def fold_program(
             "export the module first"
         )
     check_options(shared, skip)
-    functional = program.run_decompositions({})  # nothing is decomposed, but in-place operators go
+    try:
+        functional = program.run_decompositions({})  # nothing is decomposed, but in-place operators go
+    except Exception as error:  # of any kind: this is all of torch's tracing
+        raise UsageError(f"torch cannot make the program functional: {first_line(error)}") from error
 
     def fold(only: Collection[str] | None) -> tuple[ExportedProgram, Plan]:
         graph = read(functional, shared)
@@ -87,6 +91,7 @@ def fold_program(
     return folded, report
 
 
+@torch.inference_mode(False)
 def fold_module(
     module: nn.Module,
     example_inputs: Any,
@@ -109,6 +114,9 @@ def fold_module(
     hooks, or is a call of `torch.nn.functional.batch_norm`, is made the identity map instead; the ledger says
     so. A module holds one weight for all of its calls, so that what is called several times is folded less
     often here than by `fold_program`.
+
+    What holds is what the trace saw: other branches of the module's code, and other sizes than those of the
+    example where `dynamic_shapes` does not free them, may share weights with what was folded.
 
     Args:
         module: in eval mode, or wholly or partly in training mode, as it shall be used: a batch norm in
@@ -146,14 +154,15 @@ def fold_module(
         remove(plain, computed)
     raw, program = _exported(plain, args, options, dynamic_shapes)
     probe = _copied(plain)
-    fates = Fates(plain, raw, program, plain_calls(probe, lambda: outputs(probe, args, options)))
+    made = calls_of(probe, lambda: outputs(probe, args, options))
+    fates = Fates(plain, raw, program, made)
     removed: dict[str, None] = {}
     untied: dict[str, str] = {}
 
     def fold(target: nn.Module, only: Collection[str] | None) -> tuple[Plan, set[str]]:
         graph = read(program)
         check_names(graph.nodes, skip)
-        tied = modules.restrict(plain, program, graph, shared)
+        tied = modules.restrict(plain, program, graph, made, shared)
         plan = _possible(graph, skip, only)
         changed = {edit.old.store for edit in plan.edits if isinstance(edit, SetValue) and edit.old}
         here = [name for name in computed if name in changed]
@@ -180,6 +189,12 @@ def fold_module(
     plan, names = fold(folded, None)
     note = "its call stays in eager mode, as the identity map"
     report = Report([replace(entry, reason=note) if entry.name in names else entry for entry in plan.entries])
+    unseen = modules.unseen(plain, program)
+    if unseen:
+        some = ", ".join(unseen[:4]) + (f" and {len(unseen) - 4} more" if len(unseen) > 4 else "")
+        report.notes.append(f"not called on these inputs, and so not looked at: {some}")
+    if module.training and report.kept:
+        report.notes.append("the module is in training mode: if it is trained, call .eval() first")
     if not plan.order:
         report.notes.append("nothing to fold: the module is unchanged")
         return (module if inplace else folded), report

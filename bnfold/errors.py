@@ -19,6 +19,6 @@ class VerifyError(BnfoldError):
     """The folded model does not compute what the original does; nothing was written."""
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What an error says, without its pages of context."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

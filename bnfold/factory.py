@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from bnfold.errors import UsageError
+from bnfold.errors import UsageError, first_line
 
 __all__ = ["load_module"]
 
+_PARALLEL = "module."  # before every name, where DistributedDataParallel was saved whole
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "network")  # keys under which training scripts save
 
 
@@ -34,16 +36,19 @@ def load_module(spec: str, weights: Path | None) -> nn.Module:
         raise UsageError(f"{spec!r} is not the name of a factory, such as package.module:factory")
     sys.path.insert(0, "")
     try:
-        factory: Any = importlib.import_module(name)
+        made: Any = importlib.import_module(name)
         for part in attribute.split("."):
-            factory = getattr(factory, part)
+            made = getattr(made, part)
+        module = made if isinstance(made, nn.Module) else made()
     except ModuleNotFoundError as error:
         raise UsageError(f"{spec}: no module named {error.name!r} to import") from None
-    except AttributeError as error:
-        raise UsageError(f"{spec}: {error}") from None
+    except (Exception, SystemExit) as error:  # of any kind: it is the user's own program
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raise UsageError(
+            f"{spec}: {type(error).__name__}: {first_line(error)} ({last.filename}, line {last.lineno})"
+        ) from None
     finally:
         sys.path.remove("")
-    module = factory()
     if not isinstance(module, nn.Module):
         raise UsageError(f"{spec} made a {type(module).__name__}, and not a torch.nn.Module")
     if weights is not None:
@@ -67,12 +72,17 @@ def _load(module: nn.Module, path: Path) -> None:
         raise UsageError(
             f"{path}: not a file of weights that can be read without running code: {said}"
         ) from None
-    for key in _WRAPPERS:
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
+    while isinstance(state, Mapping):
+        inner = next((state[key] for key in _WRAPPERS if isinstance(state.get(key), Mapping)), None)
+        if inner is None:
+            break
+        state = inner
     if not isinstance(state, Mapping):
         raise UsageError(f"{path}: holds a {type(state).__name__}, and not a state_dict")
+    names = list(state)
+    if names and all(isinstance(name, str) and name.startswith(_PARALLEL) for name in names):
+        state = {name.removeprefix(_PARALLEL): value for name, value in state.items()}
     try:
         module.load_state_dict(state)
-    except RuntimeError as error:
+    except (RuntimeError, AttributeError, TypeError) as error:
         raise UsageError(f"{path}: not the weights of this module: {' '.join(str(error).split())}") from None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from bnfold.torch_graph.arrays import dtype_name, to_array
 from bnfold.torch_graph.wide import InFloat64, wide
 from bnfold.verify import Verification
 
-__all__ = ["exact_outputs", "outputs", "unchanging", "verify_modules"]
+__all__ = ["outputs", "verdict", "verify_modules"]
 
 
 def verify_modules(
@@ -41,7 +41,6 @@ def verify_modules(
     if args is None:
         reason = "the program carries no example inputs: pass inputs=(...)"
         return Verification([], "", "not run", reason, tolerance.rtol, tolerance.atol)
-    in_float64 = exact_outputs(original, args, kwargs)
     before = outputs(original, args, kwargs)
     try:
         after = outputs(folded, args, kwargs)
@@ -52,15 +51,23 @@ def verify_modules(
     notes: list[str] = []
     if not all(error.ok for error in errors):
         try:
-            exact = in_float64()
+            exact = outputs(original, args, kwargs, exact=True)
         except Exception as error:  # of any kind: it may write into what is stored, or leave Python
             notes.append(f"whether it is rounding could not be told: {first_line(error)}")
         else:
             errors = _judge(before, after, tolerance, exact)
-    status = "passed" if all(error.ok for error in errors) else "failed"
-    names = [error.name for error in errors if not error.ok]
-    reason = "" if status == "passed" else f"{', '.join(names)} differ{'s' if len(names) == 1 else ''}"
+    status, reason = verdict(errors)
     return Verification(errors, by, status, reason, tolerance.rtol, tolerance.atol, notes)
+
+
+def verdict(errors: list[OutputError]) -> tuple[str, str]:
+    """Status and reason."""
+    names = [error.name for error in errors if not error.ok]
+    if names:
+        return "failed", f"{', '.join(names)} differ{'s' if len(names) == 1 else ''}"
+    if errors and all(error.note == "no finite value" for error in errors):
+        return "not run", "no output has a finite value"
+    return "passed", ""
 
 
 def _judge(before: list[Any], after: list[Any], tolerance: Any, exact: list[Any] | None) -> list[OutputError]:
@@ -71,38 +78,40 @@ def _judge(before: list[Any], after: list[Any], tolerance: Any, exact: list[Any]
     return errors
 
 
-def outputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    """All that a module gives, as arrays. It may write into its inputs; drop-out draws the same numbers."""
-    args, kwargs = pytree.tree_map(_own, (args, kwargs))
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+def outputs(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], exact: bool = False
+) -> list[Any]:
+    """All that a module gives, as arrays; `exact`: in float64. Its buffers and its inputs are as before
+    afterwards, whatever it writes into them, and drop-out draws the same numbers each time.
+    """
+    args, kwargs = pytree.tree_map(lambda leaf: _own(wide(leaf) if exact else leaf), (args, kwargs))
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), _buffers_kept(module):
         torch.manual_seed(0)
-        leaves = pytree.tree_leaves(module(*args, **kwargs))
-    return [to_array(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+        with InFloat64() if exact else nullcontext():
+            made = module(*args, **kwargs)
+        leaves = pytree.tree_leaves(made)
+        return [to_array(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
 
 
 def _own(leaf: Any) -> Any:
     return leaf.clone() if isinstance(leaf, torch.Tensor) else leaf
 
 
-def unchanging(module: nn.Module) -> nn.Module:
-    """The module, or a copy of it if running it would change it: if a part is in training mode."""
-    return copy.deepcopy(module) if any(part.training for part in module.modules()) else module
-
-
-def exact_outputs(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Callable[[], list[Any]]:
-    """What `outputs` gives in float64, of the module as it is now: one in training mode may change."""
-    now = unchanging(module)
-
-    def run() -> list[Any]:
-        with InFloat64():
-            return outputs(now, *pytree.tree_map(wide, (args, kwargs)))
-
-    return run
+@contextmanager
+def _buffers_kept(module: nn.Module) -> Iterator[None]:
+    held = [(part, dict(part._buffers)) for part in module.modules()]
+    values = {id(b): (b, b.clone()) for _, own in held for b in own.values() if b is not None}
+    try:
+        yield
+    finally:
+        for part, own in held:
+            part._buffers.update(own)
+        for buffer, value in values.values():
+            buffer.copy_(value)
 
 
 def _working_type(module: nn.Module) -> str:
-    """The narrowest floating type that the module stores."""
-    found = {dtype_name(value.dtype) for value in (*module.parameters(), *module.buffers())}
+    """The narrowest floating type of its parameters; of its buffers, if it has none."""
+    found = {dtype_name(value.dtype) for value in module.parameters()}
+    found = found or {dtype_name(value.dtype) for value in module.buffers()}
     return next((t for t in ("float16", "bfloat16", "float32", "float64") if t in found), "float32")

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import bnfold
-from tests.torch_graph.modules import IMAGE, bn, conv, randomize
+from tests.torch_graph.modules import IMAGE, Fn, bn, conv, randomize
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -113,6 +113,57 @@ def test_dynamic_shapes_opset_and_external_data(tmp_path: Path) -> None:
     assert run(tmp_path / "model.onnx", torch.randn(5, *IMAGE[1:])).shape[0] == 5
     model = onnx.load(tmp_path / "model.onnx", load_external_data=False)
     assert [entry.version for entry in model.opset_import if entry.domain == ""] == [20]
+
+
+@pytest.mark.parametrize("opset", [9, 15, 99])
+def test_an_opset_that_torch_does_not_write_is_refused(opset: int, tmp_path: Path) -> None:
+    with pytest.raises(bnfold.UsageError, match=rf"in opset \d+, for it cannot in {opset}: leave opset out"):
+        bnfold.export(small(), torch.randn(IMAGE), tmp_path / "model.onnx", opset=opset)
+    assert list(tmp_path.iterdir()) == []
+
+
+OUTPUTS: dict[str, Any] = {
+    "None beside": lambda y: (None, y),
+    "a dictionary": lambda y: {"loss": None, "logits": y},
+    "the same twice": lambda y: (y, y, torch.sigmoid(y)),
+    "a number": lambda y: (y.shape[0], y),
+}
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_outputs_as_modules_give_them(name: str, tmp_path: Path) -> None:
+    module = randomize(Fn(lambda m, x: OUTPUTS[name](m.b(m.c(x))), c=conv(6, 4), b=bn(4)))
+    options: dict[str, Any] = {}
+    if name == "a number":
+        options["dynamic_shapes"] = ({0: torch.export.Dim("n")},)
+    report = bnfold.export(module, torch.randn(IMAGE), tmp_path / "model.onnx", **options)
+    assert report.verification.status == "passed", report
+    assert report.folded
+
+
+def test_a_module_that_does_more_when_its_mode_changes(tmp_path: Path) -> None:
+    class Merging(nn.Module):
+        """As adapters do it: merged in eval mode, apart in training mode."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.c, self.b, self.merged = conv(6, 4), bn(4), False
+            self.register_buffer("calls", torch.zeros(1))
+
+        def train(self, mode: bool = True) -> Merging:
+            self.merged = not mode
+            return super().train(mode)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls.add_(1)
+            y: Tensor = self.b(self.c(x))
+            return y
+
+    module = randomize(Merging()).train()
+    bnfold.export(module, torch.randn(IMAGE), tmp_path / "model.onnx")
+    assert module.training
+    assert not module.merged
+    assert float(module.calls) == 0
 
 
 def test_a_file_that_is_there_stays_without_force(tmp_path: Path) -> None:
@@ -214,6 +265,21 @@ from torch import nn
 def small():
     return nn.Sequential(nn.Conv2d(6, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 3))
 
+made = small()
+
+def importing():
+    from late import small
+    return small()
+
+def broken():
+    raise ValueError("three layers at least")
+
+def leaving():
+    raise SystemExit(3)
+
+def wanting(layers):
+    return small()
+
 def number():
     return 3
 """
@@ -235,8 +301,9 @@ def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("name", ["weights.safetensors", "weights.pt"])
 def test_the_command_line_exports_a_factory_with_its_weights(name: str, tmp_path: Path) -> None:
     module = small()
-    if name.endswith("pt"):
-        torch.save({"epoch": 3, "state_dict": module.state_dict()}, tmp_path / name)
+    if name.endswith("pt"):  # as training scripts save it, of a module in DistributedDataParallel
+        state = {f"module.{key}": value for key, value in module.state_dict().items()}
+        torch.save({"epoch": 3, "model": {"state_dict": state}}, tmp_path / name)
     else:
         save_file(module.state_dict(), tmp_path / name)
     done = command(tmp_path, "nets:small", "out.onnx", "--weights", name, "--input-shape", "2,6,9,9")
@@ -248,6 +315,14 @@ def test_the_command_line_exports_a_factory_with_its_weights(name: str, tmp_path
         np.testing.assert_allclose(run(tmp_path / "out.onnx", x), module(x).numpy(), atol=1e-5)
 
 
+def test_a_module_itself_and_a_factory_that_imports_late(tmp_path: Path) -> None:
+    (tmp_path / "late.py").write_text("from nets import small")
+    for name in ("nets:made", "nets:importing"):
+        done = command(tmp_path, name, f"{name[5:]}.onnx", "--input-shape", "2,6,9,9")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert (tmp_path / f"{name[5:]}.onnx").exists()
+
+
 class Evil:
     def __reduce__(self) -> Any:
         return os.mkdir, ("harmed",)
@@ -257,7 +332,10 @@ class Evil:
     ("arguments", "message"),
     [
         (["nets", "out.onnx"], "'nets' is not the name of a factory, such as package.module:factory"),
-        (["nets:large", "out.onnx"], "nets:large: module 'nets' has no attribute 'large'"),
+        (["nets:large", "out.onnx"], "nets:large: AttributeError: module 'nets' has no attribute 'large'"),
+        (["nets:broken", "out.onnx"], "nets:broken: ValueError: three layers at least ("),
+        (["nets:leaving", "out.onnx"], "nets:leaving: SystemExit: 3 ("),
+        (["nets:wanting", "out.onnx"], "nets:wanting: TypeError: wanting() missing 1 required"),
         (["nots:small", "out.onnx"], "nots:small: no module named 'nots' to import"),
         (["nets:number", "out.onnx"], "nets:number made a int, and not a torch.nn.Module"),
         (["nets:small", "out.onnx", "--weights", "none.pt"], "none.pt: there is no such file of weights"),

@@ -12,6 +12,9 @@ from bnfold.fold.graph import Array
 __all__ = ["dtype_name", "to_array", "to_tensor"]
 
 
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     """As the solver spells it: "float32", "bfloat16", ..."""
     return str(dtype).removeprefix("torch.")
@@ -19,7 +22,11 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def to_array(tensor: torch.Tensor) -> Array:
     """The numbers, on the CPU; shares memory where it can."""
-    tensor = tensor.detach().cpu()
+    tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
+    if tensor.layout is not torch.strided:
+        tensor = tensor.to_dense()
+    if tensor.is_floating_point() and tensor.dtype not in _FLOATS:
+        tensor = tensor.float()  # eight bits and fewer, which numpy does not know
     if tensor.dtype == torch.bfloat16:
         import ml_dtypes
 

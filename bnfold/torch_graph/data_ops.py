@@ -50,6 +50,8 @@ def _prelu(call: Call) -> Role:
     shape, slope = call.x, call.constant("weight")
     if slope is None or len(slope.shape) != 1:
         raise Refused("its slope is computed at run time")
+    if slope.shape == (1,) and len(shape) > 1 and shape[1] != 1:
+        return _map(call)  # one slope for all channels: it cannot be turned round for some
     wide = (1, slope.shape[0]) + (1,) * (len(shape) - 2) if len(shape) > 1 else (1,)
     return Leaky(slope.load().astype(np.float64).reshape(wide), _along_axis(slope, wide), call.slot("weight"))
 
@@ -202,7 +204,9 @@ DATA: dict[str, Callable[[Call], Role]] = {
     "leaky_relu": _leaky,
     "prelu": _prelu,
     **dict.fromkeys(("clamp", "hardtanh"), _clamp),
-    **dict.fromkeys(("clone", "contiguous", "detach", "alias", "_to_copy", "lift_fresh_copy"), _same),
+    **dict.fromkeys(
+        ("clone", "contiguous", "detach", "alias", "to", "_to_copy", "type_as", "lift_fresh_copy"), _same
+    ),
     "dropout": _dropout,
     **{f"max_pool{n}d": partial(_max_pool, count=n) for n in (1, 2, 3)},
     **{f"max_pool{n}d_with_indices": partial(_max_pool, count=n) for n in (1, 2, 3)},

@@ -17,6 +17,7 @@ import operator
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 from typing import Any, TypeAlias
@@ -26,7 +27,7 @@ from torch.export import ExportedProgram
 
 from bnfold.fold.graph import Affine, Concat, Contract, Linear, Node, Normalize, Product, Sum
 
-__all__ = ["Fate", "Fates", "mean_of", "path_of", "plain_calls", "what_is_left"]
+__all__ = ["Calls", "Fate", "Fates", "calls_of", "mean_of", "path_of", "what_is_left"]
 
 # names of submodules that are left of the batch norm's module, the method that tells, or None: its call stays
 Fate: TypeAlias = "tuple[str, ...] | str | None"
@@ -51,37 +52,47 @@ def path_of(node: Node) -> str:
     return mean_of(node).rpartition(".")[0]
 
 
-def plain_calls(module: nn.Module, run: Callable[[], object]) -> Counter[str]:
-    """How often each batch norm module is called while `run` runs the module; those that are ever given more
-    than one tensor, or give anything but a tensor, are not counted.
+@dataclass
+class Calls:
+    """How often each submodule was called, by path; `odd`: those that were ever given anything but one
+    tensor, or gave anything but one.
     """
-    found: Counter[str] = Counter()
-    odd: set[str] = set()
+
+    times: Counter[str] = field(default_factory=Counter)
+    odd: set[str] = field(default_factory=set)
+
+    def plain(self, path: str) -> int:
+        """How often, if always with one tensor for one tensor; else 0."""
+        return 0 if path in self.odd else self.times[path]
+
+
+def calls_of(module: nn.Module, run: Callable[[], object]) -> Calls:
+    """The calls that `run` makes, which runs the module."""
+    calls = Calls()
 
     def after(path: str, inputs: Any, kwargs: Any, output: Any) -> None:
-        found[path] += 1
+        calls.times[path] += 1
         if kwargs or [type(value) for value in inputs] != [Tensor] or type(output) is not Tensor:
-            odd.add(path)
+            calls.odd.add(path)
 
     with ExitStack() as hooks:
         for path, part in module.named_modules():
-            if "running_mean" in part._buffers:
-                hook = partial(lambda path, _, *given: after(path, *given), path)
-                hooks.callback(part.register_forward_hook(hook, with_kwargs=True).remove)
+            hook = partial(lambda path, _, *given: after(path, *given), path)
+            hooks.callback(part.register_forward_hook(hook, with_kwargs=True).remove)
         run()
-    return Counter({path: count for path, count in found.items() if path not in odd})
+    return calls
 
 
 class Fates:
     """Answers for one module; `raw` is its export, and `program` the same without in-place operators.
 
-    `plain`: what `plain_calls` found.
+    `made`: the calls that it makes.
     """
 
     def __init__(
-        self, module: nn.Module, raw: ExportedProgram, program: ExportedProgram, plain: Counter[str]
+        self, module: nn.Module, raw: ExportedProgram, program: ExportedProgram, made: Calls
     ) -> None:
-        self.module, self.plain = module, plain
+        self.module, self.made = module, made
         self.written = set(_written(raw, output=True))
         self.overwritten = set(_written(raw, output=False))
         self.calls: dict[str, list[fx.Node]] = defaultdict(list)  # within the module at a path
@@ -99,14 +110,14 @@ class Fates:
         if not path or hooked or needs_copy:
             return None
         times = sum(mean_of(other) == mean for other in folded if _is_norm_role(other))
-        if type(owner).forward in _TORCH and self.plain[path] == times:
+        if type(owner).forward in _TORCH and self.made.plain(path) == times:
             return ()
         calls = self.calls[path]
         if node.source not in calls:
             return None
         if hasattr(owner, METHOD):
             return METHOD
-        if not self.plain[path]:
+        if not self.made.plain(path):
             return None
         own = (node.source.target, operator.getitem)
         if all(call.target in own for call in calls):

@@ -40,10 +40,10 @@ from bnfold.fold.graph import (
 )
 from bnfold.torch_graph.arrays import to_tensor
 from bnfold.torch_graph.call import innermost
-from bnfold.torch_graph.eager import Fate, mean_of, path_of, what_is_left
+from bnfold.torch_graph.eager import Calls, Fate, mean_of, path_of, what_is_left
 from bnfold.torch_graph.holders import Holders, owner_of, tensors
 
-__all__ = ["apply", "half_gone", "restrict", "unable"]
+__all__ = ["apply", "half_gone", "restrict", "unable", "unseen"]
 
 _CODE = "is written in the module's code"
 
@@ -53,17 +53,21 @@ class Limits:
     """Who holds what in a module, and which parameters a plan would have to untie."""
 
     holders: Holders
+    made: Calls
     shared: str
     tied: dict[Constant, str] = field(default_factory=dict)
 
 
-def restrict(module: nn.Module, program: ExportedProgram, graph: Graph, shared: str) -> dict[Constant, str]:
-    """Lock what the module cannot follow; `graph` was read from `program`, its functional export.
+def restrict(
+    module: nn.Module, program: ExportedProgram, graph: Graph, made: Calls, shared: str
+) -> dict[Constant, str]:
+    """Lock what the module cannot follow; `graph` was read from `program`, its functional export, and `made`
+    are the calls that it makes.
 
     Returns:
         The parameters that other modules hold as well, and one of their names there.
     """
-    limits = Limits(Holders(module, program), shared)
+    limits = Limits(Holders(module, program), made, shared)
     for node in graph.nodes:
         for tensor in node.inputs:
             if tensor is not None and tensor.constant is not None:
@@ -94,10 +98,7 @@ def _restricted(limits: Limits, node: Node) -> Role:
     if isinstance(role, Linear) and role.bias is None and not role.bias_open:
         owner, _ = owner_of(limits.holders.module, role.weight.store)
         place = role.bias_slot is not None and owner is not None and "bias" in owner._parameters
-        known = bool(node.source.meta.get("nn_module_stack"))
-        place = place and not (
-            known and limits.holders.part(innermost(node.source)) is not owner
-        )  # its own code
+        place = place and limits.made.times[limits.holders.paths[id(owner)]] > 0  # its own code reads it
         role.bias_open = "" if place and not role.weight.locked else "its module has no place for a bias"
     return role
 
@@ -163,6 +164,18 @@ def _identity(call: fx.Node) -> tuple[Any, ...]:
     names = [] if schema is None else [argument.name for argument in schema.arguments]
     given = dict(zip(names, call.args, strict=False)) | call.kwargs
     return call.target, given.get("running_mean"), given.get("eps")
+
+
+def unseen(module: nn.Module, program: ExportedProgram) -> list[str]:
+    """Batch norm modules that no call of the program belongs to: they may share a layer with others."""
+    holders = Holders(module, program)
+    return [
+        path
+        for path, part in module.named_modules()
+        if isinstance(mean := part._buffers.get("running_mean"), torch.Tensor)
+        and not holders.readers[id(mean)]
+        and not part.training
+    ]
 
 
 def half_gone(graph: Graph, folded: Sequence[Node]) -> set[Node]:

@@ -19,6 +19,10 @@ __all__ = ["ROLES", "role_of"]
 
 ROLES: dict[str, Callable[[Call], Role]] = {**LAYERS, **PRODUCTS, **DATA}
 
+_CURVES = frozenset(
+    "sigmoid silu gelu tanh elu celu selu mish softplus softsign hardswish hardsigmoid hardshrink erf exp log "
+    "sqrt rsqrt reciprocal pow sin cos square log_sigmoid".split()
+)
 _OTHER = ("Scalar", "dtype", "out")  # overloads that take no tensor, read bits anew, or write elsewhere
 _DAMAGE = (TypeError, ValueError, IndexError, AttributeError)  # of an argument that a row does not expect
 
@@ -28,7 +32,7 @@ def role_of(call: Call) -> Role:
     namespace, _, overload = str(call.node.target).split(".")
     row = ROLES.get(call.op) if namespace == "aten" else None
     if row is None or overload in _OTHER:
-        return Closed(f"{call.op} is not linear")
+        return Closed(f"{call.op} is not linear" if call.op in _CURVES else f"there is no rule for {call.op}")
     try:
         first = next((a for a in call.node.all_input_nodes if a.meta.get("val") is not None), None)
         if first is not None and getattr(first.meta["val"], "dtype", None) not in FLOATS:

@@ -1,7 +1,8 @@
 """Weights that a module computes from other parameters: found, and replaced by what they are now.
 
 1. `torch.nn.utils.parametrize` and all that is built on it (`parametrizations.weight_norm`, `spectral_norm`).
-2. The older `torch.nn.utils.weight_norm` and `spectral_norm`, which compute the weight before each call.
+2. The older `torch.nn.utils.weight_norm` and `spectral_norm`, and `torch.nn.utils.prune`, which compute the
+   weight before each call.
 
 One in training mode stays: spectral norm takes another step with each call, and there is no "now".
 """
@@ -13,7 +14,7 @@ from functools import partial
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
@@ -50,6 +51,8 @@ def _found(module: nn.Module) -> Iterator[tuple[str, Callable[[], object]]]:
         for hook in part._forward_pre_hooks.values():
             if type(hook) in _HOOKS:
                 yield f"{start}{hook.name}", partial(_HOOKS[type(hook)], part, hook.name)
+            if isinstance(hook, prune.BasePruningMethod):
+                yield f"{start}{hook._tensor_name}", partial(prune.remove, part, hook._tensor_name)
 
 
 def _remove_parametrization(part: nn.Module, name: str) -> None:

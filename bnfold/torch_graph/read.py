@@ -105,6 +105,8 @@ class _Reader:
             if node.op == "placeholder" and node not in self.program.stored:
                 self.tensor(node).fixed = "graph input"
             elif node.op == "call_function" and node not in self.program.stored:
+                if "_assert_tensor_metadata" in str(node.target):
+                    continue  # of the tracer: it changes nothing
                 if node.target is not operator.getitem or node not in self.tensors:
                     self.call(node)
             elif node.op == "get_attr":
@@ -193,6 +195,11 @@ class _Reader:
     def name(self, node: fx.Node, op: str) -> str:
         """The module that makes the call, as the user knows it; else the name in the graph."""
         path = innermost(node)
+        if op == "batch_norm" and not path:  # the tracer may have lost it
+            sources = [
+                self.program.stored[n].target for n in node.all_input_nodes if n in self.program.stored
+            ]
+            path = next((target.rpartition(".")[0] for target in sources if target), "")
         leaf = isinstance(node.target, torch._ops.OpOverload) and any(
             source in self.program.stored for source in node.all_input_nodes
         )

@@ -54,9 +54,15 @@ def write(
             assert program is not None
             _name(program.model)
             program.save(path, external_data=True)
+            written = program.model.opset_imports.get("", 0)
     except Exception as error:  # of any kind: this is all of torch's tracing on the user's code
         said = f"torch cannot export {type(module).__name__} to ONNX: {first_line(error)}"
         raise UsageError(said) from error
+    if opset not in (None, written):
+        raise UsageError(
+            f"torch's exporter wrote {type(module).__name__} in opset {written}, for it cannot in {opset}: "
+            "leave opset out, or take another"
+        )
     del exported, program
     gc.collect()  # the exporter's graphs refer to themselves, and hold the weights
     return count
