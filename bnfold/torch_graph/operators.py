@@ -20,8 +20,35 @@ __all__ = ["ROLES", "role_of"]
 ROLES: dict[str, Callable[[Call], Role]] = {**LAYERS, **PRODUCTS, **DATA}
 
 _CURVES = frozenset(
-    "sigmoid silu gelu tanh elu celu selu mish softplus softsign hardswish hardsigmoid hardshrink erf exp log "
-    "sqrt rsqrt reciprocal pow sin cos square log_sigmoid".split()
+    (
+        *(
+            "sigmoid",
+            "silu",
+            "gelu",
+            "tanh",
+            "elu",
+            "celu",
+            "selu",
+            "mish",
+            "softplus",
+            "softsign",
+            "hardswish",
+        ),
+        *(
+            "hardsigmoid",
+            "hardshrink",
+            "erf",
+            "exp",
+            "log",
+            "sqrt",
+            "rsqrt",
+            "reciprocal",
+            "pow",
+            "sin",
+            "cos",
+        ),
+        *("square", "log_sigmoid"),
+    )
 )
 _OTHER = ("Scalar", "dtype", "out")  # overloads that take no tensor, read bits anew, or write elsewhere
 _DAMAGE = (TypeError, ValueError, IndexError, AttributeError)  # of an argument that a row does not expect
