@@ -56,7 +56,7 @@ def write(
             program.save(path, external_data=True)
             written = program.model.opset_imports.get("", 0)
     except Exception as error:  # of any kind: this is all of torch's tracing on the user's code
-        said = f"torch cannot export {type(module).__name__} to ONNX: {first_line(error)}"
+        said = f"torch cannot export {type(module).__name__} to ONNX: {first_line(error.__cause__ or error)}"
         raise UsageError(said) from error
     if opset not in (None, written):
         raise UsageError(
