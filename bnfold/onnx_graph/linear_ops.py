@@ -45,7 +45,7 @@ def _layout(site: Site) -> tuple[Constant, int, tuple[Dim, ...]]:
     weight, shape, groups = _weight(site, 1), shape_of(site, 0), int(site.attr("group", 1))
     if len(weight.shape) != len(shape) or len(shape) < 3:
         raise broken(site, f"its weight has shape {list(weight.shape)}, and its input rank {len(shape)}")
-    transposed = site.node.op_type == "ConvTranspose"
+    transposed = site.op == "ConvTranspose"
     if groups < 1 or weight.shape[0] % groups:
         raise broken(site, f"its weight of shape {list(weight.shape)} cannot be split into {groups} groups")
     _channels(site, shape, weight, weight.shape[0] if transposed else weight.shape[1] * groups)
@@ -172,7 +172,7 @@ def _product(site: Site) -> Role:
 
 def _rows_sum_to_one(site: Site, rank: int) -> bool:
     producer = site.producer(0)
-    if producer is None or producer.node.op_type != "Softmax" or producer.node.domain not in ("", "ai.onnx"):
+    if producer is None or producer.op != "Softmax":
         return False
     axis = producer.attr("axis", -1 if producer.opset >= 13 else 1)
     return bool(axis_of(int(axis), rank) == rank - 1)

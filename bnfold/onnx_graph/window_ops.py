@@ -20,7 +20,7 @@ _EMPTY = "a window of it may see padding only"
 
 
 def _no_shift(site: Site) -> str:
-    return f"{site.node.op_type} does not pass a shift"
+    return f"{site.op} does not pass a shift"
 
 
 def _spatial(site: Site) -> tuple[int, ...]:
