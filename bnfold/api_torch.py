@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -179,7 +178,7 @@ def fold_module(
     folded = _copied(module)
     plan, names = fold(folded, None)
     note = "its call stays in eager mode, as the identity map"
-    report = Report([replace(entry, reason=note) if entry.name in names else entry for entry in plan.entries])
+    report = Report([entry._replace(reason=note) if entry.name in names else entry for entry in plan.entries])
     if not plan.order:
         report.notes.append("nothing to fold: the module is unchanged")
         return (module if inplace else folded), report

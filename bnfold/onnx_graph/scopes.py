@@ -161,7 +161,8 @@ def _inputs(scope: Scope, kind: str, function: bool) -> None:
         else:
             value.overridable = overridable
             value.fixed = value.fixed if overridable else ""
-        value.init = tensor
+        value.init, value.shape = tensor, tuple(tensor.dims[:])
+        value.dtype = DTYPES.get(tensor.data_type, "")
     for sparse in proto.sparse_initializer:
         value = values.setdefault(sparse.values.name, Value(sparse.values.name, scope))
         value.fixed = value.fixed or "sparse initializer"

@@ -16,7 +16,7 @@ import onnx
 
 from bnfold.fold.graph import Array
 from bnfold.onnx_graph.constants import stored_in
-from bnfold.onnx_graph.site import DTYPES, Model, Scope, Site, Value, dtype_of
+from bnfold.onnx_graph.site import DTYPES, Model, Scope, Site, Value
 from bnfold.onnx_graph.wire import CUT_FROM
 
 __all__ = ["Surgery"]
@@ -182,7 +182,7 @@ class Surgery:
 
     def replace(self, value: Value, tensor: onnx.TensorProto, array: Array) -> None:
         """Store another value under the same name, for all readers, in its `replaceable` tensor."""
-        if array.shape != value.shape or _name(array.dtype) != dtype_of(value):
+        if array.shape != value.shape or _name(array.dtype) != value.dtype:
             self.stale[value.scope].add(value.name)
             value.shape = array.shape
             if self.listed_inputs:

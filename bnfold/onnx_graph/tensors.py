@@ -143,7 +143,7 @@ def encode(array: Array) -> tuple[int, Bytes | None]:
 
 def put(tensor: TensorProto, data_type: int, dims: Iterable[int], raw: bytes) -> None:
     """Give the tensor these numbers and no others; its name, documentation and metadata stay."""
-    if tensor.data_location or not tensor.HasField("raw_data"):  # beside raw data a valid tensor has no others
+    if tensor.data_location or not tensor.HasField("raw_data"):  # else a valid tensor has no others
         for field in _DATA_FIELDS:
             tensor.ClearField(field)
     tensor.dims[:] = dims

@@ -31,7 +31,7 @@ def _spatial(site: Site) -> tuple[int, ...]:
 
 
 def _grid(site: Site) -> tuple[Window, ...]:
-    return windows(site, integers(site, "kernel_shape") or (), shape_of(site, 0)[2:])
+    return windows(site, integers(site, "kernel_shape") or (), shape_of(site, 0)[2:]).windows
 
 
 def _max_pool(site: Site) -> Role:
