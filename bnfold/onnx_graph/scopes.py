@@ -55,8 +55,9 @@ def build(loaded: Loaded, shared: str) -> tuple[Model, list[Scope]]:
     model.locks = bool(model.bound) or shared == "skip"
     root = Scope(model, proto.graph, default_opset(proto.opset_import))
     _fill(root)
-    odd = next((name for name in (*root.values, *model.names) if not isinstance(name, str)), None)
-    if odd is not None:
+    names = (*root.values, *model.names)
+    if set(map(type, names)) != {str}:
+        odd = next(name for name in names if not isinstance(name, str))
         raise ModelError(f"the name {odd!r} is not valid UTF-8; the model is damaged: export it again")
     for name in model.bound:
         value = root.values.get(name)
