@@ -147,14 +147,19 @@ def _fold(
     from bnfold.onnx_graph.scopes import without_gc
     from bnfold.onnx_graph.write import apply
 
-    steps = None if progress is None else (lambda done, total: progress(done, total, "folding"))
+    told = None if progress is None else (lambda done, total: progress(done, total, "folding"))
     allow: Callable[[Node], bool] | None = None if only is None else (lambda node: node.name in only)
-    with without_gc():
+
+    def steps() -> tuple[list[Entry], list[str]]:
         graph = read(result, shared=shared)
         check_names(graph.nodes, skip)
-        plan = solve(graph, skip=skip, allow=allow, progress=steps)
+        plan = solve(graph, skip=skip, allow=allow, progress=told)
         apply(result, graph, plan.edits)
-    return result, plan.entries, [node.name for node in plan.order]
+        return plan.entries, [node.name for node in plan.order]
+
+    with without_gc():  # when it looks again, all that the steps made is garbage: one look does
+        entries, order = steps()
+    return result, entries, order
 
 
 def check_names(nodes: Collection[Node], skip: Collection[str]) -> None:

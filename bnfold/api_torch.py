@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -188,7 +187,7 @@ def fold_module(
     folded = _copied(module)
     plan, names = fold(folded, None)
     note = "its call stays in eager mode, as the identity map"
-    report = Report([replace(entry, reason=note) if entry.name in names else entry for entry in plan.entries])
+    report = Report([entry._replace(reason=note) if entry.name in names else entry for entry in plan.entries])
     unseen = modules.unseen(plain, program)
     if unseen:
         some = ", ".join(unseen[:4]) + (f" and {len(unseen) - 4} more" if len(unseen) > 4 else "")

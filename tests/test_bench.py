@@ -275,9 +275,11 @@ def test_fold_program_leaves_no_more_than_fold_onnx(name: str) -> None:
 def test_fold_module_keeps_no_more_than_its_ledger_tells(name: str) -> None:
     result = torch_zoo(name)
     kept, less = (result[part]["kept"] for part in ("module", "program"))
-    assert less.keys() <= kept.keys()
-    assert len(kept) - len(less) == sum(result["kept_by_module_alone"].values())
-    assert result["kept_by_program_alone"] == {}
+    assert len(kept.keys() - less.keys()) == sum(result["kept_by_module_alone"].values())
+    # the other way round where a program folds the layer scale behind a batch norm, and a module, whose code
+    # it is, the batch norm
+    assert len(less.keys() - kept.keys()) == sum(result["kept_by_program_alone"].values())
+    assert len(kept) <= len(less)
 
 
 def test_the_summary_of_the_torch_zoo_adds_up() -> None:

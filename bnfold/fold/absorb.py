@@ -44,7 +44,7 @@ from bnfold.fold.scaling import (
     scale_together,
 )
 from bnfold.fold.spill import Spill
-from bnfold.fold.store import OutOfRange, as_float, store
+from bnfold.fold.store import OutOfRange, as_float, in_type, store
 from bnfold.fold.transact import ODD_SHAPES, State
 
 __all__ = ["OutOfRange", "absorb"]
@@ -124,7 +124,7 @@ def _linear(state: State, node: Node, weight: Array | None = None) -> Iterator[E
                 after = np.broadcast_to(after, (outputs,))
             if role.w_group is None and role.out_axis < y.rank - 1:  # a bias along rows: (M, 1)
                 after = after.reshape((outputs,) + (1,) * (y.rank - 1 - role.out_axis))
-            yield AddBias(node, store(node, -1, after, None, dtype).value)
+            yield AddBias(node, in_type(node, after, None, dtype))
 
 
 def _rescale(node: Node, role: Linear, factor: Array) -> Rescale:

@@ -51,8 +51,9 @@ def pair(run: Run, node: Node, limit: int, rules: Mapping[str, Mapping[type, Rul
     maker = x.producer
     if maker is None or maker in state.gone or x.fixed or len(x.readers) > 1:
         return False
-    if any(t in changed for t in (x, y) for changed in (state.p, state.q, state.frozen)):
-        return False
+    for changed in (state.p, state.q, state.frozen):
+        if x in changed or y in changed:
+            return False
     a, b = role.scale, role.shift  # which may still be nothing to do, or more than a rule expects
     if np.count_nonzero(a) < a.size or not any_nonzero(b) or a.item(0) == 1.0:
         return False

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One batch norm, or one other affine node that was looked at.
 
     outcome: "folded" (the node is gone) or "kept". into: names of the nodes whose weights absorbed it.
@@ -49,7 +48,7 @@ class Report:
         """
         check = self.verification.to_dict() if self.verification is not None else None
         return {
-            "entries": [asdict(e) for e in self.entries],
+            "entries": [e._asdict() for e in self.entries],
             "folded": len(self.folded),
             "kept": len(self.kept),
             "notes": list(self.notes),

@@ -9,7 +9,7 @@ import numpy as np
 from bnfold.fold.affine import all_finite
 from bnfold.fold.graph import Array, Constant, Key, Node, SetValue
 
-__all__ = ["OutOfRange", "as_float", "store"]
+__all__ = ["OutOfRange", "as_float", "in_type", "store"]
 
 TINY_BFLOAT16 = 1.1754943508222875e-38  # the smallest normal number, which numpy's finfo does not know
 
@@ -30,9 +30,20 @@ def store(
     node: Node, key: Key, value: Any, old: Constant | None, dtype: Any = None, axis: int | None = None
 ) -> SetValue:
     """The value in the type of what it replaces. `axis` names the channels of a weight, for the check."""
+    return SetValue(node, key, in_type(node, value, old, dtype, axis), old)
+
+
+def in_type(
+    node: Node, value: Any, old: Constant | None, dtype: Any = None, axis: int | None = None
+) -> Array:
+    """The value as `store` stores it.
+
+    Raises:
+        OutOfRange: it does not fit.
+    """
     dtype = old.value.dtype if old is not None else np.dtype(dtype)
     value = np.asarray(value, np.float64)
-    new = value.astype(dtype)
+    new: Array = value.astype(dtype)
     if not all_finite(new):
         if np.isfinite(value).all() or not np.isfinite(as_float(old) if old is not None else value).all():
             where = np.unravel_index(int(np.argmax(np.abs(value))), value.shape) if value.ndim else ()
@@ -45,7 +56,7 @@ def store(
         )
     if axis is not None and old is not None:
         _check_channels(node, value, old, axis, dtype)
-    return SetValue(node, key, new, old)
+    return new
 
 
 def _check_channels(node: Node, value: Array, old: Constant, axis: int, dtype: Any) -> None:

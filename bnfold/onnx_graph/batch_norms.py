@@ -15,7 +15,7 @@ import numpy as np
 from bnfold.fold.affine import dead, from_batch_norm
 from bnfold.fold.graph import Affine, Array, Constant
 from bnfold.onnx_graph.facts import EPSILON
-from bnfold.onnx_graph.site import FLOATS, Site, dtype_of, shape_of
+from bnfold.onnx_graph.site import FLOATS, Site
 from bnfold.onnx_graph.wire import CUT_FROM, TOKEN_SIZE
 
 __all__ = ["Norm", "read_together"]
@@ -68,27 +68,27 @@ def _plain(site: Site) -> tuple[int, float, list[bytes]] | None:
     values = site.values
     if site.opset < 9 or len(values) != 5 or len(site.outputs) != 1 or values[0] is None:
         return None
-    shape, output = shape_of(values[0]), site.outputs[0]
+    shape, output = values[0].shape, site.outputs[0]
     if shape is None or len(shape) < 2 or output is None or output.shape is None:
         return None
-    if dtype_of(values[0]) not in FLOATS or site.attr("training_mode", 0) or site.refers:
+    if values[0].dtype not in FLOATS or site.attr("training_mode", 0) or site.refers:
+        return None
+    first = None if values[1] is None else values[1].shape
+    channels = first[0] if first is not None and len(first) == 1 else None
+    if not isinstance(channels, int) or (isinstance(shape[1], int) and shape[1] != channels):
+        return None
+    size = 4 * channels
+    # a token of the loader stands for a long array, and is no array itself
+    if not 0 < size < CUT_FROM or size == TOKEN_SIZE:
         return None
     raws: list[bytes] = []
-    dims: list[int] = []
     for value in values[1:]:
-        if value is None or value.init is None or value.overridable:
+        if value is None or value.init is None or value.overridable or value.dtype != "float32":
             return None
-        tensor = value.init
-        if tensor.data_type != 1:
+        raw = value.init.raw_data
+        if value.shape != first or len(raw) != size:
             return None
-        dims += tensor.dims[:]
-        raws.append(tensor.raw_data)
-    size = len(raws[0])
-    if not size or dims != [size // 4] * 4 or [len(raw) for raw in raws] != [4 * dims[0]] * 4:
-        return None
-    # a token of the loader stands for a long array, and is no array itself
-    if size >= CUT_FROM or size == TOKEN_SIZE or (isinstance(shape[1], int) and shape[1] != dims[0]):
-        return None
+        raws.append(raw)
     return len(shape), float(site.attr("epsilon", EPSILON)), raws
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -13,11 +13,9 @@ from bnfold.errors import ModelError
 from bnfold.fold.graph import Array, Constant
 from bnfold.onnx_graph.evaluate import EVALUATE, FROM_INPUT, PLAIN, UNSEEN, numpy_dtype, quantized_type
 from bnfold.onnx_graph.site import DTYPES, FLOATS, Model, Site, Value
-from bnfold.onnx_graph.wire import CUT_FROM, TOKEN_SIZE
 
 __all__ = ["constant_of", "dequantize", "resolve", "stored_in"]
 
-_FLOAT32 = np.dtype("<f4")
 KEPT = 1 << 20  # bytes of a computed value that is kept; larger ones are computed anew for each look
 DEEPEST = 100  # operators behind one another in a computed constant
 ALL = 1 << 31  # bytes that one model may have computed just to see whether they are constants
@@ -62,18 +60,17 @@ def resolve(value: Value) -> None:
         ):
             return
         tensor = stored_in(value)
+        if tensor is not None:
+            value.shape, value.dtype = tuple(tensor.dims[:]), DTYPES.get(tensor.data_type, "")
     if tensor is None:
         assert site is not None
         value.constant = (
             _dequantized(value, site) if site.op == "DequantizeLinear" else _computed(value, site)
         )
-    else:
-        dtype = DTYPES.get(tensor.data_type, "string")
-        if dtype != "string":
-            model = value.scope.model
-            locked = _locked(value) if model.locks else ""
-            shape = tuple(tensor.dims[:])
-            value.constant = Constant(value.name, _Stored(model, tensor), shape, dtype, locked, None, value)
+    elif value.dtype not in ("", "string"):
+        model, shape = value.scope.model, cast("tuple[int, ...]", value.shape)
+        locked = _locked(value) if model.locks else ""
+        value.constant = Constant(value.name, _Stored(model, tensor), shape, value.dtype, locked, None, value)
     if value.constant is not None:
         value.shape, value.dtype = value.constant.shape, value.constant.dtype
 
@@ -100,19 +97,10 @@ class _Stored:
     def __call__(self) -> Array:
         array = self.array
         if array is None:
-            array = self._load()
+            array = self.model.loaded.array(self.tensor)
             if array.nbytes <= KEPT:
                 self.array = array
         return array
-
-    def _load(self) -> Array:
-        tensor = self.tensor
-        if tensor.data_type == 1 and len(tensor.dims) == 1:
-            # the parameters of batch norms: very many, very short
-            raw = tensor.raw_data
-            if raw and len(raw) == 4 * tensor.dims[0] and len(raw) < CUT_FROM and len(raw) != TOKEN_SIZE:
-                return np.frombuffer(raw, _FLOAT32)
-        return self.model.loaded.array(tensor)
 
 
 class _Computed:

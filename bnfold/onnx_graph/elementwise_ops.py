@@ -35,7 +35,7 @@ _TOP = {"float16": 65504.0, "bfloat16": 3.3895e38, "float32": 3.4028e38, "float6
 
 def _arithmetic(site: Site) -> Role:
     """Add, Sub, Mul, Div: an affine map if one side is a constant that fits the other."""
-    op = site.node.op_type
+    op = site.op
     if site.opset < 7 and site.attr("broadcast", 0):
         raise Refused("broadcasts in the way of opset 6, along an axis of its own")
     left, right = site.constant(0), site.constant(1)
@@ -62,7 +62,7 @@ def _arithmetic(site: Site) -> Role:
 def _between(site: Site) -> Role:
     """Of two tensors; a constant that makes the other one larger is a tensor too."""
     shape_of(site, 0), shape_of(site, 1)
-    return _BETWEEN[site.node.op_type]
+    return _BETWEEN[site.op]
 
 
 def _operands(site: Site) -> int:
@@ -103,13 +103,13 @@ def _where(site: Site) -> Role:
 
 
 def _no_shift(site: Site) -> str:
-    return f"{site.node.op_type} does not pass a shift"
+    return f"{site.op} does not pass a shift"
 
 
 def _map(site: Site, sign: str) -> Role:
     """What keeps zero where it is: Relu, Abs."""
     rank_of(site, 0)
-    return _carries(site.node.op_type, sign)
+    return _carries(site.op, sign)
 
 
 @cache

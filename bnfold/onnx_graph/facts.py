@@ -39,7 +39,7 @@ class Refused(Exception):
 def broken(site: Site, what: str) -> ModelError:
     """The error for a node that cannot run."""
     name = f"node {site.name!r}" if site.name else "a node without a name"
-    return ModelError(f"{name} ({site.node.op_type}): {what}; the model is damaged: export it again")
+    return ModelError(f"{name} ({site.op}): {what}; the model is damaged: export it again")
 
 
 def shape_of(site: Site, slot: int) -> tuple[Dim, ...]:

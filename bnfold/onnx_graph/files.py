@@ -65,7 +65,7 @@ class Loaded:
             raw = self.raw(tensor)
             if raw is None:
                 return data.decode_fields(tensor)
-            return data.decode(tensor.data_type, tensor.dims, raw)
+            return data.decode(tensor.data_type, tensor.dims[:], raw)
         except ValueError as error:
             raise ModelError(f"{self.where}tensor {tensor.name!r}: {error}") from None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from bnfold.fold import products
 from bnfold.fold.graph import Constant, Contract, Dim, Linear, Recurrent, Role
@@ -25,13 +24,15 @@ def _weight(site: Site, slot: int) -> Constant:
     return weight
 
 
-def _bias(site: Site, slot: int) -> dict[str, Any]:
-    """What `Linear` says about the bias at this slot: a constant, left out, or computed at run time."""
-    bias = site.constant(slot) if site.has(slot) else None
-    if bias is None and site.has(slot):
-        why = f"{_OPEN}: it {site.why_not_constant(slot)}"
-        return {"bias_slot": slot, "bias_open": why, "bias_blocks_scale": True}
-    return {"bias": bias, "bias_slot": slot}
+def _with_bias(role: Linear, site: Site, slot: int) -> Linear:
+    """The role, told of the bias at this slot: a constant, left out, or computed at run time."""
+    role.bias_slot = slot
+    if site.has(slot):
+        role.bias = site.constant(slot)
+        if role.bias is None:
+            role.bias_open = f"{_OPEN}: it {site.why_not_constant(slot)}"
+            role.bias_blocks_scale = True
+    return role
 
 
 def _channels(site: Site, shape: tuple[Dim, ...], weight: Constant, wanted: int) -> None:
@@ -45,12 +46,12 @@ def _layout(site: Site) -> tuple[Constant, int, tuple[Dim, ...]]:
     weight, shape, groups = _weight(site, 1), shape_of(site, 0), int(site.attr("group", 1))
     if len(weight.shape) != len(shape) or len(shape) < 3:
         raise broken(site, f"its weight has shape {list(weight.shape)}, and its input rank {len(shape)}")
-    transposed = site.node.op_type == "ConvTranspose"
+    transposed = site.op == "ConvTranspose"
     if groups < 1 or weight.shape[0] % groups:
         raise broken(site, f"its weight of shape {list(weight.shape)} cannot be split into {groups} groups")
     _channels(site, shape, weight, weight.shape[0] if transposed else weight.shape[1] * groups)
     outputs = weight.shape[1] * groups if transposed else weight.shape[0]
-    bias = site.constant(2) if site.has(2) else None
+    bias = site.constant(2)
     if bias is not None and bias.shape != (outputs,):
         raise broken(site, f"its bias has shape {list(bias.shape)}, and its weight {outputs} output channels")
     return weight, groups, shape
@@ -59,8 +60,7 @@ def _layout(site: Site) -> tuple[Constant, int, tuple[Dim, ...]]:
 def _conv(site: Site) -> Role:
     weight, groups, shape = _layout(site)
     outputs, inputs, *kernel = weight.shape
-    padded = any(window.padded for window in windows(site, tuple(kernel), shape[2:]))
-    return Linear(
+    role = Linear(
         weight=weight,
         weight_slot=1,
         x=0,
@@ -70,11 +70,11 @@ def _conv(site: Site) -> Role:
         w_group=0,
         w_out=1,
         w_in=2,
-        padded=_PADDED if padded else "",
+        padded=_PADDED if windows(site, tuple(kernel), shape[2:]).padded else "",
         free=((0, 0),),
         groups=groups,
-        **_bias(site, 2),
     )
+    return _with_bias(role, site, 2)
 
 
 def _conv_transpose(site: Site) -> Role:
@@ -83,8 +83,8 @@ def _conv_transpose(site: Site) -> Role:
     beyond = any(any(site.attr(name, None) or ()) for name in ("output_padding", "output_shape"))
     grid = windows(site, tuple(kernel), shape[2:])
     # only a point for a point answers a constant field with a constant field
-    even = not beyond and all(w.taps == 1 and w.stride == 1 and not w.padded for w in grid)
-    return Linear(
+    even = not beyond and not grid.padded and all(w.taps == 1 and w.stride == 1 for w in grid.windows)
+    role = Linear(
         weight=weight,
         weight_slot=1,
         x=0,
@@ -97,8 +97,8 @@ def _conv_transpose(site: Site) -> Role:
         padded="" if even else _UNEVEN,
         free=((0, 0),),
         groups=groups,
-        **_bias(site, 2),
     )
+    return _with_bias(role, site, 2)
 
 
 def _gemm(site: Site) -> Role:
@@ -116,14 +116,7 @@ def _gemm(site: Site) -> Role:
             site, f"its weight of shape {list(weight.shape)} does not match an input of {size} features"
         )
     beta = float(site.attr("beta", 1.0))
-    bias: dict[str, Any] = {"bias_slot": 2}
-    if beta != 0:  # else C is not even looked at
-        bias = _bias(site, 2)
-    constant = bias.get("bias")
-    if constant is not None and x == 1 and len(constant.shape) < 2:
-        # it runs along the rows of y, and the outputs along its columns
-        bias = {"bias_slot": 2, "bias_open": "its bias runs along the other axis", "bias_blocks_scale": True}
-    return Linear(
+    role = Linear(
         weight=weight,
         weight_slot=slot,
         x=x,
@@ -136,8 +129,14 @@ def _gemm(site: Site) -> Role:
         free=((1 - inner[x], x),),
         alpha=float(site.attr("alpha", 1.0)),
         beta=beta if site.has(2) and beta != 0 else 1.0,
-        **bias,
+        bias_slot=2,
     )
+    if beta != 0:  # else C is not even looked at
+        role = _with_bias(role, site, 2)
+    if role.bias is not None and x == 1 and len(role.bias.shape) < 2:
+        # it runs along the rows of y, and the outputs along its columns
+        role.bias, role.bias_open, role.bias_blocks_scale = None, "its bias runs along the other axis", True
+    return role
 
 
 def _matmul(site: Site) -> Role:
@@ -172,7 +171,7 @@ def _product(site: Site) -> Role:
 
 def _rows_sum_to_one(site: Site, rank: int) -> bool:
     producer = site.producer(0)
-    if producer is None or producer.node.op_type != "Softmax" or producer.node.domain not in ("", "ai.onnx"):
+    if producer is None or producer.op != "Softmax":
         return False
     axis = producer.attr("axis", -1 if producer.opset >= 13 else 1)
     return bool(axis_of(int(axis), rank) == rank - 1)

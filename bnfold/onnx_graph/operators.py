@@ -44,29 +44,7 @@ _CLOSED = {
 BLIND = frozenset({*UNSEEN, ("EyeLike", 0), ("RandomNormalLike", 0), ("RandomUniformLike", 0)})
 
 
-def _floating(read: Row, data: int) -> Row:
-    """The row for float data, with refusals as `Closed`."""
-
-    def row(site: Site) -> Role:
-        dtype = site.dtype(data)
-        if dtype not in FLOATS:
-            return Closed(f"works on {dtype or 'an unknown type'}")
-        try:
-            role = read(site)
-        except Refused as refused:
-            return Closed(str(refused))
-        if site.out_shape(0) is None:
-            return Closed("the rank of its output is not known")
-        return role
-
-    return row
-
-
-ROLES: dict[tuple[str, str], Row] = {
-    ("", op): _floating(read, _DATA.get(op, 0))
-    for table in (LINEAR, ELEMENTWISE, WINDOWS, SHAPES, NORMS)
-    for op, read in table.items()
-}
+ROLES: dict[str, Row] = {**LINEAR, **ELEMENTWISE, **WINDOWS, **SHAPES, **NORMS}  # by `Site.op`
 
 
 def role_of(site: Site) -> Role:
@@ -76,17 +54,23 @@ def role_of(site: Site) -> Role:
         site: the node, and what is known about its inputs and outputs.
 
     Returns:
-        A role; `Closed` with a reason for an operator without a row, or one that the row refuses.
+        A role; `Closed` with a reason for an operator without a row, one that the row refuses, or other than
+        float data.
 
     Raises:
         ModelError: the node cannot run: weights and input do not match, or a running variance is negative.
     """
     if site.refers:
         return Closed("takes an attribute from the call of its function")
-    op = site.node.op_type
-    domain = "" if site.node.domain == "ai.onnx" else site.node.domain
-    row = ROLES.get((domain, op))
+    op = site.op
+    row = ROLES.get(op)
     if row is None:
-        reason = _CLOSED.get(op) if domain == "" else None
-        return Closed(reason or f"{op} is not linear")
-    return row(site)
+        return Closed(_CLOSED.get(op) or f"{site.node.op_type} is not linear")
+    dtype = site.dtype(_DATA.get(op, 0))
+    if dtype not in FLOATS:
+        return Closed(f"works on {dtype or 'an unknown type'}")
+    try:
+        role = row(site)
+    except Refused as refused:
+        return Closed(str(refused))
+    return role if site.out_shape(0) is not None else Closed("the rank of its output is not known")

@@ -55,8 +55,9 @@ def build(loaded: Loaded, shared: str) -> tuple[Model, list[Scope]]:
     model.locks = bool(model.bound) or shared == "skip"
     root = Scope(model, proto.graph, default_opset(proto.opset_import))
     _fill(root)
-    odd = next((name for name in (*root.values, *model.names) if not isinstance(name, str)), None)
-    if odd is not None:
+    names = (*root.values, *model.names)
+    if set(map(type, names)) != {str}:
+        odd = next(name for name in names if not isinstance(name, str))
         raise ModelError(f"the name {odd!r} is not valid UTF-8; the model is damaged: export it again")
     for name in model.bound:
         value = root.values.get(name)
@@ -161,7 +162,8 @@ def _inputs(scope: Scope, kind: str, function: bool) -> None:
         else:
             value.overridable = overridable
             value.fixed = value.fixed if overridable else ""
-        value.init = tensor
+        value.init, value.shape = tensor, tuple(tensor.dims[:])
+        value.dtype = DTYPES.get(tensor.data_type, "")
     for sparse in proto.sparse_initializer:
         value = values.setdefault(sparse.values.name, Value(sparse.values.name, scope))
         value.fixed = value.fixed or "sparse initializer"

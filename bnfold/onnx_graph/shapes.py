@@ -16,7 +16,7 @@ from bnfold.fold.graph import Dim
 from bnfold.onnx_graph.constants import resolve
 from bnfold.onnx_graph.evaluate import EVALUATE
 from bnfold.onnx_graph.scopes import CONTROL, declare
-from bnfold.onnx_graph.site import DTYPES, FLOATS, Model, Scope, Site, dtype_of, shape_of
+from bnfold.onnx_graph.site import DTYPES, FLOATS, Model, Scope, Site
 from bnfold.onnx_graph.windows import counts
 
 __all__ = ["infer"]
@@ -75,7 +75,7 @@ def _pass(scope: Scope, calls: Calls, last: bool = False) -> bool:
             if rule is not None and source is not None:
                 if value.shape is None:
                     value.shape = _asked(rule, site)
-                value.dtype = value.dtype or dtype_of(source)
+                value.dtype = value.dtype or source.dtype
             if complete and (value.count or value.is_output):
                 unknown = value.shape is None and (not value.dtype or value.dtype in FLOATS)
                 complete = not unknown and bool(value.dtype)
@@ -182,7 +182,7 @@ def _merge(scope: Scope, graph: onnx.GraphProto) -> None:
 def _same(site: Site) -> Shape | None:
     value = site.values[0]
     assert value is not None
-    return shape_of(value)
+    return value.shape
 
 
 def _conv(site: Site) -> Shape | None:

@@ -150,8 +150,8 @@ class Site:
 
     def shape(self, i: int) -> tuple[Dim, ...] | None:
         """The shape of input i; None if not even the rank is known."""
-        value = self._value(i)
-        return None if value is None else shape_of(value)
+        value = self.values[i] if i < len(self.values) else None
+        return None if value is None else value.shape
 
     def out_shape(self, j: int = 0) -> tuple[Dim, ...] | None:
         """The shape of output j; None if not even the rank is known."""
@@ -165,8 +165,8 @@ class Site:
 
     def dtype(self, i: int) -> str:
         """The type of input i as numpy (or ml_dtypes, as for "int4") spells it; "" if unknown."""
-        value = self._value(i)
-        return "" if value is None else dtype_of(value)
+        value = self.values[i] if i < len(self.values) else None
+        return "" if value is None else value.dtype
 
     def operand(self, i: int) -> bool:
         """Make a constant data input a tensor of this use alone, which may be rewritten.
@@ -209,21 +209,6 @@ class Site:
         if value.site is not None:
             return f"is computed by {value.site.name}"
         return "is an input"
-
-
-def shape_of(value: Value) -> tuple[Dim, ...] | None:
-    """The shape, where it is known."""
-    shape = value.shape
-    if shape is None and value.init is not None:
-        shape = value.shape = tuple(value.init.dims[:])
-    return shape
-
-
-def dtype_of(value: Value) -> str:
-    """The type as numpy spells it, or ""."""
-    if not value.dtype and value.init is not None:
-        value.dtype = DTYPES.get(value.init.data_type, "")
-    return value.dtype
 
 
 def _decoded(attribute: onnx.AttributeProto) -> Any:

@@ -16,7 +16,7 @@ import onnx
 
 from bnfold.fold.graph import Array
 from bnfold.onnx_graph.constants import stored_in
-from bnfold.onnx_graph.site import DTYPES, Model, Scope, Site, Value, dtype_of
+from bnfold.onnx_graph.site import DTYPES, Model, Scope, Site, Value
 from bnfold.onnx_graph.wire import CUT_FROM
 
 __all__ = ["Surgery"]
@@ -33,16 +33,15 @@ class _List:
 
     def finish(self, field: Any) -> None:
         """Bring the list into its new order: sorting moves pointers, where extending copies."""
-        entries = field[:]
-        last = len(entries)
-        rank: dict[int, float] = dict(zip(map(id, entries), range(last), strict=True))
-        for entry, anchor, step in self.added:
-            rank[id(entry)] = rank.get(id(anchor), last) + step
-        rank.update(dict.fromkeys(self.gone, 2 * last))
-        if self.gone or self.added:
+        entries, gone = field[:], self.gone
+        if any(anchor is not None for _, anchor, _ in self.added):
+            rank: dict[int, float] = dict(zip(map(id, entries), range(len(entries)), strict=True))
+            for entry, anchor, step in self.added:
+                rank[id(entry)] = rank.get(id(anchor), len(entries)) + step
             field.sort(key=lambda entry: rank[id(entry)])
-        if self.gone:
-            del field[last - len(self.gone) :]
+        if gone:
+            field.sort(key=lambda entry: id(entry) in gone)  # stable
+            del field[len(entries) - len(gone) :]
 
 
 class Surgery:
@@ -66,18 +65,20 @@ class Surgery:
 
     def connect(self, site: Site, slot: int, value: Value | None) -> None:
         """Let an input read another value; the proto follows."""
-        node, values = site.node, site.values
-        while len(values) <= slot:
+        names, values = site.node.input, site.values
+        while len(values) < slot:
             values.append(None)
-            node.input.append("")
-        old = values[slot]
-        values[slot] = value
+            names.append("")
+        name, old = "" if value is None else value.name, None
+        if slot < len(values):
+            old, values[slot] = values[slot], value
+            names[slot] = name
+        else:
+            values.append(value)
+            names.append(name)
         if value is not None:
-            node.input[slot] = value.name
             value.uses.append((site, slot))
             value.count += 1
-        else:
-            node.input[slot] = ""
         if old is not None:
             self._release(old)
 
@@ -179,11 +180,9 @@ class Surgery:
             return None
         return stored_in(value)
 
-    def replace(self, value: Value, array: Array) -> None:
-        """Store another value under the same name, for all readers."""
-        tensor = stored_in(value)
-        assert tensor is not None
-        if array.shape != value.shape or _name(array.dtype) != dtype_of(value):
+    def replace(self, value: Value, tensor: onnx.TensorProto, array: Array) -> None:
+        """Store another value under the same name, for all readers, in its `replaceable` tensor."""
+        if array.shape != value.shape or _name(array.dtype) != value.dtype:
             self.stale[value.scope].add(value.name)
             value.shape = array.shape
             if self.listed_inputs:
@@ -262,8 +261,7 @@ class Surgery:
 
     def sweep(self) -> None:
         """Remove constants whose last reader has gone, and the nodes that computed them."""
-        while self.orphans:
-            value = self.orphans.pop()
+        for value in self.orphans:  # which grow as nodes go
             scope, name, init = value.scope, value.name, value.init
             if value.count > 0 or value.is_output or scope.values.get(name) is not value:
                 continue
@@ -278,6 +276,7 @@ class Surgery:
                     other is not None and (other.count > 0 or other.is_output) for other in site.outputs
                 ):
                     self.kill(site)
+        self.orphans.clear()
 
     def noted(self, scope: Scope) -> set[str]:
         """Names that the file mentions beside the nodes."""

@@ -143,8 +143,9 @@ def encode(array: Array) -> tuple[int, Bytes | None]:
 
 def put(tensor: TensorProto, data_type: int, dims: Iterable[int], raw: bytes) -> None:
     """Give the tensor these numbers and no others; its name, documentation and metadata stay."""
-    for field in _DATA_FIELDS:
-        tensor.ClearField(field)
+    if tensor.data_location or not tensor.HasField("raw_data"):  # else a valid tensor has no others
+        for field in _DATA_FIELDS:
+            tensor.ClearField(field)
     tensor.dims[:] = dims
     tensor.data_type = data_type
     tensor.raw_data = raw

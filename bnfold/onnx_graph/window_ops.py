@@ -20,7 +20,7 @@ _EMPTY = "a window of it may see padding only"
 
 
 def _no_shift(site: Site) -> str:
-    return f"{site.node.op_type} does not pass a shift"
+    return f"{site.op} does not pass a shift"
 
 
 def _spatial(site: Site) -> tuple[int, ...]:
@@ -31,7 +31,7 @@ def _spatial(site: Site) -> tuple[int, ...]:
 
 
 def _grid(site: Site) -> tuple[Window, ...]:
-    return windows(site, integers(site, "kernel_shape") or (), shape_of(site, 0)[2:])
+    return windows(site, integers(site, "kernel_shape") or (), shape_of(site, 0)[2:]).windows
 
 
 def _max_pool(site: Site) -> Role:

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 from bnfold.errors import ModelError
 from bnfold.fold.graph import Dim
-from bnfold.onnx_graph.facts import Refused, integers, text
+from bnfold.onnx_graph.facts import Refused, text
 from bnfold.onnx_graph.site import Site
 
-__all__ = ["Window", "counts", "windows"]
+__all__ = ["Grid", "Window", "counts", "windows"]
 
 
 class Window(NamedTuple):
@@ -60,18 +60,29 @@ class Window(NamedTuple):
         return self.dilation > 1 and (head > 0 or tail > 0) and small
 
 
-def windows(site: Site, taps: tuple[int, ...], sizes: tuple[Dim, ...]) -> tuple[Window, ...]:
+class Grid(NamedTuple):
+    """The windows of a node, one for each spatial axis."""
+
+    windows: tuple[Window, ...]
+    padded: bool  # along any of them
+
+
+def windows(site: Site, taps: tuple[int, ...], sizes: tuple[Dim, ...]) -> Grid:
     """The windows of a Conv or a pool with kernels of `taps`, over axes of these sizes."""
-    count = len(taps)
-    if len(sizes) != count:
-        raise Refused(f"its kernel has {count} axes, and its input {len(sizes)} to match")
-    strides = integers(site, "strides") or (1,) * count
-    dilations = integers(site, "dilations") or (1,) * count
-    pads = integers(site, "pads") or (0,) * (2 * count)
-    if not (len(strides) == len(dilations) == count and len(pads) == 2 * count):
-        raise Refused("its strides, dilations or pads do not match its kernel")
-    auto = text(site, "auto_pad", "NOTSET")
-    return _windows(taps, sizes, strides, dilations, pads, auto, bool(site.attr("ceil_mode", 0)))
+    return _windows(taps, sizes, *_stated(site))
+
+
+def _stated(site: Site) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], str, bool]:
+    """Strides, dilations and pads, () where they are left out; `auto_pad`, and `ceil_mode`."""
+    attr = site.attr
+    strides, dilations, pads = attr("strides"), attr("dilations"), attr("pads")
+    return (
+        tuple(strides) if strides else (),
+        tuple(dilations) if dilations else (),
+        tuple(pads) if pads else (),
+        text(site, "auto_pad", "NOTSET") or "NOTSET",
+        bool(attr("ceil_mode", 0)),
+    )
 
 
 @lru_cache(1024)  # nets repeat their layers
@@ -83,8 +94,14 @@ def _windows(
     pads: tuple[int, ...],
     auto: str,
     ceil: bool,
-) -> tuple[Window, ...]:
-    count, found = len(taps), []
+) -> Grid:
+    count = len(taps)
+    if len(sizes) != count:
+        raise Refused(f"its kernel has {count} axes, and its input {len(sizes)} to match")
+    strides, dilations, pads = strides or (1,) * count, dilations or (1,) * count, pads or (0,) * (2 * count)
+    if not (len(strides) == len(dilations) == count and len(pads) == 2 * count):
+        raise Refused("its strides, dilations or pads do not match its kernel")
+    found = []
     for i, (tap, stride, dilation, size) in enumerate(zip(taps, strides, dilations, sizes, strict=True)):
         head: int | None
         tail: int | None
@@ -95,7 +112,7 @@ def _windows(
         else:
             head, tail = pads[i], pads[count + i]
         found.append(Window(tap, stride, dilation, size, head, tail, ceil))
-    return tuple(found)
+    return Grid(tuple(found), any(window.padded for window in found))
 
 
 def counts(site: Site, sizes: tuple[Dim, ...], kernel: Iterable[Dim]) -> tuple[Dim, ...] | None:
@@ -104,11 +121,7 @@ def counts(site: Site, sizes: tuple[Dim, ...], kernel: Iterable[Dim]) -> tuple[D
     Raises:
         ModelError: a window is larger than what it moves over.
     """
-    attr = site.attr
-    auto = attr("auto_pad", "NOTSET") or "NOTSET"
-    lists = [attr(name) for name in ("strides", "dilations", "pads")]
-    strides, dilations, pads = (tuple(entries) if entries else () for entries in lists)
-    found = _counted(sizes, tuple(kernel), strides, dilations, pads, auto, bool(attr("ceil_mode", 0)))
+    found = _counted(sizes, tuple(kernel), *_stated(site))
     if found == ():
         raise ModelError(
             f"node {site.name!r} ({site.op}): its window is larger than its input, of sizes "

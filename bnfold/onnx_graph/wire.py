@@ -193,7 +193,7 @@ class _Walk:
                             raise _Odd
                         # The new size goes before what is yet to be found out.
                         mark = len(pieces)
-                        pieces += (data[copied:head], b"")
+                        pieces.append(b"")
                         inner = table[tag]
                         if inner is None:
                             found = self._payload(at, stop)
@@ -202,7 +202,8 @@ class _Walk:
                         if found is None:
                             del pieces[mark:]
                         else:
-                            pieces[mark + 1] = header = _varint(found)
+                            header = _varint(found)
+                            pieces[mark] = data[copied:head] + header
                             new_size += len(header) + found - (stop - head)
                             copied = stop
                     at = stop

@@ -66,15 +66,16 @@ class _Writer:
                 scales.append(edit)
         self.rescale(scales)
         # computed constants first: the nodes that compute them, and read stored ones, may go
-        stored: list[Value] = []
+        stored: list[tuple[Value, onnx.TensorProto]] = []
         for value, wishes in self.wishes.items():
-            if self.surgery.replaceable(value) is None:
-                self.replace(value, wishes)
+            tensor = self.surgery.replaceable(value)
+            if tensor is None:
+                self.copy(value, wishes)
             else:
-                stored.append(value)
+                stored.append((value, tensor))
         self.surgery.sweep()
-        for value in stored:
-            self.replace(value, self.wishes[value])
+        for value, tensor in stored:
+            self.replace(value, tensor, self.wishes[value])
 
     def set_value(self, edit: SetValue) -> None:
         site, key = _site(edit.node), edit.key
@@ -95,21 +96,23 @@ class _Writer:
         value = self.surgery.constant(wish, array, site.scope, before=site)
         self.surgery.connect(site, slot, value)
 
-    def replace(self, value: Value, wishes: list[Wish]) -> None:
+    def replace(self, value: Value, tensor: onnx.TensorProto, wishes: list[Wish]) -> None:
         """In place if all readers wish for the same; else a new constant for each wish."""
+        surgery, first = self.surgery, wishes[0][2]
+        if value.count == len(wishes) and all(_equal(first, array) for _, _, array in wishes[1:]):
+            surgery.replace(value, tensor, first)
+            return
+        if surgery.model.shared == "error":
+            names = ", ".join(dict.fromkeys(site.name for site, _ in value.uses if site.alive))
+            raise UsageError(
+                f"the stored value {value.name!r} is shared by {names}, which need different ones "
+                "after the fold; allow that (shared='duplicate'), or keep what needs it (shared='skip')"
+            )
+        self.copy(value, wishes)
+
+    def copy(self, value: Value, wishes: list[Wish]) -> None:
+        """A new constant for each wish."""
         surgery = self.surgery
-        first = wishes[0][2]
-        if surgery.replaceable(value) is not None:
-            alive = value.count if len(wishes) < value.count else sum(1 for _ in surgery.uses(value))
-            if alive == len(wishes) and all(_equal(first, array) for _, _, array in wishes[1:]):
-                surgery.replace(value, first)
-                return
-            if surgery.model.shared == "error":
-                names = ", ".join(dict.fromkeys(site.name for site, _ in value.uses if site.alive))
-                raise UsageError(
-                    f"the stored value {value.name!r} is shared by {names}, which need different ones "
-                    "after the fold; allow that (shared='duplicate'), or keep what needs it (shared='skip')"
-                )
         made: list[tuple[Array, Value]] = []
         for site, slot, array in wishes:
             twin = next((other for known, other in made if _equal(known, array)), None)

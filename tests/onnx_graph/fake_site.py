@@ -47,6 +47,7 @@ class FakeSite:
         self.node = helper.make_node(
             op, names, [f"o{j}" for j in range(outputs)], "node", domain=domain, **attributes
         )
+        self.op = f"{domain}.{op}" if domain not in ("", "ai.onnx") else op
         self.opset, self.name, self._used, self._producer = opset, "node", used, producer
         self.operands: set[int] = set()  # the slots whose constants the row wants as tensors
         self.model = self._model()

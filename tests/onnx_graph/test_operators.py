@@ -23,8 +23,8 @@ def test_closed_operators_say_why() -> None:
 
 def test_an_operator_is_added_by_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refused(read("Ramp", X, domain="my.own")) == "Ramp is not linear"
-    monkeypatch.setitem(ROLES, ("my.own", "Ramp"), lambda site: Map("positive", f"{site.name} bends at zero"))
-    assert read("Ramp", X, domain="my.own") == Map("positive", "node bends at zero")
+    monkeypatch.setitem(ROLES, "my.own.Ramp", lambda site: Map("positive", f"{site.name} bends at zero"))
+    assert read("Ramp", X, domain="my.own", y=X) == Map("positive", "node bends at zero")
 
 
 def test_blind_slots() -> None:
