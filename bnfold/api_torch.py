@@ -19,6 +19,7 @@ from bnfold.fold.solve import Plan, solve
 from bnfold.torch_graph import modules
 from bnfold.torch_graph.eager import Fate, Fates, calls_of, mean_of
 from bnfold.torch_graph.parametrized import parametrized, remove
+from bnfold.torch_graph.quiet import quiet
 from bnfold.torch_graph.read import read
 from bnfold.torch_graph.write import apply
 from bnfold.verify import Verification, first_bad
@@ -65,7 +66,8 @@ def fold_program(
         )
     check_options(shared, skip)
     try:
-        functional = program.run_decompositions({})  # nothing is decomposed, but in-place operators go
+        with quiet():
+            functional = program.run_decompositions({})  # nothing is decomposed, but in-place operators go
     except Exception as error:  # of any kind: this is all of torch's tracing
         raise UsageError(f"torch cannot make the program functional: {first_line(error)}") from error
 
@@ -266,8 +268,9 @@ def _exported(
 ) -> tuple[ExportedProgram, ExportedProgram]:
     """The module's program, and the same without in-place operators."""
     try:
-        raw: ExportedProgram = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes)
-        return raw, raw.run_decompositions({})
+        with quiet():
+            raw: ExportedProgram = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes)
+            return raw, raw.run_decompositions({})
     except Exception as error:  # of any kind: this is all of torch's tracing on the user's code
         raise UsageError(
             f"torch.export cannot see the whole of {type(module).__name__}: {first_line(error)}\n"

@@ -8,11 +8,7 @@
 from __future__ import annotations
 
 import ast
-import contextlib
 import gc
-import logging
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +17,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from bnfold.errors import UsageError, first_line
+from bnfold.torch_graph.quiet import quiet
 
 __all__ = ["write"]
 
@@ -45,7 +42,7 @@ def write(
         UsageError: torch cannot export it.
     """
     try:
-        with _quiet():
+        with quiet():
             exported = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes)
             count = _own_statistics(exported)
             program = torch.onnx.export(
@@ -88,18 +85,3 @@ def _name(model: Any) -> None:
         if node.op_type in _LAYERS and len(scopes) > 1 and scopes[-2] and scopes[-2] not in taken:
             taken.add(scopes[-2])
             node.name = scopes[-2]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks on packages that are not there, and on its own future."""
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    with warnings.catch_warnings():
-        for kind in (FutureWarning, DeprecationWarning):
-            warnings.simplefilter("ignore", kind)
-        log.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            log.setLevel(level)
