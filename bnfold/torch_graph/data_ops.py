@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -78,7 +79,8 @@ def _spatial(call: Call, count: int) -> tuple[int, ...]:
 
 
 def _max_pool(call: Call, count: int) -> Role:
-    if call.op.endswith("_with_indices") and any(user.args[1] != 0 for user in call.node.users):
+    several = isinstance(call.node.meta["val"], (tuple, list))
+    if several and any(user.args[1] != 0 for user in call.node.users):
         raise Refused("its indices are used, and a scale can change which of two equals they name")
     return Map(flat=_spatial(call, count))
 
@@ -104,6 +106,22 @@ def _reduce(call: Call, sign: str) -> Role:
     given = [call["dim"]] if isinstance(call["dim"], int) else call["dim"] or range(rank)
     flat = tuple(sorted({axis % rank for axis in given}))
     return Map(sign, "", flat, squeezed=() if call["keepdim"] else flat)
+
+
+def _sum(call: Call) -> Role:
+    role = _reduce(call, "any")
+    assert isinstance(role, Map)
+    sizes = [call.x[axis] for axis in role.flat]
+    known = [size for size in sizes if isinstance(size, int)]
+    return replace(role, gain=float(np.prod(known)) if len(known) == len(sizes) else 0.0)
+
+
+def _flip(call: Call) -> Role:
+    shape, dims = call.x, [axis % len(call.x) for axis in call["dims"]]
+    if len(dims) != 1 or not isinstance(shape[dims[0]], int):
+        raise Refused("turns round more than one axis, or one of a size that is not known")
+    size: int = shape[dims[0]]
+    return _take(dims[0], tuple(range(size))[::-1], shape)
 
 
 def _reshape(call: Call) -> Role:
@@ -215,6 +233,9 @@ DATA: dict[str, Callable[[Call], Role]] = {
     **{f"upsample_nearest{n}d": partial(_upsample, count=n) for n in (1, 2, 3)},
     "upsample_bilinear2d": partial(_upsample, count=2),
     "mean": partial(_reduce, sign="any"),
+    "sum": _sum,
+    "flip": _flip,
+    **{f"adaptive_max_pool{n}d": partial(_max_pool, count=n) for n in (1, 2, 3)},
     "amax": partial(_reduce, sign="positive"),
     "amin": partial(_reduce, sign="positive"),
     **dict.fromkeys(

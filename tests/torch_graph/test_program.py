@@ -200,3 +200,22 @@ def test_a_weight_that_is_computed_by_a_batch_norm() -> None:
     assert [entry.outcome for entry in report.entries] == ["folded"]
     assert error(folded, module, x) < ROUNDING
     assert norms(folded) == 0
+
+
+ROWS: dict[str, Any] = {
+    "sum over places": lambda m, x: m.d(m.b(m.c(x)).sum((2, 3), keepdim=True)),
+    "sum, then batch norm": lambda m, x: torch.sigmoid(m.b(m.c(x).sum((2, 3), keepdim=True))),
+    "flip of places": lambda m, x: torch.sigmoid(m.b(m.c(x).flip(3))),
+    "flip of channels": lambda m, x: torch.sigmoid(m.b(m.c(x).flip(1))),
+    "adaptive max pooling": lambda m, x: torch.sigmoid(m.b(nn.functional.adaptive_max_pool2d(m.c(x), 2))),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_rows_of_data(name: str) -> None:
+    """Scales are positive, for maxima; a shift goes through all of them."""
+    net = Fn(ROWS[name], c=conv(6, 4), b=bn(4), d=conv(4, 3, 1))
+    module, x = randomize(net, negative=False), torch.randn(IMAGE)
+    folded, report = bnfold.fold_program(export(module, x))
+    assert not report.kept, report
+    assert error(folded, module, x) < ROUNDING
