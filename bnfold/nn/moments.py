@@ -7,11 +7,13 @@ Two sets of values have the mean `(n*a + m*b) / (n + m)` and the squared deviati
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["Moments", "moments", "stacked"]
+__all__ = ["Moments", "gathered", "moments"]
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,13 @@ def moments(x: Tensor) -> Moments:
     return Moments(count, mean, (wide - mean[:, None]).square().sum(1))
 
 
-def stacked(rows: Tensor) -> Moments:
-    """Those of all sets together; `rows` (sets, 1 + 2*C) holds count, mean and m2 of each."""
-    channels = (rows.shape[1] - 1) // 2
-    found = Moments(rows[0, 0], rows[0, 1 : 1 + channels], rows[0, 1 + channels :])
-    for row in rows[1:]:
-        found = found.merged(Moments(row[0], row[1 : 1 + channels], row[1 + channels :]))
+def gathered(here: Moments, group: Any = None) -> Moments:
+    """Those of all ranks' sets together, by one all-gather; merged in the order of the ranks."""
+    row = torch.cat([here.count[None], here.mean, here.m2])
+    rows = [torch.empty_like(row) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(rows, row, group=group)
+    channels = here.mean.shape[0]
+    found, *rest = (Moments(row[0], row[1 : 1 + channels], row[1 + channels :]) for row in rows)
+    for other in rest:
+        found = found.merged(other)
     return found

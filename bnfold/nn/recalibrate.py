@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from bnfold.errors import UsageError
-from bnfold.nn.moments import Moments, moments, stacked
+from bnfold.nn.moments import Moments, gathered, moments
 from bnfold.progress import progress
 
 __all__ = ["Recalibration", "recalibrate"]
@@ -177,10 +177,7 @@ def _nothing(norm: _Norm) -> Moments:
 def _of_all_ranks(here: Moments) -> Moments:
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return here
-    row = torch.cat([here.count[None], here.mean, here.m2])
-    rows = [torch.empty_like(row) for _ in range(dist.get_world_size())]
-    dist.all_gather(rows, row)
-    return stacked(torch.stack(rows))
+    return gathered(here)
 
 
 def _seen(before: dict[str, Tensor], values: int) -> Moments:

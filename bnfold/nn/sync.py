@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from bnfold.nn.batch_norm import Fused
-from bnfold.nn.moments import moments, stacked
+from bnfold.nn.moments import gathered, moments
 
 __all__ = ["SyncBatchNorm"]
 
@@ -54,11 +54,10 @@ class SyncBatchNorm(Fused, nn.SyncBatchNorm):
 
     def normalized(self, input: Tensor) -> Tensor:
         """The batch norm alone."""
-        batch = self.training or self.running_mean is None
         group = self.process_group or (
             dist.group.WORLD if dist.is_available() and dist.is_initialized() else None
         )
-        if not (batch and self.training) or group is None or dist.get_world_size(group) == 1:
+        if not self.training or group is None or dist.get_world_size(group) == 1:
             return nn.modules.batchnorm._BatchNorm.forward(self, input)
         self._check_input_dim(input)
         self._check_non_zero_input_channels(input)
@@ -88,11 +87,7 @@ class _Synchronized(torch.autograd.Function):
         momentum: Any,
         group: Any,
     ) -> Tensor:
-        here = moments(x)
-        row = torch.cat([here.count[None], here.mean, here.m2])
-        rows = [torch.empty_like(row) for _ in range(dist.get_world_size(group))]
-        dist.all_gather(rows, row, group=group)
-        total = stacked(torch.stack(rows))
+        total = gathered(moments(x), group)
         if running_mean is not None and running_var is not None and bool(total.count > 0):
             running_mean += momentum * (total.mean - running_mean).to(running_mean.dtype)
             running_var += momentum * (total.variance() - running_var).to(running_var.dtype)

@@ -12,7 +12,7 @@ from torch import fx
 from bnfold.fold.graph import Array, Constant, Dim
 from bnfold.torch_graph.arrays import dtype_name, to_array
 
-__all__ = ["FLOATS", "Call", "Refused", "Stored", "innermost", "shape_of"]
+__all__ = ["FLOATS", "Call", "Refused", "Stored", "given", "innermost", "shape_of", "stack"]
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -21,10 +21,21 @@ class Refused(Exception):
     """The call does not let a change through, or it cannot be known whether it would."""
 
 
+def given(call: fx.Node) -> dict[str, Any]:
+    """The arguments that a call of an operator states, by name; none of any other call."""
+    schema = getattr(call.target, "_schema", None)
+    names = [] if schema is None else [argument.name for argument in schema.arguments]
+    return dict(zip(names, call.args, strict=False)) | dict(call.kwargs)
+
+
+def stack(call: fx.Node) -> list[str]:
+    """The paths of the modules within which a call is made, the outermost first."""
+    return [path for path, _ in (call.meta.get("nn_module_stack") or {}).values()]
+
+
 def innermost(call: fx.Node) -> str:
     """The path of the module that makes the call; "" for the whole."""
-    stack = call.meta.get("nn_module_stack") or {}
-    return next(reversed([path for path, _ in stack.values()]), "")
+    return next(reversed(stack(call)), "")
 
 
 def shape_of(value: Any) -> tuple[Dim, ...] | None:
@@ -68,12 +79,11 @@ class Call:
 
     def __post_init__(self) -> None:
         schema = self.node.target._schema  # type: ignore[union-attr]
-        given = dict(zip([a.name for a in schema.arguments], self.node.args, strict=False))
-        given.update(self.node.kwargs)
+        stated = given(self.node)
         for argument in schema.arguments:
             self.names.append(argument.name)
-            if argument.name in given:
-                self.arguments[argument.name] = given[argument.name]
+            if argument.name in stated:
+                self.arguments[argument.name] = stated[argument.name]
             elif argument.has_default_value():
                 self.arguments[argument.name] = argument.default_value
 

@@ -26,6 +26,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from bnfold.fold.graph import Affine, Concat, Contract, Linear, Node, Normalize, Product, Sum
+from bnfold.torch_graph.call import given, stack
 
 __all__ = ["Calls", "Fate", "Fates", "calls_of", "mean_of", "path_of", "what_is_left"]
 
@@ -98,7 +99,7 @@ class Fates:
         self.calls: dict[str, list[fx.Node]] = defaultdict(list)  # within the module at a path
         for call in program.graph.nodes:
             if call.op == "call_function":
-                for path in dict.fromkeys(_stack(call)):
+                for path in dict.fromkeys(stack(call)):
                     self.calls[path].append(call)
 
     def __call__(self, node: Node, folded: Collection[Node]) -> Fate:
@@ -167,14 +168,9 @@ def _is_norm(part: list[fx.Node], norm: fx.Node) -> bool:
     return norm in part and all(call is norm or call.target is operator.getitem for call in part)
 
 
-def _stack(call: fx.Node) -> list[str]:
-    """The paths of the modules within which a call is made, the outermost first."""
-    return [path for path, _ in (call.meta.get("nn_module_stack") or {}).values()]
-
-
 def _child(call: fx.Node, path: str) -> str:
     """The submodule that makes a call within the module at `path`; "" for itself."""
-    paths = _stack(call)
+    paths = stack(call)
     rest = paths[paths.index(path) + 1 :]
     return rest[0].removeprefix(f"{path}.").partition(".")[0] if rest else ""
 
@@ -215,11 +211,10 @@ def _writers(node: fx.Node) -> Iterator[fx.Node]:
     for user in node.users:
         schema = getattr(user.target, "_schema", None)
         if schema is not None:
-            given = dict(zip([argument.name for argument in schema.arguments], user.args, strict=False))
-            given.update(user.kwargs)
+            stated = given(user)
             for argument in schema.arguments:
                 alias = argument.alias_info
-                value = given.get(argument.name)
+                value = stated.get(argument.name)
                 among = value is node or (isinstance(value, (list, tuple)) and node in value)
                 if among and alias is not None and alias.is_write:
                     yield user

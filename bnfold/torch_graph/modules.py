@@ -39,7 +39,7 @@ from bnfold.fold.graph import (
     SetValue,
 )
 from bnfold.torch_graph.arrays import to_tensor
-from bnfold.torch_graph.call import innermost
+from bnfold.torch_graph.call import given, innermost
 from bnfold.torch_graph.eager import Calls, Fate, mean_of, path_of, what_is_left
 from bnfold.torch_graph.holders import Holders, owner_of, tensors
 
@@ -123,20 +123,18 @@ def _lock(limits: Limits, node: Node, constant: Constant) -> None:
     elif tensor is None or not calls:
         constant.locked = "is computed from other parameters"
     else:
-        places = holders.places[id(tensor)]
-        if len(places) > 1:
+        places = own = holders.places[id(tensor)]
+        tied = len(places) > 1
+        if tied:  # what the module that makes the call holds, and its own calls
             here = holders.part(innermost(node.source))
-            places = [place for place in places if place[0] is here]
+            own = [place for place in places if place[0] is here]
             calls = [call for call in calls if holders.part(innermost(call)) is here]
-        if len(places) == len(calls) == 1 and (
-            len(holders.places[id(tensor)]) == 1 or limits.shared != "skip"
-        ):
-            if len(holders.places[id(tensor)]) > 1:
-                others = [place for place in holders.places[id(tensor)] if place not in places]
-                limits.tied[constant] = holders.name(others[0])
-            constant.store = holders.name(places[0])
-        else:
+        if len(own) != 1 or len(calls) != 1 or (tied and limits.shared == "skip"):
             constant.locked = f"({constant.store}) is used by several calls, and a module has one"
+            return
+        if tied:
+            limits.tied[constant] = holders.name(next(place for place in places if place not in own))
+        constant.store = holders.name(own[0])
 
 
 def _why_it_stays(limits: Limits, node: Node) -> str:
@@ -160,10 +158,8 @@ def _why_it_stays(limits: Limits, node: Node) -> str:
 
 def _identity(call: fx.Node) -> tuple[Any, ...]:
     """What the calls of one batch norm have in common: one identity map serves them all."""
-    schema = getattr(call.target, "_schema", None)
-    names = [] if schema is None else [argument.name for argument in schema.arguments]
-    given = dict(zip(names, call.args, strict=False)) | call.kwargs
-    return call.target, given.get("running_mean"), given.get("eps")
+    stated = given(call)
+    return call.target, stated.get("running_mean"), stated.get("eps")
 
 
 def unseen(module: nn.Module, program: ExportedProgram) -> list[str]:
