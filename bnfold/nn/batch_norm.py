@@ -9,9 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812 (as torch's own code calls it)
 from torch import Tensor, nn
 
 from bnfold.errors import UsageError
+from bnfold.nn import functional
 
 __all__ = ["ACTIVATIONS", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "Fused"]
 
@@ -71,11 +73,32 @@ class Fused(nn.modules.batchnorm._BatchNorm):
             ValueError: the input has another rank, or one value for each channel in training mode.
             UsageError: the residual does not broadcast to the input's shape.
         """
-        return _add_activate(self, self.normalized(input), residual)
+        self._check_input_dim(input)  # type: ignore[no-untyped-call]
+        if residual is not None and not _fits(residual.shape, input.shape):
+            raise UsageError(
+                f"{type(self).__name__}: the residual of shape {list(residual.shape)} does not fit the "
+                f"input of shape {list(input.shape)}"
+            )
+        y = self._fused(input, None if residual is None else residual.expand_as(input))
+        return _add_activate(self, super().forward(input), residual) if y is None else y
 
-    def normalized(self, input: Tensor) -> Tensor:
-        """The batch norm alone."""
-        return super().forward(input)
+    def _fused(self, x: Tensor, residual: Tensor | None) -> Tensor | None:
+        """The whole on the kernels; None where they do not take it."""
+        batch = self.training or (self.running_mean is None and self.running_var is None)
+        tracked = self.track_running_stats and (self.training or not batch)
+        running = (self.running_mean, self.running_var) if tracked else (None, None)
+        momentum = 0.0 if self.momentum is None else self.momentum
+        if not functional.usable(x, residual, self.weight, self.bias, *running) or momentum < 0:
+            return None
+        batches = self.num_batches_tracked if tracked and self.training else None
+        if batch:
+            F._verify_batch_size(x.shape)  # type: ignore[attr-defined]
+            if batches is not None and self.momentum is None:
+                batches.add_(1)
+                momentum = -1.0
+        relu = self.activation == "relu"
+        parameters = (self.weight, self.bias, *running, batches)
+        return functional.batch_norm(x, residual, *parameters, batch, self.eps, momentum, relu)
 
     def without_batch_norm(self) -> nn.Module:
         """What is left of the module when its batch norm was folded away."""
@@ -103,11 +126,6 @@ class AddActivation(nn.Module):
 
 def _add_activate(module: Any, y: Tensor, residual: Tensor | None) -> Tensor:
     if residual is not None:
-        if not _fits(residual.shape, y.shape):
-            raise UsageError(
-                f"{type(module).__name__}: the residual of shape {list(residual.shape)} does not fit the "
-                f"input of shape {list(y.shape)}"
-            )
         y = y + residual
     return torch.relu(y) if module.activation == "relu" else y
 

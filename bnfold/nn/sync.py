@@ -12,8 +12,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from bnfold.nn import steps
 from bnfold.nn.batch_norm import Fused
-from bnfold.nn.moments import gathered, moments
+from bnfold.nn.kernel_calls import dense
+from bnfold.nn.moments import gathered
 
 __all__ = ["SyncBatchNorm"]
 
@@ -52,70 +54,73 @@ class SyncBatchNorm(Fused, nn.SyncBatchNorm):
             **options,
         )
 
-    def normalized(self, input: Tensor) -> Tensor:
-        """The batch norm alone."""
+    def _fused(self, x: Tensor, residual: Tensor | None) -> Tensor | None:
+        """The whole, if there are other ranks to hear of or kernels that take it."""
         group = self.process_group or (
             dist.group.WORLD if dist.is_available() and dist.is_initialized() else None
         )
         if not self.training or group is None or dist.get_world_size(group) == 1:
-            return nn.modules.batchnorm._BatchNorm.forward(self, input)
-        self._check_input_dim(input)
-        self._check_non_zero_input_channels(input)
+            return super()._fused(x, residual)
+        self._check_non_zero_input_channels(x)
         momentum: Any = self.momentum
         if self.track_running_stats and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
             momentum = 1.0 / self.num_batches_tracked.double() if momentum is None else momentum
         running = (self.running_mean, self.running_var) if self.track_running_stats else (None, None)
+        x = dense(x)
+        residual = None if residual is None else dense(residual.to(x.dtype), like=x)
         y: Tensor = _Synchronized.apply(  # type: ignore[no-untyped-call]
-            input, self.weight, self.bias, *running, self.eps, momentum, group
+            *(x, residual, self.weight, self.bias, *running),
+            *(self.eps, momentum, self.activation == "relu", group),
         )
         return y
 
 
 class _Synchronized(torch.autograd.Function):
-    """`y = (x - mean) * invstd * weight + bias` with the moments of all ranks' inputs."""
+    """`act((x - mean) * invstd * weight + bias + residual)` with the moments of all ranks' inputs."""
 
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
+        residual: Tensor | None,
         weight: Tensor | None,
         bias: Tensor | None,
         running_mean: Tensor | None,
         running_var: Tensor | None,
         eps: float,
         momentum: Any,
+        relu: bool,
         group: Any,
     ) -> Tensor:
-        total = gathered(moments(x), group)
-        if running_mean is not None and running_var is not None and bool(total.count > 0):
-            running_mean += momentum * (total.mean - running_mean).to(running_mean.dtype)
-            running_var += momentum * (total.variance() - running_var).to(running_var.dtype)
-        invstd = (total.m2 / total.count.clamp(min=1) + eps).rsqrt()
-        y = (x - _wide(total.mean, x)) * _wide(invstd if weight is None else invstd * weight, x)
-        if bias is not None:
-            y = y + _wide(bias, x)
-        ctx.save_for_backward(x, weight, total.mean, invstd, total.count)
-        ctx.group, ctx.has_bias = group, bias is not None
+        total = gathered(steps.moments_of(x), group)
+        if running_mean is not None and running_var is not None:
+            # Without a branch on the count, which would wait for the device.
+            part = momentum * (total.count > 0)
+            running_mean += (part * (total.mean - running_mean)).to(running_mean.dtype)
+            running_var += (part * (total.variance() - running_var)).to(running_var.dtype)
+        kind = torch.float64 if x.dtype == torch.float64 else torch.float32
+        mean, var = total.mean.to(kind), (total.m2 / total.count.clamp(min=1)).to(kind)
+        noted = relu and residual is not None
+        y, mask = steps.evaluate(x, residual, weight, bias, mean, var, eps, relu, noted)
+        ctx.save_for_backward(x, weight, bias, mean, (var + eps).rsqrt(), total.count, mask)
+        ctx.group, ctx.relu = group, relu
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, mean, invstd, count = ctx.saved_tensors
-        axes = [axis for axis in range(x.dim()) if axis != 1]
-        normal = (x - _wide(mean, x)) * _wide(invstd, x)
-        sums = torch.stack([dy.sum(axes, dtype=torch.float64), (dy * normal).sum(axes, dtype=torch.float64)])
-        d_weight = sums[1].to(weight.dtype) if weight is not None else None
-        d_bias = sums[0].to(dy.dtype if weight is None else weight.dtype) if ctx.has_bias else None
-        means = sums.clone()
+        x, weight, bias, mean, invstd, count, mask = ctx.saved_tensors
+        _, needs_residual, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+        dy = dense(dy, like=x)
+        given = (x, dy, mask, weight, bias, mean, invstd)
+        here = torch.stack([each.double() for each in steps.sums(*given, ctx.relu)])
+        means = here.clone()
         dist.all_reduce(means, group=ctx.group)
-        means /= count.clamp(min=1)
-        scale = invstd if weight is None else invstd * weight
-        dx = (dy - _wide(means[0], x) - normal * _wide(means[1], x)) * _wide(scale, x)
-        return dx, d_weight, d_bias, None, None, None, None, None
-
-
-def _wide(vector: Tensor, x: Tensor) -> Tensor:
-    """One number for each channel, in the type of x and against its shape."""
-    return vector.to(x.dtype).reshape((1, -1) + (1,) * (x.dim() - 2))
+        means = (means / count.clamp(min=1)).to(mean.dtype)
+        dx, dresidual = steps.spread(*given, means[0], means[1], ctx.relu, needs_residual)
+        if needs_residual and not ctx.relu:
+            dresidual = dy
+        d_weight = (here[1] * invstd).to(weight.dtype) if needs_weight else None
+        d_bias = here[0].to(bias.dtype) if needs_bias else None
+        return dx, dresidual, d_weight, d_bias, *[None] * 6

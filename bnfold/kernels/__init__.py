@@ -1,0 +1,1 @@
+"""CUDA kernels of batch norm: framework-free sources (*.cuh), their launch table, their compiler."""

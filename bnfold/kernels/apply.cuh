@@ -1,0 +1,65 @@
+// Batch norm with statistics that are known: of the whole data set in evaluation, of all ranks in distributed
+// training. Each vector by itself; blocks share units as elsewhere, but exchange nothing.
+
+#pragma once
+
+#include "backward.cuh"
+
+namespace bnfold {
+
+// y = act((x - mean) / sqrt(var + eps) * weight + bias + residual); mean and var may be of another type than weight.
+template <class T, class P, class S, int V, Layout L>
+BNFOLD_KERNEL(512)
+apply(const T* x, const T* residual, T* y, unsigned char* mask, const P* weight, const P* bias, const S* mean,
+      const S* var, long long outer, int channels, int inner, int group, int ranks, int window, float eps, int relu) {
+    auto* affine = reinterpret_cast<Affine*>(port::shared());
+    const Part<V, L> part({outer, channels, inner, group, ranks, window}, port::block() / ranks,
+                          port::block() % ranks);
+    const int c = port::thread();
+    if (c < part.width) {
+        const int channel = part.first + c;
+        const float inverse = 1.0f / port::square_root(to_float(var[channel]) + eps);
+        affine[c] = {to_float(mean[channel]), weight ? to_float(weight[channel]) * inverse : inverse,
+                     bias ? to_float(bias[channel]) : 0};
+    }
+    port::sync_block();
+    const Channels<V, L> affines(part, affine);
+    for (int i = 0; i < part.windows(); ++i) {
+        Window<V, L>(part, i).each_vector([&](int, long long place, unsigned offset) {
+            normalize<T, V>(load<T, V>(x + place), affines.at(offset), residual, y, mask, place, relu != 0);
+        });
+    }
+}
+
+// dx and dresidual from sums over all ranks, divided by the number of values: mean_dz of dz, mean_dz_x of
+// dz * (x - mean).
+template <class T, class P, int V, Layout L>
+BNFOLD_KERNEL(512)
+apply_backward(const T* x, const T* dy, const unsigned char* mask, const P* weight, const P* bias, const float* mean,
+               const float* invstd, const float* mean_dz, const float* mean_dz_x, T* dx, T* dresidual,
+               long long outer, int channels, int inner, int group, int ranks, int window, int relu) {
+    auto* affine = reinterpret_cast<Affine*>(port::shared());
+    auto* slope = reinterpret_cast<Slope*>(affine + kMostChannels);
+    const Part<V, L> part({outer, channels, inner, group, ranks, window}, port::block() / ranks,
+                          port::block() % ranks);
+    const int c = port::thread();
+    if (c < part.width) {
+        const int channel = part.first + c;
+        const float inverse = invstd[channel];
+        affine[c] = affine_of(channel, weight, bias, mean, invstd);
+        slope[c] = {affine[c], mean_dz[channel], mean_dz_x[channel] * inverse * inverse};
+    }
+    port::sync_block();
+    const Channels<V, L> affines(part, affine);
+    const Channels<V, L, Slope> slopes(part, slope);
+    for (int i = 0; i < part.windows(); ++i) {
+        Window<V, L>(part, i).each_vector([&](int, long long place, unsigned offset) {
+            const Vector<T, V> x_here = load<T, V>(x + place);
+            const Vector<T, V> dz = passed<T, V>(x_here, load<T, V>(dy + place), affines.at(offset), mask, place,
+                                                 relu != 0);
+            put_gradients<T, V>(x_here, dz, slopes.at(offset), dx, dresidual, place);
+        });
+    }
+}
+
+}  // namespace bnfold

@@ -1,0 +1,147 @@
+"""Kernels compiled at their first use, by NVRTC through cuda-core, and kept on disk.
+
+No CUDA toolkit is needed: the sources include no header but their own. What was compiled lies in
+`$BNFOLD_CACHE`, or else in the user's cache folder, under a key of the sources, the kernel, the
+architecture and the compiler's version.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import os
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["FOLDER", "Compiled", "KernelError", "cache_folder", "compiled", "compiled_afresh"]
+
+FOLDER = Path(__file__).resolve().parent  # of the sources
+MOST_BYTES = 256 * 2**20  # of the disk cache; what was not read for longest goes first
+
+
+class KernelError(RuntimeError):
+    """A kernel cannot be had or run here; the text says why."""
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """Machine code for one architecture. symbol: the kernel's name in it. log: the assembler's, if it ran."""
+
+    symbol: str
+    cubin: bytes
+    log: str = ""
+
+
+def compiled(source: str, kernel: str, arch: str) -> Compiled:
+    """A kernel from the disk cache, or compiled and put there.
+
+    Args:
+        source: a file of `FOLDER`, "forward.cuh".
+        kernel: the C++ name of an instance in it.
+        arch: "sm_90".
+
+    Raises:
+        KernelError: cuda-core or NVRTC is missing, or the compiler refuses.
+    """
+    cache, key = _cache(), b""
+    if cache is not None:
+        key = _key(source, kernel, arch)
+        symbol, _, cubin = (cache.get(key) or b"").partition(b"\0")
+        if cubin:
+            return Compiled(symbol.decode(), cubin)
+    found = compiled_afresh(source, kernel, arch)
+    if cache is not None:
+        try:
+            cache[key] = found.symbol.encode() + b"\0" + found.cubin
+        except OSError as error:
+            _warn_unwritable(str(error))
+    return found
+
+
+def compiled_afresh(source: str, kernel: str, arch: str) -> Compiled:
+    """A kernel as `compiled` gives it, past the cache, with the assembler's log: registers and spills."""
+    core = _core()
+    log = io.StringIO()
+    try:
+        program = core.Program(_text(source), "c++", _options(arch))
+        code = program.compile("cubin", name_expressions=(kernel,), logs=log)
+        symbol = code.symbol_mapping[kernel]
+    except Exception as error:  # cuda-core's own kinds, and those of its bindings
+        raise KernelError(f"{kernel} of {source} does not compile for {arch}: {error}") from error
+    name = symbol.decode() if isinstance(symbol, bytes) else symbol
+    return Compiled(name, bytes(code.code), log.getvalue())
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept."""
+    chosen = os.environ.get("BNFOLD_CACHE")
+    if chosen:
+        return Path(chosen)
+    home = {"win32": "LOCALAPPDATA"}.get(sys.platform, "XDG_CACHE_HOME")
+    return Path(os.environ.get(home) or Path.home() / ".cache") / "bnfold" / "kernels"
+
+
+def _core() -> Any:
+    try:
+        import cuda.core
+    except ImportError as error:
+        raise KernelError(f"{error}: pip install 'bnfold[gpu]' brings what compiles the kernels") from error
+    return cuda.core
+
+
+def _text(source: str) -> str:
+    return f'#include "{source}"\n'
+
+
+def _options(arch: str) -> Any:
+    return _core().ProgramOptions(
+        arch=arch, std="c++17", include_path=str(FOLDER), ptxas_options="--verbose", brief_diagnostics=True
+    )
+
+
+def _key(source: str, kernel: str, arch: str) -> bytes:
+    from cuda.core.utils import make_program_cache_key
+
+    key: bytes = make_program_cache_key(
+        code=_text(source),
+        code_type="c++",
+        options=_options(arch),
+        target_type="cubin",
+        name_expressions=(kernel,),
+        extra_digest=_sources(),
+    )
+    return key
+
+
+@functools.cache
+def _sources() -> bytes:
+    digest = hashlib.sha256()
+    for path in sorted(FOLDER.glob("*.cuh")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.digest()
+
+
+@functools.cache
+def _cache() -> Any:
+    """The cache, or None where its folder cannot be made."""
+    _core()
+    from cuda.core.utils import FileStreamProgramCache
+
+    try:
+        return FileStreamProgramCache(cache_folder(), max_size_bytes=MOST_BYTES)
+    except OSError as error:
+        _warn_unwritable(str(error))
+        return None
+
+
+@functools.cache
+def _warn_unwritable(reason: str) -> None:
+    warnings.warn(
+        f"bnfold cannot keep its compiled kernels in {cache_folder()} ({reason}): each process compiles them "
+        "again. Set BNFOLD_CACHE to a folder that can be written",
+        stacklevel=2,
+    )

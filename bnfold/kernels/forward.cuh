@@ -1,0 +1,143 @@
+// Batch norm in training: y = act((x - mean) / sqrt(var + eps) * weight + bias + residual) with the mean and
+// variance of each channel, in one launch that reads x once if a unit's blocks can hold it on chip.
+//
+// Of each window, first the mean, then the squared deviations from it, both from shared memory; windows and blocks
+// merge by Chan's formula. The last window is still at hand when the statistics are known; those before it are
+// read again, the latest first, for they are the likeliest to be in L2.
+
+#pragma once
+
+#include "normalize.cuh"
+#include "reduce.cuh"
+
+namespace bnfold {
+
+
+template <class T, int V, Layout L>
+BNFOLD_DEVICE Moments of_window(const Window<V, L>& window, const T* x, Vector<T, V>* staged, Pair* scratch,
+                                float* near) {
+    constexpr int A = L == Layout::columns ? V : 1;
+    const int c = port::thread(), width = window.part.width;
+    const int period = L == Layout::columns ? static_cast<int>(window.part.row) : 1;
+    Pair sums[A];
+    window.each_vector([&](int slot, long long place, unsigned) {
+        const Vector<T, V> vector = load<T, V>(x + place);
+        staged[slot] = vector;
+        if constexpr (L != Layout::planes) {
+#pragma unroll
+            for (int j = 0; j < V; ++j) sums[j % A].a += to_float(vector.values[j]);
+        }
+    });
+    const float count = c < width ? window.values_of(c) : 0;
+    const auto total = [&](Pair(&of)[A]) -> Pair {
+        put_sums(of, period, scratch);
+        Pair sum;
+        if constexpr (L == Layout::planes) {
+            const Sweep<V> sweep(window);
+            if (c < width) sum = take_sum(scratch, 1, 0, sweep.first_warp(c), sweep.present);
+        } else {
+            if (c < width) sum = take_sum(scratch, A * period, c, 0, 1);
+        }
+        return sum;
+    };
+    const T* values = reinterpret_cast<const T*>(staged);
+    if constexpr (L == Layout::planes) {
+        port::sync_block();
+        Sweep<V>(window).each_value([&](unsigned i) { sums[0].a += to_float(values[i]); });
+    }
+    const Pair sum = total(sums);
+    if (c < width) near[c] = count == 0 ? 0 : sum.a / count;
+    port::sync_block();
+
+    Pair deviations[A];
+    const auto add = [&](Pair& to, float value, float from) {
+        const float d = value - from;
+        to.a += d;
+        to.b += d * d;
+    };
+    if constexpr (L == Layout::planes) {
+        const Sweep<V> sweep(window);
+        const float from = near[sweep.channel()];
+        sweep.each_value([&](unsigned i) { add(deviations[0], to_float(values[i]), from); });
+    } else {
+        float from[A];
+#pragma unroll
+        for (int i = 0; i < A; ++i) {
+            const int channel = port::thread() % period * A + i;
+            from[i] = near[channel < width ? channel : 0];
+        }
+        window.each_vector([&](int slot, long long, unsigned) {
+            const Vector<T, V> vector = staged[slot];
+#pragma unroll
+            for (int j = 0; j < V; ++j) add(deviations[j % A], to_float(vector.values[j]), from[j % A]);
+        });
+    }
+    const Pair found = total(deviations);
+    return c < width ? from_deviations(count, near[c], found.a, found.b) : Moments{};
+}
+
+template <class T, class P, int V, Layout L, Exchange E>
+BNFOLD_KERNEL(512)
+forward(const T* x, const T* residual, T* y, unsigned char* mask, const P* weight, const P* bias, float* mean,
+        float* invstd, P* running_mean, P* running_var, long long* batches, Moments* letters, unsigned* words,
+        long long outer, int channels, int inner, int group, int ranks, int window, float eps, float momentum,
+        int relu) {
+    const Shape shape = {outer, channels, inner, group, ranks, window};
+    char* memory = port::shared();
+    auto* staged = reinterpret_cast<Vector<T, V>*>(memory);
+    auto* affine = reinterpret_cast<Affine*>(staged + window);
+    auto* merged_sets = reinterpret_cast<Moments*>(affine + kMostChannels);
+    auto* near = reinterpret_cast<float*>(merged_sets + 2 * kMostChannels);
+    auto* scratch = reinterpret_cast<Pair*>(near + kMostChannels);
+    const Mailbox<Moments> box = {merged_sets, letters, words};
+
+    const int c = port::thread(), rank = port::block() % ranks;
+    const int units = (channels + group - 1) / group;
+    for (int unit = port::block() / ranks; unit < units; unit += port::blocks() / ranks) {
+        const Part<V, L> part(shape, unit, rank);
+        const int windows = part.windows();
+        Moments mine;
+        for (int i = 0; i < windows; ++i) {
+            mine = merged(mine, of_window<T, V, L>(Window<V, L>(part, i), x, staged, scratch, near));
+            port::sync_block();
+        }
+        exchange<E>(mine, shape, part.width, unit, rank, box);
+        if (c < part.width) {
+            const Moments all = merged_sets[c];
+            const int channel = part.first + c;
+            const float variance = all.m2 / all.count;
+            const float inverse = 1.0f / port::square_root(variance + eps);
+            affine[c] = {all.mean, weight ? to_float(weight[channel]) * inverse : inverse,
+                         bias ? to_float(bias[channel]) : 0};
+            if (rank == 0) {
+                mean[channel] = all.mean;
+                invstd[channel] = y ? inverse : all.m2;
+                if (running_mean) {
+                    const float part_of_batch = momentum < 0 ? 1.0f / static_cast<float>(*batches) : momentum;
+                    const float unbiased = all.m2 / (all.count - 1);
+                    const auto toward = [&](P* at, float value) {
+                        *at = from_float<P>((1 - part_of_batch) * to_float(*at) + part_of_batch * value);
+                    };
+                    toward(running_mean + channel, all.mean);
+                    toward(running_var + channel, unbiased);
+                }
+            }
+        }
+        if (batches && momentum >= 0 && unit == 0 && rank == 0 && c == 0) *batches += 1;
+        port::sync_block();
+        if (y) {
+            for (int i = windows; i-- > 0;) {
+                const Window<V, L> here(part, i);
+                const Channels<V, L> per_channel(part, affine);
+                const bool resident = i == windows - 1;
+                here.each_vector([&](int slot, long long place, unsigned offset) {
+                    const Vector<T, V> vector = resident ? staged[slot] : load<T, V>(x + place);
+                    normalize<T, V>(vector, per_channel.at(offset), residual, y, mask, place, relu != 0);
+                });
+            }
+        }
+        port::sync_block();
+    }
+}
+
+}  // namespace bnfold

@@ -1,0 +1,50 @@
+// Count, mean and sum of squared deviations of a set of values; the sets of two threads, blocks or ranks merge
+// without cancellation (Chan, Golub and LeVeque, 1983). Sums of squares are never formed.
+
+#pragma once
+
+#include "port.cuh"
+
+namespace bnfold {
+
+struct Moments {
+    float count = 0, mean = 0, m2 = 0;
+};
+
+BNFOLD_DEVICE Moments merged(const Moments& a, const Moments& b) {
+    if (b.count == 0) return a;
+    if (a.count == 0) return b;
+    const float count = a.count + b.count;
+    const float part = b.count / count;
+    const float gap = b.mean - a.mean;
+    return {count, a.mean + gap * part, a.m2 + b.m2 + gap * gap * (a.count * part)};
+}
+
+// Those of `count` values, from the sums of their deviations, and of the deviations' squares, from a value near
+// their mean.
+BNFOLD_DEVICE Moments from_deviations(float count, float near, float sum, float squares) {
+    if (count == 0) return {};
+    const float off = sum / count;
+    const float m2 = squares - sum * off;
+    return {count, near + off, m2 < 0 ? 0 : m2};  // not a maximum, which would lose NaN
+}
+
+// The same result in both lanes: the lower one's set comes first.
+BNFOLD_DEVICE Moments merged_with_lane(const Moments& mine, int mask) {
+    const Moments other = {port::shuffle_xor(mine.count, mask), port::shuffle_xor(mine.mean, mask),
+                           port::shuffle_xor(mine.m2, mask)};
+    return (port::thread() & mask) == 0 ? merged(mine, other) : merged(other, mine);
+}
+
+// What backward sums: of dz, and of dz * (x - mean).
+struct Sums {
+    float dz = 0, dz_x = 0;
+};
+
+BNFOLD_DEVICE Sums merged(const Sums& a, const Sums& b) { return {a.dz + b.dz, a.dz_x + b.dz_x}; }
+
+BNFOLD_DEVICE Sums merged_with_lane(const Sums& mine, int mask) {
+    return {mine.dz + port::shuffle_xor(mine.dz, mask), mine.dz_x + port::shuffle_xor(mine.dz_x, mask)};
+}
+
+}  // namespace bnfold

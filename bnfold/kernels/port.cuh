@@ -1,0 +1,96 @@
+// What the kernels ask of the machine, and the only place with intrinsics and PTX: no CUDA header is needed, so
+// that NVRTC compiles them from these files alone. Where no CUDA compiler runs, "host_port.h" gives the same names.
+//
+// Grids and blocks have one dimension; blocks are a multiple of 32 threads; shared memory is dynamic.
+
+#pragma once
+
+#if defined(__CUDACC__) || defined(__CUDACC_RTC__)
+
+#define BNFOLD_DEVICE __device__ __forceinline__
+#define BNFOLD_KERNEL(most_threads) __global__ void __launch_bounds__(most_threads, 1)
+
+namespace bnfold::port {
+
+BNFOLD_DEVICE int thread() { return static_cast<int>(threadIdx.x); }
+BNFOLD_DEVICE int threads() { return static_cast<int>(blockDim.x); }
+BNFOLD_DEVICE int block() { return static_cast<int>(blockIdx.x); }
+BNFOLD_DEVICE int blocks() { return static_cast<int>(gridDim.x); }
+
+// The block's shared memory, aligned to 16 bytes.
+BNFOLD_DEVICE char* shared() {
+    extern __shared__ __align__(16) char memory[];
+    return memory;
+}
+
+// All threads of the block arrive before one goes on; what they wrote is seen by all.
+BNFOLD_DEVICE void sync_block() { __syncthreads(); }
+
+// The value of the lane whose index differs in the bits of `mask`. Called by whole warps.
+BNFOLD_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
+
+// Clusters (compute capability 9.0 on; code for others must not call these): consecutive blocks that read each
+// other's shared memory.
+BNFOLD_DEVICE void sync_cluster() {
+    asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+// The same place in the shared memory of another block of the cluster.
+template <class T>
+BNFOLD_DEVICE const T* of_peer(const T* here, int rank) {
+    unsigned long long there;
+    asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(reinterpret_cast<unsigned long long>(here)), "r"(rank));
+    return reinterpret_cast<const T*>(there);
+}
+
+// Words in global memory by which resident blocks wait for each other.
+BNFOLD_DEVICE unsigned add_release(unsigned* word, unsigned value) {
+    __threadfence();
+    return atomicAdd(word, value);
+}
+BNFOLD_DEVICE unsigned load_acquire(const unsigned* word) {
+    unsigned value = *static_cast<const volatile unsigned*>(word);
+    __threadfence();
+    return value;
+}
+// Called in each turn of a loop that waits.
+BNFOLD_DEVICE void spin() {}
+
+// 16 bytes that are read once, or written and not read again by this kernel: kept out of L1.
+struct alignas(16) Bits16 {
+    unsigned words[4];
+};
+BNFOLD_DEVICE Bits16 load_once(const Bits16* place) {
+    Bits16 bits;
+    asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+        : "=r"(bits.words[0]), "=r"(bits.words[1]), "=r"(bits.words[2]), "=r"(bits.words[3])
+        : "l"(place));
+    return bits;
+}
+BNFOLD_DEVICE void store_once(Bits16* place, Bits16 bits) {
+    asm volatile("st.global.cs.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(place), "r"(bits.words[0]), "r"(bits.words[1]),
+                 "r"(bits.words[2]), "r"(bits.words[3])
+                 : "memory");
+}
+
+// IEEE half precision, rounded to nearest even.
+BNFOLD_DEVICE float half_to_float(unsigned short bits) {
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+    return value;
+}
+BNFOLD_DEVICE unsigned short half_from_float(float value) {
+    unsigned short bits;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+    return bits;
+}
+
+BNFOLD_DEVICE float float_from_bits(unsigned bits) { return __uint_as_float(bits); }
+BNFOLD_DEVICE unsigned bits_from_float(float value) { return __float_as_uint(value); }
+BNFOLD_DEVICE float square_root(float value) { return __fsqrt_rn(value); }
+BNFOLD_DEVICE unsigned multiply_high(unsigned a, unsigned b) { return __umulhi(a, b); }
+
+}  // namespace bnfold::port
+
+#else
+#include "host_port.h"
+#endif

@@ -1,0 +1,166 @@
+// How a tensor is divided among blocks and threads.
+//
+// A tensor is an array [outer][channels][inner], dense and in this order: NCHW is (N, C, H*W), channels last is
+// (N*H*W, C, 1). `group` neighbouring channels are a *unit*: `outer` runs of group*inner neighbouring values.
+// `ranks` blocks share a unit, each taking an equal part of its vectors, in windows of as many as shared memory
+// holds. Three layouts tell which channels the values of a vector belong to:
+//
+//   plane     one channel a unit, a whole number of vectors in each plane of `inner` values
+//   planes    several channels a unit, for planes that only together are a whole number of vectors (7 x 7)
+//   columns   inner == 1: a vector holds a value of each of V channels, always the same for one thread
+
+#pragma once
+
+#include "values.cuh"
+
+namespace bnfold {
+
+enum class Layout { plane, planes, columns };
+
+// Channels of a unit at most.
+constexpr int kMostChannels = 64;
+
+// Division of n < 2^31 by the same d, as a multiplication (Granlund and Montgomery, 1994).
+struct Divider {
+    unsigned divisor, multiplier = 0, shift = 0;
+
+    BNFOLD_DEVICE explicit Divider(unsigned d) : divisor(d) {
+        unsigned bits = 0;
+        while ((1ull << bits) < d) ++bits;
+        if (bits == 0) return;  // by one
+        multiplier = static_cast<unsigned>(((1ull << (31 + bits)) + d - 1) / d);
+        shift = bits - 1;
+    }
+    BNFOLD_DEVICE unsigned quotient(unsigned n) const {
+        return divisor == 1 ? n : port::multiply_high(n, multiplier) >> shift;
+    }
+};
+
+// The shape of a tensor and its division, as the launcher chose it.
+struct Shape {
+    long long outer;
+    int channels, inner, group, ranks, window;
+};
+
+// One block's part of a unit.
+template <int V, Layout L>
+struct Part {
+    const Shape shape;
+    const int first, width;        // the unit's channels
+    const unsigned row;            // vectors in a run
+    const Divider by_row, by_inner;
+    const long long begin, end;    // this block's vectors, of the unit's outer * row
+
+    BNFOLD_DEVICE Part(const Shape& s, int unit, int rank)
+        : shape(s),
+          first(unit * s.group),
+          width(s.channels - first < s.group ? s.channels - first : s.group),
+          row(static_cast<unsigned>(static_cast<long long>(s.group) * s.inner / V)),
+          by_row(row),
+          by_inner(static_cast<unsigned>(s.inner)),
+          begin(boundary(rank)),
+          end(boundary(rank + 1)) {}
+
+    // Where the part of a rank begins. Columns are divided between rows, so that a thread keeps its channels.
+    BNFOLD_DEVICE long long boundary(int rank) const {
+        if constexpr (L == Layout::columns) return shape.outer * rank / shape.ranks * row;
+        return shape.outer * row * rank / shape.ranks;
+    }
+
+    BNFOLD_DEVICE int windows() const {
+        return static_cast<int>((end - begin + shape.window - 1) / shape.window);
+    }
+
+    // How many of the unit's first `vectors` vectors' values belong to its channel c.
+    BNFOLD_DEVICE long long values_before(long long vectors, int c) const {
+        const long long left = vectors % row * V - static_cast<long long>(c) * shape.inner;
+        const long long in_run = left < 0 ? 0 : left < shape.inner ? left : shape.inner;
+        return vectors / row * shape.inner + in_run;
+    }
+};
+
+// Neighbouring vectors of a part: those that are in shared memory at one time.
+template <int V, Layout L>
+struct Window {
+    const Part<V, L>& part;
+    const long long begin;
+    const int count;
+    const unsigned skipped;   // vectors of the first run that lie before the window
+    const long long origin;   // of the first run, in values from the tensor's start
+
+    BNFOLD_DEVICE Window(const Part<V, L>& p, int index)
+        : part(p),
+          begin(p.begin + static_cast<long long>(index) * p.shape.window),
+          count(static_cast<int>(p.end - begin < p.shape.window ? p.end - begin : p.shape.window)),
+          skipped(static_cast<unsigned>(begin % p.row)),
+          origin((begin / p.row * p.shape.channels + p.first) * p.shape.inner) {}
+
+    // Values of the unit's channel c in the window.
+    BNFOLD_DEVICE float values_of(int c) const {
+        return static_cast<float>(part.values_before(begin + count, c) - part.values_before(begin, c));
+    }
+
+    // Calls f(slot, place, offset) for each vector of this thread: its number in the window, its first value's
+    // place in the tensor and in its run.
+    template <class F>
+    BNFOLD_DEVICE void each_vector(F f) const {
+        const long long stride = static_cast<long long>(part.shape.channels) * part.shape.inner;
+#pragma unroll 4
+        for (int slot = port::thread(); slot < count; slot += port::threads()) {
+            const unsigned vector = skipped + static_cast<unsigned>(slot);
+            const unsigned run = part.by_row.quotient(vector);
+            const unsigned offset = (vector - run * part.row) * V;
+            if (L == Layout::columns && offset >= static_cast<unsigned>(part.width)) continue;
+            f(slot, origin + run * stride + offset, offset);
+        }
+    }
+};
+
+// Which warps sum a channel of the layout `planes` in a window: those that are its number modulo the number of
+// channels present, so that none is idle where a window holds a part of one plane only.
+template <int V>
+struct Sweep {
+    const Window<V, Layout::planes>& window;
+    int from, present;   // first channel in the window, and how many
+
+    BNFOLD_DEVICE explicit Sweep(const Window<V, Layout::planes>& w) : window(w) {
+        const auto& part = w.part;
+        from = static_cast<int>(part.by_inner.quotient(w.skipped * V));
+        const unsigned last = w.skipped * V + static_cast<unsigned>(w.count) * V - 1;
+        const unsigned ahead = last / static_cast<unsigned>(part.shape.inner) - static_cast<unsigned>(from);
+        present = ahead < static_cast<unsigned>(part.width) ? static_cast<int>(ahead) + 1 : part.width;
+    }
+
+    BNFOLD_DEVICE int warp() const { return port::thread() / 32; }
+    BNFOLD_DEVICE int warps() const { return port::threads() / 32; }
+    // The channel that this thread's warp sums.
+    BNFOLD_DEVICE int channel() const { return (from + warp() % present) % window.part.width; }
+    // The first warp that sums channel c; `present` warps on comes the next. None if the window has no such.
+    BNFOLD_DEVICE int first_warp(int c) const {
+        const int place = (c - from + window.part.width) % window.part.width;
+        return place < present ? place : warps();
+    }
+
+    // Calls f(i) for each of this thread's values of its channel: values in shared memory, from the window's start.
+    template <class F>
+    BNFOLD_DEVICE void each_value(F f) const {
+        const auto& part = window.part;
+        const unsigned run_values = part.row * V, before = window.skipped * V;
+        const unsigned end = before + static_cast<unsigned>(window.count) * V;
+        const unsigned runs = (end + run_values - 1) / run_values;
+        const unsigned start = static_cast<unsigned>(channel()) * part.shape.inner;
+        // Warps of one channel take turns: by runs, or within a run where there are few.
+        const unsigned turn = static_cast<unsigned>(warp() / present);
+        const unsigned turns = static_cast<unsigned>((warps() - warp() % present + present - 1) / present);
+        const bool by_run = runs >= turns;
+        for (unsigned run = by_run ? turn : 0; run < runs; run += by_run ? turns : 1) {
+            unsigned low = run * run_values + start, high = low + part.shape.inner;
+            low = low < before ? before : low;
+            high = high < end ? high : end;
+            const unsigned lane = static_cast<unsigned>(port::thread() % 32) + (by_run ? 0 : 32 * turn);
+            for (unsigned i = low + lane; i < high; i += by_run ? 32 : 32 * turns) f(i - before);
+        }
+    }
+};
+
+}  // namespace bnfold

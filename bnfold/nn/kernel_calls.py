@@ -1,0 +1,346 @@
+"""From tensors to launches: the calls of the kernels, as reference.py has their twins.
+
+Activations are dense, in torch's order of dimensions or channels last, and are read as the array
+[outer][channels][inner] that the launch table plans for. What a call returns is in the same order as its x.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bnfold.kernels.compile import KernelError
+from bnfold.kernels.device import cuda_device
+from bnfold.kernels.launch import Device, Launch, Problem, plan, reading
+
+__all__ = [
+    "NAMES",
+    "Machine",
+    "NoKernels",
+    "aligned",
+    "apply",
+    "apply_backward",
+    "backward",
+    "dense",
+    "forward",
+    "machine_of",
+    "mask_bytes",
+    "packed",
+    "statistics",
+    "sums",
+    "unpacked",
+]
+
+NAMES = {torch.float32: "float", torch.float16: "bnfold::half", torch.bfloat16: "bnfold::bfloat16"}
+
+
+class NoKernels(KernelError):
+    """Of a kind of device that has none: nothing to be told of."""
+
+
+class Machine(Protocol):
+    """What runs kernels: a CUDA device, or in tests a stand-in for one."""
+
+    @property
+    def limits(self) -> Device: ...
+
+    def launch(self, launch: Launch, arguments: Sequence[Any], stream: int) -> None: ...
+
+
+def machine_of(x: Tensor) -> Machine:
+    """What runs kernels on a tensor's device.
+
+    Raises:
+        NoKernels: nothing does on this kind of device.
+        KernelError: this device cannot; the text says why.
+    """
+    if x.device.type != "cuda":
+        raise NoKernels(f"there are no kernels for {x.device.type} tensors")
+    return cuda_device(x.device.index)
+
+
+def stream_of(x: Tensor) -> int:
+    """The stream that torch queues work for this tensor on."""
+    return torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0
+
+
+@dataclass(frozen=True)
+class Array:
+    """How a dense tensor is read."""
+
+    outer: int
+    channels: int
+    inner: int
+
+
+def dense(x: Tensor, like: Tensor | None = None) -> Tensor:
+    """The tensor itself if it is dense, in the order of `like` where that is given; else a copy that is.
+
+    Channels last stays channels last, also through slices of a batch that are not dense.
+    """
+    return x.contiguous(memory_format=_order(x if like is None else like))
+
+
+def _order(x: Tensor) -> torch.memory_format:
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
+    if last is None or x.is_contiguous():
+        return torch.contiguous_format
+    return last if x.is_contiguous(memory_format=last) or x.stride(1) == 1 else torch.contiguous_format
+
+
+def array_of(x: Tensor) -> Array:
+    """How a dense tensor is read."""
+    channels = x.shape[1]
+    rest = x.numel() // max(1, channels)
+    planes = x.is_contiguous() and x.numel() != channels * x.shape[0]
+    return Array(x.shape[0], channels, rest // x.shape[0]) if planes else Array(rest, channels, 1)
+
+
+def mask_bytes(x: Tensor) -> int:
+    """Bytes of the mask of a dense tensor that is aligned to 16 bytes: one for each vector."""
+    array = array_of(x)
+    if x.dtype not in NAMES:
+        return x.numel()
+    found = reading(Problem("forward", (NAMES[x.dtype],), array.outer, array.channels, array.inner))
+    return x.numel() // (found.width if found else 1)
+
+
+def packed(kept: Tensor, x: Tensor) -> Tensor:
+    """The mask of a bool tensor of x's shape: in byte k a bit for each value of the k-th vector in memory."""
+    count = mask_bytes(x)
+    width = x.numel() // count
+    bits = dense(kept, like=x).as_strided((count, width), (width, 1)).to(torch.uint8)
+    return (bits << torch.arange(width, device=x.device, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
+
+
+def unpacked(mask: Tensor, x: Tensor) -> Tensor:
+    """The mask as bool, of the shape of the x that it was noted for."""
+    width = x.numel() // mask.numel()
+    bits = (mask[:, None] >> torch.arange(width, device=mask.device, dtype=torch.uint8)) & 1
+    found = torch.empty_like(x, dtype=torch.bool)
+    found.as_strided((x.numel(),), (1,)).copy_(bits.reshape(-1))
+    return found
+
+
+def aligned(x: Tensor) -> Tensor:
+    """The tensor, or a copy of it that starts at a multiple of 16 bytes."""
+    return x if x.data_ptr() % 16 == 0 else x.clone()
+
+
+def forward(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    batches: Tensor | None,
+    eps: float,
+    momentum: float,
+    relu: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """As `reference.forward`; behind its results the mask, where there are both a residual and a ReLU."""
+    call = _Call("forward", x, (residual,), _type(weight, bias, running_mean))
+    y = torch.empty_like(x)
+    mask = call.new_mask() if relu and residual is not None else None
+    mean, invstd = x.new_empty((2, x.shape[1]), dtype=torch.float32)
+    call(
+        *(x, residual, y, mask, weight, bias, mean, invstd),
+        *(running_mean, running_var, batches, *call.mailbox(3)),
+        numbers=(np.float32(eps), np.float32(momentum), np.int32(relu)),
+    )
+    for changed in (running_mean, running_var, batches):
+        if changed is not None:  # autograd shall see that it was
+            torch.autograd.graph.increment_version(changed)
+    return y, mean, invstd, mask
+
+
+def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and squared deviations from it, of each channel, float32."""
+    call = _Call("forward", x, (), torch.float32)
+    mean, m2 = x.new_empty((2, x.shape[1]), dtype=torch.float32)
+    call(
+        *(x, None, None, None, None, None, mean, m2),
+        *(None, None, None, *call.mailbox(3)),
+        numbers=(np.float32(0), np.float32(0), np.int32(False)),
+    )
+    return mean, m2
+
+
+def backward(
+    x: Tensor,
+    dy: Tensor,
+    mask: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    invstd: Tensor,
+    relu: bool,
+    frozen: bool,
+    needs_residual: bool,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """Dx, the residual's gradient where it is wanted and not dy itself, dweight and dbias."""
+    x, dy, fits = _for_mask(x, dy, mask)
+    call = _Call("backward", x, (dy,), _type(weight, bias), aligned=fits)
+    dx = torch.empty_like(x)
+    dresidual = torch.empty_like(x) if needs_residual and relu else None
+    dweight, dbias = x.new_empty((2, x.shape[1]), dtype=_type(weight, bias))
+    call(
+        *(x, dy, mask, weight, bias, mean, invstd, dx, dresidual),
+        *(dweight, dbias, None, None, *call.mailbox(2)),
+        numbers=(np.int32(relu), np.int32(frozen)),
+    )
+    return dx, dresidual, dweight, dbias
+
+
+def sums(
+    x: Tensor,
+    dy: Tensor,
+    mask: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    invstd: Tensor,
+    relu: bool,
+) -> tuple[Tensor, Tensor]:
+    """As `reference.sums`, float32, of dy where the value passed the ReLU."""
+    x, dy, fits = _for_mask(x, dy, mask)
+    call = _Call("backward", x, (dy,), _type(weight, bias), aligned=fits)
+    dz, dz_x = x.new_empty((2, x.shape[1]), dtype=torch.float32)
+    call(
+        *(x, dy, mask, weight, bias, mean, invstd, None, None),
+        *(None, None, dz, dz_x, *call.mailbox(2)),
+        numbers=(np.int32(relu), np.int32(False)),
+    )
+    return dz, dz_x
+
+
+def apply(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    eps: float,
+    relu: bool,
+    *,
+    noted: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """As `reference.apply`; behind it the mask, if it is to be noted."""
+    call = _Call("apply", x, (residual,), _type(weight, bias), mean.dtype)
+    y = torch.empty_like(x)
+    mask = call.new_mask() if noted else None
+    numbers = (np.float32(eps), np.int32(relu))
+    call(x, residual, y, mask, weight, bias, mean, var, numbers=numbers)
+    return y, mask
+
+
+def apply_backward(
+    x: Tensor,
+    dy: Tensor,
+    mask: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    invstd: Tensor,
+    mean_dz: Tensor,
+    mean_dz_x: Tensor,
+    relu: bool,
+    needs_residual: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Dx and the residual's gradient, from the means over all values of dz and dz * (x - mean), float32."""
+    x, dy, fits = _for_mask(x, dy, mask)
+    call = _Call("apply_backward", x, (dy,), _type(weight, bias), aligned=fits)
+    dx = torch.empty_like(x)
+    dresidual = torch.empty_like(x) if needs_residual and relu else None
+    call(
+        *(x, dy, mask, weight, bias, mean, invstd, mean_dz, mean_dz_x, dx, dresidual),
+        numbers=(np.int32(relu),),
+    )
+    return dx, dresidual
+
+
+class _Call:
+    """One launch in the making: planned, then called with the kernel's pointers and its last numbers."""
+
+    def __init__(
+        self,
+        kernel: str,
+        x: Tensor,
+        others: Sequence[Tensor | None],
+        *types: torch.dtype,
+        aligned: bool = True,
+    ) -> None:
+        self.x = x
+        self.machine = machine_of(x)
+        self.array = array_of(x)
+        aligned = aligned and all(t is None or t.data_ptr() % 16 == 0 for t in (x, *others))
+        names = tuple(NAMES[each] for each in (x.dtype, *types))
+        self.plan = _planned(kernel, names, self.array, aligned, self.machine.limits)
+
+    def new_mask(self) -> Tensor:
+        """A byte for each vector."""
+        return self.x.new_empty(self.x.numel() // self.plan.width, dtype=torch.uint8)
+
+    def mailbox(self, floats: int) -> tuple[Tensor | None, Tensor | None]:
+        """What blocks of a cooperative launch exchange: sets of that many numbers, and words to wait by."""
+        if not self.plan.cooperative:
+            return None, None
+        letters = self.plan.units * self.plan.ranks * self.plan.group * floats
+        return self.x.new_empty(letters, dtype=torch.float32), _words(self.x, self.plan.grid)
+
+    def __call__(self, *pointers: Tensor | None, numbers: tuple[Any, ...]) -> None:
+        addresses = [0 if tensor is None else tensor.data_ptr() for tensor in pointers]
+        arguments = [*addresses, *_shape(self.array, self.plan), *numbers]
+        self.machine.launch(self.plan, arguments, stream_of(self.x))
+
+
+@functools.lru_cache(maxsize=4096)
+def _planned(kernel: str, types: tuple[str, ...], array: Array, aligned: bool, limits: Device) -> Launch:
+    found = plan(Problem(kernel, types, array.outer, array.channels, array.inner, aligned), limits)
+    if found is None:
+        if array.outer * array.inner * array.channels == 0:
+            raise NoKernels("there is nothing to do for an empty tensor")
+        raise KernelError(f"no kernel reads {array.outer} x {array.channels} planes of {array.inner} values")
+    return found
+
+
+@functools.lru_cache(maxsize=4096)
+def _shape(array: Array, launch: Launch) -> tuple[Any, ...]:
+    rest = (array.channels, array.inner, launch.group, launch.ranks, launch.window)
+    return np.int64(array.outer), *map(np.int32, rest)
+
+
+def _type(*parameters: Tensor | None) -> torch.dtype:
+    return next((each.dtype for each in parameters if each is not None), torch.float32)
+
+
+def _for_mask(x: Tensor, dy: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, bool]:
+    """The tensors, and whether they may be read in vectors: backward must read as the mask was noted."""
+    if mask is None:
+        return x, dy, True
+    return (x, dy, False) if mask.numel() == x.numel() else (aligned(x), aligned(dy), True)
+
+
+_WORDS: dict[tuple[torch.device, int], Tensor] = {}
+
+
+def _words(x: Tensor, count: int) -> Tensor:
+    """Words that are zero, or as an earlier launch on the same stream left them, which is as good.
+
+    A graph that is being captured gets its own, zeroed at each replay, for it may run beside its stream.
+    """
+    if x.is_cuda and torch.cuda.is_current_stream_capturing():
+        return x.new_zeros(count, dtype=torch.int32)
+    key = (x.device, stream_of(x))
+    kept = _WORDS.get(key)
+    if kept is None or kept.numel() < count:
+        kept = _WORDS[key] = x.new_zeros(max(count, 1024), dtype=torch.int32)
+    return kept

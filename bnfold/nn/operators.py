@@ -1,0 +1,173 @@
+"""The steps as operators of torch's library, `torch.ops.bnfold.*`: what torch.compile sees of them.
+
+Eager code does not come here: calling an operator costs more than launching a kernel. Where a step gives
+nothing, its operator gives an empty tensor. The operator that changes running statistics cannot have a
+derivative registered (torch takes that for pure ones only), so both forward operators bring a kernel of the
+autograd key.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bnfold.nn import kernel_calls as kernels
+from bnfold.nn import steps
+
+__all__ = ["batch_norm"]
+
+_PARAMETERS = "Tensor? weight, Tensor? bias"
+_SCHEMAS = {
+    "batch_norm_train": f"(Tensor x, Tensor? residual, {_PARAMETERS}, Tensor(a!)? running_mean, "
+    "Tensor(b!)? running_var, Tensor(c!)? batches, float eps, float momentum, bool relu) "
+    "-> (Tensor y, Tensor mean, Tensor invstd, Tensor mask)",
+    "batch_norm_evaluate": f"(Tensor x, Tensor? residual, {_PARAMETERS}, Tensor mean, Tensor var, float eps, "
+    "bool relu) -> (Tensor y, Tensor mask)",
+    "batch_norm_backward": f"(Tensor x, Tensor dy, Tensor mask, {_PARAMETERS}, Tensor mean, Tensor invstd, "
+    "bool relu, bool frozen, bool needs_residual) "
+    "-> (Tensor dx, Tensor dresidual, Tensor dweight, Tensor dbias)",
+}
+_library: Any = torch.library.Library("bnfold", "DEF")  # type: ignore[no-untyped-call]
+for _name, _schema in _SCHEMAS.items():
+    _library.define(_name + _schema)
+
+
+def batch_norm(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    batches: Tensor | None,
+    training: bool,
+    eps: float,
+    momentum: float,
+    relu: bool,
+) -> Tensor:
+    """As `functional.batch_norm`, for dense tensors."""
+    operators: Any = torch.ops.bnfold
+    if training:
+        running = (running_mean, running_var, batches)
+        y, *_ = operators.batch_norm_train(x, residual, weight, bias, *running, eps, momentum, relu)
+        return y  # type: ignore[no-any-return]
+    y, _ = operators.batch_norm_evaluate(x, residual, weight, bias, running_mean, running_var, eps, relu)
+    return y  # type: ignore[no-any-return]
+
+
+def _train(x: Tensor, residual: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
+    x, residual = _aligned(x, residual, rest[-1])
+    y, mean, invstd, mask = steps.forward(x, residual, *rest)
+    return y, mean, invstd, _given(mask, x)
+
+
+def _evaluate(x: Tensor, residual: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
+    x, residual = _aligned(x, residual, relu := rest[-1])
+    y, mask = steps.evaluate(x, residual, *rest, relu and residual is not None)
+    return y, _given(mask, x)
+
+
+def _backward(x: Tensor, dy: Tensor, mask: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    dx, dresidual, dweight, dbias = steps.backward(x, dy, mask if mask.numel() else None, *rest)
+    return dx, x.new_empty(0) if dresidual is None else dresidual, dweight, dbias
+
+
+def _aligned(x: Tensor, residual: Tensor | None, relu: bool) -> tuple[Tensor, Tensor | None]:
+    """So that the mask has the size that the shapes alone tell."""
+    if residual is None or not relu:
+        return x, residual
+    return kernels.aligned(x), kernels.aligned(residual)
+
+
+def _given(mask: Tensor | None, x: Tensor) -> Tensor:
+    return x.new_empty(0, dtype=torch.uint8) if mask is None else mask
+
+
+def _fake_train(x: Tensor, residual: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
+    vector = x.new_empty(x.shape[1], dtype=_wide(x))
+    return torch.empty_like(x), vector, torch.empty_like(vector), _fake_mask(x, residual, rest[-1])
+
+
+def _fake_evaluate(x: Tensor, residual: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
+    return torch.empty_like(x), _fake_mask(x, residual, rest[-1])
+
+
+def _fake_backward(
+    x: Tensor, dy: Tensor, mask: Tensor, weight: Tensor | None, bias: Tensor | None, *rest: Any
+) -> tuple[Tensor, ...]:
+    relu, _, needs_residual = rest[-3:]
+    given = weight if weight is not None else bias
+    vector = x.new_empty(x.shape[1], dtype=_wide(x) if given is None else given.dtype)
+    dresidual = torch.empty_like(x) if relu and needs_residual else x.new_empty(0)
+    return torch.empty_like(x), dresidual, vector, torch.empty_like(vector)
+
+
+def _fake_mask(x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+    size = kernels.mask_bytes(x) if relu and residual is not None else 0
+    return x.new_empty(size, dtype=torch.uint8)
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+class _Train(torch.autograd.Function):
+    """Calls the operator below autograd; its derivative calls `batch_norm_backward`."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            y, mean, invstd, mask = torch.ops.bnfold.batch_norm_train(*arguments)
+        x, _, weight, bias, *_ = arguments
+        ctx.save_for_backward(x, weight, bias, mean, invstd, mask)
+        ctx.mark_non_differentiable(mean, invstd, mask)
+        ctx.relu, ctx.frozen, ctx.count = arguments[-1], False, len(arguments)
+        return y, mean, invstd, mask
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor, *_: Any) -> Any:
+        return _gradients(ctx, dy)
+
+
+class _Evaluate(torch.autograd.Function):
+    """As `_Train`."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            y, mask = torch.ops.bnfold.batch_norm_evaluate(*arguments)
+        x, _, weight, bias, mean, var, ctx.eps, ctx.relu = arguments
+        ctx.save_for_backward(x, weight, bias, mean, var, mask)
+        ctx.mark_non_differentiable(mask)
+        ctx.frozen, ctx.count = True, len(arguments)
+        return y, mask
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor, *_: Any) -> Any:
+        return _gradients(ctx, dy)
+
+
+def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, bias, mean, invstd, mask = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    if ctx.frozen:  # what was saved is the variance
+        mean, invstd = mean.to(_wide(x)), (invstd.to(_wide(x)) + ctx.eps).rsqrt()
+    dx, dresidual, dweight, dbias = torch.ops.bnfold.batch_norm_backward(
+        *(x, kernels.dense(dy, like=x), mask, weight, bias, mean, invstd), ctx.relu, ctx.frozen, needs[1]
+    )
+    found = (dx, dresidual if ctx.relu else dy, dweight, dbias)
+    wanted = [each if needed else None for each, needed in zip(found, needs, strict=False)]
+    return *wanted, *[None] * (ctx.count - 4)
+
+
+for _name, _step, _fake, _function in (
+    ("batch_norm_train", _train, _fake_train, _Train.apply),
+    ("batch_norm_evaluate", _evaluate, _fake_evaluate, _Evaluate.apply),
+    ("batch_norm_backward", _backward, _fake_backward, None),
+):
+    _library.impl(_name, _step, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"bnfold::{_name}", _fake, lib=_library)
+    if _function is not None:
+        _library.impl(_name, _function, "Autograd")

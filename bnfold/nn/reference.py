@@ -1,0 +1,159 @@
+"""The plain twin of each kernel: the same arguments and results, in torch's own operations.
+
+The kernels are tested against them (in float64); they run where a kernel cannot; and, being differentiable,
+they are what second derivatives are taken of. Arithmetic is float32, or float64 for float64 activations.
+
+What the arguments are, everywhere: x, residual, y, dz, dx (N, C, ...); weight, bias, mean, invstd and all
+sums (C,); relu: whether negative values become zero behind the sum.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "apply",
+    "backward",
+    "forward",
+    "gradients",
+    "input_gradient",
+    "normalized",
+    "statistics",
+    "sums",
+    "wide",
+]
+
+
+def forward(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    batches: Tensor | None,
+    eps: float,
+    momentum: float,
+    relu: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Training: y, mean and invstd = 1/sqrt(var + eps) of a batch that is not empty.
+
+    The running statistics and the count of batches, shape (), are updated in place. A momentum that is
+    negative stands for 1 / batches, counted already.
+    """
+    mean, var = statistics(x)
+    if batches is not None and momentum >= 0:
+        batches.add_(1)
+    if running_mean is not None and running_var is not None:
+        count = x.numel() // x.shape[1]
+        part = 1 / batches.to(mean.dtype) if batches is not None and momentum < 0 else momentum
+        for running, new in ((running_mean, mean), (running_var, var * (count / max(1, count - 1)))):
+            running.copy_((1 - part) * running.to(new.dtype) + part * new)
+    invstd = (var + eps).rsqrt()
+    return normalized(x, residual, weight, bias, mean, invstd, relu), mean, invstd
+
+
+def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance (divided by the count) of each channel."""
+    numbers, axes = _numbers(x), _axes(x)
+    mean = numbers.mean(axes)
+    return mean, (numbers - wide(mean, x)).square().mean(axes)
+
+
+def apply(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    eps: float,
+    relu: bool,
+) -> Tensor:
+    """Evaluation: y with statistics that are known."""
+    invstd = (_numbers(var) + eps).rsqrt()
+    return normalized(x, residual, weight, bias, mean, invstd, relu)
+
+
+def normalized(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    invstd: Tensor,
+    relu: bool,
+) -> Tensor:
+    """Y = act((x - mean) * invstd * weight + bias + residual), in x's type."""
+    scale = invstd if weight is None else invstd * weight.to(invstd.dtype)
+    y = (_numbers(x) - wide(mean.to(scale.dtype), x)) * wide(scale, x)
+    if bias is not None:
+        y = y + wide(bias.to(y.dtype), x)
+    if residual is not None:
+        y = y + residual.to(y.dtype)
+    return (y.relu() if relu else y).to(x.dtype)
+
+
+def sums(x: Tensor, dz: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+    """Those of dz, and of dz * (x - mean), over each channel."""
+    numbers, axes = _numbers(dz), _axes(x)
+    return numbers.sum(axes), (numbers * (_numbers(x) - wide(mean, x))).sum(axes)
+
+
+def backward(
+    x: Tensor,
+    dz: Tensor,
+    weight: Tensor | None,
+    mean: Tensor,
+    invstd: Tensor,
+    frozen: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Dx, dweight and dbias from dz, the gradient before the sum and the activation.
+
+    frozen: whether mean and invstd are constants, not those of x.
+    """
+    dbias, dz_x = sums(x, dz, mean)
+    count = x.numel() // x.shape[1]
+    means = (None, None) if frozen else (dbias / count, dz_x / count)
+    return input_gradient(x, dz, weight, mean, invstd, *means), dz_x * invstd, dbias
+
+
+def input_gradient(
+    x: Tensor,
+    dz: Tensor,
+    weight: Tensor | None,
+    mean: Tensor,
+    invstd: Tensor,
+    mean_dz: Tensor | None,
+    mean_dz_x: Tensor | None,
+) -> Tensor:
+    """Dx from the means over all values of dz and dz * (x - mean); None: mean and invstd are constants."""
+    slope = invstd if weight is None else invstd * weight.to(invstd.dtype)
+    dx = _numbers(dz)
+    if mean_dz is not None and mean_dz_x is not None:
+        dx = dx - wide(mean_dz, x) - (_numbers(x) - wide(mean, x)) * wide(mean_dz_x * invstd.square(), x)
+    return (dx * wide(slope, x)).to(x.dtype)
+
+
+def gradients(
+    x: Tensor, dz: Tensor, weight: Tensor | None, eps: float, frozen: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `backward`, but with the statistics as functions of x, unless `frozen` gives mean and invstd."""
+    if frozen is None:
+        mean, var = statistics(x)
+        return backward(x, dz, weight, mean, (var + eps).rsqrt(), False)
+    return backward(x, dz, weight, *frozen, True)
+
+
+def wide(vector: Tensor, x: Tensor) -> Tensor:
+    """One number for each channel, against the shape of x."""
+    return vector.reshape((1, -1) + (1,) * (x.dim() - 2))
+
+
+def _numbers(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _axes(x: Tensor) -> list[int]:
+    return [axis for axis in range(x.dim()) if axis != 1]

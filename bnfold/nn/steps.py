@@ -1,0 +1,170 @@
+"""Each step of a batch norm on its kernel, or on the kernel's twin where that cannot run.
+
+Steps know nothing of autograd. Tensors are dense and in one order of dimensions. A mask tells which values
+passed the ReLU, in bits (`kernel_calls.packed`).
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+
+import torch
+from torch import Tensor
+
+from bnfold.kernels.compile import KernelError
+from bnfold.nn import kernel_calls as kernels
+from bnfold.nn import reference
+from bnfold.nn.moments import Moments, moments
+
+__all__ = ["backward", "dz_of", "evaluate", "fall_back", "forward", "moments_of", "spread", "sums"]
+
+
+def fall_back(error: KernelError) -> None:
+    """Warns, once for each reason, that torch's own operations stand in for a kernel."""
+    if not isinstance(error, kernels.NoKernels):
+        _warn(str(error))
+
+
+@functools.cache
+def _warn(reason: str) -> None:
+    warnings.warn(f"bnfold.nn runs on torch's own operations: {reason}", stacklevel=3)
+
+
+def forward(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    batches: Tensor | None,
+    eps: float,
+    momentum: float,
+    relu: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Training: y, mean, invstd, and the mask where there are both a residual and a ReLU."""
+    running = (running_mean, running_var, batches)
+    try:
+        return kernels.forward(x, residual, weight, bias, *running, eps, momentum, relu)
+    except KernelError as error:
+        fall_back(error)
+    y, mean, invstd = reference.forward(x, residual, weight, bias, *running, eps, momentum, relu)
+    return y, mean, invstd, kernels.packed(~(y <= 0), x) if relu and residual is not None else None
+
+
+def evaluate(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    eps: float,
+    relu: bool,
+    noted: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """With statistics that are known: y, and the mask if it is to be noted."""
+    try:
+        return kernels.apply(x, residual, weight, bias, mean, var, eps, relu, noted=noted)
+    except KernelError as error:
+        fall_back(error)
+    y = reference.apply(x, residual, weight, bias, mean, var, eps, relu)
+    return y, kernels.packed(~(y <= 0), x) if noted else None
+
+
+def backward(
+    x: Tensor,
+    dy: Tensor,
+    mask: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    invstd: Tensor,
+    relu: bool,
+    frozen: bool,
+    needs_residual: bool,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """Dx, the residual's gradient where it is wanted and not dy itself, dweight and dbias."""
+    try:
+        return kernels.backward(x, dy, mask, weight, bias, mean, invstd, relu, frozen, needs_residual)
+    except KernelError as error:
+        fall_back(error)
+    dz = dz_of(x, dy, mask, weight, bias, mean, invstd, relu)
+    dx, dweight, dbias = reference.backward(x, dz, weight, mean, invstd, frozen)
+    kind = weight.dtype if weight is not None else dbias.dtype
+    return dx, dz if needs_residual and relu else None, dweight.to(kind), dbias.to(kind)
+
+
+def dz_of(
+    x: Tensor,
+    dy: Tensor,
+    mask: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    invstd: Tensor,
+    relu: bool,
+) -> Tensor:
+    """Dy where the value passed the ReLU; differentiable in dy."""
+    if not relu:
+        return dy
+    with torch.no_grad():
+        if mask is None:
+            kept = ~(reference.normalized(x, None, weight, bias, mean, invstd, False) <= 0)
+        else:
+            kept = kernels.unpacked(mask, x)
+    return torch.where(kept, dy, 0)
+
+
+def moments_of(x: Tensor) -> Moments:
+    """Count, mean and squared deviations of each channel, float64."""
+    try:
+        mean, m2 = kernels.statistics(x)
+    except KernelError as error:
+        fall_back(error)
+        return moments(x)
+    count = torch.tensor(float(x.numel() // x.shape[1]), dtype=torch.float64, device=x.device)
+    return Moments(count, mean.double(), m2.double())
+
+
+def sums(
+    x: Tensor,
+    dy: Tensor,
+    mask: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    invstd: Tensor,
+    relu: bool,
+) -> tuple[Tensor, Tensor]:
+    """Of dz, and of dz * (x - mean), over each channel."""
+    try:
+        return kernels.sums(x, dy, mask, weight, bias, mean, invstd, relu)
+    except KernelError as error:
+        fall_back(error)
+    return reference.sums(x, dz_of(x, dy, mask, weight, bias, mean, invstd, relu), mean)
+
+
+def spread(
+    x: Tensor,
+    dy: Tensor,
+    mask: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    invstd: Tensor,
+    mean_dz: Tensor,
+    mean_dz_x: Tensor,
+    relu: bool,
+    needs_residual: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Dx, and the residual's gradient where it is wanted and not dy itself, from means that are known."""
+    try:
+        given = (x, dy, mask, weight, bias, mean, invstd, mean_dz, mean_dz_x)
+        return kernels.apply_backward(*given, relu, needs_residual)
+    except KernelError as error:
+        fall_back(error)
+    dz = dz_of(x, dy, mask, weight, bias, mean, invstd, relu)
+    dx = reference.input_gradient(x, dz, weight, mean, invstd, mean_dz, mean_dz_x)
+    return dx, dz if needs_residual and relu else None
