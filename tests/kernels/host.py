@@ -86,9 +86,9 @@ class Host:
         self.most_shared = most_shared
         self.sanitize = sanitize
         common = [*FLAGS, *flags, f"-I{folder}", f"-I{KERNELS}", f"-I{HERE}"]
-        checked = [*common, *SANITIZE] if sanitize else common
         # The machine is not checked itself, but tells AddressSanitizer which stack it is on.
         machine = [*common, "-DBNFOLD_SANITIZED"] if sanitize else common
+        checked = [*machine, *SANITIZE] if sanitize else common
 
         own = [*HERE.glob("host_*.h"), *HERE.glob("host_*.cpp")]
         used = [*own, *folder.glob("*.cuh"), *KERNELS.glob("*.cuh")]
@@ -207,8 +207,8 @@ def unavailable(sanitize: bool = False) -> str | None:
 def _type(argument: Argument) -> _Parameter:
     if argument is None or isinstance(argument, np.ndarray):
         return _Parameter(ctypes.sizeof(ctypes.c_void_p), b"p")
-    kind = {"f": b"f", "i": b"i", "u": b"i", "b": b"i"}.get(argument.dtype.kind, b"v")
-    return _Parameter(argument.nbytes, kind)
+    kind = argument.dtype.kind
+    return _Parameter(argument.nbytes, b"f" if kind == "f" else b"i" if kind in "iub" else b"v")
 
 
 def _memory(array: np.ndarray[Any, Any]) -> tuple[int, int]:
@@ -259,9 +259,9 @@ def _cached(arguments: Sequence[str], suffix: str, text: str, used: Sequence[str
     with (CACHE / f"{key}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # other processes wait instead of compiling the same
         if not path.exists():
-            half = path.with_name(f"{path.name}.half")
+            half = path.with_name(f"{path.name}.{os.getpid()}.half")
             command = ["g++", *arguments, "-o", str(half)]
-            done = subprocess.run(command, input=text, capture_output=True, text=True)
+            done = subprocess.run(command, input=text, capture_output=True, text=True, cwd=CACHE)
             if done.returncode:
                 raise HostError(f"{' '.join(command)}\n{done.stderr}")
             half.replace(path)

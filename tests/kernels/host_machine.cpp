@@ -14,6 +14,7 @@
 #include <memory>
 #include <numeric>
 #include <string>
+#include <unordered_set>
 #include <vector>
 
 #ifdef BNFOLD_SANITIZED
@@ -121,6 +122,7 @@ Launch shape;
 void (*call_kernel)(const void*);
 const void* kernel;
 std::string error;
+std::unordered_set<const void*> stored;  // by store_once
 std::uint64_t random_state;
 
 // What is resident.
@@ -351,6 +353,11 @@ void fail(const char* what, const char* file, int line) {
     give_up(name(*me()) + ": " + what + place(file, line));
 }
 
+void note_store(const void* place) { stored.insert(place); }
+void check_load(const void* place, const char* file, int line) {
+    if (stored.count(place) != 0) fail("load_once of what this launch stored", file, line);
+}
+
 void sync_block(const char* file, int line) { meet(me()->home->barrier, "sync_block", file, line); }
 void sync_cluster(const char* file, int line) { meet(*me()->cluster, "sync_cluster", file, line); }
 
@@ -431,6 +438,7 @@ const char* run(const Launch& launch, void (*call)(const void*), const void* whi
     kernel = which;
     random_state = launch.seed;
     error.clear();
+    stored.clear();
     const auto number = [](long long value) { return std::to_string(value); };
     if (shape.grid < 1) {
         error = "a grid of " + number(shape.grid) + " blocks";

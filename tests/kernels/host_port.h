@@ -44,7 +44,10 @@ BNFOLD_DEVICE void port_call() {
     if (--calls_left == 0) lose_turn();
 }
 
-// A 16-byte access of global memory, as the device allows it.
+// A 16-byte access of global memory, as the device allows it. What a launch stores by store_once it must not
+// load by load_once, which may find an old value in a cache; this is noticed in sanitized builds only.
+void note_store(const void* place);
+void check_load(const void* place, const char* file, int line);
 BNFOLD_DEVICE void check_global(const void* place, const char* file, int line) {
     port_call();
     const auto address = reinterpret_cast<std::uintptr_t>(place);
@@ -98,10 +101,16 @@ struct alignas(16) Bits16 {
 };
 BNFOLD_DEVICE Bits16 load_once(const Bits16* place, BNFOLD_HERE) {
     host::check_global(place, file, line);
+#ifdef BNFOLD_SANITIZED
+    host::check_load(place, file, line);
+#endif
     return *place;
 }
 BNFOLD_DEVICE void store_once(Bits16* place, Bits16 bits, BNFOLD_HERE) {
     host::check_global(place, file, line);
+#ifdef BNFOLD_SANITIZED
+    host::note_store(place);
+#endif
     *place = bits;
 }
 

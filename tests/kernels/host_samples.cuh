@@ -121,6 +121,10 @@ BNFOLD_KERNEL(1024) overflow(int* out, int by) {
 BNFOLD_KERNEL(1024) load_shared(float* out) {
     out[thread()] = float_from_bits(load_once(reinterpret_cast<const Bits16*>(shared())).words[0]);
 }
+BNFOLD_KERNEL(1024) shift(float* values, int pieces) {
+    auto* all = reinterpret_cast<Bits16*>(values);
+    for (int i = thread(); i < pieces; i += threads()) store_once(all + i + 1, load_once(all + i));
+}
 BNFOLD_KERNEL(1024) deep(int* out) {
     volatile char frame[48 << 10];
     frame[0] = 1;

@@ -17,7 +17,7 @@ NAMES = [
     *("sums<true>", "sums<false>", "cluster_sums<true>", "cluster_sums<false>", "grid_sums"),
     *("halves", "to_halves", "arithmetic", "copy", "parameters"),
     *("divergent_barrier", "divergent_shuffle", "two_barriers", "two_masks", "crossed", "never"),
-    *("shared_at", "global_at", "overflow", "load_shared", "deep"),
+    *("shared_at", "global_at", "overflow", "load_shared", "shift", "deep"),
 ]
 SEEDS = range(6)
 Array = np.ndarray[Any, Any]
@@ -162,6 +162,7 @@ def test_copy_by_16_bytes(run: Samples) -> None:
     out = out[-out.ctypes.data % 16 :][:1600]
     run("copy", x, out, np.int32(100), seed=3)
     assert np.array_equal(out, x)
+    run("copy", x, x, np.int32(100))  # in place: each piece is loaded before it is stored
     x = memory[start + 8 : start + 8 + 1600 - 16]
     assert "misaligned access of 16 bytes (host_samples.cuh:" in run.wrong("copy", x, out, np.int32(99))
 
@@ -249,6 +250,13 @@ def test_stack_overflow(plain: Samples) -> None:
 def test_load_once_is_for_global_memory(run: Samples) -> None:
     out = np.zeros(64, np.float32)
     assert "shared memory where global memory is wanted" in run.wrong("load_shared", out, shared=16)
+
+
+@apart
+def test_load_once_is_not_for_what_was_stored(sanitized: Samples) -> None:
+    pieces = np.zeros(33 * 4 + 4, np.float32)
+    pieces = pieces[-pieces.ctypes.data % 16 // 4 :][: 33 * 4]
+    assert "what this launch stored" in sanitized.wrong("shift", pieces, np.int32(32), block=32, seed=1)
 
 
 @apart
