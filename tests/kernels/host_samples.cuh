@@ -1,0 +1,136 @@
+// Small kernels by which the host side is tested itself.
+
+#pragma once
+#include "port.cuh"
+
+namespace samples {
+
+using namespace bnfold::port;
+
+// The sum of the block's values. The order of additions is fixed.
+template <bool complete>
+BNFOLD_DEVICE float block_sum(float value) {
+    float* partial = reinterpret_cast<float*>(shared());
+    for (int mask = 16; mask > 0; mask /= 2) value += shuffle_xor(value, mask);
+    if (thread() % 32 == 0) partial[thread() / 32] = value;
+    if (complete) sync_block();
+    float sum = 0;
+    for (int warp = 0; warp < threads() / 32; ++warp) sum += partial[warp];
+    sync_block();
+    return sum;
+}
+
+template <bool complete>
+BNFOLD_KERNEL(1024) sums(const float* values, float* out, int size) {
+    float sum = 0;
+    for (int i = block() * threads() + thread(); i < size; i += blocks() * threads()) sum += values[i];
+    sum = block_sum<complete>(sum);
+    if (thread() == 0) out[block()] = sum;
+}
+
+// Each block of a cluster adds up what all of them have, in order of rank.
+template <bool last_barrier>
+BNFOLD_KERNEL(1024) cluster_sums(const float* values, float* out, int cluster) {
+    float* mine = reinterpret_cast<float*>(shared());
+    mine[thread()] = values[block() * threads() + thread()];
+    sync_cluster();
+    float sum = 0;
+    for (int rank = 0; rank < cluster; ++rank) {
+        const float* theirs = last_barrier ? of_peer(mine + thread(), rank) : of_peer(mine, rank) + thread();
+        sum += *theirs;
+    }
+    if (last_barrier) sync_cluster();
+    out[block() * threads() + thread()] = sum;
+}
+
+// All blocks wait for each other by a word in global memory; then each reads what the others wrote.
+BNFOLD_KERNEL(1024)
+grid_sums(const float* values, float* partial, float* out, unsigned* arrived, int wanted) {
+    const float sum = block_sum<true>(values[block() * threads() + thread()]);
+    if (thread() == 0) {
+        partial[block()] = sum;
+        add_release(arrived, 1);
+        while (load_acquire(arrived) < static_cast<unsigned>(wanted)) spin();
+    }
+    sync_block();
+    float total = 0;
+    for (int b = 0; b < blocks(); ++b) total += partial[b];
+    if (thread() == 0) out[block()] = total;
+}
+
+BNFOLD_KERNEL(1024) halves(const unsigned short* halves, float* floats, int size) {
+    for (int i = thread(); i < size; i += threads()) floats[i] = half_to_float(halves[i]);
+}
+BNFOLD_KERNEL(1024) to_halves(const float* floats, unsigned short* halves, int size) {
+    for (int i = thread(); i < size; i += threads()) halves[i] = half_from_float(floats[i]);
+}
+
+BNFOLD_KERNEL(1024) arithmetic(const unsigned* a, const unsigned* b, unsigned* high, float* root, int size) {
+    for (int i = thread(); i < size; i += threads()) {
+        high[i] = multiply_high(a[i], b[i]);
+        root[i] = square_root(float_from_bits(bits_from_float(static_cast<float>(a[i]))));
+    }
+}
+
+BNFOLD_KERNEL(1024) copy(const char* from, char* to, int pieces) {
+    for (int i = thread(); i < pieces; i += threads()) {
+        store_once(reinterpret_cast<Bits16*>(to) + i, load_once(reinterpret_cast<const Bits16*>(from) + i));
+    }
+}
+
+// Every parameter of another size and kind.
+BNFOLD_KERNEL(1024)
+parameters(double* out, bool a, short b, int c, long long d, float e, double f, const int* g) {
+    if (thread() == 0) *out = a + b + c + static_cast<double>(d) + e + f + (g == nullptr ? 0 : *g);
+}
+
+// What goes wrong, one way or another.
+BNFOLD_KERNEL(1024) divergent_barrier() {
+    if (thread() < 40) sync_block();
+}
+BNFOLD_KERNEL(1024) divergent_shuffle(float* out) {
+    if (thread() % 32 != 31) out[thread()] = shuffle_xor(1, 1);
+}
+BNFOLD_KERNEL(1024) two_barriers() {
+    if (thread() < 32) {
+        sync_block();
+    } else {
+        sync_block();
+    }
+}
+BNFOLD_KERNEL(1024) two_masks(float* out) { out[thread()] = shuffle_xor(1, thread() == 5 ? 2 : 1); }
+BNFOLD_KERNEL(1024) crossed() {
+    if (thread() < 32) {
+        sync_block();
+    } else {
+        sync_cluster();
+    }
+}
+BNFOLD_KERNEL(1024) never(const unsigned* word) {
+    while (load_acquire(word) == 0) spin();
+}
+BNFOLD_KERNEL(1024) shared_at(float* out, int index) {
+    out[thread()] = reinterpret_cast<float*>(shared())[index];
+}
+BNFOLD_KERNEL(1024) global_at(float* out, int index) {
+    if (thread() == 0) out[index] = 1;
+}
+BNFOLD_KERNEL(1024) overflow(int* out, int by) {
+    if (thread() == 0) *out = *out + by;
+}
+BNFOLD_KERNEL(1024) load_shared(float* out) {
+    out[thread()] = float_from_bits(load_once(reinterpret_cast<const Bits16*>(shared())).words[0]);
+}
+BNFOLD_KERNEL(1024) shift(float* values, int pieces) {
+    auto* all = reinterpret_cast<Bits16*>(values);
+    for (int i = thread(); i < pieces; i += threads()) store_once(all + i + 1, load_once(all + i));
+}
+BNFOLD_KERNEL(1024) deep(int* out) {
+    volatile char frame[48 << 10];
+    frame[0] = 1;
+    for (unsigned i = 0; i < sizeof frame; ++i) frame[i] = static_cast<char>(frame[0] + i);
+    sync_block();
+    out[thread()] = frame[0];
+}
+
+}  // namespace samples
