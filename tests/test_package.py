@@ -39,7 +39,8 @@ FLOORS: dict[str, set[str]] = {
         "errors",
     },
     "factory": {"errors"},
-    "nn": {"errors", "progress"},
+    "kernels": set(),
+    "nn": {"kernels", "errors", "progress"},
     "cli": {
         "api",
         "api_export",

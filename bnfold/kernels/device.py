@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from bnfold.kernels.compile import KernelError, compiled
 from bnfold.kernels.launch import Device, Launch
@@ -13,6 +13,12 @@ from bnfold.kernels.launch import Device, Launch
 __all__ = ["CudaDevice", "cuda_device"]
 
 OLDEST = (7, 5)  # compute capability that the kernels are compiled and checked for
+
+
+class Pointer(Protocol):
+    """A tensor in the device's memory."""
+
+    def data_ptr(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -23,12 +29,15 @@ class CudaDevice:
     limits: Device
     arch: str
 
-    def launch(self, launch: Launch, arguments: Sequence[Any], stream: int) -> None:
+    def launch(
+        self, launch: Launch, tensors: Sequence[Pointer | None], numbers: Sequence[Any], stream: int
+    ) -> None:
         """Queues a kernel on a stream.
 
         Args:
             launch: the kernel and its grid.
-            arguments: addresses as int, other numbers as numpy scalars of the kernel's types.
+            tensors: its first arguments; None is the null pointer.
+            numbers: its other arguments, numpy scalars of the types that the kernel takes.
             stream: the address of a cudaStream_t.
 
         Raises:
@@ -37,8 +46,9 @@ class CudaDevice:
         import cuda.core
 
         kernel, config = _prepared(self, launch)
+        addresses = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
         try:
-            cuda.core.launch(_stream(stream), config, kernel, *arguments)
+            cuda.core.launch(_stream(stream), config, kernel, *addresses, *numbers)
         except Exception as error:  # cuda-core's own kinds, and those of its bindings
             raise KernelError(f"{launch.kernel} cannot run on {launch.grid} blocks: {error}") from error
 

@@ -50,7 +50,9 @@ class Machine(Protocol):
     @property
     def limits(self) -> Device: ...
 
-    def launch(self, launch: Launch, arguments: Sequence[Any], stream: int) -> None: ...
+    def launch(
+        self, launch: Launch, tensors: Sequence[Tensor | None], numbers: Sequence[Any], stream: int
+    ) -> None: ...
 
 
 def machine_of(x: Tensor) -> Machine:
@@ -296,10 +298,9 @@ class _Call:
         letters = self.plan.units * self.plan.ranks * self.plan.group * floats
         return self.x.new_empty(letters, dtype=torch.float32), _words(self.x, self.plan.grid)
 
-    def __call__(self, *pointers: Tensor | None, numbers: tuple[Any, ...]) -> None:
-        addresses = [0 if tensor is None else tensor.data_ptr() for tensor in pointers]
-        arguments = [*addresses, *_shape(self.array, self.plan), *numbers]
-        self.machine.launch(self.plan, arguments, stream_of(self.x))
+    def __call__(self, *tensors: Tensor | None, numbers: tuple[Any, ...]) -> None:
+        numbers = (*_shape(self.array, self.plan), *numbers)
+        self.machine.launch(self.plan, tensors, numbers, stream_of(self.x))
 
 
 @functools.lru_cache(maxsize=4096)

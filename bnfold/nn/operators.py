@@ -64,8 +64,10 @@ def _train(x: Tensor, residual: Tensor | None, *rest: Any) -> tuple[Tensor, ...]
 
 
 def _evaluate(x: Tensor, residual: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
-    x, residual = _aligned(x, residual, relu := rest[-1])
-    y, mask = steps.evaluate(x, residual, *rest, relu and residual is not None)
+    relu = rest[-1]
+    x, residual = _aligned(x, residual, relu)
+    arguments: Any = (x, residual, *rest, relu and residual is not None)
+    y, mask = steps.evaluate(*arguments)
     return y, _given(mask, x)
 
 

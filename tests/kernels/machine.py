@@ -1,0 +1,70 @@
+"""A stand-in for a CUDA device: the kernels run on the CPU, on tensors in its memory.
+
+The limits are chosen so that each row of the launch table is taken by tensors that are small.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from bnfold.kernels.launch import Device, Launch
+from tests.kernels.host import Host
+
+# Shared memory for a window of about 512 vectors, for those devices whose blocks hold little.
+LITTLE = 24 * 1024
+DEVICES = {
+    "one block": Device((9, 0), multiprocessors=2, shared_memory=227 * 1024, clusters=8, cooperative=True),
+    "cluster": Device((9, 0), multiprocessors=6, shared_memory=LITTLE, clusters=8, cooperative=True),
+    "cooperative grid": Device((8, 0), multiprocessors=5, shared_memory=LITTLE, clusters=1, cooperative=True),
+    "one block, windows": Device(
+        (7, 5), multiprocessors=3, shared_memory=LITTLE, clusters=1, cooperative=False
+    ),
+}
+
+
+@dataclass
+class HostMachine:
+    """As `CudaDevice`. launches: what was launched, in order."""
+
+    limits: Device
+    seed: int = 0
+    sanitize: bool = False
+
+    def __post_init__(self) -> None:
+        self.launches: list[Launch] = []
+
+    def launch(
+        self, launch: Launch, tensors: Sequence[Tensor | None], numbers: Sequence[Any], stream: int
+    ) -> None:
+        """Runs a kernel to its end."""
+        self.launches.append(launch)
+        compiled(launch.source, launch.kernel, self.sanitize).launch(
+            launch.kernel,
+            grid=launch.grid,
+            block=launch.block,
+            cluster=launch.cluster,
+            cooperative=launch.cooperative,
+            shared=launch.shared,
+            arguments=[*map(memory, tensors), *numbers],
+            seed=self.seed,
+        )
+
+
+@functools.cache
+def compiled(source: str, kernel: str, sanitize: bool) -> Host:
+    return Host(source, [kernel], sanitize=sanitize)
+
+
+def memory(tensor: Tensor | None) -> np.ndarray[Any, Any] | None:
+    """The bytes of a dense tensor, in whatever order of dimensions."""
+    if tensor is None:
+        return None
+    size = tensor.numel() * tensor.element_size()
+    return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(tensor.data_ptr()))
