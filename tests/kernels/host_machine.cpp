@@ -211,9 +211,9 @@ void change(Fiber* to, bool for_good = false) {
     give_up(std::move(message));
 }
 
-// When a fiber that can go on does: in order of readiness, or by the seed. Some faults show only if some go far
-// ahead of others, which is rare if everyone is as likely: two of three seeds give whole warps, one of these
-// also whole blocks, a priority, anew at each barrier of their block.
+// When a fiber that can go on does: in order of readiness, or by the seed. Some faults show only if some go
+// far ahead of others, which is rare if everyone is as likely: two of three seeds give whole warps, one of
+// these also whole blocks, a priority, anew at each barrier of their block.
 std::uint64_t turn(const Fiber& fiber) {
     if (shape.seed == 0) return turns++;
     std::uint64_t turn = random() >> 34;
