@@ -85,15 +85,15 @@ class Host:
         self.kernels = list(kernels)
         self.most_shared = most_shared
         self.sanitize = sanitize
-        common = [*FLAGS, *flags, f"-I{folder}", f"-I{KERNELS}", f"-I{HERE}"]
         # The machine is not checked itself, but tells AddressSanitizer which stack it is on.
-        machine = [*common, "-DBNFOLD_SANITIZED"] if sanitize else common
-        checked = [*machine, *SANITIZE] if sanitize else common
+        machine = [*FLAGS, *flags, f"-I{HERE}", *(["-DBNFOLD_SANITIZED"] if sanitize else [])]
+        checked = [*machine, *SANITIZE] if sanitize else machine
 
         own = [*HERE.glob("host_*.h"), *HERE.glob("host_*.cpp")]
         used = [*own, *folder.glob("*.cuh"), *KERNELS.glob("*.cuh")]
-        work = [(text, checked, used) for text in _texts(source, self.kernels)]
-        work.append(('#include "host_machine.cpp"\n', machine, own))
+        here = [*checked, f"-I{folder}", f"-I{KERNELS}"]
+        work = [(text, here, used) for text in _texts(source, self.kernels)]
+        work.append(('#include "host_machine.cpp"\n', [*machine, "-O2"], own))
         if sanitize:
             work.append(('#include "host_main.cpp"\n', checked, own))
         with ThreadPoolExecutor(2) as pool:
@@ -126,7 +126,8 @@ class Host:
             shared: bytes of shared memory of each block.
             arguments: arrays are passed as pointers to their first element, None as the null pointer, numpy's
                 scalars by value.
-            seed: 0 lets threads take turns in order, others choose at random whose turn it is.
+            seed: 0 lets threads take turns in order; others choose at random whose turn it is, 3 of them that
+                follow each other in three ways.
 
         Raises:
             HostError: with what went wrong; the arrays are then in any state.

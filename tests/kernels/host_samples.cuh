@@ -8,24 +8,24 @@ namespace samples {
 using namespace bnfold::port;
 
 // The sum of the block's values. The order of additions is fixed.
-template <bool complete>
+template <bool before, bool after>
 BNFOLD_DEVICE float block_sum(float value) {
     float* partial = reinterpret_cast<float*>(shared());
     for (int mask = 16; mask > 0; mask /= 2) value += shuffle_xor(value, mask);
     if (thread() % 32 == 0) partial[thread() / 32] = value;
-    if (complete) sync_block();
+    if (before) sync_block();
     float sum = 0;
     for (int warp = 0; warp < threads() / 32; ++warp) sum += partial[warp];
-    sync_block();
+    if (after) sync_block();
     return sum;
 }
 
-template <bool complete>
+template <bool before, bool after>
 BNFOLD_KERNEL(1024) sums(const float* values, float* out, int size) {
     float sum = 0;
     for (int i = block() * threads() + thread(); i < size; i += blocks() * threads()) sum += values[i];
-    sum = block_sum<complete>(sum);
-    if (thread() == 0) out[block()] = sum;
+    const float all = block_sum<before, after>(sum), negative = block_sum<before, after>(-sum);
+    if (thread() == 0) out[block()] = all == -negative ? all : float_from_bits(0x7fffffff);
 }
 
 // Each block of a cluster adds up what all of them have, in order of rank.
@@ -46,7 +46,7 @@ BNFOLD_KERNEL(1024) cluster_sums(const float* values, float* out, int cluster) {
 // All blocks wait for each other by a word in global memory; then each reads what the others wrote.
 BNFOLD_KERNEL(1024)
 grid_sums(const float* values, float* partial, float* out, unsigned* arrived, int wanted) {
-    const float sum = block_sum<true>(values[block() * threads() + thread()]);
+    const float sum = block_sum<true, true>(values[block() * threads() + thread()]);
     if (thread() == 0) {
         partial[block()] = sum;
         add_release(arrived, 1);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,14 @@ pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")
 apart = pytest.mark.skipif(unavailable(sanitize=True) is not None, reason=unavailable(sanitize=True) or "")
 
 NAMES = [
-    *("sums<true>", "sums<false>", "cluster_sums<true>", "cluster_sums<false>", "grid_sums"),
+    *(
+        "sums<true, true>",
+        "sums<false, true>",
+        "sums<true, false>",
+        "cluster_sums<true>",
+        "cluster_sums<false>",
+        "grid_sums",
+    ),
     *("halves", "to_halves", "arithmetic", "copy", "parameters"),
     *("divergent_barrier", "divergent_shuffle", "two_barriers", "two_masks", "crossed", "never"),
     *("shared_at", "global_at", "overflow", "load_shared", "shift", "deep"),
@@ -26,9 +34,11 @@ Array = np.ndarray[Any, Any]
 class Samples:
     """The kernels of host_samples.cuh by their short names."""
 
-    def __init__(self, sanitize: bool = False, flags: tuple[str, ...] = ()) -> None:
-        names = [f"samples::{name}" for name in NAMES]
-        self.host = Host("host_samples.cuh", names, folder=HERE, sanitize=sanitize, flags=flags)
+    def __init__(
+        self, names: Sequence[str] = NAMES, sanitize: bool = False, flags: Sequence[str] = ()
+    ) -> None:
+        full = [f"samples::{name}" for name in names]
+        self.host = Host("host_samples.cuh", full, folder=HERE, sanitize=sanitize, flags=flags)
 
     def __call__(self, kernel: str, *arguments: np.generic | Array | None, **shape: Any) -> None:
         self.host.launch(f"samples::{kernel}", arguments=arguments, **{"grid": 1, "block": 64, **shape})
@@ -64,20 +74,21 @@ def test_block_sum(run: Samples) -> None:
     x, results = floats(3000), []
     for seed in SEEDS:
         out = np.full(8, np.nan, np.float32)
-        run("sums<true>", x, out, np.int32(x.size), grid=8, block=256, shared=32, seed=seed)
+        run("sums<true, true>", x, out, np.int32(x.size), grid=8, block=256, shared=32, seed=seed)
         results.append(out)
         assert np.array_equal(out, results[0])
     wanted = np.array([np.append(x, np.zeros(1096)).reshape(-1, 8, 256)[:, b].sum() for b in range(8)])
     assert np.allclose(results[0], wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_a_missing_barrier_shows(plain: Samples) -> None:
+@pytest.mark.parametrize("kernel", ["sums<false, true>", "sums<true, false>"])
+def test_a_missing_barrier_shows(plain: Samples, kernel: str) -> None:
     x, results = floats(3000), []
     for seed in SEEDS:
         out = np.zeros(8, np.float32)
-        plain("sums<false>", x, out, np.int32(x.size), grid=8, block=256, shared=32, seed=seed)
+        plain(kernel, x, out, np.int32(x.size), grid=8, block=256, shared=32, seed=seed)
         results.append(out)
-    assert np.isnan(results).any()  # what shared memory is filled with
+    assert np.isnan(results).any()
 
 
 @pytest.mark.parametrize("cluster", [1, 2, 8])
@@ -189,13 +200,13 @@ def test_arrays(plain: Samples, sanitized: Samples) -> None:
     x = np.zeros((64, 2), np.float32)
     assert "not contiguous" in plain.wrong("global_at", x[:, 0], np.int32(0))
     x[:] = 1
-    sanitized("sums<true>", x, x, np.int32(128), shared=8)  # the same memory twice
+    sanitized("sums<true, true>", x, x, np.int32(128), shared=8)  # the same memory twice
     assert x[0, 0] == 128 and x[0, 1] == 1
-    assert "overlap" in sanitized.wrong("sums<true>", x[0:3], x[1:], np.int32(1), shared=8)
+    assert "overlap" in sanitized.wrong("sums<true, true>", x[0:3], x[1:], np.int32(1), shared=8)
     fixed = np.zeros(1, np.float32)
     fixed.flags.writeable = False
     assert "only to be read" in sanitized.wrong("global_at", fixed, np.int32(0))
-    sanitized("sums<true>", np.zeros(0, np.float32), x, np.int32(0), shared=8)
+    sanitized("sums<true, true>", np.zeros(0, np.float32), x, np.int32(0), shared=8)
 
 
 def test_divergence(run: Samples) -> None:
@@ -277,7 +288,7 @@ def test_sanitizers(sanitized: Samples) -> None:
 
 
 def test_ucontext() -> None:
-    run = Samples(flags=("-DBNFOLD_UCONTEXT",))
+    run = Samples(["sums<true, true>", "grid_sums", "crossed", "never"], flags=["-DBNFOLD_UCONTEXT"])
     test_block_sum(run)
     test_deadlock(run)
 
