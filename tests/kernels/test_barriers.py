@@ -54,7 +54,7 @@ SITES = list(barriers())
 
 
 def results(file: str, number: int, patch: pytest.MonkeyPatch, folder: Path, seed: int) -> list[Tensor]:
-    """Of the kernels that a file's barriers are for; those of reduce.cuh are for two, of which one will do."""
+    """Of the kernels that a file's barriers are for; for reduce.cuh one of two will do."""
     device, shape = CASES[number]
     machine = HostMachine(device, seed=seed, folder=folder)
     patch.setattr(kernels, "machine_of", lambda x: machine)
