@@ -117,14 +117,14 @@ def mask_bytes(x: Tensor) -> int:
 def packed(kept: Tensor, x: Tensor) -> Tensor:
     """The mask of a bool tensor of x's shape: in byte k a bit for each value of the k-th vector in memory."""
     count = mask_bytes(x)
-    width = x.numel() // count
+    width = x.numel() // max(1, count)
     bits = dense(kept, like=x).as_strided((count, width), (width, 1)).to(torch.uint8)
     return (bits << torch.arange(width, device=x.device, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
 
 
 def unpacked(mask: Tensor, x: Tensor) -> Tensor:
     """The mask as bool, of the shape of the x that it was noted for."""
-    width = x.numel() // mask.numel()
+    width = x.numel() // max(1, mask.numel())
     bits = (mask[:, None] >> torch.arange(width, device=mask.device, dtype=torch.uint8)) & 1
     found = torch.empty_like(x, dtype=torch.bool)
     found.as_strided((x.numel(),), (1,)).copy_(bits.reshape(-1))
