@@ -7,6 +7,7 @@ import importlib
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,13 @@ TOOLS = ROOT / "tools"
 
 
 @pytest.fixture
-def tool(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Imports a module of tools/ by its name."""
+def tool(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Imports a module of tools/ by its name. One thread, as these tools have it."""
     monkeypatch.syspath_prepend(str(TOOLS))
-    return importlib.import_module
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield importlib.import_module
+    torch.set_num_threads(threads)
 
 
 def test_a_network_learns_and_answers_the_same_without_its_batch_norms(tmp_path: Path) -> None:

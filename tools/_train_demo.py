@@ -8,7 +8,6 @@ machine and versions give the same numbers, but for the seconds.
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 import sys
 import time
@@ -93,6 +92,7 @@ def main() -> None:
     if epochs < 1:
         parser.error("--epochs: at least 1")
     warnings.filterwarnings("ignore")  # that parts of torch are deprecated is no news here
+    torch.set_num_threads(1)  # the network is small: more would wait for each other, and round differently
     try:
         images = _images.load(arguments.data, arguments.seed, arguments.data_folder)
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ def main() -> None:
 
 def run(images: Images, seed: int, epochs: int, path: Path) -> None:
     begin = time.perf_counter()
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
+    machine = f"{platform.machine()}, one thread, torch {torch.__version__}"
     print(f"a network with batch norm on {images.name}: trained, folded, exported ({machine})")
     print(f"{len(images.train)} images to train with, {len(images.test)} others to test with, seed {seed}\n")
 
@@ -188,7 +188,9 @@ def batch_norms(module: nn.Module) -> int:
 
 def in_onnxruntime(path: Path, images: Tensor) -> Tensor:
     """As the file is used: with onnxruntime's optimizer."""
-    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     [x] = session.get_inputs()
     parts: list[np.ndarray[Any, Any]] = [
         session.run(None, {x.name: part.numpy()})[0] for part in images.split(PART)
