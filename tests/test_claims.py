@@ -66,7 +66,7 @@ def test_a_quick_run_stores_and_draws_all(tool: Any, tmp_path: Path) -> None:
     check(known)
     assert known["summary"] == tool("_claims_summary").summary(known["runs"])
     best = {kind: known["summary"]["3"][kind]["best"]["test"]["median"] for kind in KINDS}
-    assert best["with"] >= 0.85
+    assert best["with"] >= 0.8
     picture = (tmp_path / "claims.png").read_bytes()
     assert picture.startswith(PNG)
 

@@ -104,23 +104,24 @@ LABELS = idx(np.arange(7))
 HUGE = LABELS[:4] + (2**31).to_bytes(4, "big")
 
 
-@pytest.mark.parametrize(
-    ("data", "says"),
-    [
-        (gzip.compress(LABELS[:-1]), "damaged"),
-        (gzip.compress(LABELS + b"0"), "damaged"),
-        (gzip.compress(HUGE), "the most that is read is"),
-        (gzip.compress(LABELS[:6]), "no idx file"),
-        (gzip.compress(idx(np.arange(7), rank=2)), "no idx file"),
-        (gzip.compress(b"\0\0\x0d" + LABELS[3:]), "no idx file"),
-        (gzip.compress(idx(np.arange(6))), "7 images of .*6 labels"),
-        (gzip.compress(idx(np.arange(4, 11))), "a label of 10"),
-        (gzip.compress(LABELS)[:-10], "cannot read"),
-        (LABELS, "cannot read"),
-        (None, "cannot read .*Debian's package dataset-fashion-mnist"),
-    ],
-)
-def test_files_that_are_none_end_in_one_line(tool: Any, files: Path, data: bytes | None, says: str) -> None:
+DAMAGED = {
+    "short": (gzip.compress(LABELS[:-1]), "damaged"),
+    "long": (gzip.compress(LABELS + b"0"), "damaged"),
+    "huge": (gzip.compress(HUGE), "the most that is read is"),
+    "no extent": (gzip.compress(LABELS[:6]), "no idx file"),
+    "another rank": (gzip.compress(idx(np.arange(7), rank=2)), "no idx file"),
+    "another type": (gzip.compress(b"\0\0\x0d" + LABELS[3:]), "no idx file"),
+    "fewer labels": (gzip.compress(idx(np.arange(6))), "7 images of .*6 labels"),
+    "a class too many": (gzip.compress(idx(np.arange(4, 11))), "a label of 10"),
+    "cut off": (gzip.compress(LABELS)[:-10], "cannot read"),
+    "not compressed": (LABELS, "cannot read"),
+    "missing": (None, "cannot read .*Debian's package dataset-fashion-mnist"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_files_that_are_none_end_in_one_line(tool: Any, files: Path, name: str) -> None:
+    data, says = DAMAGED[name]
     path = files / "train-labels-idx1-ubyte.gz"
     path.unlink()
     if data is not None:

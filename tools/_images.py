@@ -6,6 +6,7 @@ images.
 
 from __future__ import annotations
 
+import functools
 import gzip
 import math
 import zlib
@@ -51,13 +52,19 @@ def load(name: str, seed: int, folder: Path = FASHION) -> Images:
 
 def digits(seed: int) -> Images:
     """1797 handwritten digits of 8 x 8 pixels, a third of them to test with."""
-    from sklearn.datasets import load_digits
-
-    bunch: Any = load_digits()
+    bunch = all_digits()
     order = np.random.default_rng(seed).permutation(len(bunch.target))
     pixels, labels = bunch.images[order], bunch.target[order]
     test = len(labels) // 3
     return standardized("digits", pixels[test:], labels[test:], pixels[:test], labels[:test])
+
+
+@functools.cache
+def all_digits() -> Any:
+    """Read once: it is a compressed table of text."""
+    from sklearn.datasets import load_digits
+
+    return load_digits()
 
 
 def fashion(folder: Path) -> Images:
