@@ -1,16 +1,18 @@
-"""Writes the README's tables anew from bench/results/: `python docs/tables.py`."""
+"""Writes the tables of the pages anew from bench/results/: `python docs/tables.py`."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
+sys.path.insert(0, str(ROOT / "tools"))  # for what a tool and its page show alike
 PEERS = ("onnxruntime", "onnxsim", "onnxslim", "onnxoptimizer_all", "onnxscript")
 TOOLS = ("bnfold", "onnxruntime", "onnxsim", "onnxslim", "onnxscript", "onnxoptimizer")
 TORCH_NAMES = {
@@ -181,6 +183,47 @@ def milliseconds(found: dict[str, Any]) -> str:
     return f"{found['median']:.1f}" + (f" ({found['left']})" if found["left"] else "")
 
 
+def claims() -> str:
+    """With and without batch norm: what comes out of many runs."""
+    import _claims_table
+
+    results = json.loads((RESULTS / "claims.json").read_text())
+    summary, protocol = results["summary"], results["protocol"]
+    images, rates, scales = (protocol[key] for key in ("images", "learning_rates", "scales"))
+    seeds = protocol["seeds"]
+    rows = _claims_table.rows(summary, protocol)
+    text = (
+        f"**{len(results['runs'])} runs** on {images['train']} training images, tested on {images['test']} "
+        f"others: for each column {len(rates)} learning rates from {rates[0]:g} to {rates[-1]:g}, "
+        f"{len(scales)} scales of the initial weights from {scales[0]:g} to {scales[-1]:g} times the usual "
+        f"one, and {seeds} seeds: {len(rates) * len(scales) * seeds} runs of {protocol['steps']} steps each. "
+        "Accuracies and gaps are in percent; where there is more than one value: median (least to largest)."
+    )
+    told = [pair_sentence(layers, found["paired"]) for layers, found in summary.items()]
+    columns = _claims_table.columns(summary)
+    return "\n".join(
+        [
+            wrapped(text),
+            "",
+            f"| | {' | '.join(columns)} |",
+            f"|---|{'--:|' * len(columns)}",
+            *(f"| {name} | {' | '.join(row)} |" for name, row in rows.items()),
+            "",
+            wrapped(" ".join(told)),
+        ]
+    )
+
+
+def pair_sentence(layers: str, pair: dict[str, Any]) -> str:
+    """On the gap of runs that differ in batch norm alone."""
+    equal = pair["pairs"] - pair["smaller_with"] - pair["larger_with"]
+    return (
+        f"With {layers} layers both networks fit their images in {pair['pairs']} pairs of runs that differ "
+        f"in batch norm alone; the gap is smaller with it in {pair['smaller_with']}, larger in "
+        f"{pair['larger_with']}, equal in {equal}."
+    )
+
+
 def wrapped(text: str, width: int = 118) -> str:
     """In lines of that width."""
     lines = [""]
@@ -191,25 +234,29 @@ def wrapped(text: str, width: int = 118) -> str:
     return "\n".join(lines)
 
 
-TABLES: dict[str, Callable[[], str]] = {
-    "left": left,
-    "torch_zoo": torch_zoo,
-    "speed": speed,
-    "torch": torch,
-    "torch_speed": torch_speed,
+PAGES: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {
+        "left": left,
+        "torch_zoo": torch_zoo,
+        "speed": speed,
+        "torch": torch,
+        "torch_speed": torch_speed,
+    },
+    "docs/training.md": {"claims": claims},
 }
 
 
-def renewed(text: str) -> str:
-    """The README with its tables made anew."""
-    for name, make in TABLES.items():
+def renewed(page: str) -> str:
+    """A page with its tables made anew."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for name, make in PAGES[page].items():
         start, end = f"<!-- table: {name} -->\n", "<!-- end -->\n"
-        assert text.count(start) == 1, f"the README has no place for the table {name}"
+        assert text.count(start) == 1, f"{page} has no place for the table {name}"
         before, after = text.split(start)
         text = f"{before}{start}\n{make()}\n\n{end}{re.split(end, after, maxsplit=1)[1]}"
     return text
 
 
 if __name__ == "__main__":
-    page = ROOT / "README.md"
-    page.write_text(renewed(page.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        (ROOT / page).write_text(renewed(page), encoding="utf-8")
