@@ -25,9 +25,8 @@ apply(const T* x, const T* residual, T* y, unsigned char* mask, const P* weight,
     port::sync_block();
     const Channels<V, L> affines(part, affine);
     for (int i = 0; i < part.windows(); ++i) {
-        Window<V, L>(part, i).each_vector([&](int, long long place, unsigned offset) {
-            normalize<T, V>(load<T, V>(x + place), affines.at(offset), residual, y, mask, place, relu != 0);
-        });
+        const auto source = [&](int, long long place) { return load<T, V>(x + place); };
+        normalize<4, T, V>(Window<V, L>(part, i), source, affines, residual, y, mask, relu != 0);
     }
 }
 
@@ -53,12 +52,12 @@ apply_backward(const T* x, const T* dy, const unsigned char* mask, const P* weig
     const Channels<V, L> affines(part, affine);
     const Channels<V, L, Slope> slopes(part, slope);
     for (int i = 0; i < part.windows(); ++i) {
-        Window<V, L>(part, i).each_vector([&](int, long long place, unsigned offset) {
-            const Vector<T, V> x_here = load<T, V>(x + place);
-            const Vector<T, V> dz = passed<T, V>(x_here, load<T, V>(dy + place), affines.at(offset), mask, place,
-                                                 relu != 0);
-            put_gradients<T, V>(x_here, dz, slopes.at(offset), dx, dresidual, place);
-        });
+        Window<V, L>(part, i).template each_vector<2>(
+            [&](int, long long place) { return Given<T, V>(x, dy, mask, place); },
+            [&](int, long long place, unsigned offset, Given<T, V>& given) {
+                given.pass(affines.at(offset), mask != nullptr, relu != 0);
+                put_gradients<T, V>(given.x, given.dz, slopes.at(offset), dx, dresidual, place);
+            });
     }
 }
 
