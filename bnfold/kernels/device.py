@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -23,7 +24,7 @@ class Pointer(Protocol):
 
 @dataclass(frozen=True)
 class CudaDevice:
-    """One device, in its current context. arch: what kernels are compiled for."""
+    """One device, whose primary context is current where it is called. arch: what kernels are for."""
 
     ordinal: int
     limits: Device
@@ -45,6 +46,7 @@ class CudaDevice:
         """
         import cuda.core
 
+        _enter(self.ordinal)
         kernel, config = _prepared(self, launch)
         addresses = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
         try:
@@ -84,6 +86,19 @@ def cuda_device(ordinal: int) -> CudaDevice:
             f"{OLDEST[0]}.{OLDEST[1]}"
         )
     return CudaDevice(ordinal, limits, f"sm_{capability[0]}{capability[1]}")
+
+
+_threads = threading.local()
+
+
+def _enter(ordinal: int) -> None:
+    """Lets this thread use the device: autograd has threads of its own, and cuda-core asks it of each."""
+    import cuda.core
+
+    entered = _threads.__dict__.setdefault("entered", set())
+    if ordinal not in entered:
+        cuda.core.Device(ordinal).set_current()
+        entered.add(ordinal)
 
 
 @functools.lru_cache(maxsize=4096)
