@@ -86,7 +86,9 @@ def main() -> int:
     origin = _gpu_results.origin()
     path = arguments.output or _gpu_results.default_path(origin["device"]["name"])
     results = _gpu_results.Results(path, origin, arguments.again)
-    console = Console(width=None if sys.stdout.isatty() else 160, soft_wrap=True, highlight=False)
+    console = Console(
+        width=None if sys.stdout.isatty() else 160, soft_wrap=True, highlight=False, markup=False
+    )
     bench = Bench(results, console, "cuda")
     try:
         bench.part("copy", lambda: copy(results))
