@@ -224,6 +224,72 @@ def pair_sentence(layers: str, pair: dict[str, Any]) -> str:
     )
 
 
+def gpu_results() -> list[dict[str, Any]]:
+    """What tools/gpu_check found, one device each."""
+    return [json.loads(path.read_text()) for path in sorted(RESULTS.glob("gpu_*.json"))]
+
+
+def gpu_goals() -> str:
+    """Which of the goals hold, on each device."""
+    import _bench_goals
+
+    results = gpu_results()
+    columns = [_bench_goals.goals(result) for result in results] or [_bench_goals.goals({})]
+    names = [result["device"]["name"] for result in results] or ["any GPU"]
+    said = {True: "holds", False: "**does not hold**", None: "not measured yet"}
+    rows = []
+    for column in zip(*columns, strict=True):
+        cells = (said[goal.holds] + (f": {goal.detail}" if goal.detail else "") for goal in column)
+        rows.append(f"| {column[0].text} | {' | '.join(cells)} |")
+    return "\n".join([f"| goal | {' | '.join(names)} |", f"|---|{'---|' * len(names)}", *rows])
+
+
+def gpu_layers() -> str:
+    """The layers of ResNet-50 at batch 128 in bfloat16, channels last, on each device."""
+    import _bench_goals
+
+    parts = [gpu_table(result, _bench_goals) for result in gpu_results()]
+    return "\n\n".join(parts) or "Not measured yet."
+
+
+def gpu_table(result: dict[str, Any], goals: Any) -> str:
+    """One device: microseconds, part of the copy bandwidth, and how many times as long torch takes."""
+    versions, tests = result["versions"], result.get("tests")
+    speed = f"{result['copy']['gb_per_s']:.0f} GB/s" if "copy" in result else "not measured"
+    text = (
+        f"**{result['device']['name']}**, driver {result['driver']}, torch {versions['torch']}, CUDA "
+        f"{versions['cuda']}, {result['date']}. A large copy: {speed}. "
+    )
+    counts = tests and ", ".join(f"{tests[end]} {end}" for end in ("passed", "failed", "skipped"))
+    text += f"Tests on the device: {counts} ({tests['outcome']})." if tests else "Its tests were not run."
+    lines = [
+        wrapped(text),
+        "",
+        "| layer | count | behind it | forward | backward | eval |",
+        "|---|--:|---|--:|--:|--:|",
+    ]
+    for case, count in goals.as_used(goals.BATCH, "bfloat16", "channels_last"):
+        cells = " | ".join(gpu_cell(result, case, which, goals) for which in goals.PASSES)
+        lines.append(f"| {case.layer.name} | {count} | {case.fusion.replace('_', ' + ')} | {cells} |")
+    sums = [
+        f"| all 53 layers, {each.title}, {each.which} | {each.ours:.2f} | {each.torch:.2f} | "
+        f"{each.torch / each.ours:.2f} |"
+        for each in goals.sums(result)
+    ]
+    if sums:
+        lines += ["", "| milliseconds | bnfold | torch | times |", "|---|--:|--:|--:|", *sums]
+    return "\n".join(lines)
+
+
+def gpu_cell(result: dict[str, Any], case: Any, which: str, goals: Any) -> str:
+    """One pass of one layer."""
+    time, part = goals.us(result, case, which, "bnfold"), goals.fraction(result, case, which)
+    times = goals.ratio(result, case, which)
+    if None in (time, part, times):
+        return "not measured yet"
+    return f"{time:.1f} us, {part:.0%}, {times:.2f} times"
+
+
 def wrapped(text: str, width: int = 118) -> str:
     """In lines of that width."""
     lines = [""]
@@ -243,6 +309,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "torch_speed": torch_speed,
     },
     "docs/training.md": {"claims": claims},
+    "docs/performance.md": {"gpu_goals": gpu_goals, "gpu_layers": gpu_layers},
 }
 
 
