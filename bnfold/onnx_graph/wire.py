@@ -223,7 +223,8 @@ class _Walk:
             raise _Odd
         if copied == start:
             return None
-        pieces.append(data[copied:end])
+        if copied < end:
+            pieces.append(data[copied:end])
         return new_size
 
     def _payload(self, at: int, stop: int) -> int | None:

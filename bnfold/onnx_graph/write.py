@@ -98,8 +98,8 @@ class _Writer:
 
     def replace(self, value: Value, tensor: onnx.TensorProto, wishes: list[Wish]) -> None:
         """In place if all readers wish for the same; else a new constant for each wish."""
-        surgery, first = self.surgery, wishes[0][2]
-        if value.count == len(wishes) and all(_equal(first, array) for _, _, array in wishes[1:]):
+        surgery, first, count = self.surgery, wishes[0][2], len(wishes)
+        if value.count == count and (count == 1 or all(_equal(first, array) for _, _, array in wishes)):
             surgery.replace(value, tensor, first)
             return
         if surgery.model.shared == "error":
