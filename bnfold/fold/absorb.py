@@ -59,7 +59,8 @@ def absorb(graph: Graph, state: State) -> list[Edit]:
     for changed in {**state.p, **state.q, **state.u}:
         if changed.producer is not None:
             touched.add(changed.producer)
-        touched.update(node for node, _ in changed.readers)
+        for node, _ in changed.readers:
+            touched.add(node)
     nodes, spill = [node for node in graph.nodes if node in touched], Spill()
     with np.errstate(over="ignore"):  # what leaves its type's range is looked for, and told by name
         known = scale_together(state, nodes)

@@ -8,7 +8,7 @@ tensor's full static size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -113,7 +113,7 @@ class Affine(Role):
     shift: Array
     kind: str
     x: int = 0
-    constants: dict[str, tuple[int, Constant]] = field(
+    constants: Mapping[str, tuple[int, Constant]] = field(
         default_factory=dict
     )  # "gamma", "beta", "mean", "var" | "value"
     eps: float = 0.0

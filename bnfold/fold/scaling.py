@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.fold.affine import along
 from bnfold.fold.graph import Array, Linear, Node, SetValue
 from bnfold.fold.store import store
 from bnfold.fold.transact import State
@@ -47,7 +46,7 @@ def per_channel(value: Any, axis: int, size: int) -> Any:
     if isinstance(value, float):
         return value
     if value.shape[axis] == size and value.size == size:
-        return along(value, axis)
+        return value.reshape(size)
     return value.reshape(()) if value.size == 1 else np.ones(())
 
 
@@ -118,7 +117,8 @@ def scale_together(state: State, nodes: Iterable[Node]) -> dict[Node, Scaled]:
             continue
         outputs = channels(role, role.w_out)
         try:
-            u = per_channel(u, role.in_axis, channels(role, role.w_in))
+            if not isinstance(u, float):
+                u = per_channel(u, role.in_axis, channels(role, role.w_in))
             p, q = per_channel(p, role.out_axis, outputs), per_channel(q, role.out_axis, outputs)
         except (IndexError, ValueError):  # contradicting shapes: told when its turn comes
             continue

@@ -8,7 +8,7 @@ time that reading takes. Norms of the same size are stacked and computed togethe
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -111,8 +111,7 @@ def _stack(
     )
     for (site, epsilon, _), a, b, before, after, fine, simple in rows:
         if fine:
-            constants = cast("dict[str, tuple[int, Constant]]", _Parameters(site))  # nobody writes to it
-            role = Affine(a, b, "norm", constants=constants, eps=epsilon, plain=simple)
+            role = Affine(a, b, "norm", constants=_Parameters(site), eps=epsilon, plain=simple)
             norms[site] = role, before, after
     silent: Any = dead(scale, var)
     for i in np.flatnonzero(sound & silent.any(1)):
