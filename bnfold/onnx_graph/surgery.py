@@ -21,6 +21,7 @@ from bnfold.onnx_graph.wire import CUT_FROM
 
 __all__ = ["Surgery"]
 
+_FLOAT32 = np.dtype("<f4")
 _CODES = {name: code for code, name in DTYPES.items()}
 
 
@@ -215,15 +216,12 @@ class Surgery:
             )
             self.nodes[scope].added.append((node, anchor, -0.5 if before is not None else 0.25))
             return value
-        if (
-            array.dtype == np.float32 and array.nbytes < CUT_FROM
-        ):  # as set_array would do it, for very many biases
-            raw = array.astype("<f4", copy=False).tobytes()
-            tensor = scope.proto.initializer.add()
-            tensor.name, tensor.data_type, tensor.raw_data = name, 1, raw
+        tensor = scope.proto.initializer.add()
+        tensor.name = name
+        if array.dtype == _FLOAT32 and array.nbytes < CUT_FROM:  # as set_array does it, for many biases
+            tensor.data_type, tensor.raw_data = 1, array.tobytes()
             tensor.dims.extend(array.shape)
         else:
-            tensor = scope.proto.initializer.add(name=name)
             loaded.set_array(tensor, array)
         value.init = tensor
         self.initializers[scope].added.append((tensor, after.init if after is not None else None, 0.5))
