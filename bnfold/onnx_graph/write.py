@@ -66,16 +66,16 @@ class _Writer:
                 scales.append(edit)
         self.rescale(scales)
         # computed constants first: the nodes that compute them, and read stored ones, may go
-        stored: list[tuple[Value, onnx.TensorProto]] = []
+        stored: list[tuple[Value, onnx.TensorProto, list[Wish]]] = []
         for value, wishes in self.wishes.items():
             tensor = self.surgery.replaceable(value)
             if tensor is None:
                 self.copy(value, wishes)
             else:
-                stored.append((value, tensor))
+                stored.append((value, tensor, wishes))
         self.surgery.sweep()
-        for value, tensor in stored:
-            self.replace(value, tensor, self.wishes[value])
+        for value, tensor, wishes in stored:
+            self.replace(value, tensor, wishes)
 
     def set_value(self, edit: SetValue) -> None:
         site, key = _site(edit.node), edit.key
