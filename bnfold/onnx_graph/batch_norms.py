@@ -83,10 +83,10 @@ def _plain(site: Site) -> tuple[int, float, list[bytes]] | None:
         return None
     raws: list[bytes] = []
     for value in values[1:]:
-        if value is None or value.init is None or value.overridable or value.dtype != "float32":
+        if value is None or value.overridable or value.dtype != "float32" or value.shape != first:
             return None
-        raw = value.init.raw_data
-        if value.shape != first or len(raw) != size:
+        raw = b"" if value.init is None else value.init.raw_data
+        if len(raw) != size:
             return None
         raws.append(raw)
     return len(shape), float(site.attr("epsilon", EPSILON)), raws

@@ -72,7 +72,7 @@ class Payloads:
     def add(self, data: Piece) -> bytes:
         """The token that stands for `data` (which is kept, not copied) from now on."""
         number = next(_NUMBERS)
-        self._added[number] = memoryview(data)
+        self._added[number] = data if isinstance(data, memoryview) else memoryview(data)
         return self._token(number)
 
     def get(self, data: bytes) -> memoryview | None:

@@ -83,7 +83,7 @@ class _Writer:
             _set_attribute(site.node, key, float(np.asarray(edit.value).reshape(-1)[0]))
             return
         value = site.values[key] if key < len(site.values) else None
-        array = np.asarray(edit.value)
+        array = edit.value
         if edit.old is None:
             array = _in_type(array, site, key)
         if value is None:
