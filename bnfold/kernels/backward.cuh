@@ -115,7 +115,7 @@ backward(const T* x, const T* dy, const unsigned char* mask, const P* weight, co
                     const Pair sum = take_sum(scratch, 1, 0, sweep.first_warp(c), sweep.present);
                     mine = merged(mine, Sums{sum.a, sum.b});
                 }
-                port::sync_block();
+                // The next window's first barrier comes before anything that this one reads is changed.
             }
         }
         if constexpr (L != Layout::planes) {

@@ -28,7 +28,7 @@ BNFOLD_DEVICE Moments of_window(const Window<V, L>& window, const T* x, Vector<T
             for (int j = 0; j < V; ++j) sums[j % A].a += to_float(vector.values[j]);
         }
     });
-    const float count = c < width ? window.values_of(c) : 0;
+    const double count = c < width ? window.values_of(c) : 0;
     const auto total = [&](Pair(&of)[A]) -> Pair {
         put_sums(of, period, scratch);
         Pair sum;
@@ -46,7 +46,7 @@ BNFOLD_DEVICE Moments of_window(const Window<V, L>& window, const T* x, Vector<T
         Sweep<V>(window).each_value([&](unsigned i) { sums[0].a += to_float(values[i]); });
     }
     const Pair sum = total(sums);
-    if (c < width) near[c] = count == 0 ? 0 : sum.a / count;
+    if (c < width) near[c] = count == 0 ? 0 : static_cast<float>(sum.a / count);
     port::sync_block();
 
     Pair deviations[A];
@@ -105,20 +105,21 @@ forward(const T* x, const T* residual, T* y, unsigned char* mask, const P* weigh
         if (c < part.width) {
             const Moments all = merged_sets[c];
             const int channel = part.first + c;
-            const float variance = all.m2 / all.count;
+            const float average = static_cast<float>(all.mean);
+            const float variance = static_cast<float>(all.m2 / all.count);
             const float inverse = 1.0f / port::square_root(variance + eps);
-            affine[c] = {all.mean, weight ? to_float(weight[channel]) * inverse : inverse,
+            affine[c] = {average, weight ? to_float(weight[channel]) * inverse : inverse,
                          bias ? to_float(bias[channel]) : 0};
             if (rank == 0) {
-                mean[channel] = all.mean;
-                invstd[channel] = y ? inverse : all.m2;
+                mean[channel] = average;
+                invstd[channel] = y ? inverse : static_cast<float>(all.m2);
                 if (running_mean) {
                     const float part_of_batch = momentum < 0 ? 1.0f / static_cast<float>(*batches) : momentum;
-                    const float unbiased = all.m2 / (all.count - 1);
+                    const float unbiased = static_cast<float>(all.m2 / (all.count - 1));
                     const auto toward = [&](P* at, float value) {
                         *at = from_float<P>((1 - part_of_batch) * to_float(*at) + part_of_batch * value);
                     };
-                    toward(running_mean + channel, all.mean);
+                    toward(running_mean + channel, average);
                     toward(running_var + channel, unbiased);
                 }
             }
@@ -136,7 +137,7 @@ forward(const T* x, const T* residual, T* y, unsigned char* mask, const P* weigh
                 });
             }
         }
-        port::sync_block();
+        // The next unit's first barrier comes before it changes anything that this one reads.
     }
 }
 

@@ -65,14 +65,13 @@ BNFOLD_DEVICE void sync_ranks(unsigned* word, int rank, int ranks) {
     port::sync_block();
 }
 
-// Merges what thread c of each rank holds for channel c < width; afterwards box.shared[c] holds the unit's in every
-// block. One warp merges a channel, in an order that depends on the number of ranks alone.
+// Merges what thread c of each rank holds for channel c < width; afterwards thread c reads the unit's in
+// box.shared[c], in every block. One warp merges a channel, in an order that the number of ranks alone determines.
 template <Exchange E, class Set>
 BNFOLD_DEVICE void exchange(const Set& mine, const Shape& shape, int width, int unit, int rank, const Mailbox<Set>& box) {
     const int thread = port::thread();
     if constexpr (E == Exchange::none) {
         if (thread < width) box.shared[thread] = mine;
-        port::sync_block();
     } else {
         Set* letters = box.shared + kMostChannels;
         if constexpr (E == Exchange::cluster) {

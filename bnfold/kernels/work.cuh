@@ -96,8 +96,8 @@ struct Window {
           origin((begin / p.row * p.shape.channels + p.first) * p.shape.inner) {}
 
     // Values of the unit's channel c in the window.
-    BNFOLD_DEVICE float values_of(int c) const {
-        return static_cast<float>(part.values_before(begin + count, c) - part.values_before(begin, c));
+    BNFOLD_DEVICE double values_of(int c) const {
+        return static_cast<double>(part.values_before(begin + count, c) - part.values_before(begin, c));
     }
 
     // Calls f(slot, place, offset) for each vector of this thread: its number in the window, its first value's

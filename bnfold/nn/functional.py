@@ -165,11 +165,12 @@ class _Evaluate(torch.autograd.Function):
 def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     """Those of x, residual, weight and bias, where they are wanted."""
     x, weight, bias, mean, second, mask = ctx.saved_tensors
-    invstd = (second.float() + ctx.eps).rsqrt() if ctx.frozen else second
+    if ctx.frozen:  # what was saved is the variance
+        mean, second = reference.numbers(mean), (reference.numbers(second) + ctx.eps).rsqrt()
     needs_x, needs_residual, *others = ctx.needs_input_grad[:4]
     # Without a ReLU, what the residual gets is dy itself.
     needs = (needs_x, needs_residual and ctx.relu, *others)
-    arguments = (x, kernels.dense(dy, like=x), mask, weight, bias, mean.float(), invstd)
+    arguments = (x, kernels.dense(dy, like=x), mask, weight, bias, mean, second)
     dx, dresidual, dweight, dbias = _Gradients.apply(  # type: ignore[no-untyped-call]
         *arguments, ctx.eps, ctx.relu, ctx.frozen, needs
     )

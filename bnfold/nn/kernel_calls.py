@@ -37,6 +37,7 @@ __all__ = [
     "unpacked",
 ]
 
+MOMENTS, SUMS = 24, 8  # bytes of the sets that blocks exchange (moments.cuh)
 NAMES = {torch.float32: "float", torch.float16: "bnfold::half", torch.bfloat16: "bnfold::bfloat16"}
 
 
@@ -116,14 +117,14 @@ def mask_bytes(x: Tensor) -> int:
 def packed(kept: Tensor, x: Tensor) -> Tensor:
     """The mask of a bool tensor of x's shape: in byte k a bit for each value of the k-th vector in memory."""
     count = mask_bytes(x)
-    width = x.numel() // count
+    width = x.numel() // max(1, count)
     bits = dense(kept, like=x).as_strided((count, width), (width, 1)).to(torch.uint8)
     return (bits << torch.arange(width, device=x.device, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
 
 
 def unpacked(mask: Tensor, x: Tensor) -> Tensor:
     """The mask as bool, of the shape of the x that it was noted for."""
-    width = x.numel() // mask.numel()
+    width = x.numel() // max(1, mask.numel())
     bits = (mask[:, None] >> torch.arange(width, device=mask.device, dtype=torch.uint8)) & 1
     found = torch.empty_like(x, dtype=torch.bool)
     found.as_strided((x.numel(),), (1,)).copy_(bits.reshape(-1))
@@ -154,7 +155,7 @@ def forward(
     mean, invstd = x.new_empty((2, x.shape[1]), dtype=torch.float32)
     call(
         *(x, residual, y, mask, weight, bias, mean, invstd),
-        *(running_mean, running_var, batches, *call.mailbox(3)),
+        *(running_mean, running_var, batches, *call.mailbox(MOMENTS)),
         numbers=(np.float32(eps), np.float32(momentum), np.int32(relu)),
     )
     for changed in (running_mean, running_var, batches):
@@ -169,7 +170,7 @@ def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     mean, m2 = x.new_empty((2, x.shape[1]), dtype=torch.float32)
     call(
         *(x, None, None, None, None, None, mean, m2),
-        *(None, None, None, *call.mailbox(3)),
+        *(None, None, None, *call.mailbox(MOMENTS)),
         numbers=(np.float32(0), np.float32(0), np.int32(False)),
     )
     return mean, m2
@@ -195,7 +196,7 @@ def backward(
     dweight, dbias = x.new_empty((2, x.shape[1]), dtype=_type(weight, bias))
     call(
         *(x, dy, mask, weight, bias, mean, invstd, dx, dresidual),
-        *(dweight, dbias, None, None, *call.mailbox(2)),
+        *(dweight, dbias, None, None, *call.mailbox(SUMS)),
         numbers=(np.int32(relu), np.int32(frozen)),
     )
     return dx, dresidual, dweight, dbias
@@ -217,7 +218,7 @@ def sums(
     dz, dz_x = x.new_empty((2, x.shape[1]), dtype=torch.float32)
     call(
         *(x, dy, mask, weight, bias, mean, invstd, None, None),
-        *(None, None, dz, dz_x, *call.mailbox(2)),
+        *(None, None, dz, dz_x, *call.mailbox(SUMS)),
         numbers=(np.int32(relu), np.int32(False)),
     )
     return dz, dz_x
@@ -291,12 +292,12 @@ class _Call:
         """A byte for each vector."""
         return self.x.new_empty(self.x.numel() // self.plan.width, dtype=torch.uint8)
 
-    def mailbox(self, floats: int) -> tuple[Tensor | None, Tensor | None]:
-        """What blocks of a cooperative launch exchange: sets of that many numbers, and words to wait by."""
+    def mailbox(self, size: int) -> tuple[Tensor | None, Tensor | None]:
+        """What blocks of a cooperative launch exchange: sets of that many bytes, and words to wait by."""
         if not self.plan.cooperative:
             return None, None
-        letters = self.plan.units * self.plan.ranks * self.plan.group * floats
-        return self.x.new_empty(letters, dtype=torch.float32), _words(self.x, self.plan.grid)
+        letters = self.plan.units * self.plan.ranks * self.plan.group * size
+        return self.x.new_empty(letters, dtype=torch.uint8), _words(self.x, self.plan.grid)
 
     def __call__(self, *tensors: Tensor | None, numbers: tuple[Any, ...]) -> None:
         numbers = (*_shape(self.array, self.plan), *numbers)

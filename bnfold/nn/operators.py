@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bnfold.nn import kernel_calls as kernels
-from bnfold.nn import steps
+from bnfold.nn import reference, steps
 
 __all__ = ["batch_norm"]
 
@@ -155,7 +155,7 @@ def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, bias, mean, invstd, mask = ctx.saved_tensors
     needs = ctx.needs_input_grad
     if ctx.frozen:  # what was saved is the variance
-        mean, invstd = mean.to(_wide(x)), (invstd.to(_wide(x)) + ctx.eps).rsqrt()
+        mean, invstd = reference.numbers(mean), (reference.numbers(invstd) + ctx.eps).rsqrt()
     dx, dresidual, dweight, dbias = torch.ops.bnfold.batch_norm_backward(
         *(x, kernels.dense(dy, like=x), mask, weight, bias, mean, invstd), ctx.relu, ctx.frozen, needs[1]
     )

@@ -19,6 +19,7 @@ __all__ = [
     "gradients",
     "input_gradient",
     "normalized",
+    "numbers",
     "statistics",
     "sums",
     "wide",
@@ -56,9 +57,9 @@ def forward(
 
 def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance (divided by the count) of each channel."""
-    numbers, axes = _numbers(x), _axes(x)
-    mean = numbers.mean(axes)
-    return mean, (numbers - wide(mean, x)).square().mean(axes)
+    values, axes = numbers(x), _axes(x)
+    mean = values.mean(axes)
+    return mean, (values - wide(mean, x)).square().mean(axes)
 
 
 def apply(
@@ -72,7 +73,7 @@ def apply(
     relu: bool,
 ) -> Tensor:
     """Evaluation: y with statistics that are known."""
-    invstd = (_numbers(var) + eps).rsqrt()
+    invstd = (numbers(var) + eps).rsqrt()
     return normalized(x, residual, weight, bias, mean, invstd, relu)
 
 
@@ -87,7 +88,7 @@ def normalized(
 ) -> Tensor:
     """Y = act((x - mean) * invstd * weight + bias + residual), in x's type."""
     scale = invstd if weight is None else invstd * weight.to(invstd.dtype)
-    y = (_numbers(x) - wide(mean.to(scale.dtype), x)) * wide(scale, x)
+    y = (numbers(x) - wide(mean.to(scale.dtype), x)) * wide(scale, x)
     if bias is not None:
         y = y + wide(bias.to(y.dtype), x)
     if residual is not None:
@@ -97,8 +98,8 @@ def normalized(
 
 def sums(x: Tensor, dz: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
     """Those of dz, and of dz * (x - mean), over each channel."""
-    numbers, axes = _numbers(dz), _axes(x)
-    return numbers.sum(axes), (numbers * (_numbers(x) - wide(mean, x))).sum(axes)
+    values, axes = numbers(dz), _axes(x)
+    return values.sum(axes), (values * (numbers(x) - wide(mean, x))).sum(axes)
 
 
 def backward(
@@ -130,9 +131,9 @@ def input_gradient(
 ) -> Tensor:
     """Dx from the means over all values of dz and dz * (x - mean); None: mean and invstd are constants."""
     slope = invstd if weight is None else invstd * weight.to(invstd.dtype)
-    dx = _numbers(dz)
+    dx = numbers(dz)
     if mean_dz is not None and mean_dz_x is not None:
-        dx = dx - wide(mean_dz, x) - (_numbers(x) - wide(mean, x)) * wide(mean_dz_x * invstd.square(), x)
+        dx = dx - wide(mean_dz, x) - (numbers(x) - wide(mean, x)) * wide(mean_dz_x * invstd.square(), x)
     return (dx * wide(slope, x)).to(x.dtype)
 
 
@@ -151,7 +152,8 @@ def wide(vector: Tensor, x: Tensor) -> Tensor:
     return vector.reshape((1, -1) + (1,) * (x.dim() - 2))
 
 
-def _numbers(x: Tensor) -> Tensor:
+def numbers(x: Tensor) -> Tensor:
+    """X in the type of the arithmetic."""
     return x if x.dtype == torch.float64 else x.float()
 
 

@@ -126,8 +126,8 @@ class Host:
             shared: bytes of shared memory of each block.
             arguments: arrays are passed as pointers to their first element, None as the null pointer, numpy's
                 scalars by value.
-            seed: 0 lets threads take turns in order; others choose at random whose turn it is, 3 of them that
-                follow each other in three ways.
+            seed: 0 lets threads take turns in order; others choose at random whose turn it is, 4 of them that
+                follow each other in four ways.
 
         Raises:
             HostError: with what went wrong; the arrays are then in any state.

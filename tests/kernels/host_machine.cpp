@@ -124,6 +124,7 @@ void (*call_kernel)(const void*);
 const void* kernel;
 std::string error;
 std::unordered_set<const void*> stored;  // by store_once
+const Fiber* straggler;  // null: none
 std::uint64_t random_state;
 
 // What is resident.
@@ -212,13 +213,15 @@ void change(Fiber* to, bool for_good = false) {
 }
 
 // When a fiber that can go on does: in order of readiness, or by the seed. Some faults show only if some go
-// far ahead of others, which is rare if everyone is as likely: two of three seeds give whole warps, one of
-// these also whole blocks, a priority, anew at each barrier of their block.
+// far ahead of others, which is rare if everyone is as likely. Of four seeds, one gives whole warps and one
+// whole blocks a priority, anew at each barrier of their block; and one makes a single thread a straggler, which
+// goes when the others have nothing else to do, and have looked a few hundred times for what they wait for.
 std::uint64_t turn(const Fiber& fiber) {
     if (shape.seed == 0) return turns++;
+    if (&fiber == straggler) return (turns + 300) | 1ull << 63;
     std::uint64_t turn = random() >> 34;
-    if (shape.seed % 3 != 1) turn |= fiber.warp->priority << 30;
-    if (shape.seed % 3 == 0) turn |= fiber.home->barrier.priority << 46;
+    if (shape.seed % 4 != 1) turn |= fiber.warp->priority << 30;
+    if (shape.seed % 4 == 0) turn |= fiber.home->barrier.priority << 46;
     return turn;
 }
 // After all others, unless they too come last.
@@ -340,6 +343,9 @@ void run_blocks(int start, int count) {
     turns = 0;
     vain = 0;
     calls_left = shape.seed != 0 ? 1 + random(64) : INT64_MAX;
+    // The first threads of a block do what the others do not.
+    const unsigned late = random(count) * shape.block + random(random(2) == 0 ? warp_size : shape.block);
+    straggler = shape.seed % 4 == 3 ? &fibers[late] : nullptr;
 
     for (int b = 0; b < count; ++b) {
         Block& block = blocks[b];
@@ -431,7 +437,7 @@ void wait(const char* what, const char* file, int line) {
 void progress() { vain = 0; }
 
 void lose_turn() {
-    calls_left = 1 + random(shape.seed % 3 == 1 ? 64 : 4096);
+    calls_left = 1 + random(shape.seed % 4 == 1 ? 64 : 4096);
     vain = 0;
     make_ready(me(), last_turn());
     next();

@@ -9,13 +9,14 @@ import ctypes
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from bnfold.kernels.launch import Device, Launch
-from tests.kernels.host import Host
+from tests.kernels.host import KERNELS, Host
 
 # Shared memory for a window of about 512 vectors, for those devices whose blocks hold little.
 LITTLE = 24 * 1024
@@ -36,6 +37,7 @@ class HostMachine:
     limits: Device
     seed: int = 0
     sanitize: bool = False
+    folder: Path = KERNELS
 
     def __post_init__(self) -> None:
         self.launches: list[Launch] = []
@@ -45,7 +47,7 @@ class HostMachine:
     ) -> None:
         """Runs a kernel to its end."""
         self.launches.append(launch)
-        compiled(launch.source, launch.kernel, self.sanitize).launch(
+        compiled(launch.source, launch.kernel, self.sanitize, self.folder).launch(
             launch.kernel,
             grid=launch.grid,
             block=launch.block,
@@ -58,8 +60,9 @@ class HostMachine:
 
 
 @functools.cache
-def compiled(source: str, kernel: str, sanitize: bool) -> Host:
-    return Host(source, [kernel], sanitize=sanitize)
+def compiled(source: str, kernel: str, sanitize: bool, folder: Path) -> Host:
+    # Where a barrier was deleted, an if may have nothing to do.
+    return Host(source, [kernel], folder=folder, sanitize=sanitize, flags=["-Wno-empty-body"])
 
 
 def memory(tensor: Tensor | None) -> np.ndarray[Any, Any] | None:

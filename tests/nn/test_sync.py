@@ -1,7 +1,11 @@
-"""SyncBatchNorm on the CPU: two processes with uneven batches compute what one computes with all of them."""
+"""SyncBatchNorm on the CPU: processes with uneven batches compute what one computes with all of them.
+
+Both with torch's own operations and on the kernels, which a stand-in for a device runs.
+"""
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 from pathlib import Path
@@ -13,14 +17,31 @@ import torch.multiprocessing as mp
 from torch import nn
 
 import bnfold.nn
+from bnfold.nn import kernel_calls
+from tests.kernels.host import unavailable
+from tests.kernels.machine import DEVICES, HostMachine
 
 SIZES = {2: (5, 2), 4: (3, 0, 1, 4)}  # of the local batches, by how many processes
+WAYS = ("torch", "kernels") if unavailable() is None else ("torch",)
+NO_MACHINE = kernel_calls.machine_of
+
+
+class Shortcut(nn.Module):
+    """A batch norm to whose result its input is added before the activation."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(x, x)
 
 
 def net(kind: Any) -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(3, 4, 3), kind(4, activation="relu"), nn.Conv2d(4, 2, 3), kind(2, momentum=None)
+        *(nn.Conv2d(3, 4, 3), Shortcut(kind(4, activation="relu")), nn.Conv2d(4, 2, 3)),
+        kind(2, momentum=None),
     )
 
 
@@ -34,24 +55,39 @@ def worker(rank: int, port: int, folder: str) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=4)
     pair = dist.new_group([0, 1])
-    for world, sizes in SIZES.items():
-        group = dist.group.WORLD if world == 4 else pair
+    for way, (world, sizes) in itertools.product(WAYS, SIZES.items()):
         if rank >= world:
             continue
-        start = sum(sizes[:rank])
-        x = images(sum(sizes))[start : start + sizes[rank]].clone().requires_grad_()
-        module = net(lambda c, group=group, **o: bnfold.nn.SyncBatchNorm(c, process_group=group, **o))
-        for _ in range(2):
-            y = module(x)
-        (y.sin() * torch.arange(1.0, 3.0)[:, None, None]).sum().backward()
-        found = {"y": y.detach(), "dx": x.grad, "state": module.state_dict()}
-        found["grads"] = [p.grad for p in module.parameters()]
-        if world == 4:
-            other = nn.Sequential(nn.BatchNorm2d(3))
-            bnfold.nn.recalibrate(other, [x.detach()] if len(x) else [])
-            found["recalibrated"] = other.state_dict()
-        torch.save(found, f"{folder}/{world}-{rank}.pt")
+        machine = HostMachine(DEVICES["cluster"])
+        kernel_calls.machine_of = NO_MACHINE if way == "torch" else lambda x, machine=machine: machine
+        found = trained(rank, sizes, dist.group.WORLD if world == 4 else pair)
+        found["launched"] = {launch.source for launch in machine.launches}
+        torch.save(found, f"{folder}/{way}-{world}-{rank}.pt")
+    kernel_calls.machine_of = NO_MACHINE
+    recalibrated = nn.Sequential(nn.BatchNorm2d(3))
+    bnfold.nn.recalibrate(recalibrated, [x] if len(x := part(rank, SIZES[4])) else [])
+    module = net(bnfold.nn.BatchNorm2d)
+    parallel = nn.parallel.DistributedDataParallel(module)
+    parallel(images(8)[2 * rank : 2 * rank + 2]).square().sum().backward()
+    found = {"recalibrated": recalibrated.state_dict(), "ddp": [p.grad for p in module.parameters()]}
+    torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
+
+
+def part(rank: int, sizes: tuple[int, ...]) -> torch.Tensor:
+    start = sum(sizes[:rank])
+    return images(sum(sizes))[start : start + sizes[rank]].clone()
+
+
+def trained(rank: int, sizes: tuple[int, ...], group: Any) -> dict[str, Any]:
+    """What a rank sees of two steps."""
+    x = part(rank, sizes).requires_grad_()
+    module = net(lambda c, **options: bnfold.nn.SyncBatchNorm(c, process_group=group, **options))
+    for _ in range(2):
+        y = module(x)
+    (y.sin() * torch.arange(1.0, 3.0)[:, None, None]).sum().backward()
+    found = {"y": y.detach(), "dx": x.grad, "state": module.state_dict()}
+    return found | {"grads": [p.grad for p in module.parameters()]}
 
 
 def test_many_processes_compute_what_one_does(tmp_path: Path) -> None:
@@ -59,8 +95,8 @@ def test_many_processes_compute_what_one_does(tmp_path: Path) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     mp.spawn(worker, (port, str(tmp_path)), nprocs=4)
-    for world, sizes in SIZES.items():
-        found = [torch.load(tmp_path / f"{world}-{rank}.pt") for rank in range(world)]
+    for way, (world, sizes) in itertools.product(WAYS, SIZES.items()):
+        found = [torch.load(tmp_path / f"{way}-{world}-{rank}.pt") for rank in range(world)]
         x = images(sum(sizes)).requires_grad_()
         module = net(bnfold.nn.BatchNorm2d)
         for _ in range(2):
@@ -74,7 +110,18 @@ def test_many_processes_compute_what_one_does(tmp_path: Path) -> None:
         for key, value in module.state_dict().items():
             for one in found:  # the same on every rank
                 assert torch.allclose(one["state"][key].double(), value.double(), rtol=1e-5, atol=1e-5)
+        used = {"torch": set(), "kernels": {"forward.cuh", "backward.cuh", "apply.cuh"}}[way]
+        assert [one["launched"] for one in found] == [used if size else set() for size in sizes]
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(4)]
     exact = images(8).double().transpose(0, 1).flatten(1)
     for one in found:
         assert torch.allclose(one["recalibrated"]["0.running_mean"].double(), exact.mean(1), rtol=1e-6)
         assert torch.allclose(one["recalibrated"]["0.running_var"].double(), exact.var(1), rtol=1e-6)
+    alone = []
+    for rank in range(4):
+        module = net(bnfold.nn.BatchNorm2d)
+        module(images(8)[2 * rank : 2 * rank + 2]).square().sum().backward()
+        alone.append([p.grad for p in module.parameters()])
+    for index, mean in enumerate(torch.stack(each).mean(0) for each in zip(*alone, strict=True)):
+        for one in found:
+            assert torch.allclose(one["ddp"][index], mean, rtol=1e-4, atol=1e-4)
