@@ -240,6 +240,25 @@ def test_links_lead_somewhere() -> None:
                 assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+def test_the_launch_table_is_that_of_the_kernels() -> None:
+    from bnfold.kernels import launch
+
+    def means(row: launch.Row) -> str:
+        return " ".join((row.ranks.__doc__ or "").split())
+
+    layouts = []
+    for text, read in launch.LAYOUTS:
+        where, how = text.split(": ")
+        found = read(launch.Problem("forward", ("float", "float"), 1, 1, 1))
+        unit = "16 bytes" if found.width > 1 else "a value"
+        layouts.append(f"| `{found.layout}` | {unit} | {where} | {how} |\n")
+    rows = [f"| {row.name} | `{row.exchange}` | {means(row)} |\n" for row in launch.ROWS]
+    stream = [f"| {launch.STREAM.name} | {means(launch.STREAM)} |\n"]
+    page = (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
+    for table in (layouts, rows, stream):
+        assert "|\n" + "".join(table) + "\n" in page
+
+
 # the picture
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["FOLDER", "Compiled", "KernelError", "cache_folder", "compiled", "compiled_afresh"]
+__all__ = ["FOLDER", "Compiled", "KernelError", "cache_folder", "compiled"]
 
 FOLDER = Path(__file__).resolve().parent  # of the sources
 MOST_BYTES = 256 * 2**20  # of the disk cache; what was not read for longest goes first
@@ -29,11 +29,11 @@ class KernelError(RuntimeError):
 
 @dataclass(frozen=True)
 class Compiled:
-    """Machine code for one architecture. symbol: the kernel's name in it. log: the assembler's, if it ran."""
+    """Machine code for one architecture. symbol: the kernel's name in it. log: the assembler's."""
 
     symbol: str
     cubin: bytes
-    log: str = ""
+    log: str
 
 
 def compiled(source: str, kernel: str, arch: str) -> Compiled:
@@ -47,33 +47,14 @@ def compiled(source: str, kernel: str, arch: str) -> Compiled:
     Raises:
         KernelError: cuda-core or NVRTC is missing, or the compiler refuses.
     """
-    cache, key = _cache(), b""
-    if cache is not None:
-        key = _key(source, kernel, arch)
-        symbol, _, cubin = (cache.get(key) or b"").partition(b"\0")
-        if cubin:
-            return Compiled(symbol.decode(), cubin)
-    found = compiled_afresh(source, kernel, arch)
-    if cache is not None:
-        try:
-            cache[key] = found.symbol.encode() + b"\0" + found.cubin
-        except OSError as error:
-            _warn_unwritable(str(error))
-    return found
-
-
-def compiled_afresh(source: str, kernel: str, arch: str) -> Compiled:
-    """A kernel as `compiled` gives it, past the cache, with the assembler's log: registers and spills."""
     core = _core()
-    log = io.StringIO()
-    try:
-        program = core.Program(_text(source), "c++", _options(arch))
-        code = program.compile("cubin", name_expressions=(kernel,), logs=log)
-        symbol = code.symbol_mapping[kernel]
-    except Exception as error:  # cuda-core's own kinds, and those of its bindings
-        raise KernelError(f"{kernel} of {source} does not compile for {arch}: {error}") from error
-    name = symbol.decode() if isinstance(symbol, bytes) else symbol
-    return Compiled(name, bytes(code.code), log.getvalue())
+    key = _key(core, source, kernel, arch)
+    kept = _kept(key).split(b"\0", 2)
+    if len(kept) == 3:
+        return Compiled(kept[0].decode(), kept[2], kept[1].decode())
+    found = _compiled(core, source, kernel, arch)
+    _keep(key, b"\0".join((found.symbol.encode(), found.log.encode(), found.cubin)))
+    return found
 
 
 def cache_folder() -> Path:
@@ -93,23 +74,40 @@ def _core() -> Any:
     return cuda.core
 
 
+def _compiled(core: Any, source: str, kernel: str, arch: str) -> Compiled:
+    from cuda.pathfinder import DynamicLibNotFoundError
+
+    log = io.StringIO()
+    try:
+        program = core.Program(_text(source), "c++", _options(core, arch))
+        code = program.compile("cubin", name_expressions=(kernel,), logs=log)
+        symbol = code.symbol_mapping[kernel]
+    except DynamicLibNotFoundError as error:
+        raise KernelError("NVRTC is not found: pip install 'bnfold[gpu]' brings it") from error
+    except Exception as error:  # cuda-core's own kinds, and those of its bindings
+        said = str(error).rstrip("\0\n")
+        raise KernelError(f"{kernel} of {source} does not compile for {arch}: {said}") from error
+    name = symbol.decode() if isinstance(symbol, bytes) else symbol
+    return Compiled(name, bytes(code.code), log.getvalue().replace("\0", ""))
+
+
 def _text(source: str) -> str:
     return f'#include "{source}"\n'
 
 
-def _options(arch: str) -> Any:
-    return _core().ProgramOptions(
+def _options(core: Any, arch: str) -> Any:
+    return core.ProgramOptions(
         arch=arch, std="c++17", include_path=str(FOLDER), ptxas_options="--verbose", brief_diagnostics=True
     )
 
 
-def _key(source: str, kernel: str, arch: str) -> bytes:
+def _key(core: Any, source: str, kernel: str, arch: str) -> bytes:
     from cuda.core.utils import make_program_cache_key
 
     key: bytes = make_program_cache_key(
         code=_text(source),
         code_type="c++",
-        options=_options(arch),
+        options=_options(core, arch),
         target_type="cubin",
         name_expressions=(kernel,),
         extra_digest=_sources(),
@@ -128,20 +126,45 @@ def _sources() -> bytes:
 @functools.cache
 def _cache() -> Any:
     """The cache, or None where its folder cannot be made."""
-    _core()
     from cuda.core.utils import FileStreamProgramCache
 
     try:
         return FileStreamProgramCache(cache_folder(), max_size_bytes=MOST_BYTES)
     except OSError as error:
-        _warn_unwritable(str(error))
-        return None
+        _warn_unkept(error)
+    except RuntimeError as error:  # the user has no home
+        _warn("", str(error))
+    return None
+
+
+def _kept(key: bytes) -> bytes:
+    """What the cache holds, or nothing."""
+    cache = _cache()
+    try:
+        return b"" if cache is None else cache.get(key) or b""
+    except OSError as error:
+        _warn_unkept(error)
+        return b""
+
+
+def _keep(key: bytes, value: bytes) -> None:
+    cache = _cache()
+    try:
+        if cache is not None:
+            cache[key] = value
+    except OSError as error:
+        _warn_unkept(error)
+
+
+def _warn_unkept(error: OSError) -> None:
+    # Not the error's whole text, which may name a file of this moment and make each warning a new one.
+    _warn(f" in {cache_folder()}", error.strerror or str(error))
 
 
 @functools.cache
-def _warn_unwritable(reason: str) -> None:
+def _warn(where: str, reason: str) -> None:
     warnings.warn(
-        f"bnfold cannot keep its compiled kernels in {cache_folder()} ({reason}): each process compiles them "
-        "again. Set BNFOLD_CACHE to a folder that can be written",
+        f"bnfold cannot keep its compiled kernels{where} ({reason}): each process compiles them again. "
+        "Set BNFOLD_CACHE to a folder that can be written",
         stacklevel=2,
     )

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from bnfold.kernels.compile import KernelError, compiled
 from bnfold.kernels.launch import Device, Launch
@@ -22,13 +21,37 @@ class Pointer(Protocol):
     def data_ptr(self) -> int: ...
 
 
+Result = TypeVar("Result")
+
+
+def _once(function: Callable[..., Result]) -> Callable[..., Result]:
+    """The function, which remembers what it gave, and why it failed: to compile again would not help."""
+
+    @functools.lru_cache(maxsize=4096)
+    def tried(*arguments: Any) -> tuple[Result | None, str]:
+        try:
+            return function(*arguments), ""
+        except KernelError as error:
+            return None, str(error)
+
+    @functools.wraps(function)
+    def given(*arguments: Any) -> Result:
+        result, reason = tried(*arguments)
+        if reason:
+            raise KernelError(reason)
+        return result  # type: ignore[return-value]
+
+    return given
+
+
 @dataclass(frozen=True)
 class CudaDevice:
-    """One device, whose primary context is current where it is called. arch: what kernels are for."""
+    """One device. context: its primary one, as torch uses. arch: what kernels are compiled for."""
 
     ordinal: int
     limits: Device
     arch: str
+    context: int
 
     def launch(
         self, launch: Launch, tensors: Sequence[Pointer | None], numbers: Sequence[Any], stream: int
@@ -39,114 +62,129 @@ class CudaDevice:
             launch: the kernel and its grid.
             tensors: its first arguments; None is the null pointer.
             numbers: its other arguments, numpy scalars of the types that the kernel takes.
-            stream: the address of a cudaStream_t.
+            stream: the address of a cudaStream_t of the device.
 
         Raises:
             KernelError: it does not compile, or the device refuses it.
         """
-        import cuda.core
-
-        _enter(self.ordinal)
-        kernel, config = _prepared(self, launch)
-        addresses = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+        core, driver = _cuda()
+        # Another device's context may be current, or none, as in a thread in which autograd has just begun.
+        elsewhere = int(_asked(driver.cuCtxGetCurrent())) != self.context
+        if elsewhere:
+            _asked(driver.cuCtxPushCurrent(self.context))
         try:
-            cuda.core.launch(_stream(stream), config, kernel, *addresses, *numbers)
+            kernel, config = _prepared(self, launch)
+            addresses = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+            core.launch(_stream(stream), config, kernel, *addresses, *numbers)
+        except KernelError:
+            raise
         except Exception as error:  # cuda-core's own kinds, and those of its bindings
-            raise KernelError(f"{launch.kernel} cannot run on {launch.grid} blocks: {error}") from error
+            reason = f"{launch.kernel} cannot run on {launch.grid} blocks: {_line(error)}"
+            raise KernelError(reason) from error
+        finally:
+            if elsewhere:
+                driver.cuCtxPopCurrent()
 
 
-@functools.cache
+@_once
 def cuda_device(ordinal: int) -> CudaDevice:
     """The device of that number, as torch counts them.
 
     Raises:
         KernelError: no driver, no such device, cuda-core is missing, or the device is older than `OLDEST`.
     """
+    core, driver = _cuda()
     try:
-        import cuda.core
-    except ImportError as error:
-        raise KernelError(f"{error}: pip install 'bnfold[gpu]' brings what launches the kernels") from error
+        started = driver.cuInit(0)
+    except Exception as error:  # of which kind depends on the release
+        raise KernelError(f"no NVIDIA driver can be loaded ({_line(error)})") from error
     try:
-        device = cuda.core.Device(ordinal)
-        device.set_current()
+        _asked(started)
+        device = core.Device(ordinal)
         properties = device.properties
-        capability = tuple(device.compute_capability)
+        major, minor = device.compute_capability
         limits = Device(
-            capability=(capability[0], capability[1]),
+            capability=(major, minor),
             multiprocessors=properties.multiprocessor_count,
             shared_memory=properties.max_shared_memory_per_block_optin,
             clusters=8 if properties.cluster_launch else 1,  # the largest portable one
             cooperative=bool(properties.cooperative_launch),
         )
+        # Never released: torch holds it as well.
+        context = int(_asked(driver.cuDevicePrimaryCtxRetain(ordinal)))
     except Exception as error:
-        raise KernelError(f"CUDA device {ordinal} cannot be used: {error}") from error
+        raise KernelError(f"CUDA device {ordinal} cannot be used: {_line(error)}") from error
     if limits.capability < OLDEST:
         raise KernelError(
-            f"CUDA device {ordinal} has compute capability {capability[0]}.{capability[1]}: the kernels need "
+            f"CUDA device {ordinal} has compute capability {major}.{minor}: the kernels need "
             f"{OLDEST[0]}.{OLDEST[1]}"
         )
-    return CudaDevice(ordinal, limits, f"sm_{capability[0]}{capability[1]}")
+    return CudaDevice(ordinal, limits, f"sm_{major}{minor}", context)
 
 
-_threads = threading.local()
-
-
-def _enter(ordinal: int) -> None:
-    """Lets this thread use the device: autograd has threads of its own, and cuda-core asks it of each."""
-    import cuda.core
-
-    entered = _threads.__dict__.setdefault("entered", set())
-    if ordinal not in entered:
-        cuda.core.Device(ordinal).set_current()
-        entered.add(ordinal)
-
-
-@functools.lru_cache(maxsize=4096)
+@_once
 def _prepared(device: CudaDevice, launch: Launch) -> tuple[Any, Any]:
-    """The kernel and its launch configuration, seen to fit the device."""
-    import cuda.core
-
+    """The kernel and its launch configuration, seen to fit the device, whose context is current."""
+    core, _ = _cuda()
     kernel = _loaded(device, launch.source, launch.kernel)
     # cuda-core counts the grid in clusters where there are any.
     cluster = {"cluster": launch.cluster} if launch.cluster > 1 else {}
-    config = cuda.core.LaunchConfig(
+    config = core.LaunchConfig(
         grid=launch.grid // launch.cluster,
         block=launch.block,
         shmem_size=launch.shared,
         is_cooperative=launch.cooperative,
         **cluster,
     )
-    if cluster:
-        stream = cuda.core.Device(device.ordinal).default_stream
-        if kernel.occupancy.max_active_clusters(config, stream=stream) < 1:
-            raise KernelError(f"no cluster of {launch.cluster} blocks of {launch.shared} bytes fits")
+    if cluster and kernel.occupancy.max_active_clusters(config, stream=_stream(0)) < 1:
+        raise KernelError(f"no cluster of {launch.cluster} blocks of {launch.shared} bytes fits")
     return kernel, config
 
 
-@functools.cache
+@_once
 def _loaded(device: CudaDevice, source: str, name: str) -> Any:
     """The kernel, allowed all shared memory that a block may have."""
-    import cuda.core
-    from cuda.bindings import driver
-
+    core, driver = _cuda()
     found = compiled(source, name, device.arch)
     try:
-        kernel = cuda.core.ObjectCode.from_cubin(found.cubin).get_kernel(found.symbol)
+        kernel = core.ObjectCode.from_cubin(found.cubin).get_kernel(found.symbol)
     except Exception as error:
-        raise KernelError(f"{name} cannot be loaded: {error}") from error
+        raise KernelError(f"{name} cannot be loaded: {_line(error)}") from error
     attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-    (status,) = driver.cuKernelSetAttribute(
-        attribute, device.limits.shared_memory, kernel.handle, device.ordinal
-    )
-    if status != driver.CUresult.CUDA_SUCCESS:
-        asked = f"{device.limits.shared_memory} bytes of shared memory"
-        raise KernelError(f"{name} is refused {asked}: {status.name}")
+    most = device.limits.shared_memory
+    try:
+        _asked(driver.cuKernelSetAttribute(attribute, most, kernel.handle, device.ordinal))
+    except KernelError as error:
+        raise KernelError(f"{name} is refused {most} bytes of shared memory: {error}") from error
     return kernel
 
 
 @functools.lru_cache(maxsize=64)
 def _stream(address: int) -> Any:
-    import cuda.core
-
+    core, _ = _cuda()
     # torch's default stream is the null address.
-    return cuda.core.Stream.from_handle(address) if address else cuda.core.LEGACY_DEFAULT_STREAM
+    return core.Stream.from_handle(address) if address else core.LEGACY_DEFAULT_STREAM
+
+
+@functools.cache
+def _cuda() -> tuple[Any, Any]:
+    """cuda-core, and the driver's own functions."""
+    try:
+        import cuda.core
+        from cuda.bindings import driver
+    except ImportError as error:
+        raise KernelError(f"{error}: pip install 'bnfold[gpu]' brings what launches the kernels") from error
+    return cuda.core, driver
+
+
+def _asked(answer: tuple[Any, ...]) -> Any:
+    """What a function of the driver gave, if it gave anything."""
+    status, *given = answer
+    if status:
+        raise KernelError(status.name)
+    return given[0] if given else None
+
+
+def _line(error: Exception) -> str:
+    """An error's text in one line."""
+    return " ".join(str(error).split())

@@ -8,11 +8,12 @@ driver tells of the device; nothing is assumed of an architecture but what its n
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["KERNELS", "LAYOUTS", "ROWS", "Device", "Launch", "Problem", "plan", "reading"]
+__all__ = ["KERNELS", "LAYOUTS", "ROWS", "Device", "Launch", "Problem", "instances", "plan", "reading"]
 
 THREADS = 512  # of every block; the kernels' launch bound
 VECTOR = 16  # bytes
@@ -59,9 +60,13 @@ class Problem:
 
 @dataclass(frozen=True)
 class Kernel:
-    """What a kernel keeps in shared memory: tensors staged, and bytes a channel, and a warp and slot."""
+    """What a kernel keeps in shared memory: tensors staged, and bytes a channel, and a warp and slot.
+
+    types: how many `Problem.types` are; those behind the first are float or the first one again.
+    """
 
     source: str
+    types: int
     staged: int
     channel: int
     scratch: int
@@ -73,10 +78,10 @@ class Kernel:
 
 
 KERNELS = {
-    "forward": Kernel("forward.cuh", staged=1, channel=12 + 2 * 24 + 4, scratch=8),
-    "backward": Kernel("backward.cuh", staged=2, channel=12 + 20 + 2 * 8, scratch=8),
-    "apply": Kernel("apply.cuh", staged=0, channel=12, scratch=0),
-    "apply_backward": Kernel("apply.cuh", staged=0, channel=12 + 20, scratch=0),
+    "forward": Kernel("forward.cuh", types=2, staged=1, channel=12 + 2 * 24 + 4, scratch=8),
+    "backward": Kernel("backward.cuh", types=2, staged=2, channel=12 + 20 + 2 * 8, scratch=8),
+    "apply": Kernel("apply.cuh", types=3, staged=0, channel=12, scratch=0),
+    "apply_backward": Kernel("apply.cuh", types=2, staged=0, channel=12 + 20, scratch=0),
 }
 
 
@@ -228,6 +233,33 @@ ROWS = (
     Row("one block, windows", "none", _windows),
 )
 STREAM = Row("stream", "", _stream)
+CLUSTERS = (9, 0)  # compute capability from which blocks form clusters
+
+
+def _rows(kernel: Kernel) -> tuple[Row, ...]:
+    """Those of a kernel: one that stages nothing has nothing to exchange."""
+    return ROWS if kernel.staged else (STREAM,)
+
+
+def _name(problem: Problem, read: Reading, row: Row) -> str:
+    """The kernel's instance in C++."""
+    exchange = [f"bnfold::Exchange::{row.exchange}"] if row.exchange else []
+    arguments = [*problem.types, str(read.width), f"bnfold::Layout::{read.layout}", *exchange]
+    return f"bnfold::{problem.kernel}<{', '.join(arguments)}>"
+
+
+def instances(kernel: str, capability: tuple[int, int]) -> list[str]:
+    """The C++ names of all instances of a kernel that `plan` picks on devices of a compute capability."""
+    rows = [row for row in _rows(KERNELS[kernel]) if row.exchange != "cluster" or capability >= CLUSTERS]
+    found: dict[str, None] = {}  # some rows share an instance
+    for activations in SIZES:
+        others = dict.fromkeys(("float", activations))
+        for rest in itertools.product(others, repeat=KERNELS[kernel].types - 1):
+            problem = Problem(kernel, (activations, *rest), 1, 1, 1)
+            for (_, read), row in itertools.product(LAYOUTS, rows):
+                # Layout and width are the same for all shapes.
+                found[_name(problem, read(problem), row)] = None
+    return list(found)
 
 
 @dataclass(frozen=True)
@@ -250,7 +282,12 @@ class Launch:
 
 
 def reading(problem: Problem) -> Reading | None:
-    """How a problem is read, or None if it cannot be: planes of 2^30 values that are not aligned."""
+    """How a problem is read, or None if it cannot be.
+
+    That is with 2^31 channels or values of a plane, or 2^30 of a plane that is not aligned.
+    """
+    if max(problem.channels, problem.inner) >= 2**31:  # ints in the kernels
+        return None
     return next((found for _, read in LAYOUTS if (found := read(problem)).fits), None)
 
 
@@ -260,18 +297,16 @@ def plan(problem: Problem, device: Device) -> Launch | None:
     if read is None or problem.outer * problem.inner == 0 or problem.channels == 0:
         return None
     fit = Fit(problem, device, read)
-    rows = ROWS if fit.kernel.staged else (STREAM,)
+    rows = _rows(fit.kernel)
     row, ranks = next((row, ranks) for row in rows if (ranks := row.ranks(fit)) is not None)
     part = -(-fit.part(ranks) // THREADS) * THREADS
     window = min(part, fit.capacity) if fit.kernel.staged else min(part, 2**20)
     cooperative = row.exchange == "grid"
     clusters = min(fit.units, device.multiprocessors // ranks) if cooperative else fit.units
-    exchange = [f"bnfold::Exchange::{row.exchange}"] if row.exchange else []
-    arguments = [*problem.types, str(read.width), f"bnfold::Layout::{read.layout}", *exchange]
     return Launch(
         row=row.name,
         source=fit.kernel.source,
-        kernel=f"bnfold::{problem.kernel}<{', '.join(arguments)}>",
+        kernel=_name(problem, read, row),
         width=read.width,
         grid=clusters * ranks,
         block=THREADS,

@@ -1,0 +1,306 @@
+"""Launches as cuda-core gets them, and what is said of devices that cannot be used; cuda-core is played."""
+
+from __future__ import annotations
+
+import enum
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bnfold.kernels.compile import Compiled, KernelError
+from bnfold.kernels.launch import Device, Launch
+from tests.kernels.fresh import fresh
+
+ORDINAL = 1
+CONTEXT = 0xC1
+
+
+class Status(enum.IntEnum):
+    """Some of CUresult."""
+
+    CUDA_SUCCESS = 0
+    CUDA_ERROR_INVALID_VALUE = 1
+    CUDA_ERROR_NO_DEVICE = 100
+
+
+class FakeCuda:
+    """The parts of cuda-core and of the driver that device.py uses.
+
+    done: calls in order, each with its arguments and the context that was current. contexts: their stack.
+    """
+
+    def __init__(self) -> None:
+        self.done: list[tuple[Any, ...]] = []
+        self.contexts = [0xC0]  # another device's
+        self.capability = (9, 0)
+        self.properties = SimpleNamespace(
+            multiprocessor_count=132,
+            max_shared_memory_per_block_optin=232448,
+            cluster_launch=True,
+            cooperative_launch=True,
+        )
+        self.started = self.allowed = Status.CUDA_SUCCESS
+        self.clusters = 16
+        self.refusal: Exception | None = None
+
+    def note(self, *what: Any) -> None:
+        self.done.append((*what, self.contexts[-1] if self.contexts else 0))
+
+    def calls(self, name: str) -> list[tuple[Any, ...]]:
+        return [call[1:] for call in self.done if call[0] == name]
+
+    def core(self) -> Any:
+        def launch(stream: Any, config: Any, kernel: Any, *arguments: Any) -> None:
+            if self.refusal:
+                raise self.refusal
+            self.note("launch", stream, config, kernel.symbol, arguments)
+
+        def config(**arguments: Any) -> dict[str, Any]:
+            self.note("config")
+            return arguments
+
+        def occupied(config: Any, *, stream: Any) -> int:
+            self.note("occupancy", config, stream)
+            return self.clusters
+
+        def kernel(cubin: bytes, symbol: str) -> Any:
+            occupancy = SimpleNamespace(max_active_clusters=occupied)
+            return SimpleNamespace(symbol=symbol, handle=("kernel", cubin), occupancy=occupancy)
+
+        def device(ordinal: int) -> Any:
+            return SimpleNamespace(properties=self.properties, compute_capability=self.capability)
+
+        return SimpleNamespace(
+            Device=device,
+            LaunchConfig=config,
+            ObjectCode=SimpleNamespace(
+                from_cubin=lambda cubin: SimpleNamespace(get_kernel=lambda symbol: kernel(cubin, symbol))
+            ),
+            Stream=SimpleNamespace(from_handle=lambda address: ("stream", address)),
+            LEGACY_DEFAULT_STREAM="default stream",
+            launch=launch,
+        )
+
+    def driver(self) -> Any:
+        def asked(attribute: str, value: int, handle: Any, ordinal: int) -> tuple[Status]:
+            self.note("attribute", attribute, value, handle, ordinal)
+            return (self.allowed,)
+
+        def push(context: int) -> tuple[Status]:
+            self.contexts.append(context)
+            return (Status.CUDA_SUCCESS,)
+
+        return SimpleNamespace(
+            cuInit=lambda flags: (self.started,),
+            cuDevicePrimaryCtxRetain=lambda ordinal: (Status.CUDA_SUCCESS, 0xC0 + ordinal),
+            cuCtxGetCurrent=lambda: (Status.CUDA_SUCCESS, self.contexts[-1] if self.contexts else 0),
+            cuCtxPushCurrent=push,
+            cuCtxPopCurrent=lambda: (Status.CUDA_SUCCESS, self.contexts.pop()),
+            cuKernelSetAttribute=asked,
+            CUfunction_attribute=SimpleNamespace(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES="shared"),
+        )
+
+
+@dataclass
+class Setting:
+    """device.py on a stand-in. compiled: what it asked to be compiled."""
+
+    module: Any
+    cuda: FakeCuda
+    compiled: list[tuple[str, str, str]]
+
+    def device(self) -> Any:
+        return self.module.cuda_device(ORDINAL)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Setting:
+    cuda = FakeCuda()
+    parts: dict[str, Any] = {"core": cuda.core(), "bindings": SimpleNamespace(driver=cuda.driver())}
+    package: Any = ModuleType("cuda")
+    vars(package).update(parts)
+    monkeypatch.setitem(sys.modules, "cuda", package)
+    for name, part in parts.items():
+        monkeypatch.setitem(sys.modules, f"cuda.{name}", part)
+    setting = Setting(fresh("device"), cuda, [])
+
+    def compiled(source: str, kernel: str, arch: str) -> Compiled:
+        setting.compiled.append((source, kernel, arch))
+        return Compiled(f"symbol of {kernel}", b"cubin", "")
+
+    setting.module.compiled = compiled
+    return setting
+
+
+def launch_of(**changes: Any) -> Launch:
+    plain = {
+        "row": "one block",
+        "source": "forward.cuh",
+        "kernel": "bnfold::forward<...>",
+        "width": 4,
+        "grid": 24,
+        "block": 512,
+        "cluster": 1,
+        "cooperative": False,
+        "shared": 5000,
+        "group": 1,
+        "ranks": 1,
+        "window": 512,
+        "units": 24,
+    }
+    return Launch(**{**plain, **changes})
+
+
+class Tensor:
+    def data_ptr(self) -> int:
+        return 0xDA7A
+
+
+# devices
+
+
+def test_the_limits_are_the_devices(fake: Setting) -> None:
+    device = fake.device()
+    limits = Device((9, 0), multiprocessors=132, shared_memory=232448, clusters=8, cooperative=True)
+    assert (device.ordinal, device.arch, device.limits, device.context) == (1, "sm_90", limits, CONTEXT)
+    assert fake.device() is device
+    assert fake.cuda.contexts == [0xC0]  # looking at a device does not make it the current one
+
+
+def test_a_device_without_clusters_and_cooperative_launches(fake: Setting) -> None:
+    fake.cuda.capability = (7, 5)
+    fake.cuda.properties.cluster_launch = fake.cuda.properties.cooperative_launch = False
+    device = fake.device()
+    assert (device.limits.clusters, device.limits.cooperative, device.arch) == (1, False, "sm_75")
+
+
+def no_device(fake: Setting) -> None:
+    fake.cuda.started = Status.CUDA_ERROR_NO_DEVICE
+
+
+def too_old(fake: Setting) -> None:
+    fake.cuda.capability = (7, 0)
+
+
+def unknown(fake: Setting) -> None:
+    fake.cuda.properties = None
+
+
+@pytest.mark.parametrize(
+    ("spoil", "text"),
+    [
+        (no_device, "CUDA device 1 cannot be used: CUDA_ERROR_NO_DEVICE"),
+        (too_old, "CUDA device 1 has compute capability 7.0: the kernels need 7.5"),
+        (unknown, "CUDA device 1 cannot be used: 'NoneType' object has no attribute 'multiprocessor_count'"),
+    ],
+)
+def test_a_device_that_cannot_be_used(fake: Setting, spoil: Callable[[Setting], None], text: str) -> None:
+    spoil(fake)
+    for _ in range(2):
+        with pytest.raises(KernelError) as caught:
+            fake.device()
+        assert str(caught.value) == text
+
+
+def test_no_driver() -> None:
+    """What the cuda-core that is installed says on a machine without a GPU."""
+    driver = pytest.importorskip("cuda.bindings.driver")
+    try:
+        driver.cuInit(0)
+    except RuntimeError:
+        pass
+    else:
+        pytest.skip("this machine has an NVIDIA driver")
+    with pytest.raises(KernelError, match=r"^no NVIDIA driver can be loaded \(.*\)$"):
+        fresh("device").cuda_device(0)
+
+
+def test_cuda_core_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.core", None)
+    with pytest.raises(KernelError, match=r"pip install 'bnfold\[gpu\]' brings what launches"):
+        fresh("device").cuda_device(0)
+
+
+# launches
+
+
+def test_a_launch(fake: Setting) -> None:
+    numbers = (np.int64(7), np.int32(3), np.float32(0.5))
+    fake.device().launch(launch_of(), [Tensor(), None, Tensor()], numbers, 0x57)
+    assert fake.compiled == [("forward.cuh", "bnfold::forward<...>", "sm_90")]
+    kernel = ("kernel", b"cubin")
+    assert fake.cuda.calls("attribute") == [("shared", 232448, kernel, ORDINAL, CONTEXT)]
+    config = {"grid": 24, "block": 512, "shmem_size": 5000, "is_cooperative": False}
+    arguments = (0xDA7A, 0, 0xDA7A, *numbers)
+    wanted = (("stream", 0x57), config, "symbol of bnfold::forward<...>", arguments, CONTEXT)
+    assert fake.cuda.calls("launch") == [wanted]
+
+
+def test_a_cooperative_launch_on_the_default_stream(fake: Setting) -> None:
+    fake.device().launch(launch_of(cooperative=True), [], (), 0)
+    ((stream, config, *_),) = fake.cuda.calls("launch")
+    assert stream == "default stream"
+    assert config["is_cooperative"]
+    assert "cluster" not in config
+
+
+def test_a_grid_is_counted_in_clusters(fake: Setting) -> None:
+    fake.device().launch(launch_of(cluster=8), [], (), 0)
+    config = {"grid": 3, "cluster": 8, "block": 512, "shmem_size": 5000, "is_cooperative": False}
+    assert fake.cuda.calls("occupancy") == [(config, "default stream", CONTEXT)]
+    assert fake.cuda.calls("launch")[0][1] == config
+
+
+@pytest.mark.parametrize("current", [[], [0xC0], [CONTEXT]], ids=["none", "another", "its own"])
+def test_the_devices_context_is_current(fake: Setting, current: list[int]) -> None:
+    fake.cuda.contexts = list(current)
+    device = fake.device()
+    for _ in range(2):
+        device.launch(launch_of(cluster=8), [], (), 0)
+    assert {call[-1] for call in fake.cuda.done} == {CONTEXT}
+    fake.cuda.refusal = ValueError("no")
+    with pytest.raises(KernelError):
+        device.launch(launch_of(), [], (), 0)
+    assert fake.cuda.contexts == current
+
+
+def test_a_kernel_is_prepared_once(fake: Setting) -> None:
+    for grid in (8, 8, 16):
+        fake.device().launch(launch_of(grid=grid), [], (), 0)
+    assert len(fake.compiled) == len(fake.cuda.calls("attribute")) == 1
+    assert len(fake.cuda.calls("config")) == 2
+    assert len(fake.cuda.calls("launch")) == 3
+
+
+def test_what_does_not_compile_is_not_compiled_again(fake: Setting) -> None:
+    asked = []
+
+    def compiled(*what: str) -> Compiled:
+        asked.append(what)
+        raise KernelError("it does not compile\nsomewhere")
+
+    fake.module.compiled = compiled
+    for grid in (8, 8, 16):
+        with pytest.raises(KernelError, match=r"^it does not compile\nsomewhere$"):
+            fake.device().launch(launch_of(grid=grid), [], (), 0)
+    assert len(asked) == 1
+
+
+def test_launches_that_are_refused(fake: Setting) -> None:
+    device = fake.device()
+    fake.cuda.refusal = ValueError("too\nlarge")
+    with pytest.raises(KernelError, match=r"^bnfold::forward<\.\.\.> cannot run on 24 blocks: too large$"):
+        device.launch(launch_of(), [], (), 0)
+    fake.cuda.refusal = None
+    device.launch(launch_of(), [], (), 0)  # the next one is tried
+    fake.cuda.clusters = 0
+    with pytest.raises(KernelError, match=r"^no cluster of 4 blocks of 5000 bytes fits$"):
+        device.launch(launch_of(cluster=4), [], (), 0)
+    fake.cuda.allowed = Status.CUDA_ERROR_INVALID_VALUE
+    with pytest.raises(KernelError, match="refused 232448 bytes of shared memory: CUDA_ERROR_INVALID_VALUE"):
+        device.launch(launch_of(kernel="x"), [], (), 0)
