@@ -37,25 +37,23 @@ BNFOLD_KERNEL(512)
 apply_backward(const T* x, const T* dy, const unsigned char* mask, const P* weight, const P* bias, const float* mean,
                const float* invstd, const float* mean_dz, const float* mean_dz_x, T* dx, T* dresidual,
                long long outer, int channels, int inner, int group, int ranks, int window, int relu) {
-    auto* affine = reinterpret_cast<Affine*>(port::shared());
-    auto* slope = reinterpret_cast<Slope*>(affine + kMostChannels);
+    auto* slope = reinterpret_cast<Slope*>(port::shared());
     const Part<V, L> part({outer, channels, inner, group, ranks, window}, port::block() / ranks,
                           port::block() % ranks);
     const int c = port::thread();
     if (c < part.width) {
         const int channel = part.first + c;
         const float inverse = invstd[channel];
-        affine[c] = affine_of(channel, weight, bias, mean, invstd);
-        slope[c] = {affine[c], mean_dz[channel], mean_dz_x[channel] * inverse * inverse};
+        slope[c] = {affine_of(channel, weight, bias, mean, invstd), mean_dz[channel],
+                    mean_dz_x[channel] * inverse * inverse};
     }
     port::sync_block();
-    const Channels<V, L> affines(part, affine);
     const Channels<V, L, Slope> slopes(part, slope);
     for (int i = 0; i < part.windows(); ++i) {
         Window<V, L>(part, i).template each_vector<2>(
             [&](int, long long place) { return Given<T, V>(x, dy, mask, place); },
             [&](int, long long place, unsigned offset, Given<T, V>& given) {
-                given.pass(affines.at(offset), mask != nullptr, relu != 0);
+                given.pass(slopes.at(offset), mask != nullptr, relu != 0);
                 put_gradients<T, V>(given.x, given.dz, slopes.at(offset), dx, dresidual, place);
             });
     }

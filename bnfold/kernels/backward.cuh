@@ -17,6 +17,7 @@ struct Slope {
     Affine affine;
     float mean_dz, mean_dz_x;   // the second times invstd^2
 
+    BNFOLD_DEVICE const Affine& forward() const { return affine; }
     BNFOLD_DEVICE float operator()(float x, float dz) const {
         return affine.scale * (dz - mean_dz - (x - affine.mean) * mean_dz_x);
     }
@@ -33,12 +34,12 @@ struct Given {
         : x(load<T, V>(x_at + place)), dz(load<T, V>(dy_at + place)), bits(mask ? mask[place / V] : 0) {}
 
     // Makes dz of dy. The side of the ReLU is that which forward noted in the mask, or is found again from x.
-    template <class Affines>
-    BNFOLD_DEVICE void pass(const Affines& affines, bool noted, bool relu) {
+    template <class Items>
+    BNFOLD_DEVICE void pass(const Items& items, bool noted, bool relu) {
         if (!relu) return;
-        affines.each([&](int j, const Affine& affine) {
+        items.each([&](int j, const typename Items::Item& item) {
             const bool kept = noted ? (bits >> j & 1u) != 0
-                                    : !(to_float(from_float<T>(affine(to_float(x.values[j])))) <= 0);
+                                    : !(to_float(from_float<T>(item.forward()(to_float(x.values[j])))) <= 0);
             if (!kept) dz.values[j] = from_float<T>(0);
         });
     }
@@ -162,7 +163,7 @@ backward(const T* x, const T* dy, const unsigned char* mask, const P* weight, co
                 } else {
                     here.template each_vector<2>(
                         given, [&](int, long long place, unsigned offset, Given<T, V>& found) {
-                            found.pass(affines.at(offset), mask != nullptr, relu != 0);
+                            found.pass(slopes.at(offset), mask != nullptr, relu != 0);
                             put_gradients<T, V>(found.x, found.dz, slopes.at(offset), dx, dresidual, place);
                         });
                 }

@@ -131,13 +131,13 @@ forward(const T* x, const T* residual, T* y, unsigned char* mask, const P* weigh
         if (y) {
             const Channels<V, L> affines(part, affine);
             for (int i = windows; i-- > 0;) {
-                const auto put = [&](auto source) {
-                    normalize<2, T, V>(Window<V, L>(part, i), source, affines, residual, y, mask, relu != 0);
-                };
+                const Window<V, L> here(part, i);
                 if (i == windows - 1) {
-                    put([&](int slot, long long) { return staged[slot]; });
+                    const auto at_hand = [&](int slot, long long) { return staged[slot]; };
+                    normalize<2, T, V>(here, at_hand, affines, residual, y, mask, relu != 0);
                 } else {
-                    put([&](int, long long place) { return load<T, V>(x + place); });
+                    const auto again = [&](int, long long place) { return load<T, V>(x + place); };
+                    normalize<2, T, V>(here, again, affines, residual, y, mask, relu != 0);
                 }
             }
         }

@@ -32,7 +32,7 @@ BNFOLD_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(
 // Clusters (compute capability 9.0 on; code for others must not call these): consecutive blocks that read each
 // other's shared memory.
 BNFOLD_DEVICE void sync_cluster() {
-    asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.arrive.release;\n\tbarrier.cluster.wait.acquire;" ::: "memory");
 }
 // The same place in the shared memory of another block of the cluster.
 template <class T>
