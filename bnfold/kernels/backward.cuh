@@ -169,7 +169,7 @@ backward(const T* x, const T* dy, const unsigned char* mask, const P* weight, co
                 }
             }
         }
-        port::sync_block();
+        // As in forward: nothing that this unit still reads is changed before the next one's first barrier.
     }
 }
 
