@@ -165,6 +165,8 @@ def _fold(
 def check_names(nodes: Collection[Node], skip: Collection[str]) -> None:
     from bnfold.fold.graph import Affine
 
+    if not skip:
+        return
     names = [node.name for node in nodes if isinstance(node.role, Affine)]
     for name in skip:
         if name not in names:

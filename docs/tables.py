@@ -1,16 +1,18 @@
-"""Writes the README's tables anew from bench/results/: `python docs/tables.py`."""
+"""Writes the tables of the pages anew from bench/results/: `python docs/tables.py`."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
+sys.path.insert(0, str(ROOT / "tools"))  # for what a tool and its page show alike
 PEERS = ("onnxruntime", "onnxsim", "onnxslim", "onnxoptimizer_all", "onnxscript")
 TOOLS = ("bnfold", "onnxruntime", "onnxsim", "onnxslim", "onnxscript", "onnxoptimizer")
 TORCH_NAMES = {
@@ -181,6 +183,113 @@ def milliseconds(found: dict[str, Any]) -> str:
     return f"{found['median']:.1f}" + (f" ({found['left']})" if found["left"] else "")
 
 
+def claims() -> str:
+    """With and without batch norm: what comes out of many runs."""
+    import _claims_table
+
+    results = json.loads((RESULTS / "claims.json").read_text())
+    summary, protocol = results["summary"], results["protocol"]
+    images, rates, scales = (protocol[key] for key in ("images", "learning_rates", "scales"))
+    seeds = protocol["seeds"]
+    rows = _claims_table.rows(summary, protocol)
+    text = (
+        f"**{len(results['runs'])} runs** on {images['train']} training images, tested on {images['test']} "
+        f"others: for each column {len(rates)} learning rates from {rates[0]:g} to {rates[-1]:g}, "
+        f"{len(scales)} scales of the initial weights from {scales[0]:g} to {scales[-1]:g} times the usual "
+        f"one, and {seeds} seeds: {len(rates) * len(scales) * seeds} runs of {protocol['steps']} steps each. "
+        "Accuracies and gaps are in percent; where there is more than one value: median (least to largest)."
+    )
+    told = [pair_sentence(layers, found["paired"]) for layers, found in summary.items()]
+    columns = _claims_table.columns(summary)
+    return "\n".join(
+        [
+            wrapped(text),
+            "",
+            f"| | {' | '.join(columns)} |",
+            f"|---|{'--:|' * len(columns)}",
+            *(f"| {name} | {' | '.join(row)} |" for name, row in rows.items()),
+            "",
+            wrapped(" ".join(told)),
+        ]
+    )
+
+
+def pair_sentence(layers: str, pair: dict[str, Any]) -> str:
+    """On the gap of runs that differ in batch norm alone."""
+    equal = pair["pairs"] - pair["smaller_with"] - pair["larger_with"]
+    return (
+        f"With {layers} layers both networks fit their images in {pair['pairs']} pairs of runs that differ "
+        f"in batch norm alone; the gap is smaller with it in {pair['smaller_with']}, larger in "
+        f"{pair['larger_with']}, equal in {equal}."
+    )
+
+
+def gpu_results() -> list[dict[str, Any]]:
+    """What tools/gpu_check found, one device each."""
+    return [json.loads(path.read_text()) for path in sorted(RESULTS.glob("gpu_*.json"))]
+
+
+def gpu_goals() -> str:
+    """Which of the goals hold, on each device."""
+    import _bench_goals
+
+    results = gpu_results()
+    columns = [_bench_goals.goals(result) for result in results] or [_bench_goals.goals({})]
+    names = [result["device"]["name"] for result in results] or ["any GPU"]
+    said = {True: "holds", False: "**does not hold**", None: "not measured yet"}
+    rows = []
+    for column in zip(*columns, strict=True):
+        cells = (said[goal.holds] + (f": {goal.detail}" if goal.detail else "") for goal in column)
+        rows.append(f"| {column[0].text} | {' | '.join(cells)} |")
+    return "\n".join([f"| goal | {' | '.join(names)} |", f"|---|{'---|' * len(names)}", *rows])
+
+
+def gpu_layers() -> str:
+    """The layers of ResNet-50 at batch 128 in bfloat16, channels last, on each device."""
+    import _bench_goals
+
+    parts = [gpu_table(result, _bench_goals) for result in gpu_results()]
+    return "\n\n".join(parts) or "Not measured yet."
+
+
+def gpu_table(result: dict[str, Any], goals: Any) -> str:
+    """One device: microseconds, part of the copy bandwidth, and how many times as long torch takes."""
+    versions, tests = result["versions"], result.get("tests")
+    speed = f"{result['copy']['gb_per_s']:.0f} GB/s" if "copy" in result else "not measured"
+    text = (
+        f"**{result['device']['name']}**, driver {result['driver']}, torch {versions['torch']}, CUDA "
+        f"{versions['cuda']}, {result['date']}. A large copy: {speed}. "
+    )
+    counts = tests and ", ".join(f"{tests[end]} {end}" for end in ("passed", "failed", "skipped"))
+    text += f"Tests on the device: {counts} ({tests['outcome']})." if tests else "Its tests were not run."
+    lines = [
+        wrapped(text),
+        "",
+        "| layer | count | behind it | forward | backward | eval |",
+        "|---|--:|---|--:|--:|--:|",
+    ]
+    for case, count in goals.as_used(goals.BATCH, "bfloat16", "channels_last"):
+        cells = " | ".join(gpu_cell(result, case, which, goals) for which in goals.PASSES)
+        lines.append(f"| {case.layer.name} | {count} | {case.fusion.replace('_', ' + ')} | {cells} |")
+    sums = [
+        f"| all 53 layers, {each.title}, {each.which} | {each.ours:.2f} | {each.torch:.2f} | "
+        f"{each.torch / each.ours:.2f} |"
+        for each in goals.sums(result)
+    ]
+    if sums:
+        lines += ["", "| milliseconds | bnfold | torch | times |", "|---|--:|--:|--:|", *sums]
+    return "\n".join(lines)
+
+
+def gpu_cell(result: dict[str, Any], case: Any, which: str, goals: Any) -> str:
+    """One pass of one layer."""
+    time, part = goals.us(result, case, which, "bnfold"), goals.fraction(result, case, which)
+    times = goals.ratio(result, case, which)
+    if None in (time, part, times):
+        return "not measured yet"
+    return f"{time:.1f} us, {part:.0%}, {times:.2f} times"
+
+
 def wrapped(text: str, width: int = 118) -> str:
     """In lines of that width."""
     lines = [""]
@@ -191,25 +300,30 @@ def wrapped(text: str, width: int = 118) -> str:
     return "\n".join(lines)
 
 
-TABLES: dict[str, Callable[[], str]] = {
-    "left": left,
-    "torch_zoo": torch_zoo,
-    "speed": speed,
-    "torch": torch,
-    "torch_speed": torch_speed,
+PAGES: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {
+        "left": left,
+        "torch_zoo": torch_zoo,
+        "speed": speed,
+        "torch": torch,
+        "torch_speed": torch_speed,
+    },
+    "docs/training.md": {"claims": claims},
+    "docs/performance.md": {"gpu_goals": gpu_goals, "gpu_layers": gpu_layers},
 }
 
 
-def renewed(text: str) -> str:
-    """The README with its tables made anew."""
-    for name, make in TABLES.items():
+def renewed(page: str) -> str:
+    """A page with its tables made anew."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for name, make in PAGES[page].items():
         start, end = f"<!-- table: {name} -->\n", "<!-- end -->\n"
-        assert text.count(start) == 1, f"the README has no place for the table {name}"
+        assert text.count(start) == 1, f"{page} has no place for the table {name}"
         before, after = text.split(start)
         text = f"{before}{start}\n{make()}\n\n{end}{re.split(end, after, maxsplit=1)[1]}"
     return text
 
 
 if __name__ == "__main__":
-    page = ROOT / "README.md"
-    page.write_text(renewed(page.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        (ROOT / page).write_text(renewed(page), encoding="utf-8")

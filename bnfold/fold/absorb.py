@@ -34,6 +34,7 @@ from bnfold.fold.graph import (
     SetValue,
 )
 from bnfold.fold.scaling import (
+    Scaled,
     channels,
     decode,
     encode,
@@ -58,15 +59,16 @@ def absorb(graph: Graph, state: State) -> list[Edit]:
     for changed in {**state.p, **state.q, **state.u}:
         if changed.producer is not None:
             touched.add(changed.producer)
-        touched.update(node for node, _ in changed.readers)
+        for node, _ in changed.readers:
+            touched.add(node)
     nodes, spill = [node for node in graph.nodes if node in touched], Spill()
     with np.errstate(over="ignore"):  # what leaves its type's range is looked for, and told by name
-        weights = scale_together(state, nodes)
-        return [spill(edit) for node in nodes for edit in _edits(state, node, weights.get(node))]
+        known = scale_together(state, nodes)
+        return [spill(edit) for node in nodes for edit in _edits(state, node, known.get(node))]
 
 
-def _edits(state: State, node: Node, weight: Array | None) -> Iterator[Edit]:
-    """The edits of one node; `weight` is its new weight, if that is known already."""
+def _edits(state: State, node: Node, known: Scaled | None) -> Iterator[Edit]:
+    """The edits of one node; `known`: what `scale_together` has found for it."""
     if node in state.gone:
         yield Bypass(node)
         return
@@ -77,22 +79,26 @@ def _edits(state: State, node: Node, weight: Array | None) -> Iterator[Edit]:
     make = ABSORB.get(type(node.role))
     if make is not None:
         try:
-            yield from make(state, node) if weight is None else _linear(state, node, weight)
+            yield from make(state, node) if known is None else _linear(state, node, known)
         except (IndexError, ValueError, MemoryError):  # a file may declare shapes that no run would give
             raise OutOfRange(node, ODD_SHAPES) from None
 
 
-def _linear(state: State, node: Node, weight: Array | None = None) -> Iterator[Edit]:
+def _linear(state: State, node: Node, known: Scaled | None = None) -> Iterator[Edit]:
     role: Linear = node.role  # type: ignore[assignment]
+    dtype: Any = None
+    if known is not None:
+        weight, bias = known
+        dtype = weight.dtype
+        yield SetValue(node, role.weight_slot, weight, role.weight)
+        if bias is not None:
+            yield AddBias(node, bias)
+            return
     x, y = node.at(role.x), node.outputs[0]
     (u, v), (p, q) = decode(state, x), encode(state, y)
     outputs = channels(role, role.w_out)
     p, q = per_channel(p, role.out_axis, outputs), per_channel(q, role.out_axis, outputs)
-    dtype: Any = None
-    if weight is not None:
-        dtype = weight.dtype
-        yield SetValue(node, role.weight_slot, weight, role.weight)
-    elif is_scaled(state, node, role):
+    if known is None and is_scaled(state, node, role):
         both = factor(role, per_channel(u, role.in_axis, channels(role, role.w_in)), p)
         if role.weight.quantized is not None:
             yield _rescale(node, role, both)

@@ -125,18 +125,16 @@ def linear_shift(spread: Spread, node: Node, slot: int, d: Array) -> None:
     if role.bias_open or (role.bias is not None and role.bias.locked):
         raise spread.fail(node, role.bias_open or f"its bias {role.bias.locked if role.bias else ''}")
 
-    def bias(_: Array | None) -> None:
-        (spread.decode if slot >= 0 else spread.encode)(node)
-
+    bias = spread.decode if slot >= 0 else spread.encode
     if role.bias is not None or role.costs == 0 or node in spread.state.stand_ins or node in spread.stand_ins:
-        bias(None)
+        bias(node)
         return
 
     def stand_in(_: Array | None) -> None:
         if spread.stand_ins or spread.target.role.kind == "shift":  # type: ignore[attr-defined]
             raise spread.fail(node, "has no bias, and would need an Add of its own to take the shift")
         spread.stand_ins.add(node)
-        bias(None)
+        bias(node)
 
     def onwards(_: Array | None) -> None:
         spread.plain(node)

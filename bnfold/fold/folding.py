@@ -55,23 +55,32 @@ def pair(run: Run, node: Node, limit: int, rules: Mapping[str, Mapping[type, Rul
         if x in changed or y in changed:
             return False
     a, b = role.scale, role.shift  # which may still be nothing to do, or more than a rule expects
-    if np.count_nonzero(a) < a.size or not any_nonzero(b) or a.item(0) == 1.0:
+    if not role.plain and (np.count_nonzero(a) < a.size or not any_nonzero(b) or a.item(0) == 1.0):
         return False
-    scale, shift = (Spread(state, node, kind, rules[kind], limit) for kind in ("scale", "shift"))
-    scale.values, shift.values = {y: _unchanged(1.0, x.rank), x: a}, {y: _unchanged(0.0, x.rank), x: b}
-    shift.factors = scale.values
-    try:
-        for spread, change in ((scale, a), (shift, b)):
-            state.calls += 1
-            spread.rule(maker, x.slot, change)
-            if len(spread.values) > 2 or spread.waiting:
-                spread.waiting.clear()  # its entries point back at the try
-                return False
-    except Conflict:
+    spread = Spread(state, node, "scale", rules["scale"], limit)
+    if not _takes(spread, maker, x, a):
         return False
-    _commit(run, node, scale, shift)
+    spread.kind, spread.neutral, spread.rules, spread.factors = "shift", 0.0, rules["shift"], spread.values
+    if not _takes(spread, maker, x, b):
+        return False
+    state.p[x], state.q[x] = a, b
+    _gone(run, node, tuple(spread.absorbers))
     run.ways["scale back, shift back"] += 1
     return True
+
+
+def _takes(spread: Spread, maker: Node, x: Tensor, change: Array) -> bool:
+    """Whether the node that makes this tensor takes the change, and asks nobody else to follow."""
+    spread.values = {x: change}
+    spread.state.calls += 1
+    try:
+        spread.rule(maker, x.slot, change)
+    except Conflict:
+        return False
+    if spread.waiting:
+        spread.waiting.clear()  # its entries point back at the try
+        return False
+    return len(spread.values) == 1
 
 
 def fold(run: Run, node: Node, limit: int, rules: Mapping[str, Mapping[type, Rule]]) -> bool:
@@ -205,7 +214,6 @@ def _shift(
 
 def _commit(run: Run, node: Node, scale: Spread, shift: Spread) -> None:
     state = run.state
-    number = len(run.into)
     if scale.zeros == "decode":
         state.frozen |= {t for t, f in scale.values.items() if (f != 1).any()}
         state.frozen |= {t for t, d in shift.values.items() if d.any()}
@@ -221,9 +229,14 @@ def _commit(run: Run, node: Node, scale: Spread, shift: Spread) -> None:
         for tensor, extra in shift.values.items():
             if extra.size > 1 or extra.item() != 0.0:
                 state.q[tensor] = state.q[tensor] + extra if tensor in state.q else extra
-    state.gone[node] = number
     state.stand_ins |= shift.stand_ins
-    run.into[node] = tuple(dict.fromkeys([*scale.absorbers, *shift.absorbers]))
+    _gone(run, node, tuple(dict.fromkeys([*scale.absorbers, *shift.absorbers])))
+
+
+def _gone(run: Run, node: Node, into: tuple[Node, ...]) -> None:
+    number = len(run.into)
+    run.state.gone[node] = number
+    run.into[node] = into
     run.kept.pop(node, None)
     if run.locks is not None:
         run.locks.link(node, number)

@@ -8,7 +8,7 @@ tensor's full static size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -18,6 +18,7 @@ Array: TypeAlias = npt.NDArray[Any]
 Dim: TypeAlias = (
     "int | str | None"  # a static size, a named symbol, or unknown (equal to nothing, not even to itself)
 )
+Moments: TypeAlias = "Array | tuple[Array, Array]"  # two rows
 Key: TypeAlias = "int | str"  # where a node keeps a value: an input slot, or an attribute's name
 
 
@@ -58,7 +59,7 @@ class Tensor:
     constant: Constant | None = (
         None  # one use of a constant as a data operand; its only reader may rewrite it
     )
-    moments: tuple[Array, Array] | None = None  # mean and variance per channel, if a batch norm knows them
+    moments: Moments | None = None  # mean and variance per channel, if a batch norm knows them
 
     @property
     def rank(self) -> int:
@@ -112,7 +113,7 @@ class Affine(Role):
     shift: Array
     kind: str
     x: int = 0
-    constants: dict[str, tuple[int, Constant]] = field(
+    constants: Mapping[str, tuple[int, Constant]] = field(
         default_factory=dict
     )  # "gamma", "beta", "mean", "var" | "value"
     eps: float = 0.0
@@ -120,6 +121,7 @@ class Affine(Role):
     stay: str = ""
     listed: bool = True  # has its own line in the ledger
     dead: tuple[int, ...] = ()  # channels whose output never changes: for the ledger only
+    plain: bool = False  # seen to have no scale of 0, some shift, and not 1 as its first scale
 
 
 @dataclass(eq=False, slots=True)

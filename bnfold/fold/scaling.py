@@ -13,19 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.fold.affine import along
 from bnfold.fold.graph import Array, Linear, Node, SetValue
 from bnfold.fold.store import store
 from bnfold.fold.transact import State
 
-__all__ = ["decode", "encode", "is_scaled", "per_channel", "scale_alone", "scale_together"]
+__all__ = ["Scaled", "decode", "encode", "is_scaled", "per_channel", "scale_alone", "scale_together"]
 
 FLOAT32 = np.dtype(np.float32)
 TINY_FLOAT32 = np.finfo(np.float32).tiny
 SMALL = 1 << 14  # weights of a layer for which stacking pays
 AT_ONCE = 1 << 15  # weights in one stack: it stays in a cache
 
-Job = tuple[Node, Array, Any, Any]  # a layer, its weight, and the factors of its inputs and outputs
+Job = tuple[Node, Array, Any, Any, Any]  # a layer, its weight, the factors of its inputs and outputs, a bias
+Scaled = tuple[Array, Any]  # a new weight, and a bias where there was none, or None
 
 
 def encode(state: State, tensor: Any) -> tuple[Any, Any]:
@@ -46,7 +46,7 @@ def per_channel(value: Any, axis: int, size: int) -> Any:
     if isinstance(value, float):
         return value
     if value.shape[axis] == size and value.size == size:
-        return along(value, axis)
+        return value.reshape(size)
     return value.reshape(()) if value.size == 1 else np.ones(())
 
 
@@ -99,9 +99,9 @@ def scale_alone(node: Node, role: Linear, factor: Any) -> SetValue:
     return store(node, role.weight_slot, exact, role.weight, axis=_channel_axis(role))
 
 
-def scale_together(state: State, nodes: Iterable[Node]) -> dict[Node, Array]:
+def scale_together(state: State, nodes: Iterable[Node]) -> dict[Node, Scaled]:
     """The new weights of the small layers among these nodes, but for those that may not fit their type."""
-    done: dict[Node, Array] = {}
+    done: dict[Node, Scaled] = {}
     wide = np.empty(AT_ONCE + SMALL)  # one for all stacks: fresh memory takes longer than the arithmetic
     groups: dict[tuple[Any, ...], list[Job]] = {}
     for node in nodes:
@@ -112,17 +112,21 @@ def scale_together(state: State, nodes: Iterable[Node]) -> dict[Node, Array]:
         size = math.prod(weight.shape)
         if not 0 < size <= SMALL or weight.dtype != "float32" or weight.quantized is not None:
             continue
-        u, p = decode(state, x)[0], state.p.get(y, 1.0)
+        (u, v), (p, q) = decode(state, x), encode(state, y)
         if isinstance(u, float) and isinstance(p, float):  # the weight does not change
             continue
+        outputs = channels(role, role.w_out)
         try:
-            u = per_channel(u, role.in_axis, channels(role, role.w_in))
-            p = per_channel(p, role.out_axis, channels(role, role.w_out))
+            if not isinstance(u, float):
+                u = per_channel(u, role.in_axis, channels(role, role.w_in))
+            p, q = per_channel(p, role.out_axis, outputs), per_channel(q, role.out_axis, outputs)
         except (IndexError, ValueError):  # contradicting shapes: told when its turn comes
             continue
-        layout = (weight.shape, role.split, role.w_in, role.w_out, _rank(u), _rank(p))
+        # all that such a layer's bias will be is the shift of its output
+        simple = role.bias is None and role.w_group is not None and isinstance(v, float) and _rank(q) == 1
+        layout = (weight.shape, role.split, role.w_in, role.w_out, _rank(u), _rank(p), simple)
         group = groups.setdefault(layout, [])
-        group.append((node, weight.value, u, p))
+        group.append((node, weight.value, u, p, q if simple else ()))
         if len(group) * size >= AT_ONCE:
             _stack(groups.pop(layout), wide, done)
     for group in groups.values():
@@ -134,10 +138,10 @@ def _rank(vector: Any) -> int:
     return 0 if isinstance(vector, float) else vector.ndim
 
 
-def _stack(jobs: list[Job], wide: Array, done: dict[Node, Array]) -> None:
+def _stack(jobs: list[Job], wide: Array, done: dict[Node, Scaled]) -> None:
     if len(jobs) == 1:
         return
-    nodes, weights, us, ps = zip(*jobs, strict=True)
+    nodes, weights, us, ps, qs = zip(*jobs, strict=True)
     role: Linear = nodes[0].role
     count, shape = len(jobs), weights[0].shape
     wide = wide[: count * weights[0].size]
@@ -147,7 +151,13 @@ def _stack(jobs: list[Job], wide: Array, done: dict[Node, Array]) -> None:
     axes = tuple(axis for axis in range(1, new.ndim) if axis != _channel_axis(role) + 1)
     fits = np.isfinite(new).all(tuple(range(1, new.ndim)))
     fits &= new.max(axes).min(1, initial=np.inf) >= TINY_FLOAT32
-    done.update((node, value) for node, value, fit in zip(nodes, new, fits.tolist(), strict=True) if fit)
+    biases: Any = np.array(qs, FLOAT32)
+    if biases.size:
+        fits &= np.isfinite(biases).all(1) & biases.any(1)
+    else:
+        biases = [None] * count
+    made = zip(nodes, new, biases, fits.tolist(), strict=True)
+    done.update((node, (weight, bias)) for node, weight, bias, fit in made if fit)
 
 
 def _stacked(role: Linear, vectors: tuple[Any, ...], where: int) -> Array:

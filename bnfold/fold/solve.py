@@ -165,7 +165,7 @@ def _entries(graph: Graph, run: Run, refused: Mapping[Node, Conflict]) -> list[E
             continue
         dead = node.role.dead
         if node in run.into:
-            into = tuple(dict.fromkeys([n.name for n in run.into[node]]))
+            into = tuple({n.name: None for n in run.into[node]})
             entries.append(Entry(node.name, node.op, "folded", into, dead_channels=dead))
             continue
         if node.role.kind != "norm" and node.role.scale.size == node.role.shift.size == 1:

@@ -25,9 +25,8 @@ apply(const T* x, const T* residual, T* y, unsigned char* mask, const P* weight,
     port::sync_block();
     const Channels<V, L> affines(part, affine);
     for (int i = 0; i < part.windows(); ++i) {
-        Window<V, L>(part, i).each_vector([&](int, long long place, unsigned offset) {
-            normalize<T, V>(load<T, V>(x + place), affines.at(offset), residual, y, mask, place, relu != 0);
-        });
+        const auto source = [&](int, long long place) { return load<T, V>(x + place); };
+        normalize<4, T, V>(Window<V, L>(part, i), source, affines, residual, y, mask, relu != 0);
     }
 }
 
@@ -38,27 +37,24 @@ BNFOLD_KERNEL(512)
 apply_backward(const T* x, const T* dy, const unsigned char* mask, const P* weight, const P* bias, const float* mean,
                const float* invstd, const float* mean_dz, const float* mean_dz_x, T* dx, T* dresidual,
                long long outer, int channels, int inner, int group, int ranks, int window, int relu) {
-    auto* affine = reinterpret_cast<Affine*>(port::shared());
-    auto* slope = reinterpret_cast<Slope*>(affine + kMostChannels);
+    auto* slope = reinterpret_cast<Slope*>(port::shared());
     const Part<V, L> part({outer, channels, inner, group, ranks, window}, port::block() / ranks,
                           port::block() % ranks);
     const int c = port::thread();
     if (c < part.width) {
         const int channel = part.first + c;
         const float inverse = invstd[channel];
-        affine[c] = affine_of(channel, weight, bias, mean, invstd);
-        slope[c] = {affine[c], mean_dz[channel], mean_dz_x[channel] * inverse * inverse};
+        slope[c] = {affine_of(channel, weight, bias, mean, invstd), mean_dz[channel], mean_dz_x[channel] * inverse * inverse};
     }
     port::sync_block();
-    const Channels<V, L> affines(part, affine);
     const Channels<V, L, Slope> slopes(part, slope);
     for (int i = 0; i < part.windows(); ++i) {
-        Window<V, L>(part, i).each_vector([&](int, long long place, unsigned offset) {
-            const Vector<T, V> x_here = load<T, V>(x + place);
-            const Vector<T, V> dz = passed<T, V>(x_here, load<T, V>(dy + place), affines.at(offset), mask, place,
-                                                 relu != 0);
-            put_gradients<T, V>(x_here, dz, slopes.at(offset), dx, dresidual, place);
-        });
+        Window<V, L>(part, i).template each_vector<2>(
+            [&](int, long long place) { return Given<T, V>(x, dy, mask, place); },
+            [&](int, long long place, unsigned offset, Given<T, V>& given) {
+                given.pass(slopes.at(offset), mask != nullptr, relu != 0);
+                put_gradients<T, V>(given.x, given.dz, slopes.at(offset), dx, dresidual, place);
+            });
     }
 }
 

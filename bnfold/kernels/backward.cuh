@@ -13,28 +13,35 @@
 namespace bnfold {
 
 // What the gradient of one channel's values needs.
-struct Slope {
-    Affine affine;
+struct Slope : Affine {
     float mean_dz, mean_dz_x;   // the second times invstd^2
 
     BNFOLD_DEVICE float operator()(float x, float dz) const {
-        return affine.scale * (dz - mean_dz - (x - affine.mean) * mean_dz_x);
+        return scale * (dz - mean_dz - (x - mean) * mean_dz_x);
     }
 };
 
-// dz of one vector. The side of the ReLU is that which forward noted in the mask, or is found again from x.
-template <class T, int V, class Affines>
-BNFOLD_DEVICE Vector<T, V> passed(const Vector<T, V>& x, Vector<T, V> dy, const Affines& affines,
-                                  const unsigned char* mask, long long place, bool relu) {
-    if (!relu) return dy;
-    const unsigned bits = mask ? mask[place / V] : 0;
-    affines.each([&](int j, const Affine& affine) {
-        const bool kept = mask ? (bits >> j & 1u) != 0
-                               : !(to_float(from_float<T>(affine(to_float(x.values[j])))) <= 0);
-        if (!kept) dy.values[j] = from_float<T>(0);
-    });
-    return dy;
-}
+// What is loaded of one vector.
+template <class T, int V>
+struct Given {
+    Vector<T, V> x, dz;
+    unsigned bits = 0;
+
+    Given() = default;
+    BNFOLD_DEVICE Given(const T* x_at, const T* dy_at, const unsigned char* mask, long long place)
+        : x(load<T, V>(x_at + place)), dz(load<T, V>(dy_at + place)), bits(mask ? mask[place / V] : 0) {}
+
+    // Makes dz of dy. The side of the ReLU is that which forward noted in the mask, or is found again from x.
+    template <class Affines>
+    BNFOLD_DEVICE void pass(const Affines& affines, bool noted, bool relu) {
+        if (!relu) return;
+        affines.each([&](int j, const Affine& affine) {
+            const bool kept = noted ? (bits >> j & 1u) != 0
+                                    : !(to_float(from_float<T>(affine(to_float(x.values[j])))) <= 0);
+            if (!kept) dz.values[j] = from_float<T>(0);
+        });
+    }
+};
 
 // Writes dx and, where there is a residual, its gradient dz.
 template <class T, int V, class Slopes>
@@ -84,19 +91,18 @@ backward(const T* x, const T* dy, const unsigned char* mask, const P* weight, co
             to.a += dz_value;
             to.b += dz_value * (x_value - from);
         };
+        const auto given = [&](int, long long place) { return Given<T, V>(x, dy, mask, place); };
         Sums mine;
         Pair sums[A];   // over all windows, but for `planes`, whose warps change channels between windows
         for (int i = 0; i < windows; ++i) {
             const Window<V, L> here(part, i);
-            here.each_vector([&](int slot, long long place, unsigned offset) {
-                const Vector<T, V> x_here = load<T, V>(x + place);
-                const Vector<T, V> dz_here = passed<T, V>(x_here, load<T, V>(dy + place), affines.at(offset), mask,
-                                                          place, relu != 0);
-                staged_x[slot] = x_here;
-                staged_dz[slot] = dz_here;
+            here.template each_vector<2>(given, [&](int slot, long long, unsigned offset, Given<T, V>& found) {
+                found.pass(affines.at(offset), mask != nullptr, relu != 0);
+                staged_x[slot] = found.x;
+                staged_dz[slot] = found.dz;
                 if constexpr (L != Layout::planes) {
                     affines.at(offset).each([&](int j, const Affine& a) {
-                        add(sums[j % A], to_float(x_here.values[j]), to_float(dz_here.values[j]), a.mean);
+                        add(sums[j % A], to_float(found.x.values[j]), to_float(found.dz.values[j]), a.mean);
                     });
                 }
             });
@@ -145,19 +151,20 @@ backward(const T* x, const T* dy, const unsigned char* mask, const P* weight, co
             const Channels<V, L, Slope> slopes(part, slope);
             for (int i = windows; i-- > 0;) {
                 const Window<V, L> here(part, i);
-                const bool resident = i == windows - 1;
-                here.each_vector([&](int slot, long long place, unsigned offset) {
-                    Vector<T, V> x_here, dz_here;
-                    if (resident) {
-                        x_here = staged_x[slot];
-                        dz_here = staged_dz[slot];
-                    } else {
-                        x_here = load<T, V>(x + place);
-                        dz_here = passed<T, V>(x_here, load<T, V>(dy + place), affines.at(offset), mask, place,
-                                               relu != 0);
-                    }
-                    put_gradients<T, V>(x_here, dz_here, slopes.at(offset), dx, dresidual, place);
-                });
+                if (i == windows - 1) {
+                    here.template each_vector<1>(
+                        [&](int slot, long long) { return slot; },
+                        [&](int, long long place, unsigned offset, int slot) {
+                            put_gradients<T, V>(staged_x[slot], staged_dz[slot], slopes.at(offset), dx, dresidual,
+                                                place);
+                        });
+                } else {
+                    here.template each_vector<2>(
+                        given, [&](int, long long place, unsigned offset, Given<T, V>& found) {
+                            found.pass(slopes.at(offset), mask != nullptr, relu != 0);
+                            put_gradients<T, V>(found.x, found.dz, slopes.at(offset), dx, dresidual, place);
+                        });
+                }
             }
         }
         port::sync_block();

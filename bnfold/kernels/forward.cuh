@@ -20,14 +20,15 @@ BNFOLD_DEVICE Moments of_window(const Window<V, L>& window, const T* x, Vector<T
     const int c = port::thread(), width = window.part.width;
     const int period = L == Layout::columns ? static_cast<int>(window.part.row) : 1;
     Pair sums[A];
-    window.each_vector([&](int slot, long long place, unsigned) {
-        const Vector<T, V> vector = load<T, V>(x + place);
-        staged[slot] = vector;
-        if constexpr (L != Layout::planes) {
+    window.template each_vector<4>(
+        [&](int, long long place) { return load<T, V>(x + place); },
+        [&](int slot, long long, unsigned, const Vector<T, V>& vector) {
+            staged[slot] = vector;
+            if constexpr (L != Layout::planes) {
 #pragma unroll
-            for (int j = 0; j < V; ++j) sums[j % A].a += to_float(vector.values[j]);
-        }
-    });
+                for (int j = 0; j < V; ++j) sums[j % A].a += to_float(vector.values[j]);
+            }
+        });
     const double count = c < width ? window.values_of(c) : 0;
     const auto total = [&](Pair(&of)[A]) -> Pair {
         put_sums(of, period, scratch);
@@ -66,11 +67,12 @@ BNFOLD_DEVICE Moments of_window(const Window<V, L>& window, const T* x, Vector<T
             const int channel = port::thread() % period * A + i;
             from[i] = near[channel < width ? channel : 0];
         }
-        window.each_vector([&](int slot, long long, unsigned) {
-            const Vector<T, V> vector = staged[slot];
+        window.template each_vector<2>(
+            [&](int slot, long long) { return staged[slot]; },
+            [&](int, long long, unsigned, const Vector<T, V>& vector) {
 #pragma unroll
-            for (int j = 0; j < V; ++j) add(deviations[j % A], to_float(vector.values[j]), from[j % A]);
-        });
+                for (int j = 0; j < V; ++j) add(deviations[j % A], to_float(vector.values[j]), from[j % A]);
+            });
     }
     const Pair found = total(deviations);
     return c < width ? from_deviations(count, near[c], found.a, found.b) : Moments{};
@@ -127,14 +129,17 @@ forward(const T* x, const T* residual, T* y, unsigned char* mask, const P* weigh
         if (batches && momentum >= 0 && unit == 0 && rank == 0 && c == 0) *batches += 1;
         port::sync_block();
         if (y) {
+            const Channels<V, L> affines(part, affine);
             for (int i = windows; i-- > 0;) {
+                // Two calls: NVRTC takes a generic lambda for a host function.
                 const Window<V, L> here(part, i);
-                const Channels<V, L> per_channel(part, affine);
-                const bool resident = i == windows - 1;
-                here.each_vector([&](int slot, long long place, unsigned offset) {
-                    const Vector<T, V> vector = resident ? staged[slot] : load<T, V>(x + place);
-                    normalize<T, V>(vector, per_channel.at(offset), residual, y, mask, place, relu != 0);
-                });
+                if (i == windows - 1) {
+                    const auto source = [&](int slot, long long) { return staged[slot]; };
+                    normalize<2, T, V>(here, source, affines, residual, y, mask, relu != 0);
+                } else {
+                    const auto source = [&](int, long long place) { return load<T, V>(x + place); };
+                    normalize<2, T, V>(here, source, affines, residual, y, mask, relu != 0);
+                }
             }
         }
         // The next unit's first barrier comes before it changes anything that this one reads.

@@ -67,21 +67,31 @@ struct Channels {
 // NaN stays NaN, as in torch.
 BNFOLD_DEVICE float rectified(float value) { return value <= 0 ? 0 : value; }
 
-// Writes y and, where there is a residual and a ReLU, which values passed it: bit j of mask[place / V].
-template <class T, int V, class Affines>
-BNFOLD_DEVICE void normalize(const Vector<T, V>& x, const Affines& affines, const T* residual, T* y,
-                             unsigned char* mask, long long place, bool relu) {
-    Vector<T, V> added, out;
-    if (residual) added = load<T, V>(residual + place);
-    unsigned passed = 0;
-    affines.each([&](int j, const Affine& affine) {
-        float value = affine(to_float(x.values[j]));
-        if (residual) value += to_float(added.values[j]);
-        out.values[j] = from_float<T>(relu ? rectified(value) : value);
-        passed |= (to_float(out.values[j]) <= 0 ? 0u : 1u) << j;
-    });
-    store<T, V>(y + place, out);
-    if (mask) mask[place / V] = static_cast<unsigned char>(passed);
+// Writes y of a window and, where there is a residual and a ReLU, which values passed it: bit j of mask[place / V].
+// source(slot, place) gives x; U of them are under way at one time.
+template <int U, class T, int V, Layout L, class Source>
+BNFOLD_DEVICE void normalize(const Window<V, L>& window, Source source, const Channels<V, L>& affines,
+                             const T* residual, T* y, unsigned char* mask, bool relu) {
+    struct Loaded {
+        Vector<T, V> x, added;
+    };
+    window.template each_vector<U>(
+        [&](int slot, long long place) -> Loaded {
+            const Vector<T, V> x = source(slot, place);
+            return {x, residual ? load<T, V>(residual + place) : Vector<T, V>{}};
+        },
+        [&](int, long long place, unsigned offset, const Loaded& loaded) {
+            Vector<T, V> out;
+            unsigned passed = 0;
+            affines.at(offset).each([&](int j, const Affine& affine) {
+                float value = affine(to_float(loaded.x.values[j]));
+                if (residual) value += to_float(loaded.added.values[j]);
+                out.values[j] = from_float<T>(relu ? rectified(value) : value);
+                passed |= (to_float(out.values[j]) <= 0 ? 0u : 1u) << j;
+            });
+            store<T, V>(y + place, out);
+            if (mask) mask[place / V] = static_cast<unsigned char>(passed);
+        });
 }
 
 }  // namespace bnfold

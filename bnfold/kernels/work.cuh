@@ -100,18 +100,36 @@ struct Window {
         return static_cast<double>(part.values_before(begin + count, c) - part.values_before(begin, c));
     }
 
-    // Calls f(slot, place, offset) for each vector of this thread: its number in the window, its first value's
-    // place in the tensor and in its run.
-    template <class F>
-    BNFOLD_DEVICE void each_vector(F f) const {
+    // Calls use(slot, place, offset, load(slot, place)) for each vector of this thread: its number in the window, its
+    // first value's place in the tensor and in its run, and what was loaded. U loads are under way at one time:
+    // those beyond the last vector, or beyond the last channel, load another one, and are not used.
+    template <int U, class Load, class Use>
+    BNFOLD_DEVICE void each_vector(Load load, Use use) const {
         const long long stride = static_cast<long long>(part.shape.channels) * part.shape.inner;
-#pragma unroll 4
-        for (int slot = port::thread(); slot < count; slot += port::threads()) {
-            const unsigned vector = skipped + static_cast<unsigned>(slot);
-            const unsigned run = part.by_row.quotient(vector);
-            const unsigned offset = (vector - run * part.row) * V;
-            if (L == Layout::columns && offset >= static_cast<unsigned>(part.width)) continue;
-            f(slot, origin + run * stride + offset, offset);
+        for (int first = port::thread(); first < count; first += U * port::threads()) {
+            decltype(load(0, 0ll)) loaded[U];
+            long long place[U];
+            unsigned offset[U];
+            bool wanted[U];
+#pragma unroll
+            for (int u = 0; u < U; ++u) {
+                const int ahead = first + u * port::threads();
+                const int slot = ahead < count ? ahead : first;
+                const unsigned vector = skipped + static_cast<unsigned>(slot);
+                const unsigned run = part.by_row.quotient(vector);
+                offset[u] = (vector - run * part.row) * V;
+                wanted[u] = ahead < count;
+                if (L == Layout::columns && offset[u] >= static_cast<unsigned>(part.width)) {
+                    offset[u] = 0;
+                    wanted[u] = false;
+                }
+                place[u] = origin + run * stride + offset[u];
+                loaded[u] = load(slot, place[u]);
+            }
+#pragma unroll
+            for (int u = 0; u < U; ++u) {
+                if (wanted[u]) use(first + u * port::threads(), place[u], offset[u], loaded[u]);
+            }
         }
     }
 };

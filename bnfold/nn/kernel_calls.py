@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -65,7 +66,18 @@ def machine_of(x: Tensor) -> Machine:
     """
     if x.device.type != "cuda":
         raise NoKernels(f"there are no kernels for {x.device.type} tensors")
-    return cuda_device(x.device.index)
+    return _cuda_machine(x.device)
+
+
+@functools.cache
+def _cuda_machine(device: torch.device) -> Machine:
+    with torch.cuda.device(device):  # and afterwards whatever was current
+        return cuda_device(device.index)
+
+
+def on_device(x: Tensor) -> AbstractContextManager[Any]:
+    """Its device is the current one, which is left as it was: a launch goes to the current context."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 def stream_of(x: Tensor) -> int:
@@ -152,7 +164,7 @@ def forward(
     call = _Call("forward", x, (residual,), _type(weight, bias, running_mean))
     y = torch.empty_like(x)
     mask = call.new_mask() if relu and residual is not None else None
-    mean, invstd = x.new_empty((2, x.shape[1]), dtype=torch.float32)
+    mean, invstd = _vectors(x, torch.float32)
     call(
         *(x, residual, y, mask, weight, bias, mean, invstd),
         *(running_mean, running_var, batches, *call.mailbox(MOMENTS)),
@@ -167,7 +179,7 @@ def forward(
 def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and squared deviations from it, of each channel, float32."""
     call = _Call("forward", x, (), torch.float32)
-    mean, m2 = x.new_empty((2, x.shape[1]), dtype=torch.float32)
+    mean, m2 = _vectors(x, torch.float32)
     call(
         *(x, None, None, None, None, None, mean, m2),
         *(None, None, None, *call.mailbox(MOMENTS)),
@@ -193,7 +205,7 @@ def backward(
     call = _Call("backward", x, (dy,), _type(weight, bias), aligned=fits)
     dx = torch.empty_like(x)
     dresidual = torch.empty_like(x) if needs_residual and relu else None
-    dweight, dbias = x.new_empty((2, x.shape[1]), dtype=_type(weight, bias))
+    dweight, dbias = _vectors(x, _type(weight, bias))
     call(
         *(x, dy, mask, weight, bias, mean, invstd, dx, dresidual),
         *(dweight, dbias, None, None, *call.mailbox(SUMS)),
@@ -215,7 +227,7 @@ def sums(
     """As `reference.sums`, float32, of dy where the value passed the ReLU."""
     x, dy, fits = _for_mask(x, dy, mask)
     call = _Call("backward", x, (dy,), _type(weight, bias), aligned=fits)
-    dz, dz_x = x.new_empty((2, x.shape[1]), dtype=torch.float32)
+    dz, dz_x = _vectors(x, torch.float32)
     call(
         *(x, dy, mask, weight, bias, mean, invstd, None, None),
         *(None, None, dz, dz_x, *call.mailbox(SUMS)),
@@ -301,7 +313,8 @@ class _Call:
 
     def __call__(self, *tensors: Tensor | None, numbers: tuple[Any, ...]) -> None:
         numbers = (*_shape(self.array, self.plan), *numbers)
-        self.machine.launch(self.plan, tensors, numbers, stream_of(self.x))
+        with on_device(self.x):
+            self.machine.launch(self.plan, tensors, numbers, stream_of(self.x))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -318,6 +331,11 @@ def _planned(kernel: str, types: tuple[str, ...], array: Array, aligned: bool, l
 def _shape(array: Array, launch: Launch) -> tuple[Any, ...]:
     rest = (array.channels, array.inner, launch.group, launch.ranks, launch.window)
     return np.int64(array.outer), *map(np.int32, rest)
+
+
+def _vectors(x: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Two of a number for each channel; not two views of one, which operators may not return."""
+    return x.new_empty(x.shape[1], dtype=kind), x.new_empty(x.shape[1], dtype=kind)
 
 
 def _type(*parameters: Tensor | None) -> torch.dtype:

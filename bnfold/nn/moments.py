@@ -15,6 +15,8 @@ from torch import Tensor
 
 __all__ = ["Moments", "gathered", "moments"]
 
+AT_ONCE = 2**20  # values that are copied to float64 at one time: 8 MiB, which caches hold
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -37,8 +39,16 @@ class Moments:
 
 
 def moments(x: Tensor) -> Moments:
-    """Those of a tensor (N, C, ...), in two passes over float64 numbers."""
-    wide = x.detach().transpose(0, 1).reshape(x.shape[1], -1).double()
+    """Those of a tensor (N, C, ...), in two passes over float64 copies of few examples at a time."""
+    examples: tuple[Tensor, ...] = torch.split(x.detach(), max(1, AT_ONCE * len(x) // max(1, x.numel())))
+    found, *rest = map(_moments, examples)
+    for other in rest:
+        found = found.merged(other)
+    return found
+
+
+def _moments(x: Tensor) -> Moments:
+    wide = x.transpose(0, 1).reshape(x.shape[1], -1).double()
     count = torch.tensor(float(wide.shape[1]), dtype=torch.float64, device=x.device)
     if not wide.shape[1]:
         none = wide.new_zeros(wide.shape[0])

@@ -8,12 +8,12 @@ time that reading takes. Norms of the same size are stacked and computed togethe
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from bnfold.fold.affine import dead, from_batch_norm
-from bnfold.fold.graph import Affine, Array, Constant
+from bnfold.fold.graph import Affine, Constant, Moments
 from bnfold.onnx_graph.facts import EPSILON
 from bnfold.onnx_graph.site import FLOATS, Site
 from bnfold.onnx_graph.wire import CUT_FROM, TOKEN_SIZE
@@ -21,7 +21,7 @@ from bnfold.onnx_graph.wire import CUT_FROM, TOKEN_SIZE
 __all__ = ["Norm", "read_together"]
 
 # the role, the moments of the input, those of the output
-Norm = tuple[Affine, tuple[Array, Array], tuple[Array, Array]]
+Norm = tuple[Affine, Moments, Moments]
 
 _SLOTS = {"gamma": 1, "beta": 2, "mean": 3, "var": 4}
 _FLOAT32 = np.dtype("<f4")
@@ -83,10 +83,10 @@ def _plain(site: Site) -> tuple[int, float, list[bytes]] | None:
         return None
     raws: list[bytes] = []
     for value in values[1:]:
-        if value is None or value.init is None or value.overridable or value.dtype != "float32":
+        if value is None or value.overridable or value.dtype != "float32" or value.shape != first:
             return None
-        raw = value.init.raw_data
-        if value.shape != first or len(raw) != size:
+        raw = b"" if value.init is None else value.init.raw_data
+        if len(raw) != size:
             return None
         raws.append(raw)
     return len(shape), float(site.attr("epsilon", EPSILON)), raws
@@ -102,14 +102,17 @@ def _stack(
     with np.errstate(all="ignore"):
         scale, shift = from_batch_norm(gamma, beta, mean, var + eps, 0.0)
     sound: Any = np.all((var >= 0) & (var < np.inf) & np.isfinite(shift), axis=1)
-    silent = dead(scale, var)
-    some: Any = silent.any(1)
+    plain: Any = scale.all(1) & (scale[:, 0] != 1.0) & shift.any(1)
     wide = (len(group), 1, channels, *(1,) * (rank - 2))
-    scales, shifts, squares = scale.reshape(wide), shift.reshape(wide), gamma * gamma
-    for i, (site, epsilon, _) in enumerate(group):
-        if sound[i]:
-            constants = cast("dict[str, tuple[int, Constant]]", _Parameters(site))  # nobody writes to it
-            role = Affine(scales[i], shifts[i], "norm", constants=constants, eps=epsilon)
-            if some[i]:
-                role.dead = tuple(np.flatnonzero(silent[i]).tolist())
-            norms[site] = role, (stored[i, 2], stored[i, 3]), (stored[i, 1], squares[i])
+    rows = zip(
+        *(group, scale.reshape(wide), shift.reshape(wide), stored[:, 2:], np.stack((beta, gamma * gamma), 1)),
+        *(sound.tolist(), plain.tolist()),
+        strict=True,
+    )
+    for (site, epsilon, _), a, b, before, after, fine, simple in rows:
+        if fine:
+            role = Affine(a, b, "norm", constants=_Parameters(site), eps=epsilon, plain=simple)
+            norms[site] = role, before, after
+    silent: Any = dead(scale, var)
+    for i in np.flatnonzero(sound & silent.any(1)):
+        norms[group[i][0]][0].dead = tuple(np.flatnonzero(silent[i]).tolist())

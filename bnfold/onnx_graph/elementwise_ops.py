@@ -106,7 +106,7 @@ def _no_shift(site: Site) -> str:
     return f"{site.op} does not pass a shift"
 
 
-def _map(site: Site, sign: str) -> Role:
+def _map(sign: str, site: Site) -> Role:
     """What keeps zero where it is: Relu, Abs."""
     rank_of(site, 0)
     return _carries(site.op, sign)
@@ -164,7 +164,7 @@ def _trilu(site: Site) -> Role:
 
 
 ELEMENTWISE: dict[str, Callable[[Site], Role]] = {
-    "Abs": partial(_map, sign="absolute"),
+    "Abs": partial(_map, "absolute"),
     "Add": _arithmetic,
     "Celu": _celu,
     "Clip": _clip,
@@ -177,7 +177,7 @@ ELEMENTWISE: dict[str, Callable[[Site], Role]] = {
     "Mul": _arithmetic,
     "Neg": _negative,
     "PRelu": _prelu,
-    "Relu": partial(_map, sign="positive"),
+    "Relu": partial(_map, "positive"),
     "Sub": _arithmetic,
     "Sum": _sum,
     "Trilu": _trilu,

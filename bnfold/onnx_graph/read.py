@@ -153,7 +153,8 @@ class _Reader:
         fixed = value.fixed
         if not fixed and value.shape is None and (value.dtype in FLOATS or not value.dtype):
             fixed = "unknown rank"
-        value.tensor = tensor = Tensor(value.name, value.shape, value.dtype, fixed=fixed)
+        value.tensor = tensor = Tensor(value.name, value.shape, value.dtype)
+        tensor.fixed = fixed
         self.graph.tensors.append(tensor)
         return tensor
 

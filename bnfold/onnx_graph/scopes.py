@@ -10,6 +10,7 @@ from typing import Any
 import onnx
 
 from bnfold.errors import ModelError
+from bnfold.onnx_graph.constants import resolve
 from bnfold.onnx_graph.files import Loaded
 from bnfold.onnx_graph.site import DTYPES, Model, Scope, Site, Value
 
@@ -51,7 +52,7 @@ def build(loaded: Loaded, shared: str) -> tuple[Model, list[Scope]]:
     if not proto.graph.node:
         raise ModelError("the graph has no nodes: there is nothing to fold; check that the export succeeded")
     functions = {(f.domain, f.name, f.overload): f for f in proto.functions}
-    model = Model(loaded, shared, _trained(proto), frozenset(functions))
+    model = Model(loaded, resolve, shared, _trained(proto), frozenset(functions))
     model.locks = bool(model.bound) or shared == "skip"
     root = Scope(model, proto.graph, default_opset(proto.opset_import))
     _fill(root)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ class Model:
     """What all scopes of a model share."""
 
     loaded: Loaded
+    resolve: Callable[[Value], None]  # find out whether a value is constant, once: `constants.resolve`
     shared: str = "duplicate"  # what to do with a stored value whose users need different ones
     bound: frozenset[str] = frozenset()  # initializers that training_info updates
     functions: frozenset[tuple[str, str, str]] = frozenset()  # domain, name, overload
@@ -93,7 +95,7 @@ class Site:
     """A node where it stands. Inputs are numbered 0, 1, ...; an input that is left out is not there."""
 
     __slots__ = (
-        *("alive", "attributes", "bodies", "name", "node", "op", "opset", "outputs", "private", "scope"),
+        *("_attributes", "alive", "bodies", "name", "node", "op", "opset", "outputs", "private", "scope"),
         "values",
     )
 
@@ -105,16 +107,22 @@ class Site:
         self.name = ""
         self.values: list[Value | None] = []  # one for each input
         self.outputs: list[Value | None] = []
-        self.attributes: dict[str, Any] | None = None
+        self._attributes: dict[str, Any] | None = None
         self.private: dict[int, Tensor] | None = None
         self.bodies: list[Scope] | None = None
         self.alive = True
 
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """All of them, decoded as `attr` does it, but for tensors."""
+        found = self._attributes
+        if found is None:
+            found = self._attributes = {a.name: _decoded(a) for a in self.node.attribute[:]}
+        return found
+
     def attr(self, name: str, default: Any = None) -> Any:
         """A Python number, string or list; an array for a tensor; a GraphProto for a body."""
-        attributes = self.attributes
-        if attributes is None:
-            attributes = self.attributes = {a.name: _decoded(a) for a in self.node.attribute[:]}
+        attributes = self._attributes or self.attributes
         value = attributes.get(name, default)
         if value.__class__ is onnx.TensorProto:
             value = attributes[name] = self.scope.model.loaded.array(value)
@@ -138,9 +146,7 @@ class Site:
         if value is None:
             return None
         if not value.resolved:
-            from bnfold.onnx_graph.constants import resolve
-
-            resolve(value)
+            self.scope.model.resolve(value)
         return value.constant
 
     def value(self, i: int) -> Array | None:

@@ -21,6 +21,7 @@ from bnfold.onnx_graph.wire import CUT_FROM
 
 __all__ = ["Surgery"]
 
+_FLOAT32 = np.dtype("<f4")
 _CODES = {name: code for code, name in DTYPES.items()}
 
 
@@ -54,7 +55,7 @@ class Surgery:
         self.stale: dict[Scope, set[str]] = defaultdict(set)  # names whose value_info is wrong now
         self.orphans: list[Value] = []
         self.taken: set[str] = set()
-        self._noted: dict[Scope, set[str]] = {}
+        self.noted = {scope: _noted(scope) for scope in model.scopes}
         self.listed_inputs = model.loaded.proto.ir_version < 4  # initializers are graph inputs as well
 
     # who reads what
@@ -215,13 +216,12 @@ class Surgery:
             )
             self.nodes[scope].added.append((node, anchor, -0.5 if before is not None else 0.25))
             return value
-        if (
-            array.dtype == np.float32 and array.nbytes < CUT_FROM
-        ):  # as set_array would do it, for very many biases
-            raw = array.astype("<f4", copy=False).tobytes()
-            tensor = scope.proto.initializer.add(name=name, data_type=1, dims=array.shape, raw_data=raw)
+        tensor = scope.proto.initializer.add()
+        tensor.name = name
+        if array.dtype == _FLOAT32 and array.nbytes < CUT_FROM:  # as set_array does it, for many biases
+            tensor.data_type, tensor.raw_data = 1, array.tobytes()
+            tensor.dims.extend(array.shape)
         else:
-            tensor = scope.proto.initializer.add(name=name)
             loaded.set_array(tensor, array)
         value.init = tensor
         self.initializers[scope].added.append((tensor, after.init if after is not None else None, 0.5))
@@ -266,7 +266,7 @@ class Surgery:
             if value.count > 0 or value.is_output or scope.values.get(name) is not value:
                 continue
             if init is not None:
-                if not value.overridable and name not in self.noted(scope):
+                if not value.overridable and name not in self.noted[scope]:
                     self.initializers[scope].gone[id(init)] = init
                     self.stale[scope].add(name)
                     del scope.values[name]
@@ -278,15 +278,15 @@ class Surgery:
                     self.kill(site)
         self.orphans.clear()
 
-    def noted(self, scope: Scope) -> set[str]:
-        """Names that the file mentions beside the nodes."""
-        names = self._noted.get(scope)
-        if names is None:
-            names = set(self.model.bound) if scope.parent is None else set()
-            for entry in scope.proto.quantization_annotation:
-                names.update(pair.value for pair in entry.quant_parameter_tensor_names)
-            self._noted[scope] = names
-        return names
+
+def _noted(scope: Scope) -> set[str]:
+    """Names that the file mentions beside the nodes."""
+    if isinstance(scope.proto, onnx.FunctionProto):
+        return set()
+    names = set(scope.model.bound) if scope.parent is None else set()
+    for entry in scope.proto.quantization_annotation:
+        names.update(pair.value for pair in entry.quant_parameter_tensor_names)
+    return names
 
 
 @cache

@@ -79,7 +79,7 @@ def decode(data_type: int, dims: Sequence[int], raw: Bytes) -> Array:
         ValueError: the sizes disagree, or the type is unknown; the message goes on from "tensor 'x': ".
     """
     dims, dtype = tuple(dims), _dtype(data_type)
-    if dtype is not None and len(raw) == math.prod(dims) * dtype.itemsize and min(dims, default=1) > 0:
+    if dtype is not None and len(raw) == math.prod(dims) * dtype.itemsize and min(dims or (1,)) > 0:
         array: Array = np.frombuffer(raw, dtype)
         return array if len(dims) == 1 else array.reshape(dims)
     size = raw_size(data_type, dims)

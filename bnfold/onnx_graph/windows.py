@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from bnfold.errors import ModelError
 from bnfold.fold.graph import Dim
-from bnfold.onnx_graph.facts import Refused, text
+from bnfold.onnx_graph.facts import Refused
 from bnfold.onnx_graph.site import Site
 
 __all__ = ["Grid", "Window", "counts", "windows"]
@@ -74,14 +74,14 @@ def windows(site: Site, taps: tuple[int, ...], sizes: tuple[Dim, ...]) -> Grid:
 
 def _stated(site: Site) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], str, bool]:
     """Strides, dilations and pads, () where they are left out; `auto_pad`, and `ceil_mode`."""
-    attr = site.attr
-    strides, dilations, pads = attr("strides"), attr("dilations"), attr("pads")
+    get = site.attributes.get
+    strides, dilations, pads = get("strides"), get("dilations"), get("pads")
     return (
         tuple(strides) if strides else (),
         tuple(dilations) if dilations else (),
         tuple(pads) if pads else (),
-        text(site, "auto_pad", "NOTSET") or "NOTSET",
-        bool(attr("ceil_mode", 0)),
+        str(get("auto_pad", "")) or "NOTSET",
+        bool(get("ceil_mode")),
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import secrets
+import struct
 from array import array
 from collections.abc import Callable, Sequence
 from mmap import mmap
@@ -26,7 +27,8 @@ Table: TypeAlias = "dict[int, Table | None]"
 CUT_FROM = 1024
 # protobuf's own limit. A deeper message is left for it to refuse.
 DEEPEST = 100
-TOKEN_SIZE = 24
+_TOKEN = struct.Struct("<16sQ")  # the table's random number, and that of the part
+TOKEN_SIZE = _TOKEN.size
 # For what is added to a table: of the whole process, so that no two tables give one token two meanings.
 _NUMBERS = itertools.count(1 << 48)
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
@@ -70,14 +72,16 @@ class Payloads:
     def add(self, data: Piece) -> bytes:
         """The token that stands for `data` (which is kept, not copied) from now on."""
         number = next(_NUMBERS)
-        self._added[number] = memoryview(data)
+        self._added[number] = data if isinstance(data, memoryview) else memoryview(data)
         return self._token(number)
 
     def get(self, data: bytes) -> memoryview | None:
         """What a token stands for; None if `data` is no token of this table."""
-        if len(data) != TOKEN_SIZE or not data.startswith(self.magic):
+        if len(data) != TOKEN_SIZE:
             return None
-        number = int.from_bytes(data[len(self.magic) :], "little")
+        magic, number = _TOKEN.unpack(data)
+        if magic != self.magic:
+            return None
         if 2 * number < len(self._parts):
             return self._source[self._parts[2 * number] : self._parts[2 * number + 1]]
         return self._added.get(number)
@@ -90,7 +94,7 @@ class Payloads:
         return other
 
     def _token(self, number: int) -> bytes:
-        return self.magic + number.to_bytes(8, "little")
+        return _TOKEN.pack(self.magic, number)
 
 
 def cut(model: Readable, cut_from: int = CUT_FROM) -> tuple[bytes, Payloads]:
@@ -223,7 +227,8 @@ class _Walk:
             raise _Odd
         if copied == start:
             return None
-        pieces.append(data[copied:end])
+        if copied < end:
+            pieces.append(data[copied:end])
         return new_size
 
     def _payload(self, at: int, stop: int) -> int | None:

@@ -66,16 +66,16 @@ class _Writer:
                 scales.append(edit)
         self.rescale(scales)
         # computed constants first: the nodes that compute them, and read stored ones, may go
-        stored: list[tuple[Value, onnx.TensorProto]] = []
+        stored: list[tuple[Value, onnx.TensorProto, list[Wish]]] = []
         for value, wishes in self.wishes.items():
             tensor = self.surgery.replaceable(value)
             if tensor is None:
                 self.copy(value, wishes)
             else:
-                stored.append((value, tensor))
+                stored.append((value, tensor, wishes))
         self.surgery.sweep()
-        for value, tensor in stored:
-            self.replace(value, tensor, self.wishes[value])
+        for value, tensor, wishes in stored:
+            self.replace(value, tensor, wishes)
 
     def set_value(self, edit: SetValue) -> None:
         site, key = _site(edit.node), edit.key
@@ -83,7 +83,7 @@ class _Writer:
             _set_attribute(site.node, key, float(np.asarray(edit.value).reshape(-1)[0]))
             return
         value = site.values[key] if key < len(site.values) else None
-        array = np.asarray(edit.value)
+        array = edit.value
         if edit.old is None:
             array = _in_type(array, site, key)
         if value is None:
@@ -98,8 +98,8 @@ class _Writer:
 
     def replace(self, value: Value, tensor: onnx.TensorProto, wishes: list[Wish]) -> None:
         """In place if all readers wish for the same; else a new constant for each wish."""
-        surgery, first = self.surgery, wishes[0][2]
-        if value.count == len(wishes) and all(_equal(first, array) for _, _, array in wishes[1:]):
+        surgery, first, count = self.surgery, wishes[0][2], len(wishes)
+        if value.count == count and (count == 1 or all(_equal(first, array) for _, _, array in wishes)):
             surgery.replace(value, tensor, first)
             return
         if surgery.model.shared == "error":

@@ -16,10 +16,12 @@ places(long long* place, unsigned* offset, double* values, long long* numbers, l
        int inner, int group, int ranks, int window, int unit, int rank, int index) {
     const Part<V, L> part({outer, channels, inner, group, ranks, window}, unit, rank);
     const Window<V, L> here(part, index);
-    here.each_vector([&](int slot, long long at, unsigned in_run) {
-        place[slot] = at;
-        offset[slot] = in_run;
-    });
+    here.template each_vector<4>(
+        [](int slot, long long) { return slot; },
+        [&](int slot, long long at, unsigned in_run, int loaded) {
+            place[slot] = at;
+            offset[slot] = loaded == slot ? in_run : ~0u;
+        });
     if (port::thread() < part.width) values[port::thread()] = here.values_of(port::thread());
     if (port::thread() == 0) {
         numbers[0] = part.begin;

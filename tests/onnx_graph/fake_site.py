@@ -73,11 +73,13 @@ class FakeSite:
         graph = helper.make_graph([self.node], "g", values, outputs, weights)
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=8)
 
+    @property
+    def attributes(self) -> dict[str, Any]:
+        found = {entry.name: helper.get_attribute_value(entry) for entry in self.node.attribute}
+        return {name: v.decode() if isinstance(v, bytes) else v for name, v in found.items()}
+
     def attr(self, name: str, default: Any = None) -> Any:
-        for attribute in self.node.attribute:
-            if attribute.name == name:
-                return helper.get_attribute_value(attribute)
-        return default
+        return self.attributes.get(name, default)
 
     def has(self, slot: int) -> bool:
         return slot < len(self.inputs) and self.inputs[slot] is not None
