@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -66,18 +65,7 @@ def machine_of(x: Tensor) -> Machine:
     """
     if x.device.type != "cuda":
         raise NoKernels(f"there are no kernels for {x.device.type} tensors")
-    return _cuda_machine(x.device)
-
-
-@functools.cache
-def _cuda_machine(device: torch.device) -> Machine:
-    with torch.cuda.device(device):  # and afterwards whatever was current
-        return cuda_device(device.index)
-
-
-def on_device(x: Tensor) -> AbstractContextManager[Any]:
-    """Its device is the current one, which is left as it was: a launch goes to the current context."""
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+    return cuda_device(x.device.index)
 
 
 def stream_of(x: Tensor) -> int:
@@ -313,8 +301,7 @@ class _Call:
 
     def __call__(self, *tensors: Tensor | None, numbers: tuple[Any, ...]) -> None:
         numbers = (*_shape(self.array, self.plan), *numbers)
-        with on_device(self.x):
-            self.machine.launch(self.plan, tensors, numbers, stream_of(self.x))
+        self.machine.launch(self.plan, tensors, numbers, stream_of(self.x))
 
 
 @functools.lru_cache(maxsize=4096)
