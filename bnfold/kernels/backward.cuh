@@ -13,13 +13,11 @@
 namespace bnfold {
 
 // What the gradient of one channel's values needs.
-struct Slope {
-    Affine affine;
+struct Slope : Affine {
     float mean_dz, mean_dz_x;   // the second times invstd^2
 
-    BNFOLD_DEVICE const Affine& forward() const { return affine; }
     BNFOLD_DEVICE float operator()(float x, float dz) const {
-        return affine.scale * (dz - mean_dz - (x - affine.mean) * mean_dz_x);
+        return scale * (dz - mean_dz - (x - mean) * mean_dz_x);
     }
 };
 
@@ -34,12 +32,12 @@ struct Given {
         : x(load<T, V>(x_at + place)), dz(load<T, V>(dy_at + place)), bits(mask ? mask[place / V] : 0) {}
 
     // Makes dz of dy. The side of the ReLU is that which forward noted in the mask, or is found again from x.
-    template <class Items>
-    BNFOLD_DEVICE void pass(const Items& items, bool noted, bool relu) {
+    template <class Affines>
+    BNFOLD_DEVICE void pass(const Affines& affines, bool noted, bool relu) {
         if (!relu) return;
-        items.each([&](int j, const typename Items::Item& item) {
+        affines.each([&](int j, const Affine& affine) {
             const bool kept = noted ? (bits >> j & 1u) != 0
-                                    : !(to_float(from_float<T>(item.forward()(to_float(x.values[j])))) <= 0);
+                                    : !(to_float(from_float<T>(affine(to_float(x.values[j])))) <= 0);
             if (!kept) dz.values[j] = from_float<T>(0);
         });
     }

@@ -132,6 +132,7 @@ forward(const T* x, const T* residual, T* y, unsigned char* mask, const P* weigh
             const Channels<V, L> affines(part, affine);
             for (int i = windows; i-- > 0;) {
                 const Window<V, L> here(part, i);
+                // Two calls: NVRTC 13.0 takes a generic lambda for a host function.
                 if (i == windows - 1) {
                     const auto at_hand = [&](int slot, long long) { return staged[slot]; };
                     normalize<2, T, V>(here, at_hand, affines, residual, y, mask, relu != 0);

@@ -12,13 +12,11 @@ struct Affine {
     float mean, scale, bias;
 
     BNFOLD_DEVICE float operator()(float x) const { return (x - mean) * scale + bias; }
-    BNFOLD_DEVICE const Affine& forward() const { return *this; }
 };
 
 // Calls f(j, item) for the V values of a vector with the item of each one's channel.
-template <int V, Layout L, class I>
+template <int V, Layout L, class Item>
 struct Items {
-    using Item = I;
     const Item* shared;      // of all channels of the unit
     const Item* own;         // those of this thread's vectors, in registers; not for `planes`
     const Divider by_inner;
