@@ -285,6 +285,7 @@ def test_less_is_saved_for_backward_than_by_torch(machine: HostMachine) -> None:
     assert saved(ours) < size + size // 16 + 1024
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own use of it, in jvp
 def test_what_kernels_do_not_take_is_torchs(machine: HostMachine) -> None:
     norm = bnfold.nn.BatchNorm2d(8)
     with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
