@@ -281,6 +281,8 @@ class _Call:
         *types: torch.dtype,
         aligned: bool = True,
     ) -> None:
+        if x.dtype not in NAMES or not {*types} <= {x.dtype, torch.float32}:
+            raise NoKernels(f"{x.dtype} with parameters or statistics of {types[-1]}")
         self.x = x
         self.machine = machine_of(x)
         self.array = array_of(x)
@@ -326,7 +328,11 @@ def _vectors(x: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def _type(*parameters: Tensor | None) -> torch.dtype:
-    return next((each.dtype for each in parameters if each is not None), torch.float32)
+    """That of all parameters: kernels take them in one."""
+    first, *others = {each.dtype for each in parameters if each is not None} or {torch.float32}
+    if others:
+        raise NoKernels(f"parameters of {first} and {others[0]}")
+    return first
 
 
 def _for_mask(x: Tensor, dy: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, bool]:

@@ -47,7 +47,7 @@ class HostMachine:
     ) -> None:
         """Runs a kernel to its end."""
         self.launches.append(launch)
-        if launch.cooperative:  # what is read before a block has written it shall not be what an earlier one wrote
+        if launch.cooperative:  # a block that reads too early shall not find what an earlier launch wrote
             letters = tensors[-2]
             assert letters is not None
             letters.fill_(255)

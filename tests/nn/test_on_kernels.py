@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import bnfold.nn
-from bnfold.nn import functional, kernel_calls
+from bnfold.nn import functional, kernel_calls, steps
 from tests.kernels.host import unavailable
 from tests.kernels.machine import DEVICES, HostMachine
 
@@ -337,3 +337,19 @@ def test_training_follows_torch_step_by_step(machine: HostMachine) -> None:
     assert curves[0][-1] < curves[0][0] / 4
     torch.testing.assert_close(curves[0], curves[1], rtol=1e-3, atol=1e-5)
     assert len(machine.launches) == 12 * 4
+
+
+def test_steps_of_types_that_have_no_kernels_are_the_twins(machine: HostMachine) -> None:
+    """SyncBatchNorm calls steps with whatever it is given."""
+    x = torch.randn(SHAPES["2d"])
+    weight, bias, zeros, ones = torch.rand(8), torch.rand(8), torch.zeros(8), torch.ones(8)
+    wanted = torch.nn.functional.batch_norm(x, zeros, ones, weight, bias)
+    double = [each.double() for each in (weight, bias, zeros, ones)]
+    y, _ = steps.evaluate(x.double(), None, *double, 1e-5, False, False)
+    torch.testing.assert_close(y, wanted.double(), rtol=1e-5, atol=1e-5)
+    y, _ = steps.evaluate(x, None, weight.double(), bias.double(), zeros, ones, 1e-5, False, False)
+    torch.testing.assert_close(y, wanted)
+    y, _ = steps.evaluate(x.bfloat16(), None, weight, bias.bfloat16(), zeros, ones, 1e-5, False, False)
+    torch.testing.assert_close(y.float(), wanted, rtol=4e-2, atol=4e-2)
+    assert steps.moments_of(x.double()).mean.dtype == torch.float64
+    assert not machine.launches

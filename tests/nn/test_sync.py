@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import socket
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def images(count: int) -> torch.Tensor:
 def worker(rank: int, port: int, folder: str) -> None:
     """Both sizes in one group of four; the smaller in a subgroup of its first two."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=4)
+    dist.init_process_group("gloo", rank=rank, world_size=4, timeout=timedelta(minutes=2))
     pair = dist.new_group([0, 1])
     for way, (world, sizes) in itertools.product(WAYS, SIZES.items()):
         if rank >= world:
@@ -71,6 +72,7 @@ def worker(rank: int, port: int, folder: str) -> None:
     parallel(images(8)[2 * rank : 2 * rank + 2]).square().sum().backward()
     found = {"recalibrated": recalibrated.state_dict(), "ddp": [p.grad for p in module.parameters()]}
     torch.save(found, f"{folder}/{rank}.pt")
+    dist.barrier()  # nobody leaves while another still talks
     dist.destroy_process_group()
 
 
