@@ -85,12 +85,16 @@ class Fused(nn.modules.batchnorm._BatchNorm):
     def _fused(self, x: Tensor, residual: Tensor | None) -> Tensor | None:
         """The whole on the kernels; None where they do not take it."""
         batch = self.training or (self.running_mean is None and self.running_var is None)
-        tracked = self.track_running_stats and (self.training or not batch)
-        running = (self.running_mean, self.running_var) if tracked else (None, None)
+        used = self.track_running_stats if self.training else not batch
+        running = (self.running_mean, self.running_var) if used else (None, None)
         momentum = 0.0 if self.momentum is None else self.momentum
-        if not functional.usable(x, residual, self.weight, self.bias, *running) or momentum < 0:
+        batches = self.num_batches_tracked if self.training and self.track_running_stats else None
+        if batches is not None and (batches.dtype, batches.device) != (torch.int64, x.device):
             return None
-        batches = self.num_batches_tracked if tracked and self.training else None
+        if momentum < 0 or self.eps <= 0:
+            return None
+        if not functional.usable(x, residual, self.weight, self.bias, *running):
+            return None
         if batch:
             F._verify_batch_size(x.shape)  # type: ignore[attr-defined]
             if batches is not None and self.momentum is None:

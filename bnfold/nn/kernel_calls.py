@@ -31,6 +31,7 @@ __all__ = [
     "forward",
     "machine_of",
     "mask_bytes",
+    "order_of",
     "packed",
     "statistics",
     "sums",
@@ -87,10 +88,11 @@ def dense(x: Tensor, like: Tensor | None = None) -> Tensor:
 
     Channels last stays channels last, also through slices of a batch that are not dense.
     """
-    return x.contiguous(memory_format=_order(x if like is None else like))
+    return x.resolve_neg().contiguous(memory_format=order_of(x if like is None else like))
 
 
-def _order(x: Tensor) -> torch.memory_format:
+def order_of(x: Tensor) -> torch.memory_format:
+    """The order of dimensions in which `dense` leaves a tensor."""
     last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
     if last is None or x.is_contiguous():
         return torch.contiguous_format
