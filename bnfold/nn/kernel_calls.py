@@ -287,6 +287,9 @@ class _Call:
         self.machine = machine_of(x)
         self.array = array_of(x)
         aligned = aligned and all(t is None or t.data_ptr() % 16 == 0 for t in (x, *others))
+        for kind in (x.dtype, *types):
+            if kind not in NAMES:
+                raise NoKernels(f"there are no kernels for {kind}")
         names = tuple(NAMES[each] for each in (x.dtype, *types))
         self.plan = _planned(kernel, names, self.array, aligned, self.machine.limits)
 
@@ -328,7 +331,10 @@ def _vectors(x: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def _type(*parameters: Tensor | None) -> torch.dtype:
-    return next((each.dtype for each in parameters if each is not None), torch.float32)
+    types = {each.dtype for each in parameters if each is not None}
+    if len(types) > 1:
+        raise NoKernels("there are no kernels for parameters of several types")
+    return types.pop() if types else torch.float32
 
 
 def _for_mask(x: Tensor, dy: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, bool]:

@@ -11,13 +11,14 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
 import bnfold.nn
-from bnfold.nn import kernel_calls
+from bnfold.nn import kernel_calls, sync
 from tests.kernels.host import unavailable
 from tests.kernels.machine import DEVICES, HostMachine
 
@@ -125,3 +126,52 @@ def test_many_processes_compute_what_one_does(tmp_path: Path) -> None:
     for index, mean in enumerate(torch.stack(each).mean(0) for each in zip(*alone, strict=True)):
         for one in found:
             assert torch.allclose(one["ddp"][index], mean, rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A group of two, of which only one has values."""
+    monkeypatch.setattr(sync, "gathered", lambda here, group: here)
+    monkeypatch.setattr(dist, "get_world_size", lambda group: 2)
+    monkeypatch.setattr(dist, "all_reduce", lambda sums, group: None)
+    if unavailable() is None:
+        machine = HostMachine(DEVICES["cluster"])
+        monkeypatch.setattr(kernel_calls, "machine_of", lambda x: machine)
+    return object()
+
+
+def test_unusual_types_and_parameters(alone: Any) -> None:
+    torch.manual_seed(0)
+    ours, theirs = bnfold.nn.SyncBatchNorm(4, process_group=alone), nn.BatchNorm2d(4)
+    weight = torch.rand(8)[::2]
+    ours.weight, theirs.weight = nn.Parameter(weight), nn.Parameter(weight)
+    x = images(3)[:, [0, 1, 2, 0]]
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
+    added = torch.rand(x.shape, dtype=torch.float64)
+    torch.testing.assert_close(ours(x, added), theirs(x) + added, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="expected 4 channels, got 3"):
+        ours(images(3))
+    torch.testing.assert_close(ours.double()(x.double()), theirs.double()(x.double()))
+    ours.num_batches_tracked, ours.momentum = None, None
+    before = ours.running_mean.clone()
+    ours(x.double())
+    assert torch.equal(ours.running_mean, before)
+
+
+def test_hooks_that_save_in_another_order(alone: Any) -> None:
+    norm = bnfold.nn.SyncBatchNorm(3, process_group=alone, activation="relu")
+    x = images(3).contiguous(memory_format=torch.channels_last).requires_grad_()
+    r = torch.randn_like(x)
+    wanted = torch.autograd.grad(norm(x, r).square().sum(), x)
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: torch.empty(t.shape, dtype=t.dtype).copy_(t), lambda t: t
+    ):
+        y = norm(x, r)
+    torch.testing.assert_close(torch.autograd.grad(y.square().sum(), x), wanted)
+
+
+def test_a_converted_module_keeps_its_activations() -> None:
+    module = nn.Sequential(bnfold.nn.BatchNorm2d(3, activation="relu"), nn.Sequential(nn.BatchNorm2d(3)))
+    after = bnfold.nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    assert [type(part) for part in (after[0], after[1][0])] == [bnfold.nn.SyncBatchNorm] * 2
+    assert [part.activation for part in (after[0], after[1][0])] == ["relu", None]
