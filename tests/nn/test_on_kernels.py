@@ -15,7 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
 import bnfold.nn
-from bnfold.nn import functional, kernel_calls
+from bnfold.nn import functional, kernel_calls, operators
 from tests.kernels.host import unavailable
 from tests.kernels.machine import DEVICES, HostMachine
 
@@ -453,3 +453,20 @@ def test_hooks_that_save_in_another_order(machine: HostMachine, training: bool) 
         found = second(ours(x, r))
     for a, b in zip(found, wanted, strict=True):
         near(a, b)
+
+
+def test_operators_keep_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be of a CUDA graph's pool, which torch.compile sees to be empty afterwards."""
+    machine = HostMachine(DEVICES["cooperative grid"])
+    monkeypatch.setattr(kernel_calls, "machine_of", lambda x: machine)
+    monkeypatch.setattr(kernel_calls, "_WORDS", {})
+    x = torch.randn(40, 2, 24, 24, requires_grad=True)
+    given = (x, None, None, None, None, None, None)
+    wanted = functional.batch_norm(*given, True, 1e-5, 0.1, False)
+    assert kernel_calls._WORDS
+    kernel_calls._WORDS.clear()
+    y = operators.batch_norm(*given, True, 1e-5, 0.1, False)
+    y.sum().backward()
+    assert torch.equal(y, wanted)
+    assert [launch.row for launch in machine.launches] == ["cooperative grid"] * 3
+    assert not kernel_calls._WORDS
