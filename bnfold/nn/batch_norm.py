@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (as torch's own code calls it)
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from bnfold.errors import UsageError
 from bnfold.nn import functional
 
-__all__ = ["ACTIVATIONS", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "Fused"]
+__all__ = ["ACTIVATIONS", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "Fused", "add_activate"]
 
 ACTIVATIONS = (None, "relu")
 
@@ -67,30 +67,41 @@ class Fused(nn.modules.batchnorm._BatchNorm):
 
         Args:
             input: (N, C, ...), as the class says.
-            residual: what is added before the activation, of the same shape (or one that broadcasts to it).
+            residual: what is added before the activation, of the same shape (or one that broadcasts with it).
 
         Raises:
             ValueError: the input has another rank, or one value for each channel in training mode.
-            UsageError: the residual does not broadcast to the input's shape.
+            UsageError: the residual does not broadcast with the input.
         """
+        if isinstance(input, fx.Proxy):  # to torch.fx.symbolic_trace, a leaf as torch's
+            return _call_of(self, input, residual)
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
-        if residual is not None and not _fits(residual.shape, input.shape):
-            raise UsageError(
-                f"{type(self).__name__}: the residual of shape {list(residual.shape)} does not fit the "
-                f"input of shape {list(input.shape)}"
-            )
-        y = self._fused(input, None if residual is None else residual.expand_as(input))
-        return _add_activate(self, super().forward(input), residual) if y is None else y
+        y = None
+        if residual is None:
+            y = self._fused(input, None)
+        elif isinstance(residual, Tensor):
+            if _fits(residual.shape, input.shape):
+                y = self._fused(input, residual.expand_as(input))
+            elif not _broadcast(residual.shape, input.shape):
+                raise UsageError(
+                    f"{type(self).__name__}: the residual of shape {list(residual.shape)} does not fit the "
+                    f"input of shape {list(input.shape)}"
+                )
+        return add_activate(self, super().forward(input), residual) if y is None else y
 
     def _fused(self, x: Tensor, residual: Tensor | None) -> Tensor | None:
         """The whole on the kernels; None where they do not take it."""
         batch = self.training or (self.running_mean is None and self.running_var is None)
-        tracked = self.track_running_stats and (self.training or not batch)
-        running = (self.running_mean, self.running_var) if tracked else (None, None)
+        used = self.track_running_stats if self.training else not batch
+        running = (self.running_mean, self.running_var) if used else (None, None)
         momentum = 0.0 if self.momentum is None else self.momentum
-        if not functional.usable(x, residual, self.weight, self.bias, *running) or momentum < 0:
+        batches = self.num_batches_tracked if self.training and self.track_running_stats else None
+        if batches is not None and (batches.dtype, batches.device) != (torch.int64, x.device):
             return None
-        batches = self.num_batches_tracked if tracked and self.training else None
+        if momentum < 0 or self.eps <= 0:
+            return None
+        if not functional.usable(x, residual, self.weight, self.bias, *running):
+            return None
         if batch:
             F._verify_batch_size(x.shape)  # type: ignore[attr-defined]
             if batches is not None and self.momentum is None:
@@ -118,13 +129,14 @@ class AddActivation(nn.Module):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """As `Fused.forward`, without the batch norm."""
-        return _add_activate(self, input, residual)
+        return add_activate(self, input, residual)
 
     def extra_repr(self) -> str:
         return f"activation={self.activation!r}"
 
 
-def _add_activate(module: Any, y: Tensor, residual: Tensor | None) -> Tensor:
+def add_activate(module: Any, y: Tensor, residual: Tensor | None) -> Tensor:
+    """What follows the batch norm of a module, in torch's operations."""
     if residual is not None:
         y = y + residual
     return torch.relu(y) if module.activation == "relu" else y
@@ -134,6 +146,17 @@ def _fits(small: torch.Size, large: torch.Size) -> bool:
     """Whether a tensor of the first shape can be added to one of the second without making it larger."""
     extra = len(large) - len(small)
     return extra >= 0 and all(a in (1, b) for a, b in zip(small, large[extra:], strict=True))
+
+
+def _broadcast(one: torch.Size, other: torch.Size) -> bool:
+    """Whether tensors of these shapes can be added."""
+    return all(a == b or 1 in (a, b) for a, b in zip(reversed(one), reversed(other), strict=False))
+
+
+def _call_of(module: nn.Module, *arguments: Any) -> Any:
+    tracer: Any = arguments[0].tracer
+    given = tuple(each for each in arguments if each is not None)
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), given, {})
 
 
 class BatchNorm1d(Fused, nn.BatchNorm1d):

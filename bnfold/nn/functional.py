@@ -62,19 +62,23 @@ def batch_norm(
         running = (running_mean, running_var, batches)
         arguments = (x, residual, weight, bias, *running, eps, momentum, relu)
         return _Train.apply(*arguments)  # type: ignore[no-any-return, no-untyped-call]
-    given = (x, residual, weight, bias, running_mean, running_var, eps, relu)
+    noted = relu and residual is not None and torch.is_grad_enabled()
+    given = (x, residual, weight, bias, running_mean, running_var, eps, relu, noted)
     return _Evaluate.apply(*given)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def usable(x: Tensor, residual: Tensor | None, *parameters: Tensor | None) -> bool:
     """Whether the kernels take these tensors; the parameters are weight, bias and running statistics, if any.
 
-    Anything else is torch's: other devices and types, empty batches, forward-mode derivatives, torch.func.
+    Anything else is torch's: other devices and types, empty batches, parameters that are not dense or of
+    another number of channels, forward-mode derivatives, torch.func, exported and traced graphs, tensors of
+    other classes.
     """
     if not _device_usable(x.device):
         return False
     given = [each for each in parameters if each is not None]
     types = {each.dtype for each in given}
+    activations = [x] if residual is None else [x, residual]
     return (
         x.dtype in kernels.NAMES
         and x.dim() >= 2
@@ -82,13 +86,25 @@ def usable(x: Tensor, residual: Tensor | None, *parameters: Tensor | None) -> bo
         and types <= {torch.float32, x.dtype}
         and len(types) <= 1
         and all(each.device == x.device for each in given)
+        and all(each.shape == x.shape[1:2] and each.is_contiguous() for each in given)
         and (residual is None or (residual.dtype, residual.device) == (x.dtype, x.device))
-        and (torch.compiler.is_compiling() or not _transformed())
+        and (
+            not torch.compiler.is_exporting()
+            if torch.compiler.is_compiling()
+            else _plain(activations + given)
+        )
     )
 
 
-def _transformed() -> bool:
-    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+def _plain(tensors: list[Tensor]) -> bool:
+    """Whether nothing but autograd watches these tensors, and each is its values in memory."""
+    return (
+        all(type(each) in (Tensor, torch.nn.Parameter) for each in tensors)
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._get_tracing_state() is None
+        and not torch._C._are_functorch_transforms_active()
+        and torch.autograd.forward_ad._current_level < 0
+    )
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -128,7 +144,7 @@ class _Train(torch.autograd.Function):
             x, residual, weight, bias, running_mean, running_var, batches, eps, momentum, relu
         )
         ctx.save_for_backward(x, weight, bias, mean, invstd, mask)
-        ctx.eps, ctx.relu, ctx.frozen = eps, relu, False
+        ctx.eps, ctx.relu, ctx.frozen, ctx.order = eps, relu, False, kernels.order_of(x)
         return y
 
     @staticmethod
@@ -150,23 +166,31 @@ class _Evaluate(torch.autograd.Function):
         var: Tensor,
         eps: float,
         relu: bool,
+        noted: bool,
     ) -> Tensor:
-        noted = relu and residual is not None and any(ctx.needs_input_grad)
+        noted = noted and any(ctx.needs_input_grad)
         y, mask = steps.evaluate(x, residual, weight, bias, mean, var, eps, relu, noted)
         ctx.save_for_backward(x, weight, bias, mean, var, mask)
-        ctx.eps, ctx.relu, ctx.frozen = eps, relu, True
+        ctx.eps, ctx.relu, ctx.frozen, ctx.order = eps, relu, True, kernels.order_of(x)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        return *_gradients(ctx, dy), None, None, None, None
+        return *_gradients(ctx, dy), None, None, None, None, None
 
 
 def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     """Those of x, residual, weight and bias, where they are wanted."""
     x, weight, bias, mean, second, mask = ctx.saved_tensors
+    x = x.contiguous(memory_format=ctx.order)  # hooks may have saved it in another one
     if ctx.frozen:  # what was saved is the variance
-        mean, second = reference.numbers(mean), (reference.numbers(second) + ctx.eps).rsqrt()
+        mean, second = reference.numbers(mean), reference.inverse_deviation(second, ctx.eps)
+    if not torch._C._has_storage(dy):  # many at once: is_grads_batched, or jacobian(vectorize=True)
+        dz = steps.dz_of(x, dy, mask, weight, bias, mean, second, ctx.relu)
+        dx, dweight, dbias = reference.gradients(
+            x, dz, weight, ctx.eps, (mean, second) if ctx.frozen else None
+        )
+        return dx, dz, dweight, dbias
     needs_x, needs_residual, *others = ctx.needs_input_grad[:4]
     # Without a ReLU, what the residual gets is dy itself.
     needs = (needs_x, needs_residual and ctx.relu, *others)
@@ -200,6 +224,7 @@ class _Gradients(torch.autograd.Function):
         )
         ctx.save_for_backward(x, dy, mask, weight, bias, mean, invstd)
         ctx.eps, ctx.relu, ctx.frozen, ctx.needs = eps, relu, frozen, needs
+        ctx.order = kernels.order_of(x)
         return tuple(
             each if needed else None
             for each, needed in zip((dx, dresidual, dweight, dbias), needs, strict=True)
@@ -213,7 +238,7 @@ class _Gradients(torch.autograd.Function):
         once_more = torch.is_grad_enabled()
         with torch.enable_grad():
             # Views, so that dy as a function of x is not gone through a second time.
-            x, dy = x.view_as(x), dy.view_as(dy)
+            x, dy = (each.view_as(each).contiguous(memory_format=ctx.order) for each in (x, dy))
             weight = None if weight is None else weight.view_as(weight)
             dz = steps.dz_of(x, dy, mask, weight, bias, mean, invstd, ctx.relu)
             statistics = (mean, invstd) if ctx.frozen else None

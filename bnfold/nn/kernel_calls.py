@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ from bnfold.kernels.device import cuda_device
 from bnfold.kernels.launch import Device, Launch, Problem, plan, reading
 
 __all__ = [
+    "KEEP_NOTHING",
     "NAMES",
     "Machine",
     "NoKernels",
@@ -31,6 +33,7 @@ __all__ = [
     "forward",
     "machine_of",
     "mask_bytes",
+    "order_of",
     "packed",
     "statistics",
     "sums",
@@ -87,10 +90,11 @@ def dense(x: Tensor, like: Tensor | None = None) -> Tensor:
 
     Channels last stays channels last, also through slices of a batch that are not dense.
     """
-    return x.contiguous(memory_format=_order(x if like is None else like))
+    return x.resolve_neg().contiguous(memory_format=order_of(x if like is None else like))
 
 
-def _order(x: Tensor) -> torch.memory_format:
+def order_of(x: Tensor) -> torch.memory_format:
+    """The order of dimensions in which `dense` leaves a tensor."""
     last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
     if last is None or x.is_contiguous():
         return torch.contiguous_format
@@ -343,6 +347,8 @@ def _for_mask(x: Tensor, dy: Tensor, mask: Tensor | None) -> tuple[Tensor, Tenso
 
 
 _WORDS: dict[tuple[torch.device, int], Tensor] = {}
+# Set where memory may be of a CUDA graph's pool, as when torch.compile warms up: nothing of it may be kept.
+KEEP_NOTHING: ContextVar[bool] = ContextVar("KEEP_NOTHING", default=False)
 
 
 def _words(x: Tensor, count: int) -> Tensor:
@@ -350,7 +356,7 @@ def _words(x: Tensor, count: int) -> Tensor:
 
     A graph that is being captured gets its own, zeroed at each replay, for it may run beside its stream.
     """
-    if x.is_cuda and torch.cuda.is_current_stream_capturing():
+    if KEEP_NOTHING.get() or (x.is_cuda and torch.cuda.is_current_stream_capturing()):
         return x.new_zeros(count, dtype=torch.int32)
     key = (x.device, stream_of(x))
     kept = _WORDS.get(key)

@@ -8,6 +8,8 @@ autograd key.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -57,12 +59,26 @@ def batch_norm(
     return y  # type: ignore[no-any-return]
 
 
+def _keeps_nothing(step: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
+    @functools.wraps(step)
+    def run(*arguments: Any) -> tuple[Tensor, ...]:
+        token = kernels.KEEP_NOTHING.set(True)
+        try:
+            return step(*arguments)
+        finally:
+            kernels.KEEP_NOTHING.reset(token)
+
+    return run
+
+
+@_keeps_nothing
 def _train(x: Tensor, residual: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
     x, residual = _aligned(x, residual, rest[-1])
     y, mean, invstd, mask = steps.forward(x, residual, *rest)
     return y, mean, invstd, _given(mask, x)
 
 
+@_keeps_nothing
 def _evaluate(x: Tensor, residual: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
     relu = rest[-1]
     x, residual = _aligned(x, residual, relu)
@@ -71,6 +87,7 @@ def _evaluate(x: Tensor, residual: Tensor | None, *rest: Any) -> tuple[Tensor, .
     return y, _given(mask, x)
 
 
+@_keeps_nothing
 def _backward(x: Tensor, dy: Tensor, mask: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     dx, dresidual, dweight, dbias = steps.backward(x, dy, mask if mask.numel() else None, *rest)
     return dx, x.new_empty(0) if dresidual is None else dresidual, dweight, dbias
@@ -155,7 +172,7 @@ def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, bias, mean, invstd, mask = ctx.saved_tensors
     needs = ctx.needs_input_grad
     if ctx.frozen:  # what was saved is the variance
-        mean, invstd = reference.numbers(mean), (reference.numbers(invstd) + ctx.eps).rsqrt()
+        mean, invstd = reference.numbers(mean), reference.inverse_deviation(invstd, ctx.eps)
     dx, dresidual, dweight, dbias = torch.ops.bnfold.batch_norm_backward(
         *(x, kernels.dense(dy, like=x), mask, weight, bias, mean, invstd), ctx.relu, ctx.frozen, needs[1]
     )

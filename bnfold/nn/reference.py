@@ -18,6 +18,7 @@ __all__ = [
     "forward",
     "gradients",
     "input_gradient",
+    "inverse_deviation",
     "normalized",
     "numbers",
     "statistics",
@@ -51,7 +52,7 @@ def forward(
         part = 1 / batches.to(mean.dtype) if batches is not None and momentum < 0 else momentum
         for running, new in ((running_mean, mean), (running_var, var * (count / max(1, count - 1)))):
             running.copy_((1 - part) * running.to(new.dtype) + part * new)
-    invstd = (var + eps).rsqrt()
+    invstd = inverse_deviation(var, eps)
     return normalized(x, residual, weight, bias, mean, invstd, relu), mean, invstd
 
 
@@ -60,6 +61,11 @@ def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     values, axes = numbers(x), _axes(x)
     mean = values.mean(axes)
     return mean, (values - wide(mean, x)).square().mean(axes)
+
+
+def inverse_deviation(var: Tensor, eps: float) -> Tensor:
+    """1/sqrt(var + eps), of the arithmetic's type, rounded as the kernels do: rsqrt may differ in a bit."""
+    return 1 / (numbers(var) + eps).sqrt()
 
 
 def apply(
@@ -73,7 +79,7 @@ def apply(
     relu: bool,
 ) -> Tensor:
     """Evaluation: y with statistics that are known."""
-    invstd = (numbers(var) + eps).rsqrt()
+    invstd = inverse_deviation(var, eps)
     return normalized(x, residual, weight, bias, mean, invstd, relu)
 
 
@@ -143,7 +149,7 @@ def gradients(
     """As `backward`, but with the statistics as functions of x, unless `frozen` gives mean and invstd."""
     if frozen is None:
         mean, var = statistics(x)
-        return backward(x, dz, weight, mean, (var + eps).rsqrt(), False)
+        return backward(x, dz, weight, mean, inverse_deviation(var, eps), False)
     return backward(x, dz, weight, *frozen, True)
 
 

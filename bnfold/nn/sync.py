@@ -12,9 +12,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from bnfold.nn import steps
-from bnfold.nn.batch_norm import Fused
-from bnfold.nn.kernel_calls import dense
+from bnfold.nn import reference, steps
+from bnfold.nn.batch_norm import Fused, add_activate
+from bnfold.nn.kernel_calls import dense, order_of
 from bnfold.nn.moments import gathered
 
 __all__ = ["SyncBatchNorm"]
@@ -54,6 +54,18 @@ class SyncBatchNorm(Fused, nn.SyncBatchNorm):
             **options,
         )
 
+    @classmethod
+    def convert_sync_batchnorm(cls, module: nn.Module, process_group: Any = None) -> nn.Module:
+        """As torch's, but what it gives are batch norms of this class; activations are kept."""
+        every = module.named_modules(remove_duplicate=False)
+        activations = {name: part.activation for name, part in every if isinstance(part, Fused)}
+        found: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module, process_group)  # type: ignore[no-untyped-call]
+        for name, part in found.named_modules(remove_duplicate=False):
+            if type(part) is nn.SyncBatchNorm:
+                part.__class__ = cls
+                part.activation = activations.get(name)  # type: ignore[assignment]
+        return found
+
     def _fused(self, x: Tensor, residual: Tensor | None) -> Tensor | None:
         """The whole, if there are other ranks to hear of or kernels that take it."""
         group = self.process_group or (
@@ -61,19 +73,23 @@ class SyncBatchNorm(Fused, nn.SyncBatchNorm):
         )
         if not self.training or group is None or dist.get_world_size(group) == 1:
             return super()._fused(x, residual)
-        self._check_non_zero_input_channels(x)
+        if x.shape[1] != self.num_features or not self.num_features:
+            raise ValueError(f"SyncBatchNorm expected {self.num_features} channels, got {x.shape[1]}")
         momentum: Any = self.momentum
         if self.track_running_stats and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
             momentum = 1.0 / self.num_batches_tracked.double() if momentum is None else momentum
+        momentum = 0.0 if momentum is None else momentum
         running = (self.running_mean, self.running_var) if self.track_running_stats else (None, None)
         x = dense(x)
-        residual = None if residual is None else dense(residual.to(x.dtype), like=x)
+        alike = residual is None or residual.dtype == x.dtype
+        added = dense(residual, like=x) if residual is not None and alike else None
+        parameters = (None if each is None else each.contiguous() for each in (self.weight, self.bias))
         y: Tensor = _Synchronized.apply(  # type: ignore[no-untyped-call]
-            *(x, residual, self.weight, self.bias, *running),
-            *(self.eps, momentum, self.activation == "relu", group),
+            *(x, added, *parameters, *running),
+            *(self.eps, momentum, alike and self.activation == "relu", group),
         )
-        return y
+        return y if alike else add_activate(self, y, residual)
 
 
 class _Synchronized(torch.autograd.Function):
@@ -103,8 +119,8 @@ class _Synchronized(torch.autograd.Function):
         mean, var = total.mean.to(kind), (total.m2 / total.count.clamp(min=1)).to(kind)
         noted = relu and residual is not None
         y, mask = steps.evaluate(x, residual, weight, bias, mean, var, eps, relu, noted)
-        ctx.save_for_backward(x, weight, bias, mean, (var + eps).rsqrt(), total.count, mask)
-        ctx.group, ctx.relu = group, relu
+        ctx.save_for_backward(x, weight, bias, mean, reference.inverse_deviation(var, eps), total.count, mask)
+        ctx.group, ctx.relu, ctx.order = group, relu, order_of(x)
         return y
 
     @staticmethod
@@ -112,6 +128,7 @@ class _Synchronized(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, mean, invstd, count, mask = ctx.saved_tensors
         _, needs_residual, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+        x = x.contiguous(memory_format=ctx.order)  # hooks may have saved it in another one
         dy = dense(dy, like=x)
         given = (x, dy, mask, weight, bias, mean, invstd)
         here = torch.stack([each.double() for each in steps.sums(*given, ctx.relu)])

@@ -106,6 +106,12 @@ def test_bad_arguments_are_told() -> None:
         bnfold.nn.BatchNorm2d(5)(torch.randn(4, 5, 3, 3), torch.randn(4, 1, 5, 5))
 
 
+def test_a_larger_residual_is_torchs_sum() -> None:
+    norm = bnfold.nn.BatchNorm2d(5, activation="relu").eval()
+    x, r = torch.randn(4, 5, 1, 1), torch.randn(4, 5, 3, 3)
+    assert torch.equal(norm(x, r), (nn.BatchNorm2d(5).eval()(x) + r).relu())
+
+
 def test_gradients_and_second_gradients() -> None:
     norm = bnfold.nn.BatchNorm2d(3, dtype=torch.float64)
     x = torch.randn(2, 3, 2, 2, dtype=torch.float64, requires_grad=True)

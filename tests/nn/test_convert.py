@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -105,6 +107,94 @@ def test_where_it_does_not_show_it_nothing_is_merged() -> None:
     after = bnfold.nn.convert(module, fuse_activations=True)
     assert [module.a.activation, module.b.activation, module.c.activation] == [None] * 3
     assert torch.equal(after(x), before(x))
+
+
+def added_into_another(norm: nn.Module, x: Tensor) -> Tensor:
+    y = x.clone()
+    return torch.relu(y.add_(norm(x))) + y
+
+
+def changed_before_the_addition(norm: nn.Module, x: Tensor) -> Tensor:
+    x = x.clone()
+    y = norm(x)
+    return torch.relu(y + x.mul_(2))
+
+
+def changed_by_a_function(norm: nn.Module, x: Tensor) -> Tensor:
+    x = x.clone()
+    y = norm(x)
+    return torch.relu(y + nn.functional.relu(x, inplace=True))
+
+
+def changed_by_another_function(norm: nn.Module, x: Tensor) -> Tensor:
+    x = x.clone()
+    y = norm(x)
+    torch.relu_(x)
+    return torch.relu(y + x)
+
+
+def to_itself(norm: nn.Module, x: Tensor) -> Tensor:
+    y = norm(x)
+    return torch.relu(y + y)
+
+
+def larger(norm: nn.Module, x: Tensor) -> Tensor:
+    return torch.relu(norm(x.mean((2, 3), keepdim=True)) + x)
+
+
+def a_number(norm: nn.Module, x: Tensor) -> Tensor:
+    return torch.relu(norm(x) + x.size(0))
+
+
+def by_name(norm: nn.Module, x: Tensor) -> Tensor:
+    return nn.functional.relu(input=norm(x))
+
+
+Call = Callable[[nn.Module, Tensor], Tensor]
+MERGED: list[Call] = [larger, a_number, by_name]
+STAY: list[Call] = [
+    added_into_another,
+    changed_before_the_addition,
+    changed_by_a_function,
+    changed_by_another_function,
+    to_itself,
+]
+
+
+@pytest.mark.parametrize("call", MERGED + STAY)
+def test_merged_calls_give_the_same(call: Call) -> None:
+    class Called(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return call(self.norm, x)
+
+    module, x = Called(), torch.randn(SHAPE)
+    wanted = copy.deepcopy(module)(x)
+    assert torch.equal(bnfold.nn.convert(module, fuse_activations=True)(x), wanted)
+    assert module.norm.activation == ("relu" if call in MERGED else None)
+
+
+def test_hooks_see_what_they_saw() -> None:
+    for watched in (0, 1):
+        module = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU())
+        hook = Mock(return_value=None)
+        module[watched].register_forward_hook(hook)
+        x = torch.randn(SHAPE)
+        module(x)
+        bnfold.nn.convert(module, fuse_activations=True)(x)
+        first, second = (call.args[2] for call in hook.call_args_list)
+        assert torch.equal(first, second)
+
+
+def test_to_fx_a_leaf_as_torchs() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 3, 1), bnfold.nn.BatchNorm2d(3, activation="relu"))
+    graph = torch.fx.symbolic_trace(module)
+    assert [node.target for node in graph.graph.nodes if node.op == "call_module"] == ["0", "1"]
+    x = torch.randn(SHAPE)
+    assert torch.equal(graph(x), module(x))
 
 
 def test_what_cannot_be_traced_is_told() -> None:

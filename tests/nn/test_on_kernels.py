@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
 import bnfold.nn
-from bnfold.nn import functional, kernel_calls, steps
+from bnfold.nn import functional, kernel_calls, operators, steps
 from tests.kernels.host import unavailable
 from tests.kernels.machine import DEVICES, HostMachine
 
@@ -353,3 +355,135 @@ def test_steps_of_types_that_have_no_kernels_are_the_twins(machine: HostMachine)
     torch.testing.assert_close(y.float(), wanted, rtol=4e-2, atol=4e-2)
     assert steps.moments_of(x.double()).mean.dtype == torch.float64
     assert not machine.launches
+
+
+STRANGE: dict[str, Callable[[Any], None]] = {
+    "statistics no longer tracked": lambda norm: setattr(norm, "track_running_stats", False),
+    "strided weight": lambda norm: setattr(norm, "weight", nn.Parameter(torch.arange(16.0)[::2])),
+    "strided statistics": lambda norm: setattr(norm, "running_var", torch.ones(8, 2)[:, 0]),
+    "batches in float": lambda norm: setattr(norm, "num_batches_tracked", torch.tensor(0.0)),
+    "no count of batches": lambda norm: setattr(norm, "num_batches_tracked", None),
+    "bias alone": lambda norm: setattr(norm, "weight", None),
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("change", STRANGE)
+def test_modules_that_were_changed(machine: HostMachine, change: str, training: bool) -> None:
+    torch.manual_seed(0)
+    ours, theirs = pair("2d")
+    for module in (ours, theirs):
+        STRANGE[change](module.train(training))
+    x = torch.randn(SHAPES["2d"])
+    near(ours(x), theirs(x))
+    for name, buffer in theirs.named_buffers():
+        near(dict(ours.named_buffers())[name], buffer)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("channels", [4, 16])
+def test_another_number_of_channels(machine: HostMachine, channels: int, training: bool) -> None:
+    norm = bnfold.nn.BatchNorm2d(channels).train(training)
+    with pytest.raises(RuntimeError, match=f"should contain 8 elements not {channels}"):
+        norm(torch.randn(SHAPES["2d"]))
+    assert not machine.launches
+
+
+def test_no_eps_is_refused_as_by_torch(machine: HostMachine) -> None:
+    ours, theirs = pair("2d", eps=0.0)
+    x = torch.ones(SHAPES["2d"])
+    for module in (ours.eval(), theirs.eval()):
+        assert torch.isfinite(module(x)).all()
+    try:
+        wanted = theirs.train()(x)
+    except ValueError as error:  # from some release on
+        with pytest.raises(ValueError, match=str(error)):
+            ours.train()(x)
+    else:
+        assert torch.equal(ours.train()(x), wanted)
+
+
+def test_traced_and_exported_graphs_hold_torchs_operators(machine: HostMachine) -> None:
+    torch.manual_seed(0)
+    ours, theirs = pair("2d", "relu")
+    ours.eval()
+    theirs.eval()
+    x, other = torch.randn(SHAPES["2d"]), torch.randn(SHAPES["2d"])
+    graphs = [
+        torch.jit.trace(ours, x),
+        make_fx(ours)(x),
+        *(torch.export.export(ours, (x,), strict=strict).module() for strict in (True, False)),
+    ]
+    for graph in graphs:
+        assert "bnfold.batch_norm" not in str(graph.graph)
+        near(graph(other), theirs(other).relu())
+
+
+def test_tensors_of_other_classes(machine: HostMachine) -> None:
+    class Own(Tensor):
+        pass
+
+    norm = bnfold.nn.BatchNorm2d(8)
+    assert type(norm(torch.randn(SHAPES["2d"]).as_subclass(Own))) is Own
+    with FakeTensorMode():
+        assert bnfold.nn.BatchNorm2d(8)(torch.empty(SHAPES["2d"])).shape == SHAPES["2d"]
+    assert not machine.launches
+    x = torch.randn(SHAPES["2d"])
+    assert torch.equal(norm(torch._neg_view(x)), norm(-x))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_many_gradients_at_once(machine: HostMachine, training: bool, activation: str | None) -> None:
+    torch.manual_seed(0)
+    ours, _ = pair("2d", activation)
+    ours.train(training)
+    x = torch.randn(SHAPES["2d"], requires_grad=True)
+    r = torch.randn(SHAPES["2d"], requires_grad=True)
+    y = ours(x, r)
+    inputs, directions = (x, r, *ours.parameters()), torch.randn(3, *SHAPES["2d"])
+    at_once = torch.autograd.grad(y, inputs, directions, retain_graph=True, is_grads_batched=True)
+    for n, direction in enumerate(directions):
+        for some, one in zip(
+            at_once, torch.autograd.grad(y, inputs, direction, retain_graph=True), strict=True
+        ):
+            near(some[n], one)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_hooks_that_save_in_another_order(machine: HostMachine, training: bool) -> None:
+    torch.manual_seed(0)
+    ours, _ = pair("2d", "relu")
+    ours.train(training)
+    x = torch.randn(SHAPES["2d"]).contiguous(memory_format=torch.channels_last).requires_grad_()
+    r = torch.randn(SHAPES["2d"])
+
+    def second(y: Tensor) -> tuple[Tensor, ...]:
+        (first,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        return first, *torch.autograd.grad(first.square().sum(), (x, ours.weight))
+
+    wanted = second(ours(x, r))
+    # As save_on_cpu(pin_memory=True) does.
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: torch.empty(t.shape, dtype=t.dtype).copy_(t), lambda t: t
+    ):
+        found = second(ours(x, r))
+    for a, b in zip(found, wanted, strict=True):
+        near(a, b)
+
+
+def test_operators_keep_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be of a CUDA graph's pool, which torch.compile sees to be empty afterwards."""
+    machine = HostMachine(DEVICES["cooperative grid"])
+    monkeypatch.setattr(kernel_calls, "machine_of", lambda x: machine)
+    monkeypatch.setattr(kernel_calls, "_WORDS", {})
+    x = torch.randn(40, 2, 24, 24, requires_grad=True)
+    given = (x, None, None, None, None, None, None)
+    wanted = functional.batch_norm(*given, True, 1e-5, 0.1, False)
+    assert kernel_calls._WORDS
+    kernel_calls._WORDS.clear()
+    y = operators.batch_norm(*given, True, 1e-5, 0.1, False)
+    y.sum().backward()
+    assert torch.equal(y, wanted)
+    assert [launch.row for launch in machine.launches] == ["cooperative grid"] * 3
+    assert not kernel_calls._WORDS

@@ -6,19 +6,18 @@ Both with torch's own operations and on the kernels, which a stand-in for a devi
 from __future__ import annotations
 
 import itertools
-import os
-import socket
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
 import bnfold.nn
-from bnfold.nn import kernel_calls
+from bnfold.nn import kernel_calls, sync
 from tests.kernels.host import unavailable
 from tests.kernels.machine import DEVICES, HostMachine
 
@@ -51,10 +50,12 @@ def images(count: int) -> torch.Tensor:
     return torch.randn(count, 3, 8, 8) * 2 + 1
 
 
-def worker(rank: int, port: int, folder: str) -> None:
+def worker(rank: int, folder: str) -> None:
     """Both sizes in one group of four; the smaller in a subgroup of its first two."""
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=4, timeout=timedelta(minutes=2))
+    meeting = f"file://{folder}/meeting"  # a port that is free now may not be in a moment
+    dist.init_process_group(
+        "gloo", init_method=meeting, rank=rank, world_size=4, timeout=timedelta(minutes=2)
+    )
     pair = dist.new_group([0, 1])
     for way, (world, sizes) in itertools.product(WAYS, SIZES.items()):
         if rank >= world:
@@ -72,6 +73,7 @@ def worker(rank: int, port: int, folder: str) -> None:
     parallel(images(8)[2 * rank : 2 * rank + 2]).square().sum().backward()
     found = {"recalibrated": recalibrated.state_dict(), "ddp": [p.grad for p in module.parameters()]}
     torch.save(found, f"{folder}/{rank}.pt")
+    del parallel
     dist.barrier()  # nobody leaves while another still talks
     dist.destroy_process_group()
 
@@ -93,10 +95,7 @@ def trained(rank: int, sizes: tuple[int, ...], group: Any) -> dict[str, Any]:
 
 
 def test_many_processes_compute_what_one_does(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(worker, (port, str(tmp_path)), nprocs=4)
+    mp.spawn(worker, (str(tmp_path),), nprocs=4)
     for way, (world, sizes) in itertools.product(WAYS, SIZES.items()):
         found = [torch.load(tmp_path / f"{way}-{world}-{rank}.pt") for rank in range(world)]
         x = images(sum(sizes)).requires_grad_()
@@ -127,3 +126,52 @@ def test_many_processes_compute_what_one_does(tmp_path: Path) -> None:
     for index, mean in enumerate(torch.stack(each).mean(0) for each in zip(*alone, strict=True)):
         for one in found:
             assert torch.allclose(one["ddp"][index], mean, rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A group of two, of which only one has values."""
+    monkeypatch.setattr(sync, "gathered", lambda here, group: here)
+    monkeypatch.setattr(dist, "get_world_size", lambda group: 2)
+    monkeypatch.setattr(dist, "all_reduce", lambda sums, group: None)
+    if unavailable() is None:
+        machine = HostMachine(DEVICES["cluster"])
+        monkeypatch.setattr(kernel_calls, "machine_of", lambda x: machine)
+    return object()
+
+
+def test_unusual_types_and_parameters(alone: Any) -> None:
+    torch.manual_seed(0)
+    ours, theirs = bnfold.nn.SyncBatchNorm(4, process_group=alone), nn.BatchNorm2d(4)
+    weight = torch.rand(8)[::2]
+    ours.weight, theirs.weight = nn.Parameter(weight), nn.Parameter(weight)
+    x = images(3)[:, [0, 1, 2, 0]]
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
+    added = torch.rand(x.shape, dtype=torch.float64)
+    torch.testing.assert_close(ours(x, added), theirs(x) + added, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="expected 4 channels, got 3"):
+        ours(images(3))
+    torch.testing.assert_close(ours.double()(x.double()), theirs.double()(x.double()))
+    ours.num_batches_tracked, ours.momentum = None, None
+    before = ours.running_mean.clone()
+    ours(x.double())
+    assert torch.equal(ours.running_mean, before)
+
+
+def test_hooks_that_save_in_another_order(alone: Any) -> None:
+    norm = bnfold.nn.SyncBatchNorm(3, process_group=alone, activation="relu")
+    x = images(3).contiguous(memory_format=torch.channels_last).requires_grad_()
+    r = torch.randn_like(x)
+    wanted = torch.autograd.grad(norm(x, r).square().sum(), x)
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: torch.empty(t.shape, dtype=t.dtype).copy_(t), lambda t: t
+    ):
+        y = norm(x, r)
+    torch.testing.assert_close(torch.autograd.grad(y.square().sum(), x), wanted)
+
+
+def test_a_converted_module_keeps_its_activations() -> None:
+    module = nn.Sequential(bnfold.nn.BatchNorm2d(3, activation="relu"), nn.Sequential(nn.BatchNorm2d(3)))
+    after = bnfold.nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    assert [type(part) for part in (after[0], after[1][0])] == [bnfold.nn.SyncBatchNorm] * 2
+    assert [part.activation for part in (after[0], after[1][0])] == ["relu", None]
