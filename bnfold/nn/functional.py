@@ -186,7 +186,7 @@ def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     if ctx.frozen:  # what was saved is the variance
         mean, second = reference.numbers(mean), reference.inverse_deviation(second, ctx.eps)
     if not torch._C._has_storage(dy):  # many at once: is_grads_batched, or jacobian(vectorize=True)
-        dz = steps.dz_of(x, dy, mask, weight, bias, mean, second, ctx.relu)
+        dz = steps.dz_of(kernels.Saved(x, mask, weight, bias, mean, second, ctx.relu), dy)
         dx, dweight, dbias = reference.gradients(
             x, dz, weight, ctx.eps, (mean, second) if ctx.frozen else None
         )
@@ -219,9 +219,8 @@ class _Gradients(torch.autograd.Function):
         frozen: bool,
         needs: tuple[bool, bool, bool, bool],
     ) -> tuple[Tensor | None, ...]:
-        dx, dresidual, dweight, dbias = steps.backward(
-            x, dy, mask, weight, bias, mean, invstd, relu, frozen, needs[1]
-        )
+        saved = kernels.Saved(x, mask, weight, bias, mean, invstd, relu)
+        dx, dresidual, dweight, dbias = steps.backward(saved, dy, frozen, needs[1])
         ctx.save_for_backward(x, dy, mask, weight, bias, mean, invstd)
         ctx.eps, ctx.relu, ctx.frozen, ctx.needs = eps, relu, frozen, needs
         ctx.order = kernels.order_of(x)
@@ -240,7 +239,7 @@ class _Gradients(torch.autograd.Function):
             # Views, so that dy as a function of x is not gone through a second time.
             x, dy = (each.view_as(each).contiguous(memory_format=ctx.order) for each in (x, dy))
             weight = None if weight is None else weight.view_as(weight)
-            dz = steps.dz_of(x, dy, mask, weight, bias, mean, invstd, ctx.relu)
+            dz = steps.dz_of(kernels.Saved(x, mask, weight, bias, mean, invstd, ctx.relu), dy)
             statistics = (mean, invstd) if ctx.frozen else None
             dx, dweight, dbias = reference.gradients(x, dz, weight, ctx.eps, statistics)
             pairs = [

@@ -10,7 +10,7 @@ import functools
 from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ __all__ = [
     "NAMES",
     "Machine",
     "NoKernels",
+    "Saved",
     "aligned",
     "apply",
     "apply_backward",
@@ -46,6 +47,18 @@ NAMES = {torch.float32: "float", torch.float16: "bnfold::half", torch.bfloat16: 
 
 class NoKernels(KernelError):
     """Of a kind of device that has none: nothing to be told of."""
+
+
+class Saved(NamedTuple):
+    """What backward needs of forward: x, the mask if one was noted, parameters, and the statistics used."""
+
+    x: Tensor
+    mask: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+    mean: Tensor
+    invstd: Tensor
+    relu: bool
 
 
 class Machine(Protocol):
@@ -181,19 +194,11 @@ def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def backward(
-    x: Tensor,
-    dy: Tensor,
-    mask: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor,
-    invstd: Tensor,
-    relu: bool,
-    frozen: bool,
-    needs_residual: bool,
+    saved: Saved, dy: Tensor, frozen: bool, needs_residual: bool
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """Dx, the residual's gradient where it is wanted and not dy itself, dweight and dbias."""
-    x, dy, fits = _for_mask(x, dy, mask)
+    saved, dy, fits = _for_mask(saved, dy)
+    x, mask, weight, bias, mean, invstd, relu = saved
     call = _Call("backward", x, (dy,), _type(weight, bias), aligned=fits)
     dx = torch.empty_like(x)
     dresidual = torch.empty_like(x) if needs_residual and relu else None
@@ -206,18 +211,10 @@ def backward(
     return dx, dresidual, dweight, dbias
 
 
-def sums(
-    x: Tensor,
-    dy: Tensor,
-    mask: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor,
-    invstd: Tensor,
-    relu: bool,
-) -> tuple[Tensor, Tensor]:
+def sums(saved: Saved, dy: Tensor) -> tuple[Tensor, Tensor]:
     """As `reference.sums`, float32, of dy where the value passed the ReLU."""
-    x, dy, fits = _for_mask(x, dy, mask)
+    saved, dy, fits = _for_mask(saved, dy)
+    x, mask, weight, bias, mean, invstd, relu = saved
     call = _Call("backward", x, (dy,), _type(weight, bias), aligned=fits)
     dz, dz_x = _vectors(x, torch.float32)
     call(
@@ -250,20 +247,11 @@ def apply(
 
 
 def apply_backward(
-    x: Tensor,
-    dy: Tensor,
-    mask: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor,
-    invstd: Tensor,
-    mean_dz: Tensor,
-    mean_dz_x: Tensor,
-    relu: bool,
-    needs_residual: bool,
+    saved: Saved, dy: Tensor, mean_dz: Tensor, mean_dz_x: Tensor, needs_residual: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Dx and the residual's gradient, from the means over all values of dz and dz * (x - mean), float32."""
-    x, dy, fits = _for_mask(x, dy, mask)
+    saved, dy, fits = _for_mask(saved, dy)
+    x, mask, weight, bias, mean, invstd, relu = saved
     call = _Call("apply_backward", x, (dy,), _type(weight, bias), aligned=fits)
     dx = torch.empty_like(x)
     dresidual = torch.empty_like(x) if needs_residual and relu else None
@@ -339,11 +327,14 @@ def _type(*parameters: Tensor | None) -> torch.dtype:
     return first
 
 
-def _for_mask(x: Tensor, dy: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, bool]:
+def _for_mask(saved: Saved, dy: Tensor) -> tuple[Saved, Tensor, bool]:
     """The tensors, and whether they may be read in vectors: backward must read as the mask was noted."""
+    x, mask, *_ = saved
     if mask is None:
-        return x, dy, True
-    return (x, dy, False) if mask.numel() == x.numel() else (aligned(x), aligned(dy), True)
+        return saved, dy, True
+    if mask.numel() == x.numel():
+        return saved, dy, False
+    return saved._replace(x=aligned(x)), aligned(dy), True
 
 
 _WORDS: dict[tuple[torch.device, int], Tensor] = {}

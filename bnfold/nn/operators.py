@@ -89,7 +89,9 @@ def _evaluate(x: Tensor, residual: Tensor | None, *rest: Any) -> tuple[Tensor, .
 
 @_keeps_nothing
 def _backward(x: Tensor, dy: Tensor, mask: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    dx, dresidual, dweight, dbias = steps.backward(x, dy, mask if mask.numel() else None, *rest)
+    *parameters, frozen, needs_residual = rest
+    saved = kernels.Saved(x, mask if mask.numel() else None, *parameters)
+    dx, dresidual, dweight, dbias = steps.backward(saved, dy, frozen, needs_residual)
     return dx, x.new_empty(0) if dresidual is None else dresidual, dweight, dbias
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from bnfold.kernels.compile import KernelError
 from bnfold.nn import kernel_calls as kernels
 from bnfold.nn import reference
+from bnfold.nn.kernel_calls import Saved
 from bnfold.nn.moments import Moments, moments
 
 __all__ = ["backward", "dz_of", "evaluate", "fall_back", "forward", "moments_of", "spread", "sums"]
@@ -74,39 +75,23 @@ def evaluate(
 
 
 def backward(
-    x: Tensor,
-    dy: Tensor,
-    mask: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor,
-    invstd: Tensor,
-    relu: bool,
-    frozen: bool,
-    needs_residual: bool,
+    saved: Saved, dy: Tensor, frozen: bool, needs_residual: bool
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """Dx, the residual's gradient where it is wanted and not dy itself, dweight and dbias."""
     try:
-        return kernels.backward(x, dy, mask, weight, bias, mean, invstd, relu, frozen, needs_residual)
+        return kernels.backward(saved, dy, frozen, needs_residual)
     except KernelError as error:
         fall_back(error)
-    dz = dz_of(x, dy, mask, weight, bias, mean, invstd, relu)
+    x, _, weight, _, mean, invstd, relu = saved
+    dz = dz_of(saved, dy)
     dx, dweight, dbias = reference.backward(x, dz, weight, mean, invstd, frozen)
     kind = weight.dtype if weight is not None else dbias.dtype
     return dx, dz if needs_residual and relu else None, dweight.to(kind), dbias.to(kind)
 
 
-def dz_of(
-    x: Tensor,
-    dy: Tensor,
-    mask: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor,
-    invstd: Tensor,
-    relu: bool,
-) -> Tensor:
+def dz_of(saved: Saved, dy: Tensor) -> Tensor:
     """Dy where the value passed the ReLU; differentiable in dy."""
+    x, mask, weight, bias, mean, invstd, relu = saved
     if not relu:
         return dy
     with torch.no_grad():
@@ -128,43 +113,24 @@ def moments_of(x: Tensor) -> Moments:
     return Moments(count, mean.double(), m2.double())
 
 
-def sums(
-    x: Tensor,
-    dy: Tensor,
-    mask: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor,
-    invstd: Tensor,
-    relu: bool,
-) -> tuple[Tensor, Tensor]:
+def sums(saved: Saved, dy: Tensor) -> tuple[Tensor, Tensor]:
     """Of dz, and of dz * (x - mean), over each channel."""
     try:
-        return kernels.sums(x, dy, mask, weight, bias, mean, invstd, relu)
+        return kernels.sums(saved, dy)
     except KernelError as error:
         fall_back(error)
-    return reference.sums(x, dz_of(x, dy, mask, weight, bias, mean, invstd, relu), mean)
+    return reference.sums(saved.x, dz_of(saved, dy), saved.mean)
 
 
 def spread(
-    x: Tensor,
-    dy: Tensor,
-    mask: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor,
-    invstd: Tensor,
-    mean_dz: Tensor,
-    mean_dz_x: Tensor,
-    relu: bool,
-    needs_residual: bool,
+    saved: Saved, dy: Tensor, mean_dz: Tensor, mean_dz_x: Tensor, needs_residual: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Dx, and the residual's gradient where it is wanted and not dy itself, from means that are known."""
     try:
-        given = (x, dy, mask, weight, bias, mean, invstd, mean_dz, mean_dz_x)
-        return kernels.apply_backward(*given, relu, needs_residual)
+        return kernels.apply_backward(saved, dy, mean_dz, mean_dz_x, needs_residual)
     except KernelError as error:
         fall_back(error)
-    dz = dz_of(x, dy, mask, weight, bias, mean, invstd, relu)
+    x, _, weight, _, mean, invstd, relu = saved
+    dz = dz_of(saved, dy)
     dx = reference.input_gradient(x, dz, weight, mean, invstd, mean_dz, mean_dz_x)
     return dx, dz if needs_residual and relu else None

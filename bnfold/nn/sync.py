@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from bnfold.nn import reference, steps
 from bnfold.nn.batch_norm import Fused, add_activate
-from bnfold.nn.kernel_calls import dense, order_of
+from bnfold.nn.kernel_calls import Saved, dense, order_of
 from bnfold.nn.moments import gathered
 
 __all__ = ["SyncBatchNorm"]
@@ -130,12 +130,12 @@ class _Synchronized(torch.autograd.Function):
         _, needs_residual, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         x = x.contiguous(memory_format=ctx.order)  # hooks may have saved it in another one
         dy = dense(dy, like=x)
-        given = (x, dy, mask, weight, bias, mean, invstd)
-        here = torch.stack([each.double() for each in steps.sums(*given, ctx.relu)])
+        saved = Saved(x, mask, weight, bias, mean, invstd, ctx.relu)
+        here = torch.stack([each.double() for each in steps.sums(saved, dy)])
         means = here.clone()
         dist.all_reduce(means, group=ctx.group)
         means = (means / count.clamp(min=1)).to(mean.dtype)
-        dx, dresidual = steps.spread(*given, means[0], means[1], ctx.relu, needs_residual)
+        dx, dresidual = steps.spread(saved, dy, means[0], means[1], needs_residual)
         if needs_residual and not ctx.relu:
             dresidual = dy
         d_weight = (here[1] * invstd).to(weight.dtype) if needs_weight else None

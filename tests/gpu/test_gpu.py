@@ -59,9 +59,9 @@ def check(case: Case, relu: bool, summed: bool) -> dict[str, Tensor]:
     y, mean, invstd = reference.forward(x, residual, weight, bias, *running, None, EPS, MOMENTUM, relu)
     wanted = {"y": y, "mean": mean, "invstd": invstd, "running_mean": running[0], "running_var": running[1]}
 
-    given = (case.x, case.dy, mask, case.weight, case.bias, found["mean"], found["invstd"])
-    dx, dresidual, dweight, dbias = kernels.backward(*given, relu, False, summed)
-    frozen_dx, *_ = kernels.backward(*given, relu, True, False)
+    saved = kernels.Saved(case.x, mask, case.weight, case.bias, found["mean"], found["invstd"], relu)
+    dx, dresidual, dweight, dbias = kernels.backward(saved, case.dy, False, summed)
+    frozen_dx, *_ = kernels.backward(saved, case.dy, True, False)
     assert (dresidual is None) == (not (relu and summed))
     # The side of the ReLU is that of the y that was given.
     dz = torch.where(found["y"] > 0, case.dy, 0).double() if relu else case.dy.double()
@@ -191,7 +191,8 @@ def test_more_than_two_to_the_31_values(last: bool) -> None:
     )
     weight, bias = torch.linspace(0.5, 1.5, 64, device=CUDA), torch.linspace(-1, 1, 64, device=CUDA)
     y, mean, invstd, _ = kernels.forward(x, None, weight, bias, None, None, None, EPS, MOMENTUM, True)
-    dx, _, dweight, dbias = kernels.backward(x, dy, None, weight, bias, mean, invstd, True, False, False)
+    saved = kernels.Saved(x, None, weight, bias, mean, invstd, True)
+    dx, _, dweight, dbias = kernels.backward(saved, dy, False, False)
     for channel in (0, 31, 63):
         one = slice(channel, channel + 1)
         wide = ordered(x[:, one], False).double()

@@ -66,11 +66,12 @@ def results(file: str, number: int, patch: pytest.MonkeyPatch, folder: Path, see
         given = (case.x, case.residual, case.weight, case.bias)
         y, *found, _ = kernels.forward(*given, *running, 1e-5, 0.1, True)
         return [y, *found, *running]
+    saved = kernels.Saved(case.x, None, *parameters, var.rsqrt(), True)
     if file == "backward.cuh":
-        found = kernels.backward(case.x, case.dy, None, *parameters, var.rsqrt(), True, False, False)
+        found = kernels.backward(saved, case.dy, False, False)
         return [each for each in found if each is not None]
     y, _ = kernels.apply(case.x, case.residual, *parameters, var, 1e-5, True)
-    dx, _ = kernels.apply_backward(case.x, case.dy, None, *parameters, var.rsqrt(), mean, var, True, False)
+    dx, _ = kernels.apply_backward(saved, case.dy, mean, var, False)
     return [y, dx]
 
 

@@ -113,17 +113,17 @@ def all_steps(case: Case, relu: bool, summed: bool) -> dict[str, Tensor]:
     y, mean, invstd, mask = kernels.forward(
         case.x, residual, case.weight, case.bias, *running, 1e-5, 0.1, relu
     )
-    given = (case.x, case.dy, mask, case.weight, case.bias, mean, invstd)
-    dx, dresidual, dweight, dbias = kernels.backward(*given, relu, False, summed)
-    frozen_dx, *_ = kernels.backward(*given, relu, True, False)
+    saved = kernels.Saved(case.x, mask, case.weight, case.bias, mean, invstd, relu)
+    dx, dresidual, dweight, dbias = kernels.backward(saved, case.dy, False, summed)
+    frozen_dx, *_ = kernels.backward(saved, case.dy, True, False)
     evaluated, again = kernels.apply(
         *(case.x, residual, case.weight, case.bias, running[0], running[1], 1e-5, relu),
         noted=mask is not None,
     )
     near, m2 = kernels.statistics(case.x)
-    dz, dz_x = kernels.sums(*given, relu)
+    dz, dz_x = kernels.sums(saved, case.dy)
     count = case.x.numel() // case.x.shape[1]
-    spread_dx, spread_dz = kernels.apply_backward(*given, dz / count, dz_x / count, relu, summed)
+    spread_dx, spread_dz = kernels.apply_backward(saved, case.dy, dz / count, dz_x / count, summed)
     names = "y mean invstd mask running_mean running_var batches dx dresidual dweight dbias frozen_dx"
     names += " evaluated evaluated_mask near m2 dz dz_x spread_dx spread_dz"
     results = (y, mean, invstd, mask, *running, dx, dresidual, dweight, dbias, frozen_dx)
@@ -269,9 +269,8 @@ def test_absent_parameters_and_statistics(machine: HostMachine) -> None:
         *(case.x.double(), None, None, case.bias.double(), None, None, None, 1e-5, 0.1, False)
     )
     close(bias, wanted, case.off())
-    dx, dresidual, _, _ = kernels.backward(
-        case.x, case.dy, None, None, None, mean, invstd, False, False, True
-    )
+    saved = kernels.Saved(case.x, None, None, None, mean, invstd, False)
+    dx, dresidual, _, _ = kernels.backward(saved, case.dy, False, True)
     wanted, *_ = reference.backward(
         case.x.double(), case.dy.double(), None, mean.double(), invstd.double(), False
     )
