@@ -19,6 +19,7 @@ examples:
   bnfold fold model.onnx                         explain: what can fold, what cannot, and why
   bnfold fold model.onnx folded.onnx             fold, check that nothing changed, write
   bnfold fold model.onnx folded.onnx --json report.json --overwrite-input-shape x:1,3,224,224
+  bnfold fold model.onnx folded.onnx --target tensorrt
 
 the JSON report:
   {"entries": [            one for each batch norm, and each other per-channel map that was looked at
@@ -31,6 +32,10 @@ the JSON report:
       "cure": str,         what would let it go, or ""
       "dead_channels": [int]}],   those whose output never changes
    "folded": int, "kept": int,
+   "rewritten": [          kept batch norms that became other nodes for the target
+     {"name": str,         the new node
+      "op": str,           its operator, or "standard operators"
+      "replaces": [str]}], the nodes whose work it does
    "notes": [str],
    "verification": object  as in `bnfold verify --help`, or null if the check was skipped
   }
@@ -148,6 +153,17 @@ def _add_fold(parser: _Parser) -> None:
         choices=("duplicate", "skip", "error"),
         default="duplicate",
         help="weights whose users need different changes: copy them, do not fold, or stop (%(default)s)",
+    )
+    parser.add_argument(
+        "--target",
+        choices=("onnx", "tensorrt"),
+        default="onnx",
+        help="tensorrt: fuse what no fold removes into operators of bnfold, and store computed constants",
+    )
+    parser.add_argument(
+        "--lower-batch-statistics",
+        action="store_true",
+        help="write batch norms in training mode out in standard operators",
     )
     parser.add_argument(
         "--save-as-external-data", action="store_true", help="put the weights into a file beside OUT"

@@ -73,6 +73,8 @@ def fold(args: argparse.Namespace) -> int:
             verify=not args.no_verify,
             shared=args.shared,
             skip=args.skip,
+            target=args.target,
+            lower_batch_statistics=args.lower_batch_statistics,
             progress=advance,
             **check,
         )
@@ -141,6 +143,8 @@ def export(args: argparse.Namespace) -> int:
         verify=not args.no_verify,
         shared=args.shared,
         skip=args.skip,
+        target=args.target,
+        lower_batch_statistics=args.lower_batch_statistics,
         rtol=args.check_rtol,
         atol=args.check_atol,
     )
@@ -178,6 +182,8 @@ def _refuse_idle_flags(args: argparse.Namespace) -> None:
             raise UsageError("--save-as-external-data has nothing to do without an output file")
         if args.force and not args.json:
             raise UsageError("--force has nothing to do without an output file")
+    if args.lower_batch_statistics and args.target != "onnx":
+        raise UsageError("--lower-batch-statistics has nothing to do: --target tensorrt does more")
     if args.no_verify:
         for flag in ("check_rtol", "check_atol", "input_data_path", "overwrite_input_shape", "seed"):
             if getattr(args, flag) not in (None, []):
