@@ -47,6 +47,8 @@ def read_norm(site: Site) -> Norm | None:
     if channels is None or (site.opset < 9 and not site.attr("spatial", 1)):
         return None
     rank, epsilon = len(x.shape), float(site.attr("epsilon", EPSILON))
+    if any(site.shape(slot) not in (None, (channels,)) for slot in range(1, 5)):
+        return None
     gamma, beta, mean, var = (_term(site, slot, rank, channels) for slot in range(1, 5))
     if site.opset < 14 and len([name for name in site.node.output if name]) > 1:
         return None  # in training, as it was then: no runtime runs it
@@ -97,37 +99,32 @@ def _term(site: Site, slot: int, rank: int, channels: int) -> Term:
 def _is_own_mean(site: Site, slot: int, x: Value) -> bool:
     """Input `slot` is the mean of x over all axes but 1, without the axes that are gone."""
     reduce = site.producer(slot)
-    return reduce is not None and _reduces(reduce, x, keepdims=False)
+    return reduce is not None and _reduces(reduce, x, x, keepdims=False)
 
 
 def _is_own_variance(site: Site, x: Value) -> bool:
     """Input 4 is the mean of (x - mean(x))^2."""
     reduce = site.producer(4)
     square = None if reduce is None else reduce.producer(0)
-    if reduce is None or square is None or not _reduces(reduce, square.outputs[0], keepdims=False, of=x):
+    centered = None if square is None else square.producer(0)
+    mean = None if centered is None else centered.producer(1)
+    if reduce is None or square is None or centered is None or mean is None:
         return False
-    if square.op == "Mul":
-        if square.values[0] is not square.values[1]:
-            return False
-    elif square.op != "Pow" or (power := square.value(1)) is None or (power != 2).any():
+    if not (_reduces(reduce, square.outputs[0], x, keepdims=False) and _squares(square)):
         return False
-    centered = square.producer(0)
-    if centered is None or centered.op != "Sub" or centered.values[0] is not x:
-        return False
-    mean = centered.producer(1)
-    return mean is not None and _reduces(mean, x, keepdims=True)
+    return centered.op == "Sub" and centered.values[:1] == [x] and _reduces(mean, x, x, keepdims=True)
 
 
-def _reduces(site: Site, value: Value | None, keepdims: bool, of: Value | None = None) -> bool:
+def _squares(site: Site) -> bool:
+    if site.op == "Pow":
+        power = site.value(1)
+        return power is not None and bool((power == 2).all())
+    return site.op == "Mul" and site.values == site.values[:1] * 2
+
+
+def _reduces(site: Site, value: Value | None, x: Value, keepdims: bool) -> bool:
     """A ReduceMean of a value over all axes of x but 1."""
-    x = of or value
-    if (
-        site.op != "ReduceMean"
-        or value is None
-        or site.values[0] is not value
-        or x is None
-        or x.shape is None
-    ):
+    if site.op != "ReduceMean" or site.values[:1] != [value] or x.shape is None:
         return False
     axes = site.value(1) if site.has(1) else site.attr("axes")
     if axes is None or bool(site.attr("keepdims", 1)) != keepdims:
