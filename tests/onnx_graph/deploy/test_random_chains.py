@@ -1,4 +1,4 @@
-"""Random chains of all that may stand around a batch norm, rewritten: they compute the same; damaged ones end well.
+"""Random chains of all that may stand around a batch norm: rewritten, they compute the same.
 
 BNFOLD_GRAPHS=5000 runs more of them than the test-suite does.
 """
@@ -133,13 +133,14 @@ def damaged(seed: int) -> onnx.ModelProto:
 
 
 def test_damaged_chains_end_in_one_clear_error_or_are_rewritten() -> None:
-    ends = {"rewritten": 0, "refused": 0}
+    ends, messages = {"rewritten": 0, "refused": 0}, []
     for seed in range(GRAPHS):
         for options in ({"target": "tensorrt"}, {"lower_batch_statistics": True}):
             try:
                 fold_loaded(load(damaged(seed)), verify=False, **options)
                 ends["rewritten"] += 1
             except BnfoldError as error:
-                assert "\n" not in str(error)
+                messages.append(str(error))
                 ends["refused"] += 1
+    assert all(message and "\n" not in message for message in messages)
     assert min(ends.values()) > GRAPHS // 20, ends
