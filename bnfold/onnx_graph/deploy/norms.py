@@ -64,7 +64,7 @@ def read_norm(site: Site) -> Norm | None:
     if isinstance(var, Known):
         if not (var.array >= 0).all():
             return None
-        with np.errstate(divide="ignore"):  # an infinite scale fits no type, and the norm stays
+        with np.errstate(all="ignore"):  # a scale that is not finite fits no type: the norm stays
             inverse = Known(1 / np.sqrt(var.array + epsilon))
     else:
         wide = add(var, known(np.array(epsilon), rank))
