@@ -41,7 +41,9 @@ FLOORS: dict[str, set[str]] = {
     "factory": {"errors"},
     "kernels": set(),
     "nn": {"kernels", "errors", "progress"},
+    "cli_common": {"onnx_graph", "errors"},
     "cli": {
+        "cli_common",
         "api",
         "api_export",
         "factory",
