@@ -41,6 +41,7 @@ FLOORS: dict[str, set[str]] = {
     "factory": {"errors"},
     "kernels": set(),
     "nn": {"kernels", "errors", "progress"},
+    "tensorrt": {"kernels", "errors", "progress", "onnx_graph"},
     "cli": {
         "api",
         "api_export",
