@@ -1,7 +1,4 @@
-"""Deployment with TensorRT: the plugin library, and engines.
-
-    bnfold.tensorrt.load_plugin()  # finds it and registers it with the TensorRT that is installed
-"""
+"""Deployment with TensorRT: the plugin library, and engines. Names load when they are first used."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def find(*, build: bool) -> ModuleType:
         except Exception as error:  # of any kind: they load shared libraries, which fail in many ways
             broken.append(f"{flavour.module} is installed, but does not load: {first_line(error)}")
         else:
-            if hasattr(module, "get_plugin_registry"):  # else a folder of that name, or a package without content
+            if hasattr(module, "get_plugin_registry"):  # else it is just a folder of that name
                 return module
     names = ", ".join(flavour.module for flavour in wanted)
     ways = ", or ".join(flavour.installs for flavour in wanted)
