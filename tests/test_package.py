@@ -42,6 +42,7 @@ FLOORS: dict[str, set[str]] = {
     "kernels": set(),
     "nn": {"kernels", "errors", "progress"},
     "cli_common": {"onnx_graph", "errors"},
+    "tensorrt": {"kernels", "errors", "progress", "onnx_graph"},
     "cli": {
         "cli_common",
         "api",
