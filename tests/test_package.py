@@ -42,7 +42,8 @@ FLOORS: dict[str, set[str]] = {
     "kernels": set(),
     "nn": {"kernels", "errors", "progress"},
     "cli_common": {"onnx_graph", "errors"},
-    "tensorrt": {"kernels", "errors", "progress", "onnx_graph"},
+    "text": set(),
+    "tensorrt": {"kernels", "errors", "progress", "onnx_graph", "text"},
     "cli": {
         "cli_common",
         "api",
