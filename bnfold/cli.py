@@ -1,4 +1,4 @@
-"""The command line: `bnfold fold`, `bnfold verify`, `bnfold export`. One thin function for each command.
+"""The command line: `bnfold fold`, `verify`, `export`, `build`, `bench`. One thin function for each command.
 
 Exit status: 0 done; 1 the check failed, and nothing was written; 2 bad input or usage; 130 interrupted.
 Whatever does the work is imported by the command that needs it, so `bnfold --help` answers at once.
@@ -17,6 +17,7 @@ from typing import Any
 
 from bnfold.arguments import parser
 from bnfold.cli_common import check_target, complain, printable, say, size, write_json
+from bnfold.cli_deploy import bench, build
 from bnfold.errors import BnfoldError, UsageError, VerifyError
 from bnfold.progress import progress
 
@@ -26,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a name that the terminal cannot show must not end the program
             stream.reconfigure(errors="backslashreplace")
-    args = parser(fold=fold, verify=verify, export=export).parse_args(argv)
+    args = parser(fold=fold, verify=verify, export=export, build=build, bench=bench).parse_args(argv)
     try:
         status: int = args.run(args)
         sys.stdout.flush()

@@ -20,7 +20,7 @@ from bnfold.tensorrt.log import Log, recording
 from bnfold.tensorrt.profiles import Profile, as_text, profiles
 from bnfold.tensorrt.watch import Watch
 
-__all__ = ["FLAVOURS", "Engine", "build", "toolkit"]
+__all__ = ["FLAVOURS", "RTX", "Engine", "build", "reason", "toolkit"]
 
 RTX = "tensorrt_rtx"
 FLAVOURS = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}  # those that build, and their names
@@ -139,7 +139,7 @@ def build(
             plan = builder.build_serialized_network(network, config)
         watch.check()
         if plan is None:
-            raise ModelError(f"{loaded.where}{builder_name} cannot build an engine: {_reason(log)}")
+            raise ModelError(f"{loaded.where}{builder_name} cannot build an engine: {reason(log.errors)}")
         if cache is not None:
             cache = memoryview(config.get_timing_cache().serialize())
         layers = next(
@@ -210,7 +210,7 @@ def _started(trt: ModuleType, builder: str, logger: Any, log: Log) -> Any:
         return trt.Builder(logger)
     except TypeError:  # what its bindings make of a null pointer
         raise BnfoldError(
-            f"{builder} cannot start: {_reason(log)}. It builds only on a machine with an NVIDIA GPU; "
+            f"{builder} cannot start: {reason(log.errors)}. It builds only on a machine with an NVIDIA GPU; "
             "TensorRT-RTX needs none (pip install tensorrt-rtx; bnfold build --flavour tensorrt-rtx)"
         ) from None
 
@@ -235,7 +235,7 @@ def _add_profile(builder: Any, network: Any, config: Any, shapes: Mapping[str, P
     for name, sizes in shapes.items():
         profile.set_shape(name, *sizes)
     if config.add_optimization_profile(profile) < 0:
-        raise UsageError(f"--shapes: TensorRT refuses these shapes: {_reason(log)}")
+        raise UsageError(f"--shapes: TensorRT refuses these shapes: {reason(log.errors)}")
 
 
 def _cache(config: Any, content: bytes, log: Log) -> Any:
@@ -243,15 +243,15 @@ def _cache(config: Any, content: bytes, log: Log) -> Any:
     if not cache or not config.set_timing_cache(cache, ignore_mismatch=False):
         raise UsageError(
             f"--timing-cache: TensorRT does not take it, since it is damaged, or of another GPU or version "
-            f"({_reason(log)}); name another file"
+            f"({reason(log.errors)}); name another file"
         )
     return cache
 
 
-def _reason(log: Log) -> str:
+def reason(errors: Sequence[str]) -> str:
     """The first error, without where in TensorRT's source it arose."""
-    for text in log.errors:
+    for text in errors:
         short = re.sub(r"^(\w+::\w+: )?Error Code \d+: ", "", " ".join(text.split()))
-        short = re.sub(r"\.? In \S+ at \S+:\d+\)", ")", short)
+        short = re.sub(r"\.?\s*\bIn \S+ at \S+:\d+\s*", "", short).replace("(())", "").strip()
         return short if len(short) <= 300 else short[:299] + "…"
     return "it does not say why"

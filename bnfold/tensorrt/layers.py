@@ -139,7 +139,7 @@ def _path(text: str, names: Mapping[str, str]) -> Path:
 
 
 def place(nodes: Sequence[Node], layers: Sequence[Layer]) -> Placement:
-    """Where each batch norm and ReLU went. A node of a function counts once for each call that has a layer."""
+    """Where each batch norm and ReLU went. One in a function counts once for each call that has a layer."""
     ops = {node.name: node.op for node in nodes}
     carriers: dict[str, dict[Path, list[Layer]]] = {node.name: {} for node in nodes}
     hosts: dict[str, tuple[str, ...]] = {}

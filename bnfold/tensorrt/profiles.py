@@ -23,7 +23,12 @@ def as_text(profile: Profile) -> str:
 
 
 def profiles(inputs: Sequence[Input], given: Mapping[str, Profile], where: str = "") -> dict[str, Profile]:
-    """Those of the inputs that have open sizes, checked against the model. where: how a message about the model begins.
+    """Those of the inputs that have open sizes, checked against the model.
+
+    Args:
+        inputs: of the model.
+        given: by name.
+        where: how a message about the model begins.
 
     Raises:
         UsageError: an input is unknown or has no shapes, or shapes do not fit the model, each other, or those
@@ -54,8 +59,8 @@ def _refuse_unfit(inputs: Sequence[Input], where: str) -> None:
     for i in inputs:
         if i.dims is None:  # TensorRT would take it for a single number
             raise ModelError(
-                f"{where}the model does not say how many axes its input {i.name!r} has, and an engine must know: "
-                "export it with a shape (open sizes may have names)"
+                f"{where}the model does not say how many axes its input {i.name!r} has, and an engine must "
+                "know: export it with a shape (open sizes may have names)"
             )
         for dim in i.dims:
             if isinstance(dim, int) and dim > LARGEST:
