@@ -120,8 +120,7 @@ def _story(built: Any, verbose: bool) -> list[str]:
     lines = []
     if built.placement is not None:
         lines += built.placement.lines(everything=verbose)
-        apart = [p for p in built.placement.batch_norms if p.outcome == "stand-alone"]
-        if any(place.op == "BatchNormalization" for place in apart):
+        if any(place.op == "BatchNormalization" for place in built.placement.batch_norms):
             lines.append("note: `bnfold fold` says which of these can vanish from the model, and folds them")
     lines += [f"note: {note}" for note in built.notes]
     shown = built.warnings if verbose else built.warnings[:WARNINGS]

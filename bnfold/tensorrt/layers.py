@@ -20,10 +20,11 @@ __all__ = ["LINEAR", "Layer", "Node", "Place", "Placement", "layers_in", "place"
 
 # What a batch norm may disappear into.
 LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+ELEMENTWISE = "kgen"  # TensorRT's word for a kernel that it writes itself
 OUTCOMES = {  # of a place, and the words for it
     "fused": "in the layer of {with_}",
     "stand-alone": "a layer without a conv or matmul",
-    "absent": "no layer: its work was done in the build, or went into others' weights",
+    "absent": "no layer: it was computed in the build",
 }
 
 _LAYER = re.compile(r"^Name: (?P<name>.*?), LayerType: (?P<kind>[^,]*), .*Metadata: (?P<nodes>.*)$")
@@ -125,7 +126,7 @@ class Placement:
 def layers_in(text: str, names: Mapping[str, str]) -> list[Layer]:
     """The layers that TensorRT lists. names: of nodes, by what they are called in the list."""
     layers = []
-    for line in text.splitlines():
+    for line in text.split("\n"):  # which, unlike splitlines, leaves the separators \x1e and \x1f alone
         match = _LAYER.match(line)
         if match:
             nodes = [_path(found, names) for found in _NODE.findall(match["nodes"])]
@@ -142,10 +143,8 @@ def place(nodes: Sequence[Node], layers: Sequence[Layer]) -> Placement:
     """Where each batch norm and ReLU went. One in a function counts once for each call that has a layer."""
     ops = {node.name: node.op for node in nodes}
     carriers: dict[str, dict[Path, list[Layer]]] = {node.name: {} for node in nodes}
-    hosts: dict[str, tuple[str, ...]] = {}
+    homes = _homes(ops, layers)
     for layer in layers:
-        linear = (" in ".join(path) for path in layer.nodes if ops.get(path[0]) in LINEAR)
-        hosts[layer.name] = tuple(dict.fromkeys(linear))
         for path in layer.nodes:
             for at, name in enumerate(path):
                 found = carriers.get(name, {}).setdefault(path[at:], [])
@@ -155,7 +154,7 @@ def place(nodes: Sequence[Node], layers: Sequence[Layer]) -> Placement:
     def places(wanted: Sequence[Node]) -> Iterator[Place]:
         for node in wanted:
             for path, found in (carriers[node.name] or {(node.name,): []}).items():
-                near = [hosts[layer.name] for layer in found]
+                near = [homes[layer] for layer in found]
                 outcome = "fused" if near and all(near) else "stand-alone" if near else "absent"
                 with_ = tuple(dict.fromkeys(host for some in near for host in some))
                 yield Place(" in ".join(path), node.op, outcome, tuple(layer.name for layer in found), with_)
@@ -163,6 +162,22 @@ def place(nodes: Sequence[Node], layers: Sequence[Layer]) -> Placement:
     norms = [node for node in nodes if node.is_batch_norm]
     relus = [node for node in nodes if node.op == "Relu"]
     return Placement(tuple(places(norms)), tuple(places(relus)), tuple(layers))
+
+
+def _homes(ops: Mapping[str, str], layers: Sequence[Layer]) -> dict[Layer, tuple[str, ...]]:
+    """The convs and matmuls that each layer computes.
+
+    A generated elementwise layer is said to compute a conv too if it adds no more than the conv's bias: where
+    another layer has that conv, it does not count.
+    """
+    elsewhere = {path for layer in layers if layer.kind != ELEMENTWISE for path in layer.nodes}
+    homes = {}
+    for layer in layers:
+        linear = [path for path in layer.nodes if ops.get(path[0]) in LINEAR]
+        if layer.kind == ELEMENTWISE:
+            linear = [path for path in linear if path not in elsewhere]
+        homes[layer] = tuple(map(" in ".join, linear))
+    return homes
 
 
 def _count(places: Sequence[Place], outcome: str) -> int:

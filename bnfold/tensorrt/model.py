@@ -26,7 +26,7 @@ CURES = (
     (r"training_mode == 1|1 outputs for BatchNormalization", f"{FOLD} turns it into an operator of bnfold's"),
     (r"build-time constant|must be an initializer", f"{FOLD} computes what is constant beforehand"),
     (r"Plugin not found", "TensorRT has no such operator, and the model no function of that name"),
-    (r"data? type to TensorRT|[Uu]nsupported ONNX data type", "TensorRT has no such element type"),
+    (r"dat[ae] type to TensorRT", "TensorRT has no such element type"),
 )
 
 

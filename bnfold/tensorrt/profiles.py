@@ -14,6 +14,11 @@ Profile = tuple[Shape, Shape, Shape]  # smallest, usual (what it is tuned for), 
 
 WORDS = ("smallest", "usual", "largest")
 EXAMPLE = {True: (1, 8, 32), False: (64, 128, 256)}  # sizes for an open axis: the batch, or another one
+# As TensorRT 11 and TensorRT-RTX 1.7 take them.
+TYPES = (
+    *("float32", "float16", "bfloat16", "float64", "float8_e4m3fn", "float4_e2m1fn"),
+    *("int64", "int32", "int8", "uint8", "int4", "bool"),
+)
 LARGEST = (1 << 31) - 1  # TensorRT cuts off what is above
 
 
@@ -57,10 +62,15 @@ def profiles(inputs: Sequence[Input], given: Mapping[str, Profile], where: str =
 
 def _refuse_unfit(inputs: Sequence[Input], where: str) -> None:
     for i in inputs:
+        if i.dtype.name not in TYPES:  # its parser tells that on stderr, without the name of the input
+            raise ModelError(
+                f"{where}the input {i.name!r} is {i}, a type that TensorRT does not take. Note: valid "
+                f"choices are {', '.join(TYPES)}"
+            )
         if i.dims is None:  # TensorRT would take it for a single number
             raise ModelError(
-                f"{where}the model does not say how many axes its input {i.name!r} has, and an engine must "
-                "know: export it with a shape (open sizes may have names)"
+                f"{where}the model does not say how many axes its input {i.name!r} has, which "
+                "an engine must know: export it with a shape (open sizes may have names)"
             )
         for dim in i.dims:
             if isinstance(dim, int) and dim > LARGEST:
