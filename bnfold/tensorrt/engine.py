@@ -1,7 +1,7 @@
 """Engines: a model parsed and built by TensorRT, and where its batch norms went.
 
-TensorRT's own interface, and not polygraphy's: that gives the parser's complaints to its own log instead of to
-its caller, and keeps the logger to itself, which without a GPU is the only place where an engine's layers are told.
+TensorRT's own interface, and not polygraphy's: that gives the parser's complaints to its own log, not to its
+caller, and keeps the logger to itself, which without a GPU is the only place where layers are told.
 """
 
 from __future__ import annotations
