@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
-from bnfold import __version__
+from bnfold import __version__, arguments_deploy
 
 Command: TypeAlias = Callable[[argparse.Namespace], int]  # gives the exit status
 
@@ -85,7 +85,9 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"bnfold: {' '.join(message.split())} (see {self.prog} --help)\n")
 
 
-def parser(fold: Command, verify: Command, export: Command) -> argparse.ArgumentParser:
+def parser(
+    fold: Command, verify: Command, export: Command, build: Command, bench: Command
+) -> argparse.ArgumentParser:
     """The parser of `bnfold`; its namespace's `run` is the command that was asked for."""
     whole = _Parser(prog="bnfold", description=SLOGAN, allow_abbrev=False)
     whole.add_argument("--version", action="version", version=f"bnfold {__version__}")
@@ -136,6 +138,8 @@ def parser(fold: Command, verify: Command, export: Command) -> argparse.Argument
     _add_fold(three)
     _add_tolerances(three.add_argument_group("the check"))
     _add_output(three)
+
+    arguments_deploy.add(command, build=build, bench=bench, shape=_shape, seed=_seed)
     return whole
 
 
