@@ -29,7 +29,7 @@ def unavailable() -> str | None:
 
 @functools.cache
 def headers() -> list[str]:
-    """Folders of TensorRT's and CUDA's headers, or none: as `tools/build_plugin --headers` finds or gets them."""
+    """Folders of TensorRT's and CUDA's headers, as `tools/build_plugin --headers` finds them, or none."""
     done = subprocess.run(
         [ROOT / "tools" / "build_plugin", "--headers"], capture_output=True, text=True, check=False
     )
@@ -43,7 +43,9 @@ def _flags() -> list[str]:
 
 
 def _used(*folders: Path) -> list[Path]:
-    return [path for each in folders for path in each.iterdir() if path.suffix in (".h", ".hpp", ".cuh", ".cpp")]
+    return [
+        path for each in folders for path in each.iterdir() if path.suffix in (".h", ".hpp", ".cuh", ".cpp")
+    ]
 
 
 @functools.cache
@@ -70,13 +72,19 @@ def on_the_cpu() -> Path:
 
 @functools.cache
 def library(kernels: bool) -> Path:
-    """The library that users get, by tools/build_plugin, with or without kernels.
+    """The library that users get, with or without kernels.
 
     Raises:
         RuntimeError: it does not build.
     """
-    path = BUILT / ("kernels" if kernels else "host") / "libbnfold_plugin.so"
-    options = ["--architectures", CI] if kernels else ["--no-kernels"]
+    if kernels:
+        return _built(BUILT / "kernels", ["--architectures", CI])
+    return _built(BUILT / "host", ["--no-kernels"])
+
+
+def _built(folder: Path, options: list[str]) -> Path:
+    """By tools/build_plugin, which keeps what it has built."""
+    path = folder / "libbnfold_plugin.so"
     command = [ROOT / "tools" / "build_plugin", *options, "--output", path]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -87,3 +95,15 @@ def library(kernels: bool) -> Path:
 def has_nvcc() -> bool:
     """Whether kernels can be compiled, as tools/build_plugin judges it."""
     return shutil.which("nvcc", path=f"{os.environ['PATH']}:/usr/local/cuda/bin") is not None
+
+
+@functools.cache
+def for_a_gpu(capability: tuple[int, int]) -> Path:
+    """$BNFOLD_PLUGIN, or a library with kernels for one compute capability.
+
+    Raises:
+        RuntimeError: it does not build.
+    """
+    if chosen := os.environ.get("BNFOLD_PLUGIN"):
+        return Path(chosen)
+    return _built(BUILT / "gpu", ["--architectures", "{}{}-real".format(*capability)])

@@ -47,7 +47,7 @@ class DynamicDesc(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Tensor:
-    """What a plugin hears of an input or output. most: its largest shape where that is not known; least likewise."""
+    """What a plugin hears of an input or output. least, most: bounds of a shape that is not known."""
 
     shape: tuple[int, ...]
     type: str = "float32"
@@ -100,14 +100,14 @@ class Harness:
         return str(self.library.harness_log(), "utf-8")
 
     def create(self, op: str, fields: Sequence[Any], phase: int = BUILD, name: str = "node") -> Plugin | None:
-        """A plugin, from (name, value) pairs or a serialized plugin's fields; None with a message in the log."""
+        """A plugin, from (name, value) pairs or what one serialized; or None, and the log says why."""
         kept = [each if isinstance(each, Field) else _field(*each) for each in fields]
         given = Fields(len(kept), (Field * len(kept))(*kept))
         made = self.library.creator_create(self.names.index(op), name.encode(), ctypes.byref(given), phase)
         return Plugin(self.library, made) if made else None
 
 
-def _field(name: str, value: float | int) -> Field:
+def _field(name: str, value: float) -> Field:
     number = c_float(value) if isinstance(value, float) else c_int32(value)
     kind = FIELD_FLOAT32 if isinstance(value, float) else FIELD_INT32
     field = Field(name.encode(), ctypes.cast(ctypes.pointer(number), c_void_p), kind, 1)

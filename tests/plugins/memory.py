@@ -23,7 +23,7 @@ GUARD = 4096  # bytes behind each piece of memory that nobody may write
 
 @dataclass(frozen=True)
 class Case:
-    """One call. sets: of scale and of shift, 1 or the samples'. shift_by: values by which memory is not aligned."""
+    """One call. sets: of scale and of shift, 1 or one a sample. misaligned: by so many values."""
 
     op: str
     shape: tuple[int, ...]

@@ -1,6 +1,6 @@
-"""What `enqueue` launches, run on the CPU: values against float64, the workspace, and what is asked of the machine.
+"""What `enqueue` launches, run on the CPU: values against float64, the workspace, what the machine is asked.
 
-The plugin, its plan, its arguments and its workspace are those of a GPU; only the machine behind them is another.
+The plugin, its plan, its arguments and its workspace are those of a GPU; only the machine behind is another.
 """
 
 from __future__ import annotations
@@ -145,7 +145,10 @@ def test_a_set_for_each_sample(
 def test_memory_that_is_not_aligned(driver: Harness, machine: Machine, op: str, type_: str) -> None:
     machine.be(DEVICES["cluster"])
     for shape, kind in SHAPES.values():
-        run(driver, Case(op, shape, type_, kind if type_ == "float32" else IN_HALF.get(kind, kind), misaligned=1))
+        run(
+            driver,
+            Case(op, shape, type_, kind if type_ == "float32" else IN_HALF.get(kind, kind), misaligned=1),
+        )
 
 
 def smaller(case: Case, least: int, most: int) -> list[Told]:

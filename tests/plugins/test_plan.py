@@ -19,6 +19,7 @@ pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")
 TYPES = ("float", "bnfold::half", "bnfold::bfloat16")  # as Type has them
 LAYOUTS = ("plane", "planes", "columns")
 EXCHANGES = ("none", "cluster", "grid")
+FIELDS = ("width", "grid", "block", "cluster", "cooperative", "shared", "group", "ranks", "window", "units")
 KERNELS = {"forward": 2, "apply": 3}  # and how many types each is told
 
 
@@ -33,7 +34,15 @@ def problems() -> list[tuple[str, int, int, int, int, bool]]:
     rng = np.random.default_rng(0)
     shapes = [
         *((1, 1, 1), (1, 2**31 - 1, 1), (1, 2**31, 1), (3, 4, 2**30), (3, 4, 2**30 - 1), (3, 4, 2**31 - 4)),
-        *((0, 4, 4), (4, 0, 4), (4, 4, 0), (2**32, 8, 1), (128, 64, 112 * 112), (128, 512, 49), (256, 2048, 49)),
+        *(
+            (0, 4, 4),
+            (4, 0, 4),
+            (4, 4, 0),
+            (2**32, 8, 1),
+            (128, 64, 112 * 112),
+            (128, 512, 49),
+            (256, 2048, 49),
+        ),
         *((4096, 8, 1), (128 * 56 * 56, 256, 1), (5, 7, 3), (2, 20, 25), (64, 3, 224 * 224), (1, 70000, 9)),
     ]
     shapes += [tuple((2 ** rng.uniform(0, 12, 3)).astype(int).tolist()) for _ in range(60)]
@@ -64,9 +73,8 @@ def test_both_tables_agree() -> None:
                 continue
             assert text is not None, problem
             layout, exchange, *found, row = text.decode().split(" ", 12)
-            fields = "width grid block cluster cooperative shared group ranks window units".split()
-            assert dict(zip(fields, map(int, found), strict=True)) == {
-                name: int(getattr(wanted, name)) for name in fields
+            assert dict(zip(FIELDS, map(int, found), strict=True)) == {
+                name: int(getattr(wanted, name)) for name in FIELDS
             }, (problem, device)
             assert row == wanted.row
             arguments = [*problem.types, found[0], f"bnfold::Layout::{LAYOUTS[int(layout)]}"]
