@@ -9,7 +9,9 @@
 #include <cstdio>
 #include <cstring>
 #include <exception>
+#include <iterator>
 #include <optional>
+#include <utility>
 
 #ifdef _WIN32
 #define BNFOLD_EXPORT extern "C" __declspec(dllexport)
@@ -83,6 +85,15 @@ private:
     const Op& op_;
 };
 
+// One for each line of the table.
+template <class>
+struct Creators;
+template <std::size_t... I>
+struct Creators<std::index_sequence<I...>> {
+    Creator all[sizeof...(I)] = {Creator(kOps[I])...};
+    nvinfer1::IPluginCreatorInterface* const list[sizeof...(I)] = {&all[I]...};
+};
+
 }  // namespace
 
 void refuse(const Op& op, const std::string& node, const std::string& wrong) noexcept {
@@ -104,14 +115,8 @@ void refuse(const Op& op, const std::string& node, const std::string& wrong) noe
 BNFOLD_EXPORT void setLoggerFinder(nvinfer1::ILoggerFinder* finder) { bnfold::plugin::logger_finder = finder; }
 
 BNFOLD_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
-    using bnfold::plugin::Creator;
-    using bnfold::plugin::kOps;
-    static Creator creators[] = {Creator(kOps[0]), Creator(kOps[1]), Creator(kOps[2]), Creator(kOps[3]),
-                                 Creator(kOps[4]), Creator(kOps[5]), Creator(kOps[6]), Creator(kOps[7])};
-    static nvinfer1::IPluginCreatorInterface* const list[] = {&creators[0], &creators[1], &creators[2],
-                                                              &creators[3], &creators[4], &creators[5],
-                                                              &creators[6], &creators[7]};
-    static_assert(std::size(list) == std::size(kOps));
-    count = static_cast<int32_t>(std::size(list));
-    return list;
+    using namespace bnfold::plugin;
+    static Creators<std::make_index_sequence<std::size(kOps)>> creators;
+    count = static_cast<int32_t>(std::size(kOps));
+    return creators.list;
 }

@@ -22,21 +22,28 @@ find_pip() {
     fail "getting headers needs a python with pip on the PATH; or give --tensorrt-include DIR"
 }
 
+# get_headers NAME WHAT: the wheels of tools/NAME.txt in .cache/NAME
+get_headers() {
+    local python
+    python=$(find_pip) || exit 2
+    set_up_wheels "$1" "$2" "$python"
+}
+
 # Sets `tensorrt` and `cuda`, the folders of the headers, and `nvcc`, which may be empty.
 find_headers() {
-    nvcc=${CUDACXX:-$(command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null || true)}
+    nvcc=${CUDACXX:-$(command -v nvcc || ls "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" 2>/dev/null || true)}
     if [ -z "$tensorrt" ]; then
         tensorrt=.cache/tensorrt-headers/kernel_lens/include/tensorrt
-        set_up_wheels tensorrt-headers "TensorRT's headers" "$(find_pip)"
+        get_headers tensorrt-headers "TensorRT's headers"
         tensorrt=$root/$tensorrt
     fi
     [ -e "$tensorrt/NvInferRuntime.h" ] || fail "there is no NvInferRuntime.h in $tensorrt"
     cuda=
     if [ -n "$nvcc" ]; then
-        cuda=$("$nvcc" -dryrun -x cu -E /dev/null 2>&1 | sed -n 's/^#\$ INCLUDES="-I\([^"]*\)".*/\1/p' | head -n 1)
+        cuda=$("$nvcc" -dryrun -x cu -E /dev/null 2>&1 | sed -n 's/^#\$ INCLUDES="-I\([^"]*\)".*/\1/p' | head -n 1) || cuda=
     fi
     if [ ! -e "$cuda/cuda_runtime_api.h" ]; then
-        set_up_wheels cuda-headers "CUDA's headers" "$(find_pip)"
+        get_headers cuda-headers "CUDA's headers"
         cuda=$root/.cache/cuda-headers/nvidia/cu13/include
     fi
     cuda=$(cd "$cuda" && pwd)
@@ -117,7 +124,7 @@ build_plugin() {
         rm -f "$work/CMakeCache.txt" # what it remembers of other headers and compilers
         if ! { cmake -S plugins -B "$work" -DTENSORRT_INCLUDE_DIR="$tensorrt" "$@" &&
             cmake --build "$work" --parallel; } >"$work.log" 2>&1; then
-            grep -v '^--' "$work.log" | tail -n 40 >&2
+            grep -m 20 -iE 'error|fatal' "$work.log" >&2 || tail -n 20 "$work.log" >&2
             fail "the plugin library does not build; all of it is in $work.log"
         fi
         cp "$work/libbnfold_plugin.so" "$kept.half"

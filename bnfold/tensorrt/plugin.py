@@ -43,8 +43,8 @@ class Plugin:
 
 
 _RTX = (
-    "TensorRT-RTX lists plugins but cannot import them: with this one registered, parsing a model that has its "
-    "ops ends the process. Without it, TensorRT-RTX takes the functions in the model"
+    "TensorRT-RTX lists plugins but cannot import them: with this one registered, parsing a model that has "
+    "its ops ends the process. Without it, TensorRT-RTX takes the functions in the model"
 )
 _loaded: dict[str, Path] = {}  # by TensorRT's module: what this process registered there
 

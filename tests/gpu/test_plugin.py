@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.gpu.device import CUDA, MARKS
-from tests.plugins.build import for_a_gpu, has_nvcc, harness, unavailable
+from tests.plugins.build import for_a_gpu, harness, has_nvcc, unavailable
 from tests.plugins.harness import OPS, Harness
 from tests.plugins.memory import TYPES, Call, Case
 
@@ -93,7 +93,7 @@ def test_a_set_for_each_sample(driver: Harness, type_: str, sets: tuple[int, int
 
 
 def test_streams_and_contexts_do_not_meet(driver: Harness) -> None:
-    """Each thread has its own stream, its own copies of the plugins, and its own workspaces, as contexts have."""
+    """Each thread has a stream, copies of the plugins and workspaces of its own, as contexts have."""
     lanes = []
     for _ in range(3):
         calls = [Call(driver, case_of("BnfoldBatchStatNormAddRelu", shape, "float16")) for shape in SEVERAL]

@@ -94,7 +94,8 @@ def _built(folder: Path, options: list[str]) -> Path:
 
 def has_nvcc() -> bool:
     """Whether kernels can be compiled, as tools/build_plugin judges it."""
-    return shutil.which("nvcc", path=f"{os.environ['PATH']}:/usr/local/cuda/bin") is not None
+    home = Path(os.environ.get("CUDA_HOME") or "/usr/local/cuda")
+    return bool(os.environ.get("CUDACXX") or shutil.which("nvcc") or (home / "bin" / "nvcc").exists())
 
 
 @functools.cache

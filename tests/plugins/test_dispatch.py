@@ -1,7 +1,7 @@
 """How TensorRT's parser takes a node of ours: as the plugin, as the function in the model, or not at all.
 
 By TensorRT-RTX's parser, without a GPU. It cannot import a plugin, and ends the process where it tries: a
-creator that notes what it is given, and makes nothing, shows that it would. Each case is a process of its own.
+creator that notes what it is given, and makes nothing, shows that it would. Each case has its own process.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ print(json.dumps({"good": good, "layers": layers, "errors": errors, "noted": Rec
 
 
 def model(path: Path, op: str, *, named: bool = True, function: bool = True) -> Path:
-    """One node. named: with the plugin's attributes. function: with a body, though not the op's arithmetic."""
+    """One node. named: with the plugin's attributes. function: with a body, if not the op's own."""
     inputs = ["x", "scale", "shift", *["residual"] * ("Add" in op)]
     attributes: dict[str, Any] = {"epsilon": EPSILON} if "Stat" in op else {}
     if named:
