@@ -32,7 +32,9 @@ auto with_reading(const Launch& launch, Use use) {
     using bnfold::Layout;
     constexpr int V = 16 / sizeof(T);
     const bool columns = launch.layout == plugin::Layout::columns;
-    if (launch.width == 1) return columns ? use.template of<1, Layout::columns>() : use.template of<1, Layout::plane>();
+    if (launch.width == 1) {
+        return columns ? use.template of<1, Layout::columns>() : use.template of<1, Layout::plane>();
+    }
     if (columns) return use.template of<V, Layout::columns>();
     return launch.layout == plugin::Layout::plane ? use.template of<V, Layout::plane>()
                                                   : use.template of<V, Layout::planes>();

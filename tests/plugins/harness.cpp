@@ -87,7 +87,8 @@ HARNESS const char* harness_log() {
 
 HARNESS const char* creator_text(int index, int which) {
     IPluginCreatorV3One& creator = *creators[index];
-    return which == 0 ? creator.getPluginName() : which == 1 ? creator.getPluginVersion() : creator.getPluginNamespace();
+    const char* const texts[] = {creator.getPluginName(), creator.getPluginVersion(), creator.getPluginNamespace()};
+    return texts[which];
 }
 HARNESS const PluginFieldCollection* creator_fields(int index) { return creators[index]->getFieldNames(); }
 HARNESS IPluginV3* creator_create(int index, const char* name, const PluginFieldCollection* fields, int phase) {
