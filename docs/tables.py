@@ -24,6 +24,7 @@ TORCH_NAMES = {
 }
 TORCH_VARIANTS = ("as it is", "again", "fold_module", "torch.fx fuse")
 SHOWN = 12  # networks
+STATES = {"given": "as it is", "folded": "folded for TensorRT"}
 
 
 def left() -> str:
@@ -183,6 +184,21 @@ def milliseconds(found: dict[str, Any]) -> str:
     return f"{found['median']:.1f}" + (f" ({found['left']})" if found["left"] else "")
 
 
+def zoo_tensorrt() -> str:
+    """What TensorRT-RTX makes of the same exports, as they are and folded."""
+    totals = json.loads((RESULTS / "zoo_tensorrt.json").read_text())["totals"]
+    lines = [
+        "| export | | parsed and built | batch norms in them | layers of their own | layers of the engines |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
+    for key, found in totals.items():
+        kind, state = key.split(", ")
+        cells = [found["batch_norms"], found["stand_alone"], found["layers"]] if found["built"] else ["-"] * 3
+        built = f"{found['built']} of {found['networks']}"
+        lines.append(f"| {kind} | {STATES[state]} | {' | '.join(map(str, [built, *cells]))} |")
+    return "\n".join(lines)
+
+
 def claims() -> str:
     """With and without batch norm: what comes out of many runs."""
     import _claims_table
@@ -308,6 +324,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "torch": torch,
         "torch_speed": torch_speed,
     },
+    "docs/tensorrt.md": {"zoo_tensorrt": zoo_tensorrt},
     "docs/training.md": {"claims": claims},
     "docs/performance.md": {"gpu_goals": gpu_goals, "gpu_layers": gpu_layers},
 }

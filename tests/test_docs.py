@@ -99,12 +99,29 @@ def stubborn() -> onnx.ModelProto:
     return net.model()
 
 
+def preactivated() -> onnx.ModelProto:
+    """A batch norm between two ReLUs, and one by the batch's own statistics with a sum behind it."""
+    net = Net()
+    net.conv("x", "a", "conv1", (8, 3, 3, 3), pads=[1] * 4)
+    net.op("Relu", "a", "b", "relu1")
+    net.norm("b", "c", "bn1", 8)
+    net.op("Relu", "c", "d", "relu2")
+    net.conv("d", "e", "conv2", (8, 8, 3, 3), pads=[1] * 4)
+    net.norm("e", "f", "bn2", 8)
+    net.nodes[-1].output.extend(["new_mean", "new_var"])
+    net.nodes[-1].attribute.append(helper.make_attribute("training_mode", 1))
+    net.op("Add", "f b", "g", "add")
+    net.op("Relu", "g", "y", "relu3")
+    return net.model()
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder with the models that the examples speak of, to work in; `bnfold` is a command there."""
     onnx.save(picture(), tmp_path / "model.onnx")
     onnx.save(picture(seed=1), tmp_path / "other.onnx")
     onnx.save(stubborn(), tmp_path / "stubborn.onnx")
+    onnx.save(preactivated(), tmp_path / "preactivated.onnx")
     commands = tmp_path / ".bin"
     commands.mkdir()
     command = commands / "bnfold"

@@ -14,6 +14,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+import bnfold
+from tests.onnx_graph.build import Build
 from tests.plugins.build import has_nvcc, library, unavailable
 from tests.plugins.harness import OPS
 from tests.plugins.test_registry import asked, need
@@ -105,6 +107,28 @@ def test_with_a_creator_the_plugin(op: str, tmp_path: Path) -> None:
     assert found["noted"] == [[op, "bn1", fields, "BUILD"]]
     assert not found["good"]
     assert "Could not create the plugin" in found["errors"][0]
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_what_the_fold_writes_asks_for_the_plugin(op: str, tmp_path: Path) -> None:
+    """And for its function, which computes the same, where there is none."""
+    g = Build()
+    x = g.input("x", (2, 4, 6, 6))
+    y = g.op("Sigmoid", x)
+    if "Stat" in op:
+        how = {"training_mode": 1, "epsilon": EPSILON}
+        y, *_ = g.ops("BatchNormalization", y, *g.norm_parameters(4), count=3, name="bn1", **how)
+    else:  # known at run time, so that every variant is a node of ours
+        gain, offset = g.input("gain", (2, 4, 1, 1)), g.input("offset", (2, 4, 1, 1))
+        y = g.op("Add", g.op("Mul", y, gain, name="bn1"), offset)
+    y = g.op("Add", y, x) if "Add" in op else y
+    g.output(g.op("Relu" if "Relu" in op else "Exp", y))
+    written, report = bnfold.fold_onnx(g.model(), target="tensorrt")
+    assert [entry.op for entry in report.rewritten] == [f"bnfold.{op}"]
+    onnx.save(written, tmp_path / "m.onnx")
+    found = parsed(tmp_path / "m.onnx", " ".join(OPS))
+    assert found["noted"] == [[op, "bn1", {"epsilon": [EPSILON]} if "Stat" in op else {}, "BUILD"]]
+    assert parsed(tmp_path / "m.onnx")["good"]
 
 
 def test_without_a_creator_the_function(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.plugins.build import ROOT, harness, has_nvcc, library, unavailable
+from tests.plugins.build import LEAN, ROOT, harness, has_nvcc, library, unavailable
 from tests.plugins.harness import OPS
 
 REASON = unavailable()
@@ -75,14 +75,14 @@ def asked(program: str, *arguments: str | Path, **environment: str) -> subproces
         text=True,
         timeout=120,
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, LEAN))), **environment},
         check=False,
     )
 
 
 def need(flavour: str) -> None:
-    if importlib.util.find_spec(flavour) is None:
-        pytest.skip(f"{flavour} is not installed")
+    if importlib.util.find_spec(flavour) is None and not (LEAN / flavour).is_dir():
+        pytest.skip(f"{flavour} is not installed: tools/test does that on x86-64 Linux")
 
 
 @pytest.mark.parametrize("kernels", [True, False], ids=["with kernels", "without kernels"])

@@ -13,6 +13,7 @@ import pytest
 
 import bnfold.tensorrt
 from bnfold.errors import UsageError
+from bnfold.onnx_graph.deploy import ops
 from bnfold.tensorrt import flavours, plugin
 from tests.plugins.build import harness, library, unavailable
 from tests.plugins.test_registry import FLAVOURS, asked, need
@@ -240,3 +241,9 @@ def test_a_tensorrt_that_is_too_old_or_does_not_work(registry: Registry) -> None
     module().__version__ = "8.6.1"
     del module().IPluginV3
     assert wrong() == "tensorrt 8.6.1 is too old for the plugin, which needs TensorRT 10 or newer"
+
+
+def test_the_plugin_has_the_ops_that_the_fold_writes() -> None:
+    assert set(plugin.OPS) == {variant.name for variant in ops.variants()}
+    attributes = ops.attributes(ops.Variant(statistics=False), 0)
+    assert attributes == {"plugin_namespace": plugin.NAMESPACE, "plugin_version": plugin.VERSION}
