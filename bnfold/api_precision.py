@@ -16,10 +16,9 @@ if TYPE_CHECKING:
     from bnfold.fold.narrow import Narrow
     from bnfold.onnx_graph.files import Loaded
     from bnfold.onnx_graph.ranges import Range
-    from bnfold.onnx_graph.site import Site
     from bnfold.onnx_graph.side_by_side import Feeds
 
-__all__ = ["PRECISIONS", "convert"]
+__all__ = ["PRECISIONS", "check", "convert"]
 
 PRECISIONS = {"fp16": "float16", "bf16": "bfloat16"}
 OLDEST = 7  # the opset from which on numpy's broadcasting is the operators'
@@ -65,13 +64,9 @@ def convert(
     """
     from bnfold.onnx_graph import precision as types
 
-    if precision not in PRECISIONS:
-        raise UsageError(f"precision={precision!r} is unknown. Note: valid choices are {', '.join(PRECISIONS)}")
+    check(loaded, precision)
     half = PRECISIONS[precision]
     report = PrecisionReport(half)
-    working = types.working_type(loaded)
-    if working in PRECISIONS.values():
-        raise UsageError(f"the model computes in {working} already; --precision starts from a float32 model")
     if types.rounds_to_integers(loaded):
         report.notes.append("the model is quantized: its types are left as they are")
         return loaded, report
@@ -91,8 +86,33 @@ def convert(
     return result, report
 
 
+def check(loaded: Loaded, precision: str) -> None:
+    """Refuse, before any work, what cannot be converted; the errors of `convert`."""
+    from bnfold.onnx_graph.precision import working_type
+    from bnfold.onnx_graph.scopes import default_opset
+
+    if precision not in PRECISIONS:
+        raise UsageError(
+            f"precision={precision!r} is unknown. Note: valid choices are {', '.join(PRECISIONS)}"
+        )
+    working = working_type(loaded)
+    if working in PRECISIONS.values():
+        raise UsageError(
+            f"the model computes in {working} already; precision={precision} starts from float32"
+        )
+    opset = default_opset(loaded.proto.opset_import)
+    if opset < OLDEST:
+        raise ModelError(
+            f"half precision needs opset {OLDEST} or newer, and the model has {opset}: export it anew"
+        )
+
+
 def _feeds(
-    loaded: Loaded, inputs: Any, shapes: Mapping[str, Sequence[int]] | None, seed: int, report: PrecisionReport
+    loaded: Loaded,
+    inputs: Any,
+    shapes: Mapping[str, Sequence[int]] | None,
+    seed: int,
+    report: PrecisionReport,
 ) -> Feeds | None:
     from bnfold.onnx_graph.side_by_side import Feeds, NotRun
 
@@ -132,8 +152,6 @@ def _raise_opset(model: Loaded, half: str, report: PrecisionReport) -> None:
     from bnfold.onnx_graph.scopes import default_opset
 
     opset = default_opset(model.proto.opset_import)
-    if opset < OLDEST:
-        raise ModelError(f"half precision needs opset {OLDEST} or newer, and the model has {opset}: export it anew")
     if half != "bfloat16" or opset >= BFLOAT16_FROM:
         return
     why = raised(model, BFLOAT16_FROM)
@@ -219,7 +237,11 @@ def _told(moved: Moved) -> Rescaled:
 
 
 def _write(
-    model: Loaded, half: str, ranges: Mapping[str, Range], report: PrecisionReport | None, guarded: bool = True
+    model: Loaded,
+    half: str,
+    ranges: Mapping[str, Range],
+    report: PrecisionReport | None,
+    guarded: bool = True,
 ) -> None:
     """Types and Casts. Without `guarded`, as a converter does it that does not look at numbers."""
     from bnfold.onnx_graph import half as writer
@@ -281,7 +303,9 @@ def _compare(
     from bnfold.onnx_graph.side_by_side import Broken, NotRun, run_pair, seeded
 
     usual = TOLERANCES[report.precision]
-    tolerance = Tolerance(usual.rtol if rtol is None else rtol, usual.atol if atol is None else atol, usual.why)
+    tolerance = Tolerance(
+        usual.rtol if rtol is None else rtol, usual.atol if atol is None else atol, usual.why
+    )
     report.rtol, report.atol = tolerance.rtol, tolerance.atol
     try:
         ran = run_pair(seeded(original), rounded_copy(seeded(result)), [feed])

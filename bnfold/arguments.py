@@ -19,6 +19,7 @@ examples:
   bnfold fold model.onnx                         explain: what can fold, what cannot, and why
   bnfold fold model.onnx folded.onnx             fold, check that nothing changed, write
   bnfold fold model.onnx folded.onnx --json report.json --overwrite-input-shape x:1,3,224,224
+  bnfold fold model.onnx half.onnx --precision fp16 --input-data-path images.npz
 
 the JSON report:
   {"entries": [            one for each batch norm, and each other per-channel map that was looked at
@@ -33,6 +34,7 @@ the JSON report:
    "folded": int, "kept": int,
    "notes": [str],
    "verification": object  as in `bnfold verify --help`, or null if the check was skipped
+   "precision": object     what --precision did, or null; docs/report.md has its keys
   }
 
 exit status: 0 done; 1 the check failed, and nothing was written; 2 bad input or usage
@@ -102,6 +104,11 @@ def parser(fold: Command, verify: Command, export: Command) -> argparse.Argument
     one.add_argument("model", metavar="IN.onnx", type=Path, help="the model; never changed without --force")
     one.add_argument(
         "out", metavar="OUT.onnx", type=Path, nargs="?", help="the folded model; without it, only explain"
+    )
+    one.add_argument(
+        "--precision",
+        choices=("fp16", "bf16"),
+        help="then convert to half precision; inputs and outputs stay float32, tolerances are for this step",
     )
     _add_fold(one)
     _add_check(one)

@@ -73,6 +73,7 @@ def fold(args: argparse.Namespace) -> int:
             verify=not args.no_verify,
             shared=args.shared,
             skip=args.skip,
+            precision=args.precision,
             progress=advance,
             **check,
         )
@@ -179,7 +180,8 @@ def _refuse_idle_flags(args: argparse.Namespace) -> None:
         if args.force and not args.json:
             raise UsageError("--force has nothing to do without an output file")
     if args.no_verify:
-        for flag in ("check_rtol", "check_atol", "input_data_path", "overwrite_input_shape", "seed"):
+        measured = () if args.precision else ("input_data_path", "overwrite_input_shape", "seed")
+        for flag in ("check_rtol", "check_atol", *measured):
             if getattr(args, flag) not in (None, []):
                 raise UsageError(f"--{flag.replace('_', '-')} has nothing to do with --no-verify")
 

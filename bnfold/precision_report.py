@@ -81,10 +81,8 @@ class PrecisionReport:
         return data
 
     def __str__(self) -> str:
-        lines = [
-            f"{self.precision}: {_count(self.half, 'node')} converted, {len(self.kept)} left in float32, "
-            f"{_count(self.casts, 'Cast')} added"
-        ]
+        counted = f"{_count(self.half, 'node')} converted, {len(self.kept)} left in float32"
+        lines = [f"{self.precision}: {counted}, {_count(self.casts, 'Cast')} added"]
         reasons: dict[str, list[str]] = {}
         for kept in self.kept:
             reasons.setdefault(kept.reason, []).append(kept.node)
@@ -104,17 +102,20 @@ class PrecisionReport:
         if not self.outputs:
             return [f"{self.precision}: not compared with float32{': ' + self.reason if self.reason else ''}"]
         first = {error.name: error for error in self.convert_first}
-        rows = [("output", "error", "convert first", "")]
+        rows = [("output", f"{self.precision} error", "convert first", "")]
         for error in self.outputs:
             other = first.get(error.name)
             before = "" if other is None else _number(other.max_rel)
-            rows.append((error.name, _number(error.max_rel), before, "ok" if error.ok else f"WRONG {error.note}"))
+            verdict = "ok" if error.ok else f"WRONG {error.note}"
+            rows.append((error.name, _number(error.max_rel), before, verdict))
         widths = [max(len(row[i]) for row in rows) for i in range(4)]
-        table = [
-            f"{row[0].ljust(widths[0])}  {row[1].rjust(widths[1])}  {row[2].rjust(widths[2])}  {row[3]}".rstrip()
-            for row in rows
-        ]
-        said = f"against float32 with {self.evaluator}, each tensor rounded to {self.precision}: {self.status}"
+        table = []
+        for name, wrong, before, verdict in rows:
+            cells = [name.ljust(widths[0]), wrong.rjust(widths[1]), before.rjust(widths[2]), verdict]
+            table.append("  ".join(cells).rstrip())
+        said = (
+            f"against float32 with {self.evaluator}, each tensor rounded to {self.precision}: {self.status}"
+        )
         return [*table, f"{said}{': ' + self.reason if self.reason else ''} (tolerance {self.rtol:g})"]
 
 
@@ -131,7 +132,9 @@ def _count(number: int, what: str) -> str:
 
 def _first(names: Sequence[str], count: int = 3) -> str:
     rest = len(names) - count
-    return (", ".join(names[:count]) + (f" and {rest} more" if rest > 0 else "")) if count else str(len(names))
+    return (
+        (", ".join(names[:count]) + (f" and {rest} more" if rest > 0 else "")) if count else str(len(names))
+    )
 
 
 def _moved(entry: Rescaled) -> str:

@@ -26,7 +26,9 @@ FLOORS: dict[str, set[str]] = {
     "difference": {"fold", "errors"},
     "verify": {"difference", "onnx_graph", "fold", "errors"},
     "verify_torch": {"verify", "difference", "torch_graph", "fold", "errors"},
-    "api": {"verify", "onnx_graph", "fold", "errors"},
+    "precision_report": {"difference"},
+    "api_precision": {"precision_report", "difference", "onnx_graph", "fold", "errors"},
+    "api": {"api_precision", "verify", "onnx_graph", "fold", "errors"},
     "api_torch": {"api", "verify", "verify_torch", "torch_graph", "fold", "errors"},
     "api_export": {
         "api",

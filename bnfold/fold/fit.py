@@ -138,7 +138,9 @@ class _Search:
                     return True
                 why = why or "another channel would leave the range instead"
             except Conflict as conflict:
-                why = why or (f"{conflict.where}: " if conflict.where != tensor.name else "") + conflict.reason
+                why = (
+                    why or (f"{conflict.where}: " if conflict.where != tensor.name else "") + conflict.reason
+                )
         self.stuck[tensor.name] = why
         return False
 
@@ -171,7 +173,12 @@ class _Search:
                 high = np.minimum(high, np.floor(limit - np.log2(values)))
             maker = tensor.producer
             head = None if maker is None else self.head(maker)
-            if maker is not None and head is not None and _channel_axis(maker, -1) == axis and head.rows.size == size:
+            if (
+                maker is not None
+                and head is not None
+                and _channel_axis(maker, -1) == axis
+                and head.rows.size == size
+            ):
                 rows = np.log2(head.rows)
                 high = np.minimum(high, np.floor(np.log2(narrow.largest / ROOM) - rows))
                 up = np.ceil(np.log2(narrow.tiny) * WEIGHTS - rows)
@@ -220,9 +227,9 @@ def _axis(tensor: Tensor) -> int | None:
     """Where the channels of a tensor lie, for those who have weights for them."""
     if tensor.rank < 2:
         return None
-    nodes = [(tensor.producer, -1)] if tensor.producer is not None else []
+    nodes: list[tuple[Node, int]] = [(tensor.producer, -1)] if tensor.producer is not None else []
     for node, slot in (*nodes, *tensor.readers):
-        axis = _channel_axis(node, slot)  # type: ignore[arg-type]
+        axis = _channel_axis(node, slot)
         if axis is not None and axis < tensor.rank:
             return axis
     return 1

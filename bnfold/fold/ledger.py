@@ -28,11 +28,14 @@ class Entry(NamedTuple):
 
 @dataclass
 class Report:
-    """What happened to a model. `verification` is filled in by the check (None: not run)."""
+    """What happened to a model. `verification` is filled in by the check (None: not run), `precision` by a
+    conversion to half precision.
+    """
 
     entries: list[Entry] = field(default_factory=list)
     verification: Any = None
     notes: list[str] = field(default_factory=list)
+    precision: Any = None
 
     @property
     def folded(self) -> list[Entry]:
@@ -44,7 +47,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: {"entries": [...], "folded": n, "kept": n, "notes": [...], "verification": {...} or
-        None}.
+        None, "precision": {...} or None}.
         """
         check = self.verification.to_dict() if self.verification is not None else None
         return {
@@ -53,6 +56,7 @@ class Report:
             "kept": len(self.kept),
             "notes": list(self.notes),
             "verification": check,
+            "precision": self.precision.to_dict() if self.precision is not None else None,
         }
 
     def to_json(self, indent: int | None = 1) -> str:
@@ -66,6 +70,8 @@ class Report:
         lines += [f"note: {note}" for note in (*self.notes, *_dead(self.entries))]
         if self.verification is not None:
             lines.append(str(self.verification))
+        if self.precision is not None:
+            lines.append(str(self.precision))
         return "\n".join(lines)
 
 

@@ -85,7 +85,10 @@ def _linear(node: Node, role: Linear, state: State, seen: Seen, narrow: Narrow) 
         size = size[None]
     size = size.reshape(*size.shape[:3], -1)
     groups = size.shape[0]
-    x_size, y_size = _seen(seen, state, x, role.in_axis, inputs), _seen(seen, state, y, role.out_axis, outputs)
+    x_size, y_size = (
+        _seen(seen, state, x, role.in_axis, inputs),
+        _seen(seen, state, y, role.out_axis, outputs),
+    )
     return _judge(
         size,
         np.ones((groups, 1, size.shape[2])) if x_size is None else x_size.reshape(groups, 1, -1),
@@ -108,7 +111,9 @@ def _affine(node: Node, role: Affine, state: State, seen: Seen, narrow: Narrow) 
     x_size, y_size = _seen(seen, state, x, axis, count), _seen(seen, state, y, axis, count)
     return _judge(
         scale.reshape(-1, 1, 1, 1),
-        np.ones((scale.size, 1, 1)) if x_size is None else np.broadcast_to(x_size, scale.shape).reshape(-1, 1, 1),
+        np.ones((scale.size, 1, 1))
+        if x_size is None
+        else np.broadcast_to(x_size, scale.shape).reshape(-1, 1, 1),
         np.zeros((1, 1)) if y_size is None else np.broadcast_to(y_size, scale.shape).reshape(-1, 1),
         narrow,
     )
@@ -120,10 +125,8 @@ def _seen(seen: Seen, state: State, tensor: Tensor, axis: int, count: int) -> Ar
     if found is None:
         return None
     p, _ = encode(state, tensor)
-    found = found * np.abs(per_channel(p, axis, found.size))
-    if found.size == count:
-        return found
-    return np.full(count, found.max(initial=0.0))
+    carried: Array = found * np.abs(per_channel(p, axis, found.size))
+    return carried if carried.size == count else np.full(count, carried.max(initial=0.0))
 
 
 def _judge(weights: Array, x: Array, y: Array, narrow: Narrow) -> Headroom:

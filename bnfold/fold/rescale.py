@@ -55,7 +55,11 @@ def carry(
     for reached, change in spread.values.items():
         bound = CARRIED.get(reached.dtype)
         size = change * state.p.get(reached, 1.0)
-        if bound is not None and reached.constant is None and not 1 / bound <= size.min() <= size.max() <= bound:
+        if (
+            bound is not None
+            and reached.constant is None
+            and not 1 / bound <= size.min() <= size.max() <= bound
+        ):
             raise Conflict(reached.name, f"would be carried at {size.max():.3g} times its size")
     return spread
 

@@ -30,7 +30,9 @@ def typeless(scope: Scope, half: str) -> frozenset[tuple[str, str, str]]:
 
 
 def _takes(loaded: Loaded, site: Site, half: str) -> bool:
-    model = onnx.ModelProto(ir_version=max(loaded.proto.ir_version, 8), opset_import=loaded.proto.opset_import)
+    model = onnx.ModelProto(
+        ir_version=max(loaded.proto.ir_version, 8), opset_import=loaded.proto.opset_import
+    )
     if not default_opset(model.opset_import):
         return False
     model.functions.extend(loaded.proto.functions)

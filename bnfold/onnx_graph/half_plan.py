@@ -19,23 +19,23 @@ __all__ = ["MARGIN", "Plan", "plan"]
 
 # How many times as large as measured a value may become on other inputs.
 MARGIN = 8.0
-_SUMS = frozenset({"ReduceMean", "GlobalAveragePool", "AveragePool", "ReduceSum", "ReduceL1", "CumSum", "Mean"})
-_SQUARES = frozenset(
-    """
+_SUMS = frozenset(
+    {"ReduceMean", "GlobalAveragePool", "AveragePool", "ReduceSum", "ReduceL1", "CumSum", "Mean"}
+)
+_SQUARED = """
     ReduceSumSquare ReduceL2 LpPool GlobalLpPool LpNormalization InstanceNormalization GroupNormalization
     LayerNormalization RMSNormalization MeanVarianceNormalization LRN
-    """.split()
-)
+"""
+_SQUARES = frozenset(_SQUARED.split())
 _FLOAT = 1  # TensorProto.FLOAT, as the attribute stash_type has it
 # Whose numbers are scales of integers: a quantized weight is read as it was stored.
 _QUANTIZED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 # These change no number: between nodes that stay float32 they stay as well.
-_PASSING = frozenset(
-    """
+_PASSES = """
     Relu Identity Reshape Flatten Squeeze Unsqueeze Transpose Concat Split Slice Gather Pad MaxPool
     GlobalMaxPool ReduceMax ReduceMin Expand Tile DepthToSpace SpaceToDepth Dropout Clip Max Min
-    """.split()
-)
+"""
+_PASSING = frozenset(_PASSES.split())
 
 
 # Their small weights are judged with what they are added to (fold/narrow.py).
@@ -75,9 +75,9 @@ def plan(
     """
     found = Plan()
     for site in scope.sites:  # those in bodies of control flow stay as they are
-        if all(value is None or value.dtype != "float32" for value in (*site.values, *site.outputs)):
-            if not site.bodies:
-                continue
+        floats = any(v is not None and v.dtype == "float32" for v in (*site.values, *site.outputs))
+        if not floats and not site.bodies:
+            continue
         if _is_constant(site):
             continue  # stored in whatever type its readers need
         if site.op in _QUANTIZED:
@@ -141,7 +141,9 @@ def _range(value: Value, narrow: Narrow, ranges: Mapping[str, Range]) -> str:
     if seen.largest * MARGIN > narrow.largest:
         return f"{value.name} reaches {seen.largest:.3g}, too near {narrow.name}'s largest number"
     if 0 < seen.largest < narrow.tiny:
-        return f"{value.name} only reaches {seen.largest:.3g}, less than {narrow.name}'s smallest normal number"
+        return (
+            f"{value.name} only reaches {seen.largest:.3g}, less than {narrow.name}'s smallest normal number"
+        )
     return ""
 
 
@@ -183,7 +185,9 @@ def _count(site: Site, seen: Range, ranges: Mapping[str, Range]) -> int:
     kernel = site.attr("kernel_shape")
     if kernel:
         return math.prod(kernel)
-    return whole // max(math.prod(seen.shape[:2]), 1) if len(seen.shape) > 2 else max(seen.shape[-1:], default=1)
+    return (
+        whole // max(math.prod(seen.shape[:2]), 1) if len(seen.shape) > 2 else max(seen.shape[-1:], default=1)
+    )
 
 
 def _surrounded(found: Plan) -> None:
@@ -199,10 +203,17 @@ def _surrounded(found: Plan) -> None:
                 if value is not None and value.dtype == "float32" and constant_of(value) is None
             ]
             readers = [
-                reader for value in site.outputs if value is not None for reader, _ in value.uses if reader.alive
+                reader
+                for value in site.outputs
+                if value is not None
+                for reader, _ in value.uses
+                if reader.alive
             ]
-            if makers and all(m is not None and m in found.stays for m in makers) and readers and all(
-                reader in found.stays or reader not in found.slots for reader in readers
+            if (
+                makers
+                and all(m is not None and m in found.stays for m in makers)
+                and readers
+                and all(reader in found.stays or reader not in found.slots for reader in readers)
             ):
                 more.append(site)
         if not more:

@@ -21,7 +21,14 @@ from bnfold.onnx_graph.scopes import default_opset
 __all__ = ["raised"]
 
 # From these versions on the same node means something else (Split: it needs to be told how many).
-_CHANGED = {"Softmax": 13, "LogSoftmax": 13, "Hardmax": 13, "GroupNormalization": 21, "DFT": 20, "GridSample": 20}
+_CHANGED = {
+    "Softmax": 13,
+    "LogSoftmax": 13,
+    "Hardmax": 13,
+    "GroupNormalization": 21,
+    "DFT": 20,
+    "GridSample": 20,
+}
 
 
 def raised(loaded: Loaded, opset: int) -> str:

@@ -23,7 +23,6 @@ from bnfold.onnx_graph.surgery import Surgery
 __all__ = ["make_plain"]
 
 
-
 def make_plain(loaded: Loaded) -> int:
     """Rewrite the float32 batch norms of the graph whose parameters are stored, in place; how many."""
     if not any(node.op_type == "BatchNormalization" for node in loaded.proto.graph.node):

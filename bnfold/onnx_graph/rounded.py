@@ -1,4 +1,4 @@
-"""A half-precision model as a device computes it, in a form that any CPU runs: float32 with rounding written in.
+"""A half-precision model as a device computes it, for any CPU: in float32, with the rounding written in.
 
 onnxruntime computes half precision on a CPU in float32, without rounding what lies between two operators: a
 tensor that overflows to infinity on a GPU is right there, and bfloat16 it does not run at all. So the model's
@@ -25,12 +25,11 @@ from bnfold.onnx_graph.site import Site
 __all__ = ["rounded_copy"]
 
 # What these give needs no rounding anew: they pick, move or compare numbers that are half already.
-_EXACT = frozenset(
-    """
+_MOVES = """
     Relu Identity Reshape Flatten Squeeze Unsqueeze Transpose Concat Split Slice Gather MaxPool GlobalMaxPool
     ReduceMax ReduceMin Expand Tile DepthToSpace SpaceToDepth Max Min Neg Abs Constant
-    """.split()
-)
+"""
+_EXACT = frozenset(_MOVES.split())
 
 
 def rounded_copy(loaded: Loaded) -> Loaded:
@@ -69,7 +68,7 @@ def rounded_copy(loaded: Loaded) -> Loaded:
 
 
 def _in_half(site: Site, graph: onnx.GraphProto) -> None:
-    """Give a batch norm of the float32 copy the scale and shift that half arithmetic makes of its parameters."""
+    """Give a batch norm of the float32 copy the scale and shift that half arithmetic makes of it."""
     parts = [site.value(slot) for slot in range(1, 5)]
     if any(part is None for part in parts):
         return
