@@ -101,7 +101,7 @@ def check(loaded: Loaded, precision: str) -> None:
             f"the model computes in {working} already; precision={precision} starts from float32"
         )
     opset = default_opset(loaded.proto.opset_import)
-    if opset < OLDEST:
+    if 0 < opset < OLDEST:
         raise ModelError(
             f"half precision needs opset {OLDEST} or newer, and the model has {opset}: export it anew"
         )

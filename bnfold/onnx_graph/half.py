@@ -95,7 +95,7 @@ class _Writer:
 
     def rounded(self, array: Array) -> Array:
         with np.errstate(over="ignore"):
-            return np.ascontiguousarray(np.asarray(array).astype(numpy_dtype(self.half)))
+            return array.astype(numpy_dtype(self.half), order="C")
 
     def tensor(self, value: Value) -> None:
         """A value that is computed or fed."""

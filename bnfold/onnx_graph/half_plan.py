@@ -38,6 +38,9 @@ _PASSES = """
 _PASSING = frozenset(_PASSES.split())
 
 
+# A small number that is added, or a small bound, keeps these from dividing by zero: they stay with it.
+_SINGULAR = frozenset({"Sqrt", "Pow", "Log", "Reciprocal", "Div"})
+_VANISHES = "would vanish in"
 # Their small weights are judged with what they are added to (fold/narrow.py).
 _JUDGED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"})
 
@@ -92,6 +95,7 @@ def plan(
         if reason:
             found.stays[site] = reason
     if guarded:
+        _protected(found)
         _surrounded(found)
     return found
 
@@ -153,7 +157,7 @@ def _constant(site: Site, value: Value, array: Any, narrow: Narrow) -> str:
     if largest > narrow.largest and site.op != "Clip":  # no bound is what such a bound of a Clip means
         return f"its constant {value.name} reaches {largest:.3g}, beyond {narrow.name}'s largest number"
     if 0 < largest < narrow.tiny and site.op not in _JUDGED:
-        return f"its constant {value.name} only reaches {largest:.3g}, and would vanish in {narrow.name}"
+        return f"its constant {value.name} only reaches {largest:.3g}, and {_VANISHES} {narrow.name}"
     return ""
 
 
@@ -190,6 +194,23 @@ def _count(site: Site, seen: Range, ranges: Mapping[str, Range]) -> int:
     )
 
 
+def _protected(found: Plan) -> None:
+    """What reads a sum with a number that half precision would lose, to divide by it or take its root."""
+    pending = [(site, site.name) for site, reason in found.stays.items() if _VANISHES in reason]
+    while pending:
+        site, source = pending.pop()
+        for reader in _readers(site):
+            if reader in found.slots and reader not in found.stays and reader.op in _SINGULAR | _PASSING:
+                found.stays[reader] = f"reads what {source} keeps from being zero"
+                if reader.op != "Div":
+                    pending.append((reader, source))
+
+
+def _readers(site: Site) -> list[Site]:
+    values = [value for value in site.outputs if value is not None]
+    return [reader for value in values for reader, _ in value.uses if reader.alive]
+
+
 def _surrounded(found: Plan) -> None:
     """Nodes that change no number, with float32 all around: to convert them would only add Casts."""
     while True:
@@ -202,13 +223,7 @@ def _surrounded(found: Plan) -> None:
                 for value in site.values
                 if value is not None and value.dtype == "float32" and constant_of(value) is None
             ]
-            readers = [
-                reader
-                for value in site.outputs
-                if value is not None
-                for reader, _ in value.uses
-                if reader.alive
-            ]
+            readers = _readers(site)
             if (
                 makers
                 and all(m is not None and m in found.stays for m in makers)

@@ -16,6 +16,12 @@ from bnfold.onnx_graph.site import Site
 
 __all__ = ["Slots", "schema_of", "slots_of"]
 
+# What the schemas do not say.
+_FLOAT32 = {
+    "BitCast": "looks at the bits of float32",
+    "MeanVarianceNormalization": "is defined with float32 constants",
+}
+
 
 class Slots(NamedTuple):
     """Input and output slots, 0, 1, ..., whose float32 values may be half instead."""
@@ -49,20 +55,25 @@ def slots_of(site: Site, half: str) -> Slots | str:
     schema = schema_of(site.op, site.opset)
     if schema is None:
         return f"{site.op} is not known in opset {site.opset}"
+    if site.op in _FLOAT32:
+        return f"{site.op} {_FLOAT32[site.op]}"
     allowed = f"tensor({half})"
     inputs = frozenset(slot for slot in reads if _admits(schema.inputs, slot, allowed))
     outputs = frozenset(j for j in makes if _admits(schema.outputs, j, allowed))
     if not inputs and not outputs:
         return _too_old(site, half) or f"{site.op} does not take {half}"
+    if any(_holds_others(schema.outputs, j) for j in range(len(site.outputs))):
+        return f"{site.op} makes a sequence or an optional value"
     for slot, value in enumerate(site.values):
         if value is not None and not value.dtype and _admits(schema.inputs, slot, allowed):
             return f"the type of its input {value.name} is not known"
     if site.op == "Cast":  # to float32: `to` says the type, and follows
         return Slots(inputs, outputs)
     bound = {_formal(schema.inputs, slot).type_str for slot in inputs}
-    if any(_formal(schema.outputs, j).type_str not in bound for j in outputs):
+    follow = frozenset(j for j in outputs if _formal(schema.outputs, j).type_str in bound)
+    if follow < outputs and "stash_type" not in schema.attributes:
         return f"{site.op} makes float32, as its attributes say"
-    return Slots(inputs, outputs)
+    return Slots(inputs, follow)  # the others of LayerNormalization are of the stash type
 
 
 def _formal(formals: Any, slot: int) -> Any:
@@ -73,6 +84,12 @@ def _formal(formals: Any, slot: int) -> Any:
 def _admits(formals: Any, slot: int, allowed: str) -> bool:
     formal = _formal(formals, slot)
     return formal is not None and allowed in formal.types
+
+
+def _holds_others(formals: Any, slot: int) -> bool:
+    """Whether the parameter is a sequence or an optional value, whose elements have a type of their own."""
+    formal = _formal(formals, slot)
+    return formal is not None and not any(t.startswith("tensor(") for t in formal.types)
 
 
 def _too_old(site: Site, half: str) -> str:
