@@ -71,13 +71,13 @@ def convert(
         report.notes.append("the model is quantized: its types are left as they are")
         return loaded, report
     feeds = _feeds(loaded, inputs, shapes, seed, report)
-    result, feed = _converted(loaded.copy(), half, feeds, report)
+    result, feed, ranges = _converted(loaded.copy(), half, feeds, report)
     if not report.half:
         report.notes.append(f"nothing became {half}: the model is as it was")
     if verify and feed is not None:
         _compare(original or loaded, result, feed, report, rtol, atol)
         if original is not None:
-            _compare_convert_first(original, half, feed, report)
+            _compare_convert_first(original, half, feed, ranges, report)
         if report.status == "failed":
             raise VerifyError(
                 f"the {half} model strays too far from the float32 model; allow more by --check-rtol, "
@@ -125,20 +125,16 @@ def _feeds(
 
 def _converted(
     model: Loaded, half: str, feeds: Feeds | None, report: PrecisionReport
-) -> tuple[Loaded, Mapping[str, Array] | None]:
-    """The steps: plain batch norms, ranges, rescaling, types."""
+) -> tuple[Loaded, Mapping[str, Array] | None, Mapping[str, Range]]:
+    """The steps: ranges, opset, plain batch norms, rescaling, types."""
     from bnfold.onnx_graph.plain_norms import make_plain
 
-    _raise_opset(model, half, report)
-    make_plain(model)
     ranges, feed = _ranges(model, feeds, report)
+    _raise_opset(model, half, ranges, report)
+    make_plain(model)
     narrow = _narrow(half)
-    moved = _rescale(model, ranges, narrow, report)
-    if moved:  # what is carried at another size has another range
-        again, _ = _ranges(model, [feed] if feed is not None else None, report)
-        ranges = again or ranges
-    _write(model, half, ranges, report)
-    return model, feed
+    _write(model, half, _rescale(model, ranges, narrow, report), report)
+    return model, feed, ranges
 
 
 def _narrow(half: str) -> Narrow:
@@ -147,14 +143,14 @@ def _narrow(half: str) -> Narrow:
     return FLOAT16 if half == "float16" else BFLOAT16
 
 
-def _raise_opset(model: Loaded, half: str, report: PrecisionReport) -> None:
+def _raise_opset(model: Loaded, half: str, ranges: Mapping[str, Range], report: PrecisionReport) -> None:
     from bnfold.onnx_graph.opset import raised
     from bnfold.onnx_graph.scopes import default_opset
 
     opset = default_opset(model.proto.opset_import)
     if half != "bfloat16" or opset >= BFLOAT16_FROM:
         return
-    why = raised(model, BFLOAT16_FROM)
+    why = raised(model, BFLOAT16_FROM, {name: len(seen.shape) for name, seen in ranges.items()})
     if why:
         told = f"the opset stays {opset}, in which fewer operators take bfloat16: {why}"
         report.notes.append(f"{told}; export with opset {BFLOAT16_FROM} for all of them")
@@ -193,11 +189,14 @@ def _ranges(
     return {}, None
 
 
-def _rescale(model: Loaded, ranges: Mapping[str, Range], narrow: Narrow, report: PrecisionReport) -> bool:
-    """Bring channels into range, in float32 still."""
+def _rescale(
+    model: Loaded, ranges: Mapping[str, Range], narrow: Narrow, report: PrecisionReport
+) -> Mapping[str, Range]:
+    """Bring channels into range, in float32 still; the ranges that they have then."""
     from bnfold.fold.absorb import OutOfRange, absorb
     from bnfold.fold.fit import fit
     from bnfold.onnx_graph.half_plan import MARGIN
+    from bnfold.onnx_graph.ranges import carried
     from bnfold.onnx_graph.read import read
     from bnfold.onnx_graph.write import apply
 
@@ -205,15 +204,16 @@ def _rescale(model: Loaded, ranges: Mapping[str, Range], narrow: Narrow, report:
     result = fit(graph, _seen(ranges), narrow, MARGIN)
     report.stuck = result.stuck
     if not result.moved:
-        return False
+        return ranges
     try:
         edits = absorb(graph, result.state)
     except OutOfRange as error:
         report.stuck.append((error.node.name, error.reason))
-        return False
+        return ranges
     report.rescaled = [_told(moved) for moved in result.moved]
+    factors = {tensor.name: factor for tensor, factor in result.state.p.items()}
     apply(model, graph, edits)
-    return True
+    return {n: carried(seen, factors[n]) if n in factors else seen for n, seen in ranges.items()}
 
 
 def _seen(ranges: Mapping[str, Range]) -> Any:
@@ -333,7 +333,11 @@ def _errors(exact: Mapping[str, Any], found: Mapping[str, Any], tolerance: Any) 
 
 
 def _compare_convert_first(
-    original: Loaded, half: str, feed: Mapping[str, Array], report: PrecisionReport
+    original: Loaded,
+    half: str,
+    feed: Mapping[str, Array],
+    ranges: Mapping[str, Range],
+    report: PrecisionReport,
 ) -> None:
     """The same for the unfolded model, converted whole."""
     from bnfold.difference import TOLERANCES
@@ -342,7 +346,7 @@ def _compare_convert_first(
 
     first = original.copy()
     try:
-        _raise_opset(first, half, PrecisionReport(half))
+        _raise_opset(first, half, ranges, PrecisionReport(half))
         _write(first, half, {}, None, guarded=False)
         ran = run_pair(seeded(original), rounded_copy(seeded(first)), [feed])
     except (BnfoldError, Broken, NotRun) as reason:

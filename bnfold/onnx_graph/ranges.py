@@ -14,7 +14,7 @@ from bnfold.onnx_graph.files import Loaded
 from bnfold.onnx_graph.run import evaluate
 from bnfold.onnx_graph.site import Value
 
-__all__ = ["Range", "measure"]
+__all__ = ["Range", "carried", "measure"]
 
 Array = np.ndarray[Any, Any]
 
@@ -52,6 +52,18 @@ def measure(loaded: Loaded, values: Sequence[Value], feed: Mapping[str, Array]) 
         for name in batch:
             found[name] = _range(np.asarray(outputs[name]))
     return found
+
+
+def carried(seen: Range, factor: Array) -> Range:
+    """The range of a tensor that is carried at `factor` times its size; `factor` is of its rank."""
+    vary = [axis for axis, size in enumerate(factor.shape) if size > 1]
+    result = Range(seen.largest * float(factor.max()), seen.shape)
+    for axis, sizes in seen.channels.items():
+        along = factor.reshape(-1) if vary == [axis] else factor.max()
+        result.channels[axis] = sizes * along
+        if vary in ([], [axis]):
+            result.largest = float(result.channels[axis].max(initial=0))
+    return result
 
 
 def _batches(values: Sequence[Value], feed: Mapping[str, Array]) -> Iterator[list[str]]:
