@@ -268,7 +268,7 @@ def _write(
 
 def _troubled(graph: Graph, ranges: Mapping[str, Range], narrow: Narrow) -> dict[str, str]:
     """Nodes whose weights or inputs the type cannot hold, by name, and those that make such inputs."""
-    from bnfold.fold.fit import troubled
+    from bnfold.fold.fit import makers, troubled
     from bnfold.fold.transact import State
 
     found: dict[str, str] = {}
@@ -283,9 +283,8 @@ def _troubled(graph: Graph, ranges: Mapping[str, Range], narrow: Narrow) -> dict
                 channel = int(np.argmax(where))
                 found[node.name] = f"channel {channel}: {what}"
         if head.fading.any():
-            x = node.inputs[getattr(node.role, "x", 0)]
-            if x is not None and x.producer is not None:
-                found.setdefault(x.producer.name, f"makes a channel that {node.name} needs exactly")
+            for maker in makers(node):
+                found.setdefault(maker.name, f"makes a channel that {node.name} needs exactly")
     return found
 
 

@@ -8,18 +8,38 @@ from typing import Any
 import numpy as np
 
 from bnfold.fold import carry as table
-from bnfold.fold.graph import Affine, Array, Graph, Linear, Node, Tensor
+from bnfold.fold.graph import (
+    Affine,
+    Array,
+    Clamp,
+    Concat,
+    Graph,
+    Leaky,
+    Linear,
+    Map,
+    Move,
+    Node,
+    Pad,
+    Recurrent,
+    Same,
+    Split,
+    Sum,
+    Tensor,
+)
 from bnfold.fold.locks import Locks
 from bnfold.fold.narrow import Headroom, Narrow, Seen, headroom
 from bnfold.fold.rescale import carry, commit, undo
 from bnfold.fold.transact import Conflict, State
 
-__all__ = ["Fit", "Moved", "fit", "troubled"]
+__all__ = ["Fit", "Moved", "fit", "makers", "troubled"]
 
 # What is too small is brought up to these, as parts of the span from the smallest normal number to 1.
 WEIGHTS, VALUES = 0.5, 0.4
 ROOM = 4.0  # a weight may come as near as that to the largest number
 PASSES = 3  # over all tensors: a change may leave its readers something to do
+
+
+_PASS = (Map, Leaky, Clamp, Move, Pad, Split, Concat, Sum, Same)
 
 
 @dataclass
@@ -54,6 +74,21 @@ def troubled(graph: Graph, state: State, seen: Seen, narrow: Narrow) -> dict[Nod
         if head is not None and head.troubles:
             found[node] = head
     return found
+
+
+def makers(node: Node) -> list[Node]:
+    """The nodes that make the numbers which a node reads: past those that only pass them on, to the sums."""
+    found: dict[Node, None] = {}
+    pending = [node.inputs[getattr(node.role, "x", 0)]]
+    while pending:
+        tensor = pending.pop()
+        maker = None if tensor is None else tensor.producer
+        if maker is None or maker in found:
+            continue
+        found[maker] = None
+        if isinstance(maker.role, _PASS):
+            pending += maker.inputs
+    return list(found)
 
 
 def fit(graph: Graph, seen: Seen, narrow: Narrow, margin: float) -> Fit:
@@ -239,6 +274,8 @@ def _channel_axis(node: Node, slot: int) -> int | None:
     role = node.role
     if isinstance(role, Linear):
         return role.in_axis if slot >= 0 else role.out_axis
+    if isinstance(role, Recurrent):
+        return role.axis if slot == role.x else None
     if isinstance(role, Affine):
         vary = [axis for axis, size in enumerate(role.scale.shape) if size > 1]
         return vary[0] if len(vary) == 1 else None

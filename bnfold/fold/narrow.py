@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.fold.graph import Affine, Array, Linear, Node, Tensor
+from bnfold.fold.graph import Affine, Array, Linear, Node, Recurrent, Tensor
 from bnfold.fold.scaling import channels, decode, encode, factor, per_channel
 from bnfold.fold.transact import State
 
@@ -63,10 +63,15 @@ class Headroom:
 def headroom(node: Node, state: State, seen: Seen, narrow: Narrow) -> Headroom | None:
     """What of a node's weights and inputs the type cannot hold; None for a node without such weights."""
     role = node.role
-    if isinstance(role, Linear) and role.weight.quantized is None:
-        return _linear(node, role, state, seen, narrow)
-    if isinstance(role, Affine) and role.kind != "shift":
-        return _affine(node, role, state, seen, narrow)
+    try:
+        if isinstance(role, Linear) and role.weight.quantized is None:
+            return _linear(node, role, state, seen, narrow)
+        if isinstance(role, Affine) and role.kind != "shift":
+            return _affine(node, role, state, seen, narrow)
+        if isinstance(role, Recurrent) and role.weight.quantized is None:
+            return _recurrent(node, role, state, seen, narrow)
+    except (IndexError, ValueError):  # a file may declare shapes that no run would give
+        return None
     return None
 
 
@@ -95,6 +100,16 @@ def _linear(node: Node, role: Linear, state: State, seen: Seen, narrow: Narrow) 
         np.zeros((groups, 1)) if y_size is None else y_size.reshape(groups, -1),
         narrow,
     )
+
+
+def _recurrent(node: Node, role: Recurrent, state: State, seen: Seen, narrow: Narrow) -> Headroom:
+    """The weights of its inputs, (directions, gates * hidden, inputs); what they make is not seen."""
+    x, inputs = node.at(role.x), role.weight.shape[2]
+    u, _ = decode(state, x)
+    size = np.abs(role.weight.value * per_channel(u, role.axis, inputs)).reshape(1, -1, inputs, 1)
+    x_size = _seen(seen, state, x, role.axis, inputs)
+    given = np.ones((1, 1, inputs)) if x_size is None else x_size.reshape(1, 1, -1)
+    return _judge(size, given, np.zeros((1, 1)), narrow)
 
 
 def _affine(node: Node, role: Affine, state: State, seen: Seen, narrow: Narrow) -> Headroom | None:

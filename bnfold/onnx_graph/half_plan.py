@@ -40,7 +40,6 @@ _PASSING = frozenset(_PASSES.split())
 
 # A small number that is added, or a small bound, keeps these from dividing by zero: they stay with it.
 _SINGULAR = frozenset({"Sqrt", "Pow", "Log", "Reciprocal", "Div"})
-_VANISHES = "would vanish in"
 # Their small weights are judged with what they are added to (fold/narrow.py).
 _JUDGED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"})
 
@@ -95,7 +94,7 @@ def plan(
         if reason:
             found.stays[site] = reason
     if guarded:
-        _protected(found)
+        _protected(found, narrow)
         _surrounded(found)
     return found
 
@@ -156,9 +155,14 @@ def _constant(site: Site, value: Value, array: Any, narrow: Narrow) -> str:
     largest = float(size.max(initial=0))
     if largest > narrow.largest and site.op != "Clip":  # no bound is what such a bound of a Clip means
         return f"its constant {value.name} reaches {largest:.3g}, beyond {narrow.name}'s largest number"
-    if 0 < largest < narrow.tiny and site.op not in _JUDGED:
-        return f"its constant {value.name} only reaches {largest:.3g}, and {_VANISHES} {narrow.name}"
+    if _is_lost(array, narrow) and site.op not in _JUDGED:
+        return f"its constant {value.name} only reaches {largest:.3g}, and would vanish in {narrow.name}"
     return ""
+
+
+def _is_lost(array: Any, narrow: Narrow) -> bool:
+    """Whether a constant is nothing but subnormal numbers."""
+    return array.dtype.kind == "f" and 0 < float(np.abs(array).max(initial=0)) < narrow.tiny
 
 
 def _inside(site: Site, narrow: Narrow, ranges: Mapping[str, Range]) -> str:
@@ -194,9 +198,14 @@ def _count(site: Site, seen: Range, ranges: Mapping[str, Range]) -> int:
     )
 
 
-def _protected(found: Plan) -> None:
+def _protected(found: Plan, narrow: Narrow) -> None:
     """What reads a sum with a number that half precision would lose, to divide by it or take its root."""
-    pending = [(site, site.name) for site, reason in found.stays.items() if _VANISHES in reason]
+    pending = []
+    for site in found.stays:
+        known = [constant_of(value) for value in site.values if value is not None]
+        lost = any(c is not None and _is_lost(np.asarray(c.load()), narrow) for c in known)
+        if lost and site.op not in _JUDGED:
+            pending.append((site, site.name))
     while pending:
         site, source = pending.pop()
         for reader in _readers(site):
