@@ -27,7 +27,15 @@ FLOORS: dict[str, set[str]] = {
     "verify": {"difference", "onnx_graph", "fold", "errors"},
     "verify_torch": {"verify", "difference", "torch_graph", "fold", "errors"},
     "precision_report": {"difference"},
-    "api_precision": {"precision_report", "difference", "onnx_graph", "fold", "errors"},
+    "precision_steps": {"precision_report", "onnx_graph", "fold"},
+    "api_precision": {
+        "precision_steps",
+        "precision_report",
+        "difference",
+        "onnx_graph",
+        "fold",
+        "errors",
+    },
     "api": {"api_precision", "verify", "onnx_graph", "fold", "errors"},
     "api_torch": {"api", "verify", "verify_torch", "torch_graph", "fold", "errors"},
     "api_export": {
