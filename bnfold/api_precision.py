@@ -55,11 +55,13 @@ def convert(
     Raises:
         UsageError: the precision is unknown, or the model computes in half precision already.
         ModelError: the model's operators are older than opset 7.
-        VerifyError: an output is off by more than the tolerance; the message has the report.
+        VerifyError: an output is off by more than the tolerance; the message says by how much.
     """
     from bnfold.onnx_graph import precision as types
 
     check(loaded, precision)
+    if inputs is not None and shapes:
+        raise UsageError("give inputs, or shapes of inputs to generate, not both")
     half = PRECISIONS[precision]
     report = PrecisionReport(half)
     if types.rounds_to_integers(loaded):
@@ -72,10 +74,7 @@ def convert(
         if original is not None:
             _compare_convert_first(original, half, feed, ranges, report)
         if report.status == "failed":
-            raise VerifyError(
-                f"the {half} model strays too far from the float32 model; allow more by --check-rtol, "
-                f"or keep float32\n{report}"
-            )
+            raise VerifyError(_too_far(report))
     return result, report
 
 
@@ -98,6 +97,22 @@ def check(loaded: Loaded, precision: str) -> None:
         raise ModelError(
             f"half precision needs opset {OLDEST} or newer, and the model has {opset}: export it anew"
         )
+
+
+def _too_far(report: PrecisionReport) -> str:
+    """What a failed comparison says."""
+    first = {error.name: error.max_rel for error in report.convert_first}
+    parts = []
+    for error in report.outputs:
+        if not error.ok:
+            size = f"{error.max_rel:.2g} of its largest value" if not error.note else error.note
+            other = f" ({first[error.name]:.2g} if converted first)" if error.name in first else ""
+            parts.append(f"{error.name} is off by {size}{other}")
+    said = "; ".join(parts) or report.reason
+    return (
+        f"the {report.precision} model strays too far from the float32 model: {said}; {report.rtol:g} is "
+        "allowed: allow more by --check-rtol, or keep float32"
+    )
 
 
 def converted_whole(

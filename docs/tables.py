@@ -294,10 +294,11 @@ def precision() -> str:
     """Half precision, folded first and converted first."""
     result = json.loads((RESULTS / "precision.json").read_text())
     text = (
-        "Trained networks on scikit-image's photographs, and small artificial ones whose batch norms have seen "
-        "next to no variance (`tools/precision`). Ranges were measured on one picture each. *Error*: the "
-        "largest over all pictures, relative to the largest output; in brackets the mean of the pictures' "
-        "largest. *Same*: the share of answers (classes, letters, pixels of text) that are those of float32."
+        "Trained networks on scikit-image's photographs, and small artificial ones whose batch norms have "
+        "seen next to no variance (`tools/precision`). Ranges were measured on one picture each. "
+        "*Error*: the largest over all pictures, relative to the largest output; in brackets the mean of the "
+        "pictures' largest. *Same*: the share of answers (classes, letters, pixels of text) that are those of "
+        "float32."
     )
     lines = [
         wrapped(text),

@@ -40,6 +40,27 @@ _PASSING = frozenset(_PASSES.split())
 
 # A small number that is added, or a small bound, keeps these from dividing by zero: they stay with it.
 _SINGULAR = frozenset({"Sqrt", "Pow", "Log", "Reciprocal", "Div"})
+# Arithmetic of sizes and indices, where it ends in a Cast to integers: half precision has those up to 2048.
+_COUNTING = _PASSING | frozenset(
+    (
+        "Add",
+        "Cast",
+        "Ceil",
+        "Div",
+        "Floor",
+        "Min",
+        "Mod",
+        "Mul",
+        "Neg",
+        "Pow",
+        "Range",
+        "Round",
+        "Sqrt",
+        "Sub",
+        "Where",
+    )
+)
+_INTEGERS = frozenset((2, 3, 4, 5, 6, 7, 12, 13))  # of TensorProto's types
 # Their small weights are judged with what they are added to (fold/narrow.py).
 _JUDGED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"})
 
@@ -95,6 +116,7 @@ def plan(
             found.stays[site] = reason
     if guarded:
         _protected(found, narrow)
+        _counted(found)
         _surrounded(found)
     return found
 
@@ -213,6 +235,17 @@ def _protected(found: Plan, narrow: Narrow) -> None:
                 found.stays[reader] = f"reads what {source} keeps from being zero"
                 if reader.op != "Div":
                     pending.append((reader, source))
+
+
+def _counted(found: Plan) -> None:
+    """What computes integers in floating point."""
+    pending = [site for site in found.slots if site.op == "Cast" and site.attr("to") in _INTEGERS]
+    while pending:
+        site = pending.pop()
+        if site in found.slots and site not in found.stays:
+            found.stays[site] = "computes integers"
+            makers = [value.site for value in site.values if value is not None and value.dtype == "float32"]
+            pending += [maker for maker in makers if maker is not None and maker.op in _COUNTING]
 
 
 def _readers(site: Site) -> list[Site]:

@@ -131,6 +131,28 @@ def test_bfloat16_needs_a_newer_opset_which_the_model_gets_if_nothing_changes_it
     assert report.half == 0
 
 
+@pytest.mark.parametrize("opset", range(7, onnx.defs.onnx_opset_version() + 1))
+def test_every_opset(opset: int) -> None:
+    nodes = [
+        node("Conv", "x w", "a"),
+        node("BatchNormalization", "a s b m v", "n"),
+        node("Relu", "n", "r"),
+        node("MaxPool", "r", "p", kernel_shape=[2, 2]),
+        node("Add", "p c", "d"),
+        node("GlobalAveragePool", "d", "g"),
+        node("Flatten", "g", "f"),
+        node("Gemm", "f k e", "y"),
+    ]
+    tensors = stored(
+        w=normal(4, 4, 3, 3), s=normal(4), b=normal(4), m=normal(4), v=[1, 2, 3, 1e-9], c=normal(1, 4, 1, 1),
+        k=normal(4, 3), e=normal(3),
+    )  # fmt: skip
+    for precision in CODES:
+        _, report = converted(model(nodes, tensors, opset=opset), precision)
+        assert report.status == "passed"
+        assert report.half == len(nodes), report
+
+
 def test_a_tensor_that_overflows_stays_float32_and_so_do_its_neighbours() -> None:
     """Elu passes no scale: what is large ahead of it cannot be rescaled."""
     nodes = [node("Mul", "x a", "t"), node("Elu", "t", "s"), node("Mul", "s b", "e"), node("Tanh", "e", "y")]
@@ -143,7 +165,7 @@ def test_a_tensor_that_overflows_stays_float32_and_so_do_its_neighbours() -> Non
     assert report.status == "passed"
 
 
-@pytest.mark.parametrize("opset", [11, 13, 18, 22])
+@pytest.mark.parametrize("opset", [11, 13, 18, 22, 24])
 def test_what_an_operator_takes_as_float32_only_stays_so(opset: int) -> None:
     nodes = [
         node("Conv", "x w", "a"),
@@ -302,6 +324,24 @@ def test_sums_that_could_overflow_inside_stay_float32() -> None:
     small = {"x": np.full((1, 4, 64, 64), 1.0, np.float32)}
     _, report = converted(model(nodes, [*stored(c=[0.01]), axes], shape=(1, 4, 64, 64)), inputs=small)
     assert not report.kept
+
+
+def test_sizes_and_indices_are_computed_exactly() -> None:
+    """2049 has no float16."""
+    nodes = [
+        node("Shape", "x", "shape"),
+        node("Cast", "shape", "f", to=F),
+        node("Mul", "f one", "g"),
+        node("Floor", "g", "h"),
+        node("Cast", "h", "sizes", to=TensorProto.INT64),
+        node("Expand", "w sizes", "z"),
+        node("Add", "x z", "y"),
+    ]
+    proto = model(nodes, stored(one=[1.0], w=[[0.5]]), shape=("N", "L"))
+    half, report = converted(proto, inputs={"x": normal(1, 2049).astype(np.float32)})
+    assert set(reasons(report)) == {"Cast_f", "Mul_g", "Floor_h", "Cast_sizes"}
+    assert set(reasons(report).values()) == {"computes integers"}
+    assert types(half)["z"] == H
 
 
 def test_a_layer_norm_may_be_half_and_its_mean_is_not() -> None:
