@@ -297,8 +297,8 @@ def precision() -> str:
         "Trained networks on scikit-image's photographs, and small artificial ones whose batch norms have "
         "seen next to no variance (`tools/precision`). Ranges were measured on one picture each. "
         "*Error*: the largest over all pictures, relative to the largest output; in brackets the mean of the "
-        "pictures' largest. *Same*: the share of answers (classes, letters, pixels of text) that are those of "
-        "float32."
+        "pictures' largest. *Same*: the share of answers (classes, letters, pixels of text) that are as "
+        "in float32."
     )
     lines = [
         wrapped(text),
