@@ -35,7 +35,7 @@ def schema_of(op: str, opset: int) -> Any:
     """The schema of an operator of the default domain at this version, or None."""
     try:
         return onnx.defs.get_schema(op, opset, "")
-    except onnx.defs.SchemaError:
+    except (onnx.defs.SchemaError, TypeError):  # a name that is no text
         return None
 
 
