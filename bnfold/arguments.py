@@ -20,6 +20,7 @@ examples:
   bnfold fold model.onnx folded.onnx             fold, check that nothing changed, write
   bnfold fold model.onnx folded.onnx --json report.json --overwrite-input-shape x:1,3,224,224
   bnfold fold model.onnx folded.onnx --target tensorrt
+  bnfold fold model.onnx half.onnx --precision fp16 --input-data-path images.npz
 
 the JSON report:
   {"entries": [            one for each batch norm, and each other per-channel map that was looked at
@@ -38,6 +39,7 @@ the JSON report:
       "replaces": [str]}], the nodes whose work it does
    "notes": [str],
    "verification": object  as in `bnfold verify --help`, or null if the check was skipped
+   "precision": object     what --precision did, or null; docs/report.md has its keys
   }
 
 exit status: 0 done; 1 the check failed, and nothing was written; 2 bad input or usage
@@ -109,6 +111,11 @@ def parser(
     one.add_argument("model", metavar="IN.onnx", type=Path, help="the model; never changed without --force")
     one.add_argument(
         "out", metavar="OUT.onnx", type=Path, nargs="?", help="the folded model; without it, only explain"
+    )
+    one.add_argument(
+        "--precision",
+        choices=("fp16", "bf16"),
+        help="then convert to half precision; inputs and outputs stay float32, tolerances are for this step",
     )
     _add_fold(one)
     _add_check(one)

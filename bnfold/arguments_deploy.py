@@ -98,6 +98,18 @@ def add(
         "x:1x3x8x8,8x3x8x8,32x3x8x8; one shape alone stands for all three (repeatable)",
     )
     one.add_argument(
+        "--precision",
+        choices=("fp32", "fp16", "bf16"),
+        help="the types of the engine: convert a float32 model first, as `bnfold fold --precision` does; fp32 "
+        "refuses a model that is half already (default: the types of the model)",
+    )
+    one.add_argument(
+        "--input-data-path",
+        metavar="PATH",
+        type=Path,
+        help="inputs on which --precision measures ranges (default: random ones)",
+    )
+    one.add_argument(
         "--flavour",
         choices=("tensorrt", "tensorrt-rtx"),
         help="what builds (default: tensorrt if it is installed, else tensorrt-rtx, which needs no GPU)",

@@ -76,6 +76,7 @@ def fold(args: argparse.Namespace) -> int:
             skip=args.skip,
             target=args.target,
             lower_batch_statistics=args.lower_batch_statistics,
+            precision=args.precision,
             progress=advance,
             **check,
         )
@@ -186,6 +187,7 @@ def _refuse_idle_flags(args: argparse.Namespace) -> None:
     if args.lower_batch_statistics and args.target != "onnx":
         raise UsageError("--lower-batch-statistics has nothing to do: --target tensorrt does more")
     if args.no_verify:
-        for flag in ("check_rtol", "check_atol", "input_data_path", "overwrite_input_shape", "seed"):
+        measured = () if args.precision else ("input_data_path", "overwrite_input_shape", "seed")
+        for flag in ("check_rtol", "check_atol", *measured):
             if getattr(args, flag) not in (None, []):
                 raise UsageError(f"--{flag.replace('_', '-')} has nothing to do with --no-verify")

@@ -306,6 +306,34 @@ def gpu_cell(result: dict[str, Any], case: Any, which: str, goals: Any) -> str:
     return f"{time:.1f} us, {part:.0%}, {times:.2f} times"
 
 
+def precision() -> str:
+    """Half precision, folded first and converted first."""
+    result = json.loads((RESULTS / "precision.json").read_text())
+    text = (
+        "Trained networks on scikit-image's photographs, and small artificial ones whose batch norms have "
+        "seen next to no variance (`tools/precision`). Ranges were measured on one picture each. "
+        "*Error*: the largest over all pictures, relative to the largest output; in brackets the mean of the "
+        "pictures' largest. *Same*: the share of answers (classes, letters, pixels of text) that are as "
+        "in float32."
+    )
+    lines = [
+        wrapped(text),
+        "",
+        "| network | type | folded first: error | same | converted first: error | same |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
+    for name, network in result["networks"].items():
+        for kind in ("fp16", "bf16"):
+            cells = []
+            for way in ("fold_first", "convert_first"):
+                found = network[kind][way]
+                fine = found["worst"] is not None
+                cells.append(f"{found['worst']:.2g} ({found['mean']:.2g})" if fine else "not finite")
+                cells.append("" if found["same"] is None else f"{found['same']:.4g}")
+            lines.append(f"| {name} | {kind} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def wrapped(text: str, width: int = 118) -> str:
     """In lines of that width."""
     lines = [""]
@@ -326,6 +354,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     },
     "docs/tensorrt.md": {"zoo_tensorrt": zoo_tensorrt},
     "docs/training.md": {"claims": claims},
+    "docs/precision.md": {"precision": precision},
     "docs/performance.md": {"gpu_goals": gpu_goals, "gpu_layers": gpu_layers},
 }
 
