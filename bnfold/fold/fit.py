@@ -158,7 +158,9 @@ class _Search:
         if tensor.fixed:
             self.stuck[tensor.name] = tensor.fixed
             return False
-        each = np.where(low <= high, np.clip(0, low, np.maximum(low, high)), np.round((low + high) / 2))
+        with np.errstate(invalid="ignore"):  # infinities of both signs meet only where low <= high
+            middle = np.round((low + high) / 2)
+        each = np.where(low <= high, np.clip(0, low, np.maximum(low, high)), middle)
         shape = [1] * tensor.rank
         shape[axis] = size
         whole = low.max()
