@@ -12,6 +12,7 @@ from torch import fx
 from bnfold.fold import moves
 from bnfold.fold.affine import MAPS, dead, from_batch_norm
 from bnfold.fold.graph import Affine, Closed, Constant, Linear, Move, Normalize, Product, Role, Sum
+from bnfold.fold.windows import PRODUCT, Windows
 from bnfold.torch_graph.call import Call, Refused
 
 __all__ = ["LAYERS"]
@@ -51,6 +52,7 @@ def _conv(call: Call, transposed: bool = False) -> Role:
         why = "" if even else "its taps overlap unevenly, so that a shift does not come out as a shift"
     else:
         why = "its windows see zero padding, where a shift would not be seen" if padded else ""
+    windows = None if transposed else _windows(call, kernel)
     return Linear(
         weight=weight,
         weight_slot=call.slot("weight"),
@@ -64,8 +66,21 @@ def _conv(call: Call, transposed: bool = False) -> Role:
         padded=why,
         free=((0, 0),),
         groups=groups,
+        windows=windows,
         **_bias(call),
     )
+
+
+def _windows(call: Call, kernel: tuple[int, ...]) -> Windows:
+    """Pads are equal on both sides, but for an odd sum of them with "same": torch pads behind first."""
+    count, padding = len(kernel), call["padding"]
+    strides, dilations = call.integers("stride", count), call.integers("dilation", count)
+    if isinstance(padding, str):
+        whole = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilations, kernel, strict=True)]
+        heads = tuple(pad // 2 for pad in whole)
+        return Windows(strides, dilations, heads, tuple(p - h for p, h in zip(whole, heads, strict=True)))
+    pads = call.integers("padding", count)
+    return Windows(strides, dilations, pads, pads)
 
 
 def _linear(call: Call) -> Role:
@@ -81,6 +96,7 @@ def _linear(call: Call) -> Role:
         w_out=0,
         w_in=1,
         free=tuple((axis, axis) for axis in range(rank - 1)),
+        windows=PRODUCT,
         **_bias(call),
     )
 
