@@ -94,7 +94,7 @@ def kernel_of(role: Linear) -> Array:
     """The numbers of a linear node, in float64."""
     order = [axis for axis in (role.w_group, role.w_out, role.w_in) if axis is not None]
     order += [axis for axis in range(len(role.split)) if axis not in order]
-    kernel = as_float(role.weight).reshape(role.split).transpose(order) * role.alpha
+    kernel: Array = as_float(role.weight).reshape(role.split).transpose(order) * role.alpha
     return kernel if role.w_group is not None else kernel[None]
 
 

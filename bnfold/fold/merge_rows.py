@@ -76,9 +76,7 @@ def _row(one: Node, two: Node, first: Form, second: Form, view: View) -> Found:
     return Found(two, (one,), (two,), before, after, partial(_write, one, two, first, second, form))
 
 
-def _write(
-    one: Node, two: Node, first: Form, second: Form, form: Form
-) -> list[AnyEdit]:
+def _write(one: Node, two: Node, first: Form, second: Form, form: Form) -> list[AnyEdit]:
     """The edits, with all numbers computed in float64."""
     a, b = one.role, two.role
     assert isinstance(a, Linear)

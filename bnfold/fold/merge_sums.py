@@ -290,9 +290,7 @@ def _cost(node: Node, axis: int, view: View) -> int:
     return places(node.outputs[0], axis) * (size if isinstance(size, int) else 1)
 
 
-def _write(
-    tree: Branch, blocks: list[Block], kept: tuple[Operand, ...], taken: set[Node]
-) -> list[AnyEdit]:
+def _write(tree: Branch, blocks: list[Block], kept: tuple[Operand, ...], taken: set[Node]) -> list[AnyEdit]:
     """The edits, with all numbers computed in float64."""
     of_leaf = {leaf: block for block in blocks for leaf in block.leaves}
     kernels: dict[Block, Array] = {block: np.zeros(block.form.shape) for block in blocks}
