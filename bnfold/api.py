@@ -139,8 +139,8 @@ def fold_loaded(
     limits = Limits(merges=None if merge_branches else 0)
     folded, report, order = _fold(loaded.copy() if verify else loaded, skip, shared, limits, progress)
     report.rewritten, report.notes = rewrite(folded, target, lower_batch_statistics)
-    if not order:
-        same = not (report.merged or report.rewritten or report.notes)
+    if not (order or report.merged):
+        same = not (report.rewritten or report.notes)
         report.notes.insert(0, f"nothing to fold{': the model is unchanged' if same else ''}")
         if same:
             return folded, report

@@ -68,7 +68,7 @@ def find_sums(graph: Graph, view: View) -> list[Found]:
     """All sums in which branches become one, from the outermost to the innermost."""
     found, seen = [], set()
     for node in reversed(graph.nodes):
-        if not isinstance(node.role, (Sum, Affine)) or node in seen or node in view.used or node in view.gone:
+        if not _passes(node) or node in seen or node in view.used or node in view.gone:
             continue
         axis = _channel_axis(node, view)
         if axis is None:
@@ -111,7 +111,10 @@ def _channel_axis(root: Node, view: View) -> int | None:
 
 
 def _passes(node: Node) -> bool:
+    """It may be a part of a sum."""
     role = node.role
+    if any(tensor.readers or tensor.fixed for tensor in node.outputs[1:]):
+        return False
     return isinstance(role, (Sum, Affine)) or (isinstance(role, Move) and isinstance(role.move, Identity))
 
 
@@ -142,6 +145,8 @@ def _parts(node: Node, y: Tensor, axis: int, view: View, depth: int) -> list[Bra
     for slot in slots:
         tensor = node.inputs[slot] if slot < len(node.inputs) else None
         if tensor is None or tensor.shape is None or y.shape is None or tensor.rank != y.rank:
+            return []
+        if tensor.dtype != y.dtype:
             return []
         if axis >= y.rank or tensor.shape[axis] != y.shape[axis] or not isinstance(y.shape[axis], int):
             return []
