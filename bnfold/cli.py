@@ -75,6 +75,7 @@ def fold(args: argparse.Namespace) -> int:
             skip=args.skip,
             target=args.target,
             lower_batch_statistics=args.lower_batch_statistics,
+            merge_branches=args.merge_branches,
             progress=advance,
             **check,
         )
@@ -145,6 +146,7 @@ def export(args: argparse.Namespace) -> int:
         skip=args.skip,
         target=args.target,
         lower_batch_statistics=args.lower_batch_statistics,
+        merge_branches=args.merge_branches,
         rtol=args.check_rtol,
         atol=args.check_atol,
     )

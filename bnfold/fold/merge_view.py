@@ -110,7 +110,11 @@ def _form(node: Node) -> Form | None:
         return None
     if any(_is_stuck(constant) for constant in (role.weight, role.bias) if constant is not None):
         return None
-    whole = x.dtype == y.dtype and len(x.shape) == len(y.shape) > len(form.axes) and per_output(role, form.outputs)
+    whole = (
+        x.dtype == y.dtype
+        and len(x.shape) == len(y.shape) > len(form.axes)
+        and per_output(role, form.outputs)
+    )
     return form if whole and y.shape[role.out_axis] == form.outputs else None
 
 

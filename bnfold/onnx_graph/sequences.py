@@ -1,4 +1,5 @@
-"""SplitToSequence followed by SequenceAt, as the torch exporter writes a split: each SequenceAt is a slice."""
+"""SplitToSequence followed by SequenceAt, as the torch exporter writes a split: each SequenceAt is a slice.
+"""
 
 from __future__ import annotations
 
