@@ -88,4 +88,4 @@ def _write(one: Node, two: Node, first: Form, second: Form, form: Form) -> list[
     groups, _, inputs = answer.shape
     passed = np.einsum("goi,gi->go", answer, inner.reshape(groups, inputs)).reshape(-1)
     bias = bias_of(b, second.outputs) + passed
-    return [*edits_of(one, form, whole, bias), Resum(two, ((one, -1),))]
+    return [Resum(two, ((one, -1),)), *edits_of(one, form, whole, bias)]

@@ -323,12 +323,12 @@ def _write(tree: Branch, blocks: list[Block], kept: tuple[Operand, ...], taken: 
 
     walk(tree, np.ones(1))
     biases[blocks[0]] += constant
-    edits: list[AnyEdit] = []
+    assert tree.node is not None
+    # first of all: a bias may become a node behind the host, which then gives what the readers read
+    edits: list[AnyEdit] = [Resum(tree.node, (*((block.node, -1) for block in blocks), *kept))]
     for block in blocks:
         edits += edits_of(block.node, block.form, kernels[block], biases[block])
-    assert tree.node is not None
-    operands = (*((block.node, -1) for block in blocks), *kept)
-    return [*edits, Resum(tree.node, operands)]
+    return edits
 
 
 def _numbers(leaf: Branch, block: Block, scale: Array) -> tuple[Array, Array]:

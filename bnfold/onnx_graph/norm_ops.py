@@ -45,7 +45,9 @@ def _batch_norm(site: Site) -> Role:
     scale, shift = _affine(site, values, eps)
     wide = (1, count) + (1,) * (len(shape) - 2) if len(shape) > 1 else (1,)
     silent = tuple(np.flatnonzero(dead(scale, values[3])).tolist())
-    return Affine(scale.reshape(wide), shift.reshape(wide), "norm", constants=constants, eps=eps, dead=silent)
+    return Affine(
+        scale.reshape(wide), shift.reshape(wide), "norm", constants=constants, eps=eps, dead=silent
+    )
 
 
 def _affine(site: Site, values: list[Array], eps: float) -> tuple[Array, Array]:
