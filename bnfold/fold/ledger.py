@@ -105,7 +105,9 @@ class Report:
         if self.merged:
             head, count = ("node", "operator", "multiplications", "took in"), len(self.merged)
             lines += ["", *_table([head, *map(_row, self.merged)])]
-            lines.append(f"{count} linear node{'s' * (count > 1)} took in the branches and layers beside")
+            all_ = sum(len(merge.replaces) + 1 for merge in self.merged)
+            does = "linear nodes do" if count > 1 else "linear node does"
+            lines.append(f"{count} {does} the work of {all_}")
         if self.rewritten:
             title = ("node", "operator", "replaces")
             new = [(r.name, r.op, ", ".join(r.replaces)) for r in self.rewritten]

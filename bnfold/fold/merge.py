@@ -40,6 +40,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from bnfold.fold.graph import Affine, Graph, Linear, Sum
 from bnfold.fold.ledger import Apart, Entry, Merge, Report
 from bnfold.fold.merge_rows import find_rows
@@ -119,7 +121,8 @@ def merge(graph: Graph, view: View, limit: int | None = None) -> MergePlan:
             break
         hosts, gone = (tuple(node.name for node in nodes) for nodes in (found.hosts, found.gone))
         try:
-            edits = found.write()
+            with np.errstate(over="ignore"):  # what leaves its type's range is told by name
+                edits = found.write()
         except OutOfRange as error:
             plan.apart[hosts + gone] = error.reason
             continue
@@ -137,8 +140,10 @@ def merge(graph: Graph, view: View, limit: int | None = None) -> MergePlan:
 def _find(graph: Graph, view: View) -> list[Found]:
     """In graph order."""
     found = [*find_sums(graph, view), *find_rows(graph, view)]
-    order = {node: i for i, node in enumerate(graph.nodes)} if len(found) > 1 else {}
-    return sorted(found, key=lambda one: order.get(one.root, 0))
+    order = {node: i for i, node in enumerate(graph.nodes)} if found else {}
+    for one in found:
+        one.gone = tuple(sorted(one.gone, key=order.__getitem__))
+    return sorted(found, key=lambda one: order[one.root])
 
 
 def _stands_beside_others(found: Found) -> bool:

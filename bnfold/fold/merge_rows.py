@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from bnfold.fold.graph import Dim, Graph, Linear, Node
+from bnfold.fold.graph import Affine, Dim, Graph, Linear, Move, Node
 from bnfold.fold.kernel import Form, bias_of, chain_forms, chain_kernels, kernel_of
 from bnfold.fold.merge_view import AnyEdit, Found, Resum, StaysApart, View, edits_of, places
 from bnfold.fold.store import as_float
@@ -22,12 +22,10 @@ def find_rows(graph: Graph, view: View) -> list[Found]:
         if not isinstance(two.role, Linear) or two in view.used:
             continue
         x = two.inputs[two.role.x]
-        if x is None:
-            continue
-        between = view.source(x)
-        if len(x.readers) != 1 or x.fixed:
-            continue
-        one = view.maker(between, view.place(two))
+        if x is None or x.producer is None or not isinstance(x.producer.role, (Linear, Affine, Move)):
+            continue  # as most do
+        between = view.source(x, alone=True)
+        one = None if between is None else view.maker(between, view.place(two))
         if one is None or one in view.used or not isinstance(one.role, Linear):
             continue
         forms = view.form(one), view.form(two)

@@ -23,6 +23,7 @@ from bnfold.fold.windows import Unequal
 
 __all__ = ["find_sums"]
 
+_PARTS = (Sum, Affine, Move)
 DEEP = 60  # nodes on a path through one sum
 
 
@@ -68,7 +69,9 @@ def find_sums(graph: Graph, view: View) -> list[Found]:
     """All sums in which branches become one, from the outermost to the innermost."""
     found, seen = [], set()
     for node in reversed(graph.nodes):
-        if not _passes(node) or node in seen or node in view.used or node in view.gone:
+        if not isinstance(node.role, _PARTS) or node in view.gone:  # most nodes of most models
+            continue
+        if not _passes(node) or node in seen or node in view.used:
             continue
         axis = _channel_axis(node, view)
         if axis is None:
@@ -115,7 +118,7 @@ def _passes(node: Node) -> bool:
     role = node.role
     if any(tensor.readers or tensor.fixed for tensor in node.outputs[1:]):
         return False
-    return isinstance(role, (Sum, Affine)) or (isinstance(role, Move) and isinstance(role.move, Identity))
+    return isinstance(role, _PARTS) and (not isinstance(role, Move) or isinstance(role.move, Identity))
 
 
 def _tree(root: Node, axis: int, view: View) -> Branch | None:
@@ -273,7 +276,7 @@ def _merge(tree: Branch, blocks: list[Block], axis: int, view: View) -> Found:
     linear = [leaf.node for block in used for leaf in block.leaves if leaf.node is not None]
     addends = len(used) + len(kept)
     gone = tuple(node for node in (*taken, *linear) if node not in hosts and node not in view.gone)
-    extra = sum(block.node.role.costs for block in used)  # type: ignore[attr-defined]
+    extra = _added_for_biases(used, taken)
     if addends - 1 + extra >= len(gone):
         raise StaysApart("would not be fewer nodes")
     view.used.update(taken, linear)
@@ -283,6 +286,17 @@ def _merge(tree: Branch, blocks: list[Block], axis: int, view: View) -> Found:
     write = partial(_write, tree, used, tuple(branch.read for branch in kept), set(taken))
     assert y.producer is not None
     return Found(y.producer, hosts, gone, before, after, write)
+
+
+def _added_for_biases(blocks: list[Block], taken: list[Node]) -> int:
+    """How many nodes biases may add, of products that have none of their own."""
+    constant = any(isinstance(node.role, Affine) and node.role.kind != "scale" for node in taken)
+    extra = 0
+    for block in blocks:
+        roles = [leaf.node.role for leaf in block.leaves if leaf.node is not None]
+        biased = (constant and block is blocks[0]) or any(getattr(role, "bias", None) for role in roles)
+        extra += getattr(block.node.role, "costs", 0) if biased else 0
+    return extra
 
 
 def _cost(node: Node, axis: int, view: View) -> int:

@@ -7,8 +7,21 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from bnfold.fold.graph import AddBias, Affine, Array, Constant, Dim, Edit, Linear, Node, SetValue, Tensor
+from bnfold.fold.graph import (
+    AddBias,
+    Affine,
+    Array,
+    Constant,
+    Dim,
+    Edit,
+    Linear,
+    Move,
+    Node,
+    SetValue,
+    Tensor,
+)
 from bnfold.fold.kernel import Form, form_of, per_output, stored_kernel
+from bnfold.fold.moves import Identity
 from bnfold.fold.store import in_type, store
 from bnfold.fold.windows import Windows, stated
 
@@ -77,14 +90,27 @@ class View:
     forms: dict[Node, Form | None] = field(default_factory=dict)
     apart: dict[tuple[str, ...], str] = field(default_factory=dict)  # names of nodes, and why
 
-    def source(self, tensor: Tensor) -> Tensor:
-        """The tensor itself, without the affine nodes that will be gone."""
-        while tensor.producer in self.gone:
+    def source(self, tensor: Tensor, alone: bool = False) -> Tensor | None:
+        """The tensor that this one is the same as: behind Identity nodes and affine nodes that will be gone.
+
+        alone: None if one on the way is read by others too.
+        """
+        while True:
             node = tensor.producer
-            assert node is not None
-            assert isinstance(node.role, Affine)
-            tensor = node.at(node.role.x)
-        return tensor
+            x = None if node is None else self._same(node, tensor)
+            if x is None:
+                return tensor
+            if alone and (len(tensor.readers) != 1 or tensor.fixed):
+                return None
+            tensor = x
+
+    def _same(self, node: Node, y: Tensor) -> Tensor | None:
+        """The input of a node that gives it on as it is."""
+        role = node.role
+        if isinstance(role, Move):
+            x = node.inputs[role.x] if isinstance(role.move, Identity) else None
+            return x if x is not None and (x.dtype, x.shape) == (y.dtype, y.shape) else None
+        return node.at(role.x) if node in self.gone and isinstance(role, Affine) else None
 
     def maker(self, tensor: Tensor, place: object) -> Node | None:
         """The node that makes a tensor for one reader, and so may vanish with it."""
