@@ -82,7 +82,9 @@ class _Writer:
                 stored.append((value, tensor, wishes))
         self.surgery.sweep()
         for value, tensor, wishes in stored:
-            self.replace(value, tensor, wishes)
+            wishes = [wish for wish in wishes if wish[0].alive]  # a merged node may be read by nobody
+            if wishes:
+                self.replace(value, tensor, wishes)
 
     def set_value(self, edit: SetValue) -> None:
         site, key = _site(edit.node), edit.key

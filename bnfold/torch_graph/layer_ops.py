@@ -189,8 +189,8 @@ def _arithmetic(call: Call) -> Role:
         raise Refused(f"its constant of shape {list(constant.shape)} makes the tensor larger")
     c = constant.load().astype(np.float64)
     c = c.reshape((1,) * (len(shape) - c.ndim) + c.shape)
-    if not np.isfinite(c).all() or (form == "x/c" and not c.all()):
-        raise Refused("its constant is zero or not finite")
+    if not c.size or not np.isfinite(c).all() or (form == "x/c" and not c.all()):
+        raise Refused("its constant is empty, zero or not finite")
     scale, shift = MAPS[form](c)
     if (scale == 1).all() and (shift == 0).all():  # a sum that begins with 0
         return Move(moves.Identity(), x=1 - slot)

@@ -273,6 +273,15 @@ def test_one_weight_for_all_branches() -> None:
     assert difference(run(model, feed), run(folded, feed)) < ROUNDING
 
 
+def test_a_weight_that_another_node_reads_as_data() -> None:
+    g = Build()
+    x, w = g.input("x", (3, 6)), g.weight((6, 18), 6, "w")
+    g.op("MatMul", g.op("MatMul", x, w), g.weight((18, 6), 18))  # read by nobody
+    g.output(g.op("Relu", w))
+    model, feed = g.model(), feeds(g.model(), 0)
+    assert difference(run(model, feed), run(bnfold.fold_onnx(model)[0], feed)) == 0
+
+
 def test_a_map_that_is_skipped_stays() -> None:  # 5
     g = Build()
     x = g.input("x", IMAGE)

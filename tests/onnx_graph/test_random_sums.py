@@ -48,6 +48,7 @@ def multiplications(model: onnx.ModelProto, feed: dict[str, np.ndarray]) -> int:
 
 def test_random_sums_compute_the_same() -> None:
     reached: Counter[str] = Counter()
+    unfit = 0
     for seed in range(GRAPHS):
         model = random_sums(seed).model()
         feed = feeds(model, seed)
@@ -58,14 +59,19 @@ def test_random_sums_compute_the_same() -> None:
         reached.update(merge.op for merge in report.merged)
         nodes = len(plain.graph.node) - len(merged.graph.node)
         assert (nodes > 0) if report.merged else (nodes == 0), seed
+        try:
+            expected = run(model, feed)
+        except Exception:  # a size that has no number got too small for a kernel
+            unfit += 1
+            continue
         if report.merged:
             assert multiplications(merged, feed) <= multiplications(plain, feed), seed
-        expected = run(model, feed)
         if not all(value.any() for value in expected):
             continue  # a ReLU has cut all off
         if not difference(expected, run(merged, feed)) <= NEAR:  # rounding, or wrong? float64 tells
             check = verify(model, merged, rtol=NEAR, inputs=feed)
             assert check.status == "passed", f"seed {seed}: {check}"
+    assert unfit <= GRAPHS // 100
     missing = {*REASONS, "Conv", "Gemm", "MatMul"} - set(reached)
     assert not missing, reached
 
