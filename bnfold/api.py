@@ -62,8 +62,8 @@ def fold_onnx(
 
     Raises:
         ModelError: the model cannot be read. UsageError: a name or an option is unknown.
-        VerifyError: the folded model does not compute the same; the message names the first fold that broke
-        it.
+        VerifyError: the folded model does not compute the same; the message names the first fold or merge
+            that broke it.
     """
     from bnfold.onnx_graph.files import load
 

@@ -60,8 +60,8 @@ def fold_program(
 
     Raises:
         UsageError: `program` is no exported program, or a name or an option is unknown.
-        VerifyError: the folded program does not compute the same; the message names the first fold that broke
-            it.
+        VerifyError: the folded program does not compute the same; the message names the first fold or merge
+            that broke it.
     """
     if not isinstance(program, ExportedProgram):
         raise UsageError(
@@ -136,6 +136,8 @@ def fold_module(
     hooks, or is a call of `torch.nn.functional.batch_norm`, is made the identity map instead; the ledger says
     so. A module holds one weight for all of its calls, so that what is called several times is folded less
     often here than by `fold_program`.
+
+    Branches are not merged, and layers in a row neither: `fold_program` does that.
 
     What holds is what the trace saw: other branches of the module's code, and other sizes than those of the
     example where `dynamic_shapes` does not free them, may share weights with what was folded.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import onnx
@@ -246,6 +247,19 @@ def test_a_product_gets_its_bias() -> None:
         assert ops(folded) == left
         with torch.no_grad():
             assert off(folded.module()(x), copy.deepcopy(module).double()(x.double())) < ROUNDING
+
+
+def test_export_merges(tmp_path: Path) -> None:
+    module, x, exact = made("RepMixer")
+    for merges, convs in ((True, 1), (False, 4)):
+        path = tmp_path / f"{merges}.onnx"
+        report = bnfold.export(module, x, path, merge_branches=merges)
+        model = onnx.load(path)
+        assert sum(node.op_type == "Conv" for node in model.graph.node) == convs
+        assert len(report.merged) == merges
+        assert report.verification.ok
+        (found,) = look.run(model, {model.graph.input[0].name: x.numpy()})
+        assert off(torch.from_numpy(found), exact) < ROUNDING
 
 
 def test_a_module_keeps_its_branches() -> None:
