@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bnfold.errors import BnfoldError, UsageError, VerifyError
-from bnfold.fold.ledger import Entry, Report
+from bnfold.fold.ledger import Report
 
 if TYPE_CHECKING:
     from bnfold.fold.graph import Node
@@ -34,6 +34,7 @@ def fold_onnx(
     target: str = "onnx",
     lower_batch_statistics: bool = False,
     precision: str | None = None,
+    merge_branches: bool = True,
 ) -> tuple[Any, Report]:
     """Fold every batch norm that can vanish from an ONNX model without changing what it computes.
 
@@ -56,14 +57,16 @@ def fold_onnx(
             same; with "tensorrt" they become operators of bnfold anyway.
         precision: "fp16" or "bf16": convert the folded model (see `api_precision.convert`), whose tolerances
             rtol and atol then are; the fold itself is checked by type.
+        merge_branches: after the fold, linear nodes that read one tensor and are summed become one, and so do
+            two in a row, where that has no more multiplications and fewer nodes (docs/compression.md).
 
     Returns:
         The folded model (for a path: an `onnx.ModelProto`), of the kind that was given, and the ledger.
 
     Raises:
         ModelError: the model cannot be read. UsageError: a name or an option is unknown.
-        VerifyError: the folded model does not compute the same; the message names the first fold that broke
-        it.
+        VerifyError: the folded model does not compute the same; the message names the first fold or merge
+            that broke it.
     """
     from bnfold.onnx_graph.files import load
 
@@ -90,6 +93,7 @@ def fold_onnx(
         seed=seed,
         target=target,
         lower_batch_statistics=lower_batch_statistics,
+        merge_branches=merge_branches,
     )
     proto = folded.to_proto()
     return (wrap(proto) if wrap is not None else proto), report
@@ -144,16 +148,17 @@ def fold_loaded(
     seed: int = 0,
     target: str = "onnx",
     lower_batch_statistics: bool = False,
+    merge_branches: bool = True,
     progress: Progress | None = None,
 ) -> tuple[Loaded, Report]:
     """The steps themselves; see `fold_onnx`. Without verification nobody needs the original: it is edited."""
     from bnfold.onnx_graph.deploy.rewrite import rewrite
 
     check_options(shared, skip, target)
-    folded, entries, order = _fold(loaded.copy() if verify else loaded, skip, shared, None, progress)
-    report = Report(entries)
+    limits = Limits(merges=None if merge_branches else 0)
+    folded, report, order = _fold(loaded.copy() if verify else loaded, skip, shared, limits, progress)
     report.rewritten, report.notes = rewrite(folded, target, lower_batch_statistics)
-    if not order:
+    if not (order or report.merged):
         same = not (report.rewritten or report.notes)
         report.notes.insert(0, f"nothing to fold{': the model is unchanged' if same else ''}")
         if same:
@@ -171,32 +176,53 @@ def fold_loaded(
     return folded, report
 
 
+class Limits(NamedTuple):
+    """How much of the work is done (None: all): folds of these nodes, and the first so many merges."""
+
+    folds: Collection[str] | None = None
+    merges: int | None = None
+
+
 def _fold(
     result: Loaded,
     skip: Collection[str],
     shared: str,
-    only: Collection[str] | None,
+    limits: Limits,
     progress: Progress | None = None,
-) -> tuple[Loaded, list[Entry], list[str]]:
-    """One fold, in place; `only` restricts it to these nodes."""
+) -> tuple[Loaded, Report, list[str]]:
+    """One fold, in place, and the merging of branches after it; the names of what folded, in that order."""
+    from bnfold.fold.merge import look, merge_all
+    from bnfold.fold.merge_view import View
     from bnfold.fold.solve import solve
+    from bnfold.onnx_graph.merge import place
     from bnfold.onnx_graph.read import read
     from bnfold.onnx_graph.scopes import without_gc
     from bnfold.onnx_graph.write import apply
 
     told = None if progress is None else (lambda done, total: progress(done, total, "folding"))
+    only = limits.folds
     allow: Callable[[Node], bool] | None = None if only is None else (lambda node: node.name in only)
 
-    def steps() -> tuple[list[Entry], list[str]]:
+    def steps() -> tuple[Report, list[str]]:
         graph = read(result, shared=shared)
         check_names(graph.nodes, skip)
         plan = solve(graph, skip=skip, allow=allow, progress=told)
+        report, order = Report(plan.entries), [node.name for node in plan.order]
+        merging = limits.merges != 0 and look(graph, View(set(plan.order), skip, place), report)
         apply(result, graph, plan.edits)
-        return plan.entries, [node.name for node in plan.order]
+        if merging:  # all that is read is read anew: the graph is another one now
+            merge_all(
+                report,
+                lambda: read(result, shared="duplicate" if shared == "duplicate" else "skip"),
+                lambda graph, edits: apply(result, graph, edits),
+                lambda: View((), skip, place),
+                limits.merges,
+            )
+        return report, order
 
     with without_gc():  # when it looks again, all that the steps made is garbage: one look does
-        entries, order = steps()
-    return result, entries, order
+        report, order = steps()
+    return result, report, order
 
 
 def check_names(nodes: Collection[Node], skip: Collection[str]) -> None:
@@ -228,15 +254,20 @@ def _verify(
     if report.verification.status != "failed":
         return
 
-    def passes(count: int) -> bool:
-        part, _, _ = _fold(loaded.copy(), skip, shared, frozenset(order[:count]))
+    def passes(count: int, merges: int = 0) -> bool:
+        limits = Limits(frozenset(order[:count]), merges)
+        part, _, _ = _fold(loaded.copy(), skip, shared, limits)
         return bool(verify(loaded, part, **options).status != "failed")
 
+    merged, all_ = report.merged, len(order)
     try:
-        if passes(len(order)):
-            bad = "no fold broke it, but the rewriting for the target did"
+        if not passes(all_):
+            bad = f"the first fold that broke it is {order[first_bad(all_, passes) - 1]}"
+        elif merged and not passes(all_, len(merged)):
+            count = first_bad(len(merged), lambda merges: passes(all_, merges))
+            bad = f"no fold broke it, but the merging of branches into {merged[count - 1].name} did"
         else:
-            bad = f"the first fold that broke it is {order[first_bad(len(order), passes) - 1]}"
+            bad = "no fold broke it, but the rewriting for the target did"
     except BnfoldError:
         bad = "which fold broke it could not be found out"
     said = f"the folded model does not compute the same: {bad}"

@@ -21,6 +21,7 @@ examples:
   bnfold fold model.onnx folded.onnx --json report.json --overwrite-input-shape x:1,3,224,224
   bnfold fold model.onnx folded.onnx --target tensorrt
   bnfold fold model.onnx half.onnx --precision fp16 --input-data-path images.npz
+  bnfold fold model.onnx folded.onnx --no-merge-branches
 
 the JSON report:
   {"entries": [            one for each batch norm, and each other per-channel map that was looked at
@@ -33,6 +34,13 @@ the JSON report:
       "cure": str,         what would let it go, or ""
       "dead_channels": [int]}],   those whose output never changes
    "folded": int, "kept": int,
+   "merged": [             linear nodes that became one
+     {"name": str,         the one that is left
+      "op": str,           its operator
+      "replaces": [str],   the nodes that it took in
+      "multiplications_before": int, "multiplications_after": int}],   of one run
+   "apart": [              linear nodes that read one tensor, or each other, and stay several
+     {"names": [str], "reason": str}],
    "rewritten": [          kept batch norms that became other nodes for the target
      {"name": str,         the new node
       "op": str,           its operator, or "standard operators"
@@ -175,6 +183,12 @@ def _add_fold(parser: _Parser) -> None:
         "--lower-batch-statistics",
         action="store_true",
         help="write batch norms in training mode out in standard operators",
+    )
+    parser.add_argument(
+        "--merge-branches",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="one linear node for branches that are summed, or two in a row, where that costs no more",
     )
     parser.add_argument(
         "--save-as-external-data", action="store_true", help="put the weights into a file beside OUT"

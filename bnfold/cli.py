@@ -77,6 +77,7 @@ def fold(args: argparse.Namespace) -> int:
             target=args.target,
             lower_batch_statistics=args.lower_batch_statistics,
             precision=args.precision,
+            merge_branches=args.merge_branches,
             progress=advance,
             **check,
         )
@@ -147,6 +148,7 @@ def export(args: argparse.Namespace) -> int:
         skip=args.skip,
         target=args.target,
         lower_batch_statistics=args.lower_batch_statistics,
+        merge_branches=args.merge_branches,
         rtol=args.check_rtol,
         atol=args.check_atol,
     )

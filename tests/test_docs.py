@@ -115,6 +115,24 @@ def preactivated() -> onnx.ModelProto:
     return net.model()
 
 
+def branches() -> onnx.ModelProto:
+    """A convolution, a block of three branches, and one that is taken apart into two."""
+    net = Net()
+    net.conv("x", "a", "stem", (8, 3, 3, 3), pads=[1] * 4)
+    net.op("Relu", "a", "b", "relu1")
+    net.conv("b", "c", "dense", (8, 8, 3, 3), pads=[1] * 4)
+    net.norm("c", "d", "bn1", 8)
+    net.conv("b", "e", "point", (8, 8, 1, 1))
+    net.norm("e", "f", "bn2", 8)
+    net.norm("b", "g", "bn3", 8)
+    net.op("Add", "d f", "h", "add1")
+    net.op("Add", "h g", "i", "add2")
+    net.op("Relu", "i", "j", "relu2")
+    net.conv("j", "k", "depthwise", (8, 1, 3, 3), group=8)
+    net.conv("k", "y", "last", (4, 8, 1, 1))
+    return net.model()
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder with the models that the examples speak of, to work in; `bnfold` is a command there."""
@@ -122,6 +140,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     onnx.save(picture(seed=1), tmp_path / "other.onnx")
     onnx.save(stubborn(), tmp_path / "stubborn.onnx")
     onnx.save(preactivated(), tmp_path / "preactivated.onnx")
+    onnx.save(branches(), tmp_path / "branches.onnx")
     commands = tmp_path / ".bin"
     commands.mkdir()
     command = commands / "bnfold"
