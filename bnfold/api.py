@@ -152,7 +152,7 @@ def fold_loaded(
     check_options(shared, skip, target)
     folded, entries, order = _fold(loaded.copy() if verify else loaded, skip, shared, None, progress)
     report = Report(entries)
-    report.rewritten, report.notes = rewrite(folded, target, lower_batch_statistics)
+    report.rewritten, report.notes = rewrite(folded, target, lower_batch_statistics, skip)
     if not order:
         same = not (report.rewritten or report.notes)
         report.notes.insert(0, f"nothing to fold{': the model is unchanged' if same else ''}")
