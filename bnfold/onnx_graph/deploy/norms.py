@@ -111,7 +111,7 @@ def _channels(site: Site) -> int | None:
 
 def _term(site: Site, slot: int, rank: int, channels: int) -> Term:
     constant = site.constant(slot)
-    if constant is not None:
+    if constant is not None and not constant.locked:
         return known(constant.load(), rank)
     value = site.values[slot]
     assert value is not None

@@ -13,6 +13,7 @@ from bnfold import fold_onnx
 from bnfold.errors import ModelError
 from bnfold.onnx_graph.deploy import ops
 from tests.onnx_graph.deploy.test_rewrite import op_types, rewritten
+from tests.onnx_graph.look import difference, run
 
 SHAPE = [2, 4, 5, 3]
 LEFT = ["BatchNormalization", "Relu"]
@@ -120,3 +121,23 @@ def test_operators_of_another_version_are_not_mixed_with_ours() -> None:
     model.opset_import.add(domain="bnfold", version=2)
     with pytest.raises(ModelError, match="uses version 2 of the domain bnfold, and this bnfold writes"):
         fold_onnx(model, target="tensorrt", verify=False)
+
+
+def test_what_training_updates_is_read_and_not_copied() -> None:
+    """training_info names gamma: a product with it that is stored would be stale after a step."""
+    model = norm_and_relu("float32")
+    info = model.training_info.add()
+    info.algorithm.name = "step"
+    info.algorithm.node.append(helper.make_node("Neg", ["gamma"], ["new"]))
+    info.algorithm.output.append(helper.make_tensor_value_info("new", TensorProto.FLOAT, [4]))
+    info.update_binding.add(key="gamma", value="new")
+    result, [entry], _ = rewritten(model)
+    assert entry.op == "bnfold.BnfoldBatchNormRelu"
+    assert any("gamma" in node.input for node in result.graph.node)
+    x = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
+    for stored in model.graph.initializer, result.graph.initializer:
+        gamma = next(tensor for tensor in stored if tensor.name == "gamma")
+        gamma.CopyFrom(numpy_helper.from_array(np.full(4, -3, np.float32), "gamma"))
+    for each in model, result:
+        del each.training_info[:]
+    assert difference(run(model, {"x": x}), run(result, {"x": x})) < 2e-6
