@@ -2,7 +2,7 @@
 
 1. For TensorRT, constants that are computed are stored, and sequences become splits.
 2. For TensorRT, batch norms that are left become one node with what follows them, and so do those by the
-   batch's own statistics, which TensorRT does not parse.
+   batch's own statistics, whose training mode TensorRT does not parse.
 3. Where no node of ours can do that, and for plain ONNX if asked, batch norms in training mode become
    standard operators.
 """
