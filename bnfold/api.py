@@ -157,7 +157,8 @@ def fold_loaded(
     check_options(shared, skip, target)
     limits = Limits(merges=None if merge_branches else 0)
     folded, report, order = _fold(loaded.copy() if verify else loaded, skip, shared, limits, progress)
-    report.rewritten, report.notes = rewrite(folded, target, lower_batch_statistics)
+    report.rewritten, notes = rewrite(folded, target, lower_batch_statistics, skip)
+    report.notes += notes
     if not (order or report.merged):
         same = not (report.rewritten or report.notes)
         report.notes.insert(0, f"nothing to fold{': the model is unchanged' if same else ''}")

@@ -147,6 +147,8 @@ def _line(name: str, op: str, reason: str) -> str:
 def _short(reason: str) -> str:
     """Without what only TensorRT's own makers can use."""
     text = " ".join(reason.split()).removeprefix("Assertion failed: ")
+    if text == "false":  # all that is said of an operator that has no importer
+        return "TensorRT has no such operator"
     # the words of an assertion, without its condition
     text = re.sub(r"^[^\"]* && \"(.*)\"$", r"\1", text).removesuffix(".")
     return text if len(text) <= 300 else text[:299] + "…"

@@ -245,6 +245,12 @@ def test_an_unknown_operator_and_an_unknown_type() -> None:
     proto.opset_import.append(helper.make_opsetid("mine", 1))
     with pytest.raises(model.ParseError, match=r"node 'add' \(Blur\): Plugin not found.*no such operator"):
         build(proto)
+    proto = two_inputs(a=[1, 4], b=[1, 4])  # of these the parser says nothing but "false"
+    proto.graph.node[0].op_type, proto.graph.node[0].output[0] = "SequenceConstruct", "pair"
+    joined = helper.make_node("ConcatFromSequence", ["pair"], ["y"], name="join", axis=0)
+    proto.graph.node.append(joined)
+    with pytest.raises(model.ParseError, match=r"\(SequenceConstruct\): TensorRT has no such operator \("):
+        build(proto)
     proto = two_inputs(a=[1, 4], b=[1, 4])
     for value in proto.graph.input:
         value.type.tensor_type.elem_type = TensorProto.COMPLEX64
