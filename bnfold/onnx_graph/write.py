@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,12 @@ BIAS_SLOT = 2  # of Conv, ConvTranspose and Gemm
 Wish = tuple[Site, int, Array]
 
 
-def apply(loaded: Loaded, graph: Graph, edits: Sequence[Edit]) -> None:
+def apply(
+    loaded: Loaded,
+    graph: Graph,
+    edits: Sequence[Edit],
+    finish: Callable[[Surgery], None] | None = None,
+) -> None:
     """Edit a model in place.
 
     All that the edits do not name stays field for field as it is; what they leave unread is removed.
@@ -32,6 +37,7 @@ def apply(loaded: Loaded, graph: Graph, edits: Sequence[Edit]) -> None:
         loaded: the model that `read` made `graph` of.
         graph: what the solver saw. It describes the model no longer afterwards.
         edits: those of one plan.
+        finish: what else is to be done, before the file's lists are brought up to date.
 
     Raises:
         UsageError: a stored value would have to be duplicated, and `read` was told that this is an error.
@@ -42,6 +48,8 @@ def apply(loaded: Loaded, graph: Graph, edits: Sequence[Edit]) -> None:
         writer = _Writer(edits)
         assert writer.surgery.model.loaded is loaded, "the graph was read from another model"
         writer.apply(edits)
+        if finish is not None:
+            finish(writer.surgery)
         writer.surgery.finish()
 
 
