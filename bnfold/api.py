@@ -10,6 +10,7 @@ from bnfold.errors import BnfoldError, UsageError, VerifyError
 from bnfold.fold.ledger import Entry, Report
 
 if TYPE_CHECKING:
+    from bnfold.fold.dropped import Dropped
     from bnfold.fold.graph import Node
     from bnfold.onnx_graph.files import Loaded
 
@@ -33,6 +34,7 @@ def fold_onnx(
     seed: int = 0,
     target: str = "onnx",
     lower_batch_statistics: bool = False,
+    drop_dead_channels: bool = False,
 ) -> tuple[Any, Report]:
     """Fold every batch norm that can vanish from an ONNX model without changing what it computes.
 
@@ -53,6 +55,7 @@ def fold_onnx(
             stored.
         lower_batch_statistics: batch norms with training_mode=1 become standard operators that compute the
             same; with "tensorrt" they become operators of bnfold anyway.
+        drop_dead_channels: afterwards, take out every channel that is proven to be constant or unread.
 
     Returns:
         The folded model (for a path: an `onnx.ModelProto`), of the kind that was given, and the ledger.
@@ -86,6 +89,7 @@ def fold_onnx(
         seed=seed,
         target=target,
         lower_batch_statistics=lower_batch_statistics,
+        drop_dead_channels=drop_dead_channels,
     )
     proto = folded.to_proto()
     return (wrap(proto) if wrap is not None else proto), report
@@ -125,6 +129,7 @@ def fold_loaded(
     seed: int = 0,
     target: str = "onnx",
     lower_batch_statistics: bool = False,
+    drop_dead_channels: bool = False,
     progress: Progress | None = None,
 ) -> tuple[Loaded, Report]:
     """The steps themselves; see `fold_onnx`. Without verification nobody needs the original: it is edited."""
@@ -133,9 +138,11 @@ def fold_loaded(
     check_options(shared, skip, target)
     folded, entries, order = _fold(loaded.copy() if verify else loaded, skip, shared, None, progress)
     report = Report(entries)
+    if drop_dead_channels:
+        report.dropped = _drop(folded)
     report.rewritten, report.notes = rewrite(folded, target, lower_batch_statistics)
     if not order:
-        same = not (report.rewritten or report.notes)
+        same = not (report.rewritten or report.notes or (report.dropped and report.dropped.layers))
         report.notes.insert(0, f"nothing to fold{': the model is unchanged' if same else ''}")
         if same:
             return folded, report
@@ -150,6 +157,12 @@ def fold_loaded(
             {"rtol": rtol, "atol": atol, "inputs": inputs, "shapes": shapes, "seed": seed},
         )
     return folded, report
+
+
+def _drop(folded: Loaded) -> Dropped:
+    from bnfold.onnx_graph.dead.drop import drop_dead_channels as drop
+
+    return drop(folded)
 
 
 def _fold(
@@ -209,13 +222,17 @@ def _verify(
     if report.verification.status != "failed":
         return
 
-    def passes(count: int) -> bool:
+    def passes(count: int, drop: bool = False) -> bool:
         part, _, _ = _fold(loaded.copy(), skip, shared, frozenset(order[:count]))
+        if drop:
+            _drop(part)
         return bool(verify(loaded, part, **options).status != "failed")
 
     try:
         if passes(len(order)):
-            bad = "no fold broke it, but the rewriting for the target did"
+            dropped = report.dropped is not None and not passes(len(order), drop=True)
+            step = "dropping dead channels" if dropped else "the rewriting for the target"
+            bad = f"no fold broke it, but {step} did"
         else:
             bad = f"the first fold that broke it is {order[first_bad(len(order), passes) - 1]}"
     except BnfoldError:

@@ -20,6 +20,7 @@ examples:
   bnfold fold model.onnx folded.onnx             fold, check that nothing changed, write
   bnfold fold model.onnx folded.onnx --json report.json --overwrite-input-shape x:1,3,224,224
   bnfold fold model.onnx folded.onnx --target tensorrt
+  bnfold fold model.onnx smaller.onnx --drop-dead-channels
 
 the JSON report:
   {"entries": [            one for each batch norm, and each other per-channel map that was looked at
@@ -36,6 +37,17 @@ the JSON report:
      {"name": str,         the new node
       "op": str,           its operator, or "standard operators"
       "replaces": [str]}], the nodes whose work it does
+   "dropped": {            dead channels, or null without --drop-dead-channels
+     "channels": int,      output channels that layers lost, all together
+     "parameters": int,    stored numbers fewer
+     "multiplications": int,   fewer for one entry of the batch; null if sizes are not known
+     "layers": [{          one for each node that lost channels or stored numbers
+        "name": str, "op": str,
+        "outputs": [int], "inputs": [int],   which channels, as they were counted before
+        "parameters": int, "multiplications": int,
+        "moved": [{"channel": int, "value": number}]}],   constants that are in its bias now
+     "kept": [{            channels that are constant and stay
+        "name": str, "op": str, "channels": [int], "reason": str, "blocked_by": str}]},
    "notes": [str],
    "verification": object  as in `bnfold verify --help`, or null if the check was skipped
   }
@@ -111,6 +123,11 @@ def parser(
         "out", metavar="OUT.onnx", type=Path, nargs="?", help="the folded model; without it, only explain"
     )
     _add_fold(one)
+    one.add_argument(
+        "--drop-dead-channels",
+        action="store_true",
+        help="take out every channel that is proven to be constant, or that nobody reads",
+    )
     _add_check(one)
 
     two = command(verify, "run two models on the same inputs, and compare what they give", VERIFY_EPILOG)

@@ -76,6 +76,7 @@ def fold(args: argparse.Namespace) -> int:
             skip=args.skip,
             target=args.target,
             lower_batch_statistics=args.lower_batch_statistics,
+            drop_dead_channels=args.drop_dead_channels,
             progress=advance,
             **check,
         )

@@ -69,7 +69,8 @@ class Dropped:
             "parameters": self.parameters,
             "multiplications": self.multiplications,
             "layers": [
-                {**layer._asdict(), "moved": [moved._asdict() for moved in layer.moved]} for layer in self.layers
+                layer._asdict() | {"moved": [moved._asdict() for moved in layer.moved]}
+                for layer in self.layers
             ],
             "kept": [kept._asdict() for kept in self.kept],
         }

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from bnfold.fold.dropped import Dropped
+
 
 class Entry(NamedTuple):
     """One batch norm, or one other affine node that was looked at.
@@ -38,13 +40,15 @@ class Rewrite(NamedTuple):
 class Report:
     """What happened to a model. `verification` is filled in by the check (None: not run).
 
-    rewritten: the kept batch norms that became other nodes for the target.
+    rewritten: the kept batch norms that became other nodes for the target. dropped: the dead channels (None:
+    not looked for).
     """
 
     entries: list[Entry] = field(default_factory=list)
     rewritten: list[Rewrite] = field(default_factory=list)
     verification: Any = None
     notes: list[str] = field(default_factory=list)
+    dropped: Dropped | None = None
 
     @property
     def folded(self) -> list[Entry]:
@@ -55,8 +59,8 @@ class Report:
         return [e for e in self.entries if e.outcome == "kept"]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data: {"entries": [...], "folded": n, "kept": n, "rewritten": [...], "notes": [...],
-        "verification": {...} or None}.
+        """Plain data: {"entries": [...], "folded": n, "kept": n, "rewritten": [...], "dropped": {...} or
+        None, "notes": [...], "verification": {...} or None}.
         """
         check = self.verification.to_dict() if self.verification is not None else None
         return {
@@ -64,6 +68,7 @@ class Report:
             "folded": len(self.folded),
             "kept": len(self.kept),
             "rewritten": [rewrite._asdict() for rewrite in self.rewritten],
+            "dropped": None if self.dropped is None else self.dropped.to_dict(),
             "notes": list(self.notes),
             "verification": check,
         }
@@ -80,6 +85,9 @@ class Report:
             head = ("node", "operator", "replaces")
             new = [(r.name, r.op, ", ".join(r.replaces)) for r in self.rewritten]
             lines += ["", *_table([head, *new]), f"{len(self.rewritten)} rewritten for the target"]
+        if self.dropped is not None:
+            table = _table(self.dropped.rows()) if self.dropped.layers else ()
+            lines += ["", *table, *self.dropped.summary()]
         lines += [f"note: {note}" for note in (*self.notes, *_dead(self.entries))]
         if self.verification is not None:
             lines.append(str(self.verification))

@@ -1,4 +1,4 @@
-"""Which channels leave: those of sets that nothing locks and that every layer which reads them can do without.
+"""Which channels leave: those of sets that nothing locks, if each layer that reads them can do without them.
 
 A linear layer can do without an input channel that none of its outputs has a weight for, and without one that
 is proven to be constant: the constant moves into the bias, unless the layer sees zero padding beside it.
@@ -65,9 +65,7 @@ def choose(graph: Graph, groups: Groups, facts: Facts, kept: dict[int, Reason]) 
     choice.reasons.update(kept)
     while True:
         reasons = _fill(choice)
-        empty = [
-            tensor for tensor, sets in choice.sets.items() if len(sets) and choice.leaving[sets].all()
-        ]
+        empty = [tensor for tensor, sets in choice.sets.items() if len(sets) and choice.leaving[sets].all()]
         if not empty:
             for root, reason in reasons.items():
                 choice.reasons.setdefault(root, reason)

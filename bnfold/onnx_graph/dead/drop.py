@@ -9,12 +9,12 @@ import numpy as np
 import onnx
 
 from bnfold.fold.dropped import Dropped, Kept, Layer
-from bnfold.fold.graph import Array, Edit, Graph, Linear, Node, SetValue
+from bnfold.fold.graph import AddBias, Array, Edit, Graph, Linear, Node, SetValue
 from bnfold.onnx_graph.dead.choose import Choice, choose
 from bnfold.onnx_graph.dead.classes import Reason
 from bnfold.onnx_graph.dead.cuts import cut_of
 from bnfold.onnx_graph.dead.facts import prove
-from bnfold.onnx_graph.dead.groups import group
+from bnfold.onnx_graph.dead.grouping import group
 from bnfold.onnx_graph.dead.interval import Bounds
 from bnfold.onnx_graph.dead.layers import Cut, TooLarge
 from bnfold.onnx_graph.files import Loaded
@@ -67,17 +67,24 @@ def _layers(choice: Choice, cuts: dict[Node, Cut]) -> list[Layer]:
     for node, cut in cuts.items():
         if not cut.edits and not cut.attributes:
             continue
-        edits = [edit for edit in cut.edits if isinstance(edit, SetValue) and edit.value.dtype.kind != "i"]
-        fewer = sum(math.prod(edit.old.shape) - edit.value.size for edit in edits if edit.old is not None)
-        fewer -= sum(np.size(edit.value) for edit in cut.edits if not isinstance(edit, SetValue))
+        fewer = sum(map(_fewer, cut.edits))
         outputs: tuple[int, ...] = ()
         inputs: tuple[int, ...] = ()
         if isinstance(node.role, Linear):
-            outputs, inputs = _places(choice.gone(node.outputs[0])), _places(choice.gone(node.at(node.role.x)))
+            outputs = _places(choice.gone(node.outputs[0]))
+            inputs = _places(choice.gone(node.at(node.role.x)))
         elif not fewer:
             continue  # a shape, or the bounds of a slice
         found.append(Layer(node.name, node.op, outputs, inputs, fewer, cut.multiplications, cut.moved))
     return found
+
+
+def _fewer(edit: Edit) -> int:
+    """How many floating point numbers less an edit leaves."""
+    if isinstance(edit, SetValue):
+        stored = edit.old is not None and edit.old.dtype in FLOATS
+        return math.prod(edit.old.shape) - edit.value.size if stored and edit.old is not None else 0
+    return -edit.value.size if isinstance(edit, AddBias) else 0
 
 
 def _places(gone: Array | None) -> tuple[int, ...]:

@@ -64,8 +64,8 @@ def _elu(x: Array, site: Site) -> Array:
 
 
 def _selu(x: Array, site: Site) -> Array:
-    alpha, gamma = float(site.attr("alpha", 1.6732632423543772)), float(site.attr("gamma", 1.0507009873554805))
-    return np.asarray(gamma * np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0))))
+    alpha, gamma = site.attr("alpha", 1.6732632423543772), site.attr("gamma", 1.0507009873554805)
+    return np.asarray(float(gamma) * np.where(x > 0, x, float(alpha) * np.expm1(np.minimum(x, 0))))
 
 
 def _softsign(x: Array, site: Site) -> Array:

@@ -78,7 +78,8 @@ def _weight(role: Linear, inputs: Array | None, outputs: Array | None) -> Array:
             if gone is not None:
                 whole = np.take(whole, np.flatnonzero(~gone), axis)
     if role.w_group is not None:
-        whole = whole.reshape((whole.shape[0] * whole.shape[1], *whole.shape[2:]))
+        shape: list[int] = list(whole.shape)
+        whole = whole.reshape([shape[0] * shape[1], *shape[2:]])
     return np.ascontiguousarray(whole)
 
 
@@ -93,7 +94,8 @@ def _bias(
         new = old if keep is None else cut(old, axis, rank, keep)
         if added is not None:
             shape = [-1 if i == role.out_axis else 1 for i in range(y.rank)] if old.ndim > 1 else [-1]
-            new = _stored(node, new.astype(np.float64) + added.reshape(shape) / role.beta, role.bias.dtype, inputs)
+            more = added.reshape(shape) / role.beta
+            new = _stored(node, new.astype(np.float64) + more, role.bias.dtype, inputs)
         if new is not old:
             yield SetValue(node, role.bias_slot, new, role.bias)
     elif added is not None:
@@ -127,6 +129,7 @@ def _shift_behind(node: Node, role: Linear) -> Node | None:
 def _into_shift(
     node: Node, behind: Node, keep: Array | None, added: Array, inputs: Array | None
 ) -> Iterator[Edit]:
+    """Into the constant of the Add behind a MatMul."""
     role, y = node.role, node.outputs[0]
     assert isinstance(role, Linear)
     assert isinstance(behind.role, Affine)
@@ -151,8 +154,8 @@ def _stored(node: Node, value: Array, dtype: str, inputs: Array | None) -> Array
 
 def _places(node: Node, role: Linear) -> int | None:
     """How often the whole weight is used for one entry of the batch (axis 0); None if that is not known."""
-    tensor, axis = (node.inputs[role.x], role.in_axis) if node.op == "ConvTranspose" else (None, role.out_axis)
-    shape = (tensor or node.outputs[0]).shape or ()
-    sizes = [size for i, size in enumerate(shape) if i not in (0, axis)]
+    spread = node.op == "ConvTranspose"
+    tensor, axis = (node.at(role.x), role.in_axis) if spread else (node.outputs[0], role.out_axis)
+    sizes = [size for i, size in enumerate(tensor.shape or ()) if i not in (0, axis)]
     known = [size for size in sizes if isinstance(size, int)]
     return math.prod(known) if len(known) == len(sizes) else None

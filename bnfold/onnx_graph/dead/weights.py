@@ -5,7 +5,9 @@ They are looked at a few million entries at a time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -24,13 +26,14 @@ def is_matrix(role: Linear) -> bool:
 
 def _pieces(role: Linear) -> Iterator[tuple[slice, Array]]:
     """(groups, some outputs, inputs, taps), and which outputs these are."""
-    weight = role.weight.load().reshape(role.split)
+    weight: Any = role.weight.load().reshape(role.split)  # of other ranks on the way
     front = [axis for axis in (role.w_group, role.w_out, role.w_in) if axis is not None]
     weight = np.moveaxis(weight, front, range(len(front)))
     if role.w_group is None:
         weight = weight[None]
-    weight = weight.reshape((*weight.shape[:3], -1))
-    outputs = weight.shape[1]
+    shape: list[int] = list(weight.shape)
+    groups, outputs, inputs, *taps = shape
+    weight = weight.reshape(groups, outputs, inputs, math.prod(taps))
     step = max(1, PIECE // max(1, weight.size // max(outputs, 1)))
     for start in range(0, outputs, step):
         where = slice(start, min(start + step, outputs))
