@@ -239,6 +239,8 @@ def _equal(a: Array, b: Array) -> bool:
 
 def _in_type(array: Array, site: Site, slot: int) -> Array:
     """A value that had no stored one before, in the type that the operator takes there."""
+    if array.dtype.kind in "iu":
+        return array
     dtype = site.dtype(slot) or site.dtype(0)
     return array.astype(numpy_dtype(dtype), copy=False) if dtype in FLOATS else array
 

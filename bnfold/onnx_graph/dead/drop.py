@@ -67,7 +67,7 @@ def _layers(choice: Choice, cuts: dict[Node, Cut]) -> list[Layer]:
     for node, cut in cuts.items():
         if not cut.edits and not cut.attributes:
             continue
-        fewer = sum(map(_fewer, cut.edits))
+        fewer = sum(_fewer(edit) for edit in cut.edits if edit.node is node)
         outputs: tuple[int, ...] = ()
         inputs: tuple[int, ...] = ()
         if isinstance(node.role, Linear):

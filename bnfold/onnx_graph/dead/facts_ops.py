@@ -99,9 +99,9 @@ def _resize(node: Node, inputs: list[Bounds]) -> Bounds:
 
 
 def _cast(node: Node, inputs: list[Bounds]) -> Bounds | list[Bounds]:
-    known = _INTEGERS.get(node.source.dtype(0))
-    if known is None:
+    if isinstance(node.role, Move):
         return BY_ROLE[Move](node, inputs)
+    known = _INTEGERS[node.source.dtype(0)]
     shape = (1,) * node.outputs[0].rank
     return Bounds(np.full(shape, known[0]), np.full(shape, known[1]))
 

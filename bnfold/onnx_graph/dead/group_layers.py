@@ -43,7 +43,10 @@ def _linear(groups: Groups, node: Node) -> None:
             groups.readers.append(node)
             groups.needs(node, x.sets, [role.weight])
     elif x is None:
-        return
+        sets = groups.classes.new(count)
+        name = "" if x_tensor is None else x_tensor.name
+        reason = Reason(f"reads {name}, whose channels stay, group by group", node.name)
+        groups.classes.lock(sets.tolist(), reason)
     else:
         sets = _united(groups, role, x.sets)
     groups.needs(node, sets, stored)

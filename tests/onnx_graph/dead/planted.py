@@ -16,7 +16,10 @@ __all__ = ["Grower", "counted", "planted"]
 
 def counted(model: onnx.ModelProto) -> int:
     """The floating point numbers that a model stores."""
-    stored = [*model.graph.initializer, *(a.t for n in model.graph.node for a in n.attribute if n.op_type == "Constant")]
+    stored = [
+        *model.graph.initializer,
+        *(a.t for n in model.graph.node for a in n.attribute if n.op_type == "Constant"),
+    ]
     floats = (1, 10, 11, 16)
     return sum(int(np.prod(tensor.dims)) for tensor in stored if tensor.data_type in floats)
 
@@ -134,6 +137,8 @@ class Grower:
 
     def parts(self, x: str) -> str:
         g, channels = self.g, self.g.channels(x)
+        if channels == 1:
+            return x
         kind, cut = self.rng.integers(4), int(self.rng.integers(1, channels))
         if kind == 0 and channels > 3:
             sizes = g.const(np.array([cut, channels - cut]), "sizes", dtype="int64")
@@ -152,14 +157,24 @@ class Grower:
         if kind == 0 and size > 2:
             return g.op("MaxPool", x, kernel_shape=[2, 2])
         if kind == 1 and size > 2:
-            return g.op("AveragePool", x, kernel_shape=[3, 3], pads=[1] * 4, count_include_pad=int(self.rng.integers(2)))
+            return g.op(
+                "AveragePool",
+                x,
+                kernel_shape=[3, 3],
+                pads=[1] * 4,
+                count_include_pad=int(self.rng.integers(2)),
+            )
         if kind == 2:
             pads = g.const(np.array([0, 0, 1, 1, 0, 0, 1, 1]), "pads", dtype="int64")
             return g.op("Pad", x, pads)
         if kind == 3 and size < 8:
             sizes = g.const(np.array([*g.shape(x)[:2], 2 * size, 2 * size]), "sizes", dtype="int64")
             return g.op("Resize", x, "", "", sizes)
-        return g.per_channel(str(self.rng.choice(["Mul", "Add"])), x, g.normal((g.channels(x),)) * self.some(g.channels(x), 0.6))
+        return g.per_channel(
+            str(self.rng.choice(["Mul", "Add"])),
+            x,
+            g.normal((g.channels(x),)) * self.some(g.channels(x), 0.6),
+        )
 
     def deconv(self, x: str) -> str:
         g, inputs = self.g, self.g.channels(x)
@@ -183,7 +198,10 @@ class Grower:
             return self.conv(x, 3)
         weight = g.normal((g.channels(y), 6)) / np.sqrt(g.channels(y))
         weight[:, self.some(6)] = 0
-        y = g.op("Relu", g.op("Gemm", y, g.const(weight, "weight"), g.const(g.normal((6,)), "bias"), alpha=0.8, beta=1.3))
+        y = g.op(
+            "Relu",
+            g.op("Gemm", y, g.const(weight, "weight"), g.const(g.normal((6,)), "bias"), alpha=0.8, beta=1.3),
+        )
         return g.gemm(y, 3, (3,), transB=1)
 
     def grow(self) -> Build:
