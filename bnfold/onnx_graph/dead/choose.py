@@ -63,18 +63,41 @@ def choose(graph: Graph, groups: Groups, facts: Facts, kept: dict[int, Reason]) 
     """
     choice = Choice(groups, facts)
     choice.reasons.update(kept)
+    lone: set[int] = set()  # sets that stay as the last of a tensor
+    tried: set[int] = set()
     while True:
         reasons = _fill(choice)
-        empty = [tensor for tensor, sets in choice.sets.items() if len(sets) and choice.leaving[sets].all()]
-        if not empty:
+        if _keep_one_of_each(choice, lone):
+            continue
+        spare = {root for root in lone - tried if _has_company(choice, root)}
+        if not spare:  # else something else stays there by now
             for root, reason in reasons.items():
                 choice.reasons.setdefault(root, reason)
             return choice
-        for tensor in empty:
-            first = int(choice.sets[tensor][0])
-            if choice.leaving[choice.sets[tensor]].all():  # no other tensor has kept one of them
-                choice.reasons[first] = Reason("one channel of it has to stay", tensor.name)
-                choice.leaving[first] = False
+        tried |= spare
+        lone -= spare
+        for root in spare:
+            del choice.reasons[root]
+
+
+def _keep_one_of_each(choice: Choice, lone: set[int]) -> bool:
+    """Let a channel stay in each tensor that would lose all; False if there is none."""
+    found = False
+    for tensor, sets in choice.sets.items():
+        if len(sets) and choice.leaving[sets].all():
+            root = int(sets[0])
+            choice.reasons[root] = Reason("one channel of it has to stay", tensor.name)
+            choice.leaving[root] = False
+            lone.add(root)
+            found = True
+    return found
+
+
+def _has_company(choice: Choice, root: int) -> bool:
+    """In every tensor something else stays beside this set."""
+    return all(
+        (~choice.leaving[sets] & (sets != root)).any() for sets in choice.sets.values() if (sets == root).any()
+    )
 
 
 def _fill(choice: Choice) -> dict[int, Reason]:

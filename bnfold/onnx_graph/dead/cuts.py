@@ -29,18 +29,28 @@ from bnfold.onnx_graph.dead.choose import Choice
 from bnfold.onnx_graph.dead.layers import Cut, linear
 from bnfold.onnx_graph.dead.sizes import cut_size, slice_bounds
 from bnfold.onnx_graph.dead.stored import cut
-from bnfold.onnx_graph.facts import integers
+from bnfold.onnx_graph.facts import broken, integers
 from bnfold.onnx_graph.site import Site
 
 __all__ = ["cut_of"]
 
+# what a rule stumbles over where shapes do not match
+_DAMAGE = (AssertionError, IndexError, KeyError, TypeError, ValueError)
 Stored = tuple[int, Constant, int, Array]  # slot, value, axis of the tensor, the places to keep
 
 
 def cut_of(choice: Choice, node: Node) -> Cut:
-    """The edits of a node; empty where nothing around it leaves."""
+    """The edits of a node; empty where nothing around it leaves.
+
+    Raises:
+        ModelError: the node cannot run, since what it stores does not fit what it reads.
+        TooLarge: a bias would overflow.
+    """
     rule = RULES.get(type(node.role))
-    return Cut() if rule is None else rule(choice, node)
+    try:
+        return Cut() if rule is None else rule(choice, node)
+    except _DAMAGE:
+        raise broken(node.source, "its stored values do not fit the shapes around it") from None
 
 
 def _keep(choice: Choice, tensor: Tensor | None) -> tuple[int, Array] | None:

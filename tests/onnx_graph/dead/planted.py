@@ -11,17 +11,7 @@ from onnx import numpy_helper
 from tests.onnx_graph.build import Build
 from tests.onnx_graph.random_graphs import random_model
 
-__all__ = ["Grower", "counted", "planted"]
-
-
-def counted(model: onnx.ModelProto) -> int:
-    """The floating point numbers that a model stores."""
-    stored = [
-        *model.graph.initializer,
-        *(a.t for n in model.graph.node for a in n.attribute if n.op_type == "Constant"),
-    ]
-    floats = (1, 10, 11, 16)
-    return sum(int(np.prod(tensor.dims)) for tensor in stored if tensor.data_type in floats)
+__all__ = ["Grower", "planted"]
 
 
 def planted(seed: int, steps: int = 20) -> onnx.ModelProto:
