@@ -17,10 +17,10 @@ from bnfold.onnx_graph.dead.groups import Groups
 from bnfold.onnx_graph.dead.stored import why_not
 from bnfold.onnx_graph.dead.weights import read_by
 
-__all__ = ["Choice", "choose"]
+__all__ = ["PADDED", "Choice", "choose"]
 
 _LIVE = "is not constant where this reads it"
-_PADDED = "sees zero padding beside a constant that is not zero"
+PADDED = "sees zero padding beside a constant that is not zero"
 
 
 class Choice:
@@ -31,6 +31,7 @@ class Choice:
         self.sets = {tensor: groups.classes.found(c.sets) for tensor, c in groups.channels.items()}
         self.leaving = np.zeros(len(groups.classes.parent), bool)
         self.reasons: dict[int, Reason] = dict(groups.classes.reasons)
+        self.live: set[int] = set()  # those that stay since a layer reads them where they are not constant
 
     def gone(self, tensor: Tensor | None) -> Array | None:
         """Which channels of a tensor leave; None if none does."""
@@ -72,7 +73,8 @@ def choose(graph: Graph, groups: Groups, facts: Facts, kept: dict[int, Reason]) 
         spare = {root for root in lone - tried if _has_company(choice, root)}
         if not spare:  # else something else stays there by now
             for root, reason in reasons.items():
-                choice.reasons.setdefault(root, reason)
+                if choice.reasons.setdefault(root, reason) is reason and reason.text == _LIVE:
+                    choice.live.add(root)
             return choice
         tried |= spare
         lone -= spare
@@ -96,7 +98,9 @@ def _keep_one_of_each(choice: Choice, lone: set[int]) -> bool:
 def _has_company(choice: Choice, root: int) -> bool:
     """In every tensor something else stays beside this set."""
     return all(
-        (~choice.leaving[sets] & (sets != root)).any() for sets in choice.sets.values() if (sets == root).any()
+        (~choice.leaving[sets] & (sets != root)).any()
+        for sets in choice.sets.values()
+        if (sets == root).any()
     )
 
 
@@ -141,5 +145,5 @@ def _blocked(choice: Choice, node: Node, read: dict[Node, tuple[int, Array]]) ->
 def _no_room(role: Linear) -> str:
     """Why no constant but zero can move into the bias; "" if it can."""
     if role.padded:
-        return _PADDED
+        return PADDED
     return role.bias_open or ("" if role.bias is None else why_not(role.bias))

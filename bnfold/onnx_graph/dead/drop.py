@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx
 
-from bnfold.fold.dropped import Dropped, Kept, Layer
+from bnfold.fold.dropped import Dropped, Layer
 from bnfold.fold.graph import AddBias, Array, Edit, Graph, Linear, Node, SetValue
 from bnfold.onnx_graph.dead.choose import Choice, choose
 from bnfold.onnx_graph.dead.classes import Reason
@@ -16,6 +16,7 @@ from bnfold.onnx_graph.dead.cuts import cut_of
 from bnfold.onnx_graph.dead.facts import prove
 from bnfold.onnx_graph.dead.grouping import group
 from bnfold.onnx_graph.dead.interval import Bounds
+from bnfold.onnx_graph.dead.kept import kept_constants
 from bnfold.onnx_graph.dead.layers import Cut, TooLarge
 from bnfold.onnx_graph.files import Loaded
 from bnfold.onnx_graph.read import read
@@ -55,7 +56,7 @@ def drop_dead_channels(loaded: Loaded, given: Mapping[str, Bounds] | None = None
                 assert tensor is not None
                 moving = large.channels & (choice.constants(tensor) != 0)
                 stay |= {int(s): Reason(large.text, large.node.name) for s in choice.sets[tensor][moving]}
-        dropped = Dropped(list(_layers(choice, cuts)), _kept(graph, choice))
+        dropped = Dropped(list(_layers(choice, cuts)), kept_constants(graph, choice))
         before = _count(loaded)
         _write(loaded, graph, choice, cuts)
         dropped.parameters = before - _count(loaded)
@@ -89,26 +90,6 @@ def _fewer(edit: Edit) -> int:
 
 def _places(gone: Array | None) -> tuple[int, ...]:
     return () if gone is None else tuple(np.flatnonzero(gone).tolist())
-
-
-def _kept(graph: Graph, choice: Choice) -> list[Kept]:
-    """Channels that are constant and stay, at the node that makes them so."""
-    told: set[int] = set()
-    found: list[Kept] = []
-    for node in graph.nodes:
-        y = node.outputs[0] if node.outputs else None
-        sets = None if y is None else choice.sets.get(y)
-        if y is None or sets is None:
-            continue
-        by_reason: dict[Reason, list[int]] = {}
-        for place in np.flatnonzero(~np.isnan(choice.constants(y)) & ~choice.leaving[sets]).tolist():
-            if int(sets[place]) not in told:
-                told.add(int(sets[place]))
-                reason = choice.reasons.get(int(sets[place]))
-                if reason is not None:
-                    by_reason.setdefault(reason, []).append(place)
-        found += [Kept(node.name, node.op, tuple(p), r.text, r.where) for r, p in by_reason.items()]
-    return found
 
 
 def _write(loaded: Loaded, graph: Graph, choice: Choice, cuts: dict[Node, Cut]) -> None:

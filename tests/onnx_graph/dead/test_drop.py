@@ -104,7 +104,7 @@ def _chain(g: Net) -> str:
     return g.layer(g.op("Resize", y, "", g.const(np.array([1, 1, 2.0, 2]))), name="b")
 
 
-@stays("through an average that counts padding", LIVE)
+@stays("through an average that counts padding", "averagepool sees padding beside it")
 def _counted(g: Net) -> str:
     y = g.layer(g.image(), dead={1: 0.5}, name="a")
     how = {"pads": [1] * 4, "count_include_pad": 1}
@@ -132,7 +132,7 @@ def _depthwise(g: Net) -> str:
     return g.layer(relu(g, g.layer(y, 4, 3, group=4, pads=[1] * 4, name="d")), name="b")
 
 
-@stays("another constant through a padded depthwise conv", LIVE)
+@stays("another constant through a padded depthwise conv", f"d {PADDED}")
 def _depthwise_padded(g: Net) -> str:
     y = relu(g, g.layer(g.image(), dead={1: 0.5}, name="a"))
     return g.layer(relu(g, g.layer(y, 4, 3, group=4, pads=[1] * 4, name="d")), name="b")
@@ -217,7 +217,7 @@ def _sum(g: Net) -> str:
     return g.layer(y, name="b")
 
 
-@stays("constant in one operand of a sum", LIVE)
+@stays("constant in one operand of a sum", "add joins it with what is not constant")
 def _half_sum(g: Net) -> str:
     x = g.image()
     y = g.op("Add", g.layer(x, dead={1: 0.5}, name="a"), g.layer(x, name="c"))
@@ -242,7 +242,7 @@ def _excited(g: Net) -> str:
     return excited(g, DEAD)
 
 
-@stays("a constant times a gate", LIVE)
+@stays("a constant times a gate", "mul joins it with what is not constant")
 def _excited_constant(g: Net) -> str:
     return excited(g, {1: 0.5})
 
