@@ -16,6 +16,7 @@ from bnfold.fold.graph import Constant, Graph, Node, Tensor
 from bnfold.fold.moves import Stuck
 from bnfold.onnx_graph.dead.facts_ops import BY_OP
 from bnfold.onnx_graph.dead.facts_roles import BY_ROLE
+from bnfold.onnx_graph.dead.forms import Forms
 from bnfold.onnx_graph.dead.interval import Bounds, settled, unknown
 from bnfold.onnx_graph.facts import LARGEST
 from bnfold.onnx_graph.site import FLOATS, Site
@@ -36,9 +37,10 @@ def prove(graph: Graph, given: Mapping[str, Bounds] | None = None) -> Facts:
         given: bounds of graph inputs that hold by agreement, by name.
     """
     facts: Facts = {}
+    forms = Forms(facts)
     for node in graph.nodes:
         inputs = [_of(tensor, facts, given or {}) for tensor in node.inputs]
-        found = _asked(node, inputs)
+        found = _asked(node, inputs, forms)
         for tensor, bounds in zip(node.outputs, found, strict=True):
             facts[tensor] = _kept(tensor, bounds)
     return facts
@@ -65,18 +67,19 @@ def _stored(constant: Constant) -> Bounds:
     return Bounds(value, value)
 
 
-def _asked(node: Node, inputs: list[Bounds]) -> list[Bounds]:
+def _asked(node: Node, inputs: list[Bounds], forms: Forms) -> list[Bounds]:
     site: Site = node.source
-    count = len(node.outputs)
     nothing = [unknown(tensor.rank) for tensor in node.outputs]
     rule = BY_OP.get(node.op) or BY_ROLE.get(type(node.role))
     if rule is None or site.refers or site.scope.in_function:
         return nothing
     try:
         found = rule(node, inputs)
+        if isinstance(found, list):
+            return found
+        return [forms.tighten(node, found), *nothing[1:]]
     except _DAMAGE:
         return nothing
-    return found if isinstance(found, list) else [found, *nothing[1:count]]
 
 
 def _kept(tensor: Tensor, bounds: Bounds) -> Bounds:
