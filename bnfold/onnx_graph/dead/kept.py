@@ -52,17 +52,25 @@ def _where_lost(graph: Graph, choice: Choice) -> dict[int, Reason]:
         sets = None if y is None else choice.sets.get(y)
         if y is None or sets is None:
             continue
-        read: set[int] = set()
+        live = np.isnan(choice.constants(y))
         for x in node.inputs:
-            if x is not None and x in choice.sets and x.constant is None:
-                read.update(choice.sets[x][~np.isnan(choice.constants(x))].tolist())
-        for root in read.intersection(sets[np.isnan(choice.constants(y))].tolist()):
-            lost.setdefault(root, Reason(_words(node), node.name))
+            if x is None or x not in choice.sets or x.constant is not None:
+                continue
+            known = ~np.isnan(choice.constants(x))
+            if isinstance(node.role, Linear) and node.role.groups > 1:  # a group is one set
+                roots = set(choice.sets[x][known].tolist()).intersection(sets[live].tolist())
+            else:
+                alike = len(known) == len(live)  # else a part, or one of several
+                roots = set(sets[known & live].tolist()) if alike else set()
+            for root in roots:
+                lost.setdefault(root, Reason(_words(node), node.name))
     return lost
 
 
 def _words(node: Node) -> str:
     role = node.role
     if isinstance(role, Linear):
-        return PADDED if role.padded else "mixes it with what is not constant"
+        if role.split[role.w_in] > 1:
+            return "works in groups, and others of its group are not constant"
+        return PADDED if role.padded else "does not keep it constant"
     return _WORDS.get(type(role), "does not keep it constant")

@@ -157,6 +157,53 @@ def test_functions_hold_their_bounds_and_their_values(op: str) -> None:
         assert point.lo.item() == point.hi.item() == pytest.approx(found[0], rel=1e-5, abs=1e-5)
 
 
+def bounded(g: Build) -> str:
+    return g.op("Clip", g.input("x", (1, 2, 4, 4)), g.const(0.0), g.const(6.0))
+
+
+def pointwise(g: Build, x: str, rows: list[list[float]], bias: float = 0.0, **how: Any) -> str:
+    w = np.array(rows)[:, :, None, None]
+    return g.op("Conv", x, g.const(w, "w"), g.const(np.full(len(rows), bias), "b"), **how)
+
+
+DIFFERENCE, BOTH = [[1.0, -1.0]], [[1.0, 0.0], [0.0, 1.0]]
+# of a pair (x0 + x1, x0 + x1) in [0, 12], and of another tensor like it: what is made of both, and its bounds
+TOGETHER: dict[str, tuple[Callable[[Build, str, str], str], float, float]] = {
+    "a difference of equals": (lambda g, y, x: pointwise(g, y, DIFFERENCE, 0.5), 0.5, 0.5),
+    "through a sum": (lambda g, y, x: pointwise(g, g.op("Add", y, x), DIFFERENCE), -6, 6),
+    "through a sum and a scale": (
+        lambda g, y, x: pointwise(g, g.op("Mul", g.op("Sub", y, x), g.const(2.0)), DIFFERENCE), -12, 12),
+    "through a name": (lambda g, y, x: pointwise(g, g.op("Identity", y), DIFFERENCE), 0, 0),
+    "into a window": (lambda g, y, x: g.op("Conv", y, g.const(WINDOW, "w")), -48, 48),
+    "past every other place": (
+        lambda g, y, x: pointwise(g, pointwise(g, y, BOTH, strides=[2, 2]), DIFFERENCE), -12, 12),
+    "of two places": (
+        lambda g, y, x: pointwise(g, g.op("Add", y, g.op("GlobalMaxPool", y)), DIFFERENCE), -24, 24),
+    "behind a function": (lambda g, y, x: pointwise(g, g.op("Relu", y), DIFFERENCE), -12, 12),
+}  # fmt: skip
+WINDOW = np.stack([np.ones((1, 2, 2)), -np.ones((1, 2, 2))], 1)
+
+
+@pytest.mark.parametrize("case", TOGETHER)
+def test_layers_and_sums_are_one_linear_map(case: str) -> None:
+    """Or are not, where they do not see the same place, or what is between is not linear."""
+    make, low, high = TOGETHER[case]
+    g = Build()
+    x = bounded(g)
+    z = make(g, pointwise(g, x, [[1.0, 1.0], [1.0, 1.0]]), x)
+    g.output(z)
+    assert [end.item() for end in proven(g, z)[0]] == [low, high]
+
+
+def test_rows_and_columns_are_one_linear_map_too() -> None:
+    g = Build()
+    x = g.op("Sigmoid", g.input("x", (5, 2)))
+    y = g.op("MatMul", x, g.const(np.array([[1.0, 1.0], [1.0, 1.0]]), "w"))
+    z = g.op("Gemm", y, g.const(np.array([[1.0], [-1.0]]), "v"), g.const(np.array([0.25]), "c"), alpha=3.0)
+    g.output(z)
+    assert ends(proven(g, z)[0]) == ([0.25], [0.25])
+
+
 def test_what_only_rounding_tells_apart_is_one_value() -> None:
     one = np.array([1.0, 1.0, 0.0, 1e-40, 0.0, 1e5])
     two = np.array([1.0 + 1e-8, 1.0 + 1e-6, 1e-40, 2e-40, 1e-30, 1e5])

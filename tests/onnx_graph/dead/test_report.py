@@ -105,7 +105,7 @@ def test_a_failed_check_says_that_it_was_this_step(monkeypatch: pytest.MonkeyPat
 def test_before_the_rewriting_for_a_target() -> None:
     g = Net(opset=18)
     y = g.op("Relu", g.layer(g.image(), dead={1: 0.5}, name="a"))
-    y = g.op("Relu", g.bn(g.op("Sigmoid", y), "positive", shift=False))
+    y = g.op("Relu", g.bn(g.op("Sigmoid", y), "positive"))
     g.output(g.layer(y, 2, name="b"))
     model = g.model()
     folded, report = bnfold.fold_onnx(model, drop_dead_channels=True, target="tensorrt")
