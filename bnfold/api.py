@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from bnfold.fold.dropped import Dropped
     from bnfold.fold.graph import Node
     from bnfold.onnx_graph.files import Loaded
+    from bnfold.onnx_graph.ranges import Range
 
 __all__ = ["SHARED", "check_names", "check_options", "fold_file", "fold_onnx"]
 
@@ -35,6 +36,7 @@ def fold_onnx(
     target: str = "onnx",
     lower_batch_statistics: bool = False,
     drop_dead_channels: bool = False,
+    input_ranges: Mapping[str, tuple[Any, Any]] | None = None,
 ) -> tuple[Any, Report]:
     """Fold every batch norm that can vanish from an ONNX model without changing what it computes.
 
@@ -56,6 +58,8 @@ def fold_onnx(
         lower_batch_statistics: batch norms with training_mode=1 become standard operators that compute the
             same; with "tensorrt" they become operators of bnfold anyway.
         drop_dead_channels: afterwards, take out every channel that is proven to be constant or unread.
+        input_ranges: for that proof and for the check: by input name the lowest and the highest value that it
+            ever has, numbers or arrays that broadcast against it, such as of shape (C, 1, 1) for images.
 
     Returns:
         The folded model (for a path: an `onnx.ModelProto`), of the kind that was given, and the ledger.
@@ -90,6 +94,7 @@ def fold_onnx(
         target=target,
         lower_batch_statistics=lower_batch_statistics,
         drop_dead_channels=drop_dead_channels,
+        input_ranges=input_ranges,
     )
     proto = folded.to_proto()
     return (wrap(proto) if wrap is not None else proto), report
@@ -130,16 +135,18 @@ def fold_loaded(
     target: str = "onnx",
     lower_batch_statistics: bool = False,
     drop_dead_channels: bool = False,
+    input_ranges: Mapping[str, tuple[Any, Any]] | None = None,
     progress: Progress | None = None,
 ) -> tuple[Loaded, Report]:
     """The steps themselves; see `fold_onnx`. Without verification nobody needs the original: it is edited."""
     from bnfold.onnx_graph.deploy.rewrite import rewrite
 
     check_options(shared, skip, target)
+    ranges = _ranges(loaded, drop_dead_channels, input_ranges)
     folded, entries, order = _fold(loaded.copy() if verify else loaded, skip, shared, None, progress)
     report = Report(entries)
     if drop_dead_channels:
-        report.dropped = _drop(folded)
+        report.dropped = _drop(folded, ranges)
     report.rewritten, report.notes = rewrite(folded, target, lower_batch_statistics)
     if not order:
         same = not (report.rewritten or report.notes or (report.dropped and report.dropped.layers))
@@ -154,15 +161,26 @@ def fold_loaded(
             order,
             skip,
             shared,
-            {"rtol": rtol, "atol": atol, "inputs": inputs, "shapes": shapes, "seed": seed},
+            {"rtol": rtol, "atol": atol, "inputs": inputs, "shapes": shapes, "seed": seed, "ranges": ranges},
         )
     return folded, report
 
 
-def _drop(folded: Loaded) -> Dropped:
+def _ranges(loaded: Loaded, drop: bool, given: Mapping[str, tuple[Any, Any]] | None) -> dict[str, Range]:
+    if not given:
+        return {}
+    if not drop:
+        raise UsageError("input ranges have nothing to do unless dead channels are dropped")
+    from bnfold.onnx_graph.inputs import wanted
+    from bnfold.onnx_graph.ranges import ranges_of
+
+    return ranges_of(wanted(loaded), given)
+
+
+def _drop(folded: Loaded, ranges: Mapping[str, Range]) -> Dropped:
     from bnfold.onnx_graph.dead.drop import drop_dead_channels as drop
 
-    return drop(folded)
+    return drop(folded, ranges)
 
 
 def _fold(
@@ -225,7 +243,7 @@ def _verify(
     def passes(count: int, drop: bool = False) -> bool:
         part, _, _ = _fold(loaded.copy(), skip, shared, frozenset(order[:count]))
         if drop:
-            _drop(part)
+            _drop(part, options["ranges"])
         return bool(verify(loaded, part, **options).status != "failed")
 
     try:

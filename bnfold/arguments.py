@@ -20,7 +20,7 @@ examples:
   bnfold fold model.onnx folded.onnx             fold, check that nothing changed, write
   bnfold fold model.onnx folded.onnx --json report.json --overwrite-input-shape x:1,3,224,224
   bnfold fold model.onnx folded.onnx --target tensorrt
-  bnfold fold model.onnx smaller.onnx --drop-dead-channels
+  bnfold fold model.onnx smaller.onnx --drop-dead-channels --input-range x:0,1
 
 the JSON report:
   {"entries": [            one for each batch norm, and each other per-channel map that was looked at
@@ -127,6 +127,14 @@ def parser(
         "--drop-dead-channels",
         action="store_true",
         help="take out every channel that is proven to be constant, or that nobody reads",
+    )
+    one.add_argument(
+        "--input-range",
+        metavar="NAME:LOW,HIGH",
+        type=_range,
+        action="append",
+        default=[],
+        help="values of an input that dead channels may be proven with (repeatable); the check keeps to them",
     )
     _add_check(one)
 
@@ -242,6 +250,17 @@ def _seed(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
     return int(text)
+
+
+def _range(text: str) -> tuple[str, tuple[float, float]]:
+    name, colon, ends = text.rpartition(":")
+    try:
+        low, high = map(float, ends.split(","))
+    except ValueError:
+        low, high = 1.0, 0.0
+    if not (name and colon and low <= high):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an input's name and range, such as x:-1,1")
+    return name, (low, high)
 
 
 def _sizes(text: str) -> tuple[int, ...]:

@@ -77,6 +77,7 @@ def fold(args: argparse.Namespace) -> int:
             target=args.target,
             lower_batch_statistics=args.lower_batch_statistics,
             drop_dead_channels=args.drop_dead_channels,
+            input_ranges=dict(args.input_range),
             progress=advance,
             **check,
         )
@@ -186,6 +187,10 @@ def _refuse_idle_flags(args: argparse.Namespace) -> None:
             raise UsageError("--force has nothing to do without an output file")
     if args.lower_batch_statistics and args.target != "onnx":
         raise UsageError("--lower-batch-statistics has nothing to do: --target tensorrt does more")
+    if args.input_range and not args.drop_dead_channels:
+        raise UsageError("--input-range has nothing to do without --drop-dead-channels")
+    if len(dict(args.input_range)) < len(args.input_range):
+        raise UsageError("--input-range names one input twice")
     if args.no_verify:
         for flag in ("check_rtol", "check_atol", "input_data_path", "overwrite_input_shape", "seed"):
             if getattr(args, flag) not in (None, []):

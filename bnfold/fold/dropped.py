@@ -93,7 +93,8 @@ class Dropped:
     def summary(self) -> Iterator[str]:
         """Lines below the table."""
         many = "unknown" if self.multiplications is None else f"{self.multiplications:,}"
-        yield f"{self.channels} channels dropped: {self.parameters:,} parameters, {many} multiplications"
+        channels = f"{self.channels} channel{'s' * (self.channels != 1)}"
+        yield f"{channels} dropped: {self.parameters:,} parameters, {many} multiplications"
         for kept in self.kept:
             where = f"{kept.blocked_by}: " if kept.blocked_by else ""
             channels = _first(kept.channels, 8)

@@ -19,6 +19,7 @@ from bnfold.onnx_graph.dead.interval import Bounds
 from bnfold.onnx_graph.dead.kept import kept_constants
 from bnfold.onnx_graph.dead.layers import Cut, TooLarge
 from bnfold.onnx_graph.files import Loaded
+from bnfold.onnx_graph.ranges import Range
 from bnfold.onnx_graph.read import read
 from bnfold.onnx_graph.scopes import without_gc
 from bnfold.onnx_graph.site import DTYPES, FLOATS, Site
@@ -29,19 +30,19 @@ from bnfold.onnx_graph.write import apply
 __all__ = ["drop_dead_channels"]
 
 
-def drop_dead_channels(loaded: Loaded, given: Mapping[str, Bounds] | None = None) -> Dropped:
+def drop_dead_channels(loaded: Loaded, ranges: Mapping[str, Range] | None = None) -> Dropped:
     """Take out, in place, every channel that is proven to be constant or that nobody reads.
 
     Args:
         loaded: the model, folded before: a batch norm scale of zero is then a filter of zeros.
-        given: bounds of graph inputs that hold by agreement, by name.
+        ranges: of graph inputs, by name.
 
     Returns:
         What left, and what is constant and had to stay.
     """
     with without_gc():
         graph = read(loaded)
-        facts = prove(graph, given)
+        facts = prove(graph, {name: Bounds(*ends) for name, ends in (ranges or {}).items()})
         groups = group(graph)
         stay: dict[int, Reason] = {}
         while True:

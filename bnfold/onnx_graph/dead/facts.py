@@ -52,7 +52,7 @@ def _of(tensor: Tensor | None, facts: Facts, given: Mapping[str, Bounds]) -> Bou
     if tensor.constant is not None:
         return _stored(tensor.constant)
     found = facts.get(tensor)
-    if found is None and tensor.producer is None:
+    if found is None and tensor.fixed == "graph input":
         found = given.get(tensor.name)
     return unknown(tensor.rank) if found is None else found
 

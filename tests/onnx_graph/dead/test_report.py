@@ -159,3 +159,80 @@ def test_long_lists_are_cut() -> None:
         "0 channels dropped: 1,234,567 parameters, 2,345,678 multiplications",
         "constant but kept: b (0, 1, 2, 3, 4, 5, 6, 7 and 4 more): c: stays",
     ]
+
+
+# ranges of inputs
+
+
+def narrow() -> onnx.ModelProto:
+    """Channel 1 of the first conv is never positive for inputs of [0, 1], nor 2 if x[1] stays below 0.5."""
+    g = Net()
+    w = np.array([[1.0, 1, 1], [1, 1, 1], [0, 1, 0], [-1, 1, 0]])[:, :, None, None]
+    y = g.op("Conv", g.image(), g.const(w, "w"), g.const(np.array([0, -4, -0.75, 0]), "c"), name="conv1")
+    g.output(g.layer(g.op("Relu", y), 2, 3, pads=[1] * 4, name="conv2"))
+    return g.model()
+
+
+def dropped_with(ranges: Any) -> tuple[int, ...]:
+    _, report = bnfold.fold_onnx(narrow(), drop_dead_channels=True, input_ranges=ranges)
+    if report.dropped.layers:
+        assert report.verification.status == "passed"
+        return report.dropped.layers[0].outputs
+    return ()
+
+
+def test_a_range_of_an_input_proves_more() -> None:
+    per_channel = np.array([1.0, 0.5, 1.0]).reshape(3, 1, 1)
+    assert dropped_with(None) == ()
+    assert dropped_with({"x": (-2, 2)}) == ()
+    assert dropped_with({"x": (0, 1)}) == (1,)
+    assert dropped_with({"x": (0, per_channel)}) == (1, 2)
+    assert dropped_with({"x": (-np.inf, 0.5)}) == (1, 2)
+
+
+def test_without_the_range_the_check_would_fail() -> None:
+    model = narrow()
+    folded, _ = bnfold.fold_onnx(model, drop_dead_channels=True, input_ranges={"x": (0, 1)}, verify=False)
+    x = np.full((2, 3, 6, 6), 3.0, np.float32)
+    assert difference(run(model, {"x": x}), run(folded, {"x": x})) > 0.1
+
+
+def test_given_inputs_must_keep_to_the_range() -> None:
+    x = np.full((2, 3, 6, 6), 1.5, np.float32)
+    with pytest.raises(bnfold.UsageError, match=r"for the input 'x' leave its range: 1.5 to 1.5"):
+        bnfold.fold_onnx(narrow(), drop_dead_channels=True, input_ranges={"x": (0, 1)}, inputs={"x": x})
+
+
+@pytest.mark.parametrize(
+    ("ranges", "words"),
+    [
+        ({"y": (0, 1)}, r"'y', but the model's inputs are \['x'\]"),
+        ({"x": (1, 0)}, "the range of the input 'x' is empty: from 1 to 0"),
+        ({"x": (0, np.nan)}, "is empty"),
+        ({"x": (0, np.ones((4, 1, 1)))}, r"has shape \(4, 1, 1\); it takes float32 \(2, 3, 6, 6\)"),
+        ({"x": (0, np.ones((1, 1, 3, 1, 1)))}, "has shape"),
+    ],
+)
+def test_odd_ranges_are_refused(ranges: Any, words: str) -> None:
+    with pytest.raises(bnfold.UsageError, match=words):
+        bnfold.fold_onnx(narrow(), drop_dead_channels=True, input_ranges=ranges)
+
+
+def test_ranges_on_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    onnx.save(narrow(), "in.onnx")
+    assert main(["fold", "in.onnx", "out.onnx", "--drop-dead-channels", "--input-range", "x:0,1"]) == 0
+    assert "1 channel dropped" in capsys.readouterr().out
+    for flags, words in (
+        (["--input-range", "x:0,1"], "--input-range has nothing to do without --drop-dead-channels"),
+        (["--drop-dead-channels", *["--input-range", "x:0,1"] * 2], "names one input twice"),
+        (["--drop-dead-channels", "--input-range", "z:0,1"], "a range was given for 'z'"),
+    ):
+        assert main(["fold", "in.onnx", *flags]) == 2
+        assert words in capsys.readouterr().err
+    for text in ("x", "x:1", "x:1,0", ":0,1", "x:a,b", "x:0,nan"):
+        with pytest.raises(SystemExit):
+            main(["fold", "in.onnx", "--drop-dead-channels", "--input-range", text])
+        assert "is not an input's name and range, such as x:-1,1" in capsys.readouterr().err
