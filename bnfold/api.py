@@ -146,7 +146,7 @@ def fold_loaded(
     folded, entries, order = _fold(loaded.copy() if verify else loaded, skip, shared, None, progress)
     report = Report(entries)
     if drop_dead_channels:
-        report.dropped = _drop(folded, ranges)
+        report.dropped = _drop(folded, ranges, shared)
     report.rewritten, report.notes = rewrite(folded, target, lower_batch_statistics)
     if not order:
         same = not (report.rewritten or report.notes or (report.dropped and report.dropped.layers))
@@ -177,10 +177,10 @@ def _ranges(loaded: Loaded, drop: bool, given: Mapping[str, tuple[Any, Any]] | N
     return ranges_of(wanted(loaded), given)
 
 
-def _drop(folded: Loaded, ranges: Mapping[str, Range]) -> Dropped:
+def _drop(folded: Loaded, ranges: Mapping[str, Range], shared: str) -> Dropped:
     from bnfold.onnx_graph.dead.drop import drop_dead_channels as drop
 
-    return drop(folded, ranges)
+    return drop(folded, ranges, shared)
 
 
 def _fold(
@@ -243,7 +243,7 @@ def _verify(
     def passes(count: int, drop: bool = False) -> bool:
         part, _, _ = _fold(loaded.copy(), skip, shared, frozenset(order[:count]))
         if drop:
-            _drop(part, options["ranges"])
+            _drop(part, options["ranges"], shared)
         return bool(verify(loaded, part, **options).status != "failed")
 
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from functools import cache
 
 import numpy as np
 import onnx
@@ -31,6 +31,14 @@ def widths(model: onnx.ModelProto) -> int:
     return sum(stored[node.input[1]] for node in model.graph.node if node.op_type == "Conv")
 
 
+@cache
+def exported(name: str) -> bytes:
+    make, picture, _ = NETWORKS[name]
+    how = {"dynamo": True, "optimize": False, "verbose": False}
+    program = torch.onnx.export(make(), (picture(),), **how)
+    return bytes(program.model_proto.SerializeToString())
+
+
 @pytest.mark.parametrize(("name", "range_", "channels", "parameters", "products"), CASES)
 def test_mobilenet(
     name: str,
@@ -38,13 +46,10 @@ def test_mobilenet(
     channels: int,
     parameters: int,
     products: int,
-    tmp_path: Path,
 ) -> None:
     make, picture, batch_norms = NETWORKS[name]
     network, x = make(), picture()
-    how = {"dynamo": True, "optimize": False, "external_data": False, "verbose": False}
-    torch.onnx.export(network, (x,), tmp_path / "net.onnx", **how)
-    model = onnx.load(tmp_path / "net.onnx")
+    model = onnx.load_from_string(exported(name))
     feed = {model.graph.input[0].name: x.numpy()}
     ranges = None if range_ is None else {model.graph.input[0].name: range_}
     folded, _ = bnfold.fold_onnx(model, verify=False)

@@ -30,18 +30,25 @@ from bnfold.onnx_graph.write import apply
 __all__ = ["drop_dead_channels"]
 
 
-def drop_dead_channels(loaded: Loaded, ranges: Mapping[str, Range] | None = None) -> Dropped:
+def drop_dead_channels(
+    loaded: Loaded, ranges: Mapping[str, Range] | None = None, shared: str = "duplicate"
+) -> Dropped:
     """Take out, in place, every channel that is proven to be constant or that nobody reads.
 
     Args:
         loaded: the model, folded before: a batch norm scale of zero is then a filter of zeros.
         ranges: of graph inputs, by name.
+        shared: what to do with vectors whose users need different ones: "duplicate", "skip", "error".
 
     Returns:
         What left, and what is constant and had to stay.
+
+    Raises:
+        ModelError: the model is damaged.
+        UsageError: a stored value would have to be duplicated, and `shared` is "error".
     """
     with without_gc():
-        graph = read(loaded)
+        graph = read(loaded, shared)
         facts = prove(graph, {name: Bounds(*ends) for name, ends in (ranges or {}).items()})
         groups = group(graph)
         stay: dict[int, Reason] = {}

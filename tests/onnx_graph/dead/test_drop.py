@@ -10,8 +10,12 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from bnfold.errors import UsageError
 from bnfold.fold.dropped import Dropped
+from bnfold.onnx_graph.dead.drop import drop_dead_channels
+from bnfold.onnx_graph.files import load
 from tests.onnx_graph.dead.dropping import Net, drop
+from tests.onnx_graph.look import difference, feeds, run
 
 PADDED = "sees zero padding beside a constant that is not zero"
 LIVE = "is not constant where this reads it"
@@ -455,9 +459,6 @@ def test_a_bias_that_would_overflow_stays_without_the_constant() -> None:
     g.inputs.pop()
     g.output(g.op("Tanh", y), g.op("Tanh", z))
     model = g.model()
-    from bnfold.onnx_graph.dead.drop import drop_dead_channels
-    from bnfold.onnx_graph.files import load
-
     loaded = load(model)
     dropped = drop_dead_channels(loaded)
     assert lost(dropped) == {"a": (1, 0), "ok": (0, 1)}
@@ -510,9 +511,6 @@ def test_gemm_that_does_not_look_at_c() -> None:
 
 
 def refused(g: Net, model: onnx.ModelProto | None = None) -> str:
-    from bnfold.onnx_graph.dead.drop import drop_dead_channels
-    from bnfold.onnx_graph.files import load
-
     model = model or g.model()
     loaded = load(model)
     dropped = drop_dead_channels(loaded)
@@ -555,9 +553,6 @@ def test_inside_a_body_it_leaves() -> None:
     no.output(no.layer(x, name="c"))
     flag = g.input("flag", (), "bool")
     g.output(g.op("If", flag, then_branch=yes.graph("yes"), else_branch=no.graph("no"), name="if"))
-    from bnfold.onnx_graph.dead.drop import drop_dead_channels
-    from bnfold.onnx_graph.files import load
-
     model = g.model()
     loaded = load(model)
     assert lost(drop_dead_channels(loaded)) == {"a": (1, 0), "b": (0, 1)}
@@ -574,3 +569,61 @@ def test_a_conv_that_takes_channels_as_its_bias() -> None:
     )
     g.output(g.op("Conv", x, g.weight((4, 3, 1, 1), 3), bias, name="b"))
     assert "takes them as a parameter" in refused(g)
+
+
+def two_with_one_bias() -> onnx.ModelProto:
+    """Two first layers, of which one has a dead channel, with the same bias."""
+    g = Net()
+    x, bias = g.image(), g.const(np.array([0.5, 1, 2, 3]), "bias")
+    w = g.normal((4, 3, 1, 1))
+    w[0] = 0
+    a, c = g.op("Conv", x, g.const(w, "w"), bias, name="a"), g.op("Conv", x, g.weight((4, 3, 1, 1), 3), bias)
+    g.output(g.op("Add", g.layer(a, name="b"), g.layer(c, name="d")))
+    return g.model()
+
+
+def test_a_vector_of_two_layers_is_copied() -> None:
+    model = two_with_one_bias()
+    loaded = load(model)
+    assert lost(drop_dead_channels(loaded)) == {"a": (1, 0), "b": (0, 1)}
+    result = loaded.to_proto()
+    sizes = {t.name: list(t.dims) for t in result.graph.initializer}
+    assert (sizes["bias"], sizes["bias_bnfold"]) == ([4], [3])
+    assert difference(run(model, feeds(model, 0)), run(result, feeds(result, 0))) < 1e-6
+
+
+def test_unless_that_is_not_wanted() -> None:
+    dropped = drop_dead_channels(load(two_with_one_bias()), shared="skip")
+    assert dropped.layers == []
+    assert dropped.kept[0].reason == "bias has several users"
+    with pytest.raises(UsageError, match="the stored value 'bias' is shared by a, conv"):
+        drop_dead_channels(load(two_with_one_bias()), shared="error")
+
+
+def test_initializers_that_are_inputs_too() -> None:
+    """As before IR 4, where nobody could override them."""
+    g = Net(opset=9, ir=3)
+    y = g.op("Relu", g.layer(g.image(), dead=DEAD, name="a"))
+    g.output(g.layer(y, 5, 3, pads=[1] * 4, name="b"))
+    g.expose(*(t.name for t in g.initializers))
+    model = g.model()
+    loaded = load(model)
+    assert lost(drop_dead_channels(loaded)) == {"a": (2, 0), "b": (0, 2)}
+    result = loaded.to_proto()
+    onnx.checker.check_model(result, full_check=True)
+    stated = {i.name: [d.dim_value for d in i.type.tensor_type.shape.dim] for i in result.graph.input}
+    for tensor in result.graph.initializer:
+        assert stated[tensor.name] == list(tensor.dims)
+    assert difference(run(model, feeds(model, 0)), run(result, feeds(result, 0))) < 1e-6
+
+
+def test_inside_a_function_it_stays() -> None:
+    g = Net()
+    x = g.image()
+    inner = Net(how="constant", parent=g)
+    y = inner.input("t", (2, 3, 6, 6))
+    inner.output(inner.layer(inner.layer(y, dead={1: 0.5}, name="a"), name="b"))
+    inner.inputs.clear()
+    inner.function("Two", ["t"])
+    g.output(*g.ops("Two", x, count=1, domain="test"))
+    refused(g)
