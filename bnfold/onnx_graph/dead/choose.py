@@ -16,6 +16,7 @@ from bnfold.onnx_graph.dead.facts import Facts
 from bnfold.onnx_graph.dead.groups import Groups
 from bnfold.onnx_graph.dead.stored import why_not
 from bnfold.onnx_graph.dead.weights import read_by
+from bnfold.onnx_graph.facts import broken
 
 __all__ = ["PADDED", "Choice", "choose"]
 
@@ -61,6 +62,9 @@ def choose(graph: Graph, groups: Groups, facts: Facts, kept: dict[int, Reason]) 
         groups: the sets.
         facts: what is proven.
         kept: sets that must stay for other reasons.
+
+    Raises:
+        ModelError: a layer cannot run, since its weight does not fit what it reads.
     """
     choice = Choice(groups, facts)
     choice.reasons.update(kept)
@@ -115,7 +119,11 @@ def _fill(choice: Choice) -> dict[int, Reason]:
     while True:
         reasons: dict[int, Reason] = {}
         for node in choice.groups.readers:
-            for root, reason in _blocked(choice, node, read):
+            try:
+                blocked = list(_blocked(choice, node, read))
+            except (IndexError, ValueError):
+                raise broken(node.source, "its weight does not fit the shapes around it") from None
+            for root, reason in blocked:
                 reasons.setdefault(root, reason)
         leaving = own.copy()
         leaving[list(reasons)] = False

@@ -88,7 +88,7 @@ def _kept(tensor: Tensor, bounds: Bounds) -> Bounds:
     if shape is None or tensor.dtype not in FLOATS or any(a.ndim != len(shape) for a in bounds):
         return unknown(tensor.rank)
     for array in bounds:
-        if any(n > 1 and n != size for n, size in zip(array.shape, shape, strict=True)):
+        if any(n not in (1, size) for n, size in zip(array.shape, shape, strict=True)):
             return unknown(tensor.rank)
     if max(array.size for array in bounds) > LARGEST:
         bounds = bounds.flat(range(tensor.rank))
