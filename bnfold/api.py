@@ -10,8 +10,10 @@ from bnfold.errors import BnfoldError, UsageError, VerifyError
 from bnfold.fold.ledger import Report
 
 if TYPE_CHECKING:
+    from bnfold.fold.dropped import Dropped
     from bnfold.fold.graph import Node
     from bnfold.onnx_graph.files import Loaded
+    from bnfold.onnx_graph.input_ranges import Range
 
 __all__ = ["SHARED", "check_names", "check_options", "fold_file", "fold_onnx"]
 
@@ -35,6 +37,8 @@ def fold_onnx(
     lower_batch_statistics: bool = False,
     precision: str | None = None,
     merge_branches: bool = True,
+    drop_dead_channels: bool = False,
+    input_ranges: Mapping[str, tuple[Any, Any]] | None = None,
 ) -> tuple[Any, Report]:
     """Fold every batch norm that can vanish from an ONNX model without changing what it computes.
 
@@ -59,6 +63,9 @@ def fold_onnx(
             rtol and atol then are; the fold itself is checked by type.
         merge_branches: after the fold, linear nodes that read one tensor and are summed become one, and so do
             two in a row, where that has no more multiplications and fewer nodes (docs/compression.md).
+        drop_dead_channels: afterwards, take out every channel that is proven to be constant or unread.
+        input_ranges: for that proof and for the check: by input name the lowest and the highest value that it
+            ever has, numbers or arrays that broadcast against it, such as of shape (C, 1, 1) for images.
 
     Returns:
         The folded model (for a path: an `onnx.ModelProto`), of the kind that was given, and the ledger.
@@ -94,6 +101,8 @@ def fold_onnx(
         target=target,
         lower_batch_statistics=lower_batch_statistics,
         merge_branches=merge_branches,
+        drop_dead_channels=drop_dead_channels,
+        input_ranges=input_ranges,
     )
     proto = folded.to_proto()
     return (wrap(proto) if wrap is not None else proto), report
@@ -115,6 +124,8 @@ def _folded(loaded: Loaded, precision: str | None, **options: Any) -> tuple[Load
     from bnfold import api_precision
 
     api_precision.check(loaded, precision)
+    if options.get("input_ranges") and options.get("inputs") is None:
+        raise UsageError("with input ranges, half precision is measured on inputs that you give")
     names = ("inputs", "shapes", "seed", "rtol", "atol", "verify")
     chosen = {name: options[name] for name in names if name in options}
     original = loaded.copy() if options.get("verify", True) else None
@@ -149,18 +160,23 @@ def fold_loaded(
     target: str = "onnx",
     lower_batch_statistics: bool = False,
     merge_branches: bool = True,
+    drop_dead_channels: bool = False,
+    input_ranges: Mapping[str, tuple[Any, Any]] | None = None,
     progress: Progress | None = None,
 ) -> tuple[Loaded, Report]:
     """The steps themselves; see `fold_onnx`. Without verification nobody needs the original: it is edited."""
     from bnfold.onnx_graph.deploy.rewrite import rewrite
 
     check_options(shared, skip, target)
+    ranges = _ranges(loaded, drop_dead_channels, input_ranges)
     limits = Limits(merges=None if merge_branches else 0)
     folded, report, order = _fold(loaded.copy() if verify else loaded, skip, shared, limits, progress)
+    if drop_dead_channels:
+        report.dropped = _drop(folded, ranges, shared)
     report.rewritten, notes = rewrite(folded, target, lower_batch_statistics, skip)
     report.notes += notes
     if not (order or report.merged):
-        same = not (report.rewritten or report.notes)
+        same = not (report.rewritten or report.notes or (report.dropped and report.dropped.layers))
         report.notes.insert(0, f"nothing to fold{': the model is unchanged' if same else ''}")
         if same:
             return folded, report
@@ -172,7 +188,7 @@ def fold_loaded(
             order,
             skip,
             shared,
-            {"rtol": rtol, "atol": atol, "inputs": inputs, "shapes": shapes, "seed": seed},
+            {"rtol": rtol, "atol": atol, "inputs": inputs, "shapes": shapes, "seed": seed, "ranges": ranges},
         )
     return folded, report
 
@@ -182,6 +198,23 @@ class Limits(NamedTuple):
 
     folds: Collection[str] | None = None
     merges: int | None = None
+
+
+def _ranges(loaded: Loaded, drop: bool, given: Mapping[str, tuple[Any, Any]] | None) -> dict[str, Range]:
+    if not given:
+        return {}
+    if not drop:
+        raise UsageError("input ranges have nothing to do unless dead channels are dropped")
+    from bnfold.onnx_graph.input_ranges import ranges_of
+    from bnfold.onnx_graph.inputs import wanted
+
+    return ranges_of(wanted(loaded), given)
+
+
+def _drop(folded: Loaded, ranges: Mapping[str, Range], shared: str) -> Dropped:
+    from bnfold.onnx_graph.dead.drop import drop_dead_channels as drop
+
+    return drop(folded, ranges, shared)
 
 
 def _fold(
@@ -255,9 +288,11 @@ def _verify(
     if report.verification.status != "failed":
         return
 
-    def passes(count: int, merges: int = 0) -> bool:
+    def passes(count: int, merges: int = 0, drop: bool = False) -> bool:
         limits = Limits(frozenset(order[:count]), merges)
         part, _, _ = _fold(loaded.copy(), skip, shared, limits)
+        if drop:
+            _drop(part, options["ranges"], shared)
         return bool(verify(loaded, part, **options).status != "failed")
 
     merged, all_ = report.merged, len(order)
@@ -267,6 +302,8 @@ def _verify(
         elif merged and not passes(all_, len(merged)):
             count = first_bad(len(merged), lambda merges: passes(all_, merges))
             bad = f"no fold broke it, but the merging of branches into {merged[count - 1].name} did"
+        elif report.dropped is not None and not passes(all_, len(merged), drop=True):
+            bad = "no fold broke it, but dropping dead channels did"
         else:
             bad = "no fold broke it, but the rewriting for the target did"
     except BnfoldError:

@@ -22,6 +22,7 @@ examples:
   bnfold fold model.onnx folded.onnx --target tensorrt
   bnfold fold model.onnx half.onnx --precision fp16 --input-data-path images.npz
   bnfold fold model.onnx folded.onnx --no-merge-branches
+  bnfold fold model.onnx smaller.onnx --drop-dead-channels --input-range x:0,1
 
 the JSON report:
   {"entries": [            one for each batch norm, and each other per-channel map that was looked at
@@ -45,6 +46,17 @@ the JSON report:
      {"name": str,         the new node
       "op": str,           its operator, or "standard operators"
       "replaces": [str]}], the nodes whose work it does
+   "dropped": {            dead channels, or null without --drop-dead-channels
+     "channels": int,      output channels that layers lost, all together
+     "parameters": int,    stored numbers fewer
+     "multiplications": int,   fewer for one entry of the batch; null if sizes are not known
+     "layers": [{          one for each node that lost channels or stored numbers
+        "name": str, "op": str,
+        "outputs": [int], "inputs": [int],   which channels, as they were counted before
+        "parameters": int, "multiplications": int,
+        "moved": [{"channel": int, "value": number}]}],   constants that are in its bias now
+     "kept": [{            channels that are constant and stay
+        "name": str, "op": str, "channels": [int], "reason": str, "blocked_by": str}]},
    "notes": [str],
    "verification": object  as in `bnfold verify --help`, or null if the check was skipped
    "precision": object     what --precision did, or null; docs/report.md has its keys
@@ -126,6 +138,19 @@ def parser(
         help="then convert to half precision; inputs and outputs stay float32, tolerances are for this step",
     )
     _add_fold(one)
+    one.add_argument(
+        "--drop-dead-channels",
+        action="store_true",
+        help="take out every channel that is proven to be constant, or that nobody reads",
+    )
+    one.add_argument(
+        "--input-range",
+        metavar="NAME:LOW,HIGH",
+        type=_range,
+        action="append",
+        default=[],
+        help="values of an input that dead channels may be proven with (repeatable); the check keeps to them",
+    )
     _add_check(one)
 
     two = command(verify, "run two models on the same inputs, and compare what they give", VERIFY_EPILOG)
@@ -246,6 +271,17 @@ def _seed(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
     return int(text)
+
+
+def _range(text: str) -> tuple[str, tuple[float, float]]:
+    name, colon, ends = text.rpartition(":")
+    try:
+        low, high = map(float, ends.split(","))
+    except ValueError:
+        low, high = 1.0, 0.0
+    if not (name and colon and low <= high):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an input's name and range, such as x:-1,1")
+    return name, (low, high)
 
 
 def _sizes(text: str) -> tuple[int, ...]:

@@ -78,6 +78,8 @@ def fold(args: argparse.Namespace) -> int:
             lower_batch_statistics=args.lower_batch_statistics,
             precision=args.precision,
             merge_branches=args.merge_branches,
+            drop_dead_channels=args.drop_dead_channels,
+            input_ranges=dict(args.input_range),
             progress=advance,
             **check,
         )
@@ -188,6 +190,10 @@ def _refuse_idle_flags(args: argparse.Namespace) -> None:
             raise UsageError("--force has nothing to do without an output file")
     if args.lower_batch_statistics and args.target != "onnx":
         raise UsageError("--lower-batch-statistics has nothing to do: --target tensorrt does more")
+    if args.input_range and not args.drop_dead_channels:
+        raise UsageError("--input-range has nothing to do without --drop-dead-channels")
+    if len(dict(args.input_range)) < len(args.input_range):
+        raise UsageError("--input-range names one input twice")
     if args.no_verify:
         measured = () if args.precision else ("input_data_path", "overwrite_input_shape", "seed")
         for flag in ("check_rtol", "check_atol", *measured):

@@ -21,6 +21,7 @@ from bnfold.difference import Tolerance, Truth, compare
 from bnfold.errors import UsageError
 from bnfold.onnx_graph import files, inputs, precision
 from bnfold.onnx_graph.files import Loaded
+from bnfold.onnx_graph.input_ranges import Range
 from bnfold.onnx_graph.inputs import Given
 from bnfold.onnx_graph.run import Outputs
 from bnfold.onnx_graph.side_by_side import (
@@ -94,6 +95,7 @@ def verify(
     seed: int = 0,
     rtol: float | None = None,
     atol: float | None = None,
+    ranges: Mapping[str, Range] | None = None,
 ) -> Verification:
     """Run both models on the same inputs and compare what they give.
 
@@ -107,6 +109,7 @@ def verify(
             model computes in. A half-precision model is compared twice, in its own type and as float32
             copies, and a number given here holds for both.
         atol: as rtol.
+        ranges: of inputs, which generated values keep to and given ones must (see `ranges.ranges_of`).
 
     Raises:
         UsageError: the models' inputs or outputs differ in name, type or shape; the given inputs do not fit;
@@ -121,7 +124,7 @@ def verify(
     kind = precision.working_type(a)
     check = _Check("quantized" if kind == "float32" and precision.rounds_to_integers(a) else kind, rtol, atol)
     try:
-        return check.run(a, b, Feeds(a, inputs, shapes, seed))
+        return check.run(a, b, Feeds(a, inputs, shapes, seed, ranges))
     except NotRun as reason:
         return check.verdict([], "", "not run", str(reason))
     except Broken as reason:

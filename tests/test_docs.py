@@ -133,6 +133,23 @@ def branches() -> onnx.ModelProto:
     return net.model()
 
 
+def dead() -> onnx.ModelProto:
+    """Three of eight channels have a scale of zero, and one of them a positive shift, before padded convs."""
+    net = Net()
+    net.conv("x", "a", "conv1", (8, 3, 3, 3), pads=[1] * 4)
+    net.norm("a", "b", "bn1", 8)
+    scale, shift = (next(t for t in net.stored if t.name == f"bn1.{key}") for key in ("scale", "bias"))
+    for tensor, values in ((scale, {1: 0, 4: 0, 6: 0}), (shift, {1: -0.5, 4: 0.25, 6: -0.1})):
+        array = numpy_helper.to_array(tensor).copy()
+        array[list(values)] = list(values.values())
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    net.op("Relu", "b", "c", "relu1")
+    net.conv("c", "d", "depthwise", (8, 1, 3, 3), pads=[1] * 4, group=8)
+    net.op("Relu", "d", "e", "relu2")
+    net.conv("e", "y", "conv2", (4, 8, 1, 1))
+    return net.model()
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder with the models that the examples speak of, to work in; `bnfold` is a command there."""
@@ -141,6 +158,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     onnx.save(stubborn(), tmp_path / "stubborn.onnx")
     onnx.save(preactivated(), tmp_path / "preactivated.onnx")
     onnx.save(branches(), tmp_path / "branches.onnx")
+    onnx.save(dead(), tmp_path / "dead.onnx")
     commands = tmp_path / ".bin"
     commands.mkdir()
     command = commands / "bnfold"

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from bnfold.fold.dropped import Dropped
+
 
 class Entry(NamedTuple):
     """One batch norm, or one other affine node that was looked at.
@@ -59,9 +61,9 @@ class Apart(NamedTuple):
 class Report:
     """What happened to a model.
 
-    merged: linear nodes that became one; apart: those that did not, and why. rewritten: the kept batch norms
-    that became other nodes for the target. verification: of the check, None if it was not run. precision: of
-    a conversion to half precision.
+    merged: linear nodes that became one; apart: those that did not, and why. dropped: the dead channels
+    (None: not looked for). rewritten: the kept batch norms that became other nodes for the target.
+    verification: of the check, None if it was not run. precision: of a conversion to half precision.
     """
 
     entries: list[Entry] = field(default_factory=list)
@@ -71,6 +73,7 @@ class Report:
     verification: Any = None
     notes: list[str] = field(default_factory=list)
     precision: Any = None
+    dropped: Dropped | None = None
 
     @property
     def folded(self) -> list[Entry]:
@@ -82,7 +85,8 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: {"entries": [...], "folded": n, "kept": n, "merged": [...], "apart": [...],
-        "rewritten": [...], "notes": [...], "verification": {...} or None, "precision": {...} or None}.
+        "rewritten": [...], "dropped": {...} or None, "notes": [...], "verification": {...} or None,
+        "precision": {...} or None}.
         """
         check = self.verification.to_dict() if self.verification is not None else None
         return {
@@ -92,6 +96,7 @@ class Report:
             "merged": [merge._asdict() for merge in self.merged],
             "apart": [apart._asdict() for apart in self.apart],
             "rewritten": [rewrite._asdict() for rewrite in self.rewritten],
+            "dropped": None if self.dropped is None else self.dropped.to_dict(),
             "notes": list(self.notes),
             "verification": check,
             "precision": self.precision.to_dict() if self.precision is not None else None,
@@ -115,6 +120,9 @@ class Report:
             title = ("node", "operator", "replaces")
             new = [(r.name, r.op, ", ".join(r.replaces)) for r in self.rewritten]
             lines += ["", *_table([title, *new]), f"{len(self.rewritten)} rewritten for the target"]
+        if self.dropped is not None:
+            table = _table(self.dropped.rows()) if self.dropped.layers else ()
+            lines += ["", *table, *self.dropped.summary()]
         lines += [f"note: {note}" for note in (*self.notes, *_dead(self.entries))]
         if self.verification is not None:
             lines.append(str(self.verification))

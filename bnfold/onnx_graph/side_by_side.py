@@ -13,6 +13,7 @@ import onnx
 from bnfold.errors import UsageError
 from bnfold.onnx_graph import inputs, precision, run
 from bnfold.onnx_graph.files import Loaded
+from bnfold.onnx_graph.input_ranges import Range, inside, outside
 from bnfold.onnx_graph.inputs import Given, Input
 from bnfold.onnx_graph.run import CannotRun, Evaluator, Outputs
 
@@ -46,14 +47,21 @@ class Feeds:
     """What to feed: what was given, or guesses until one runs."""
 
     def __init__(
-        self, model: Loaded, given: Given | None, shapes: Mapping[str, Sequence[int]] | None, seed: int
+        self,
+        model: Loaded,
+        given: Given | None,
+        shapes: Mapping[str, Sequence[int]] | None,
+        seed: int,
+        ranges: Mapping[str, Range] | None = None,
     ) -> None:
-        self._shapes, self._seed = shapes, seed
+        self._shapes, self._seed, self._ranges = shapes, seed, ranges or {}
         try:
             self._wanted: list[Input] = inputs.wanted(model)
             self._given = None if given is None else inputs.feed_from(self._wanted, given)
-            if given is None:
+            if self._given is None:
                 next(iter(self), None)
+            elif text := outside(self._given, self._ranges):
+                raise UsageError(text)
         except inputs.NoGuess as error:
             raise NotRun(str(error)) from None
 
@@ -61,14 +69,16 @@ class Feeds:
         if self._given is not None:
             yield self._given
         else:
-            yield from inputs.generate(self._wanted, self._seed, self._shapes)
+            for feed in inputs.generate(self._wanted, self._seed, self._shapes):
+                yield inside(feed, self._ranges)
 
     def positive(self, feed: Mapping[str, Array]) -> dict[str, Array] | None:
         """The same shapes with numbers from 0 to 1, where the feed was a guess."""
         if self._given is not None:
             return None
         shapes = {name: array.shape for name, array in feed.items()}
-        return next(inputs.generate(self._wanted, self._seed, shapes, positive=True), None)
+        found = next(inputs.generate(self._wanted, self._seed, shapes, positive=True), None)
+        return None if found is None else inside(found, self._ranges)
 
 
 @dataclass

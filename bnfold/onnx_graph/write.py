@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,12 @@ BIAS_SLOT = 2  # of Conv, ConvTranspose and Gemm
 Wish = tuple[Site, int, Array]
 
 
-def apply(loaded: Loaded, graph: Graph, edits: Sequence[AnyEdit]) -> None:
+def apply(
+    loaded: Loaded,
+    graph: Graph,
+    edits: Sequence[AnyEdit],
+    finish: Callable[[Surgery], None] | None = None,
+) -> None:
     """Edit a model in place.
 
     All that the edits do not name stays field for field as it is; what they leave unread is removed.
@@ -34,6 +39,7 @@ def apply(loaded: Loaded, graph: Graph, edits: Sequence[AnyEdit]) -> None:
         loaded: the model that `read` made `graph` of.
         graph: what the solver saw. It describes the model no longer afterwards.
         edits: those of one plan.
+        finish: what else is to be done, before the file's lists are brought up to date.
 
     Raises:
         UsageError: a stored value would have to be duplicated, and `read` was told that this is an error.
@@ -44,6 +50,8 @@ def apply(loaded: Loaded, graph: Graph, edits: Sequence[AnyEdit]) -> None:
         writer = _Writer(edits)
         assert writer.surgery.model.loaded is loaded, "the graph was read from another model"
         writer.apply(edits)
+        if finish is not None:
+            finish(writer.surgery)
         writer.surgery.finish()
 
 
@@ -240,6 +248,8 @@ def _equal(a: Array, b: Array) -> bool:
 
 def _in_type(array: Array, site: Site, slot: int) -> Array:
     """A value that had no stored one before, in the type that the operator takes there."""
+    if array.dtype.kind in "iu":
+        return array
     dtype = site.dtype(slot) or site.dtype(0)
     return array.astype(numpy_dtype(dtype), copy=False) if dtype in FLOATS else array
 
