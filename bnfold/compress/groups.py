@@ -1,0 +1,217 @@
+"""Which channels can only go together: torch-pruning's dependency graph, in plain data.
+
+A group is what belongs to the output channels of one layer: those of layers that are added to it, of
+depthwise convolutions and batch norms behind it, and the inputs of all that read it. Its channel i is one
+channel, or several, of each.
+
+torch-pruning follows gradients from the outputs to the parameters. What it does not see (constants, code
+under `no_grad`), and what it takes for an element-wise operator though it moves channels, is found by the
+caller, who compares the network before and after.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from bnfold.compress.layers import Cut, Stays, sides
+from bnfold.errors import UsageError, first_line
+
+__all__ = ["Group", "Groups", "Member"]
+
+_Norm = nn.modules.batchnorm._BatchNorm
+
+
+@dataclass(frozen=True)
+class Member:
+    """One side of a layer: its channel `at[i]` belongs to channel `of[i]` of the group."""
+
+    layer: str
+    side: str
+    at: tuple[int, ...]
+    of: tuple[int, ...]
+
+    def cut(self, gone: Collection[int]) -> Cut:
+        """What leaves this layer with these channels of the group."""
+        pairs = zip(self.at, self.of, strict=True)
+        return Cut(self.layer, self.side, frozenset(at for at, of in pairs if of in gone))
+
+
+@dataclass
+class Group:
+    """Channels that belong together. name: of the first layer that makes them. norms: its batch norms that
+    have a gamma. why: what keeps all of its channels, or "".
+    """
+
+    name: str
+    channels: int
+    members: tuple[Member, ...]
+    norms: tuple[Member, ...]
+    why: str = ""
+
+
+class Groups:
+    """All groups of a module, in the order of its layers.
+
+    Args:
+        module: a copy of the caller's own; it is left in eval mode and needing gradients.
+        args: positional arguments to trace with.
+        kwargs: keyword arguments to trace with.
+        ignored: names of layers that keep all channels that they make; of a module: also those in it.
+
+    Raises:
+        UsageError: torch-pruning is not installed, or cannot follow the module.
+    """
+
+    def __init__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], ignored: Collection[str]
+    ) -> None:
+        try:
+            import torch_pruning
+        except ModuleNotFoundError as error:
+            if error.name != "torch_pruning":
+                raise
+            raise UsageError(
+                "slimming needs torch-pruning, which knows what belongs together: "
+                "pip install 'bnfold[compress]'"
+            ) from None
+        self._ops = torch_pruning.ops
+        self._names = {part: name for name, part in module.named_modules()}
+        self._order = {name: place for place, name in enumerate(self._names.values())}
+        within = tuple(f"{each}." for each in ignored)
+        self._kept = {name for name in self._names.values() if f"{name}.".startswith(within)}
+        self._tied = _tied(module)
+        self._inputs: set[Any] = set()
+        self._graph = torch_pruning.DependencyGraph()
+        self._build(module, args, dict(kwargs))
+        self._roots: dict[str, nn.Module] = {}
+        found = []
+        kinds = (nn.modules.conv._ConvNd, nn.Linear)
+        for each in self._graph.get_all_groups(root_module_types=kinds):
+            group = self._read(each)
+            self._roots[group.name] = each[0].dep.target.module
+            found.append(group)
+        self.all = sorted(found, key=lambda group: self._order[group.name])
+
+    def together(self, group: Group, gone: Collection[int]) -> bool:
+        """Whether these channels of a group can go without others, which only a smaller group tells."""
+        root = self._roots[group.name]
+        handler = self._graph.get_pruner_of_module(root).prune_out_channels
+        part = self._graph.get_pruning_group(root, handler, sorted(gone))
+        small = {(m.layer, m.side): frozenset(m.at) for m in self._members(part)}
+        large = {(m.layer, m.side): m.cut(gone).gone for m in group.members}
+        return small == {key: at for key, at in large.items() if at}
+
+    def _build(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def run(model: nn.Module, _: Any) -> Any:
+            given, named = pytree.tree_map(self._watched, (args, kwargs))
+            return model(*given, **named)
+
+        def ends(made: Any) -> list[Tensor]:  # a copy of each output is an operator of its own: the end
+            leaves = [leaf for leaf in pytree.tree_leaves(made) if isinstance(leaf, Tensor)]
+            leaves = [leaf.clone() for leaf in leaves if leaf.requires_grad]
+            if not leaves:
+                raise UsageError("no output has a gradient, which is what torch-pruning follows")
+            return leaves
+
+        module.eval()
+        for value in module.parameters():
+            value.requires_grad_(value.is_floating_point() or value.is_complex())
+        try:
+            with torch.enable_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self._graph.build_dependency(
+                    module, args, forward_fn=run, output_transform=ends, verbose=False
+                )
+        except Exception as error:  # of any kind: this is all of torch-pruning on the user's code
+            raise UsageError(
+                f"torch-pruning cannot follow {type(module).__name__}: {first_line(error)}\n"
+                "Slim the part of it that it can follow, or rewrite what leaves torch's gradients"
+            ) from error
+
+    def _watched(self, leaf: Any) -> Any:
+        """A copy of an input, whose operator marks what is coupled with it."""
+        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+            return leaf
+        made = leaf.detach().requires_grad_().clone()
+        self._inputs.add(made.grad_fn)
+        return made
+
+    def _members(self, group: Any) -> list[Member]:
+        """What of a group are layers."""
+        found = []
+        for item in group:
+            layer = item.dep.target.module
+            if layer in self._names:
+                out = self._graph.is_out_channel_pruning_fn(item.dep.handler)
+                into = self._graph.is_in_channel_pruning_fn(item.dep.handler)
+                side = "both" if out and into else "out" if out else "in"
+                found.append(Member(self._names[layer], side, tuple(item.idxs), tuple(item.root_idxs)))
+        return found
+
+    def _read(self, group: Any) -> Group:
+        members = self._members(group)
+        parts = {self._names[part]: part for part in self._names}
+        makers = [m.layer for m in members if m.side != "in" and not isinstance(parts[m.layer], _Norm)]
+        norms = [m for m in members if isinstance(norm := parts[m.layer], _Norm) and norm.weight is not None]
+        name = min(makers, key=self._order.__getitem__)
+        found = Group(name, len(group[0].idxs), tuple(members), tuple(norms))
+        found.why = self._why(group, found, parts)
+        return found
+
+    def _why(self, group: Any, found: Group, parts: dict[str, nn.Module]) -> str:
+        """What keeps the channels of a group, or ""."""
+        for item in group:
+            node = item.dep.target
+            if isinstance(node.module, nn.Parameter):
+                name = self._graph._param_to_name.get(node.module, "a parameter")
+                return f"{name}, which is no layer's, has these channels too"
+            if node.grad_fn in self._inputs:
+                return "an input of the network has these channels too"
+            for kind, why in (
+                (self._ops._OutputOp, "an output of the network has these channels"),
+                (self._ops._UnbindOp, "its channels are taken apart by the module's code"),
+            ):
+                if isinstance(node.module, kind):
+                    return why
+            divides = isinstance(node.module, (self._ops._SplitOp, self._ops._SliceOp))
+            if divides and _of_channels(node.grad_fn):
+                return "its channels are divided by the module's code (split, chunk or slice)"
+        for member in found.members:
+            if member.side != "in" and member.layer in self._kept:
+                return "it is ignored" if member.layer == found.name else f"{member.layer} is ignored"
+            if member.layer in self._tied:
+                return f"{member.layer} shares a weight with {self._tied[member.layer]}"
+            try:
+                side = sides(parts[member.layer])[member.side]
+            except Stays as reason:
+                return f"{member.layer}: {reason}"
+            size = getattr(parts[member.layer], side.sizes[0]) if side.sizes else max(member.at) + 1
+            if max(member.at) >= size:
+                return f"how its channels reach {member.layer} is not understood"
+        return "" if found.norms else "no batch norm has a scale for its channels"
+
+
+def _of_channels(operator: Any) -> bool:
+    """Whether a split or slice is along axis 1; also if that is not told."""
+    dim = getattr(operator, "_saved_dim", 1)
+    rank = len(getattr(operator, "_saved_self_sym_sizes", ()) or ())
+    dim = dim - 2**64 if dim >= 2**63 else dim  # a negative one, as autograd keeps it
+    return bool((dim + rank if dim < 0 else dim) == 1 or (dim < 0 and not rank))
+
+
+def _tied(module: nn.Module) -> dict[str, str]:
+    """Of layers that hold the same parameter as another: that other's name."""
+    holders: dict[int, list[str]] = {}
+    for name, part in module.named_modules():
+        for value in part._parameters.values():
+            if value is not None:
+                holders.setdefault(id(value), []).append(name)
+    several = [names for names in holders.values() if len(set(names)) > 1]
+    return {name: next(n for n in names if n != name) for names in several for name in names}
