@@ -11,8 +11,9 @@ caller, who compares the network before and after.
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,7 @@ from bnfold.errors import UsageError, first_line
 __all__ = ["Group", "Groups", "Member"]
 
 _Norm = nn.modules.batchnorm._BatchNorm
+_MAKERS = (nn.modules.conv._ConvNd, nn.Linear)
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,9 @@ class Member:
 
 @dataclass
 class Group:
-    """Channels that belong together. name: of the first layer that makes them. norms: its batch norms that
-    have a gamma. why: what keeps all of its channels, or "".
+    """Channels that belong together. name: of the layer that makes most of them, the first of several. norms:
+    its batch norms that have a gamma. why: what keeps all of its channels, or "". spread: sides of layers
+    with a single channel, which the network spreads over these (a gate); they are no members.
     """
 
     name: str
@@ -54,6 +57,7 @@ class Group:
     members: tuple[Member, ...]
     norms: tuple[Member, ...]
     why: str = ""
+    spread: frozenset[tuple[str, str]] = frozenset()
 
 
 class Groups:
@@ -83,6 +87,7 @@ class Groups:
             ) from None
         self._ops = torch_pruning.ops
         self._names = {part: name for name, part in module.named_modules()}
+        self._parts = {name: part for part, name in self._names.items()}
         self._order = {name: place for place, name in enumerate(self._names.values())}
         within = tuple(f"{each}." for each in ignored)
         self._kept = {name for name in self._names.values() if f"{name}.".startswith(within)}
@@ -90,23 +95,34 @@ class Groups:
         self._inputs: set[Any] = set()
         self._graph = torch_pruning.DependencyGraph()
         self._build(module, args, dict(kwargs))
-        self._roots: dict[str, nn.Module] = {}
-        found = []
-        kinds = (nn.modules.conv._ConvNd, nn.Linear)
-        for each in self._graph.get_all_groups(root_module_types=kinds):
-            group = self._read(each)
-            self._roots[group.name] = each[0].dep.target.module
-            found.append(group)
-        self.all = sorted(found, key=lambda group: self._order[group.name])
+        self.all = sorted(self._found(), key=lambda group: self._order[group.name])
+        makers = [part for part in self._names if isinstance(part, _MAKERS)]
+        self.unseen = [self._names[part] for part in makers if part not in self._graph.module2node]
 
     def together(self, group: Group, gone: Collection[int]) -> bool:
         """Whether these channels of a group can go without others, which only a smaller group tells."""
-        root = self._roots[group.name]
-        handler = self._graph.get_pruner_of_module(root).prune_out_channels
-        part = self._graph.get_pruning_group(root, handler, sorted(gone))
+        part = self._with(self._parts[group.name], sorted(gone))
         small = {(m.layer, m.side): frozenset(m.at) for m in self._members(part)}
         large = {(m.layer, m.side): m.cut(gone).gone for m in group.members}
+        small = {key: at for key, at in small.items() if key not in group.spread}
         return small == {key: at for key, at in large.items() if at}
+
+    def _found(self) -> Iterator[Group]:
+        """From the layer with most channels down: what is spread over them, or part of them, comes later."""
+        graph = self._graph
+        seen = [part for part in self._names if isinstance(part, _MAKERS) and part in graph.module2node]
+        done: set[str] = set()
+        for root in sorted(seen, key=graph.get_out_channels, reverse=True):
+            if self._names[root] not in done:
+                found = self._read(self._with(root, range(graph.get_out_channels(root))))
+                done |= {member.layer for member in found.members if member.side != "in"}
+                done |= {layer for layer, side in found.spread if side != "in"}
+                yield found
+
+    def _with(self, root: nn.Module, channels: Collection[int]) -> Any:
+        """torch-pruning's group of these output channels."""
+        handler = self._graph.get_pruner_of_module(root).prune_out_channels
+        return self._graph.get_pruning_group(root, handler, list(channels))
 
     def _build(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         def run(model: nn.Module, _: Any) -> Any:
@@ -156,16 +172,18 @@ class Groups:
         return found
 
     def _read(self, group: Any) -> Group:
-        members = self._members(group)
-        parts = {self._names[part]: part for part in self._names}
-        makers = [m.layer for m in members if m.side != "in" and not isinstance(parts[m.layer], _Norm)]
+        all_members, parts = self._members(group), self._parts
+        spread = frozenset(
+            (m.layer, m.side) for m in all_members if max(m.at) > 0 and _size(parts[m.layer], m.side) == 1
+        )
+        members = [member for member in all_members if (member.layer, member.side) not in spread]
         norms = [m for m in members if isinstance(norm := parts[m.layer], _Norm) and norm.weight is not None]
-        name = min(makers, key=self._order.__getitem__)
-        found = Group(name, len(group[0].idxs), tuple(members), tuple(norms))
-        found.why = self._why(group, found, parts)
+        root = self._names[group[0].dep.target.module]
+        found = Group(root, len(group[0].idxs), tuple(members), tuple(norms), spread=spread)
+        found.why = self._why(group, found)
         return found
 
-    def _why(self, group: Any, found: Group, parts: dict[str, nn.Module]) -> str:
+    def _why(self, group: Any, found: Group) -> str:
         """What keeps the channels of a group, or ""."""
         for item in group:
             node = item.dep.target
@@ -188,14 +206,25 @@ class Groups:
                 return "it is ignored" if member.layer == found.name else f"{member.layer} is ignored"
             if member.layer in self._tied:
                 return f"{member.layer} shares a weight with {self._tied[member.layer]}"
+            layer = self._parts[member.layer]
             try:
-                side = sides(parts[member.layer])[member.side]
+                known = member.side in sides(layer)
             except Stays as reason:
                 return f"{member.layer}: {reason}"
-            size = getattr(parts[member.layer], side.sizes[0]) if side.sizes else max(member.at) + 1
-            if max(member.at) >= size:
+            if not known or max(member.at) >= (_size(layer, member.side) or math.inf):
                 return f"how its channels reach {member.layer} is not understood"
-        return "" if found.norms else "no batch norm has a scale for its channels"
+        if not found.norms:
+            return "no batch norm has a scale for its channels"
+        return "it is the only one" if found.channels == 1 else ""
+
+
+def _size(layer: nn.Module, side: str) -> int:
+    """How many channels this side of a layer has; 0 if that is not told, or it works with any number."""
+    try:
+        sizes = sides(layer)[side].sizes
+    except (Stays, KeyError):
+        return 0
+    return int(getattr(layer, sizes[0])) if sizes else 0
 
 
 def _of_channels(operator: Any) -> bool:

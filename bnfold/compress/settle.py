@@ -21,6 +21,8 @@ from bnfold.verify_torch import outputs, verify_modules
 
 __all__ = ["Settled", "Wish", "cuts_of", "settle"]
 
+_SHOWN = 12  # reasons in one message
+
 
 @dataclass(frozen=True)
 class Wish:
@@ -134,8 +136,10 @@ class _Check:
 
 
 def _nothing(module: nn.Module, groups: Groups) -> str:
+    unseen = [f"  {name}: torch-pruning does not see it" for name in groups.unseen]
     lines = [f"nothing to prune in {type(module).__name__}: all channels have to stay"]
-    lines += [f"  {group.name} ({group.channels} channels): {group.why}" for group in groups.all[:12]]
-    if len(groups.all) > 12:
-        lines.append(f"  and {len(groups.all) - 12} more")
+    every = [f"  {group.name} ({group.channels} channels): {group.why}" for group in groups.all] + unseen
+    lines += every[:_SHOWN]
+    if len(every) > _SHOWN:
+        lines.append(f"  and {len(every) - _SHOWN} more")
     return "\n".join(lines)

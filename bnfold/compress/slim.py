@@ -260,6 +260,8 @@ def _report(
             f"no more than {choice.most:.1%} could go: floor={wish.floor:g} and round_to={wish.round_to} "
             "keep the rest"
         )
+    if groups.unseen:
+        found.notes.append(f"not seen by torch-pruning, and so not pruned: {', '.join(groups.unseen)}")
     if settled.verification is not None and settled.verification.status == "not run":
         found.notes.append(f"not verified: {settled.verification.reason}")
     return found
