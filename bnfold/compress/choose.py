@@ -32,7 +32,7 @@ def importance_of(module: nn.Module, group: Group, measure: str | Importance) ->
     Raises:
         UsageError: the function gives something else.
     """
-    gammas = [_spread(group, norm, _gamma(module, norm)) for norm in group.norms]
+    gammas = [_spread(group, norm, _gamma(module, norm)) for norm in group.ruling]
     if callable(measure):
         found = torch.as_tensor(measure(group.name, gammas)).detach().double().cpu()
         if found.shape != (group.channels,) or not bool(found.isfinite().all()):

@@ -27,6 +27,7 @@ from bnfold.errors import UsageError, first_line
 __all__ = ["Group", "Groups", "Member"]
 
 _Norm = nn.modules.batchnorm._BatchNorm
+_HOMOGENEOUS = ("ReluBackward", "LeakyReluBackward")
 _MAKERS = (nn.modules.conv._ConvNd, nn.Linear)
 
 
@@ -48,14 +49,16 @@ class Member:
 @dataclass
 class Group:
     """Channels that belong together. name: of the layer that makes most of them, the first of several. norms:
-    its batch norms that have a gamma. why: what keeps all of its channels, or "". spread: sides of layers
-    with a single channel, which the network spreads over these (a gate); they are no members.
+    its batch norms that have a gamma; ruling: those of them whose gamma is not divided out by the next. why:
+    what keeps all of its channels, or "". spread: sides of layers with a single channel, which the network
+    spreads over these (a gate); they are no members.
     """
 
     name: str
     channels: int
     members: tuple[Member, ...]
     norms: tuple[Member, ...]
+    ruling: tuple[Member, ...]
     why: str = ""
     spread: frozenset[tuple[str, str]] = frozenset()
 
@@ -179,9 +182,34 @@ class Groups:
         members = [member for member in all_members if (member.layer, member.side) not in spread]
         norms = [m for m in members if isinstance(norm := parts[m.layer], _Norm) and norm.weight is not None]
         root = self._names[group[0].dep.target.module]
-        found = Group(root, len(group[0].idxs), tuple(members), tuple(norms), spread=spread)
+        ruling = [norm for norm in norms if not self._divided_out(parts[norm.layer])] or norms
+        found = Group(root, len(group[0].idxs), tuple(members), tuple(norms), tuple(ruling), spread=spread)
         found.why = self._why(group, found)
         return found
+
+    def _divided_out(self, norm: nn.Module) -> bool:
+        """Whether all that a batch norm's scale reaches is another one, by way of depthwise convolutions.
+
+        gamma and beta of such a channel can be doubled without any effect: its size says nothing.
+        """
+        depthwise = False
+        ahead = [(node, False) for node in self._graph.module2node[norm].outputs]
+        while ahead:
+            node, within = ahead.pop()
+            part = node.module
+            if isinstance(part, _Norm):
+                if not within:
+                    return False
+                depthwise = True
+                continue
+            if isinstance(part, nn.modules.conv._ConvNd):
+                if not 1 < part.groups == part.in_channels == part.out_channels or part.bias is not None:
+                    return False
+                within = True
+            elif not _keeps_scale(node):
+                return False
+            ahead += [(next_, within) for next_ in node.outputs]
+        return depthwise
 
     def _why(self, group: Any, found: Group) -> str:
         """What keeps the channels of a group, or ""."""
@@ -216,6 +244,12 @@ class Groups:
         if not found.norms:
             return "no batch norm has a scale for its channels"
         return "it is the only one" if found.channels == 1 else ""
+
+
+def _keeps_scale(node: Any) -> bool:
+    """Whether an operator between layers gives s times as much for s times its one input, s > 0."""
+    name = str(getattr(node.module, "_grad_fn", ""))
+    return len(node.inputs) == 1 and ("BatchNorm" in name or name.removesuffix("0") in _HOMOGENEOUS)
 
 
 def _size(layer: nn.Module, side: str) -> int:

@@ -156,7 +156,7 @@ def prunable(
     plain = _copied(module).eval()
     _run(plain, args, options)
     groups = Groups(plain, args, options, ignored).all
-    found = {norm.layer for group in groups if not group.why for norm in group.norms}
+    found = {norm.layer for group in groups if not group.why for norm in group.ruling}
     return tuple(name for name, _ in module.named_modules() if name in found)
 
 
