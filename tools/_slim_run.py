@@ -1,0 +1,161 @@
+"""A small network of inverted residuals on real images: trained, slimmed in several ways, fine-tuned.
+
+The blocks are those of MobileNetV2 and of what timm builds from it: a 1 x 1 convolution to more channels, a
+depthwise one, a 1 x 1 convolution back, and a connection that skips all three.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any, NamedTuple
+
+import torch
+from _images import Images
+from torch import Tensor, nn
+
+import bnfold.compress
+import bnfold.nn
+from bnfold.compress import SlimReport
+from bnfold.progress import progress
+
+RATIO = 0.5
+STRENGTH = 0.02  # of the penalty
+BATCH, PART, EXAMPLES = 64, 256, 32
+LEARNING_RATE, FINE_RATE, MOMENTUM, DECAY = 0.1, 0.02, 0.9, 5e-4
+
+
+class Block(nn.Module):
+    """An inverted residual; it skips where height, width and channels stay."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int, stride: int = 1) -> None:
+        super().__init__()
+        self.expand = nn.Conv2d(inputs, hidden, 1, bias=False)
+        self.norm1 = bnfold.nn.BatchNorm2d(hidden, activation="relu")
+        self.depthwise = nn.Conv2d(hidden, hidden, 3, stride, 1, groups=hidden, bias=False)
+        self.norm2 = bnfold.nn.BatchNorm2d(hidden, activation="relu")
+        self.project = nn.Conv2d(hidden, outputs, 1, bias=False)
+        self.norm3 = bnfold.nn.BatchNorm2d(outputs)
+        self.skips = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm1(self.expand(x))
+        y = self.project(self.norm2(self.depthwise(y)))
+        result: Tensor = self.norm3(y, residual=x if self.skips else None)
+        return result
+
+
+class Net(nn.Module):
+    """A convolution, three inverted residuals (the second halves the sides), a 1 x 1 convolution, a mean."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 16, 3, padding=1, bias=False)
+        self.norm = bnfold.nn.BatchNorm2d(16, activation="relu")
+        self.blocks = nn.Sequential(Block(16, 48, 16), Block(16, 48, 24, stride=2), Block(24, 72, 24))
+        self.head = nn.Conv2d(24, 64, 1, bias=False)
+        self.last = bnfold.nn.BatchNorm2d(64, activation="relu")
+        self.classifier = nn.Linear(64, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.last(self.head(self.blocks(self.norm(self.stem(x)))))
+        result: Tensor = self.classifier(x.mean((2, 3)))
+        return result
+
+
+class Plan(NamedTuple):
+    """How long to train, and with which seed."""
+
+    seed: int
+    epochs: int
+    fine_epochs: int
+
+
+def trained(images: Images, classes: int, plan: Plan, strength: float) -> Net:
+    """A network in eval mode, trained with the penalty on the batch norms whose channels can go."""
+    torch.manual_seed(plan.seed)
+    net = Net(classes)
+    only = bnfold.compress.prunable(net, images.train[:2])
+    train(net, images, plan.seed, plan.epochs, LEARNING_RATE, strength, only)
+    return net.eval()
+
+
+def train(
+    net: nn.Module,
+    images: Images,
+    seed: int,
+    epochs: int,
+    rate: float,
+    strength: float = 0.0,
+    only: tuple[str, ...] = (),
+) -> None:
+    """Gradient descent with momentum, its rate falling to 0 along a cosine. gamma and beta do not decay."""
+    generator = torch.Generator().manual_seed(seed)
+    decay = [value for value in net.parameters() if value.ndim > 1]
+    rest = [value for value in net.parameters() if value.ndim <= 1]
+    groups = [{"params": decay, "weight_decay": DECAY}, {"params": rest, "weight_decay": 0.0}]
+    optimizer = torch.optim.SGD(groups, rate, momentum=MOMENTUM, nesterov=True)
+    steps = epochs * (len(images.train) // BATCH)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    net.train()
+    with progress("training") as advance:
+        for _ in range(epochs):
+            order = torch.randperm(len(images.train), generator=generator)
+            for chosen in order[: len(order) // BATCH * BATCH].split(BATCH):
+                loss = nn.functional.cross_entropy(net(images.train[chosen]), images.train_labels[chosen])
+                if strength:
+                    loss = loss + strength * bnfold.compress.gamma_penalty(net, only=only)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                advance(schedule.last_epoch, steps)
+
+
+def slimmed(
+    net: nn.Module,
+    images: Images,
+    plan: Plan,
+    importance: Any = "mean",
+    recalibrate: bool = True,
+    fold: bool = False,
+) -> tuple[nn.Module, SlimReport]:
+    """Half of the channels gone, fine-tuned without a penalty."""
+    return bnfold.compress.slim(
+        net,
+        images.train[:EXAMPLES],
+        ratio=RATIO,
+        importance=importance,
+        loader=images.train.split(PART) if recalibrate else None,
+        finetune=lambda module: train(module, images, plan.seed + 1000, plan.fine_epochs, FINE_RATE),
+        evaluate=lambda module: accuracy(module, images),
+        fold=fold,
+    )
+
+
+def compared(net: nn.Module, plain: nn.Module, images: Images, plan: Plan) -> dict[str, SlimReport]:
+    """Other ways to choose the channels, and to go on. plain: trained without the penalty."""
+
+    def by_chance(name: str, gammas: list[Tensor]) -> Tensor:
+        """The same numbers, and so as many channels from each group, but given to others."""
+        mean = torch.stack(gammas).mean(0)
+        generator = torch.Generator().manual_seed(plan.seed + zlib.crc32(name.encode()))
+        return mean[torch.randperm(len(mean), generator=generator)]
+
+    ways = {
+        "max": slimmed(net, images, plan, "max"),
+        "weighted": slimmed(net, images, plan, "weighted"),
+        "by chance": slimmed(net, images, plan, by_chance),
+        "not recalibrated": slimmed(net, images, plan, recalibrate=False),
+        "without the penalty": slimmed(plain, images, plan),
+    }
+    return {name: report for name, (_, report) in ways.items()}
+
+
+def accuracy(module: nn.Module, images: Images) -> float:
+    """The share of test images with the right answer."""
+    return float((outputs(module, images.test).argmax(1) == images.test_labels).double().mean())
+
+
+@torch.no_grad()
+def outputs(module: nn.Module, images: Tensor) -> Tensor:
+    return torch.cat([module(part) for part in images.split(PART)])
