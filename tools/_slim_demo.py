@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def run(images: Images, plan: Plan, path: Path | None) -> dict[str, Any]:
-    """One seed. path: where the ONNX file goes; None: no file, and the second table alone is printed."""
+    """One seed. path: where the ONNX file goes; None: no file, and only the second table is shown."""
     net = _slim_run.trained(images, _images.CLASSES, plan, _slim_run.STRENGTH)
     slimmed, report = _slim_run.slimmed(net, images, plan, fold=True)
     steps = [step._asdict() for step in report.steps]

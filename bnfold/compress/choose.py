@@ -120,8 +120,10 @@ def choose(
         counts[name] += 1
         removed += weights[name]
     for g in groups:
-        kept = (g.channels - counts[g.name]) / round_to
-        nearest = round_to * math.floor(kept + 0.5)
+        kept = g.channels - counts[g.name]
+        nearest = round_to * math.floor(kept / round_to + 0.5)
+        if g.channels - kept < abs(nearest - kept):
+            nearest = g.channels
         counts[g.name] = g.channels - min(g.channels, max(least[g.name], nearest))
     gone = {name: frozenset(ranked[name][:count]) for name, count in counts.items() if count}
     threshold = max((float(values[name][at]) for name, some in gone.items() for at in some), default=0.0)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import UninitializedParameter
 
 from bnfold.errors import UsageError
 
 __all__ = ["gamma_penalty"]
 
 _Norm = nn.modules.batchnorm._BatchNorm
-_WRAPPERS = ("module.", "_orig_mod.")  # DataParallel and DistributedDataParallel; torch.compile
 
 
 def gamma_penalty(module: nn.Module, *, only: Collection[str] | None = None) -> Tensor:
@@ -38,34 +38,39 @@ def gamma_penalty(module: nn.Module, *, only: Collection[str] | None = None) -> 
 
     Source: Liu et al., "Learning Efficient Convolutional Networks through Network Slimming", ICCV 2017.
     """
-    found = {_plain(name): part for name, part in module.named_modules() if isinstance(part, _Norm)}
+    inner = _unwrapped(module)
+    found = {_plain(name): part for name, part in inner.named_modules() if isinstance(part, _Norm)}
     scales = {name: part.weight for name, part in found.items() if isinstance(part.weight, Tensor)}
     if not scales:
         raise UsageError(f"{type(module).__name__} has no batch norm with a scale to penalize")
-    chosen = list(scales.values())
-    if only is not None:
-        for name in only:
-            if _plain(name) not in scales:
-                some = ", ".join([*scales][:8]) + (", ..." if len(scales) > 8 else "")
-                raise UsageError(f"only {name!r}: no batch norm with a scale. Note: valid choices are {some}")
-        chosen = [scales[name] for name in dict.fromkeys(map(_plain, only))]
     for name, scale in scales.items():
-        if is_lazy(scale):
+        if isinstance(scale, UninitializedParameter):
             raise UsageError(f"{name} is lazy and holds no scale yet: run the module once")
-    free = [scale for scale in chosen if scale.requires_grad]
-    device = next(iter(scales.values())).device
-    total = torch.zeros((), dtype=torch.float32, device=device)
-    for scale in free:
-        wide = scale if scale.dtype == torch.float64 else scale.float()
-        total = total + wide.abs().sum().to(device)
+    names = list(scales) if only is None else list(dict.fromkeys(map(_plain, only)))
+    for name in names:
+        if name not in scales:
+            some = ", ".join([*scales][:8]) + (", ..." if len(scales) > 8 else "")
+            raise UsageError(f"only {name!r}: no batch norm with a scale. Note: valid choices are {some}")
+    total = torch.zeros((), dtype=torch.float32, device=next(iter(scales.values())).device)
+    for scale in (scales[name] for name in names):
+        if scale.requires_grad:
+            wide = scale if scale.dtype == torch.float64 else scale.float()
+            total = total + wide.abs().sum().to(total.device)
     return total
 
 
+def _unwrapped(module: Any) -> nn.Module:
+    """What is in DataParallel, DistributedDataParallel, and what torch.compile gives, in any order."""
+    while True:
+        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            module = module.module
+        elif hasattr(module, "_orig_mod"):
+            module = module._orig_mod
+        else:
+            found: nn.Module = module
+            return found
+
+
 def _plain(name: str) -> str:
-    """A module's name without what wrappers put before and into it."""
-    for wrapper in _WRAPPERS:
-        while name.startswith(wrapper):
-            name = name.removeprefix(wrapper)
-        if wrapper == "_orig_mod.":  # a part may be compiled on its own
-            name = name.replace(f".{wrapper}", ".")
-    return name
+    """A name without the marks of torch.compile, which may be around any part."""
+    return name.removeprefix("_orig_mod.").replace("._orig_mod.", ".")
