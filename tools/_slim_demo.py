@@ -34,8 +34,7 @@ from bnfold.errors import BnfoldError, VerifyError
 
 ROOT = Path(__file__).resolve().parent.parent
 EPOCHS = {"digits": (25, 5), "fashion-mnist": (2, 1)}  # to train, to fine-tune
-PENALIZED = "mean"  # the way of the first table
-SHOWN = ("trained", "pruned", "recalibrated", "fine-tuned")
+SHOWN = ("trained", "pruned", "recalibrated", *(f"tuned, {rate:g}" for rate in _slim_run.FINE_RATES))
 
 
 def main() -> None:
@@ -78,28 +77,21 @@ def main() -> None:
 
 
 def run(images: Images, plan: Plan, path: Path | None) -> dict[str, Any]:
-    """One seed. path: where the ONNX file goes; None: no file, and only the second table is shown."""
+    """One seed. path: where the ONNX file goes; None: no file and no first table."""
     net = _slim_run.trained(images, _images.CLASSES, plan, _slim_run.STRENGTH)
     slimmed, report = _slim_run.slimmed(net, images, plan, fold=True)
     steps = [step._asdict() for step in report.steps]
     if path is not None:
-        print(f"half of the channels of a network on {images.name}: {len(images.train)} images to train with, "
-              f"{len(images.test)} others to test with, seed {plan.seed}\n")  # fmt: skip
+        print(f"a network on {images.name} without half of its channels, and without batch norms")
+        count = f"{len(images.train)} images to train with, {len(images.test)} others to test with"
+        print(f"{count}, seed {plan.seed}\n")
         steps.append(exported(slimmed, images, path))
-        print(f"{'step':28}{'test accuracy':>14}{'parameters':>12}{'batch norms':>13}")
-        for step in steps:
-            share = f"{100 * step['value']:.2f} %"
-            print(f"{step['name']:28}{share:>14}{step['parameters']:12d}{step['batch_norms']:13d}")
-        for what in ("channels", "parameters", "multiplications"):
-            before, after = report.total(what)
-            print(f"\n{what} before the fold: {before} -> {after} ({before / after:.1f} times less)", end="")
-        print()
+        print_steps(steps, report)
     plain = _slim_run.trained(images, _images.CLASSES, plan, 0.0)
-    ways = {PENALIZED: report, **_slim_run.compared(net, plain, images, plan)}
-    found = {name: of_way(way) for name, way in ways.items()}
-    print(f"\n{f'seed {plan.seed}: channels by':28}" + "".join(f"{name:>14}" for name in SHOWN))
+    found = {name: of_way(way) for name, way in _slim_run.compared(net, plain, images, plan).items()}
+    print(f"\n{f'seed {plan.seed}: channels by':26}" + "".join(f"{name:>14}" for name in SHOWN))
     for name, way in found.items():
-        print(f"{name:28}" + "".join(f"{percent(way['steps'].get(step)):>14}" for step in SHOWN))
+        print(f"{name:26}" + "".join(f"{percent(way['steps'].get(step)):>14}" for step in SHOWN))
     assert report.folded is not None
     return {
         "seed": plan.seed,
@@ -128,23 +120,39 @@ def exported(slimmed: torch.nn.Module, images: Images, path: Path) -> dict[str, 
     }
 
 
-def of_way(report: SlimReport) -> dict[str, Any]:
-    """What is told of one way to choose."""
+def of_way(reports: list[SlimReport]) -> dict[str, Any]:
+    """What is told of one way: accuracies by step, after fine-tuning by rate."""
+    report = reports[0]
+    steps = {step.name: step.value for step in report.steps if step.name in SHOWN}
+    for name, each in zip(SHOWN[-len(reports) :], reports, strict=True):
+        steps[name] = each.steps[-1].value
     return {
-        "steps": {step.name: step.value for step in report.steps},
+        "steps": steps,
         "totals": {what: report.total(what) for what in ("channels", "parameters", "multiplications")},
         "removed": {group.name: group.channels[0] - group.channels[1] for group in report.groups},
     }
 
 
+def print_steps(steps: list[dict[str, Any]], report: SlimReport) -> None:
+    print(f"{'step':26}{'test accuracy':>14}{'parameters':>12}{'batch norms':>13}")
+    for step in steps:
+        cells = f"{percent(step['value']):>14}{step['parameters']:12d}{step['batch_norms']:13d}"
+        print(f"{step['name']:26}{cells}")
+    print()
+    for what in ("channels", "parameters", "multiplications"):
+        before, after = report.total(what)
+        print(f"{what} before the fold: {before} -> {after} ({before / after:.1f} times less)")
+
+
 def print_all(runs: list[dict[str, Any]]) -> None:
-    print(f"\n{f'{len(runs)} seeds: median (range)':24}" + "".join(f"{name:>24}" for name in SHOWN))
+    print(f"\n{f'{len(runs)} seeds: median (range)':26}" + "".join(f"{name:>22}" for name in SHOWN))
     for name in runs[0]["ways"]:
         cells = (spread([run["ways"][name]["steps"].get(step) for run in runs]) for step in SHOWN)
-        print(f"{name:24}" + "".join(f"{cell:>24}" for cell in cells))
+        print(f"{name:26}" + "".join(f"{cell:>22}" for cell in cells))
 
 
 def spread(values: list[float | None]) -> str:
+    """Median, least and largest, in percent."""
     known = [100 * value for value in values if value is not None]
     if not known:
         return "-"
@@ -166,6 +174,7 @@ def origin(images: Images, epochs: tuple[int, int]) -> dict[str, Any]:
             "images": {"name": images.name, "train": len(images.train), "test": len(images.test)},
             "ratio": _slim_run.RATIO,
             "strength": _slim_run.STRENGTH,
+            "fine_rates": _slim_run.FINE_RATES,
             "epochs": epochs[0],
             "fine_epochs": epochs[1],
         },

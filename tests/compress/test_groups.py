@@ -37,11 +37,21 @@ def test_a_residual_stream_is_one_group_and_what_is_inside_a_block_another() -> 
         "head": (5, "an output of the network has these channels"),
     }
     assert members(found["stem"]) == {
-        **{"stem": "out", "norm": "both", "one.expand": "in", "one.project": "out", "one.norm3": "both"},
-        **{"two.expand": "in", "two.project": "out", "two.norm3": "both", "head": "in"},
+        "stem": "out",
+        "norm": "both",
+        "one.expand": "in",
+        "one.project": "out",
+        "one.norm3": "both",
+        "two.expand": "in",
+        "two.project": "out",
+        "two.norm3": "both",
+        "head": "in",
     }
     assert members(found["two.expand"]) == {
-        **{"two.expand": "out", "two.norm1": "both", "two.depthwise": "both", "two.norm2": "both"},
+        "two.expand": "out",
+        "two.norm1": "both",
+        "two.depthwise": "both",
+        "two.norm2": "both",
         "two.project": "in",
     }
     assert all(m.at == m.of == tuple(range(g.channels)) for g in found.values() for m in g.members)
