@@ -26,7 +26,7 @@ import _train_demo
 import onnx
 import torch
 from _images import Images
-from _slim_run import Plan
+from _slim_run import Plan, Way
 
 import bnfold
 from bnfold.compress import SlimReport
@@ -79,7 +79,7 @@ def main() -> None:
 def run(images: Images, plan: Plan, path: Path | None) -> dict[str, Any]:
     """One seed. path: where the ONNX file goes; None: no file and no first table."""
     net = _slim_run.trained(images, _images.CLASSES, plan, _slim_run.STRENGTH)
-    slimmed, report = _slim_run.slimmed(net, images, plan, fold=True)
+    slimmed, report = _slim_run.slimmed(net, images, plan)
     steps = [step._asdict() for step in report.steps]
     if path is not None:
         print(f"a network on {images.name} without half of its channels, and without batch norms")
@@ -120,14 +120,12 @@ def exported(slimmed: torch.nn.Module, images: Images, path: Path) -> dict[str, 
     }
 
 
-def of_way(reports: list[SlimReport]) -> dict[str, Any]:
+def of_way(way: Way) -> dict[str, Any]:
     """What is told of one way: accuracies by step, after fine-tuning by rate."""
-    report = reports[0]
+    report = way.report
     steps = {step.name: step.value for step in report.steps if step.name in SHOWN}
-    for name, each in zip(SHOWN[-len(reports) :], reports, strict=True):
-        steps[name] = each.steps[-1].value
     return {
-        "steps": steps,
+        "steps": {**steps, **{f"tuned, {rate:g}": value for rate, value in way.tuned.items()}},
         "totals": {what: report.total(what) for what in ("channels", "parameters", "multiplications")},
         "removed": {group.name: group.channels[0] - group.channels[1] for group in report.groups},
     }

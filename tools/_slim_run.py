@@ -6,7 +6,9 @@ depthwise one, a 1 x 1 convolution back, and a connection that skips all three.
 
 from __future__ import annotations
 
+import copy
 import zlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -118,24 +120,38 @@ def slimmed(
     plan: Plan,
     importance: Any = "mean",
     recalibrate: bool = True,
-    rate: float = FINE_RATES[0],
-    fold: bool = False,
+    also: Callable[[nn.Module], object] = lambda module: None,
 ) -> tuple[nn.Module, SlimReport]:
-    """Half of the channels gone, fine-tuned without a penalty."""
+    """Half of the channels gone, fine-tuned without a penalty, folded. also: to do before fine-tuning."""
+
+    def tune(module: nn.Module) -> None:
+        also(module)
+        fine_tune(module, images, plan, FINE_RATES[0])
+
     return bnfold.compress.slim(
         net,
         images.train[:EXAMPLES],
         ratio=RATIO,
         importance=importance,
         loader=images.train.split(PART) if recalibrate else None,
-        finetune=lambda module: train(module, images, plan.seed + 1000, plan.fine_epochs, rate),
+        finetune=tune,
         evaluate=lambda module: accuracy(module, images),
-        fold=fold,
     )
 
 
-def compared(net: nn.Module, plain: nn.Module, images: Images, plan: Plan) -> dict[str, list[SlimReport]]:
-    """Ways to choose the channels, and to go on: one report for each rate of fine-tuning.
+def fine_tune(module: nn.Module, images: Images, plan: Plan, rate: float) -> None:
+    train(module, images, plan.seed + 1000, plan.fine_epochs, rate)
+
+
+class Way(NamedTuple):
+    """One way to choose channels. tuned: the accuracy in the end, by the rate of fine-tuning."""
+
+    report: SlimReport
+    tuned: dict[float, float]
+
+
+def compared(net: nn.Module, plain: nn.Module, images: Images, plan: Plan) -> dict[str, Way]:
+    """Ways to choose the channels, and to go on.
 
     Args:
         net: trained with the penalty.
@@ -158,10 +174,22 @@ def compared(net: nn.Module, plain: nn.Module, images: Images, plan: Plan) -> di
         "by chance": (net, by_chance, True),
         "mean, without the penalty": (plain, "mean", True),
     }
-    return {
-        name: [slimmed(of, images, plan, importance, again, rate)[1] for rate in FINE_RATES]
-        for name, (of, importance, again) in ways.items()
-    }
+    found = {}
+    for name, (of, importance, again) in ways.items():
+        tuned: dict[float, float] = {}
+
+        def others(module: nn.Module, again: bool = again, tuned: dict[float, float] = tuned) -> None:
+            for rate in FINE_RATES[1:]:
+                other = copy.deepcopy(module)
+                fine_tune(other, images, plan, rate)
+                if again:
+                    bnfold.nn.recalibrate(other, images.train.split(PART))
+                tuned[rate] = accuracy(other.eval(), images)
+
+        _, report = slimmed(of, images, plan, importance, again, others)
+        assert report.steps[-1].value is not None
+        found[name] = Way(report, {FINE_RATES[0]: report.steps[-1].value, **tuned})
+    return found
 
 
 def accuracy(module: nn.Module, images: Images) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -99,33 +99,58 @@ def choose(
         floor: the share of each group's channels that stays in any case, the most important ones; at least
             one channel.
         round_to: each group keeps a multiple of that, the nearest, or all of its channels.
+
+    Of a group in blocks, the least important of each block are one unit, then the second of each, and so on.
     """
-    weights = {g.name: sum(len(norm.at) for norm in g.norms) / g.channels for g in groups}
-    total = sum(weights[g.name] * g.channels for g in groups)
+    units = {g.name: _units(values[g.name], g.blocks) for g in groups}
+    weights = {g.name: g.blocks * sum(len(norm.at) for norm in g.norms) / g.channels for g in groups}
+    total = sum(weights[name] * len(some) for name, some in units.items())
+    steps = {g.name: math.lcm(g.blocks, round_to) // g.blocks for g in groups}
     least = {}
     for g in groups:
-        blocks = math.ceil(max(1, math.ceil(floor * g.channels)) / round_to)
-        least[g.name] = min(g.channels, round_to * blocks)
-    ranked = {g.name: torch.argsort(values[g.name], stable=True).tolist() for g in groups}
+        kept = max(1, math.ceil(floor * len(units[g.name])))
+        least[g.name] = min(len(units[g.name]), steps[g.name] * math.ceil(kept / steps[g.name]))
     able = [
-        (float(values[g.name][at]), place, g.name)
-        for place, g in enumerate(groups)
-        for at in ranked[g.name][: g.channels - least[g.name]]
+        (unit.importance, place, name)
+        for place, (name, some) in enumerate(units.items())
+        for unit in some[: len(some) - least[name]]
     ]
     most = sum(weights[name] for _, _, name in able)
-    counts, removed = dict.fromkeys(ranked, 0), 0.0
+    counts, removed = dict.fromkeys(units, 0), 0.0
     for _, _, name in sorted(able):
         if removed + weights[name] / 2 > ratio * total:
             break
         counts[name] += 1
         removed += weights[name]
-    for g in groups:
-        kept = g.channels - counts[g.name]
-        nearest = round_to * math.floor(kept / round_to + 0.5)
-        if g.channels - kept < abs(nearest - kept):
-            nearest = g.channels
-        counts[g.name] = g.channels - min(g.channels, max(least[g.name], nearest))
-    gone = {name: frozenset(ranked[name][:count]) for name, count in counts.items() if count}
-    threshold = max((float(values[name][at]) for name, some in gone.items() for at in some), default=0.0)
-    reached = sum(weights[name] * len(some) for name, some in gone.items())
+    for name, step in steps.items():
+        counts[name] = len(units[name]) - _rounded(len(units[name]), counts[name], least[name], step)
+    went = {name: some[: counts[name]] for name, some in units.items() if counts[name]}
+    gone = {name: frozenset(at for unit in some for at in unit.channels) for name, some in went.items()}
+    threshold = max((unit.importance for some in went.values() for unit in some), default=0.0)
+    reached = sum(weights[name] * len(some) for name, some in went.items())
     return Choice(gone, threshold, reached / total if total else 0.0, most / total if total else 0.0)
+
+
+class _Unit(NamedTuple):
+    """What goes at once: a channel, or one of each block. importance: the mean of theirs."""
+
+    importance: float
+    channels: tuple[int, ...]
+
+
+def _units(values: Tensor, blocks: int) -> list[_Unit]:
+    """From the least important on."""
+    parts = values.chunk(blocks)
+    orders = [torch.argsort(part, stable=True) + at * len(part) for at, part in enumerate(parts)]
+    rows = torch.stack(orders, 1)
+    means = values[rows].mean(1).tolist()
+    return [_Unit(mean, tuple(row)) for mean, row in zip(means, rows.tolist(), strict=True)]
+
+
+def _rounded(count: int, gone: int, least: int, step: int) -> int:
+    """How many of `count` stay: the multiple of `step` nearest to what is left, or all."""
+    kept = count - gone
+    nearest = step * math.floor(kept / step + 0.5)
+    if count - kept < abs(nearest - kept):
+        return count
+    return min(count, max(least, nearest))

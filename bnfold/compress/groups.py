@@ -48,10 +48,12 @@ class Member:
 
 @dataclass
 class Group:
-    """Channels that belong together. name: of the layer that makes most of them, the first of several. norms:
-    its batch norms that have a gamma; ruling: those of them whose gamma is not divided out by the next. why:
-    what keeps all of its channels, or "". spread: sides of layers with a single channel, which the network
-    spreads over these (a gate); they are no members.
+    """Channels that belong together.
+
+    name: of the layer that makes most of them, the first of several. norms: its batch norms that have a
+    gamma; ruling: those of them whose gamma is not divided out by the next. why: what keeps all of its
+    channels, or "". blocks: of that many blocks each loses as many channels. spread: sides of layers with a
+    single channel, which the network spreads over these (a gate); they are no members.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Group:
     norms: tuple[Member, ...]
     ruling: tuple[Member, ...]
     why: str = ""
+    blocks: int = 1
     spread: frozenset[tuple[str, str]] = frozenset()
 
 
@@ -95,7 +98,6 @@ class Groups:
         within = tuple(f"{each}." for each in ignored)
         self._kept = {name for name in self._names.values() if f"{name}.".startswith(within)}
         self._tied = _tied(module)
-        self._inputs: set[Any] = set()
         self._graph = torch_pruning.DependencyGraph()
         self._build(module, args, dict(kwargs))
         self.all = sorted(self._found(), key=lambda group: self._order[group.name])
@@ -128,10 +130,6 @@ class Groups:
         return self._graph.get_pruning_group(root, handler, list(channels))
 
     def _build(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        def run(model: nn.Module, _: Any) -> Any:
-            given, named = pytree.tree_map(self._watched, (args, kwargs))
-            return model(*given, **named)
-
         def ends(made: Any) -> list[Tensor]:  # a copy of each output is an operator of its own: the end
             leaves = [leaf for leaf in pytree.tree_leaves(made) if isinstance(leaf, Tensor)]
             leaves = [leaf.clone() for leaf in leaves if leaf.requires_grad]
@@ -139,28 +137,24 @@ class Groups:
                 raise UsageError("no output has a gradient, which is what torch-pruning follows")
             return leaves
 
-        module.eval()
-        for value in module.parameters():
+        entered = _Entered(module, (args, kwargs)).eval()
+        for value in entered.parameters():
             value.requires_grad_(value.is_floating_point() or value.is_complex())
         try:
             with torch.enable_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 self._graph.build_dependency(
-                    module, args, forward_fn=run, output_transform=ends, verbose=False
+                    entered,
+                    args,
+                    forward_fn=lambda model, _: model(args, kwargs),
+                    output_transform=ends,
+                    verbose=False,
                 )
         except Exception as error:  # of any kind: this is all of torch-pruning on the user's code
             raise UsageError(
                 f"torch-pruning cannot follow {type(module).__name__}: {first_line(error)}\n"
                 "Slim the part of it that it can follow, or rewrite what leaves torch's gradients"
             ) from error
-
-    def _watched(self, leaf: Any) -> Any:
-        """A copy of an input, whose operator marks what is coupled with it."""
-        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
-            return leaf
-        made = leaf.detach().requires_grad_().clone()
-        self._inputs.add(made.grad_fn)
-        return made
 
     def _members(self, group: Any) -> list[Member]:
         """What of a group are layers."""
@@ -184,8 +178,19 @@ class Groups:
         root = self._names[group[0].dep.target.module]
         ruling = [norm for norm in norms if not self._divided_out(parts[norm.layer])] or norms
         found = Group(root, len(group[0].idxs), tuple(members), tuple(norms), tuple(ruling), spread=spread)
-        found.why = self._why(group, found)
+        found.why = self._why(group, found) or self._set_blocks(found)
         return found
+
+    def _set_blocks(self, found: Group) -> str:
+        """Tell a group of the convolutions in groups that its channels pass; or what is wrong with that."""
+        whole = tuple(range(found.channels))
+        for member in found.members:
+            blocks = sides(self._parts[member.layer])[member.side].blocks
+            if blocks > 1:
+                if not member.at == member.of == whole:
+                    return f"{member.layer} convolves in groups, and has other channels too"
+                found.blocks = math.lcm(found.blocks, blocks)
+        return "" if found.channels > found.blocks else "each of its channels is in a group of its own"
 
     def _divided_out(self, norm: nn.Module) -> bool:
         """Whether all that a batch norm's scale reaches is another one, by way of depthwise convolutions.
@@ -216,9 +221,9 @@ class Groups:
         for item in group:
             node = item.dep.target
             if isinstance(node.module, nn.Parameter):
-                name = self._graph._param_to_name.get(node.module, "a parameter")
+                name = self._graph._param_to_name.get(node.module, "a parameter").removeprefix("module.")
                 return f"{name}, which is no layer's, has these channels too"
-            if node.grad_fn in self._inputs:
+            if isinstance(node.module, _Entry):
                 return "an input of the network has these channels too"
             for kind, why in (
                 (self._ops._OutputOp, "an output of the network has these channels"),
@@ -244,6 +249,36 @@ class Groups:
         if not found.norms:
             return "no batch norm has a scale for its channels"
         return "it is the only one" if found.channels == 1 else ""
+
+
+class _Entry(nn.modules.batchnorm._BatchNorm):
+    """A layer for torch-pruning to see where an input of the network is, and how many channels it has."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Any rank from 2 on."""
+
+
+class _Entered(nn.Module):
+    """A network behind an `_Entry` for each input that has channels. What it computes does not matter."""
+
+    def __init__(self, module: nn.Module, inputs: Any) -> None:
+        super().__init__()
+        self.module = module
+        leaves = [leaf for leaf in pytree.tree_leaves(inputs) if _has_channels(leaf)]
+        self.entries = nn.ModuleList(_Entry(leaf.shape[1], device=leaf.device) for leaf in leaves)
+
+    def forward(self, args: Any, kwargs: Any) -> Any:
+        entries = iter(self.entries)
+
+        def enter(leaf: Any) -> Any:
+            return next(entries)(leaf.float()).to(leaf.dtype) if _has_channels(leaf) else leaf
+
+        given, named = pytree.tree_map(enter, (args, kwargs))
+        return self.module(*given, **named)
+
+
+def _has_channels(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.ndim > 1
 
 
 def _keeps_scale(node: Any) -> bool:

@@ -20,12 +20,17 @@ class Stays(Exception):
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a layer. axes: along which axis of which tensor its channels lie. sizes: the attributes
-    that hold their number.
+    """One side of a layer.
+
+    axes: along which axis of which tensor its channels lie. sizes: the attributes that hold their number.
+    blocks: they lie in so many blocks of equal size, and stay so: each loses as many. divided: axis 1 of the
+    weight holds one block only, another one for each block of axis 0 (a convolution in groups).
     """
 
     axes: dict[str, int]
     sizes: tuple[str, ...]
+    blocks: int = 1
+    divided: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,13 +61,17 @@ def sides(layer: nn.Module) -> dict[str, Side]:
 
 
 def _of_conv(layer: Any) -> dict[str, Side]:
-    if layer.groups == 1:
-        last = int(layer.transposed)  # a transposed one has its inputs first
-        out = Side({"weight": last, "bias": 0}, ("out_channels",))
-        return {"out": out, "in": Side({"weight": 1 - last}, ("in_channels",))}
-    if layer.groups == layer.in_channels == layer.out_channels:
+    blocks = layer.groups
+    if 1 < blocks == layer.in_channels == layer.out_channels:
         return {"both": Side({"weight": 0, "bias": 0}, ("in_channels", "out_channels", "groups"))}
-    raise Stays(f"it convolves in {layer.groups} groups of channels")
+    if 1 < blocks in (layer.in_channels, layer.out_channels):
+        raise Stays(
+            f"each of its {blocks} groups has one channel on one side, and another number on the other"
+        )
+    last = int(layer.transposed)  # a transposed one has its inputs first
+    split = blocks > 1
+    out = Side({"weight": last, "bias": 0}, ("out_channels",), blocks, split and last == 1)
+    return {"out": out, "in": Side({"weight": 1 - last}, ("in_channels",), blocks, split and last == 0)}
 
 
 def _of_linear(layer: Any) -> dict[str, Side]:
@@ -97,8 +106,11 @@ def cut(module: nn.Module, cuts: Collection[Cut]) -> None:
             value = getattr(layer, name)
             if value is None:
                 continue
-            keep = [at for at in range(value.shape[axis]) if at not in each.gone]
-            new = value.detach().index_select(axis, torch.tensor(keep, device=value.device))
+            if side.divided and name == "weight":
+                new = _cut_blocks(value.detach(), each.gone, side.blocks)
+            else:
+                keep = [at for at in range(value.shape[axis]) if at not in each.gone]
+                new = value.detach().index_select(axis, torch.tensor(keep, device=value.device))
             if isinstance(value, nn.Parameter):
                 new = nn.Parameter(new, requires_grad=value.requires_grad)
             setattr(layer, name, new)
@@ -115,7 +127,25 @@ def silence(module: nn.Module, cuts: Collection[Cut]) -> None:
     """
     for each in cuts:
         layer = module.get_submodule(each.layer)
-        for name, axis in sides(layer)[each.side].axes.items():
+        side = sides(layer)[each.side]
+        for name, axis in side.axes.items():
             value = getattr(layer, name)
-            if isinstance(value, Tensor) and name in layer._parameters:
+            if not isinstance(value, Tensor) or name not in layer._parameters:
+                continue
+            if side.divided and name == "weight":
+                size = value.shape[1]
+                blocks = value.chunk(side.blocks)
+                for at in each.gone:
+                    blocks[at // size][:, at % size] = 0
+            else:
                 value.index_fill_(axis, torch.tensor(sorted(each.gone), device=value.device), 0)
+
+
+def _cut_blocks(weight: Tensor, gone: Collection[int], count: int) -> Tensor:
+    """Take channels out of axis 1 of a weight, where each of `count` blocks of axis 0 has its own."""
+    size = weight.shape[1]
+    parts = []
+    for at, block in enumerate(weight.chunk(count)):
+        keep = [i for i in range(size) if at * size + i not in gone]
+        parts.append(block.index_select(1, torch.tensor(keep, device=weight.device)))
+    return torch.cat(parts)

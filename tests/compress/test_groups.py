@@ -163,9 +163,24 @@ STAY: dict[str, tuple[Callable[[], nn.Module], str]] = {
         front(lambda s, y: F.pixel_shuffle(y, 2), 2),
         "how its channels reach b.0 is not understood",
     ),
-    "convolution in groups": (
-        front(lambda s, y: s.g(y), g=nn.Conv2d(8, 8, 3, groups=2)),
-        "g: it convolves in 2 groups of channels",
+    "two channels for each": (
+        front(lambda s, y: s.g(y), 16, g=nn.Conv2d(8, 16, 3, groups=8)),
+        "g: each of its 8 groups has one channel on one side, and another number on the other",
+    ),
+    "three groups and two": (
+        lambda: Made(
+            lambda s, x: s.b(s.a(s.s(x))),
+            s=nn.Conv2d(3, 6, 1),
+            a=unit(6, 6, groups=3),
+            b=unit(6, 4, groups=2),
+        ),
+        "each of its channels is in a group of its own",
+    ),
+    "a part of a convolution in groups": (
+        lambda: Made(
+            lambda s, x: s.b(torch.cat([x, s.a(x)], 1)), a=unit(3, 3), b=nn.Conv2d(6, 4, 1, groups=2)
+        ),
+        "b convolves in groups, and has other channels too",
     ),
     "group norm": (
         front(lambda s, y: s.g(y), g=nn.GroupNorm(2, 8)),
@@ -273,6 +288,9 @@ GO: dict[str, Callable[[], nn.Module]] = {
         b=unit(8, 6),
         c=unit(14, 4),
     ),
+    "concat with the input": lambda: Made(
+        lambda s, x: s.b(torch.cat([x, s.a(x), x], 1)), a=unit(3, 8), b=unit(14, 4)
+    ),
     "dense, a batch norm behind the concat": lambda: Made(
         lambda s, x: (lambda y: s.c(F.relu(s.n(torch.cat([y, s.b(y)], 1)))))(s.a(x)),
         a=unit(3, 8),
@@ -305,6 +323,27 @@ GO: dict[str, Callable[[], nn.Module]] = {
     "depthwise and transposed": front(
         lambda s, y: F.relu(s.n(s.t(y))), t=nn.ConvTranspose2d(8, 8, 2, 2, groups=8), n=nn.BatchNorm2d(8)
     ),
+    "convolutions in groups": lambda: Made(
+        lambda s, x: s.d(s.c(s.b(s.a(x)))),
+        a=unit(3, 12),
+        b=unit(12, 24, groups=3),
+        c=unit(24, 12, groups=4),
+        d=nn.Conv2d(12, 2, 1),
+    ),
+    "a residual of convolutions in groups": lambda: Made(
+        lambda s, x: (lambda y: s.d(y + s.c(s.b(y))))(s.a(x)),
+        a=unit(3, 12),
+        b=unit(12, 12, groups=2),
+        c=unit(12, 12, groups=3),
+        d=nn.Conv2d(12, 2, 1),
+    ),
+    "transposed, in groups": lambda: Made(
+        lambda s, x: s.d(s.n(s.t(s.a(x)))),
+        a=unit(3, 8),
+        t=nn.ConvTranspose2d(8, 16, 2, 2, groups=2),
+        n=nn.BatchNorm2d(16),
+        d=nn.Conv2d(16, 2, 1),
+    ),
     "slopes": front(lambda s, y: s.p(s.n(s.d(y))), d=nn.Conv2d(8, 8, 1), n=nn.BatchNorm2d(8), p=nn.PReLU(8)),
     "one slope, instance norm": front(lambda s, y: s.p(s.n(y)), n=nn.InstanceNorm2d(8), p=nn.PReLU()),
     "called twice": front(lambda s, y: s.d(s.d(y)), d=unit(8, 8)),
@@ -315,6 +354,21 @@ GO: dict[str, Callable[[], nn.Module]] = {
     ),
     "a dictionary": lambda: Made(lambda s, x: {"y": s.b(s.a(x)), "n": 3}, a=unit(3, 8), b=unit(8, 4)),
 }
+
+
+def test_groups_of_convolutions_in_groups_stay_equal() -> None:
+    net = ready(GO["convolutions in groups"]())
+    groups = Groups(copy.deepcopy(net), (example(),), {}, ())
+    assert {group.name: group.blocks for group in groups.all if not group.why} == {
+        "a.0": 3,
+        "b.0": 12,
+        "c.0": 4,
+    }
+    gone = settle(net, groups, (example(),), {}, WISH).choice.gone
+    for name, (size, blocks) in {"a.0": (4, 3), "b.0": (2, 12), "c.0": (3, 4)}.items():
+        lost = [sum(at // size == block for at in gone.get(name, ())) for block in range(blocks)]
+        assert len(set(lost)) == 1
+    assert len(gone) > 1
 
 
 def silent(net: nn.Module, cuts: list[Cut]) -> nn.Module:
