@@ -89,6 +89,7 @@ def run(images: Images, plan: Plan, path: Path | None) -> dict[str, Any]:
         print_steps(steps, report)
     plain = _slim_run.trained(images, _images.CLASSES, plan, 0.0)
     found = {name: of_way(way) for name, way in _slim_run.compared(net, plain, images, plan).items()}
+    found["as small, trained anew"] = {"steps": {"trained": _slim_run.anew(net, images, plan)}}
     print(f"\n{f'seed {plan.seed}: channels by':26}" + "".join(f"{name:>14}" for name in SHOWN))
     for name, way in found.items():
         print(f"{name:26}" + "".join(f"{percent(way['steps'].get(step)):>14}" for step in SHOWN))

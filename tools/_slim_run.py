@@ -139,6 +139,17 @@ def slimmed(
     )
 
 
+def anew(net: nn.Module, images: Images, plan: Plan) -> float:
+    """The accuracy of the slimmed network if it is trained from new random weights, for as long in all."""
+    small, _ = bnfold.compress.slim(net, images.train[:EXAMPLES], ratio=RATIO, fold=False)
+    torch.manual_seed(plan.seed)
+    for part in small.modules():
+        if isinstance(part, (nn.Conv2d, nn.Linear, nn.BatchNorm2d)):
+            part.reset_parameters()
+    train(small, images, plan.seed, plan.epochs + plan.fine_epochs, LEARNING_RATE)
+    return accuracy(small.eval(), images)
+
+
 def fine_tune(module: nn.Module, images: Images, plan: Plan, rate: float) -> None:
     train(module, images, plan.seed + 1000, plan.fine_epochs, rate)
 
