@@ -157,7 +157,7 @@ class Groups:
             ) from error
 
     def _members(self, group: Any) -> list[Member]:
-        """What of a group are layers."""
+        """What of a group are layers, in their order."""
         found = []
         for item in group:
             layer = item.dep.target.module
@@ -166,7 +166,7 @@ class Groups:
                 into = self._graph.is_in_channel_pruning_fn(item.dep.handler)
                 side = "both" if out and into else "out" if out else "in"
                 found.append(Member(self._names[layer], side, tuple(item.idxs), tuple(item.root_idxs)))
-        return found
+        return sorted(found, key=lambda member: (self._order[member.layer], member.side))
 
     def _read(self, group: Any) -> Group:
         all_members, parts = self._members(group), self._parts
