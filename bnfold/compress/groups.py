@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,8 +100,9 @@ class Groups:
         self._kept = {name for name in self._names.values() if f"{name}.".startswith(within)}
         self._tied = _tied(module)
         self._graph = torch_pruning.DependencyGraph()
-        self._build(module, args, dict(kwargs))
-        self.all = sorted(self._found(), key=lambda group: self._order[group.name])
+        with _following(module):
+            self._build(module, args, dict(kwargs))
+            self.all = sorted(self._found(), key=lambda group: self._order[group.name])
         makers = [part for part in self._names if isinstance(part, _MAKERS)]
         self.unseen = [self._names[part] for part in makers if part not in self._graph.module2node]
 
@@ -140,21 +142,15 @@ class Groups:
         entered = _Entered(module, (args, kwargs)).eval()
         for value in entered.parameters():
             value.requires_grad_(value.is_floating_point() or value.is_complex())
-        try:
-            with torch.enable_grad(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                self._graph.build_dependency(
-                    entered,
-                    args,
-                    forward_fn=lambda model, _: model(args, kwargs),
-                    output_transform=ends,
-                    verbose=False,
-                )
-        except Exception as error:  # of any kind: this is all of torch-pruning on the user's code
-            raise UsageError(
-                f"torch-pruning cannot follow {type(module).__name__}: {first_line(error)}\n"
-                "Slim the part of it that it can follow, or rewrite what leaves torch's gradients"
-            ) from error
+        with torch.enable_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self._graph.build_dependency(
+                entered,
+                args,
+                forward_fn=lambda model, _: model(args, kwargs),
+                output_transform=ends,
+                verbose=False,
+            )
 
     def _members(self, group: Any) -> list[Member]:
         """What of a group are layers, in their order."""
@@ -199,8 +195,12 @@ class Groups:
         """
         depthwise = False
         ahead = [(node, False) for node in self._graph.module2node[norm].outputs]
+        done: set[tuple[Any, bool]] = set()
         while ahead:
             node, within = ahead.pop()
+            if (node, within) in done:  # a layer that is called twice is one node
+                continue
+            done.add((node, within))
             part = node.module
             if isinstance(part, _Norm):
                 if not within:
@@ -251,6 +251,17 @@ class Groups:
         return "it is the only one" if found.channels == 1 else ""
 
 
+@contextmanager
+def _following(module: nn.Module) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # of any kind: this is all of torch-pruning on the user's code
+        raise UsageError(
+            f"torch-pruning cannot follow {type(module).__name__}: {first_line(error)}\n"
+            "Slim the part of it that it can follow, or rewrite what leaves torch's gradients"
+        ) from error
+
+
 class _Entry(nn.modules.batchnorm._BatchNorm):
     """A layer for torch-pruning to see where an input of the network is, and how many channels it has."""
 
@@ -271,7 +282,7 @@ class _Entered(nn.Module):
         entries = iter(self.entries)
 
         def enter(leaf: Any) -> Any:
-            return next(entries)(leaf.float()).to(leaf.dtype) if _has_channels(leaf) else leaf
+            return next(entries)(leaf.clone().float()).to(leaf.dtype) if _has_channels(leaf) else leaf
 
         given, named = pytree.tree_map(enter, (args, kwargs))
         return self.module(*given, **named)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
+from torch.utils import _pytree as pytree
 
 from bnfold.api_torch import fold_module
 from bnfold.compress.choose import IMPORTANCES, Importance
@@ -55,8 +56,8 @@ def slim(
     are ranked together; |gamma| of different layers is comparable as far as what reads them is.
 
     What cannot go stays, and the report says why: channels of the network's inputs and outputs (so those of a
-    classifier's last layer), of layers that mix channels (group norm, attention, convolutions in groups),
-    of layers without a batch norm, and those that the module's own code divides or counts. Parameters that
+    classifier's last layer), of layers that mix channels (group norm, attention), of layers without a batch
+    norm, and those that the module's own code divides or counts. Parameters that
     change are new objects: make the optimizer anew.
 
     Args:
@@ -184,7 +185,13 @@ def _arguments(
             some = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
             raise UsageError(f"ignored {name!r}: no such layer. Note: valid choices are {some or '(none)'}")
     args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    return args, dict(kwargs or {})
+    plain: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map(_followed, (args, dict(kwargs or {})))
+    return plain
+
+
+def _followed(leaf: Any) -> Any:
+    """A tensor that gradients can be followed through; those from inference mode cannot."""
+    return leaf.clone() if isinstance(leaf, torch.Tensor) and leaf.is_inference() else leaf
 
 
 def _check_wish(wish: Wish) -> None:

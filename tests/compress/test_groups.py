@@ -347,6 +347,11 @@ GO: dict[str, Callable[[], nn.Module]] = {
     "slopes": front(lambda s, y: s.p(s.n(s.d(y))), d=nn.Conv2d(8, 8, 1), n=nn.BatchNorm2d(8), p=nn.PReLU(8)),
     "one slope, instance norm": front(lambda s, y: s.p(s.n(y)), n=nn.InstanceNorm2d(8), p=nn.PReLU()),
     "called twice": front(lambda s, y: s.d(s.d(y)), d=unit(8, 8)),
+    "depthwise, called twice": front(
+        lambda s, y: F.relu(s.n(s.d(s.d(y)))),
+        d=nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False),
+        n=nn.BatchNorm2d(8),
+    ),
     "in place": front(lambda s, y: y.mul_(2).tanh_()),
     "no shift": front(lambda s, y: s.n(s.d(y)), d=nn.Conv2d(8, 8, 1), n=nn.BatchNorm2d(8, bias=False)),
     "no statistics": front(

@@ -408,6 +408,14 @@ def test_examples_that_do_not_run() -> None:
         prunable(residual_net(), (example(), example()))
 
 
+def test_under_inference_mode() -> None:
+    net = residual_net()
+    with torch.inference_mode():
+        slimmed, report = slim(net, example())
+    assert report.reached == 0.5
+    assert not any(value.is_inference() for value in slimmed.parameters())
+
+
 def test_a_choice_that_fails_in_place_changes_nothing() -> None:
     net = ready(Made(lambda s, x: s.b(s.a(x).softmax(1)), a=unit(3, 8), b=unit(8, 4)))
     before = copy.deepcopy(net.state_dict())
