@@ -58,9 +58,17 @@ def test_half_of_the_channels_and_all_batch_norms_leave(tmp_path: Path) -> None:
     assert mean["tuned, 0.005"] == run["steps"][4]["value"]  # trained again, by the same seed
 
 
-def test_missing_files_end_the_tool_with_status_2(tmp_path: Path) -> None:
-    where = ["--data", "fashion-mnist", "--data-folder", str(tmp_path)]
-    command = [sys.executable, str(ROOT / "tools" / "_slim_demo.py"), *where]
+def test_what_cannot_be_written_ends_the_tool_with_status_2(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    command = [sys.executable, str(ROOT / "tools" / "_slim_demo.py")]
+    command += ["--out", str(tmp_path / "file" / "net.onnx")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"slim_demo: .*'\S+file'\n", done.stderr)
+
+
+def test_seeds_are_counted_from_one() -> None:
+    command = [sys.executable, str(ROOT / "tools" / "_slim_demo.py"), "--seeds", "0"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert re.fullmatch(r"slim_demo: cannot read .*\n", done.stderr)
+    assert done.stderr.endswith("slim_demo: error: --seeds: at least 1\n")

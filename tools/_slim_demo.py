@@ -33,16 +33,13 @@ from bnfold.compress import SlimReport
 from bnfold.errors import BnfoldError, VerifyError
 
 ROOT = Path(__file__).resolve().parent.parent
-EPOCHS = {"digits": (25, 5), "fashion-mnist": (2, 1)}  # to train, to fine-tune
+EPOCHS = 25, 5  # to train, to fine-tune
 SHOWN = ("trained", "pruned", "recalibrated", *(f"tuned, {rate:g}" for rate in _slim_run.FINE_RATES))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, prog="slim_demo")
     add = parser.add_argument
-    add("--data", choices=_images.NAMES, default="digits", help="the images (default: digits)")
-    add("--data-folder", type=Path, default=_images.FASHION, metavar="FOLDER",
-        help=f"where Fashion-MNIST's four .gz files are (default: {_images.FASHION})")  # fmt: skip
     add("--seed", type=int, default=0, help="the first: of the split, the weights and the order (default: 0)")
     add("--seeds", type=int, default=1, help="how many seeds (default: 1)")
     add("--quick", action="store_true", help="few epochs of at most 512 images")
@@ -54,19 +51,21 @@ def main() -> None:
         parser.error("--seeds: at least 1")
     warnings.filterwarnings("ignore")  # that parts of torch are deprecated is no news here
     torch.set_num_threads(1)  # the network is small: more would wait for each other, and round differently
-    epochs = (4, 1) if arguments.quick else EPOCHS[arguments.data]
+    epochs = (4, 1) if arguments.quick else EPOCHS
     begin = time.perf_counter()
     try:
+        for path in (arguments.out, arguments.json):  # before the work, which takes a while
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
         runs = []
         for seed in range(arguments.seed, arguments.seed + arguments.seeds):
-            images = _images.load(arguments.data, seed, arguments.data_folder)
+            images = _images.digits(seed)
             images = images.first(512, 512) if arguments.quick else images
             runs.append(run(images, Plan(seed, *epochs), None if runs else arguments.out))
         seconds = time.perf_counter() - begin
         if len(runs) > 1:
             print_all(runs)
         if arguments.json is not None:
-            arguments.json.parent.mkdir(parents=True, exist_ok=True)
             arguments.json.write_text(json.dumps({**origin(images, epochs), "runs": runs}, indent=1) + "\n")
     except (BnfoldError, OSError) as error:
         print(f"slim_demo: {error}", file=sys.stderr)
@@ -106,7 +105,6 @@ def run(images: Images, plan: Plan, path: Path | None) -> dict[str, Any]:
 
 def exported(slimmed: torch.nn.Module, images: Images, path: Path) -> dict[str, Any]:
     """The folded network as a file, measured in onnxruntime, as one more step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     batch = torch.export.Dim("batch")
     examples = images.test[: _slim_run.EXAMPLES]
     bnfold.export(slimmed, examples, path, dynamic_shapes=({0: batch},), force=True)
