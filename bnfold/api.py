@@ -33,6 +33,7 @@ def fold_onnx(
     seed: int = 0,
     target: str = "onnx",
     lower_batch_statistics: bool = False,
+    precision: str | None = None,
 ) -> tuple[Any, Report]:
     """Fold every batch norm that can vanish from an ONNX model without changing what it computes.
 
@@ -53,6 +54,8 @@ def fold_onnx(
             stored.
         lower_batch_statistics: batch norms with training_mode=1 become standard operators that compute the
             same; with "tensorrt" they become operators of bnfold anyway.
+        precision: "fp16" or "bf16": convert the folded model (see `api_precision.convert`), whose tolerances
+            rtol and atol then are; the fold itself is checked by type.
 
     Returns:
         The folded model (for a path: an `onnx.ModelProto`), of the kind that was given, and the ledger.
@@ -74,8 +77,9 @@ def fold_onnx(
         wrap = onnx_ir.from_proto
         model = onnx_ir.to_proto(model)
     loaded = load(model)
-    folded, report = fold_loaded(
+    folded, report = _folded(
         loaded,
+        precision,
         verify=verify,
         shared=shared,
         skip=skip,
@@ -91,13 +95,28 @@ def fold_onnx(
     return (wrap(proto) if wrap is not None else proto), report
 
 
-def fold_file(path: str | Path, **options: Any) -> tuple[Loaded, Report]:
+def fold_file(path: str | Path, *, precision: str | None = None, **options: Any) -> tuple[Loaded, Report]:
     """`fold_onnx` for a file, without ever holding the whole model in memory; the result is ready to be
     saved.
     """
     from bnfold.onnx_graph.files import load
 
-    return fold_loaded(load(path), **options)
+    return _folded(load(path), precision, **options)
+
+
+def _folded(loaded: Loaded, precision: str | None, **options: Any) -> tuple[Loaded, Report]:
+    """`fold_loaded`, then half precision if that is asked for."""
+    if precision is None:
+        return fold_loaded(loaded, **options)
+    from bnfold import api_precision
+
+    api_precision.check(loaded, precision)
+    names = ("inputs", "shapes", "seed", "rtol", "atol", "verify")
+    chosen = {name: options[name] for name in names if name in options}
+    original = loaded.copy() if options.get("verify", True) else None
+    folded, report = fold_loaded(loaded, **{**options, "rtol": None, "atol": None})
+    folded, report.precision = api_precision.convert(folded, precision, original=original, **chosen)
+    return folded, report
 
 
 def check_options(shared: str, skip: Collection[str], target: str = "onnx") -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
-from bnfold import __version__
+from bnfold import __version__, arguments_deploy
 
 Command: TypeAlias = Callable[[argparse.Namespace], int]  # gives the exit status
 
@@ -20,6 +20,7 @@ examples:
   bnfold fold model.onnx folded.onnx             fold, check that nothing changed, write
   bnfold fold model.onnx folded.onnx --json report.json --overwrite-input-shape x:1,3,224,224
   bnfold fold model.onnx folded.onnx --target tensorrt
+  bnfold fold model.onnx half.onnx --precision fp16 --input-data-path images.npz
 
 the JSON report:
   {"entries": [            one for each batch norm, and each other per-channel map that was looked at
@@ -38,6 +39,7 @@ the JSON report:
       "replaces": [str]}], the nodes whose work it does
    "notes": [str],
    "verification": object  as in `bnfold verify --help`, or null if the check was skipped
+   "precision": object     what --precision did, or null; docs/report.md has its keys
   }
 
 exit status: 0 done; 1 the check failed, and nothing was written; 2 bad input or usage
@@ -85,7 +87,9 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"bnfold: {' '.join(message.split())} (see {self.prog} --help)\n")
 
 
-def parser(fold: Command, verify: Command, export: Command) -> argparse.ArgumentParser:
+def parser(
+    fold: Command, verify: Command, export: Command, build: Command, bench: Command
+) -> argparse.ArgumentParser:
     """The parser of `bnfold`; its namespace's `run` is the command that was asked for."""
     whole = _Parser(prog="bnfold", description=SLOGAN, allow_abbrev=False)
     whole.add_argument("--version", action="version", version=f"bnfold {__version__}")
@@ -107,6 +111,11 @@ def parser(fold: Command, verify: Command, export: Command) -> argparse.Argument
     one.add_argument("model", metavar="IN.onnx", type=Path, help="the model; never changed without --force")
     one.add_argument(
         "out", metavar="OUT.onnx", type=Path, nargs="?", help="the folded model; without it, only explain"
+    )
+    one.add_argument(
+        "--precision",
+        choices=("fp16", "bf16"),
+        help="then convert to half precision; inputs and outputs stay float32, tolerances are for this step",
     )
     _add_fold(one)
     _add_check(one)
@@ -136,6 +145,8 @@ def parser(fold: Command, verify: Command, export: Command) -> argparse.Argument
     _add_fold(three)
     _add_tolerances(three.add_argument_group("the check"))
     _add_output(three)
+
+    arguments_deploy.add(command, build=build, bench=bench, shape=_shape, seed=_seed)
     return whole
 
 

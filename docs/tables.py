@@ -25,6 +25,7 @@ TORCH_NAMES = {
 }
 TORCH_VARIANTS = ("as it is", "again", "fold_module", "torch.fx fuse")
 SHOWN = 12  # networks
+STATES = {"given": "as it is", "folded": "folded for TensorRT"}
 
 
 def left() -> str:
@@ -184,6 +185,21 @@ def milliseconds(found: dict[str, Any]) -> str:
     return f"{found['median']:.1f}" + (f" ({found['left']})" if found["left"] else "")
 
 
+def zoo_tensorrt() -> str:
+    """What TensorRT-RTX makes of the same exports, as they are and folded."""
+    totals = json.loads((RESULTS / "zoo_tensorrt.json").read_text())["totals"]
+    lines = [
+        "| export | | parsed and built | batch norms in them | layers of their own | layers of the engines |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
+    for key, found in totals.items():
+        kind, state = key.split(", ")
+        cells = [found["batch_norms"], found["stand_alone"], found["layers"]] if found["built"] else ["-"] * 3
+        built = f"{found['built']} of {found['networks']}"
+        lines.append(f"| {kind} | {STATES[state]} | {' | '.join(map(str, [built, *cells]))} |")
+    return "\n".join(lines)
+
+
 def claims() -> str:
     """With and without batch norm: what comes out of many runs."""
     import _claims_table
@@ -325,6 +341,34 @@ def slimming() -> str:
     )
 
 
+def precision() -> str:
+    """Half precision, folded first and converted first."""
+    result = json.loads((RESULTS / "precision.json").read_text())
+    text = (
+        "Trained networks on scikit-image's photographs, and small artificial ones whose batch norms have "
+        "seen next to no variance (`tools/precision`). Ranges were measured on one picture each. "
+        "*Error*: the largest over all pictures, relative to the largest output; in brackets the mean of the "
+        "pictures' largest. *Same*: the share of answers (classes, letters, pixels of text) that are as "
+        "in float32."
+    )
+    lines = [
+        wrapped(text),
+        "",
+        "| network | type | folded first: error | same | converted first: error | same |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
+    for name, network in result["networks"].items():
+        for kind in ("fp16", "bf16"):
+            cells = []
+            for way in ("fold_first", "convert_first"):
+                found = network[kind][way]
+                fine = found["worst"] is not None
+                cells.append(f"{found['worst']:.2g} ({found['mean']:.2g})" if fine else "not finite")
+                cells.append("" if found["same"] is None else f"{found['same']:.4g}")
+            lines.append(f"| {name} | {kind} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def wrapped(text: str, width: int = 118) -> str:
     """In lines of that width."""
     lines = [""]
@@ -343,8 +387,10 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "torch": torch,
         "torch_speed": torch_speed,
     },
+    "docs/tensorrt.md": {"zoo_tensorrt": zoo_tensorrt},
     "docs/training.md": {"claims": claims},
     "docs/compression.md": {"slimming": slimming},
+    "docs/precision.md": {"precision": precision},
     "docs/performance.md": {"gpu_goals": gpu_goals, "gpu_layers": gpu_layers},
 }
 

@@ -36,15 +36,17 @@ class Rewrite(NamedTuple):
 
 @dataclass
 class Report:
-    """What happened to a model. `verification` is filled in by the check (None: not run).
+    """What happened to a model.
 
-    rewritten: the kept batch norms that became other nodes for the target.
+    rewritten: the kept batch norms that became other nodes for the target. verification: of the check, None
+    if it was not run. precision: of a conversion to half precision.
     """
 
     entries: list[Entry] = field(default_factory=list)
     rewritten: list[Rewrite] = field(default_factory=list)
     verification: Any = None
     notes: list[str] = field(default_factory=list)
+    precision: Any = None
 
     @property
     def folded(self) -> list[Entry]:
@@ -56,7 +58,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: {"entries": [...], "folded": n, "kept": n, "rewritten": [...], "notes": [...],
-        "verification": {...} or None}.
+        "verification": {...} or None, "precision": {...} or None}.
         """
         check = self.verification.to_dict() if self.verification is not None else None
         return {
@@ -66,6 +68,7 @@ class Report:
             "rewritten": [rewrite._asdict() for rewrite in self.rewritten],
             "notes": list(self.notes),
             "verification": check,
+            "precision": self.precision.to_dict() if self.precision is not None else None,
         }
 
     def to_json(self, indent: int | None = 1) -> str:
@@ -83,6 +86,8 @@ class Report:
         lines += [f"note: {note}" for note in (*self.notes, *_dead(self.entries))]
         if self.verification is not None:
             lines.append(str(self.verification))
+        if self.precision is not None:
+            lines.append(str(self.precision))
         return "\n".join(lines)
 
 
