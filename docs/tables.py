@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -306,6 +307,40 @@ def gpu_cell(result: dict[str, Any], case: Any, which: str, goals: Any) -> str:
     return f"{time:.1f} us, {part:.0%}, {times:.2f} times"
 
 
+def slimming() -> str:
+    """Accuracies of tools/slim_demo, over its seeds."""
+    results = json.loads((RESULTS / "slim.json").read_text())
+    runs, protocol = results["runs"], results["protocol"]
+    rates = [f"{rate:g}" for rate in protocol["fine_rates"]]
+    keys = ["trained", "pruned", "recalibrated", *(f"tuned, {rate}" for rate in rates)]
+    heads = ["trained", "pruned", "recalibrated", *(f"fine-tuned at {rate}" for rate in rates)]
+
+    def cell(way: str, key: str) -> str:
+        known = [100 * run["ways"][way]["steps"][key] for run in runs if key in run["ways"][way]["steps"]]
+        return f"{statistics.median(known):.1f} ({min(known):.1f} to {max(known):.1f})" if known else "-"
+
+    def less(what: str) -> str:
+        shares = [before / after for before, after in (run["totals"][what] for run in runs)]
+        return f"{min(shares):.1f} to {max(shares):.1f} times fewer {what}"
+
+    images = protocol["images"]
+    text = (
+        f"**Half of the channels**, {len(runs)} seeds ({runs[0]['seed']} to {runs[-1]['seed']}), "
+        f"{images['train']} {images['name']} to train with and {images['test']} others to test with: test "
+        "accuracy in percent, median (least to largest). By |gamma|'s mean that is "
+        f"{less('parameters')} and {less('multiplications')}."
+    )
+    return "\n".join(
+        [
+            wrapped(text),
+            "",
+            f"| channels by | {' | '.join(heads)} |",
+            f"|---|{'--:|' * len(heads)}",
+            *(f"| {way} | {' | '.join(cell(way, key) for key in keys)} |" for way in runs[0]["ways"]),
+        ]
+    )
+
+
 def precision() -> str:
     """Half precision, folded first and converted first."""
     result = json.loads((RESULTS / "precision.json").read_text())
@@ -354,6 +389,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     },
     "docs/tensorrt.md": {"zoo_tensorrt": zoo_tensorrt},
     "docs/training.md": {"claims": claims},
+    "docs/compression.md": {"slimming": slimming},
     "docs/precision.md": {"precision": precision},
     "docs/performance.md": {"gpu_goals": gpu_goals, "gpu_layers": gpu_layers},
 }
