@@ -1,4 +1,4 @@
-"""Sums and rows of kernels against convolutions written out: an output is a sum over the taps it sees."""
+"""Sums and rows of kernels, against convolutions written out: an output is a sum over its taps."""
 
 from __future__ import annotations
 

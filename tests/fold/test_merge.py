@@ -142,6 +142,10 @@ CASES = [
     Case("two tensors, one node each", lambda g, x: add(g, g.conv(x, 6), g.conv(other(g, x), 6)), 2, 2),
     # 7: products
     Case("two heads, halved", gemms, 1, 0, "", FLAT),
+    Case("x W + transposed x V", lambda g, x: add(
+        g, g.gemm(x, 6, (6,)), g.gemm(x, 6, (6,), transA=1)), 2, 1, "different axes", (6, 6)),
+    Case("a bias for each row", lambda g, x: add(
+        g, g.gemm(x, 6, (6, 1)), g.gemm(x, 6, (6,))), 2, 1, "", (6, 6)),
     Case("x + x W", lambda g, x: add(g, x, g.gemm(x, 6, (6,))), 1, 0, "", FLAT),
     Case("x + W x", lambda g, x: add(g, x, g.matmul(x, 4, left=True)), 1, 0, "", (2, 4, 6)),
     Case("x W + V x", lambda g, x: add(g, g.matmul(x, 6), g.matmul(x, 4, left=True)), 2, 1, "", (2, 4, 6)),
@@ -280,6 +284,15 @@ def test_a_weight_that_another_node_reads_as_data() -> None:
     g.output(g.op("Relu", w))
     model, feed = g.model(), feeds(g.model(), 0)
     assert difference(run(model, feed), run(bnfold.fold_onnx(model)[0], feed)) == 0
+
+
+def test_sums_in_another_type_stay() -> None:
+    for kind, linear in ((1, 1), (11, 2)):  # a Cast to float32 is none, one to float64 is
+        g = Build()
+        x = g.input("x", IMAGE)
+        parts = [g.op("Cast", g.conv(x, 6, k, pads=k // 2), to=kind) for k in (1, 3)]
+        g.output(add(g, *parts))
+        assert left(g) == linear
 
 
 def test_a_map_that_is_skipped_stays() -> None:  # 5
