@@ -22,7 +22,7 @@ from bnfold.onnx_graph.files import Loaded
 from bnfold.onnx_graph.input_ranges import Range
 from bnfold.onnx_graph.read import read
 from bnfold.onnx_graph.scopes import without_gc
-from bnfold.onnx_graph.site import DTYPES, FLOATS, Site
+from bnfold.onnx_graph.site import DTYPES, FLOATS, Value
 from bnfold.onnx_graph.surgery import Surgery
 from bnfold.onnx_graph.tensors import constants
 from bnfold.onnx_graph.write import apply
@@ -111,14 +111,19 @@ def _write(loaded: Loaded, graph: Graph, choice: Choice, cuts: dict[Node, Cut]) 
                 done.add((edit.node, edit.key))
             edits.append(edit)
 
+    smaller: list[tuple[Value, int, int]] = []
+    for node in cuts:
+        for value, tensor in zip(node.source.outputs, node.outputs, strict=True):
+            keep = choice.keep(tensor)
+            if keep is not None and value is not None:
+                smaller.append((value, choice.groups.channels[tensor].axis, len(keep)))
+
     def finish(surgery: Surgery) -> None:
         for node, cut in cuts.items():
-            for name, value in cut.attributes.items():
-                _set(node.source.node, name, value)
-            for slot, tensor in enumerate(node.outputs):
-                keep = choice.keep(tensor)
-                if keep is not None:
-                    _resize(surgery, node.source, slot, choice.groups.channels[tensor].axis, len(keep))
+            for name, entry in cut.attributes.items():
+                _set(node.source.node, name, entry)
+        for value, axis, size in smaller:
+            _resize(value, axis, size)
 
     apply(loaded, graph, edits, finish)
 
@@ -132,13 +137,11 @@ def _set(node: onnx.NodeProto, name: str, value: int | list[int] | None) -> None
         node.attribute.append(onnx.helper.make_attribute(name, value))
 
 
-def _resize(surgery: Surgery, site: Site, slot: int, axis: int, size: int) -> None:
-    """Note the new size where the file states the old one."""
-    value = site.outputs[slot]
-    if value is None or value.shape is None:
-        return
-    value.shape = (*value.shape[:axis], size, *value.shape[axis + 1 :])
-    for info in site.scope.proto.value_info:
+def _resize(value: Value, axis: int, size: int) -> None:
+    """Note the new size of a value where the file states the old one."""
+    if value.shape is not None:
+        value.shape = (*value.shape[:axis], size, *value.shape[axis + 1 :])
+    for info in value.scope.proto.value_info:
         if info.name == value.name and axis < len(info.type.tensor_type.shape.dim):
             info.type.tensor_type.shape.dim[axis].dim_value = size
 

@@ -300,6 +300,16 @@ def _matmul(g: Net) -> str:
     return g.op("Tanh", g.matmul(g.op("Transpose", y, perm=[0, 2, 1]), 5, name="b"))
 
 
+@leaves("into a MatMul without an Add, which loses outputs as well", a=(1, 0), b=(2, 1), c=(0, 2))
+def _matmul_both(g: Net) -> str:
+    y = g.op("Reshape", g.layer(g.image(), dead={2: -0.3}, name="a"), g.integers(0, 4, -1))
+    w = g.normal((4, 5))
+    w[:, [1, 3]] = 0
+    w[2, 3] = 2
+    y = g.op("MatMul", g.op("Transpose", y, perm=[0, 2, 1]), g.const(w, "w"), name="b")
+    return g.matmul(g.op("Tanh", g.op("Reshape", y, g.integers(2, 6, 6, 5))), 3, name="c")
+
+
 @leaves("into a MatMul from the left", a=(1, 0), b=(0, 1))
 def _left(g: Net) -> str:
     y = g.op("Reshape", g.layer(g.image(), dead={2: -0.3}, name="a"), g.integers(0, 0, -1))
