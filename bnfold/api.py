@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["SHARED", "check_names", "check_options", "fold_file", "fold_onnx"]
 
 SHARED = ("duplicate", "skip", "error")
+TARGETS = ("onnx", "tensorrt")
 Progress = Callable[[int, int, str], None]
 
 
@@ -31,6 +32,8 @@ def fold_onnx(
     shapes: Mapping[str, Sequence[int]] | None = None,
     seed: int = 0,
     precision: str | None = None,
+    target: str = "onnx",
+    lower_batch_statistics: bool = False,
 ) -> tuple[Any, Report]:
     """Fold every batch norm that can vanish from an ONNX model without changing what it computes.
 
@@ -48,6 +51,11 @@ def fold_onnx(
         seed: of the generated inputs.
         precision: "fp16" or "bf16": convert the folded model (see `api_precision.convert`), whose tolerances
             rtol and atol then are; the fold itself is checked by type.
+        target: "onnx", standard operators as they are, or "tensorrt": what no fold removes is fused into
+            operators of the domain bnfold (which have function bodies), and constants that are computed are
+            stored.
+        lower_batch_statistics: batch norms with training_mode=1 become standard operators that compute the
+            same; with "tensorrt" they become operators of bnfold anyway.
 
     Returns:
         The folded model (for a path: an `onnx.ModelProto`), of the kind that was given, and the ledger.
@@ -80,6 +88,8 @@ def fold_onnx(
         inputs=inputs,
         shapes=shapes,
         seed=seed,
+        target=target,
+        lower_batch_statistics=lower_batch_statistics,
     )
     proto = folded.to_proto()
     return (wrap(proto) if wrap is not None else proto), report
@@ -109,8 +119,9 @@ def _folded(loaded: Loaded, precision: str | None, **options: Any) -> tuple[Load
     return folded, report
 
 
-def check_options(shared: str, skip: Collection[str]) -> None:
+def check_options(shared: str, skip: Collection[str], target: str = "onnx") -> None:
     check_choice("shared", shared, SHARED)
+    check_choice("target", target, TARGETS)
     if isinstance(skip, str):
         raise UsageError("skip takes a collection of names, not one string")
 
@@ -131,15 +142,22 @@ def fold_loaded(
     inputs: Mapping[str, Any] | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     seed: int = 0,
+    target: str = "onnx",
+    lower_batch_statistics: bool = False,
     progress: Progress | None = None,
 ) -> tuple[Loaded, Report]:
     """The steps themselves; see `fold_onnx`. Without verification nobody needs the original: it is edited."""
-    check_options(shared, skip)
+    from bnfold.onnx_graph.deploy.rewrite import rewrite
+
+    check_options(shared, skip, target)
     folded, entries, order = _fold(loaded.copy() if verify else loaded, skip, shared, None, progress)
     report = Report(entries)
+    report.rewritten, report.notes = rewrite(folded, target, lower_batch_statistics)
     if not order:
-        report.notes.append("nothing to fold: the model is unchanged")
-        return folded, report
+        same = not (report.rewritten or report.notes)
+        report.notes.insert(0, f"nothing to fold{': the model is unchanged' if same else ''}")
+        if same:
+            return folded, report
     if verify:
         _verify(
             loaded,
@@ -215,8 +233,11 @@ def _verify(
         return bool(verify(loaded, part, **options).status != "failed")
 
     try:
-        bad = order[first_bad(len(order), passes) - 1]
+        if passes(len(order)):
+            bad = "no fold broke it, but the rewriting for the target did"
+        else:
+            bad = f"the first fold that broke it is {order[first_bad(len(order), passes) - 1]}"
     except BnfoldError:
-        bad = "a fold that could not be isolated"
-    said = f"the folded model does not compute the same: the first fold that broke it is {bad}"
+        bad = "which fold broke it could not be found out"
+    said = f"the folded model does not compute the same: {bad}"
     raise VerifyError(f"{said}\n{report.verification}")

@@ -44,6 +44,8 @@ def export(
     skip: Collection[str] = (),
     rtol: float | None = None,
     atol: float | None = None,
+    target: str = "onnx",
+    lower_batch_statistics: bool = False,
 ) -> Report:
     """Export a torch module to ONNX, folded, and checked against the module itself in float64.
 
@@ -62,6 +64,8 @@ def export(
         skip: names of batch norms to leave alone, as the ledger tells them.
         rtol: tolerance of the check, against the largest absolute value of each output; None: by type.
         atol: absolute tolerance, added to it.
+        target: as for `fold_onnx`.
+        lower_batch_statistics: as for `fold_onnx`.
 
     Returns:
         The ledger, with the check.
@@ -71,19 +75,20 @@ def export(
         VerifyError: the file does not compute what the module does; nothing is written, and the message names
             the first fold that broke it.
     """
-    check_options(shared, skip)
+    check_options(shared, skip, target)
     if not isinstance(module, nn.Module):
         raise UsageError(f"export takes a torch.nn.Module, not {type(module).__name__}")
-    target = Path(path)
-    check_target(target, force)
+    file = Path(path)
+    check_target(file, force)
     args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     options = dict(kwargs or {})
-    with tempfile.TemporaryDirectory(prefix=".bnfold-", dir=target.parent) as folder, _for_inference(module):
+    with tempfile.TemporaryDirectory(prefix=".bnfold-", dir=file.parent) as folder, _for_inference(module):
         # Both keep their weights in files beside them: from there they are mapped, and take no memory.
         raw, whole = Path(folder) / "raw.onnx", Path(folder) / "folded.onnx"
         large = _bytes(module) > 1 << 30 if external_data is None else external_data
         moving = to_onnx.write(module, args, options, raw, dynamic_shapes, opset)
-        folded, report = fold_file(raw, verify=False, shared=shared, skip=skip)
+        how: dict[str, Any] = {"target": target, "lower_batch_statistics": lower_batch_statistics}
+        folded, report = fold_file(raw, verify=False, shared=shared, skip=skip, **how)
         if moving:
             many = "batch norms in training mode use" if moving > 1 else "batch norm in training mode uses"
             report.notes.append(f"{moving} {many} the statistics of each batch, in the file as well")
@@ -97,7 +102,8 @@ def export(
 
                 def passes(count: int) -> bool:
                     rest = [*skip, *order[count:]]
-                    return check(fold_file(raw, verify=False, shared=shared, skip=rest)[0]).status != "failed"
+                    part, _ = fold_file(raw, verify=False, shared=shared, skip=rest, **how)
+                    return check(part).status != "failed"
 
                 bad = order[first_bad(len(order), passes) - 1] if order and passes(0) else "none: the export"
                 raise VerifyError(
@@ -106,7 +112,7 @@ def export(
                 )
             if report.verification.status == "not run":
                 report.notes.append(f"not verified: {report.verification.reason}")
-        save(folded, target, force=force, external=large)
+        save(folded, file, force=force, external=large)
     return report
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
-from bnfold import __version__
+from bnfold import __version__, arguments_deploy
 
 Command: TypeAlias = Callable[[argparse.Namespace], int]  # gives the exit status
 
@@ -20,6 +20,7 @@ examples:
   bnfold fold model.onnx folded.onnx             fold, check that nothing changed, write
   bnfold fold model.onnx folded.onnx --json report.json --overwrite-input-shape x:1,3,224,224
   bnfold fold model.onnx half.onnx --precision fp16 --input-data-path images.npz
+  bnfold fold model.onnx folded.onnx --target tensorrt
 
 the JSON report:
   {"entries": [            one for each batch norm, and each other per-channel map that was looked at
@@ -32,6 +33,10 @@ the JSON report:
       "cure": str,         what would let it go, or ""
       "dead_channels": [int]}],   those whose output never changes
    "folded": int, "kept": int,
+   "rewritten": [          kept batch norms that became other nodes for the target
+     {"name": str,         the new node
+      "op": str,           its operator, or "standard operators"
+      "replaces": [str]}], the nodes whose work it does
    "notes": [str],
    "verification": object  as in `bnfold verify --help`, or null if the check was skipped
    "precision": object     what --precision did, or null; docs/report.md has its keys
@@ -82,7 +87,9 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"bnfold: {' '.join(message.split())} (see {self.prog} --help)\n")
 
 
-def parser(fold: Command, verify: Command, export: Command) -> argparse.ArgumentParser:
+def parser(
+    fold: Command, verify: Command, export: Command, build: Command, bench: Command
+) -> argparse.ArgumentParser:
     """The parser of `bnfold`; its namespace's `run` is the command that was asked for."""
     whole = _Parser(prog="bnfold", description=SLOGAN, allow_abbrev=False)
     whole.add_argument("--version", action="version", version=f"bnfold {__version__}")
@@ -138,6 +145,8 @@ def parser(fold: Command, verify: Command, export: Command) -> argparse.Argument
     _add_fold(three)
     _add_tolerances(three.add_argument_group("the check"))
     _add_output(three)
+
+    arguments_deploy.add(command, build=build, bench=bench, shape=_shape, seed=_seed)
     return whole
 
 
@@ -155,6 +164,17 @@ def _add_fold(parser: _Parser) -> None:
         choices=("duplicate", "skip", "error"),
         default="duplicate",
         help="weights whose users need different changes: copy them, do not fold, or stop (%(default)s)",
+    )
+    parser.add_argument(
+        "--target",
+        choices=("onnx", "tensorrt"),
+        default="onnx",
+        help="tensorrt: fuse what no fold removes into operators of bnfold, and store computed constants",
+    )
+    parser.add_argument(
+        "--lower-batch-statistics",
+        action="store_true",
+        help="write batch norms in training mode out in standard operators",
     )
     parser.add_argument(
         "--save-as-external-data", action="store_true", help="put the weights into a file beside OUT"

@@ -1,4 +1,4 @@
-"""The command line: `bnfold fold`, `bnfold verify`, `bnfold export`. One thin function for each command.
+"""The command line: `bnfold fold`, `verify`, `export`, `build`, `bench`. One thin function for each command.
 
 Exit status: 0 done; 1 the check failed, and nothing was written; 2 bad input or usage; 130 interrupted.
 Whatever does the work is imported by the command that needs it, so `bnfold --help` answers at once.
@@ -13,10 +13,11 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from bnfold.arguments import parser
+from bnfold.cli_common import check_target, complain, printable, say, size, write_json
+from bnfold.cli_deploy import bench, build
 from bnfold.errors import BnfoldError, UsageError, VerifyError
 from bnfold.progress import progress
 
@@ -26,30 +27,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a name that the terminal cannot show must not end the program
             stream.reconfigure(errors="backslashreplace")
-    args = parser(fold=fold, verify=verify, export=export).parse_args(argv)
+    args = parser(fold=fold, verify=verify, export=export, build=build, bench=bench).parse_args(argv)
     try:
         status: int = args.run(args)
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:
-        return _complain("interrupted", 128 + signal.SIGINT)
+        return complain("interrupted", 128 + signal.SIGINT)
     except BrokenPipeError:  # the reader of our output, `head` say, has left; the files are written by then
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13  # what a shell reports for a program ended by SIGPIPE
     except VerifyError as error:
-        return _complain(str(error), 1)
+        return complain(str(error), 1)
     except BnfoldError as error:
-        return _complain(str(error), 2)
+        return complain(str(error), 2)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        return _complain(f"{where}{error.strerror or error}", 2)
+        return complain(f"{where}{error.strerror or error}", 2)
     except MemoryError:
-        return _complain(f"not enough memory for {args.model}", 2)
+        return complain(f"not enough memory for {args.model}", 2)
     except Exception as error:
         if args.verbose:
             traceback.print_exc()
         kind = type(error).__name__
-        return _complain(f"internal error, please report it with what -v prints ({kind}: {error})", 2)
+        return complain(f"internal error, please report it with what -v prints ({kind}: {error})", 2)
 
 
 def fold(args: argparse.Namespace) -> int:
@@ -57,9 +58,9 @@ def fold(args: argparse.Namespace) -> int:
     _refuse_idle_flags(args)
     read = [path for path in (args.model, args.input_data_path) if path]
     if args.out:
-        _check_target(args.out, args.force, never=[args.input_data_path], replaces=args.model)
+        check_target(args.out, args.force, never=[args.input_data_path], replaces=args.model)
     if args.json:
-        _check_target(args.json, args.force, never=[*read, args.out])
+        check_target(args.json, args.force, never=[*read, args.out])
 
     check = _check(args)
 
@@ -74,21 +75,23 @@ def fold(args: argparse.Namespace) -> int:
             shared=args.shared,
             skip=args.skip,
             precision=args.precision,
+            target=args.target,
+            lower_batch_statistics=args.lower_batch_statistics,
             progress=advance,
             **check,
         )
-    _say(args, f"read, folded and checked in {time.monotonic() - begin:.2f} s")
+    say(args, f"read, folded and checked in {time.monotonic() - begin:.2f} s")
     if args.out:
         begin = time.monotonic()
         files.save(loaded, args.out, force=args.force, external=args.save_as_external_data or None)
-        _say(args, f"written in {time.monotonic() - begin:.2f} s")
+        say(args, f"written in {time.monotonic() - begin:.2f} s")
     if args.json:
-        _write_json(args.json, report.to_dict())
-    print(_printable(str(report)))
+        write_json(args.json, report.to_dict())
+    print(printable(str(report)))
     if report.verification is not None and report.verification.status == "not run":
-        _complain(f"warning: nothing was verified: {report.verification.reason}", 0)
+        complain(f"warning: nothing was verified: {report.verification.reason}", 0)
     if args.out:
-        print(_printable(f"wrote {args.out} ({_size(args.model)} -> {_size(args.out)})"))
+        print(printable(f"wrote {args.out} ({size(args.model)} -> {size(args.out)})"))
     else:
         print("nothing was written: name an output file to fold into it")
     return 0
@@ -97,7 +100,7 @@ def fold(args: argparse.Namespace) -> int:
 def verify(args: argparse.Namespace) -> int:
     """`bnfold verify A.onnx B.onnx`."""
     if args.json:
-        _check_target(args.json, args.force, never=[args.model, args.other, args.input_data_path])
+        check_target(args.json, args.force, never=[args.model, args.other, args.input_data_path])
     elif args.force:
         raise UsageError("--force has nothing to do without --json")
 
@@ -108,18 +111,18 @@ def verify(args: argparse.Namespace) -> int:
 
     begin = time.monotonic()
     result = compare(files.load(args.model), files.load(args.other), **check)
-    _say(args, f"compared in {time.monotonic() - begin:.2f} s")
+    say(args, f"compared in {time.monotonic() - begin:.2f} s")
     if args.json:
-        _write_json(args.json, result.to_dict())
-    print(_printable(str(result)))
+        write_json(args.json, result.to_dict())
+    print(printable(str(result)))
     return {"passed": 0, "failed": 1}.get(result.status, 2)
 
 
 def export(args: argparse.Namespace) -> int:
     """`bnfold export package.module:factory OUT.onnx`."""
-    _check_target(args.out, args.force, never=[args.weights])
+    check_target(args.out, args.force, never=[args.weights])
     if args.json:
-        _check_target(args.json, args.force, never=[args.weights, args.out])
+        check_target(args.json, args.force, never=[args.weights, args.out])
     try:
         import torch
     except ModuleNotFoundError:
@@ -142,14 +145,16 @@ def export(args: argparse.Namespace) -> int:
         verify=not args.no_verify,
         shared=args.shared,
         skip=args.skip,
+        target=args.target,
+        lower_batch_statistics=args.lower_batch_statistics,
         rtol=args.check_rtol,
         atol=args.check_atol,
     )
-    _say(args, f"exported, folded and checked in {time.monotonic() - begin:.2f} s")
+    say(args, f"exported, folded and checked in {time.monotonic() - begin:.2f} s")
     if args.json:
-        _write_json(args.json, report.to_dict())
-    print(_printable(str(report)))
-    print(_printable(f"wrote {args.out} ({_size(args.out)})"))
+        write_json(args.json, report.to_dict())
+    print(printable(str(report)))
+    print(printable(f"wrote {args.out} ({size(args.out)})"))
     return 0
 
 
@@ -179,67 +184,10 @@ def _refuse_idle_flags(args: argparse.Namespace) -> None:
             raise UsageError("--save-as-external-data has nothing to do without an output file")
         if args.force and not args.json:
             raise UsageError("--force has nothing to do without an output file")
+    if args.lower_batch_statistics and args.target != "onnx":
+        raise UsageError("--lower-batch-statistics has nothing to do: --target tensorrt does more")
     if args.no_verify:
         measured = () if args.precision else ("input_data_path", "overwrite_input_shape", "seed")
         for flag in ("check_rtol", "check_atol", *measured):
             if getattr(args, flag) not in (None, []):
                 raise UsageError(f"--{flag.replace('_', '-')} has nothing to do with --no-verify")
-
-
-def _check_target(
-    path: Path, force: bool, *, never: Sequence[Path | None], replaces: Path | None = None
-) -> None:
-    """Refuse, before any work, a file that cannot or must not be written.
-
-    `never`: files of this very run, not to be replaced even by force. `replaces`: the input, which force may.
-    """
-    from bnfold.onnx_graph.output import check_target
-
-    if any(other is not None and _same(path, other) for other in never):
-        raise UsageError(f"{path} has two uses in this command; name another file")
-    if not force and replaces is not None and _same(path, replaces):
-        raise UsageError(f"{path} is the input itself; add --force to write over it, or name another file")
-    check_target(path, force)
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise UsageError(f"no permission to write into the folder {path.parent}")
-
-
-def _same(a: Path, b: Path) -> bool:
-    try:
-        return a.samefile(b)
-    except (OSError, ValueError):  # one of them is not there yet
-        return os.path.realpath(a) == os.path.realpath(b)
-
-
-def _write_json(path: Path, data: dict[str, Any]) -> None:
-    import json
-
-    from bnfold.onnx_graph.output import Output
-
-    with Output() as output:
-        output.write(path, [json.dumps(data, indent=1).encode() + b"\n"])
-        output.commit()
-
-
-def _size(path: Path) -> str:
-    size = float(path.stat().st_size)
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000 or unit == "GB":
-            break
-        size /= 1000
-    return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.3g} {unit}"
-
-
-def _printable(text: str) -> str:
-    """A model's names are whatever its author wrote: control characters must not reach the terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
-
-
-def _say(args: argparse.Namespace, text: str) -> None:
-    if args.verbose:
-        print(_printable(f"bnfold: {text}"), file=sys.stderr)
-
-
-def _complain(text: str, status: int) -> int:
-    print("bnfold: " + _printable(" ".join(text.split())), file=sys.stderr)
-    return status

@@ -19,7 +19,7 @@ MODULES = sorted((ROOT / "bnfold").rglob("*.py"))
 FLOORS: dict[str, set[str]] = {
     "errors": set(),
     "progress": set(),
-    "arguments": set(),
+    "arguments": {"arguments_deploy"},
     "fold": {"errors"},
     "onnx_graph": {"fold", "errors"},
     "torch_graph": {"fold", "errors"},
@@ -51,7 +51,15 @@ FLOORS: dict[str, set[str]] = {
     "factory": {"errors"},
     "kernels": set(),
     "nn": {"kernels", "errors", "progress"},
+    "bench": {"tensorrt", "onnx_graph", "fold", "errors", "progress", "text"},
+    "cli_common": {"onnx_graph", "errors"},
+    "cli_deploy": {"cli_common", "bench", "tensorrt", "onnx_graph", "errors", "progress"},
+    "arguments_deploy": set(),
+    "text": set(),
+    "tensorrt": {"kernels", "errors", "progress", "onnx_graph", "text"},
     "cli": {
+        "cli_common",
+        "cli_deploy",
         "api",
         "api_export",
         "factory",
@@ -67,7 +75,7 @@ FLOORS: dict[str, set[str]] = {
 }
 # Third parties that a floor may use at all, even inside a function; elsewhere there is no such limit.
 NUMPY_ONLY = {"fold": {"numpy"}, "errors": set(), "progress": {"rich"}, "arguments": set()}
-HEAVY = {"numpy", "onnx", "onnxruntime", "torch", "onnx_ir", "rich", "google", "ml_dtypes"}
+HEAVY = {"numpy", "onnx", "onnxruntime", "torch", "onnx_ir", "rich", "google", "ml_dtypes", "tensorrt_rtx"}
 
 
 def floor(module: Path) -> str:
@@ -120,7 +128,12 @@ def test_importing_bnfold_is_light() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["fold", "--help"], ["verify", "--help"], ["export", "--help"]]
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        *([command, "--help"] for command in ("fold", "verify", "export", "build", "bench")),
+    ],
 )
 def test_help_is_light(arguments: list[str]) -> None:
     loaded = loaded_by("-m", "bnfold", *arguments)
@@ -159,7 +172,8 @@ def test_everything_the_tools_install_is_pinned() -> None:
     pinned = {name.lower().replace("_", "-") for name in pins}
     wanted = requirements()
     assert {"numpy", "onnx", "rich", "onnxruntime", "torch", "pytest", "scikit-image"} <= wanted
-    assert wanted - pinned == {"bnfold", "onnxruntime-gpu"}  # itself, and the one the tools never install
+    # itself, and what the tools never install
+    assert wanted - pinned == {"bnfold", "onnxruntime-gpu", "tensorrt"}
 
 
 @pytest.mark.parametrize(

@@ -26,13 +26,24 @@ class Entry(NamedTuple):
     dead_channels: tuple[int, ...] = ()
 
 
+class Rewrite(NamedTuple):
+    """A node that does what several did. name: of the new node. op: its operator. replaces: their names."""
+
+    name: str
+    op: str
+    replaces: tuple[str, ...]
+
+
 @dataclass
 class Report:
-    """What happened to a model. `verification` is filled in by the check (None: not run), `precision` by a
-    conversion to half precision.
+    """What happened to a model. `verification` is filled in by the check (None: not run).
+
+    rewritten: the kept batch norms that became other nodes for the target.
+    precision: what a conversion to half precision did.
     """
 
     entries: list[Entry] = field(default_factory=list)
+    rewritten: list[Rewrite] = field(default_factory=list)
     verification: Any = None
     notes: list[str] = field(default_factory=list)
     precision: Any = None
@@ -46,14 +57,15 @@ class Report:
         return [e for e in self.entries if e.outcome == "kept"]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data: {"entries": [...], "folded": n, "kept": n, "notes": [...], "verification": {...} or
-        None, "precision": {...} or None}.
+        """Plain data: {"entries": [...], "folded": n, "kept": n, "rewritten": [...], "notes": [...],
+        "verification": {...} or None, "precision": {...} or None}.
         """
         check = self.verification.to_dict() if self.verification is not None else None
         return {
             "entries": [e._asdict() for e in self.entries],
             "folded": len(self.folded),
             "kept": len(self.kept),
+            "rewritten": [rewrite._asdict() for rewrite in self.rewritten],
             "notes": list(self.notes),
             "verification": check,
             "precision": self.precision.to_dict() if self.precision is not None else None,
@@ -67,6 +79,10 @@ class Report:
         rows += [(e.name, e.op, e.outcome, _story(e)) for e in self.entries]
         lines = list(_table(rows))
         lines.append(f"{len(self.folded)} folded, {len(self.kept)} kept")
+        if self.rewritten:
+            head = ("node", "operator", "replaces")
+            new = [(r.name, r.op, ", ".join(r.replaces)) for r in self.rewritten]
+            lines += ["", *_table([head, *new]), f"{len(self.rewritten)} rewritten for the target"]
         lines += [f"note: {note}" for note in (*self.notes, *_dead(self.entries))]
         if self.verification is not None:
             lines.append(str(self.verification))

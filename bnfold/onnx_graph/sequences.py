@@ -8,12 +8,12 @@ from bnfold.fold.graph import Move
 from bnfold.fold.moves import Take
 from bnfold.onnx_graph.site import Site
 
-__all__ = ["is_only_indexed", "slice_from"]
+__all__ = ["is_only_indexed", "part_sizes", "slice_from"]
 
 
 def is_only_indexed(site: Site) -> bool:
     """A SplitToSequence whose parts are all known, and whose sequence nothing but SequenceAt reads."""
-    if site.op != "SplitToSequence" or _sizes(site) is None:
+    if site.op != "SplitToSequence" or part_sizes(site) is None:
         return False
     sequence = site.outputs[0] if site.outputs else None
     if sequence is None or sequence.is_output or sequence.scope.parent is not None:
@@ -26,7 +26,7 @@ def slice_from(site: Site) -> tuple[Site, Move] | None:
     """For a SequenceAt: the SplitToSequence behind it, and the slice of that node's input which it takes."""
     source = site.producer(0)
     index = site.value(1)
-    sizes = _sizes(source) if source is not None and source.op == "SplitToSequence" else None
+    sizes = part_sizes(source) if source is not None and source.op == "SplitToSequence" else None
     if source is None or index is None or sizes is None or source.scope is not site.scope:
         return None
     shape = source.shape(0) or ()
@@ -44,7 +44,8 @@ def slice_from(site: Site) -> tuple[Site, Move] | None:
     return source, Move(kind(axis, tuple(range(start, start + sizes[place])), sum(sizes)))
 
 
-def _sizes(site: Site) -> tuple[int, ...] | None:
+def part_sizes(site: Site) -> tuple[int, ...] | None:
+    """How long the parts of a SplitToSequence are, if that is known."""
     shape = site.shape(0)
     if not shape or not site.has(1):
         return None  # without sizes each part has one entry, and may lose its axis

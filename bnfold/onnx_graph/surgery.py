@@ -46,10 +46,14 @@ class _List:
 
 
 class Surgery:
-    """One set of changes to a model that was read."""
+    """One set of changes to a model that was read.
 
-    def __init__(self, model: Model) -> None:
+    prune: whether any node goes that the changes leave without readers, and not only what computes constants.
+    """
+
+    def __init__(self, model: Model, prune: bool = False) -> None:
         self.model = model
+        self.prune = prune
         self.nodes: dict[Scope, _List] = defaultdict(_List)
         self.initializers: dict[Scope, _List] = defaultdict(_List)
         self.stale: dict[Scope, set[str]] = defaultdict(set)  # names whose value_info is wrong now
@@ -260,7 +264,7 @@ class Surgery:
                     _drop(scope.proto.input if listed else (), gone, "name")
 
     def sweep(self) -> None:
-        """Remove constants whose last reader has gone, and the nodes that computed them."""
+        """Remove what the last reader has gone of: constants and the nodes that computed them, or any."""
         for value in self.orphans:  # which grow as nodes go
             scope, name, init = value.scope, value.name, value.init
             if value.count > 0 or value.is_output or scope.values.get(name) is not value:
@@ -270,9 +274,9 @@ class Surgery:
                     self.initializers[scope].gone[id(init)] = init
                     self.stale[scope].add(name)
                     del scope.values[name]
-            elif value.constant is not None and value.site is not None and value.site.alive:
+            elif value.site is not None and value.site.alive:
                 site = value.site
-                if not any(
+                if (value.constant is not None or (self.prune and not site.bodies)) and not any(
                     other is not None and (other.count > 0 or other.is_output) for other in site.outputs
                 ):
                     self.kill(site)

@@ -1,0 +1,1 @@
+"""How fast are models beside each other, on the machine at hand?"""

@@ -1,0 +1,133 @@
+"""The shapes that an engine is built for: a smallest, a usual and a largest one for each open input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from bnfold.errors import ModelError, UsageError
+from bnfold.onnx_graph.inputs import Input
+
+__all__ = ["Profile", "as_text", "profiles"]
+
+Shape = tuple[int, ...]
+Profile = tuple[Shape, Shape, Shape]  # smallest, usual (what it is tuned for), largest
+
+WORDS = ("smallest", "usual", "largest")
+EXAMPLE = {True: (1, 8, 32), False: (64, 128, 256)}  # sizes for an open axis: the batch, or another one
+# As TensorRT 11 and TensorRT-RTX 1.7 take them.
+TYPES = (
+    *("float32", "float16", "bfloat16", "float64", "float8_e4m3fn", "float4_e2m1fn"),
+    *("int64", "int32", "int8", "uint8", "int4", "bool"),
+)
+LARGEST = (1 << 31) - 1  # TensorRT cuts off what is above
+
+
+def as_text(profile: Profile) -> str:
+    """As `--shapes` takes it: 1x3x8x8,8x3x8x8,32x3x8x8."""
+    return ",".join("x".join(map(str, shape)) for shape in profile)
+
+
+def profiles(inputs: Sequence[Input], given: Mapping[str, Profile], where: str = "") -> dict[str, Profile]:
+    """Those of the inputs that have open sizes, checked against the model.
+
+    Args:
+        inputs: of the model.
+        given: by name.
+        where: how a message about the model begins.
+
+    Raises:
+        UsageError: an input is unknown or has no shapes, or shapes do not fit the model, each other, or those
+        of another input with the same symbol.
+        ModelError: TensorRT cannot take such an input at all.
+    """
+    _refuse_unfit(inputs, where)
+    known = {i.name: i for i in inputs}
+    for name, profile in given.items():
+        if name not in known:
+            choices = ", ".join(f"{i.name}: {i}" for i in inputs) or "none"
+            raise UsageError(f"--shapes: the model has no input {name!r}. Note: its inputs are {choices}")
+        _check(known[name], profile)
+    open_ones = [i for i in inputs if not all(isinstance(dim, int) for dim in i.dims or ())]
+    missing = [i for i in open_ones if i.name not in given]
+    if missing:
+        names = ", ".join(f"{i.name}: {i}" for i in missing)
+        example = " ".join(f"--shapes '{i.name}:{as_text(_example(i))}'" for i in missing)
+        raise UsageError(
+            f"sizes are open in the input{'s' * (len(missing) > 1)} {names}: an engine needs the smallest, "
+            f"the usual and the largest shape, such as {example}"
+        )
+    _check_symbols(open_ones, given)
+    return {i.name: given[i.name] for i in open_ones}
+
+
+def _refuse_unfit(inputs: Sequence[Input], where: str) -> None:
+    for i in inputs:
+        if i.dtype.name not in TYPES:  # its parser tells that on stderr, without the name of the input
+            raise ModelError(
+                f"{where}the input {i.name!r} is {i}, a type that TensorRT does not take. Note: valid "
+                f"choices are {', '.join(TYPES)}"
+            )
+        if i.dims is None:  # TensorRT would take it for a single number
+            raise ModelError(
+                f"{where}the model does not say how many axes its input {i.name!r} has, which "
+                "an engine must know: export it with a shape (open sizes may have names)"
+            )
+        for dim in i.dims:
+            if isinstance(dim, int) and dim > LARGEST:
+                raise ModelError(f"{where}the input {i.name!r} is {i}, and TensorRT's sizes end at {LARGEST}")
+
+
+def _check(i: Input, profile: Profile) -> None:
+    dims = i.dims or ()
+    for word, shape in zip(WORDS, profile, strict=True):
+        where = f"--shapes: the input {i.name!r} is {i}, but its {word} shape is given as {_sizes(shape)}"
+        if len(shape) != len(dims):
+            raise UsageError(f"{where}: {len(shape)} axes instead of {len(dims)}")
+        for axis, (dim, size) in enumerate(zip(dims, shape, strict=True)):
+            if isinstance(dim, int) and dim != size:
+                raise UsageError(f"{where}: axis {axis} is {size} instead of {dim}")
+            if size > LARGEST:
+                raise UsageError(f"{where}: TensorRT's sizes end at {LARGEST}")
+    for axis, sizes in enumerate(zip(*profile, strict=True)):
+        if list(sizes) != sorted(sizes):
+            given = ", ".join(f"{word} {size}" for word, size in zip(WORDS, sizes, strict=True))
+            raise UsageError(
+                f"--shapes: axis {axis} of the input {i.name!r} is given as {given}; it must not fall: the "
+                "order is smallest,usual,largest"
+            )
+
+
+def _check_symbols(inputs: Sequence[Input], given: Mapping[str, Profile]) -> None:
+    """TensorRT takes sizes of one name for one size."""
+    seen: dict[str, tuple[Shape, str]] = {}
+    for i, symbol, sizes in _symbols(inputs, given):
+        before, whose = seen.setdefault(symbol, (sizes, i.name))
+        if before != sizes:
+            raise UsageError(
+                f"--shapes: {symbol!r} is {_list(sizes)} in the input {i.name!r} and {_list(before)} in the "
+                f"input {whose!r}, but one name stands for one size"
+            )
+
+
+def _symbols(inputs: Sequence[Input], given: Mapping[str, Profile]) -> Iterator[tuple[Input, str, Shape]]:
+    for i in inputs:
+        for dim, sizes in zip(i.dims or (), zip(*given[i.name], strict=True), strict=True):
+            if isinstance(dim, str):
+                yield i, dim, sizes
+
+
+def _example(i: Input) -> Profile:
+    def shape(which: int) -> Shape:
+        return tuple(
+            d if isinstance(d, int) else EXAMPLE[axis == 0][which] for axis, d in enumerate(i.dims or ())
+        )
+
+    return shape(0), shape(1), shape(2)
+
+
+def _sizes(shape: Shape) -> str:
+    return "x".join(map(str, shape))
+
+
+def _list(sizes: Shape) -> str:
+    return ",".join(map(str, sizes))
