@@ -2,7 +2,8 @@
 
 One scale for a whole weight lets its largest entry have 7 bits and a sign. A channel whose own largest entry
 is 2^-k of that has 7 - k: it loses k bits. An output channel that loses bits is rounded coarsely itself; an
-input channel that loses bits reaches all outputs coarsely. Both are counted.
+input channel that loses bits reaches all outputs coarsely. Both are counted, and so is what carrying does
+to the numbers that the layer reads, which have one scale as well.
 """
 
 from __future__ import annotations
@@ -45,9 +46,13 @@ class Layer:
         return sizes.max(2, initial=0.0).reshape(-1), sizes.max(1, initial=0.0).reshape(-1)
 
     def lost(self, state: State) -> float:
-        """Bits that an output channel loses, in the mean, and an input channel, in the mean."""
+        """Bits lost, in the mean over the channels: by the outputs of the weight, by its inputs, and by what
+        the layer reads, whose channels are taken to use one scale equally well where nothing is carried.
+        """
         rows, columns = self.ranges(state)
-        return lost(rows) + lost(columns)
+        p = state.p.get(self.node.at(getattr(self.node.role, "x", 0)))
+        read = 0.0 if p is None else float(np.log2(p.max()) - np.log2(p).mean())
+        return lost(rows) + lost(columns) + read
 
 
 def lost(ranges: Array) -> float:

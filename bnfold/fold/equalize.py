@@ -6,9 +6,8 @@ their weights by that, those that read it divide. The size that brings both near
 their tensors is the square root of what the readers have left over what the makers have (Nagel et al., 2019,
 "Data-Free Quantization Through Weight Equalization and Bias Correction", for one maker and one reader).
 
-What is judged is the sum over all layers of the bits that an int8 scale for a whole tensor loses: on the
-outputs of the weight, on its inputs (`balance.lost`), and on what the layer reads, whose channels are taken
-to use their scale equally well in the model given. A step that does not lower the sum is not taken.
+What is judged is the sum over all layers of the bits that int8 scales for whole tensors lose
+(`balance.Layer.lost`). A step that does not lower the sum is not taken.
 """
 
 from __future__ import annotations
@@ -114,13 +113,8 @@ class _Search:
         self.moved: dict[Tensor, _Shared] = {}
 
     def total(self) -> float:
-        return sum(map(self.lost, self.layers.values())) / max(len(self.layers), 1)
-
-    def lost(self, layer: Layer) -> float:
-        """The bits that a layer loses; see the module's text."""
-        p = self.state.p.get(layer.node.at(getattr(layer.node.role, "x", 0)))
-        given = 0.0 if p is None else float(np.log2(p.max()) - np.log2(p).mean())
-        return layer.lost(self.state) + given
+        """The mean over the layers."""
+        return sum(layer.lost(self.state) for layer in self.layers.values()) / max(len(self.layers), 1)
 
     def improve(self, tensor: Tensor) -> bool:
         """Rescale one region if that saves bits."""
@@ -213,9 +207,9 @@ class _Search:
     def better(self, tensor: Tensor, factor: Array, found: _Shared) -> bool:
         spread = carry(self.state, tensor, factor, rules=self.rules)
         layers = {layer for layer, _, _ in found.ends}
-        before = sum(map(self.lost, layers))
+        before = sum(layer.lost(self.state) for layer in layers)
         commit(self.state, spread)
-        if sum(map(self.lost, layers)) < before - LEAST:
+        if sum(layer.lost(self.state) for layer in layers) < before - LEAST:
             return True
         undo(self.state, spread)
         return False
