@@ -66,6 +66,6 @@ def _split(site: Site, low: Array, high: Array, surgery: Surgery) -> None:
         last.outputs[0], last.node.output[0] = given, given.name
         stored = surgery.constant(f"{y.name}_{op.lower()}", bound.astype(dtype), site.scope, before=site)
         name = surgery.name(f"{site.node.name or y.name}_{op.lower()}")
-        last = surgery.node(op, name, [given, stored], y.name, last)
+        last = surgery.node(op, name, [given, stored], y.name, site)  # behind what was put there before
         last.outputs.append(y)
         y.site, y.slot = last, 0
