@@ -116,7 +116,8 @@ def _equalized(
     result = balance(loaded.copy(), split_relu6, shared, report)
     if not report.regions:
         report.notes.append(
-            "nothing is carried at another size: the model is as it was" + " but folded" * fold
+            "nothing is carried at another size: the model is as it was"
+            + " but folded" * bool(fold and report.fold.folded)
         )
         return loaded, report
     if verify:

@@ -317,6 +317,14 @@ def precision() -> str:
     return "\n".join(lines)
 
 
+def equalize() -> str:
+    """int8 with weight ranges as they are and balanced."""
+    import _equalize_table
+
+    result = json.loads((RESULTS / "equalize.json").read_text())
+    return "\n".join([wrapped(_equalize_table.text(result)), "", *_equalize_table.lines(result)])
+
+
 def wrapped(text: str, width: int = 118) -> str:
     """In lines of that width."""
     lines = [""]
@@ -337,6 +345,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     },
     "docs/training.md": {"claims": claims},
     "docs/precision.md": {"precision": precision},
+    "docs/compression.md": {"equalize": equalize},
     "docs/performance.md": {"gpu_goals": gpu_goals, "gpu_layers": gpu_layers},
 }
 
