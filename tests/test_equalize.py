@@ -420,3 +420,28 @@ def test_beyond_the_tolerance_nothing_is_written(folder: Path, monkeypatch: pyte
     monkeypatch.setattr(write, "apply", broken)
     assert main(["equalize", "folded.onnx", "out.onnx"]) == 1
     assert not (folder / "out.onnx").exists()
+
+
+def test_a_weight_that_would_leave_its_type_stays() -> None:
+    """The reader's weights are as small as float32 has them: dividing them by two loses bits."""
+    proto = model(norm=False)
+    for tensor in proto.graph.initializer:
+        if tensor.name == "w2":
+            value = numpy_helper.to_array(tensor).astype(np.float64) * 1.3e-38
+            tensor.CopyFrom(numpy_helper.from_array(value.astype(np.float32), "w2"))
+    same, report = bnfold.equalize_onnx(proto)
+    assert same.SerializeToString() == proto.SerializeToString()
+    (reason,) = {entry.reason for entry in report.kept if entry.blocked_by == "two"}
+    assert "channel" in reason
+    assert "float32" in reason
+
+
+def test_a_half_precision_model_stays_within_its_tolerance() -> None:
+    for seed in range(12):
+        half, _ = bnfold.fold_onnx(uneven(seed), precision="fp16", rtol=1)
+        result, report = bnfold.equalize_onnx(half, split_relu6=True)
+        assert report.verification is None or report.verification.ok
+        kinds = [{t.data_type for t in m.graph.initializer} for m in (half, result)]
+        assert kinds[1] <= kinds[0]
+        for region in report.regions:
+            assert 2.0**-6 <= min(region.factors) <= max(region.factors) <= 2.0**6
