@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bnfold import compress as compress
     from bnfold import nn as nn
     from bnfold.api import fold_onnx as fold_onnx
+    from bnfold.api_equalize import equalize_onnx as equalize_onnx
     from bnfold.api_export import export as export
     from bnfold.api_torch import fold_module as fold_module
     from bnfold.api_torch import fold_program as fold_program
@@ -33,6 +34,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "fold_onnx": "bnfold.api",
+    "equalize_onnx": "bnfold.api_equalize",
     "export": "bnfold.api_export",
     "fold_module": "bnfold.api_torch",
     "fold_program": "bnfold.api_torch",
@@ -47,6 +49,7 @@ _HOME = {
 }
 
 __all__ = [
+    "equalize_onnx",
     "export",
     "fold_onnx",
     "fold_module",

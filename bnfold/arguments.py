@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
-from bnfold import __version__, arguments_deploy
+from bnfold import __version__, arguments_compress, arguments_deploy
 
 Command: TypeAlias = Callable[[argparse.Namespace], int]  # gives the exit status
 
@@ -108,7 +108,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser(
-    fold: Command, verify: Command, export: Command, build: Command, bench: Command
+    fold: Command, verify: Command, export: Command, build: Command, bench: Command, equalize: Command
 ) -> argparse.ArgumentParser:
     """The parser of `bnfold`; its namespace's `run` is the command that was asked for."""
     whole = _Parser(prog="bnfold", description=SLOGAN, allow_abbrev=False)
@@ -180,6 +180,7 @@ def parser(
     _add_output(three)
 
     arguments_deploy.add(command, build=build, bench=bench, shape=_shape, seed=_seed)
+    arguments_compress.add(command, equalize=equalize, check=_add_check)
     return whole
 
 

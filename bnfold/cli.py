@@ -1,4 +1,4 @@
-"""The command line: `bnfold fold`, `verify`, `export`, `build`, `bench`. One thin function for each command.
+"""The command line: `bnfold fold`, `verify`, `export`, and so on. One thin function for each command.
 
 Exit status: 0 done; 1 the check failed, and nothing was written; 2 bad input or usage; 130 interrupted.
 Whatever does the work is imported by the command that needs it, so `bnfold --help` answers at once.
@@ -13,10 +13,10 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from typing import Any
 
 from bnfold.arguments import parser
-from bnfold.cli_common import check_target, complain, printable, say, size, write_json
+from bnfold.cli_common import check_of, check_target, complain, printable, say, size, write_json
+from bnfold.cli_compress import equalize
 from bnfold.cli_deploy import bench, build
 from bnfold.errors import BnfoldError, UsageError, VerifyError
 from bnfold.progress import progress
@@ -27,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a name that the terminal cannot show must not end the program
             stream.reconfigure(errors="backslashreplace")
-    args = parser(fold=fold, verify=verify, export=export, build=build, bench=bench).parse_args(argv)
+    commands = parser(fold=fold, verify=verify, export=export, build=build, bench=bench, equalize=equalize)
+    args = commands.parse_args(argv)
     try:
         status: int = args.run(args)
         sys.stdout.flush()
@@ -62,7 +63,7 @@ def fold(args: argparse.Namespace) -> int:
     if args.json:
         check_target(args.json, args.force, never=[*read, args.out])
 
-    check = _check(args)
+    check = check_of(args)
 
     from bnfold import api
     from bnfold.onnx_graph import files
@@ -107,7 +108,7 @@ def verify(args: argparse.Namespace) -> int:
     elif args.force:
         raise UsageError("--force has nothing to do without --json")
 
-    check = _check(args)
+    check = check_of(args)
 
     from bnfold.onnx_graph import files
     from bnfold.verify import verify as compare
@@ -160,25 +161,6 @@ def export(args: argparse.Namespace) -> int:
     print(printable(str(report)))
     print(printable(f"wrote {args.out} ({size(args.out)})"))
     return 0
-
-
-def _check(args: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of the check that both commands share."""
-    shapes = dict(args.overwrite_input_shape)
-    if len(shapes) < len(args.overwrite_input_shape):
-        raise UsageError("--overwrite-input-shape names one input twice")
-    inputs = None
-    if args.input_data_path:
-        from bnfold.onnx_graph.inputs import load_inputs
-
-        inputs = load_inputs(args.input_data_path)
-    return {
-        "rtol": args.check_rtol,
-        "atol": args.check_atol,
-        "inputs": inputs,
-        "shapes": shapes or None,
-        "seed": args.seed or 0,
-    }
 
 
 def _refuse_idle_flags(args: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from bnfold.errors import UsageError
 
-__all__ = ["check_target", "complain", "in_bytes", "printable", "say", "size", "write_json"]
+__all__ = ["check_of", "check_target", "complain", "in_bytes", "printable", "say", "size", "write_json"]
 
 
 def check_target(
@@ -37,6 +37,25 @@ def _same(a: Path, b: Path) -> bool:
         return a.samefile(b)
     except (OSError, ValueError):  # one of them is not there yet
         return os.path.realpath(a) == os.path.realpath(b)
+
+
+def check_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of the check, for the commands that have one."""
+    shapes = dict(args.overwrite_input_shape)
+    if len(shapes) < len(args.overwrite_input_shape):
+        raise UsageError("--overwrite-input-shape names one input twice")
+    inputs = None
+    if args.input_data_path:
+        from bnfold.onnx_graph.inputs import load_inputs
+
+        inputs = load_inputs(args.input_data_path)
+    return {
+        "rtol": args.check_rtol,
+        "atol": args.check_atol,
+        "inputs": inputs,
+        "shapes": shapes or None,
+        "seed": args.seed or 0,
+    }
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:

@@ -369,6 +369,14 @@ def precision() -> str:
     return "\n".join(lines)
 
 
+def equalize() -> str:
+    """int8 with weight ranges as they are and balanced."""
+    import _equalize_table
+
+    result = json.loads((RESULTS / "equalize.json").read_text())
+    return "\n".join([wrapped(_equalize_table.text(result)), "", *_equalize_table.lines(result)])
+
+
 def wrapped(text: str, width: int = 118) -> str:
     """In lines of that width."""
     lines = [""]
@@ -389,8 +397,8 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     },
     "docs/tensorrt.md": {"zoo_tensorrt": zoo_tensorrt},
     "docs/training.md": {"claims": claims},
-    "docs/compression.md": {"slimming": slimming},
     "docs/precision.md": {"precision": precision},
+    "docs/compression.md": {"equalize": equalize, "slimming": slimming},
     "docs/performance.md": {"gpu_goals": gpu_goals, "gpu_layers": gpu_layers},
 }
 

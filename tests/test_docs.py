@@ -28,7 +28,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PICTURE = ROOT / "docs" / "before-after.svg"
 
 # Why a block is not run, and how many there are of each kind.
-MARKED = {"slow": 4, "needs-install": 1, "measured": 1}
+MARKED = {"slow": 4, "needs-install": 3, "measured": 1}
 LANGUAGES = {"console", "python", "json"}
 
 
@@ -150,6 +150,27 @@ def dead() -> onnx.ModelProto:
     return net.model()
 
 
+def uneven() -> onnx.ModelProto:
+    """Conv, depthwise conv, Relu6, conv: the depthwise one makes large what the first makes small."""
+    net = Net()
+    net.conv("x", "a", "conv1", (8, 3, 3, 3))
+    net.norm("a", "b", "bn1", 8)
+    net.op("Relu", "b", "c", "relu")
+    net.conv("c", "d", "conv2", (8, 1, 3, 3), group=8)
+    net.norm("d", "e", "bn2", 8)
+    net.op("Clip", f"e {net.store('low')} {net.store('high')}", "f", "relu6")
+    net.conv("f", "y", "conv3", (4, 8, 1, 1))
+    sizes = 2.0 ** np.array([0, -9, -7, -5, -8, -6, -9, -3])
+    small, large = sizes[:, None, None, None], 1 / sizes[:, None, None, None]
+    factors = {"conv1.weight": small, "conv2.weight": large, "low": 0.0}
+    factors |= dict.fromkeys(("conv1.bias", "bn1.bias", "bn1.mean"), sizes)
+    for tensor in net.stored:
+        value = numpy_helper.to_array(tensor) * factors.get(tensor.name, 1.0)
+        value = np.asarray(6.0) if tensor.name == "high" else value
+        tensor.CopyFrom(numpy_helper.from_array(np.asarray(value, np.float32), tensor.name))
+    return net.model()
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder with the models that the examples speak of, to work in; `bnfold` is a command there."""
@@ -159,6 +180,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     onnx.save(preactivated(), tmp_path / "preactivated.onnx")
     onnx.save(branches(), tmp_path / "branches.onnx")
     onnx.save(dead(), tmp_path / "dead.onnx")
+    onnx.save(uneven(), tmp_path / "uneven.onnx")
     commands = tmp_path / ".bin"
     commands.mkdir()
     command = commands / "bnfold"
