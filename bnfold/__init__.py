@@ -16,6 +16,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bnfold import compress as compress
     from bnfold import nn as nn
     from bnfold.api import fold_onnx as fold_onnx
     from bnfold.api_export import export as export
@@ -36,6 +37,7 @@ _HOME = {
     "fold_module": "bnfold.api_torch",
     "fold_program": "bnfold.api_torch",
     "nn": "bnfold.nn",
+    "compress": "bnfold.compress",
     "Report": "bnfold.fold.ledger",
     "Entry": "bnfold.fold.ledger",
     "BnfoldError": "bnfold.errors",
@@ -50,6 +52,7 @@ __all__ = [
     "fold_module",
     "fold_program",
     "nn",
+    "compress",
     "Report",
     "Entry",
     "BnfoldError",
@@ -65,7 +68,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'bnfold' has no attribute {name!r}")
     try:
         home = importlib.import_module(_HOME[name])
-        value = globals()[name] = home if name == "nn" else getattr(home, name)
+        value = globals()[name] = home if name in ("nn", "compress") else getattr(home, name)
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise

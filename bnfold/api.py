@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bnfold.errors import BnfoldError, UsageError, VerifyError
-from bnfold.fold.ledger import Entry, Report
+from bnfold.fold.ledger import Report
 
 if TYPE_CHECKING:
     from bnfold.fold.dropped import Dropped
     from bnfold.fold.graph import Node
     from bnfold.onnx_graph.files import Loaded
-    from bnfold.onnx_graph.ranges import Range
+    from bnfold.onnx_graph.input_ranges import Range
 
 __all__ = ["SHARED", "check_names", "check_options", "fold_file", "fold_onnx"]
 
@@ -35,6 +35,8 @@ def fold_onnx(
     seed: int = 0,
     target: str = "onnx",
     lower_batch_statistics: bool = False,
+    precision: str | None = None,
+    merge_branches: bool = True,
     drop_dead_channels: bool = False,
     input_ranges: Mapping[str, tuple[Any, Any]] | None = None,
 ) -> tuple[Any, Report]:
@@ -57,6 +59,10 @@ def fold_onnx(
             stored.
         lower_batch_statistics: batch norms with training_mode=1 become standard operators that compute the
             same; with "tensorrt" they become operators of bnfold anyway.
+        precision: "fp16" or "bf16": convert the folded model (see `api_precision.convert`), whose tolerances
+            rtol and atol then are; the fold itself is checked by type.
+        merge_branches: after the fold, linear nodes that read one tensor and are summed become one, and so do
+            two in a row, where that has no more multiplications and fewer nodes (docs/compression.md).
         drop_dead_channels: afterwards, take out every channel that is proven to be constant or unread.
         input_ranges: for that proof and for the check: by input name the lowest and the highest value that it
             ever has, numbers or arrays that broadcast against it, such as of shape (C, 1, 1) for images.
@@ -66,8 +72,8 @@ def fold_onnx(
 
     Raises:
         ModelError: the model cannot be read. UsageError: a name or an option is unknown.
-        VerifyError: the folded model does not compute the same; the message names the first fold that broke
-        it.
+        VerifyError: the folded model does not compute the same; the message names the first fold or merge
+            that broke it.
     """
     from bnfold.onnx_graph.files import load
 
@@ -81,8 +87,9 @@ def fold_onnx(
         wrap = onnx_ir.from_proto
         model = onnx_ir.to_proto(model)
     loaded = load(model)
-    folded, report = fold_loaded(
+    folded, report = _folded(
         loaded,
+        precision,
         verify=verify,
         shared=shared,
         skip=skip,
@@ -93,6 +100,7 @@ def fold_onnx(
         seed=seed,
         target=target,
         lower_batch_statistics=lower_batch_statistics,
+        merge_branches=merge_branches,
         drop_dead_channels=drop_dead_channels,
         input_ranges=input_ranges,
     )
@@ -100,13 +108,30 @@ def fold_onnx(
     return (wrap(proto) if wrap is not None else proto), report
 
 
-def fold_file(path: str | Path, **options: Any) -> tuple[Loaded, Report]:
+def fold_file(path: str | Path, *, precision: str | None = None, **options: Any) -> tuple[Loaded, Report]:
     """`fold_onnx` for a file, without ever holding the whole model in memory; the result is ready to be
     saved.
     """
     from bnfold.onnx_graph.files import load
 
-    return fold_loaded(load(path), **options)
+    return _folded(load(path), precision, **options)
+
+
+def _folded(loaded: Loaded, precision: str | None, **options: Any) -> tuple[Loaded, Report]:
+    """`fold_loaded`, then half precision if that is asked for."""
+    if precision is None:
+        return fold_loaded(loaded, **options)
+    from bnfold import api_precision
+
+    api_precision.check(loaded, precision)
+    if options.get("input_ranges") and options.get("inputs") is None:
+        raise UsageError("with input ranges, half precision is measured on inputs that you give")
+    names = ("inputs", "shapes", "seed", "rtol", "atol", "verify")
+    chosen = {name: options[name] for name in names if name in options}
+    original = loaded.copy() if options.get("verify", True) else None
+    folded, report = fold_loaded(loaded, **{**options, "rtol": None, "atol": None})
+    folded, report.precision = api_precision.convert(folded, precision, original=original, **chosen)
+    return folded, report
 
 
 def check_options(shared: str, skip: Collection[str], target: str = "onnx") -> None:
@@ -134,6 +159,7 @@ def fold_loaded(
     seed: int = 0,
     target: str = "onnx",
     lower_batch_statistics: bool = False,
+    merge_branches: bool = True,
     drop_dead_channels: bool = False,
     input_ranges: Mapping[str, tuple[Any, Any]] | None = None,
     progress: Progress | None = None,
@@ -143,12 +169,13 @@ def fold_loaded(
 
     check_options(shared, skip, target)
     ranges = _ranges(loaded, drop_dead_channels, input_ranges)
-    folded, entries, order = _fold(loaded.copy() if verify else loaded, skip, shared, None, progress)
-    report = Report(entries)
+    limits = Limits(merges=None if merge_branches else 0)
+    folded, report, order = _fold(loaded.copy() if verify else loaded, skip, shared, limits, progress)
     if drop_dead_channels:
         report.dropped = _drop(folded, ranges, shared)
-    report.rewritten, report.notes = rewrite(folded, target, lower_batch_statistics)
-    if not order:
+    report.rewritten, notes = rewrite(folded, target, lower_batch_statistics, skip)
+    report.notes += notes
+    if not (order or report.merged):
         same = not (report.rewritten or report.notes or (report.dropped and report.dropped.layers))
         report.notes.insert(0, f"nothing to fold{': the model is unchanged' if same else ''}")
         if same:
@@ -166,13 +193,20 @@ def fold_loaded(
     return folded, report
 
 
+class Limits(NamedTuple):
+    """How much of the work is done (None: all): folds of these nodes, and the first so many merges."""
+
+    folds: Collection[str] | None = None
+    merges: int | None = None
+
+
 def _ranges(loaded: Loaded, drop: bool, given: Mapping[str, tuple[Any, Any]] | None) -> dict[str, Range]:
     if not given:
         return {}
     if not drop:
         raise UsageError("input ranges have nothing to do unless dead channels are dropped")
+    from bnfold.onnx_graph.input_ranges import ranges_of
     from bnfold.onnx_graph.inputs import wanted
-    from bnfold.onnx_graph.ranges import ranges_of
 
     return ranges_of(wanted(loaded), given)
 
@@ -187,28 +221,42 @@ def _fold(
     result: Loaded,
     skip: Collection[str],
     shared: str,
-    only: Collection[str] | None,
+    limits: Limits,
     progress: Progress | None = None,
-) -> tuple[Loaded, list[Entry], list[str]]:
-    """One fold, in place; `only` restricts it to these nodes."""
+) -> tuple[Loaded, Report, list[str]]:
+    """One fold, in place, and the merging of branches after it; the names of what folded, in that order."""
+    from bnfold.fold.merge import look, merge_all
+    from bnfold.fold.merge_view import View
     from bnfold.fold.solve import solve
+    from bnfold.onnx_graph.merge import place
     from bnfold.onnx_graph.read import read
     from bnfold.onnx_graph.scopes import without_gc
     from bnfold.onnx_graph.write import apply
 
     told = None if progress is None else (lambda done, total: progress(done, total, "folding"))
+    only = limits.folds
     allow: Callable[[Node], bool] | None = None if only is None else (lambda node: node.name in only)
 
-    def steps() -> tuple[list[Entry], list[str]]:
+    def steps() -> tuple[Report, list[str]]:
         graph = read(result, shared=shared)
         check_names(graph.nodes, skip)
         plan = solve(graph, skip=skip, allow=allow, progress=told)
+        report, order = Report(plan.entries), [node.name for node in plan.order]
+        merging = limits.merges != 0 and look(graph, View(set(plan.order), skip, place), report)
         apply(result, graph, plan.edits)
-        return plan.entries, [node.name for node in plan.order]
+        if merging:  # all that is read is read anew: the graph is another one now
+            merge_all(
+                report,
+                lambda: read(result, shared="duplicate" if shared == "duplicate" else "skip"),
+                lambda graph, edits: apply(result, graph, edits),
+                lambda: View((), skip, place),
+                limits.merges,
+            )
+        return report, order
 
     with without_gc():  # when it looks again, all that the steps made is garbage: one look does
-        entries, order = steps()
-    return result, entries, order
+        report, order = steps()
+    return result, report, order
 
 
 def check_names(nodes: Collection[Node], skip: Collection[str]) -> None:
@@ -240,19 +288,24 @@ def _verify(
     if report.verification.status != "failed":
         return
 
-    def passes(count: int, drop: bool = False) -> bool:
-        part, _, _ = _fold(loaded.copy(), skip, shared, frozenset(order[:count]))
+    def passes(count: int, merges: int = 0, drop: bool = False) -> bool:
+        limits = Limits(frozenset(order[:count]), merges)
+        part, _, _ = _fold(loaded.copy(), skip, shared, limits)
         if drop:
             _drop(part, options["ranges"], shared)
         return bool(verify(loaded, part, **options).status != "failed")
 
+    merged, all_ = report.merged, len(order)
     try:
-        if passes(len(order)):
-            dropped = report.dropped is not None and not passes(len(order), drop=True)
-            step = "dropping dead channels" if dropped else "the rewriting for the target"
-            bad = f"no fold broke it, but {step} did"
+        if not passes(all_):
+            bad = f"the first fold that broke it is {order[first_bad(all_, passes) - 1]}"
+        elif merged and not passes(all_, len(merged)):
+            count = first_bad(len(merged), lambda merges: passes(all_, merges))
+            bad = f"no fold broke it, but the merging of branches into {merged[count - 1].name} did"
+        elif report.dropped is not None and not passes(all_, len(merged), drop=True):
+            bad = "no fold broke it, but dropping dead channels did"
         else:
-            bad = f"the first fold that broke it is {order[first_bad(len(order), passes) - 1]}"
+            bad = "no fold broke it, but the rewriting for the target did"
     except BnfoldError:
         bad = "which fold broke it could not be found out"
     said = f"the folded model does not compute the same: {bad}"

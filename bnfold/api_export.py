@@ -46,6 +46,7 @@ def export(
     atol: float | None = None,
     target: str = "onnx",
     lower_batch_statistics: bool = False,
+    merge_branches: bool = True,
 ) -> Report:
     """Export a torch module to ONNX, folded, and checked against the module itself in float64.
 
@@ -66,6 +67,7 @@ def export(
         atol: absolute tolerance, added to it.
         target: as for `fold_onnx`.
         lower_batch_statistics: as for `fold_onnx`.
+        merge_branches: as for `fold_onnx`.
 
     Returns:
         The ledger, with the check.
@@ -88,7 +90,9 @@ def export(
         large = _bytes(module) > 1 << 30 if external_data is None else external_data
         moving = to_onnx.write(module, args, options, raw, dynamic_shapes, opset)
         how: dict[str, Any] = {"target": target, "lower_batch_statistics": lower_batch_statistics}
-        folded, report = fold_file(raw, verify=False, shared=shared, skip=skip, **how)
+        folded, report = fold_file(
+            raw, verify=False, shared=shared, skip=skip, merge_branches=merge_branches, **how
+        )
         if moving:
             many = "batch norms in training mode use" if moving > 1 else "batch norm in training mode uses"
             report.notes.append(f"{moving} {many} the statistics of each batch, in the file as well")
@@ -102,13 +106,18 @@ def export(
 
                 def passes(count: int) -> bool:
                     rest = [*skip, *order[count:]]
-                    part, _ = fold_file(raw, verify=False, shared=shared, skip=rest, **how)
+                    part, _ = fold_file(
+                        raw, verify=False, shared=shared, skip=rest, merge_branches=False, **how
+                    )
                     return check(part).status != "failed"
 
-                bad = order[first_bad(len(order), passes) - 1] if order and passes(0) else "none: the export"
+                if report.merged and passes(len(order)):
+                    bad = "no fold broke it, but the merging of branches did (merge_branches=False)"
+                else:
+                    first = order[first_bad(len(order), passes) - 1] if order and passes(0) else ""
+                    bad = f"the first fold that broke it is {first or 'none: the export'}"
                 raise VerifyError(
-                    "the file does not compute what the module does: the first fold that broke it is "
-                    f"{bad}\n{report.verification}"
+                    f"the file does not compute what the module does: {bad}\n{report.verification}"
                 )
             if report.verification.status == "not run":
                 report.notes.append(f"not verified: {report.verification.reason}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,10 +11,12 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.nn.parameter import is_lazy
 
-from bnfold.api import check_choice, check_names, check_options
+from bnfold.api import Limits, check_choice, check_names, check_options
 from bnfold.errors import UsageError, VerifyError, first_line
 from bnfold.fold.graph import Affine, Graph, SetValue
 from bnfold.fold.ledger import Report
+from bnfold.fold.merge import look, merge_all
+from bnfold.fold.merge_view import AnyEdit, View
 from bnfold.fold.solve import Plan, solve
 from bnfold.torch_graph import modules
 from bnfold.torch_graph.eager import Fate, Fates, calls_of, mean_of
@@ -38,6 +40,7 @@ def fold_program(
     rtol: float | None = None,
     atol: float | None = None,
     inputs: tuple[Any, ...] | None = None,
+    merge_branches: bool = True,
 ) -> tuple[ExportedProgram, Report]:
     """Fold every batch norm that can vanish from an exported torch program.
 
@@ -50,14 +53,15 @@ def fold_program(
         rtol: tolerance of the check, against the largest absolute value of each output; None: by type.
         atol: absolute tolerance, added to it.
         inputs: positional arguments of the program.
+        merge_branches: as for `fold_onnx`. (`fold_module`, which keeps classes and names, merges none.)
 
     Returns:
         The folded program, functional (in-place operators are gone) unless nothing folded, and the ledger.
 
     Raises:
         UsageError: `program` is no exported program, or a name or an option is unknown.
-        VerifyError: the folded program does not compute the same; the message names the first fold that broke
-            it.
+        VerifyError: the folded program does not compute the same; the message names the first fold or merge
+            that broke it.
     """
     if not isinstance(program, ExportedProgram):
         raise UsageError(
@@ -71,15 +75,17 @@ def fold_program(
     except Exception as error:  # of any kind: this is all of torch's tracing
         raise UsageError(f"torch cannot make the program functional: {first_line(error)}") from error
 
-    def fold(only: Collection[str] | None) -> tuple[ExportedProgram, Plan]:
-        graph = read(functional, shared)
+    def fold(limits: Limits) -> tuple[ExportedProgram, Plan, Report]:
+        graph, only = read(functional, shared), limits.folds
         check_names(graph.nodes, skip)
         plan = solve(graph, skip=skip, allow=None if only is None else (lambda node: node.name in only))
-        return apply(functional, graph, plan.edits, shared), plan
+        report = Report(plan.entries)
+        merging = limits.merges != 0 and look(graph, View(set(plan.order), skip, symmetric=True), report)
+        result = apply(functional, graph, plan.edits, shared)
+        return (_merged(result, report, skip, shared, limits.merges) if merging else result), plan, report
 
-    folded, plan = fold(None)
-    report = Report(plan.entries)
-    if not plan.order:
+    folded, plan, report = fold(Limits(merges=None if merge_branches else 0))
+    if not (plan.order or report.merged):
         report.notes.append("nothing to fold: the program is unchanged")
         return program, report
     if verify:
@@ -88,8 +94,23 @@ def fold_program(
         def check(after: ExportedProgram) -> Verification:
             return verify_modules(functional.module(), after.module(), args, kwargs, rtol, atol)
 
-        _verified(report, plan, check(folded), lambda names: check(fold(names)[0]))
+        found = check(folded)
+        _verified(report, plan, found, lambda folds, merges: check(fold(Limits(folds, merges))[0]))
     return folded, report
+
+
+def _merged(
+    program: ExportedProgram, report: Report, skip: Collection[str], shared: str, limit: int | None
+) -> ExportedProgram:
+    """The program with its branches merged, as the report tells."""
+    careful = "duplicate" if shared == "duplicate" else "skip"
+
+    def write(graph: Graph, edits: Sequence[AnyEdit]) -> None:
+        nonlocal program
+        program = apply(program, graph, edits, careful)
+
+    merge_all(report, lambda: read(program, careful), write, lambda: View((), skip, symmetric=True), limit)
+    return program
 
 
 @torch.inference_mode(False)
@@ -115,6 +136,8 @@ def fold_module(
     hooks, or is a call of `torch.nn.functional.batch_norm`, is made the identity map instead; the ledger says
     so. A module holds one weight for all of its calls, so that what is called several times is folded less
     often here than by `fold_program`.
+
+    Branches are not merged, and layers in a row neither: `fold_program` does that.
 
     What holds is what the trace saw: other branches of the module's code, and other sizes than those of the
     example where `dynamic_shapes` does not free them, may share weights with what was folded.
@@ -211,7 +234,7 @@ def fold_module(
         def check(after: nn.Module) -> Verification:
             return verify_modules(_copied(module), _copied(after), args, options, rtol, atol)
 
-        def partly(only: Collection[str]) -> Verification:
+        def partly(only: Collection[str], _: int) -> Verification:
             part = _copied(module)
             fold(part, only)
             return check(part)
@@ -279,16 +302,25 @@ def _exported(
 
 
 def _verified(
-    report: Report, plan: Plan, found: Verification, partly: Callable[[Collection[str]], Verification]
+    report: Report, plan: Plan, found: Verification, partly: Callable[[Collection[str], int], Verification]
 ) -> None:
-    """Note what the check found; raise `VerifyError` with the first fold to blame if it failed."""
+    """Note what the check found; raise `VerifyError` with the first fold or merge to blame if it failed.
+
+    partly: the check with these folds alone, and with so many merges.
+    """
     report.verification = found
     if found.status == "not run":
         report.notes.append(f"not verified: {found.reason}")
     if found.status != "failed":
         return
-    order = [node.name for node in plan.order]
-    bad = order[first_bad(len(order), lambda n: partly(frozenset(order[:n])).status != "failed") - 1]
-    raise VerifyError(
-        f"what was folded does not compute the same: the first fold that broke it is {bad}\n{found}"
-    )
+    order, merges = [node.name for node in plan.order], len(report.merged)
+
+    def passes(folds: int, merges: int = 0) -> bool:
+        return partly(frozenset(order[:folds]), merges).status != "failed"
+
+    if merges and passes(len(order)):
+        count = first_bad(merges, lambda merges: passes(len(order), merges))
+        bad = f"no fold broke it, but the merging of branches into {report.merged[count - 1].name} did"
+    else:
+        bad = f"the first fold that broke it is {order[first_bad(len(order), passes) - 1]}"
+    raise VerifyError(f"what was folded does not compute the same: {bad}\n{found}")

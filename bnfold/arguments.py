@@ -20,6 +20,8 @@ examples:
   bnfold fold model.onnx folded.onnx             fold, check that nothing changed, write
   bnfold fold model.onnx folded.onnx --json report.json --overwrite-input-shape x:1,3,224,224
   bnfold fold model.onnx folded.onnx --target tensorrt
+  bnfold fold model.onnx half.onnx --precision fp16 --input-data-path images.npz
+  bnfold fold model.onnx folded.onnx --no-merge-branches
   bnfold fold model.onnx smaller.onnx --drop-dead-channels --input-range x:0,1
 
 the JSON report:
@@ -33,6 +35,13 @@ the JSON report:
       "cure": str,         what would let it go, or ""
       "dead_channels": [int]}],   those whose output never changes
    "folded": int, "kept": int,
+   "merged": [             linear nodes that became one
+     {"name": str,         the one that is left
+      "op": str,           its operator
+      "replaces": [str],   the nodes that it took in
+      "multiplications_before": int, "multiplications_after": int}],   of one run
+   "apart": [              linear nodes that read one tensor, or each other, and stay several
+     {"names": [str], "reason": str}],
    "rewritten": [          kept batch norms that became other nodes for the target
      {"name": str,         the new node
       "op": str,           its operator, or "standard operators"
@@ -50,6 +59,7 @@ the JSON report:
         "name": str, "op": str, "channels": [int], "reason": str, "blocked_by": str}]},
    "notes": [str],
    "verification": object  as in `bnfold verify --help`, or null if the check was skipped
+   "precision": object     what --precision did, or null; docs/report.md has its keys
   }
 
 exit status: 0 done; 1 the check failed, and nothing was written; 2 bad input or usage
@@ -122,6 +132,11 @@ def parser(
     one.add_argument(
         "out", metavar="OUT.onnx", type=Path, nargs="?", help="the folded model; without it, only explain"
     )
+    one.add_argument(
+        "--precision",
+        choices=("fp16", "bf16"),
+        help="then convert to half precision; inputs and outputs stay float32, tolerances are for this step",
+    )
     _add_fold(one)
     one.add_argument(
         "--drop-dead-channels",
@@ -193,6 +208,12 @@ def _add_fold(parser: _Parser) -> None:
         "--lower-batch-statistics",
         action="store_true",
         help="write batch norms in training mode out in standard operators",
+    )
+    parser.add_argument(
+        "--merge-branches",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="one linear node for branches that are summed, or two in a row, where that costs no more",
     )
     parser.add_argument(
         "--save-as-external-data", action="store_true", help="put the weights into a file beside OUT"

@@ -17,8 +17,9 @@ examples:
   bnfold build model.onnx model.engine
   bnfold build model.onnx model.engine --shapes x:1x3x224x224,8x3x224x224,32x3x224x224
   bnfold build model.onnx model.engine --flavour tensorrt-rtx --compute-capability 8.9
+  bnfold build folded.onnx half.engine --precision fp16 --input-data-path images.npz
 
-Precision is the model's: an engine computes in the types that the ONNX file states.
+An engine computes in the types that the ONNX file states; --precision rewrites them for the engine alone.
 
 the JSON report:
   {"builder": str,                 what built the engine, with its version
@@ -36,10 +37,11 @@ the JSON report:
    "layers": [                     all layers of the engine
      {"name": str, "type": str,    in TensorRT's words
       "nodes": [str]}],            what it computes
-   "notes": [str], "warnings": [str]   bnfold's and TensorRT's
+   "notes": [str], "warnings": [str],  bnfold's and TensorRT's
+   "precision": object             what --precision did, or null; docs/report.md has its keys
   }
 
-exit status: 0 done; 2 bad input or usage, and nothing was written
+exit status: 0 done; 1 half precision strays too far; 2 bad input or usage; nothing is written but with 0
 """
 
 BENCH_EPILOG = """\
@@ -96,6 +98,18 @@ def add(
         default=[],
         help="the smallest, usual and largest shape of an input with open sizes, such as "
         "x:1x3x8x8,8x3x8x8,32x3x8x8; one shape alone stands for all three (repeatable)",
+    )
+    one.add_argument(
+        "--precision",
+        choices=("fp32", "fp16", "bf16"),
+        help="the types of the engine: fp16 and bf16 convert a float32 model first, as `bnfold fold` does; "
+        "fp32 refuses a model that is half already (default: the types of the model)",
+    )
+    one.add_argument(
+        "--input-data-path",
+        metavar="PATH",
+        type=Path,
+        help="inputs on which --precision measures ranges (default: random ones)",
     )
     one.add_argument(
         "--flavour",

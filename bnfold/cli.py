@@ -76,6 +76,8 @@ def fold(args: argparse.Namespace) -> int:
             skip=args.skip,
             target=args.target,
             lower_batch_statistics=args.lower_batch_statistics,
+            precision=args.precision,
+            merge_branches=args.merge_branches,
             drop_dead_channels=args.drop_dead_channels,
             input_ranges=dict(args.input_range),
             progress=advance,
@@ -148,6 +150,7 @@ def export(args: argparse.Namespace) -> int:
         skip=args.skip,
         target=args.target,
         lower_batch_statistics=args.lower_batch_statistics,
+        merge_branches=args.merge_branches,
         rtol=args.check_rtol,
         atol=args.check_atol,
     )
@@ -192,6 +195,7 @@ def _refuse_idle_flags(args: argparse.Namespace) -> None:
     if len(dict(args.input_range)) < len(args.input_range):
         raise UsageError("--input-range names one input twice")
     if args.no_verify:
-        for flag in ("check_rtol", "check_atol", "input_data_path", "overwrite_input_shape", "seed"):
+        measured = () if args.precision else ("input_data_path", "overwrite_input_shape", "seed")
+        for flag in ("check_rtol", "check_atol", *measured):
             if getattr(args, flag) not in (None, []):
                 raise UsageError(f"--{flag.replace('_', '-')} has nothing to do with --no-verify")

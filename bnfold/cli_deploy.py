@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bnfold.cli_common import check_target, in_bytes, printable, say, write_json
 from bnfold.errors import UsageError
 from bnfold.progress import progress
 
+if TYPE_CHECKING:
+    from bnfold.onnx_graph.files import Loaded
+    from bnfold.precision_report import PrecisionReport
+
+HALF = ("fp16", "bf16")
 WARNINGS = 3  # of TensorRT's that are shown without -v
 
 
@@ -18,7 +23,9 @@ def build(args: argparse.Namespace) -> int:
     if args.engine.suffix == ".onnx":
         raise UsageError(f"{args.engine} would be an engine, not an ONNX model: name it .engine or .plan")
     shapes = _once("--shapes", args.shapes)
-    check_target(args.engine, args.force, never=[args.model])
+    if args.input_data_path and args.precision not in HALF:
+        raise UsageError("--input-data-path has nothing to do without --precision fp16 or bf16")
+    check_target(args.engine, args.force, never=[args.model, args.input_data_path])
     if args.json:
         check_target(args.json, args.force, never=[args.model, args.engine])
     if args.timing_cache:  # which is meant to be written anew
@@ -32,11 +39,11 @@ def build(args: argparse.Namespace) -> int:
     from bnfold.tensorrt import engine
     from bnfold.tensorrt.model import ParseError
 
-    loaded = files.load(args.model)
-    for name in locations_of(loaded.proto):
+    original = files.load(args.model)
+    for name in locations_of(original.proto):
         for path in filter(None, (args.engine, args.json, args.timing_cache)):
             check_target(path, True, never=[args.model.parent / name])
-    # A model of another precision is made here, from `loaded`: an engine computes in the types of the file.
+    loaded, types = _in_precision(original, args)
     try:
         with progress("Building") as advance:
             built = engine.build(
@@ -55,9 +62,12 @@ def build(args: argparse.Namespace) -> int:
         if args.timing_cache:
             output.write(args.timing_cache, [built.timing_cache])
         if args.json:
-            output.write(args.json, [json.dumps(built.to_dict(), indent=1).encode() + b"\n"])
+            found = {**built.to_dict(), "precision": None if types is None else types.to_dict()}
+            output.write(args.json, [json.dumps(found, indent=1).encode() + b"\n"])
         output.write(args.engine, [memoryview(built.plan)])
         output.commit()
+    if types is not None:
+        print(printable(str(types)))
     for line in _story(built, args.verbose):
         print(printable(line))
     target = f" for compute capability {', '.join(built.compute_capabilities)}" * bool(
@@ -100,6 +110,25 @@ def bench(args: argparse.Namespace) -> int:
         write_json(args.json, standings.to_dict())
     print(printable(str(standings)))
     return 0
+
+
+def _in_precision(loaded: Loaded, args: argparse.Namespace) -> tuple[Loaded, PrecisionReport | None]:
+    """The model in the types that were asked for, and what became of its numbers."""
+    if args.precision is None:
+        return loaded, None
+    if args.precision not in HALF:
+        from bnfold.onnx_graph.precision import working_type
+
+        working = working_type(loaded)
+        if working != "float32":
+            raise UsageError(f"--precision {args.precision}: the model computes in {working} already")
+        return loaded, None
+    from bnfold.api_precision import convert
+    from bnfold.onnx_graph.inputs import load_inputs
+
+    usual = {name: sizes[1] for name, sizes in args.shapes}
+    inputs = load_inputs(args.input_data_path) if args.input_data_path else None
+    return convert(loaded, args.precision, inputs=inputs, shapes=None if inputs else usual)
 
 
 def _once(flag: str, given: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -21,8 +21,8 @@ from bnfold.difference import Tolerance, Truth, compare
 from bnfold.errors import UsageError
 from bnfold.onnx_graph import files, inputs, precision
 from bnfold.onnx_graph.files import Loaded
+from bnfold.onnx_graph.input_ranges import Range
 from bnfold.onnx_graph.inputs import Given
-from bnfold.onnx_graph.ranges import Range
 from bnfold.onnx_graph.run import Outputs
 from bnfold.onnx_graph.side_by_side import (
     PATIENCE,

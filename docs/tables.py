@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ TORCH_NAMES = {
 }
 TORCH_VARIANTS = ("as it is", "again", "fold_module", "torch.fx fuse")
 SHOWN = 12  # networks
+STATES = {"given": "as it is", "folded": "folded for TensorRT"}
 
 
 def left() -> str:
@@ -183,6 +185,21 @@ def milliseconds(found: dict[str, Any]) -> str:
     return f"{found['median']:.1f}" + (f" ({found['left']})" if found["left"] else "")
 
 
+def zoo_tensorrt() -> str:
+    """What TensorRT-RTX makes of the same exports, as they are and folded."""
+    totals = json.loads((RESULTS / "zoo_tensorrt.json").read_text())["totals"]
+    lines = [
+        "| export | | parsed and built | batch norms in them | layers of their own | layers of the engines |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
+    for key, found in totals.items():
+        kind, state = key.split(", ")
+        cells = [found["batch_norms"], found["stand_alone"], found["layers"]] if found["built"] else ["-"] * 3
+        built = f"{found['built']} of {found['networks']}"
+        lines.append(f"| {kind} | {STATES[state]} | {' | '.join(map(str, [built, *cells]))} |")
+    return "\n".join(lines)
+
+
 def claims() -> str:
     """With and without batch norm: what comes out of many runs."""
     import _claims_table
@@ -290,6 +307,68 @@ def gpu_cell(result: dict[str, Any], case: Any, which: str, goals: Any) -> str:
     return f"{time:.1f} us, {part:.0%}, {times:.2f} times"
 
 
+def slimming() -> str:
+    """Accuracies of tools/slim_demo, over its seeds."""
+    results = json.loads((RESULTS / "slim.json").read_text())
+    runs, protocol = results["runs"], results["protocol"]
+    rates = [f"{rate:g}" for rate in protocol["fine_rates"]]
+    keys = ["trained", "pruned", "recalibrated", *(f"tuned, {rate}" for rate in rates)]
+    heads = ["trained", "pruned", "recalibrated", *(f"fine-tuned at {rate}" for rate in rates)]
+
+    def cell(way: str, key: str) -> str:
+        known = [100 * run["ways"][way]["steps"][key] for run in runs if key in run["ways"][way]["steps"]]
+        return f"{statistics.median(known):.1f} ({min(known):.1f} to {max(known):.1f})" if known else "-"
+
+    def less(what: str) -> str:
+        shares = [before / after for before, after in (run["totals"][what] for run in runs)]
+        return f"{min(shares):.1f} to {max(shares):.1f} times fewer {what}"
+
+    images = protocol["images"]
+    text = (
+        f"**Half of the channels**, {len(runs)} seeds ({runs[0]['seed']} to {runs[-1]['seed']}), "
+        f"{images['train']} {images['name']} to train with and {images['test']} others to test with: test "
+        "accuracy in percent, median (least to largest). By |gamma|'s mean that is "
+        f"{less('parameters')} and {less('multiplications')}."
+    )
+    return "\n".join(
+        [
+            wrapped(text),
+            "",
+            f"| channels by | {' | '.join(heads)} |",
+            f"|---|{'--:|' * len(heads)}",
+            *(f"| {way} | {' | '.join(cell(way, key) for key in keys)} |" for way in runs[0]["ways"]),
+        ]
+    )
+
+
+def precision() -> str:
+    """Half precision, folded first and converted first."""
+    result = json.loads((RESULTS / "precision.json").read_text())
+    text = (
+        "Trained networks on scikit-image's photographs, and small artificial ones whose batch norms have "
+        "seen next to no variance (`tools/precision`). Ranges were measured on one picture each. "
+        "*Error*: the largest over all pictures, relative to the largest output; in brackets the mean of the "
+        "pictures' largest. *Same*: the share of answers (classes, letters, pixels of text) that are as "
+        "in float32."
+    )
+    lines = [
+        wrapped(text),
+        "",
+        "| network | type | folded first: error | same | converted first: error | same |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
+    for name, network in result["networks"].items():
+        for kind in ("fp16", "bf16"):
+            cells = []
+            for way in ("fold_first", "convert_first"):
+                found = network[kind][way]
+                fine = found["worst"] is not None
+                cells.append(f"{found['worst']:.2g} ({found['mean']:.2g})" if fine else "not finite")
+                cells.append("" if found["same"] is None else f"{found['same']:.4g}")
+            lines.append(f"| {name} | {kind} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def wrapped(text: str, width: int = 118) -> str:
     """In lines of that width."""
     lines = [""]
@@ -308,7 +387,10 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "torch": torch,
         "torch_speed": torch_speed,
     },
+    "docs/tensorrt.md": {"zoo_tensorrt": zoo_tensorrt},
     "docs/training.md": {"claims": claims},
+    "docs/compression.md": {"slimming": slimming},
+    "docs/precision.md": {"precision": precision},
     "docs/performance.md": {"gpu_goals": gpu_goals, "gpu_layers": gpu_layers},
 }
 

@@ -293,3 +293,22 @@ def test_the_summary_of_the_torch_zoo_adds_up() -> None:
         assert row["kept_by_fold_module"] == len(result["module"]["kept"])
         assert row["identity_maps_of_fold_module"] == result["module"]["identity_maps"]
         assert row["faithful"]
+
+
+@pytest.mark.parametrize("name", ["repvgg_a0", "mobileone_s0", "fastvit_t8", "repvit_m0_9"])
+@pytest.mark.parametrize("runtime", ["onnxruntime", "torch"])
+def test_merging_leaves_what_timms_own_switch_leaves(name: str, runtime: str) -> None:
+    result = read(RESULTS / "merge.json")[name]
+    check_origin(result)
+    assert result[runtime]["rounds"] >= 20
+    variants = result[runtime]["variants"]
+    assert tuple(variants) == ("as it is", "again", "folded", "merged", "timm")
+    for found in variants.values():
+        assert 0 < found["quartile_1"] <= found["median"] <= found["quartile_3"]
+        assert found["error"] <= ROUNDING
+    merged, timm = variants["merged"], variants["timm"]
+    assert merged["linear"] == timm["linear"] < variants["folded"]["linear"]
+    assert merged["batch_norms"] == 0
+    assert merged["nodes"] <= timm["nodes"] + 1  # which leaves one of RepViT's two dropouts out
+    assert merged["median"] < variants["as it is"]["median"]
+    assert merged["median"] <= 1.1 * timm["median"]

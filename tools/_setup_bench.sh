@@ -14,7 +14,7 @@ set_up_bench() {
     if command -v flock >/dev/null; then flock 9; fi
     stamp=$(sha256sum constraints-bench.txt)
     [ "$(cat "$venv/.stamp-timm" 2>/dev/null)" = "$stamp" ] || rm -f "$venv"/.stamp-*
-    make_venv "$venv" "$python" bench "torch==2.13.0" -c constraints-bench.txt -e '.[onnxruntime,torch]' \
+    make_venv "$venv" "$python" bench "torch==2.13.0" -c constraints-bench.txt -e '.[onnxruntime,torch,tensorrt-rtx]' \
         onnxsim onnxslim onnxoptimizer safetensors pyyaml pillow || exit 1
     if [ ! -e "$venv/.stamp-timm" ]; then
         # Their own requirements would bring another torch, and a client for weights that nobody downloads here.

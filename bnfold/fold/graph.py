@@ -14,6 +14,8 @@ from typing import Any, TypeAlias
 
 import numpy.typing as npt
 
+from bnfold.fold.windows import Windows
+
 Array: TypeAlias = npt.NDArray[Any]
 Dim: TypeAlias = (
     "int | str | None"  # a static size, a named symbol, or unknown (equal to nothing, not even to itself)
@@ -152,6 +154,7 @@ class Linear(Role):
     beta: float = 1.0
     groups: int = 1
     costs: int = 0  # nodes that a missing bias would add
+    windows: Windows | None = None  # None: neither a plain convolution nor a product with one matrix
 
 
 @dataclass(eq=False, slots=True)

@@ -36,18 +36,43 @@ class Rewrite(NamedTuple):
     replaces: tuple[str, ...]
 
 
+class Merge(NamedTuple):
+    """Linear nodes that became one.
+
+    name: the one that is left. op: its operator. replaces: the nodes that it took in, and that are gone.
+    multiplications_before, multiplications_after: of one run; a size that is not static counts as 1.
+    """
+
+    name: str
+    op: str
+    replaces: tuple[str, ...]
+    multiplications_before: int
+    multiplications_after: int
+
+
+class Apart(NamedTuple):
+    """Linear nodes that read one tensor, or each other, and stay several. reason: why."""
+
+    names: tuple[str, ...]
+    reason: str
+
+
 @dataclass
 class Report:
-    """What happened to a model. `verification` is filled in by the check (None: not run).
+    """What happened to a model.
 
-    rewritten: the kept batch norms that became other nodes for the target. dropped: the dead channels (None:
-    not looked for).
+    merged: linear nodes that became one; apart: those that did not, and why. dropped: the dead channels
+    (None: not looked for). rewritten: the kept batch norms that became other nodes for the target.
+    verification: of the check, None if it was not run. precision: of a conversion to half precision.
     """
 
     entries: list[Entry] = field(default_factory=list)
+    merged: list[Merge] = field(default_factory=list)
+    apart: list[Apart] = field(default_factory=list)
     rewritten: list[Rewrite] = field(default_factory=list)
     verification: Any = None
     notes: list[str] = field(default_factory=list)
+    precision: Any = None
     dropped: Dropped | None = None
 
     @property
@@ -59,18 +84,22 @@ class Report:
         return [e for e in self.entries if e.outcome == "kept"]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data: {"entries": [...], "folded": n, "kept": n, "rewritten": [...], "dropped": {...} or
-        None, "notes": [...], "verification": {...} or None}.
+        """Plain data: {"entries": [...], "folded": n, "kept": n, "merged": [...], "apart": [...],
+        "rewritten": [...], "dropped": {...} or None, "notes": [...], "verification": {...} or None,
+        "precision": {...} or None}.
         """
         check = self.verification.to_dict() if self.verification is not None else None
         return {
             "entries": [e._asdict() for e in self.entries],
             "folded": len(self.folded),
             "kept": len(self.kept),
+            "merged": [merge._asdict() for merge in self.merged],
+            "apart": [apart._asdict() for apart in self.apart],
             "rewritten": [rewrite._asdict() for rewrite in self.rewritten],
             "dropped": None if self.dropped is None else self.dropped.to_dict(),
             "notes": list(self.notes),
             "verification": check,
+            "precision": self.precision.to_dict() if self.precision is not None else None,
         }
 
     def to_json(self, indent: int | None = 1) -> str:
@@ -81,17 +110,30 @@ class Report:
         rows += [(e.name, e.op, e.outcome, _story(e)) for e in self.entries]
         lines = list(_table(rows))
         lines.append(f"{len(self.folded)} folded, {len(self.kept)} kept")
+        if self.merged:
+            head, count = ("node", "operator", "multiplications", "took in"), len(self.merged)
+            lines += ["", *_table([head, *map(_row, self.merged)])]
+            all_ = sum(len(merge.replaces) + 1 for merge in self.merged)
+            does = "linear nodes do" if count > 1 else "linear node does"
+            lines.append(f"{count} {does} the work of {all_}")
         if self.rewritten:
-            head = ("node", "operator", "replaces")
+            title = ("node", "operator", "replaces")
             new = [(r.name, r.op, ", ".join(r.replaces)) for r in self.rewritten]
-            lines += ["", *_table([head, *new]), f"{len(self.rewritten)} rewritten for the target"]
+            lines += ["", *_table([title, *new]), f"{len(self.rewritten)} rewritten for the target"]
         if self.dropped is not None:
             table = _table(self.dropped.rows()) if self.dropped.layers else ()
             lines += ["", *table, *self.dropped.summary()]
         lines += [f"note: {note}" for note in (*self.notes, *_dead(self.entries))]
         if self.verification is not None:
             lines.append(str(self.verification))
+        if self.precision is not None:
+            lines.append(str(self.precision))
         return "\n".join(lines)
+
+
+def _row(merge: Merge) -> tuple[str, ...]:
+    change = f"{merge.multiplications_before:,} -> {merge.multiplications_after:,}"
+    return merge.name, merge.op, change, _first(merge.replaces, 4)
 
 
 def _dead(entries: list[Entry]) -> Iterable[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bnfold.fold.graph import Constant, Contract, Dim, Linear
+from bnfold.fold.windows import PRODUCT
 
 __all__ = ["by_weight", "is_kept", "of_tensors", "summed_axis"]
 
@@ -41,6 +42,7 @@ def by_weight(weight: Constant, slot: int, shape: Shape, rank: int, costs: int) 
         padded=_BATCHED if any(size != 1 for size in batch) else "",
         free=_passing(shape, in_axis, batch, rank) if len(shape) > 1 else (),
         costs=costs,
+        windows=PRODUCT if outer == 2 else None,
     )
 
 

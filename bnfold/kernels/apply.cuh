@@ -8,6 +8,7 @@
 namespace bnfold {
 
 // y = act((x - mean) / sqrt(var + eps) * weight + bias + residual); mean and var may be of another type than weight.
+// Without mean it is 0, without var the division is left out.
 template <class T, class P, class S, int V, Layout L>
 BNFOLD_KERNEL(512)
 apply(const T* x, const T* residual, T* y, unsigned char* mask, const P* weight, const P* bias, const S* mean,
@@ -18,8 +19,8 @@ apply(const T* x, const T* residual, T* y, unsigned char* mask, const P* weight,
     const int c = port::thread();
     if (c < part.width) {
         const int channel = part.first + c;
-        const float inverse = 1.0f / port::square_root(to_float(var[channel]) + eps);
-        affine[c] = {to_float(mean[channel]), weight ? to_float(weight[channel]) * inverse : inverse,
+        const float inverse = var ? 1.0f / port::square_root(to_float(var[channel]) + eps) : 1.0f;
+        affine[c] = {mean ? to_float(mean[channel]) : 0, weight ? to_float(weight[channel]) * inverse : inverse,
                      bias ? to_float(bias[channel]) : 0};
     }
     port::sync_block();

@@ -31,6 +31,11 @@ BNFOLD_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(
 
 // Clusters (compute capability 9.0 on; code for others must not call these): consecutive blocks that read each
 // other's shared memory.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr bool has_clusters = false;
+#else
+constexpr bool has_clusters = true;
+#endif
 BNFOLD_DEVICE void sync_cluster() {
     asm volatile("barrier.cluster.arrive.release;\n\tbarrier.cluster.wait.acquire;" ::: "memory");
 }

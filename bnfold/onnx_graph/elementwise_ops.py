@@ -53,6 +53,8 @@ def _arithmetic(site: Site) -> Role:
     c = broadcast(site, constant, slot, shape)
     if not np.isfinite(c).all():
         raise Refused("its constant is not finite")
+    if not c.size:
+        raise Refused("its constant is empty")
     if form == "x/c" and not c.all():
         raise Refused("divides by zero")
     scale, shift = MAPS[form](c)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from bnfold.errors import UsageError
+from bnfold.errors import ModelError, UsageError
 from bnfold.onnx_graph.files import Loaded
 
 Array = np.ndarray[Any, Any]
@@ -106,7 +106,10 @@ def _input(name: str, tensor: onnx.TypeProto.Tensor) -> Input:
 
 def element_type(code: int) -> np.dtype[Any]:
     """numpy's dtype for a TensorProto.DataType (ml_dtypes' for bfloat16, float8 and the like)."""
-    return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(code))
+    try:
+        return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(code))
+    except KeyError:
+        raise ModelError(f"there is no element type {code}; the model is damaged: export it again") from None
 
 
 def load_inputs(path: str | Path) -> list[Sample]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from bnfold.fold import products
 from bnfold.fold.graph import Constant, Contract, Dim, Linear, Recurrent, Role
+from bnfold.fold.windows import PRODUCT
 from bnfold.onnx_graph.facts import Refused, axis_of, broken, out_shape_of, rank_of, shape_of, text
 from bnfold.onnx_graph.site import Site
 from bnfold.onnx_graph.windows import windows
@@ -60,6 +61,7 @@ def _layout(site: Site) -> tuple[Constant, int, tuple[Dim, ...]]:
 def _conv(site: Site) -> Role:
     weight, groups, shape = _layout(site)
     outputs, inputs, *kernel = weight.shape
+    grid = windows(site, tuple(kernel), shape[2:])
     role = Linear(
         weight=weight,
         weight_slot=1,
@@ -70,9 +72,10 @@ def _conv(site: Site) -> Role:
         w_group=0,
         w_out=1,
         w_in=2,
-        padded=_PADDED if windows(site, tuple(kernel), shape[2:]).padded else "",
+        padded=_PADDED if grid.padded else "",
         free=((0, 0),),
         groups=groups,
+        windows=grid.stated,
     )
     return _with_bias(role, site, 2)
 
@@ -130,6 +133,7 @@ def _gemm(site: Site) -> Role:
         alpha=float(site.attr("alpha", 1.0)),
         beta=beta if site.has(2) and beta != 0 else 1.0,
         bias_slot=2,
+        windows=PRODUCT,
     )
     if beta != 0:  # else C is not even looked at
         role = _with_bias(role, site, 2)

@@ -73,7 +73,7 @@ def working_type(loaded: Loaded) -> str:
 def rounds_to_integers(loaded: Loaded) -> bool:
     """Whether activations are quantized, so that a rounding error can grow to a whole step."""
     return any(
-        node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear") or node.op_type.startswith("QLinear")
+        node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear") or str(node.op_type).startswith("QLinear")
         for node in nodes(loaded.proto)
     )
 

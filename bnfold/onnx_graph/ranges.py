@@ -1,70 +1,94 @@
-"""Ranges that the values of graph inputs keep to, by agreement: for proofs, and for the inputs of checks."""
+"""How large the values of a model's tensors become: run once on given inputs, with every tensor as output."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+from onnx import TensorProto
 
-from bnfold.errors import UsageError
-from bnfold.onnx_graph.inputs import Array, Input
+from bnfold.onnx_graph.files import Loaded
+from bnfold.onnx_graph.run import evaluate
+from bnfold.onnx_graph.site import Value
 
-__all__ = ["Range", "inside", "outside", "ranges_of"]
+__all__ = ["Range", "carried", "measure"]
 
-Range: TypeAlias = "tuple[Array, Array]"  # lowest and highest values: float64, of the input's rank
+Array = np.ndarray[Any, Any]
+
+AT_ONCE = 1 << 28  # bytes of tensors that are held at a time
+UNKNOWN = 1 << 24  # bytes that a tensor counts whose shape is not known
 
 
-def ranges_of(inputs: Sequence[Input], given: Mapping[str, tuple[Any, Any]]) -> dict[str, Range]:
-    """The ranges by name, checked against the inputs that they are about.
+@dataclass
+class Range:
+    """What was seen of one tensor. Infinities and NaN are left out: half precision has them too.
 
-    Args:
-        inputs: those of the model.
-        given: for an input the lowest and the highest value: numbers, or arrays that broadcast against it.
+    largest: max|x|. channels: max|x| for each entry along an axis, by axis.
+    """
+
+    largest: float
+    shape: tuple[int, ...]
+    channels: dict[int, Array] = field(default_factory=dict)
+
+
+def measure(loaded: Loaded, values: Sequence[Value], feed: Mapping[str, Array]) -> dict[str, Range]:
+    """The ranges of float32 tensors of the graph, by name, over one run.
 
     Raises:
-        UsageError: no such input, or none of floating point numbers; its rank is not known; no such range.
+        CannotRun: no evaluator runs the model.
     """
-    known = {entry.name: entry for entry in inputs}
-    return {name: _range(known, name, *ends) for name, ends in given.items()}
+    known = {output.name for output in loaded.proto.graph.output}
+    found: dict[str, Range] = {}
+    for batch in _batches(values, feed):
+        model = loaded.copy()
+        model.proto.graph.ClearField("value_info")  # a wrong shape there must not stop the run
+        for name in batch:
+            if name not in known:
+                model.proto.graph.output.add(name=name).type.tensor_type.elem_type = TensorProto.FLOAT
+        outputs, _ = evaluate(model, feed)
+        for name in batch:
+            found[name] = _range(np.asarray(outputs[name]))
+    return found
 
 
-def _range(known: Mapping[str, Input], name: str, low: Any, high: Any) -> Range:
-    found = known.get(name)
-    if found is None:
-        raise UsageError(f"a range was given for {name!r}, but the model's inputs are {sorted(known)}")
-    if found.dims is None or not (found.dtype.kind == "f" or found.dtype.name == "bfloat16"):
-        raise UsageError(f"the input {name!r} is {found}; a range needs floating point numbers of known rank")
-    ends = [np.asarray(end, np.float64) for end in (low, high)]
-    if not (ends[0] <= ends[1]).all():  # NaN fails as well
-        raise UsageError(f"the range of the input {name!r} is empty: from {low} to {high}")
-    rank = len(found.dims)
-    for end in ends:
-        sizes = found.dims[rank - end.ndim :] if end.ndim <= rank else None
-        if sizes is None or any(n not in (1, size) for n, size in zip(end.shape, sizes, strict=True)):
-            raise UsageError(f"the range of the input {name!r} has shape {end.shape}; it takes {found}")
-    wide = [end.reshape((1,) * (rank - end.ndim) + end.shape) for end in ends]
-    return wide[0], wide[1]
-
-
-def inside(feed: Mapping[str, Array], ranges: Mapping[str, Range]) -> dict[str, Array]:
-    """Generated values, brought into their ranges; ends are reached."""
-    result = dict(feed)
-    for name, (low, high) in ranges.items():
-        value = feed[name].astype(np.float64)
-        with np.errstate(invalid="ignore", over="ignore"):
-            spread = low + (high - low) * np.clip(value / 4 + 0.5, 0, 1)  # of two standard deviations
-        value = np.where(np.isfinite(low) & np.isfinite(high), spread, np.clip(value, low, high))
-        result[name] = value.astype(feed[name].dtype)
+def carried(seen: Range, factor: Array) -> Range:
+    """The range of a tensor that is carried at `factor` times its size; `factor` is of its rank."""
+    vary = [axis for axis, size in enumerate(factor.shape) if size > 1]
+    result = Range(seen.largest * float(factor.max()), seen.shape)
+    for axis, sizes in seen.channels.items():
+        along = factor.reshape(-1) if vary == [axis] else factor.max()
+        result.channels[axis] = sizes * along
+        if vary in ([], [axis]):
+            result.largest = float(result.channels[axis].max(initial=0))
     return result
 
 
-def outside(feed: Mapping[str, Array], ranges: Mapping[str, Range]) -> str:
-    """What is wrong with values that were given; "" if they keep to their ranges."""
-    for name, (low, high) in ranges.items():
-        value = feed[name].astype(np.float64)
-        near = 1e-6 * max(1.0, float(np.abs(value).max(initial=0)))  # a number rounded to its type
-        if not ((value >= low - near) & (value <= high + near)).all():
-            found = f"{value.min():.6g} to {value.max():.6g}"
-            return f"the values that were given for the input {name!r} leave its range: {found}"
-    return ""
+def _batches(values: Sequence[Value], feed: Mapping[str, Array]) -> Iterator[list[str]]:
+    """Names of tensors that fit into memory together."""
+    batch: list[str] = []
+    size, most = 0, max((array.shape[0] for array in feed.values() if array.ndim), default=1)
+    for value in values:
+        static = [dim for dim in value.shape or () if isinstance(dim, int)]
+        whole = value.shape is not None and len(value.shape) - len(static) <= 1
+        wanted = 4 * math.prod(static) * most if whole else UNKNOWN
+        if batch and size + wanted > AT_ONCE:
+            yield batch
+            batch, size = [], 0
+        batch.append(value.name)
+        size += wanted
+    if batch:
+        yield batch
+
+
+def _range(array: Array) -> Range:
+    size = np.abs(array)
+    if not np.isfinite(size).all():
+        size = np.where(np.isfinite(size), size, 0)
+    result = Range(float(size.max(initial=0)), array.shape)
+    for axis in {1, array.ndim - 1} if array.ndim > 1 else ():
+        others = tuple(a for a in range(array.ndim) if a != axis)
+        result.channels[axis] = size.max(others, initial=0).astype(np.float64)
+    return result

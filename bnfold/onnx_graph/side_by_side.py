@@ -13,8 +13,8 @@ import onnx
 from bnfold.errors import UsageError
 from bnfold.onnx_graph import inputs, precision, run
 from bnfold.onnx_graph.files import Loaded
+from bnfold.onnx_graph.input_ranges import Range, inside, outside
 from bnfold.onnx_graph.inputs import Given, Input
-from bnfold.onnx_graph.ranges import Range, inside, outside
 from bnfold.onnx_graph.run import CannotRun, Evaluator, Outputs
 
 Array = np.ndarray[Any, Any]

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from bnfold.errors import ModelError
 from bnfold.fold.graph import Dim
+from bnfold.fold.windows import Windows
 from bnfold.onnx_graph.facts import Refused
 from bnfold.onnx_graph.site import Site
 
@@ -65,6 +66,7 @@ class Grid(NamedTuple):
 
     windows: tuple[Window, ...]
     padded: bool  # along any of them
+    stated: Windows | None  # all of them as numbers; None where a size that is not known decides
 
 
 def windows(site: Site, taps: tuple[int, ...], sizes: tuple[Dim, ...]) -> Grid:
@@ -106,13 +108,18 @@ def _windows(
         head: int | None
         tail: int | None
         if auto in ("SAME_UPPER", "SAME_LOWER"):
-            head, tail = _same(auto, (tap - 1) * dilation + 1, stride, size)
+            reach = (tap - 1) * dilation + 1
+            head, tail = _same(auto, reach, stride, size if stride > 1 else reach)
         elif auto == "VALID":
             head = tail = 0
         else:
             head, tail = pads[i], pads[count + i]
         found.append(Window(tap, stride, dilation, size, head, tail, ceil))
-    return Grid(tuple(found), any(window.padded for window in found))
+    heads = tuple(window.head for window in found if window.head is not None)
+    tails = tuple(window.tail for window in found if window.tail is not None)
+    known = len(heads) == len(tails) == count and not ceil
+    stated = Windows(strides, dilations, heads, tails) if known else None
+    return Grid(tuple(found), any(window.padded for window in found), stated)
 
 
 def counts(site: Site, sizes: tuple[Dim, ...], kernel: Iterable[Dim]) -> tuple[Dim, ...] | None:

@@ -9,9 +9,11 @@ import numpy as np
 import onnx
 
 from bnfold.errors import UsageError
-from bnfold.fold.graph import AddBias, Array, Bypass, Edit, Graph, Linear, Node, Rescale, Retype, SetValue
+from bnfold.fold.graph import AddBias, Array, Bypass, Graph, Linear, Node, Rescale, Retype, SetValue
+from bnfold.fold.merge_view import AnyEdit, Resum, SetWindows
 from bnfold.onnx_graph.evaluate import numpy_dtype
 from bnfold.onnx_graph.files import Loaded
+from bnfold.onnx_graph.merge import resum, set_windows
 from bnfold.onnx_graph.requantize import rescaled
 from bnfold.onnx_graph.scopes import without_gc
 from bnfold.onnx_graph.site import FLOATS, Site, Value
@@ -26,7 +28,7 @@ Wish = tuple[Site, int, Array]
 def apply(
     loaded: Loaded,
     graph: Graph,
-    edits: Sequence[Edit],
+    edits: Sequence[AnyEdit],
     finish: Callable[[Surgery], None] | None = None,
 ) -> None:
     """Edit a model in place.
@@ -54,11 +56,12 @@ def apply(
 
 
 class _Writer:
-    def __init__(self, edits: Sequence[Edit]) -> None:
-        self.surgery = Surgery(_site(edits[0].node).scope.model)
+    def __init__(self, edits: Sequence[AnyEdit]) -> None:
+        prune = any(isinstance(edit, Resum) for edit in edits)
+        self.surgery = Surgery(_site(edits[0].node).scope.model, prune)
         self.wishes: dict[Value, list[Wish]] = {}
 
-    def apply(self, edits: Sequence[Edit]) -> None:
+    def apply(self, edits: Sequence[AnyEdit]) -> None:
         scales: list[Rescale] = []
         for edit in edits:
             if isinstance(edit, SetValue):
@@ -70,6 +73,10 @@ class _Writer:
             elif isinstance(edit, Retype):
                 site = _site(edit.node)
                 site.node.op_type = site.op = edit.op
+            elif isinstance(edit, SetWindows):
+                set_windows(_site(edit.node), edit)
+            elif isinstance(edit, Resum):
+                resum(self.surgery, edit)
             else:
                 scales.append(edit)
         self.rescale(scales)
@@ -83,7 +90,9 @@ class _Writer:
                 stored.append((value, tensor, wishes))
         self.surgery.sweep()
         for value, tensor, wishes in stored:
-            self.replace(value, tensor, wishes)
+            wishes = [wish for wish in wishes if wish[0].alive]  # a merged node may be read by nobody
+            if wishes:
+                self.replace(value, tensor, wishes)
 
     def set_value(self, edit: SetValue) -> None:
         site, key = _site(edit.node), edit.key

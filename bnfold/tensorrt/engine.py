@@ -21,6 +21,7 @@ from bnfold.progress import Advance
 from bnfold.tensorrt import flavours, model
 from bnfold.tensorrt.layers import Placement, layers_in, place
 from bnfold.tensorrt.log import Log, recording
+from bnfold.tensorrt.plugin import load_plugin
 from bnfold.tensorrt.profiles import Profile, as_text, profiles
 from bnfold.tensorrt.watch import Watch
 
@@ -202,8 +203,7 @@ def _plugin_notes(prepared: model.Prepared, rtx: bool) -> list[str]:
     if rtx:
         return [f"{bodies}: TensorRT-RTX takes no plugins"]
     try:
-        load = importlib.import_module("bnfold.tensorrt.plugin").load_plugin
-        load()
+        load_plugin()
     except BnfoldError as error:
         return [f"{bodies}: the plugin was not loaded ({first_line(error)})"]
     return ["bnfold's operators are plugins: what runs the engine has to load bnfold's plugin library first"]

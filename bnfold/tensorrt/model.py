@@ -20,11 +20,12 @@ from bnfold.tensorrt.log import Log
 __all__ = ["ParseError", "Prepared", "parsed", "prepare"]
 
 DOMAIN = "bnfold"
-# What a message of the parser means for a user: how to help it. The first that fits counts.
+# What an operator and the parser's message on it mean for a user: how to help it. The first that fits counts.
 FOLD = "`bnfold fold --target tensorrt`"
 CURES = (
     (r"training_mode == 1|1 outputs for BatchNormalization", f"{FOLD} turns it into an operator of bnfold's"),
     (r"build-time constant|must be an initializer", f"{FOLD} computes what is constant beforehand"),
+    (r"^(SplitToSequence|SequenceAt):", f"{FOLD} writes it as a Split where all parts are known"),
     (r"Plugin not found", "TensorRT has no such operator, and the model no function of that name"),
     (r"dat[ae] type to TensorRT", "TensorRT has no such element type"),
 )
@@ -139,14 +140,15 @@ def _failure(trt: ModuleType, prepared: Prepared, parser: Any, log: Log) -> Pars
 
 def _line(name: str, op: str, reason: str) -> str:
     where = f"node {name!r} ({op}): " if name or op else ""
-    cure = next((cure for pattern, cure in CURES if re.search(pattern, reason)), "")
+    cure = next((cure for pattern, cure in CURES if re.search(pattern, f"{op}: {reason}")), "")
     return where + _short(reason) + (f"; {cure}" if cure else "")
 
 
 def _short(reason: str) -> str:
     """Without what only TensorRT's own makers can use."""
     text = " ".join(reason.split()).removeprefix("Assertion failed: ")
-    text = re.sub(r"^[^\"]* && \"(.*)\"$", r"\1", text).removesuffix(
-        "."
-    )  # the words of an assertion, without its condition
+    if text == "false":  # all that is said of an operator that has no importer
+        return "TensorRT has no such operator"
+    # the words of an assertion, without its condition
+    text = re.sub(r"^[^\"]* && \"(.*)\"$", r"\1", text).removesuffix(".")
     return text if len(text) <= 300 else text[:299] + "…"

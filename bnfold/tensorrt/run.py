@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from bnfold.onnx_graph.inputs import Input, element_type
 from bnfold.tensorrt.engine import FLAVOURS, RTX, reason, toolkit
 from bnfold.tensorrt.log import recording
 from bnfold.tensorrt.memory import DeviceMemory
+from bnfold.tensorrt.plugin import load_plugin
 
 __all__ = ["EngineFile", "EngineRacer"]
 
@@ -54,7 +54,7 @@ class EngineFile:
             self._runtime = trt.Runtime(logger)
             engine = self._runtime.deserialize_cuda_engine(plan)
             if engine is None and trt.__name__ != RTX and any("Bnfold" in text for text in log.errors):
-                importlib.import_module("bnfold.tensorrt.plugin").load_plugin()  # the engine has it in it
+                load_plugin()  # the engine has it in it
                 engine = self._runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise self._refused(log.errors)

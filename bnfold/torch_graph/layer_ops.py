@@ -12,6 +12,7 @@ from torch import fx
 from bnfold.fold import moves
 from bnfold.fold.affine import MAPS, dead, from_batch_norm
 from bnfold.fold.graph import Affine, Closed, Constant, Linear, Move, Normalize, Product, Role, Sum
+from bnfold.fold.windows import PRODUCT, Windows
 from bnfold.torch_graph.call import Call, Refused
 
 __all__ = ["LAYERS"]
@@ -51,6 +52,7 @@ def _conv(call: Call, transposed: bool = False) -> Role:
         why = "" if even else "its taps overlap unevenly, so that a shift does not come out as a shift"
     else:
         why = "its windows see zero padding, where a shift would not be seen" if padded else ""
+    windows = None if transposed else _windows(call, kernel)
     return Linear(
         weight=weight,
         weight_slot=call.slot("weight"),
@@ -64,8 +66,21 @@ def _conv(call: Call, transposed: bool = False) -> Role:
         padded=why,
         free=((0, 0),),
         groups=groups,
+        windows=windows,
         **_bias(call),
     )
+
+
+def _windows(call: Call, kernel: tuple[int, ...]) -> Windows:
+    """Pads are equal on both sides, but for an odd sum of them with "same": torch pads behind first."""
+    count, padding = len(kernel), call["padding"]
+    strides, dilations = call.integers("stride", count), call.integers("dilation", count)
+    if isinstance(padding, str):
+        whole = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilations, kernel, strict=True)]
+        heads = tuple(pad // 2 for pad in whole)
+        return Windows(strides, dilations, heads, tuple(p - h for p, h in zip(whole, heads, strict=True)))
+    pads = call.integers("padding", count)
+    return Windows(strides, dilations, pads, pads)
 
 
 def _linear(call: Call) -> Role:
@@ -81,6 +96,7 @@ def _linear(call: Call) -> Role:
         w_out=0,
         w_in=1,
         free=tuple((axis, axis) for axis in range(rank - 1)),
+        windows=PRODUCT,
         **_bias(call),
     )
 
@@ -173,8 +189,8 @@ def _arithmetic(call: Call) -> Role:
         raise Refused(f"its constant of shape {list(constant.shape)} makes the tensor larger")
     c = constant.load().astype(np.float64)
     c = c.reshape((1,) * (len(shape) - c.ndim) + c.shape)
-    if not np.isfinite(c).all() or (form == "x/c" and not c.all()):
-        raise Refused("its constant is zero or not finite")
+    if not c.size or not np.isfinite(c).all() or (form == "x/c" and not c.all()):
+        raise Refused("its constant is empty, zero or not finite")
     scale, shift = MAPS[form](c)
     if (scale == 1).all() and (shift == 0).all():  # a sum that begins with 0
         return Move(moves.Identity(), x=1 - slot)

@@ -8,6 +8,7 @@ from torch import fx
 
 from bnfold.fold import products
 from bnfold.fold.graph import Linear, Role
+from bnfold.fold.windows import PRODUCT
 from bnfold.torch_graph.call import Call, Refused
 
 __all__ = ["PRODUCTS"]
@@ -54,6 +55,7 @@ def _addmm(call: Call) -> Role:
         beta=float(call["beta"]),
         bias=bias,
         bias_slot=call.slot("self"),
+        windows=PRODUCT,
     )
 
 

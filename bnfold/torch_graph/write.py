@@ -21,7 +21,8 @@ from torch.export.graph_signature import (
 )
 
 from bnfold.errors import UsageError
-from bnfold.fold.graph import AddBias, Affine, Array, Bypass, Edit, Graph, Rescale, Retype, SetValue
+from bnfold.fold.graph import AddBias, Affine, Array, Bypass, Graph, Rescale, Retype, SetValue
+from bnfold.fold.merge_view import AnyEdit, Operand, Resum, SetWindows
 from bnfold.torch_graph.arrays import to_tensor
 from bnfold.torch_graph.call import innermost
 
@@ -31,7 +32,7 @@ _NAMES = {"epsilon": "eps"}  # where a role has another name than ATen
 Wish = tuple[fx.Node, int, Array]
 
 
-def apply(program: ExportedProgram, graph: Graph, edits: Sequence[Edit], shared: str) -> ExportedProgram:
+def apply(program: ExportedProgram, graph: Graph, edits: Sequence[AnyEdit], shared: str) -> ExportedProgram:
     """A new program with the edits made; what they do not name is shared with the old one.
 
     Raises:
@@ -63,7 +64,7 @@ class _Writer:
         self.wishes: dict[fx.Node, list[Wish]] = {}
         self.biases: list[tuple[fx.Node, Array]] = []  # of operators that take none
 
-    def run(self, edits: Sequence[Edit]) -> ExportedProgram:
+    def run(self, edits: Sequence[AnyEdit]) -> ExportedProgram:
         bypassed: list[tuple[fx.Node, int]] = []
         for edit in edits:
             node = self.twin[edit.node.source]
@@ -77,6 +78,10 @@ class _Writer:
             elif isinstance(edit, Bypass):
                 assert isinstance(edit.node.role, Affine)
                 bypassed.append((node, edit.node.role.x))
+            elif isinstance(edit, SetWindows):
+                _set_windows(node, edit)
+            elif isinstance(edit, Resum):
+                self.resum(node, [self.operand(operand) for operand in edit.operands])
             else:
                 assert not isinstance(edit, (Rescale, Retype)), "no row of the table asks for this"
         for source, wishes in self.wishes.items():
@@ -112,7 +117,11 @@ class _Writer:
         aliased = spec is not None and self.places[self.value(str(spec.target)).data_ptr()] > 1
         if spec is not None and alone and not aliased:
             old = self.value(str(spec.target))
-            new = to_tensor(first, old).reshape(old.shape)
+            new = to_tensor(first, old)
+            if new.dim() == old.dim() and new.shape != old.shape:  # a kernel of another size
+                _describe(source, new)
+            else:
+                new = new.reshape(old.shape)
             self.put(str(spec.target), _like(new, old))
             return
         if spec is not None and self.shared == "error":
@@ -174,8 +183,8 @@ class _Writer:
         first = next(n for n in self.graph.nodes if n.op == "placeholder")
         with self.graph.inserting_before(first):
             placeholder = self.graph.placeholder(name)
-        with kind.fake_mode if hasattr(kind, "fake_mode") else torch.no_grad():
-            placeholder.meta["val"] = torch.empty(tensor.shape, dtype=tensor.dtype, device=kind.device)
+        placeholder.meta["val"] = kind
+        _describe(placeholder, tensor)
         spec = InputSpec(InputKind.PARAMETER, TensorArgument(placeholder.name), target)
         self.inputs.insert(0, spec)
         self.specs[placeholder.name] = spec
@@ -190,11 +199,35 @@ class _Writer:
 
     def bypass(self, node: fx.Node, slot: int) -> None:
         """Let the readers of a node's output read its input at `slot` instead."""
-        x = _get(node, _schema(node)[slot])
+        self.give_way(node, _get(node, _schema(node)[slot]))
+
+    def give_way(self, node: fx.Node, x: fx.Node) -> None:
+        """Let the readers of a node's (first) output read another one."""
         several = isinstance(node.meta.get("val"), (tuple, list))
         for y in [user for user in node.users if user.args[1] == 0] if several else [node]:
             self.rename_output(y, x)
             y.replace_all_uses_with(x)
+
+    def operand(self, operand: Operand) -> fx.Node:
+        """What a call reads at a slot, or gives."""
+        node, slot = self.twin[operand[0].source], operand[1]
+        value = node if slot < 0 else _get(node, _schema(node)[slot])
+        assert isinstance(value, fx.Node)
+        return value
+
+    def resum(self, node: fx.Node, values: list[fx.Node]) -> None:
+        """Let the readers of a node's output read the sum of these instead."""
+        whole, *others = values
+        value = node.meta["val"]
+        meta = node.meta | {"val": value[0] if isinstance(value, (tuple, list)) else value}
+        if not others:
+            whole.meta["val"] = meta["val"]  # the first of two in a row gives what the second one gave
+        at = node
+        for other in others:
+            with self.graph.inserting_after(at):
+                at = whole = self.graph.call_function(torch.ops.aten.add.Tensor, (whole, other))
+            whole.meta.update(meta)
+        self.give_way(node, whole)
 
     def sweep(self) -> None:
         """Remove calls and parameters that nobody reads any more, and counters of batch norms that went."""
@@ -250,6 +283,26 @@ def _like(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
     if isinstance(old, torch.nn.Parameter):
         return torch.nn.Parameter(new, requires_grad=old.requires_grad)
     return new
+
+
+def _describe(node: fx.Node, tensor: torch.Tensor) -> None:
+    """Tell the graph of a parameter's new shape."""
+    old = node.meta["val"]
+    with old.fake_mode if hasattr(old, "fake_mode") else torch.no_grad():
+        node.meta["val"] = torch.empty(tensor.shape, dtype=tensor.dtype, device=old.device)
+
+
+def _set_windows(node: fx.Node, edit: SetWindows) -> None:
+    op = str(node.target).split(".")[-2]
+    if str(node.target).endswith(".padding"):  # by name: "same", "valid"
+        node.target = getattr(torch.ops.aten, op).default
+    windows = edit.windows
+    assert windows.heads == windows.tails, "torch pads both sides alike"
+    for name, value in (
+        *(("stride", windows.strides), ("padding", windows.heads), ("dilation", windows.dilations)),
+        ("groups", edit.groups),
+    ):
+        _set(node, name, list(value) if isinstance(value, tuple) else value)
 
 
 def _schema(node: fx.Node) -> list[str]:

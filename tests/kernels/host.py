@@ -97,8 +97,8 @@ class Host:
         if sanitize:
             work.append(('#include "host_main.cpp"\n', checked, own))
         with ThreadPoolExecutor(2) as pool:
-            objects = list(pool.map(lambda each: _compiled(*each), work))
-        self._built = _linked(objects, SANITIZE if sanitize else ["-shared"])
+            objects = list(pool.map(lambda each: compiled_text(*each), work))
+        self._built = linked(objects, SANITIZE if sanitize else ["-shared"])
         if not sanitize:
             self._library = ctypes.PyDLL(str(self._built))  # which keeps the GIL: one launch at a time
             self._library.bnfold_launch.restype = ctypes.c_char_p
@@ -237,13 +237,13 @@ def _texts(source: str, kernels: Sequence[str]) -> list[str]:
     return texts
 
 
-def _compiled(text: str, flags: Sequence[str], used: Sequence[Path]) -> Path:
+def compiled_text(text: str, flags: Sequence[str], used: Sequence[Path]) -> Path:
     """The object file of `text`, which includes none but the files `used`."""
     contents = [f"{path.name}\n{path.read_text()}" for path in sorted(used)]
     return _cached([*flags, "-c", "-x", "c++", "-"], ".o", text, contents)
 
 
-def _linked(objects: Sequence[Path], flags: Sequence[str]) -> Path:
+def linked(objects: Sequence[Path], flags: Sequence[str]) -> Path:
     built = _cached([*map(str, objects), *flags], ".so" if "-shared" in flags else "", "", [])
     for path in CACHE.iterdir():
         with contextlib.suppress(FileNotFoundError):

@@ -77,6 +77,7 @@ BNFOLD_DEVICE float shuffle_xor(float value, int mask, BNFOLD_HERE) {
     return host::shuffle_xor(value, mask, file, line);
 }
 
+constexpr bool has_clusters = true;
 BNFOLD_DEVICE void sync_cluster(BNFOLD_HERE) { host::sync_cluster(file, line); }
 template <class T>
 BNFOLD_DEVICE const T* of_peer(const T* here, int rank, BNFOLD_HERE) {

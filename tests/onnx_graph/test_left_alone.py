@@ -42,7 +42,7 @@ def test_a_case_is_worth_its_name(case: Left) -> None:
 def test_it_stays(case: Left) -> None:
     model = case.build()
     before = model.SerializeToString()
-    folded, report = bnfold.fold_onnx(model, verify=False)
+    folded, report = bnfold.fold_onnx(model, verify=False, merge_branches=False)
     assert model.SerializeToString() == before, "the input was changed"
 
     entries = {entry.name: entry for entry in report.entries}

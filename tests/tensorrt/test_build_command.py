@@ -24,11 +24,12 @@ SHAPES = "x:1x6x9x9,4x6x9x9,8x6x9x9"
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder: fixed.onnx, open.onnx (its batch), and training.onnx, which does not parse."""
+    """In it fixed.onnx, open.onnx (its batch), half.onnx (float16), training.onnx (not parsed)."""
     monkeypatch.chdir(tmp_path)
     onnx.save(models.chain(), "fixed.onnx")
     onnx.save(models.chain("N"), "open.onnx")
     onnx.save(models.training(), "training.onnx")
+    onnx.save(models.chain(dtype="float16"), "half.onnx")
     return tmp_path
 
 
@@ -73,6 +74,23 @@ def test_folded_and_verbose(folder: Path, capsys: pytest.CaptureFixture[str]) ->
     assert conv.endswith("conv, relu")
 
 
+@pytest.mark.parametrize(("precision", "kind"), [("fp16", "float16"), ("bf16", "bfloat16")])
+def test_an_engine_of_another_precision(
+    precision: str, kind: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The model keeps its own; ranges are measured on the usual shape."""
+    before = contents(folder)
+    options = ("--shapes", SHAPES, "--precision", precision, "--json", "r.json")
+    assert build("open.onnx", "half.engine", *options) == 0
+    assert contents(folder).items() >= before.items()
+    out = capsys.readouterr().out
+    assert f"{kind}: 3 nodes converted, 0 left in float32, 2 Casts added\n" in out
+    report = json.loads(Path("r.json").read_text())["precision"]
+    assert (report["precision"], report["status"]) == (kind, "passed")
+    assert build("open.onnx", "whole.engine", "--shapes", SHAPES, "--precision", "fp32") == 0
+    assert Path("half.engine").read_bytes()[:4] == b"vtrt"
+
+
 def test_help_explains_the_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert build("open.onnx", "open.engine", "--shapes", SHAPES, "--json", "report.json") == 0
     report = json.loads((folder / "report.json").read_text())
@@ -103,6 +121,10 @@ REFUSED: list[tuple[tuple[str, ...], str]] = [
         "training.onnx: TensorRT cannot parse it: node 'bn' (BatchNormalization)",
     ),
     (("text.onnx", "a.engine"), "text.onnx: not an ONNX model"),
+    (("half.onnx", "a.engine", "--precision", "fp32"), "the model computes in float16 already"),
+    (("half.onnx", "a.engine", "--precision", "fp16"), "the model computes in float16 already"),
+    (("fixed.onnx", "a.engine", "--input-data-path", "x.npz"), "without --precision fp16 or bf16"),
+    (("fixed.onnx", "a.engine", "--precision", "fp16", "--input-data-path", "x.npz"), "x.npz"),
 ]
 
 

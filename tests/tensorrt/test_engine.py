@@ -245,6 +245,12 @@ def test_an_unknown_operator_and_an_unknown_type() -> None:
     proto.opset_import.append(helper.make_opsetid("mine", 1))
     with pytest.raises(model.ParseError, match=r"node 'add' \(Blur\): Plugin not found.*no such operator"):
         build(proto)
+    proto = two_inputs(a=[1, 4], b=[1, 4])  # of these the parser says nothing but "false"
+    proto.graph.node[0].op_type, proto.graph.node[0].output[0] = "SequenceConstruct", "pair"
+    joined = helper.make_node("ConcatFromSequence", ["pair"], ["y"], name="join", axis=0)
+    proto.graph.node.append(joined)
+    with pytest.raises(model.ParseError, match=r"\(SequenceConstruct\): TensorRT has no such operator \("):
+        build(proto)
     proto = two_inputs(a=[1, 4], b=[1, 4])
     for value in proto.graph.input:
         value.type.tensor_type.elem_type = TensorProto.COMPLEX64
@@ -332,7 +338,6 @@ def test_without_a_gpu_tensorrt_does_not_start(full: ModuleType) -> None:
 
 
 def test_the_plugin_is_loaded_for_tensorrt(full: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    plugin = ModuleType("bnfold.tensorrt.plugin")
     calls = []
 
     def load_plugin() -> None:
@@ -340,8 +345,7 @@ def test_the_plugin_is_loaded_for_tensorrt(full: ModuleType, monkeypatch: pytest
         if len(calls) == 2:
             raise UsageError("there is no compiler")
 
-    plugin.load_plugin = load_plugin  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "bnfold.tensorrt.plugin", plugin)
+    monkeypatch.setattr(engine, "load_plugin", load_plugin)
     proto = models.ours(plugin=False)  # TensorRT-RTX would end the process at a plugin
     [note] = engine.build(load(proto)).notes
     assert "are plugins" in note

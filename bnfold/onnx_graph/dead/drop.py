@@ -19,7 +19,7 @@ from bnfold.onnx_graph.dead.interval import Bounds
 from bnfold.onnx_graph.dead.kept import kept_constants
 from bnfold.onnx_graph.dead.layers import Cut, TooLarge
 from bnfold.onnx_graph.files import Loaded
-from bnfold.onnx_graph.ranges import Range
+from bnfold.onnx_graph.input_ranges import Range
 from bnfold.onnx_graph.read import read
 from bnfold.onnx_graph.scopes import without_gc
 from bnfold.onnx_graph.site import DTYPES, FLOATS, Value

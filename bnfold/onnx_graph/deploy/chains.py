@@ -106,7 +106,7 @@ def _per_channel(site: Site, slot: int, x: Value, channels: int) -> Term | None:
         return None
     whole = (1,) * (rank - len(shape)) + shape
     constant = site.constant(slot)
-    if constant is not None:
+    if constant is not None and not constant.locked:
         channelwise = all(size == 1 for axis, size in enumerate(whole) if axis != 1)
         return known(constant.load(), rank) if channelwise and whole[1] in (1, channels) else None
     if whole[1] != channels or any(size != 1 for size in whole[2:]):

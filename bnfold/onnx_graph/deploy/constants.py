@@ -18,8 +18,8 @@ GROWTH = 4  # larger values may have so many times the bytes of what they are co
 def store_computed(surgery: Surgery, scope: Scope) -> int:
     """Replace computed constants by initializers where a node that is not constant itself reads them.
 
-    Left alone: what is dequantized (a runtime wants to see that), what would make the file much larger, and
-    model-local functions. Returns how many values were replaced.
+    Left alone: what is dequantized (a runtime wants to see that), what would make the file much larger, what
+    training_info updates, and model-local functions. Returns how many values were replaced.
     """
     count = 0
     for site in scope.sites:
@@ -32,11 +32,9 @@ def store_computed(surgery: Surgery, scope: Scope) -> int:
 
 def _is_worth_storing(value: Value, site: Site) -> bool:
     constant = constant_of(value)
-    if (
-        constant is None
-        or constant.quantized is not None
-        or site.op in ("QuantizeLinear", "DequantizeLinear")
-    ):
+    if constant is None or constant.locked or constant.quantized is not None:
+        return False
+    if site.op in ("QuantizeLinear", "DequantizeLinear"):
         return False
     if not any(map(_runs, (reader for reader, _ in value.uses))):
         return False

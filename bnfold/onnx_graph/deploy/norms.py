@@ -19,12 +19,16 @@ from bnfold.onnx_graph.site import Site, Value
 
 __all__ = ["Norm", "read_norm"]
 
+# How large `cancels` may be: numbers of that size are rounded by 2 and 10 percent of what comes out.
+MOST_CANCELLED = {"float16": 20.0, "bfloat16": 12.0}
+
 
 @dataclass
 class Norm:
     """`x*scale + shift`, of x or, where `epsilon` is given, of x normalized by its own statistics.
 
-    momentum: of the running statistics that others read, or None.
+    momentum: of the running statistics that others read, or None. cancels: how many times larger scale*mean
+    may be than what comes out, where that is known.
     """
 
     site: Site
@@ -34,6 +38,15 @@ class Norm:
     shift: Term
     epsilon: float | None = None
     momentum: float | None = None
+    cancels: float = 0.0
+
+    @property
+    def is_steady(self) -> bool:
+        """In a half type, `x*scale + shift` rounds two numbers of the size of scale*mean, unlike `x - mean`.
+
+        float32 has the bits for that, and runtimes compute a frozen batch norm so anyway.
+        """
+        return self.cancels <= MOST_CANCELLED.get(self.x.dtype, np.inf)
 
 
 def read_norm(site: Site) -> Norm | None:
@@ -70,7 +83,17 @@ def read_norm(site: Site) -> Norm | None:
         wide = add(var, known(np.array(epsilon), rank))
         inverse = Computed("Reciprocal", (Computed("Sqrt", (wide,)),))
     scale = multiply(gamma, inverse)
-    return Norm(site, x, channels, scale, add(beta, multiply(scale, multiply(mean, _minus_one(rank)))))
+    offset = multiply(scale, multiply(mean, _minus_one(rank)))
+    cancels = _cancels(offset, gamma, beta)
+    return Norm(site, x, channels, scale, add(beta, offset), cancels=cancels)
+
+
+def _cancels(offset: Term, gamma: Term, beta: Term) -> float:
+    if not (isinstance(offset, Known) and isinstance(gamma, Known) and isinstance(beta, Known)):
+        return 0.0
+    with np.errstate(all="ignore"):
+        made = (np.abs(gamma.array) + np.abs(beta.array)).max(initial=0)
+        return float(np.abs(offset.array).max(initial=0) / made) if made > 0 else 0.0
 
 
 def _minus_one(rank: int) -> Known:
@@ -87,7 +110,7 @@ def _channels(site: Site) -> int | None:
 
 def _term(site: Site, slot: int, rank: int, channels: int) -> Term:
     constant = site.constant(slot)
-    if constant is not None:
+    if constant is not None and not constant.locked:
         return known(constant.load(), rank)
     value = site.values[slot]
     assert value is not None

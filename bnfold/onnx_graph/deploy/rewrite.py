@@ -2,17 +2,18 @@
 
 1. For TensorRT, constants that are computed are stored, and sequences become splits.
 2. For TensorRT, batch norms that are left become one node with what follows them, and so do those by the
-   batch's own statistics, which TensorRT does not parse.
+   batch's own statistics, whose training mode TensorRT does not parse.
 3. Where no node of ours can do that, and for plain ONNX if asked, batch norms in training mode become
    standard operators.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import onnx
 
+from bnfold.errors import ModelError
 from bnfold.fold.ledger import Rewrite
 from bnfold.onnx_graph.deploy import ops
 from bnfold.onnx_graph.deploy.chains import Chain, from_norm, from_scale
@@ -33,16 +34,22 @@ __all__ = ["rewrite"]
 _STANDARD = "standard operators"
 
 
-def rewrite(loaded: Loaded, target: str, lower_statistics: bool) -> tuple[list[Rewrite], list[str]]:
+def rewrite(
+    loaded: Loaded, target: str, lower_statistics: bool, skip: Collection[str] = ()
+) -> tuple[list[Rewrite], list[str]]:
     """Rewrite a model in place.
 
     Args:
         loaded: the model, folded before.
         target: "onnx" or "tensorrt".
         lower_statistics: with "onnx": batch norms by the batch's own statistics become standard operators.
+        skip: names of batch norms to leave alone.
 
     Returns:
         What was put in the place of batch norms, and notes for people on all else.
+
+    Raises:
+        ModelError: the model has operators of the domain bnfold that are not those of this bnfold.
     """
     fuse = target == "tensorrt"
     if not fuse and not lower_statistics:
@@ -51,9 +58,9 @@ def rewrite(loaded: Loaded, target: str, lower_statistics: bool) -> tuple[list[R
     with without_gc():
         if fuse:
             notes += _prepare(loaded)
-        rewriter = _Rewriter(_read(loaded), fuse)
+        rewriter = _Rewriter(_read(loaded), fuse, skip)
         rewriter.write()
-    if not fuse and not rewriter.done and not rewriter.left:
+    if not fuse and not rewriter.done and not rewriter.notes():
         notes.append("no batch norm is in training mode")
     return rewriter.done, notes + rewriter.notes()
 
@@ -81,18 +88,21 @@ def _graphs(model: Model) -> Iterator[Scope]:
 
 
 class _Rewriter:
-    def __init__(self, model: Model, fuse: bool) -> None:
+    def __init__(self, model: Model, fuse: bool, skip: Collection[str]) -> None:
         self.surgery = Surgery(model, prune=True)
         self.fusing = fuse
+        self.skip = skip
         self.done: list[Rewrite] = []
         self.used: dict[ops.Variant, int] = {}  # with the opset
-        self.left: list[str] = []
+        self.left: dict[str, list[str]] = {}  # in training mode still: the names, by the reason
         self.replaced: set[Site] = set()  # nodes that nobody reads any more
 
     def write(self) -> None:
-        for scope in _graphs(self.surgery.model):
+        for scope in self.surgery.model.scopes:
             for site in list(scope.sites):
-                if site not in self.replaced:
+                if scope.in_function:
+                    self.leave(site, "inside a model-local function")
+                elif site not in self.replaced and site.name not in self.skip:
                     self.norm(site)
         self.surgery.finish()
         self.declare(self.surgery.model.loaded.proto)
@@ -100,15 +110,20 @@ class _Rewriter:
     def norm(self, site: Site) -> None:
         norm = read_norm(site)
         chain = None
-        if self.fusing and (norm is None or norm.momentum is None):
+        if self.fusing and (norm is None or (norm.momentum is None and norm.is_steady)):
             chain = from_norm(norm) if norm is not None else from_scale(site)
         if chain is not None and chain.pays and self.fuse(chain):
             return
-        if site.op == "BatchNormalization" and site.attr("training_mode", 0):
+        if _trains(site):
             if norm is not None and statistics_in_standard_ops(self.surgery, norm):
                 self.done.append(Rewrite(site.name, _STANDARD, (site.name,)))
             else:
-                self.left.append(site.name)
+                self.leave(site, "for shapes or types are not known")
+
+    def leave(self, site: Site, reason: str) -> None:
+        """Remember a node that no runtime without training will run."""
+        if _trains(site):
+            self.left.setdefault(reason, []).append(site.name)
 
     def fuse(self, chain: Chain) -> bool:
         """Put one node of ours in the place of a chain, if our operators can do that."""
@@ -139,18 +154,33 @@ class _Rewriter:
         """The functions of the operators that were used."""
         if not self.used:
             return
-        present = {(entry.domain, entry.name) for entry in proto.functions}
+        present = {entry.name: entry for entry in proto.functions if entry.domain == ops.DOMAIN}
         for variant, opset in self.used.items():
-            if (ops.DOMAIN, variant.name) not in present:
-                proto.functions.append(ops.function(variant, opset))
-        if ops.DOMAIN not in {entry.domain for entry in proto.opset_import}:
+            function = ops.function(variant, opset)
+            if present.setdefault(variant.name, function) != function:
+                raise ModelError(
+                    f"the model has another function {ops.DOMAIN}.{variant.name} than this bnfold writes: "
+                    "start from the model without it, or leave out target tensorrt"
+                )
+            if present[variant.name] is function:
+                proto.functions.append(function)
+        versions = {entry.domain: entry.version for entry in proto.opset_import}
+        if versions.get(ops.DOMAIN, ops.VERSION) != ops.VERSION:
+            raise ModelError(
+                f"the model uses version {versions[ops.DOMAIN]} of the domain {ops.DOMAIN}, and this bnfold "
+                f"writes version {ops.VERSION}: start from the model without it, or leave out target tensorrt"
+            )
+        if ops.DOMAIN not in versions:
             proto.opset_import.add(domain=ops.DOMAIN, version=ops.VERSION)
         if proto.ir_version < ops.LOWEST_IR:
             _raise_ir(proto)
 
     def notes(self) -> list[str]:
-        names = ", ".join(self.left)
-        return [f"still in training mode, for shapes or types are not known: {names}"] if names else []
+        return [f"still in training mode, {why}: {', '.join(names)}" for why, names in self.left.items()]
+
+
+def _trains(site: Site) -> bool:
+    return site.op == "BatchNormalization" and bool(site.attr("training_mode", 0))
 
 
 def _raise_ir(proto: onnx.ModelProto) -> None:

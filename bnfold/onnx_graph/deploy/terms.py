@@ -15,6 +15,8 @@ from bnfold.onnx_graph.surgery import Surgery
 
 __all__ = ["Computed", "Known", "Read", "Term", "add", "fits", "known", "materialize", "multiply"]
 
+LOST = 2.0**-6  # of the largest number of an array: subnormal ones have but a few bits
+
 
 @dataclass(frozen=True)
 class Known:
@@ -68,14 +70,20 @@ def add(a: Term, b: Term) -> Term:
 
 
 def fits(term: Term, dtype: str) -> bool:
-    """Whether all numbers that are known are finite in that type, and none that is not zero becomes zero."""
+    """Whether a term can be computed in that type: values have it, and numbers that are known survive it.
+
+    They do if all are finite, none that is not zero becomes zero, and not all of them are subnormal.
+    """
     if isinstance(term, Computed):
         return all(fits(operand, dtype) for operand in term.operands)
-    if not isinstance(term, Known):
-        return True
+    if isinstance(term, Read):
+        return term.value.dtype == dtype
     with np.errstate(over="ignore", invalid="ignore"):
         stored = term.array.astype(numpy_dtype(dtype)).astype(np.float64)
-    return bool(np.isfinite(stored).all() and ((stored != 0) | (term.array == 0)).all())
+        lost = np.abs(stored - term.array)
+    if not np.isfinite(stored).all() or ((stored == 0) & (term.array != 0)).any():
+        return False
+    return bool(lost.max(initial=0) <= LOST * np.abs(term.array).max(initial=0))
 
 
 def materialize(surgery: Surgery, term: Term, channels: int, dtype: str, wish: str, after: Site) -> Value:

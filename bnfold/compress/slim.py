@@ -1,0 +1,274 @@
+"""Train with a penalty on the scales, take out the channels that it made small, recalibrate, fold.
+
+1. Which channels belong together: groups.py. 2. Which go: choose.py and settle.py, with a check. 3. They
+leave: layers.py. 4. `bnfold.nn.recalibrate`, the caller's fine-tuning, `bnfold.fold_module`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+from torch.utils import _pytree as pytree
+
+from bnfold.api_torch import fold_module
+from bnfold.compress.choose import IMPORTANCES, Importance
+from bnfold.compress.count import Count, counts, parameters
+from bnfold.compress.groups import Groups
+from bnfold.compress.layers import cut
+from bnfold.compress.report import GroupChange, LayerChange, SlimReport, Step
+from bnfold.compress.settle import Settled, Wish, settle
+from bnfold.errors import UsageError, first_line
+from bnfold.nn.recalibrate import recalibrate
+from bnfold.verify_torch import outputs
+
+__all__ = ["prunable", "slim"]
+
+_Norm = nn.modules.batchnorm._BatchNorm
+
+
+@torch.inference_mode(False)
+def slim(
+    module: nn.Module,
+    example_inputs: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    ratio: float = 0.5,
+    importance: str | Importance = "mean",
+    ignored: Collection[str] = (),
+    floor: float = 0.1,
+    round_to: int = 1,
+    loader: Iterable[Any] | None = None,
+    finetune: Callable[[nn.Module], object] | None = None,
+    fold: bool = True,
+    evaluate: Callable[[nn.Module], float] | None = None,
+    verify: bool = True,
+    inplace: bool = False,
+) -> tuple[nn.Module, SlimReport]:
+    """Take out of a trained network the channels whose batch norms scale them least, and fold what is left.
+
+    Train with `gamma_penalty` first. Channels that can only go together (of layers that are added, of a
+    depthwise convolution and what it reads) are one channel with several |gamma|. All of a network's channels
+    are ranked together; |gamma| of different layers is comparable as far as what reads them is.
+
+    What cannot go stays, and the report says why: channels of the network's inputs and outputs (so those of a
+    classifier's last layer), of layers that mix channels (group norm, attention), of layers without a batch
+    norm, and those that the module's own code divides or counts. Parameters that
+    change are new objects: make the optimizer anew.
+
+    Args:
+        module: a trained network; any mode. Not wrapped (DataParallel, torch.compile).
+        example_inputs: a tensor, or a tuple of positional arguments, on the module's device.
+        kwargs: keyword arguments.
+        ratio: which share to remove of all batch norm channels that can go: 0 < ratio < 1.
+        importance: of a channel: "mean" or "max" of its |gamma|; "weighted": the mean times the Euclidean
+            norm of the weights that read it, which stays the same if a scale moves into the next layer; or
+            a function of the group's name and its |gamma| (a list of tensors [channels]), giving [channels].
+        ignored: names of layers, or of modules with all their layers, that keep all channels that they make.
+        floor: the share of each group's channels that stays in any case; at least one channel.
+        round_to: channels are left in multiples of that (8, say, for hardware), where there are so many.
+        loader: what `bnfold.nn.recalibrate` takes: run after pruning, and again after `finetune`.
+        finetune: called with the pruned module in training mode; what it returns is not looked at.
+        fold: fold the batch norms that are left, in eval mode.
+        evaluate: called after each step with the module in eval mode, under `torch.no_grad`; gives a number,
+            the accuracy, say, which the report lists.
+        verify: check on the example inputs that the pruned network computes what the given one does with the
+            removed channels' weights set to 0; layers for which that is not so keep their channels. And check
+            the fold.
+        inplace: change `module` itself. What `loader`, `finetune` or `evaluate` raise leaves it pruned.
+
+    Returns:
+        The slimmed module (in eval mode if folded, else in the modes that it was in), and the report.
+
+    Raises:
+        UsageError: an argument is wrong; torch-pruning is absent or cannot follow the module; there is no
+            batch norm to prune by, or nothing can go.
+        VerifyError: the fold changed what the network computes.
+    """
+    args, options = _arguments(module, example_inputs, kwargs, ignored)
+    wish = Wish(ratio, importance, floor, round_to, verify)
+    _check_wish(wish)
+    if finetune is not None and isinstance(loader, Iterator):
+        raise UsageError("with finetune, loader is read twice: give one that can be, a list or a DataLoader")
+    plain = _copied(module).eval()
+    before = _run(plain, args, options)
+    groups = Groups(copy.deepcopy(plain), args, options, ignored)
+    settled = settle(plain, groups, args, options, wish)
+
+    steps: list[Step] = []
+    work = module if inplace else _copied(module)
+    modes = {part: part.training for part in work.modules()}
+
+    def step(name: str, now: nn.Module) -> None:
+        now.eval()
+        norms = sum(isinstance(part, _Norm) for part in now.modules())
+        steps.append(Step(name, parameters(now), norms, _value(evaluate, now)))
+
+    step("trained", plain)
+    cut(work, settled.cuts)
+    step("pruned", work)
+    report = _report(wish, settled, groups, before, counts(work, args, options))
+    report.steps = steps
+    if loader is not None:
+        recalibrate(work, loader)
+        step("recalibrated", work)
+    if finetune is not None:
+        work.train()
+        finetune(work)
+        step("fine-tuned", work)
+        if loader is not None:
+            recalibrate(work, loader)
+            step("recalibrated again", work)
+    if loader is None:
+        report.notes.append("not recalibrated: no loader was given")
+    if not fold:
+        for part, mode in modes.items():
+            part.training = mode
+        return work, report
+    work, report.folded = fold_module(work, args, options, inplace=True, verify=verify)
+    step("folded", work)
+    return work, report
+
+
+@torch.inference_mode(False)
+def prunable(
+    module: nn.Module,
+    example_inputs: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    ignored: Collection[str] = (),
+) -> tuple[str, ...]:
+    """The names of the batch norms whose channels `slim` can remove, for `gamma_penalty(module, only=...)`.
+
+    Args:
+        module: as for `slim`; it is not changed.
+        example_inputs: as for `slim`.
+        kwargs: as for `slim`.
+        ignored: as for `slim`.
+
+    Raises:
+        UsageError: as for `slim`.
+    """
+    args, options = _arguments(module, example_inputs, kwargs, ignored)
+    plain = _copied(module).eval()
+    _run(plain, args, options)
+    groups = Groups(plain, args, options, ignored).all
+    found = {norm.layer for group in groups if not group.why for norm in group.ruling}
+    return tuple(name for name, _ in module.named_modules() if name in found)
+
+
+def _arguments(
+    module: Any, example_inputs: Any, kwargs: Mapping[str, Any] | None, ignored: Collection[str]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What the module is called with, once it is known to be one that can be slimmed."""
+    if not isinstance(module, nn.Module):
+        raise UsageError(f"slim takes a torch.nn.Module, not {type(module).__name__}")
+    inner = "_orig_mod" if hasattr(module, "_orig_mod") else "module"
+    if inner == "_orig_mod" or isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise UsageError(f"{type(module).__name__} wraps a module: slim its .{inner}, and wrap the result")
+    values = [*module.parameters(), *module.buffers()]
+    if any(is_lazy(value) for value in values):
+        raise UsageError("the module has lazy parameters that hold nothing yet: run it once, then slim it")
+    if any(value.is_meta for value in values):
+        raise UsageError("the module has parameters on the meta device, without values: load its weights")
+    if not any(isinstance(part, _Norm) and part.weight is not None for part in module.modules()):
+        raise UsageError(f"{type(module).__name__} has no batch norm with a scale to prune by")
+    if isinstance(ignored, str):
+        raise UsageError(f"ignored takes a collection of names: ({ignored!r},)")
+    names = [name for name, _ in module.named_modules(remove_duplicate=False) if name]
+    for name in ignored:
+        if name not in names:
+            some = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+            raise UsageError(f"ignored {name!r}: no such layer. Note: valid choices are {some or '(none)'}")
+    args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    plain: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map(_followed, (args, dict(kwargs or {})))
+    return plain
+
+
+def _followed(leaf: Any) -> Any:
+    """A tensor that gradients can be followed through; those from inference mode cannot."""
+    return leaf.clone() if isinstance(leaf, torch.Tensor) and leaf.is_inference() else leaf
+
+
+def _check_wish(wish: Wish) -> None:
+    if not 0 < wish.ratio < 1:
+        raise UsageError(f"ratio={wish.ratio!r}: the share of channels to remove is between 0 and 1")
+    if not 0 <= wish.floor < 1:
+        raise UsageError(f"floor={wish.floor!r}: the share of channels that stays is at least 0 and below 1")
+    if not isinstance(wish.round_to, int) or wish.round_to < 1:
+        raise UsageError(f"round_to={wish.round_to!r}: a whole number from 1 on")
+    if not callable(wish.importance) and wish.importance not in IMPORTANCES:
+        raise UsageError(
+            f"importance={wish.importance!r} is unknown. Note: valid choices are {', '.join(IMPORTANCES)}, "
+            "or a function"
+        )
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(module)
+    except Exception as error:  # of any kind: modules may hold anything
+        raise UsageError(f"{type(module).__name__} cannot be copied: {first_line(error)}") from error
+
+
+def _run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Count]:
+    """What the module holds and does on the example inputs."""
+    try:
+        outputs(module, args, kwargs)
+    except Exception as error:  # of any kind: this is the user's code
+        raise UsageError(
+            f"{type(module).__name__} does not run on the example inputs: {first_line(error)}"
+        ) from error
+    return counts(module, args, kwargs)
+
+
+def _value(evaluate: Callable[[nn.Module], float] | None, module: nn.Module) -> float | None:
+    if evaluate is None:
+        return None
+    with torch.no_grad():
+        found: Any = evaluate(module)
+    module.eval()
+    try:
+        return float(found)
+    except (TypeError, ValueError, RuntimeError):
+        raise UsageError(f"evaluate gave {type(found).__name__}, not a number") from None
+
+
+def _report(
+    wish: Wish, settled: Settled, groups: Groups, before: dict[str, Count], after: dict[str, Count]
+) -> SlimReport:
+    layers = []
+    for name, old in before.items():
+        new = after[name]
+        layers.append(
+            LayerChange(
+                name,
+                old.kind,
+                (old.channels, new.channels),
+                (old.parameters, new.parameters),
+                (old.multiplications, new.multiplications),
+            )
+        )
+    changes = []
+    for group in groups.all:
+        gone = tuple(sorted(settled.choice.gone.get(group.name, ())))
+        makers = tuple(member.layer for member in group.members if member.side != "in")
+        channels = (group.channels, group.channels - len(gone))
+        changes.append(GroupChange(group.name, makers, channels, gone, group.why))
+    choice = settled.choice
+    found = SlimReport(wish.ratio, choice.reached, choice.threshold, layers, changes)
+    found.verification = settled.verification
+    if choice.most < wish.ratio:
+        found.notes.append(
+            f"no more than {choice.most:.1%} could go: floor={wish.floor:g} and round_to={wish.round_to} "
+            "keep the rest"
+        )
+    if groups.unseen:
+        found.notes.append(f"not seen by torch-pruning, and so not pruned: {', '.join(groups.unseen)}")
+    if settled.verification is not None and settled.verification.status == "not run":
+        found.notes.append(f"not verified: {settled.verification.reason}")
+    return found

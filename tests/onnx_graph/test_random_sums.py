@@ -1,0 +1,133 @@
+"""Random sums of branches and rows of linear nodes: merged, they compute the same, and nothing grows.
+
+BNFOLD_GRAPHS=5000 runs more of them than the test-suite does.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+import bnfold
+from bnfold.errors import BnfoldError
+from bnfold.verify import verify
+from tests.onnx_graph.look import difference, feeds, run
+from tests.onnx_graph.random_sums import random_sums
+
+GRAPHS = int(os.environ.get("BNFOLD_GRAPHS", "400"))
+NEAR = 1e-5  # of the largest output: float32 rounding through a dozen layers
+
+# words of reasons that the graphs must reach, or they test less than they claim
+REASONS = (
+    "more multiplications as one node", "more multiplications or weights", "zero padding between them",
+    "has a bias", "scaled on the way", "fewer nodes",
+)  # fmt: skip
+
+
+def multiplications(model: onnx.ModelProto, feed: dict[str, np.ndarray]) -> int:
+    """Of all linear nodes in one run, from the sizes of what they give."""
+    probed = onnx.ModelProto.FromString(model.SerializeToString())
+    linear = [node for node in probed.graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
+    if not linear:
+        return 0
+    del probed.graph.output[:]
+    probed.graph.output.extend(onnx.ValueInfoProto(name=node.output[0]) for node in linear)
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    total = 0
+    for node, value in zip(linear, run(probed, feed), strict=True):
+        weight = numpy_helper.to_array(stored[node.input[1]])
+        each = math.prod(weight.shape[1:]) if node.op_type == "Conv" else weight.size // value.shape[-1]
+        total += each * value.size
+    return total
+
+
+def test_random_sums_compute_the_same() -> None:
+    reached: Counter[str] = Counter()
+    unfit = 0
+    for seed in range(GRAPHS):
+        model = random_sums(seed).model()
+        feed = feeds(model, seed)
+        merged, report = bnfold.fold_onnx(model, verify=False)
+        plain, _ = bnfold.fold_onnx(model, verify=False, merge_branches=False)
+        onnx.checker.check_model(merged, full_check=True)
+        reached.update(word for word in REASONS for apart in report.apart if word in apart.reason)
+        reached.update(merge.op for merge in report.merged)
+        nodes = len(plain.graph.node) - len(merged.graph.node)
+        assert (nodes > 0) if report.merged else (nodes == 0), seed
+        try:
+            expected = run(model, feed)
+        except Exception:  # a size that has no number got too small for a kernel
+            unfit += 1
+            continue
+        if report.merged:
+            assert multiplications(merged, feed) <= multiplications(plain, feed), seed
+        if not all(value.any() for value in expected):
+            continue  # a ReLU has cut all off
+        if not difference(expected, run(merged, feed)) <= NEAR:  # rounding, or wrong? float64 tells
+            check = verify(model, merged, rtol=NEAR, inputs=feed)
+            assert check.status == "passed", f"seed {seed}: {check}"
+    assert unfit <= GRAPHS // 100
+    missing = {*REASONS, "Conv", "Gemm", "MatMul"} - set(reached)
+    assert not missing, reached
+
+
+def damaged(seed: int) -> onnx.ModelProto:
+    """A random model in which inputs, attributes, stored values or sizes are wrong."""
+    rng = np.random.default_rng(seed)
+    model = random_sums(seed).model()
+    graph = model.graph
+    names = [value.name for value in (*graph.initializer, *graph.input)]
+    names += [name for node in graph.node for name in node.output]
+    for _ in range(int(rng.integers(1, 4))):
+        node = graph.node[int(rng.integers(len(graph.node)))]
+        slot = int(rng.integers(max(1, len(node.input))))
+        kind = rng.integers(6)
+        if kind == 0 and node.input:
+            node.input[slot] = str(rng.choice([*names, ""]))
+        elif kind == 1 and node.input:
+            del node.input[-1]
+        elif kind == 2 and node.attribute:
+            del node.attribute[0]
+        elif kind == 3 and node.attribute:
+            attribute = node.attribute[-1]
+            attribute.i, attribute.f = int(rng.integers(-3, 3)), float(rng.normal())
+            if attribute.ints:
+                attribute.ints[int(rng.integers(len(attribute.ints)))] = int(rng.integers(-3, 5))
+        elif kind == 4 and graph.initializer:
+            tensor = graph.initializer[int(rng.integers(len(graph.initializer)))]
+            shape = rng.integers(0, 6, size=int(rng.integers(0, 5)))
+            array = rng.normal(size=shape).astype(numpy_helper.to_array(tensor).dtype)
+            tensor.CopyFrom(numpy_helper.from_array(np.asarray(array), tensor.name))
+        elif kind == 5:
+            dims = graph.input[0].type.tensor_type.shape.dim
+            dims[int(rng.integers(len(dims)))].dim_value = int(rng.integers(0, 5))
+    return model
+
+
+def test_damaged_sums_end_in_one_clear_error_or_a_model() -> None:
+    ends, messages = {"folded": 0, "refused": 0}, []
+    for seed in range(GRAPHS):
+        model = damaged(seed)
+        try:
+            folded, report = bnfold.fold_onnx(model, verify=False)
+        except BnfoldError as error:
+            messages.append(str(error))
+            ends["refused"] += 1
+            continue
+        ends["folded"] += 1
+        if not report.merged:
+            continue
+        feed = feeds(model, seed)
+        try:
+            expected = run(model, feed)
+        except Exception:  # what cannot run, computes nothing that could change
+            continue
+        worst = difference(expected, run(folded, feed)) if all(v.any() for v in expected) else 0.0
+        assert worst <= NEAR or verify(model, folded, rtol=NEAR, inputs=feed).status == "passed", seed
+    assert all(message and "\n" not in message for message in messages)
+    assert min(ends.values()) > GRAPHS // 20, ends

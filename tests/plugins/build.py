@@ -1,0 +1,111 @@
+"""Builds what the tests of the plugin drive: the library on a CPU that runs kernels, and the harness."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tests.kernels import host
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+PLUGINS = ROOT / "plugins"
+SHARED = ["call.cpp", "check.cpp", "creators.cpp", "plan.cpp", "plugin.cpp"]  # with any machine
+BUILT = ROOT / ".cache" / "plugin"
+LEAN = ROOT / ".cache" / "tensorrt-lean"  # TensorRT's lean runtime, where tools/test puts it
+CI = "80-real 90-real 100-real"  # architectures
+
+
+@functools.cache
+def unavailable() -> str | None:
+    """Why nothing can be built here, or None where it can."""
+    if (reason := host.unavailable()) is not None:
+        return reason
+    return None if headers() else "TensorRT's headers are not here: tools/build_plugin gets them"
+
+
+@functools.cache
+def headers() -> list[str]:
+    """Folders of TensorRT's and CUDA's headers, as `tools/build_plugin --headers` finds them, or none."""
+    done = subprocess.run(
+        [ROOT / "tools" / "build_plugin", "--headers"], capture_output=True, text=True, check=False
+    )
+    return done.stdout.split() if done.returncode == 0 else []
+
+
+def _flags() -> list[str]:
+    return [*host.FLAGS, f"-I{HERE}", f"-I{host.HERE}", f"-I{PLUGINS}", f"-I{host.KERNELS}"] + [
+        word for folder in headers() for word in ("-isystem", folder)
+    ]
+
+
+def _used(*folders: Path) -> list[Path]:
+    return [
+        path for each in folders for path in each.iterdir() if path.suffix in (".h", ".hpp", ".cuh", ".cpp")
+    ]
+
+
+@functools.cache
+def harness() -> Path:
+    """A shared library for harness.py."""
+    text = '#include "harness.cpp"\n'
+    return host.linked([host.compiled_text(text, _flags(), _used(HERE))], ["-shared", "-ldl"])
+
+
+@functools.cache
+def on_the_cpu() -> Path:
+    """The plugin library with machine_host.cpp as its machine."""
+    used = _used(HERE, host.HERE, PLUGINS, host.KERNELS)
+    work = [(f'#include "{name}"\n', _flags()) for name in [*SHARED, "machine_host.cpp"]]
+    work.append(('#include "host_machine.cpp"\n', [*_flags(), "-O2"]))
+    for kernel in ("forward", "apply"):
+        for kind in ("float32", "float16", "bfloat16"):
+            named = [f"-DINSTANCE_KERNEL={kernel}", f"-DINSTANCE_TYPE={kind}"]
+            work.append(('#include "host_kernels.cpp"\n', [*_flags(), *named]))
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(lambda each: host.compiled_text(*each, used), work))
+    return host.linked(objects, ["-shared"])
+
+
+@functools.cache
+def library(kernels: bool) -> Path:
+    """The library that users get, with or without kernels.
+
+    Raises:
+        RuntimeError: it does not build.
+    """
+    if kernels:
+        return _built(BUILT / "kernels", ["--architectures", CI])
+    return _built(BUILT / "host", ["--no-kernels"])
+
+
+def _built(folder: Path, options: list[str]) -> Path:
+    """By tools/build_plugin, which keeps what it has built."""
+    path = folder / "libbnfold_plugin.so"
+    command = [ROOT / "tools" / "build_plugin", *options, "--output", path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"tools/build_plugin failed:\n{done.stdout}{done.stderr}")
+    return path
+
+
+def has_nvcc() -> bool:
+    """Whether kernels can be compiled, as tools/build_plugin judges it."""
+    home = Path(os.environ.get("CUDA_HOME") or "/usr/local/cuda")
+    return bool(os.environ.get("CUDACXX") or shutil.which("nvcc") or (home / "bin" / "nvcc").exists())
+
+
+@functools.cache
+def for_a_gpu(capability: tuple[int, int]) -> Path:
+    """$BNFOLD_PLUGIN, or a library with kernels for one compute capability.
+
+    Raises:
+        RuntimeError: it does not build.
+    """
+    if chosen := os.environ.get("BNFOLD_PLUGIN"):
+        return Path(chosen)
+    return _built(BUILT / "gpu", ["--architectures", "{}{}-real".format(*capability)])

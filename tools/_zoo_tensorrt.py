@@ -1,0 +1,143 @@
+"""Which exports of timm's networks TensorRT-RTX parses and builds, as they are and folded. See tools/zoo.
+
+Each export, raw and default, is given to TensorRT-RTX as it is, and after `bnfold fold --target tensorrt`; it
+is built without a GPU and never executed. bench/results/zoo_tensorrt.json sums the networks up.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import _sweep
+import _zoo
+from _sweep import ROOT
+from _zoo_names import NAMES
+from rich.console import Console
+from rich.table import Table
+
+SUMMARY = ROOT / "bench" / "results" / "zoo_tensorrt.json"
+CAPABILITY = "8.0"
+
+
+def main() -> None:
+    parser = _sweep.parser(__doc__, "zoo_tensorrt")
+    parser.add_argument("--drop", action="store_true", help="delete each network's exports when it is done")
+    arguments = parser.parse_args()
+    if arguments.one:
+        one(arguments.one, arguments.drop)
+        return
+    names = _sweep.chosen(parser, arguments.names)
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    todo = [name for name in names if arguments.again or not SWEEP.known(name)]
+    SWEEP.run(todo, ["--drop"] * arguments.drop, arguments.jobs, console)
+    console.print(table(SWEEP.all(names)))
+    summarize()
+    console.print(f"Stored in {SWEEP.results.relative_to(ROOT)}/ and {SUMMARY.relative_to(ROOT)}.")
+
+
+def one(name: str, drop: bool) -> None:
+    """Builds one network and stores what came of it."""
+    paths = _zoo.exports(name)
+    SWEEP.store(name, {**_sweep.origin(), **{kind: kinds(path) for kind, path in paths.items()}})
+    if drop:
+        for used in paths.values():
+            used.unlink()
+
+
+def kinds(path: Path) -> dict[str, Any]:
+    """One export: as it is, and folded."""
+    import bnfold
+    from bnfold.onnx_graph.files import load
+
+    begin = time.perf_counter()
+    folded, report = bnfold.fold_onnx(path, target="tensorrt")
+    seconds = time.perf_counter() - begin
+    ops = collections.Counter(entry.op for entry in report.rewritten)
+    return {
+        "given": build(load(path)),
+        "folded": build(load(folded)),
+        "fold_seconds": round(seconds, 2),
+        "verification": report.verification.status if report.verification else "nothing to fold",
+        "rewritten": dict(ops),
+        "notes": report.notes,
+    }
+
+
+def build(loaded: Any) -> dict[str, Any]:
+    """What the builder says: why it refuses the model, or where batch norms and ReLUs went."""
+    from bnfold.errors import BnfoldError
+    from bnfold.tensorrt import engine
+
+    begin = time.perf_counter()
+    try:
+        built = engine.build(loaded, flavour="tensorrt-rtx", compute_capabilities=[CAPABILITY])
+    except BnfoldError as error:
+        return {"refused": str(error)}
+    assert built.placement is not None
+    counts = {
+        key: dict(collections.Counter(place.outcome for place in places))
+        for key, places in (("batch_norms", built.placement.batch_norms), ("relus", built.placement.relus))
+    }
+    layers = len(built.placement.layers)
+    seconds = round(time.perf_counter() - begin, 2)
+    return {"builder": built.builder, "seconds": seconds, "layers": layers, **counts}
+
+
+def story(found: dict[str, Any]) -> str:
+    """Both exports in a few words."""
+    return ", ".join(
+        f"{kind}: {words(found[kind]['given'])} -> {words(found[kind]['folded'])}" for kind in _zoo.KINDS
+    )
+
+
+def words(outcome: dict[str, Any]) -> str:
+    if "refused" in outcome:
+        return "refused"
+    norms = outcome["batch_norms"]
+    return f"{sum(norms.values())} norms, {norms.get('stand-alone', 0)} alone, {outcome['layers']} layers"
+
+
+def summarize() -> None:
+    """How many exports are built, before and after."""
+    results = SWEEP.all(NAMES)
+    totals = {}
+    for kind in _zoo.KINDS:
+        for state in ("given", "folded"):
+            outcomes = [found[kind][state] for found in results.values()]
+            built = [outcome for outcome in outcomes if "refused" not in outcome]
+            totals[f"{kind}, {state}"] = {
+                "networks": len(outcomes),
+                "built": len(built),
+                "batch_norms": sum(sum(outcome["batch_norms"].values()) for outcome in built),
+                "layers": sum(outcome["layers"] for outcome in built),
+                "stand_alone": sum(outcome["batch_norms"].get("stand-alone", 0) for outcome in built),
+            }
+    builders = sorted(
+        {o["builder"] for f in results.values() for k in _zoo.KINDS if "builder" in (o := f[k]["folded"])}
+    )
+    SUMMARY.write_text(json.dumps({"builders": builders, "totals": totals}, indent=1) + "\n")
+
+
+def table(results: dict[str, dict[str, Any]]) -> Table:
+    """Every network, both exports, before and after."""
+    view = Table(title="TensorRT-RTX, as given -> folded", title_justify="left")
+    for heading in ("network", "raw export", "default export", "rewritten"):
+        view.add_column(heading)
+    for name, found in results.items():
+        cells = [f"{words(found[kind]['given'])} -> {words(found[kind]['folded'])}" for kind in _zoo.KINDS]
+        ops = ", ".join(
+            f"{count} {op.removeprefix('bnfold.')}" for op, count in found["raw"]["rewritten"].items()
+        )
+        view.add_row(name, *cells, ops)
+    return view
+
+
+SWEEP = _sweep.Sweep(__file__, ROOT / "bench" / "results" / "zoo_tensorrt", story)
+
+if __name__ == "__main__":
+    main()
