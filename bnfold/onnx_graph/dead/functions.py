@@ -76,11 +76,18 @@ def _erf(x: Array, site: Site) -> Array:
     return np.asarray(np.vectorize(math.erf, otypes=[np.float64])(x))
 
 
+def _gelu(x: Array, site: Site) -> Array:
+    if site.attr("approximate", "none") == "tanh":
+        return _damped(x, 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))))
+    return _damped(x, 0.5 * (1 + _erf(x / math.sqrt(2), site)))
+
+
 FUNCTIONS: dict[str, Function] = {
     "Abs": Function(lambda x, site: np.abs(x), 0.0),
     "Elu": Function(_elu, None),
     "Erf": Function(_erf),
     "Exp": Function(lambda x, site: np.exp(x)),
+    "Gelu": Function(_gelu, None),
     "HardSwish": Function(_hard_swish, -1.5),
     "Mish": Function(_mish, None),
     "Relu": Function(lambda x, site: np.maximum(x, 0.0)),

@@ -129,15 +129,17 @@ def test_bounds(rule: str) -> None:
     assert bounds.hi.max() == pytest.approx(high, abs=1e-7)
 
 
-@pytest.mark.parametrize("op", FUNCTIONS)
-def test_functions_hold_their_bounds_and_their_values(op: str) -> None:
+@pytest.mark.parametrize(
+    ("op", "attributes"), [*((op, {}) for op in FUNCTIONS), ("Gelu", {"approximate": "tanh"})]
+)
+def test_functions_hold_their_bounds_and_their_values(op: str, attributes: dict[str, Any]) -> None:
     """Of many intervals, against onnxruntime on a fine grid; at one point it is the value itself."""
-    node = helper.make_node(op, ["x"], ["y"])
+    node = helper.make_node(op, ["x"], ["y"], **attributes)
     shape = ["n"]
     graph = helper.make_graph(
         [node], "f", *([helper.make_tensor_value_info(name, 1, shape)] for name in ("x", "y"))
     )
-    opset = 24 if op == "Swish" else 18
+    opset = {"Swish": 24, "Gelu": 20}.get(op, 18)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
     evaluator = "reference" if op == "Swish" else "onnxruntime"
     site: Any = read(load(model)).nodes[0].source
