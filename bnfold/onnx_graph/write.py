@@ -57,8 +57,7 @@ def apply(
 
 class _Writer:
     def __init__(self, edits: Sequence[AnyEdit]) -> None:
-        prune = any(isinstance(edit, Resum) for edit in edits)
-        self.surgery = Surgery(_site(edits[0].node).scope.model, prune)
+        self.surgery = Surgery(_site(edits[0].node).scope.model)
         self.wishes: dict[Value, list[Wish]] = {}
 
     def apply(self, edits: Sequence[AnyEdit]) -> None:
@@ -76,6 +75,7 @@ class _Writer:
             elif isinstance(edit, SetWindows):
                 set_windows(_site(edit.node), edit)
             elif isinstance(edit, Resum):
+                self.surgery.prune = True  # a merged node may be read by nobody
                 resum(self.surgery, edit)
             else:
                 scales.append(edit)
@@ -90,7 +90,8 @@ class _Writer:
                 stored.append((value, tensor, wishes))
         self.surgery.sweep()
         for value, tensor, wishes in stored:
-            wishes = [wish for wish in wishes if wish[0].alive]  # a merged node may be read by nobody
+            if self.surgery.prune:
+                wishes = [wish for wish in wishes if wish[0].alive]
             if wishes:
                 self.replace(value, tensor, wishes)
 
