@@ -185,6 +185,24 @@ def milliseconds(found: dict[str, Any]) -> str:
     return f"{found['median']:.1f}" + (f" ({found['left']})" if found["left"] else "")
 
 
+def merging() -> str:
+    """Milliseconds of one image before and after branch merging, beside the networks' own switch."""
+    lines = [
+        "| network | runtime | linear nodes | as it is, ms | merged | timm's own switch |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
+    for name, result in json.loads((RESULTS / "merge.json").read_text()).items():
+        for runtime in ("onnxruntime", "torch"):
+            found = result[runtime]["variants"]
+            first = found["as it is"]
+            cells = [f"{first['linear']} -> {found['merged']['linear']}", f"{first['median']:.1f}"]
+            for variant in ("merged", "timm"):
+                median = found[variant]["median"]
+                cells.append(f"{median:.1f} ({first['median'] / median:.2f}x)")
+            lines.append(f"| {name} | {runtime} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def zoo_tensorrt() -> str:
     """What TensorRT-RTX makes of the same exports, as they are and folded."""
     totals = json.loads((RESULTS / "zoo_tensorrt.json").read_text())["totals"]
@@ -398,7 +416,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/tensorrt.md": {"zoo_tensorrt": zoo_tensorrt},
     "docs/training.md": {"claims": claims},
     "docs/precision.md": {"precision": precision},
-    "docs/compression.md": {"equalize": equalize, "slimming": slimming},
+    "docs/compression.md": {"merging": merging, "equalize": equalize, "slimming": slimming},
     "docs/performance.md": {"gpu_goals": gpu_goals, "gpu_layers": gpu_layers},
 }
 
