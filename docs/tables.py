@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import re
-import statistics
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -325,74 +326,11 @@ def gpu_cell(result: dict[str, Any], case: Any, which: str, goals: Any) -> str:
     return f"{time:.1f} us, {part:.0%}, {times:.2f} times"
 
 
-def slimming() -> str:
-    """Accuracies of tools/slim_demo, over its seeds."""
-    results = json.loads((RESULTS / "slim.json").read_text())
-    runs, protocol = results["runs"], results["protocol"]
-    rates = [f"{rate:g}" for rate in protocol["fine_rates"]]
-    keys = ["trained", "pruned", "recalibrated", *(f"tuned, {rate}" for rate in rates)]
-    heads = ["trained", "pruned", "recalibrated", *(f"fine-tuned at {rate}" for rate in rates)]
-
-    def cell(way: str, key: str) -> str:
-        known = [100 * run["ways"][way]["steps"][key] for run in runs if key in run["ways"][way]["steps"]]
-        return f"{statistics.median(known):.1f} ({min(known):.1f} to {max(known):.1f})" if known else "-"
-
-    def less(what: str) -> str:
-        shares = [before / after for before, after in (run["totals"][what] for run in runs)]
-        return f"{min(shares):.1f} to {max(shares):.1f} times fewer {what}"
-
-    images = protocol["images"]
-    text = (
-        f"**Half of the channels**, {len(runs)} seeds ({runs[0]['seed']} to {runs[-1]['seed']}), "
-        f"{images['train']} {images['name']} to train with and {images['test']} others to test with: test "
-        "accuracy in percent, median (least to largest). By |gamma|'s mean that is "
-        f"{less('parameters')} and {less('multiplications')}."
-    )
-    return "\n".join(
-        [
-            wrapped(text),
-            "",
-            f"| channels by | {' | '.join(heads)} |",
-            f"|---|{'--:|' * len(heads)}",
-            *(f"| {way} | {' | '.join(cell(way, key) for key in keys)} |" for way in runs[0]["ways"]),
-        ]
-    )
-
-
-def precision() -> str:
-    """Half precision, folded first and converted first."""
-    result = json.loads((RESULTS / "precision.json").read_text())
-    text = (
-        "Trained networks on scikit-image's photographs, and small artificial ones whose batch norms have "
-        "seen next to no variance (`tools/precision`). Ranges were measured on one picture each. "
-        "*Error*: the largest over all pictures, relative to the largest output; in brackets the mean of the "
-        "pictures' largest. *Same*: the share of answers (classes, letters, pixels of text) that are as "
-        "in float32."
-    )
-    lines = [
-        wrapped(text),
-        "",
-        "| network | type | folded first: error | same | converted first: error | same |",
-        "|---|---|--:|--:|--:|--:|",
-    ]
-    for name, network in result["networks"].items():
-        for kind in ("fp16", "bf16"):
-            cells = []
-            for way in ("fold_first", "convert_first"):
-                found = network[kind][way]
-                fine = found["worst"] is not None
-                cells.append(f"{found['worst']:.2g} ({found['mean']:.2g})" if fine else "not finite")
-                cells.append("" if found["same"] is None else f"{found['same']:.4g}")
-            lines.append(f"| {name} | {kind} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def equalize() -> str:
-    """int8 with weight ranges as they are and balanced."""
-    import _equalize_table
-
-    result = json.loads((RESULTS / "equalize.json").read_text())
-    return "\n".join([wrapped(_equalize_table.text(result)), "", *_equalize_table.lines(result)])
+def deployed(name: str) -> str:
+    """Of the results NAME.json, by tools/_NAME_table.py: a text, and the lines of a table."""
+    made = importlib.import_module(f"_{name}_table")
+    result = json.loads((RESULTS / f"{name}.json").read_text())
+    return "\n".join([wrapped(made.text(result)), "", *made.lines(result)])
 
 
 def wrapped(text: str, width: int = 118) -> str:
@@ -415,8 +353,12 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     },
     "docs/tensorrt.md": {"zoo_tensorrt": zoo_tensorrt},
     "docs/training.md": {"claims": claims},
-    "docs/precision.md": {"precision": precision},
-    "docs/compression.md": {"merging": merging, "equalize": equalize, "slimming": slimming},
+    "docs/precision.md": {"precision": partial(deployed, "precision")},
+    "docs/compression.md": {
+        "merging": merging,
+        "equalize": partial(deployed, "equalize"),
+        "slimming": partial(deployed, "slim"),
+    },
     "docs/performance.md": {"gpu_goals": gpu_goals, "gpu_layers": gpu_layers},
 }
 

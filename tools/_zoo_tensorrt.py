@@ -77,7 +77,7 @@ def build(loaded: Any) -> dict[str, Any]:
     try:
         built = engine.build(loaded, flavour="tensorrt-rtx", compute_capabilities=[CAPABILITY])
     except BnfoldError as error:
-        return {"refused": str(error)}
+        return {"refused": str(error).removeprefix(loaded.where)}
     assert built.placement is not None
     counts = {
         key: dict(collections.Counter(place.outcome for place in places))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,20 @@ def test_bfloat16_needs_a_newer_opset_which_the_model_gets_if_nothing_changes_it
     assert report.half == 0
 
 
-@pytest.mark.parametrize("opset", range(7, onnx.defs.onnx_opset_version() + 1))
+def newest() -> int:
+    """The newest opset that the onnxruntime which is installed runs: the last for Python 3.10 ends at 23."""
+    for opset in range(onnx.defs.onnx_opset_version(), 0, -1):
+        proto = model([node("Relu", "x", "y")], [], opset=opset)
+        with contextlib.suppress(Exception):  # of onnxruntime's own kinds
+            onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+            return opset
+    raise AssertionError("onnxruntime runs no opset")
+
+
+NEWEST = newest()
+
+
+@pytest.mark.parametrize("opset", range(7, NEWEST + 1))
 def test_every_opset(opset: int) -> None:
     nodes = [
         node("Conv", "x w", "a"),
@@ -165,7 +179,7 @@ def test_a_tensor_that_overflows_stays_float32_and_so_do_its_neighbours() -> Non
     assert report.status == "passed"
 
 
-@pytest.mark.parametrize("opset", [11, 13, 18, 22, 24])
+@pytest.mark.parametrize("opset", [11, 13, 18, 22, min(24, NEWEST)])
 def test_what_an_operator_takes_as_float32_only_stays_so(opset: int) -> None:
     nodes = [
         node("Conv", "x w", "a"),

@@ -16,6 +16,7 @@ from onnx import numpy_helper
 import bnfold
 from bnfold.errors import BnfoldError
 from bnfold.verify import verify
+from tests.onnx_graph.damage import damage
 from tests.onnx_graph.look import difference, feeds, run
 from tests.onnx_graph.random_sums import random_sums
 
@@ -76,43 +77,10 @@ def test_random_sums_compute_the_same() -> None:
     assert not missing, reached
 
 
-def damaged(seed: int) -> onnx.ModelProto:
-    """A random model in which inputs, attributes, stored values or sizes are wrong."""
-    rng = np.random.default_rng(seed)
-    model = random_sums(seed).model()
-    graph = model.graph
-    names = [value.name for value in (*graph.initializer, *graph.input)]
-    names += [name for node in graph.node for name in node.output]
-    for _ in range(int(rng.integers(1, 4))):
-        node = graph.node[int(rng.integers(len(graph.node)))]
-        slot = int(rng.integers(max(1, len(node.input))))
-        kind = rng.integers(6)
-        if kind == 0 and node.input:
-            node.input[slot] = str(rng.choice([*names, ""]))
-        elif kind == 1 and node.input:
-            del node.input[-1]
-        elif kind == 2 and node.attribute:
-            del node.attribute[0]
-        elif kind == 3 and node.attribute:
-            attribute = node.attribute[-1]
-            attribute.i, attribute.f = int(rng.integers(-3, 3)), float(rng.normal())
-            if attribute.ints:
-                attribute.ints[int(rng.integers(len(attribute.ints)))] = int(rng.integers(-3, 5))
-        elif kind == 4 and graph.initializer:
-            tensor = graph.initializer[int(rng.integers(len(graph.initializer)))]
-            shape = rng.integers(0, 6, size=int(rng.integers(0, 5)))
-            array = rng.normal(size=shape).astype(numpy_helper.to_array(tensor).dtype)
-            tensor.CopyFrom(numpy_helper.from_array(np.asarray(array), tensor.name))
-        elif kind == 5:
-            dims = graph.input[0].type.tensor_type.shape.dim
-            dims[int(rng.integers(len(dims)))].dim_value = int(rng.integers(0, 5))
-    return model
-
-
 def test_damaged_sums_end_in_one_clear_error_or_a_model() -> None:
     ends, messages = {"folded": 0, "refused": 0}, []
     for seed in range(GRAPHS):
-        model = damaged(seed)
+        model = damage(random_sums(seed).model(), seed)
         try:
             folded, report = bnfold.fold_onnx(model, verify=False)
         except BnfoldError as error:

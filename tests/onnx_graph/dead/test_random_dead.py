@@ -18,6 +18,7 @@ from bnfold.fold.dropped import Dropped
 from bnfold.onnx_graph.dead.drop import drop_dead_channels
 from bnfold.onnx_graph.files import load
 from bnfold.verify import verify
+from tests.onnx_graph.damage import damage
 from tests.onnx_graph.dead.dropping import counted, stated_sizes_hold
 from tests.onnx_graph.dead.planted import Grower, planted
 from tests.onnx_graph.look import difference, feeds, run
@@ -92,45 +93,12 @@ def test_once_more_nothing_leaves() -> None:
             assert dropped_from(once, False)[1].layers == [], seed
 
 
-def damaged(seed: int) -> onnx.ModelProto:
-    """A net in which inputs, attributes, stored values or sizes are wrong."""
-    rng = np.random.default_rng(seed)
-    model = onnx.shape_inference.infer_shapes(Grower(seed).grow().model())
-    graph = model.graph
-    names = [value.name for value in (*graph.initializer, *graph.input)]
-    names += [name for node in graph.node for name in node.output]
-    for _ in range(int(rng.integers(1, 4))):
-        node = graph.node[int(rng.integers(len(graph.node)))]
-        slot = int(rng.integers(max(1, len(node.input))))
-        kind = rng.integers(7)
-        if kind == 0 and node.input:
-            node.input[slot] = str(rng.choice([*names, ""]))
-        elif kind == 1 and node.input:
-            del node.input[-1]
-        elif kind == 2 and node.attribute:
-            del node.attribute[0]
-        elif kind == 3 and node.attribute:
-            node.attribute[-1].i, node.attribute[-1].f = int(rng.integers(-3, 9)), float(rng.normal())
-        elif kind == 4 and graph.initializer:
-            tensor = graph.initializer[int(rng.integers(len(graph.initializer)))]
-            shape = rng.integers(0, 6, size=int(rng.integers(0, 5)))
-            array = rng.normal(size=shape).astype(onnx.numpy_helper.to_array(tensor).dtype)
-            tensor.CopyFrom(onnx.numpy_helper.from_array(np.asarray(array), tensor.name))
-        elif kind == 5:
-            dims = graph.input[0].type.tensor_type.shape.dim
-            dims[int(rng.integers(len(dims)))].dim_value = int(rng.integers(0, 9))
-        elif graph.value_info:
-            info = graph.value_info[int(rng.integers(len(graph.value_info)))]
-            for dim in info.type.tensor_type.shape.dim:
-                dim.dim_value = int(rng.integers(0, 9))
-    return model
-
-
 def test_damaged_nets_end_in_one_clear_error_or_in_a_result() -> None:
     ends, messages = {"dropped": 0, "refused": 0}, []
     for seed in range(4 * GRAPHS):
         try:
-            fold_loaded(load(damaged(seed)), verify=False, drop_dead_channels=True)
+            model = onnx.shape_inference.infer_shapes(Grower(seed).grow().model())
+            fold_loaded(load(damage(model, seed)), verify=False, drop_dead_channels=True)
             ends["dropped"] += 1
         except BnfoldError as error:
             messages.append(str(error))

@@ -9,7 +9,6 @@ import os
 from collections import Counter
 
 import numpy as np
-import onnx
 
 from bnfold.api import fold_loaded
 from bnfold.errors import BnfoldError
@@ -17,6 +16,7 @@ from bnfold.onnx_graph.deploy import ops
 from bnfold.onnx_graph.files import load
 from bnfold.verify import verify
 from tests.onnx_graph.build import Build
+from tests.onnx_graph.damage import damage
 from tests.onnx_graph.deploy.test_rewrite import relu, rewritten, statistics
 from tests.onnx_graph.look import difference, feeds, run
 
@@ -102,42 +102,12 @@ def test_random_chains_compute_the_same() -> None:
     assert not missing, made  # or the graphs test less than they claim
 
 
-def damaged(seed: int) -> onnx.ModelProto:
-    """A random chain in which inputs, attributes, stored values or sizes are wrong."""
-    rng = np.random.default_rng(seed)
-    model = Grower(seed).grow().model()
-    graph = model.graph
-    names = [value.name for value in (*graph.initializer, *graph.input)]
-    names += [name for node in graph.node for name in node.output]
-    for _ in range(int(rng.integers(1, 4))):
-        node = graph.node[int(rng.integers(len(graph.node)))]
-        slot = int(rng.integers(max(1, len(node.input))))
-        kind = rng.integers(6)
-        if kind == 0 and node.input:
-            node.input[slot] = str(rng.choice([*names, ""]))
-        elif kind == 1 and node.input:
-            del node.input[-1]
-        elif kind == 2 and node.attribute:
-            del node.attribute[0]
-        elif kind == 3 and node.attribute:
-            node.attribute[-1].i, node.attribute[-1].f = int(rng.integers(-3, 3)), float(rng.normal())
-        elif kind == 4 and graph.initializer:
-            tensor = graph.initializer[int(rng.integers(len(graph.initializer)))]
-            shape = rng.integers(1, 6, size=int(rng.integers(0, 4)))
-            array = rng.normal(size=shape).astype(onnx.numpy_helper.to_array(tensor).dtype)
-            tensor.CopyFrom(onnx.numpy_helper.from_array(np.asarray(array), tensor.name))
-        elif kind == 5:
-            dims = graph.input[int(rng.integers(len(graph.input)))].type.tensor_type.shape.dim
-            dims[int(rng.integers(len(dims)))].dim_value = int(rng.integers(0, 5))
-    return model
-
-
 def test_damaged_chains_end_in_one_clear_error_or_are_rewritten() -> None:
     ends, messages = {"rewritten": 0, "refused": 0}, []
     for seed in range(GRAPHS):
         for options in ({"target": "tensorrt"}, {"lower_batch_statistics": True}):
             try:
-                fold_loaded(load(damaged(seed)), verify=False, **options)
+                fold_loaded(load(damage(Grower(seed).grow().model(), seed)), verify=False, **options)
                 ends["rewritten"] += 1
             except BnfoldError as error:
                 messages.append(str(error))
