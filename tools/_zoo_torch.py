@@ -116,6 +116,7 @@ def measured(fold: Callable[..., tuple[Any, Any]]) -> tuple[Any, dict[str, Any]]
     norms = [entry for entry in report.entries if "batch_norm" in entry.op]
     kept = {entry.name: plain(entry.reason) for entry in norms if entry.outcome == "kept"}
     return folded, {
+        "merged": len(report.merged),
         "identity_maps": sum(IDENTITY_MAP in entry.reason for entry in norms if entry.outcome == "folded"),
         "kept": kept,
         "kept_because": because(kept, {}),
