@@ -15,7 +15,16 @@ import traceback
 from collections.abc import Sequence
 
 from bnfold.arguments import parser
-from bnfold.cli_common import check_of, check_target, complain, printable, say, size, write_json
+from bnfold.cli_common import (
+    check_of,
+    check_outputs,
+    check_target,
+    complain,
+    printable,
+    say,
+    size,
+    write_json,
+)
 from bnfold.cli_compress import equalize
 from bnfold.cli_deploy import bench, build
 from bnfold.errors import BnfoldError, UsageError, VerifyError
@@ -57,11 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def fold(args: argparse.Namespace) -> int:
     """`bnfold fold IN.onnx [OUT.onnx]`."""
     _refuse_idle_flags(args)
-    read = [path for path in (args.model, args.input_data_path) if path]
-    if args.out:
-        check_target(args.out, args.force, never=[args.input_data_path], replaces=args.model)
-    if args.json:
-        check_target(args.json, args.force, never=[*read, args.out])
+    check_outputs(args)
 
     check = check_of(args)
 
@@ -165,11 +170,6 @@ def export(args: argparse.Namespace) -> int:
 
 def _refuse_idle_flags(args: argparse.Namespace) -> None:
     """A flag that would have no effect is a mistake worth telling."""
-    if not args.out:
-        if args.save_as_external_data:
-            raise UsageError("--save-as-external-data has nothing to do without an output file")
-        if args.force and not args.json:
-            raise UsageError("--force has nothing to do without an output file")
     if args.lower_batch_statistics and args.target != "onnx":
         raise UsageError("--lower-batch-statistics has nothing to do: --target tensorrt does more")
     if args.input_range and not args.drop_dead_channels:

@@ -11,7 +11,17 @@ from typing import Any
 
 from bnfold.errors import UsageError
 
-__all__ = ["check_of", "check_target", "complain", "in_bytes", "printable", "say", "size", "write_json"]
+__all__ = [
+    "check_of",
+    "check_outputs",
+    "check_target",
+    "complain",
+    "in_bytes",
+    "printable",
+    "say",
+    "size",
+    "write_json",
+]
 
 
 def check_target(
@@ -98,3 +108,17 @@ def complain(text: str, status: int) -> int:
     """What went wrong, in one line on stderr; gives the exit status back."""
     print("bnfold: " + printable(" ".join(text.split())), file=sys.stderr)
     return status
+
+
+def check_outputs(args: argparse.Namespace) -> None:
+    """Refuse, before any work, what a command that reads a model cannot or must not write."""
+    if not args.out:
+        if args.save_as_external_data:
+            raise UsageError("--save-as-external-data has nothing to do without an output file")
+        if args.force and not args.json:
+            raise UsageError("--force has nothing to do without an output file")
+    read = [path for path in (args.model, args.input_data_path) if path]
+    if args.out:
+        check_target(args.out, args.force, never=[args.input_data_path], replaces=args.model)
+    if args.json:
+        check_target(args.json, args.force, never=[*read, args.out])

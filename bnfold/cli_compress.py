@@ -5,18 +5,14 @@ from __future__ import annotations
 import argparse
 import time
 
-from bnfold.cli_common import check_of, check_target, complain, printable, say, size, write_json
+from bnfold.cli_common import check_of, check_outputs, complain, printable, say, size, write_json
 from bnfold.errors import UsageError
 
 
 def equalize(args: argparse.Namespace) -> int:
     """`bnfold equalize IN.onnx [OUT.onnx]`."""
     _refuse_idle_flags(args)
-    read = [path for path in (args.model, args.input_data_path) if path]
-    if args.out:
-        check_target(args.out, args.force, never=[args.input_data_path], replaces=args.model)
-    if args.json:
-        check_target(args.json, args.force, never=[*read, args.out])
+    check_outputs(args)
     check = check_of(args)
 
     from bnfold import api_equalize
@@ -49,11 +45,6 @@ def equalize(args: argparse.Namespace) -> int:
 
 def _refuse_idle_flags(args: argparse.Namespace) -> None:
     """A flag that would have no effect is a mistake worth telling."""
-    if not args.out:
-        if args.save_as_external_data:
-            raise UsageError("--save-as-external-data has nothing to do without an output file")
-        if args.force and not args.json:
-            raise UsageError("--force has nothing to do without an output file")
     if args.no_fold and args.skip:
         raise UsageError("--skip has nothing to do with --no-fold")
     if args.no_verify:

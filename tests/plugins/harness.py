@@ -67,7 +67,7 @@ class Harness:
     """The library at `path`, opened without TensorRT."""
 
     def __init__(self, harness: Path, path: Path) -> None:
-        self.library = ctypes.CDLL(str(harness))
+        self.opened = ctypes.CDLL(str(harness))
         for name, gives in {
             "harness_error": c_char_p,
             "harness_log": c_char_p,
@@ -80,31 +80,31 @@ class Harness:
             "plugin_fields": POINTER(Fields),
             "plugin_workspace": c_longlong,
         }.items():
-            getattr(self.library, name).restype = gives
-        self.count = self.library.harness_open(str(path).encode())
+            getattr(self.opened, name).restype = gives
+        self.count = self.opened.harness_open(str(path).encode())
         if self.count < 0:
-            raise OSError(self.library.harness_error().decode())
+            raise OSError(self.opened.harness_error().decode())
         self.names = [self.text(index, 0) for index in range(self.count)]
 
     def text(self, creator: int, which: int) -> str:
         """Name, version or namespace."""
-        return str(self.library.creator_text(creator, which), "utf-8")
+        return str(self.opened.creator_text(creator, which), "utf-8")
 
     def fields(self, op: str) -> list[tuple[str, int]]:
         """Those that a creator asks for: name and type."""
-        found = self.library.creator_fields(self.names.index(op)).contents
+        found = self.opened.creator_fields(self.names.index(op)).contents
         return [(found.fields[i].name.decode(), found.fields[i].type) for i in range(found.count)]
 
     def log(self) -> str:
         """What was told since the last call."""
-        return str(self.library.harness_log(), "utf-8")
+        return str(self.opened.harness_log(), "utf-8")
 
     def create(self, op: str, fields: Sequence[Any], phase: int = BUILD, name: str = "node") -> Plugin | None:
         """A plugin, from (name, value) pairs or what one serialized; or None, and the log says why."""
         kept = [each if isinstance(each, Field) else _field(*each) for each in fields]
         given = Fields(len(kept), (Field * len(kept))(*kept))
-        made = self.library.creator_create(self.names.index(op), name.encode(), ctypes.byref(given), phase)
-        return Plugin(self.library, made) if made else None
+        made = self.opened.creator_create(self.names.index(op), name.encode(), ctypes.byref(given), phase)
+        return Plugin(self.opened, made) if made else None
 
 
 def _field(name: str, value: float) -> Field:
@@ -119,62 +119,62 @@ class Plugin:
     """One plugin. Methods give a status, 0 for good, unless they say otherwise."""
 
     def __init__(self, library: ctypes.CDLL, plugin: int) -> None:
-        self.library, self.plugin = library, c_void_p(plugin)
+        self.opened, self.plugin = library, c_void_p(plugin)
 
     def __del__(self) -> None:
-        self.library.plugin_delete(self.plugin)
+        self.opened.plugin_delete(self.plugin)
 
     def text(self, which: int) -> str:
         """Name, version, namespace, timing cache ID or metadata."""
-        return str(self.library.plugin_text(self.plugin, which), "utf-8")
+        return str(self.opened.plugin_text(self.plugin, which), "utf-8")
 
     def texts(self) -> list[str]:
         return [self.text(which) for which in range(5)]
 
     def clone(self) -> Plugin:
-        return Plugin(self.library, self.library.plugin_clone(self.plugin))
+        return Plugin(self.opened, self.opened.plugin_clone(self.plugin))
 
     def attach(self) -> Plugin:
-        return Plugin(self.library, self.library.plugin_attach(self.plugin))
+        return Plugin(self.opened, self.opened.plugin_attach(self.plugin))
 
     def fields(self) -> list[Field]:
         """To serialize."""
-        found = self.library.plugin_fields(self.plugin).contents
+        found = self.opened.plugin_fields(self.plugin).contents
         return [found.fields[i] for i in range(found.count)]
 
     def outputs(self) -> int:
-        return int(self.library.plugin_outputs(self.plugin))
+        return int(self.opened.plugin_outputs(self.plugin))
 
     def types(self, *types: str) -> tuple[int, int]:
         """Status, and the output's type."""
         output, inputs = c_int(-1), (c_int32 * len(types))(*(TYPES[each] for each in types))
-        status = self.library.plugin_types(self.plugin, ctypes.byref(output), inputs, len(types))
+        status = self.opened.plugin_types(self.plugin, ctypes.byref(output), inputs, len(types))
         return status, output.value
 
     def shapes(self, *shapes: Sequence[int]) -> tuple[int, tuple[int, ...]]:
         """Status, and the output's shape; -1 is an expression."""
         output, inputs = Dims(), (Dims * len(shapes))(*map(Dims.of, shapes))
-        status = self.library.plugin_shapes(self.plugin, inputs, len(shapes), ctypes.byref(output))
+        status = self.opened.plugin_shapes(self.plugin, inputs, len(shapes), ctypes.byref(output))
         return status, tuple(-1 if d < 0 else d for d in output.d[: output.rank])
 
     def supports(self, *tensors: Tensor) -> bool:
         """Whether the inputs and the output, asked one after another, may be of these types and formats."""
         given = (DynamicDesc * len(tensors))(*(each.dynamic() for each in tensors))
-        ask = self.library.plugin_supports
+        ask = self.opened.plugin_supports
         return all(ask(self.plugin, place, given, len(tensors) - 1) for place in range(len(tensors)))
 
     def configure(self, *tensors: Tensor) -> int:
         given = (DynamicDesc * len(tensors))(*(each.dynamic() for each in tensors))
-        return int(self.library.plugin_configure(self.plugin, given, len(tensors) - 1))
+        return int(self.opened.plugin_configure(self.plugin, given, len(tensors) - 1))
 
     def workspace(self, *tensors: Tensor) -> int:
         """Bytes."""
         given = (DynamicDesc * len(tensors))(*(each.dynamic() for each in tensors))
-        return int(self.library.plugin_workspace(self.plugin, given, len(tensors) - 1))
+        return int(self.opened.plugin_workspace(self.plugin, given, len(tensors) - 1))
 
     def change(self, *tensors: Tensor) -> int:
         given = (Desc * len(tensors))(*(each.desc() for each in tensors))
-        return int(self.library.plugin_change(self.plugin, given, len(tensors) - 1))
+        return int(self.opened.plugin_change(self.plugin, given, len(tensors) - 1))
 
     def enqueue(
         self, tensors: Sequence[Tensor], memory: Sequence[int], workspace: int, stream: int = 0
@@ -183,7 +183,7 @@ class Plugin:
         given = (Desc * len(tensors))(*(each.desc() for each in tensors))
         pointers = (c_void_p * len(memory))(*memory)
         return int(
-            self.library.plugin_enqueue(
+            self.opened.plugin_enqueue(
                 self.plugin, given, len(tensors) - 1, pointers, c_void_p(workspace), c_void_p(stream)
             )
         )

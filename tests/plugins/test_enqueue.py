@@ -40,16 +40,16 @@ class Machine:
     """The machine of machine_host.cpp."""
 
     def __init__(self) -> None:
-        self.library = ctypes.CDLL(str(on_the_cpu()))
-        self.library.machine_asked.restype = ctypes.c_char_p
+        self.opened = ctypes.CDLL(str(on_the_cpu()))
+        self.opened.machine_asked.restype = ctypes.c_char_p
 
     def be(self, device: Device, refuse: int = 0, seed: int = 0) -> None:
         limits = (device.multiprocessors, ctypes.c_longlong(device.shared_memory), device.clusters)
-        self.library.machine_set(*limits, device.cooperative, refuse, ctypes.c_ulonglong(seed))
+        self.opened.machine_set(*limits, device.cooperative, refuse, ctypes.c_ulonglong(seed))
 
     def asked(self) -> list[str]:
         """Since the last call: "zero", "copy", or a row of the launch table."""
-        return str(self.library.machine_asked(), "utf-8").splitlines()
+        return str(self.opened.machine_asked(), "utf-8").splitlines()
 
 
 @pytest.fixture
