@@ -18,30 +18,30 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bnfold import compress as compress
     from bnfold import nn as nn
-    from bnfold.api import fold_onnx as fold_onnx
-    from bnfold.api_equalize import equalize_onnx as equalize_onnx
-    from bnfold.api_export import export as export
-    from bnfold.api_torch import fold_module as fold_module
-    from bnfold.api_torch import fold_program as fold_program
+    from bnfold.api.equalize import equalize_onnx as equalize_onnx
+    from bnfold.api.export import export as export
+    from bnfold.api.fold_module import fold_module as fold_module
+    from bnfold.api.fold_module import fold_program as fold_program
+    from bnfold.api.fold_onnx import fold_onnx as fold_onnx
     from bnfold.errors import BnfoldError as BnfoldError
     from bnfold.errors import ModelError as ModelError
     from bnfold.errors import UsageError as UsageError
     from bnfold.errors import VerifyError as VerifyError
-    from bnfold.fold.ledger import Entry as Entry
-    from bnfold.fold.ledger import Report as Report
+    from bnfold.report.fold import Entry as Entry
+    from bnfold.report.fold import Report as Report
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "fold_onnx": "bnfold.api",
-    "equalize_onnx": "bnfold.api_equalize",
-    "export": "bnfold.api_export",
-    "fold_module": "bnfold.api_torch",
-    "fold_program": "bnfold.api_torch",
+    "fold_onnx": "bnfold.api.fold_onnx",
+    "equalize_onnx": "bnfold.api.equalize",
+    "export": "bnfold.api.export",
+    "fold_module": "bnfold.api.fold_module",
+    "fold_program": "bnfold.api.fold_module",
     "nn": "bnfold.nn",
     "compress": "bnfold.compress",
-    "Report": "bnfold.fold.ledger",
-    "Entry": "bnfold.fold.ledger",
+    "Report": "bnfold.report.fold",
+    "Entry": "bnfold.report.fold",
     "BnfoldError": "bnfold.errors",
     "ModelError": "bnfold.errors",
     "UsageError": "bnfold.errors",

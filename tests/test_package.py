@@ -19,86 +19,24 @@ MODULES = sorted((ROOT / "bnfold").rglob("*.py"))
 FLOORS: dict[str, set[str]] = {
     "errors": set(),
     "progress": set(),
-    "arguments": {"arguments_compress", "arguments_deploy"},
-    "fold": {"errors"},
+    "report": {"errors"},
+    "kernels": set(),
+    "fold": {"report", "errors"},
     "onnx_graph": {"fold", "errors"},
     "torch_graph": {"fold", "errors"},
-    "difference": {"fold", "errors"},
-    "verify": {"difference", "onnx_graph", "fold", "errors"},
-    "verify_torch": {"verify", "difference", "torch_graph", "fold", "errors"},
-    "precision_report": {"difference"},
-    "precision_steps": {"precision_report", "onnx_graph", "fold"},
-    "api_precision": {
-        "precision_steps",
-        "precision_report",
-        "difference",
-        "onnx_graph",
-        "fold",
-        "errors",
-    },
-    "api": {"api_precision", "verify", "onnx_graph", "fold", "errors"},
-    "api_torch": {"api", "verify", "verify_torch", "torch_graph", "fold", "errors"},
-    "api_export": {
-        "api",
-        "verify",
-        "verify_torch",
-        "difference",
-        "torch_graph",
-        "onnx_graph",
-        "fold",
-        "errors",
-    },
-    "factory": {"errors"},
-    "kernels": set(),
+    "passes": {"onnx_graph", "fold", "report", "errors"},
+    "verify": {"report", "onnx_graph", "torch_graph", "fold", "errors"},
+    "tensorrt": {"kernels", "errors", "progress", "onnx_graph", "report"},
+    "bench": {"tensorrt", "onnx_graph", "fold", "errors", "progress", "report"},
     "nn": {"kernels", "errors", "progress"},
-    "compress": {"api_torch", "verify_torch", "verify", "nn", "fold", "errors"},
-    "bench": {"tensorrt", "onnx_graph", "fold", "errors", "progress", "text"},
-    "cli_common": {"onnx_graph", "errors"},
-    "cli_deploy": {
-        "cli_common",
-        "api_precision",
-        "precision_report",
-        "bench",
-        "tensorrt",
-        "onnx_graph",
-        "errors",
-        "progress",
-    },
-    "arguments_deploy": set(),
-    "arguments_compress": set(),
-    "cli_compress": {"cli_common", "api_equalize", "onnx_graph", "errors"},
-    "equalize_report": {"text"},
-    "api_equalize": {"api", "equalize_report", "verify", "onnx_graph", "fold", "errors"},
-    "text": set(),
-    "tensorrt": {"kernels", "errors", "progress", "onnx_graph", "text"},
-    "cli": {
-        "cli_common",
-        "cli_compress",
-        "cli_deploy",
-        "api",
-        "api_export",
-        "factory",
-        "verify",
-        "onnx_graph",
-        "fold",
-        "errors",
-        "progress",
-        "arguments",
-    },
+    "api": {"passes", "verify", "onnx_graph", "torch_graph", "fold", "report", "errors"},
+    "compress": {"api", "verify", "nn", "torch_graph", "fold", "report", "errors"},
+    "cli": {"api", "bench", "tensorrt", "verify", "onnx_graph", "report", "errors", "progress", "fold"},
     "__main__": {"cli"},
-    "__init__": {
-        "api",
-        "api_equalize",
-        "api_export",
-        "api_torch",
-        "compress",
-        "fold",
-        "errors",
-        "nn",
-    },
+    "__init__": {"api", "compress", "report", "errors", "nn"},
 }
 # Third parties that a floor may use at all, even inside a function; elsewhere there is no such limit.
-NUMPY_ONLY = {"fold": {"numpy"}, "errors": set(), "progress": {"rich"}, "arguments": set()}
+NUMPY_ONLY = {"fold": {"numpy"}, "errors": set(), "progress": {"rich"}, "report": {"numpy"}}
 HEAVY = {"numpy", "onnx", "onnxruntime", "torch", "onnx_ir", "rich", "google", "ml_dtypes", "tensorrt_rtx"}
 
 
@@ -176,7 +114,7 @@ def test_public_names_load() -> None:
 
 def test_without_torch_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.delitem(sys.modules, "bnfold.api_torch", raising=False)
+    monkeypatch.delitem(sys.modules, "bnfold.api.fold_module", raising=False)
     monkeypatch.delitem(vars(bnfold), "fold_module", raising=False)
     with pytest.raises(ImportError, match=r"fold_module needs torch.*pip install 'bnfold\[torch\]'"):
         _ = bnfold.fold_module

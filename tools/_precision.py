@@ -2,7 +2,7 @@
 
 Started by tools/precision. Each network is folded and converted as `bnfold fold --precision` does it, with
 ranges measured on one picture, and converted whole without folding; both, and the float32 network, then see
-all pictures. Half precision is computed as `bnfold.onnx_graph.rounded` has it: float32 arithmetic, each
+all pictures. Half precision is computed as `bnfold.passes.half.rounded` has it: float32 arithmetic, each
 tensor rounded. bench/results/precision.json keeps the result, with machine and versions.
 """
 
@@ -29,16 +29,16 @@ import skimage.transform
 import torch
 
 import bnfold
-from bnfold.api import fold_loaded
-from bnfold.api_precision import PRECISIONS, convert, converted_whole
-from bnfold.onnx_graph.files import Loaded, load
-from bnfold.onnx_graph.rounded import rounded_copy
-from bnfold.onnx_graph.run import OnnxRuntime
+from bnfold.api.convert import PRECISIONS, convert, converted_whole
+from bnfold.api.fold_onnx import fold_loaded
+from bnfold.onnx_graph.file.loaded import Loaded, load
+from bnfold.onnx_graph.run.evaluators import OnnxRuntime
+from bnfold.passes.half.rounded import rounded_copy
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.onnx_graph.small_variance import small_variance  # noqa: E402
+from tests.passes.half.small_variance import small_variance  # noqa: E402
 from tests.torch_graph.trained import NETWORKS  # noqa: E402
 
 RESULT = ROOT / "bench" / "results" / "precision.json"

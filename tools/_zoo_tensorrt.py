@@ -52,7 +52,7 @@ def one(name: str, drop: bool) -> None:
 def kinds(path: Path) -> dict[str, Any]:
     """One export: as it is, and folded."""
     import bnfold
-    from bnfold.onnx_graph.files import load
+    from bnfold.onnx_graph.file.loaded import load
 
     begin = time.perf_counter()
     folded, report = bnfold.fold_onnx(path, target="tensorrt")

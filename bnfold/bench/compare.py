@@ -13,8 +13,15 @@ import numpy as np
 from bnfold.bench.providers import OnnxRacer, runtime
 from bnfold.bench.race import Racer, Standing, Standings, race
 from bnfold.errors import UsageError
-from bnfold.onnx_graph import files
-from bnfold.onnx_graph.inputs import Given, Input, compatible, feed_from, generate, wanted
+from bnfold.onnx_graph.file import loaded as files
+from bnfold.onnx_graph.run.inputs import (
+    Given,
+    Input,
+    compatible,
+    feed_from,
+    generate,
+    wanted,
+)
 from bnfold.progress import Advance
 from bnfold.tensorrt.run import EngineFile
 

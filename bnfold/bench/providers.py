@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 
 from bnfold.errors import BnfoldError, ModelError, UsageError, first_line
-from bnfold.onnx_graph.run import MISSING
+from bnfold.onnx_graph.run.evaluators import MISSING
 
 __all__ = ["PROVIDERS", "OnnxRacer", "Provider", "runtime"]
 

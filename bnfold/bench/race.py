@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from bnfold.progress import Advance
-from bnfold.text import table
+from bnfold.report.table import table
 
 __all__ = ["Racer", "Standing", "Standings", "race"]
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from bnfold.verify_torch import outputs
+from bnfold.verify.modules import outputs
 
 __all__ = ["Count", "counts", "parameters"]
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from bnfold.fold.ledger import Report
-from bnfold.verify import Verification
+from bnfold.report.fold import Report
+from bnfold.report.verification import Verification
 
 __all__ = ["GroupChange", "LayerChange", "SlimReport", "Step"]
 

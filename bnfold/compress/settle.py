@@ -16,8 +16,9 @@ from bnfold.compress.choose import Choice, Importance, choose, importance_of
 from bnfold.compress.groups import Group, Groups
 from bnfold.compress.layers import Cut, cut, silence
 from bnfold.errors import UsageError, first_line
-from bnfold.verify import Verification, first_bad
-from bnfold.verify_torch import outputs, verify_modules
+from bnfold.report.verification import Verification
+from bnfold.verify.models import first_bad
+from bnfold.verify.modules import outputs, verify_modules
 
 __all__ = ["Settled", "Wish", "cuts_of", "settle"]
 

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
-from bnfold.api_torch import fold_module
+from bnfold.api.fold_module import fold_module
 from bnfold.compress.choose import IMPORTANCES, Importance
 from bnfold.compress.count import Count, counts, parameters
 from bnfold.compress.groups import Groups
@@ -24,7 +24,7 @@ from bnfold.compress.report import GroupChange, LayerChange, SlimReport, Step
 from bnfold.compress.settle import Settled, Wish, settle
 from bnfold.errors import UsageError, first_line
 from bnfold.nn.recalibrate import recalibrate
-from bnfold.verify_torch import outputs
+from bnfold.verify.modules import outputs
 
 __all__ = ["prunable", "slim"]
 

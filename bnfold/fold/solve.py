@@ -13,13 +13,18 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
-from bnfold.fold import carry
-from bnfold.fold.absorb import OutOfRange, absorb
-from bnfold.fold.folding import Run, ends, fold, pair
+from bnfold.fold.absorb.absorb import OutOfRange, absorb
+from bnfold.fold.carry import table as carry
+from bnfold.fold.carry.locks import Locks
+from bnfold.fold.carry.spread import Conflict, Rule
 from bnfold.fold.graph import Affine, Closed, Edit, Graph, Node
-from bnfold.fold.ledger import Entry
-from bnfold.fold.locks import Locks
-from bnfold.fold.transact import Conflict, Rule
+from bnfold.fold.one_fold import (
+    Run,
+    ends,
+    fold,
+    pair,
+)
+from bnfold.report.fold import Entry
 
 __all__ = ["Plan", "solve"]
 

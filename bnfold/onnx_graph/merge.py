@@ -5,10 +5,10 @@ from __future__ import annotations
 from onnx import helper
 
 from bnfold.fold.graph import Node
-from bnfold.fold.merge_view import Operand, Resum, SetWindows
-from bnfold.onnx_graph.deploy.edit import emit, take_over
-from bnfold.onnx_graph.site import Site, Value
-from bnfold.onnx_graph.surgery import Surgery
+from bnfold.fold.merge.view import Operand, Resum, SetWindows
+from bnfold.onnx_graph.model.new_nodes import emit, take_over
+from bnfold.onnx_graph.model.site import Site, Value
+from bnfold.onnx_graph.model.surgery import Surgery
 
 __all__ = ["place", "resum", "set_windows"]
 

@@ -20,15 +20,22 @@ from bnfold.fold.graph import (
     Sum,
     Tensor,
 )
-from bnfold.onnx_graph.batch_norms import Norm, read_together
-from bnfold.onnx_graph.constants import constant_of, resolve
-from bnfold.onnx_graph.evaluate import EVALUATE
-from bnfold.onnx_graph.files import Loaded
-from bnfold.onnx_graph.operators import BLIND, role_of
-from bnfold.onnx_graph.scopes import build, without_gc
-from bnfold.onnx_graph.sequences import is_only_indexed, slice_from
-from bnfold.onnx_graph.shapes import infer
-from bnfold.onnx_graph.site import BIGGEST_OPERAND, FLOATS, Model, Scope, Site, Value
+from bnfold.onnx_graph.file.loaded import Loaded
+from bnfold.onnx_graph.model.constants import constant_of, resolve
+from bnfold.onnx_graph.model.evaluate import EVALUATE
+from bnfold.onnx_graph.model.scopes import build, without_gc
+from bnfold.onnx_graph.model.site import (
+    BIGGEST_OPERAND,
+    FLOATS,
+    Model,
+    Scope,
+    Site,
+    Value,
+)
+from bnfold.onnx_graph.ops.batch_norms import Norm, read_together
+from bnfold.onnx_graph.ops.infer import infer
+from bnfold.onnx_graph.ops.sequences import is_only_indexed, slice_from
+from bnfold.onnx_graph.ops.table import BLIND, role_of
 
 __all__ = ["read"]
 

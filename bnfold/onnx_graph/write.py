@@ -10,14 +10,14 @@ import onnx
 
 from bnfold.errors import UsageError
 from bnfold.fold.graph import AddBias, Array, Bypass, Graph, Linear, Node, Rescale, Retype, SetValue
-from bnfold.fold.merge_view import AnyEdit, Resum, SetWindows
-from bnfold.onnx_graph.evaluate import numpy_dtype
-from bnfold.onnx_graph.files import Loaded
+from bnfold.fold.merge.view import AnyEdit, Resum, SetWindows
+from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.merge import resum, set_windows
+from bnfold.onnx_graph.model.evaluate import numpy_dtype
+from bnfold.onnx_graph.model.scopes import without_gc
+from bnfold.onnx_graph.model.site import FLOATS, Site, Value
+from bnfold.onnx_graph.model.surgery import Surgery
 from bnfold.onnx_graph.requantize import rescaled
-from bnfold.onnx_graph.scopes import without_gc
-from bnfold.onnx_graph.site import FLOATS, Site, Value
-from bnfold.onnx_graph.surgery import Surgery
 
 __all__ = ["apply"]
 

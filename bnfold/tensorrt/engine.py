@@ -15,8 +15,8 @@ from types import ModuleType
 from typing import Any
 
 from bnfold.errors import BnfoldError, ModelError, UsageError, first_line
-from bnfold.onnx_graph.files import Loaded
-from bnfold.onnx_graph.inputs import wanted
+from bnfold.onnx_graph.file.loaded import Loaded
+from bnfold.onnx_graph.run.inputs import wanted
 from bnfold.progress import Advance
 from bnfold.tensorrt import flavours, model
 from bnfold.tensorrt.layers import Placement, layers_in, place

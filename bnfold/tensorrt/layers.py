@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bnfold.text import table
+from bnfold.report.table import table
 
 __all__ = ["LINEAR", "Layer", "Node", "Place", "Placement", "layers_in", "place"]
 

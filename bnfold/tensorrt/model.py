@@ -12,8 +12,9 @@ from types import ModuleType
 from typing import Any
 
 from bnfold.errors import ModelError
-from bnfold.onnx_graph import files, scopes
-from bnfold.onnx_graph.files import Loaded
+from bnfold.onnx_graph.file import loaded as files
+from bnfold.onnx_graph.file.loaded import Loaded
+from bnfold.onnx_graph.model import scopes
 from bnfold.tensorrt.layers import Node
 from bnfold.tensorrt.log import Log
 

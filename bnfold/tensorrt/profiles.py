@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from bnfold.errors import ModelError, UsageError
-from bnfold.onnx_graph.inputs import Input
+from bnfold.onnx_graph.run.inputs import Input
 
 __all__ = ["Profile", "as_text", "profiles"]
 

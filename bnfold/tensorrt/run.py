@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from bnfold.errors import BnfoldError, ModelError, UsageError
-from bnfold.onnx_graph.inputs import Input, element_type
+from bnfold.onnx_graph.run.inputs import Input, element_type
 from bnfold.tensorrt.engine import FLAVOURS, RTX, reason, toolkit
 from bnfold.tensorrt.log import recording
 from bnfold.tensorrt.memory import DeviceMemory

@@ -15,7 +15,7 @@ from torch.export.graph_signature import InputKind
 from bnfold.fold.graph import Affine, Closed, Concat, Constant, Graph, Node, Product, Role, Sum, Tensor
 from bnfold.torch_graph.arrays import dtype_name, to_array
 from bnfold.torch_graph.call import Call, Stored, innermost, shape_of
-from bnfold.torch_graph.operators import role_of
+from bnfold.torch_graph.ops.table import role_of
 
 __all__ = ["Program", "read"]
 

@@ -22,7 +22,12 @@ from torch.export.graph_signature import (
 
 from bnfold.errors import UsageError
 from bnfold.fold.graph import AddBias, Affine, Array, Bypass, Graph, Rescale, Retype, SetValue
-from bnfold.fold.merge_view import AnyEdit, Operand, Resum, SetWindows
+from bnfold.fold.merge.view import (
+    AnyEdit,
+    Operand,
+    Resum,
+    SetWindows,
+)
 from bnfold.torch_graph.arrays import to_tensor
 from bnfold.torch_graph.call import innermost
 

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from bnfold.fold import carry, folding, graph
+from bnfold.fold import graph
+from bnfold.fold import one_fold as folding
+from bnfold.fold.carry import table as carry
+from bnfold.fold.carry.spread import Spread
 from bnfold.fold.graph import AddBias, Affine, Array, Bypass, Graph, Linear, Node, Role, SetValue, Tensor
-from bnfold.fold.ledger import Entry
 from bnfold.fold.solve import RULES, Plan, solve
-from bnfold.fold.transact import Spread
+from bnfold.report.fold import Entry
 from tests.fold.nets import Net
 
 

@@ -11,9 +11,9 @@ import pytest
 import bnfold
 from tests.onnx_graph import look
 from tests.onnx_graph.build import Build
-from tests.onnx_graph.cases import Left
-from tests.onnx_graph.left_alone import LEFT
-from tests.onnx_graph.reasons import REASONS
+from tests.onnx_graph.cases.case import Left
+from tests.onnx_graph.cases.left_alone import LEFT
+from tests.onnx_graph.cases.reasons import REASONS
 
 
 def test_the_table_holds_each_case_once() -> None:

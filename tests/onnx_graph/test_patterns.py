@@ -11,9 +11,9 @@ import pytest
 
 import bnfold
 from tests.onnx_graph import look
-from tests.onnx_graph.cases import Pattern
-from tests.onnx_graph.patterns import PATTERNS
-from tests.onnx_graph.patterns_quantized import QUANT
+from tests.onnx_graph.cases.case import Pattern
+from tests.onnx_graph.cases.patterns import PATTERNS
+from tests.onnx_graph.cases.patterns_quantized import QUANT
 
 SEEDS = (0, 1)
 

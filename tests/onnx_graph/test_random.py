@@ -16,14 +16,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bnfold.fold.carry.spread import ODD_SHAPES
 from bnfold.fold.graph import Affine
 from bnfold.fold.solve import RULES, solve
-from bnfold.fold.transact import ODD_SHAPES
-from bnfold.onnx_graph.files import load
+from bnfold.onnx_graph.file.loaded import load
 from bnfold.onnx_graph.read import read
 from bnfold.onnx_graph.write import apply
-from bnfold.verify import verify
-from tests.onnx_graph.random_graphs import random_model
+from bnfold.verify.models import verify
+from tests.onnx_graph.cases.random_graphs import random_model
 
 GRAPHS = int(os.environ.get("BNFOLD_GRAPHS", "400"))
 NEAR = 2e-5  # of the largest output: float32 rounding through a dozen layers

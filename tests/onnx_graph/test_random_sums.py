@@ -15,10 +15,10 @@ from onnx import numpy_helper
 
 import bnfold
 from bnfold.errors import BnfoldError
-from bnfold.verify import verify
+from bnfold.verify.models import verify
+from tests.onnx_graph.cases.random_sums import random_sums
 from tests.onnx_graph.damage import damage
 from tests.onnx_graph.look import difference, feeds, run
-from tests.onnx_graph.random_sums import random_sums
 
 GRAPHS = int(os.environ.get("BNFOLD_GRAPHS", "400"))
 NEAR = 1e-5  # of the largest output: float32 rounding through a dozen layers

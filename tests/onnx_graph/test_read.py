@@ -13,13 +13,13 @@ from onnx.reference import ReferenceEvaluator
 
 from bnfold.errors import ModelError
 from bnfold.fold.graph import Affine, Closed, Graph, Linear, Map, Node, Sum, Tensor
-from bnfold.onnx_graph.batch_norms import read_together
-from bnfold.onnx_graph.evaluate import EVALUATE, UNSEEN
-from bnfold.onnx_graph.files import load
-from bnfold.onnx_graph.operators import role_of
+from bnfold.onnx_graph.file.loaded import load
+from bnfold.onnx_graph.model.evaluate import EVALUATE, UNSEEN
+from bnfold.onnx_graph.model.scopes import build
+from bnfold.onnx_graph.ops.batch_norms import read_together
+from bnfold.onnx_graph.ops.infer import FORWARD, infer
+from bnfold.onnx_graph.ops.table import role_of
 from bnfold.onnx_graph.read import read
-from bnfold.onnx_graph.scopes import build
-from bnfold.onnx_graph.shapes import FORWARD, infer
 
 RNG = np.random.default_rng(0)
 

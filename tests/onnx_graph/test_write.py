@@ -13,7 +13,7 @@ from onnx.reference import ReferenceEvaluator
 from bnfold.errors import UsageError
 from bnfold.fold.graph import AddBias, Bypass, Edit, Graph, Node, Rescale, SetValue
 from bnfold.fold.solve import solve
-from bnfold.onnx_graph.files import Loaded, load
+from bnfold.onnx_graph.file.loaded import Loaded, load
 from bnfold.onnx_graph.read import read
 from bnfold.onnx_graph.requantize import rescaled
 from bnfold.onnx_graph.write import apply

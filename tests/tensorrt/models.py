@@ -10,7 +10,7 @@ import pytest
 from onnx import helper
 
 import bnfold
-from bnfold.onnx_graph.files import Loaded, load
+from bnfold.onnx_graph.file.loaded import Loaded, load
 from tests.onnx_graph.build import Build
 
 trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")

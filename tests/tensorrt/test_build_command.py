@@ -13,10 +13,10 @@ from typing import Any
 import onnx
 import pytest
 
-from bnfold.onnx_graph.files import load
+from bnfold.onnx_graph.file.loaded import load
 from bnfold.tensorrt import engine
+from tests.cli.test_app import contents, refused, run
 from tests.tensorrt import models
-from tests.test_cli import contents, refused, run
 
 TARGET = ("--flavour", "tensorrt-rtx", "--compute-capability", "8.0")
 SHAPES = "x:1x6x9x9,4x6x9x9,8x6x9x9"

@@ -15,8 +15,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from bnfold.errors import BnfoldError, ModelError, UsageError
-from bnfold.onnx_graph import files
-from bnfold.onnx_graph.files import load
+from bnfold.onnx_graph.file import loaded as files
+from bnfold.onnx_graph.file.loaded import load
 from bnfold.tensorrt import engine, model
 from bnfold.tensorrt.log import recording
 from tests.tensorrt import models

@@ -8,7 +8,7 @@ import onnx
 import pytest
 
 import bnfold
-from bnfold.onnx_graph.files import load
+from bnfold.onnx_graph.file.loaded import load
 from bnfold.tensorrt import engine
 from bnfold.tensorrt.layers import Placement
 from bnfold.tensorrt.model import ParseError

@@ -6,7 +6,7 @@ import onnx
 import pytest
 
 import bnfold
-from bnfold.onnx_graph.files import load
+from bnfold.onnx_graph.file.loaded import load
 from bnfold.tensorrt import engine
 from bnfold.tensorrt.layers import Layer, Node, Placement, layers_in, place
 from tests.tensorrt import models
@@ -164,7 +164,7 @@ def test_nodes_with_bad_names_are_found_as_well() -> None:
 def test_what_torch_exports(exporter: str) -> None:
     """A residual block, with a batch norm behind each of its three convs."""
     torch = pytest.importorskip("torch", reason="torch is not installed")
-    from tests.test_torch_exports import Residual, randomized
+    from tests.api.test_torch_exports import Residual, randomized
 
     x = torch.randn(2, 6, 7, 5)
     program = torch.onnx.export(randomized(Residual), (x,), dynamo=True, optimize=False, verbose=False)

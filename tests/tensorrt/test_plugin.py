@@ -13,7 +13,7 @@ import pytest
 
 import bnfold.tensorrt
 from bnfold.errors import UsageError
-from bnfold.onnx_graph.deploy import ops
+from bnfold.passes.deploy import bnfold_ops as ops
 from bnfold.tensorrt import flavours, plugin
 from tests.plugins.build import harness, library, unavailable
 from tests.plugins.test_registry import FLAVOURS, asked, need

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from bnfold.errors import BnfoldError, ModelError, UsageError
-from bnfold.onnx_graph.files import load
+from bnfold.onnx_graph.file.loaded import load
 from bnfold.tensorrt import engine, run
 from bnfold.tensorrt.run import EngineFile
+from tests.cli.test_app import refused
 from tests.tensorrt import models
-from tests.test_cli import refused
 
 PROFILE = ((1, 6), (4, 6), (8, 6))
 

@@ -1,0 +1,204 @@
+"""A folded float32 model in half precision: measured, rescaled, converted, and compared with float32."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from bnfold.errors import BnfoldError, ModelError, UsageError, VerifyError
+from bnfold.passes.half.convert import (
+    converted,
+    feeds_of,
+    ranges_of,
+    whole,
+)
+from bnfold.report.precision import PrecisionReport
+
+if TYPE_CHECKING:
+    from bnfold.fold.graph import Array
+    from bnfold.onnx_graph.file.loaded import Loaded
+    from bnfold.passes.half.ranges import Range
+
+__all__ = ["PRECISIONS", "check", "convert", "converted_whole"]
+
+PRECISIONS = {"fp16": "float16", "bf16": "bfloat16"}
+OLDEST = 7  # the opset from which on numpy's broadcasting is the operators'
+
+
+def convert(
+    loaded: Loaded,
+    precision: str,
+    *,
+    original: Loaded | None = None,
+    inputs: Any = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    seed: int = 0,
+    rtol: float | None = None,
+    atol: float | None = None,
+    verify: bool = True,
+) -> tuple[Loaded, PrecisionReport]:
+    """Write half precision into a model.
+
+    Graph inputs and outputs stay float32. A node stays float32 where its operator does not take the type, or
+    where the numbers leave the type's range; channels that do are rescaled first, where that is possible.
+
+    Args:
+        loaded: a float32 model, folded as a rule; it is not changed.
+        precision: "fp16" or "bf16".
+        original: the model before it was folded; it is what the result is compared with, and it is also
+            converted as it is, to show what folding first saves. None: `loaded` is all there is.
+        inputs: arrays by input name on which ranges are measured and the models compared; None: generated.
+        shapes: sizes of generated inputs by name.
+        seed: of the generated inputs.
+        rtol: max|difference| may be atol + rtol * max|output|; None: by type (`difference.TOLERANCES`).
+        atol: as rtol.
+        verify: compare with float32. Ranges are measured in any case.
+
+    Returns:
+        The converted model, and what became of it.
+
+    Raises:
+        UsageError: the precision is unknown, or the model computes in half precision already.
+        ModelError: the model's operators are older than opset 7.
+        VerifyError: an output is off by more than the tolerance; the message says by how much.
+    """
+    from bnfold.onnx_graph.run import widened as types
+
+    check(loaded, precision)
+    if inputs is not None and shapes:
+        raise UsageError("give inputs, or shapes of inputs to generate, not both")
+    half = PRECISIONS[precision]
+    report = PrecisionReport(half)
+    if types.rounds_to_integers(loaded):
+        report.notes.append("the model is quantized: its types are left as they are")
+        return loaded, report
+    feeds = feeds_of(loaded, inputs, shapes, seed, report)
+    result, feed, ranges = converted(loaded, half, feeds, report)
+    if verify and feed is not None:
+        _compare(original or loaded, result, feed, report, rtol, atol)
+        if original is not None:
+            _compare_convert_first(original, half, feed, ranges, report)
+        if report.status == "failed":
+            raise VerifyError(_too_far(report))
+    return result, report
+
+
+def check(loaded: Loaded, precision: str) -> None:
+    """Refuse, before any work, what cannot be converted; the errors of `convert`."""
+    from bnfold.onnx_graph.model.scopes import default_opset
+    from bnfold.onnx_graph.run.widened import working_type
+
+    if precision not in PRECISIONS:
+        raise UsageError(
+            f"precision={precision!r} is unknown. Note: valid choices are {', '.join(PRECISIONS)}"
+        )
+    working = working_type(loaded)
+    if working in PRECISIONS.values():
+        raise UsageError(
+            f"the model computes in {working} already; precision={precision} starts from float32"
+        )
+    opset = default_opset(loaded.proto.opset_import)
+    if 0 < opset < OLDEST:
+        raise ModelError(
+            f"half precision needs opset {OLDEST} or newer, and the model has {opset}: export it anew"
+        )
+
+
+def _too_far(report: PrecisionReport) -> str:
+    """What a failed comparison says."""
+    first = {error.name: error.max_rel for error in report.convert_first}
+    parts = []
+    for error in report.outputs:
+        if not error.ok:
+            size = f"{error.max_rel:.2g} of its largest value" if not error.note else error.note
+            other = f" ({first[error.name]:.2g} if converted first)" if error.name in first else ""
+            parts.append(f"{error.name} is off by {size}{other}")
+    said = "; ".join(parts) or report.reason
+    return (
+        f"the {report.precision} model strays too far from the float32 model: {said}; {report.rtol:g} is "
+        "allowed: allow more by `bnfold fold --check-rtol`, or keep float32"
+    )
+
+
+def converted_whole(
+    loaded: Loaded, precision: str, *, inputs: Any = None, seed: int = 0
+) -> tuple[Loaded, PrecisionReport]:
+    """The model with all of it in half precision, whatever its numbers: what `convert` is compared with."""
+    check(loaded, precision)
+    report = PrecisionReport(PRECISIONS[precision])
+    ranges, _ = ranges_of(loaded, feeds_of(loaded, inputs, None, seed, report), report)
+    return whole(loaded, report.precision, ranges, report), report
+
+
+def _compare(
+    original: Loaded,
+    result: Loaded,
+    feed: Mapping[str, Array],
+    report: PrecisionReport,
+    rtol: float | None,
+    atol: float | None,
+) -> None:
+    """The converted model, rounded as a device rounds it, against the float32 model."""
+    from bnfold.onnx_graph.run.side_by_side import (
+        Broken,
+        NotRun,
+        run_pair,
+        seeded,
+    )
+    from bnfold.passes.half.rounded import rounded_copy
+    from bnfold.verify.difference import TOLERANCES, Tolerance
+
+    usual = TOLERANCES[report.precision]
+    tolerance = Tolerance(
+        usual.rtol if rtol is None else rtol, usual.atol if atol is None else atol, usual.why
+    )
+    report.rtol, report.atol = tolerance.rtol, tolerance.atol
+    try:
+        ran = run_pair(seeded(original), rounded_copy(seeded(result)), [feed])
+    except (NotRun, UsageError) as reason:
+        report.status, report.reason = "not run", str(reason)
+        report.notes.append(f"not compared with float32: {reason}")
+        return
+    except Broken as reason:
+        report.status, report.reason = "failed", str(reason)
+        return
+    report.evaluator = ran.evaluator
+    report.outputs = _errors(ran.original, ran.folded, tolerance)
+    bad = [error.name for error in report.outputs if not error.ok]
+    report.status = "failed" if bad else "passed"
+    report.reason = f"{', '.join(bad)}" if bad else ""
+
+
+def _errors(exact: Mapping[str, Any], found: Mapping[str, Any], tolerance: Any) -> list[Any]:
+    from bnfold.verify.difference import compare
+
+    errors = []
+    for name, value in exact.items():
+        errors += compare(name, value, found[name], tolerance)
+    return errors
+
+
+def _compare_convert_first(
+    original: Loaded,
+    half: str,
+    feed: Mapping[str, Array],
+    ranges: Mapping[str, Range],
+    report: PrecisionReport,
+) -> None:
+    """The same for the unfolded model, converted whole."""
+    from bnfold.onnx_graph.run.side_by_side import (
+        Broken,
+        NotRun,
+        run_pair,
+        seeded,
+    )
+    from bnfold.passes.half.rounded import rounded_copy
+    from bnfold.verify.difference import TOLERANCES
+
+    try:
+        first = whole(original, half, ranges)
+        ran = run_pair(seeded(original), rounded_copy(seeded(first)), [feed])
+    except (BnfoldError, Broken, NotRun) as reason:
+        report.notes.append(f"the model could not be converted without folding it first: {reason}")
+        return
+    report.convert_first = _errors(ran.original, ran.folded, TOLERANCES[half])

@@ -1,0 +1,234 @@
+"""Weight ranges of a model balanced for int8, exactly: read, choose, write, verify."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bnfold.api.fold_onnx import SHARED, check_options, fold_loaded
+from bnfold.errors import UsageError, VerifyError
+from bnfold.report.equalize import (
+    EqualizeReport,
+    Kept,
+    LayerRanges,
+    Moved,
+    Span,
+)
+
+if TYPE_CHECKING:
+    from bnfold.fold.carry.spread import State
+    from bnfold.fold.graph import Array, Edit, Graph, Node
+    from bnfold.fold.rescale.equalize import Equalized, Stuck
+    from bnfold.fold.rescale.int8_loss import Layer
+    from bnfold.onnx_graph.file.loaded import Loaded
+
+__all__ = ["SHARED", "equalize_file", "equalize_onnx"]
+
+PER_CHANNEL = "--split-relu6, split_relu6=True: bounds for each channel"
+Bounds = dict[str, "tuple[Array, Array]"]
+
+
+def equalize_onnx(
+    model: Any,
+    *,
+    fold: bool = True,
+    split_relu6: bool = False,
+    verify: bool = True,
+    shared: str = "duplicate",
+    skip: Collection[str] = (),
+    rtol: float | None = None,
+    atol: float | None = None,
+    inputs: Mapping[str, Any] | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    seed: int = 0,
+) -> tuple[Any, EqualizeReport]:
+    """Balance the weight ranges of an ONNX model without changing what it computes, for int8 to come.
+
+    Channels between layers are carried at other sizes, by powers of two: float32 computes the same bits,
+    short of its range. Cross-layer equalization (Nagel et al., 2019), over regions instead of pairs.
+
+    Args:
+        model: a path, an `onnx.ModelProto` or an `onnx_ir.Model`; it is not changed.
+        fold: fold the batch norms first, as `fold_onnx` does.
+        split_relu6: a Clip has one bound for all channels and so lets no channel change alone; let a Min (or
+            a Max) with one for each channel follow it, where that pays. Exact, and one node more.
+        verify: run the models before and after on `inputs` (generated from `seed` if None) and compare.
+        shared: what to do with a stored parameter whose users need different values; see `fold_onnx`.
+        skip: names of batch norms that the fold leaves alone.
+        rtol: tolerance of the check, against the largest absolute value of each output; None: by type.
+        atol: absolute tolerance, added to it.
+        inputs: arrays by input name; None: generated.
+        shapes: sizes for inputs with dynamic dimensions, by name.
+        seed: of the generated inputs.
+
+    Returns:
+        The model (for a path: an `onnx.ModelProto`), of the kind that was given, and the report.
+
+    Raises:
+        ModelError: the model cannot be read. UsageError: a name or an option is unknown.
+        VerifyError: the model that comes out does not compute the same.
+    """
+    from bnfold.onnx_graph.file.loaded import load
+
+    wrap = None
+    if hasattr(model, "graph") and not hasattr(model, "SerializeToString"):
+        import onnx_ir
+
+        if not isinstance(model, onnx_ir.Model):
+            kind = type(model).__name__
+            raise UsageError(
+                f"equalize_onnx takes a path, an onnx.ModelProto or an onnx_ir.Model, not {kind}"
+            )
+        wrap = onnx_ir.from_proto
+        model = onnx_ir.to_proto(model)
+    check = {"rtol": rtol, "atol": atol, "inputs": inputs, "shapes": shapes, "seed": seed}
+    result, report = _equalized(load(model), fold, split_relu6, verify, shared, skip, check)
+    proto = result.to_proto()
+    return (wrap(proto) if wrap is not None else proto), report
+
+
+def equalize_file(
+    path: str | Path,
+    *,
+    fold: bool = True,
+    split_relu6: bool = False,
+    verify: bool = True,
+    shared: str = "duplicate",
+    skip: Collection[str] = (),
+    **check: Any,
+) -> tuple[Loaded, EqualizeReport]:
+    """`equalize_onnx` for a file; the result is ready to be saved."""
+    from bnfold.onnx_graph.file.loaded import load
+
+    return _equalized(load(path), fold, split_relu6, verify, shared, skip, check)
+
+
+def _equalized(
+    loaded: Loaded,
+    fold: bool,
+    split_relu6: bool,
+    verify: bool,
+    shared: str,
+    skip: Collection[str],
+    check: Mapping[str, Any],
+) -> tuple[Loaded, EqualizeReport]:
+    check_options(shared, skip)
+    if skip and not fold:
+        raise UsageError("skip names batch norms that the fold leaves alone: without a fold it says nothing")
+    report = EqualizeReport()
+    if fold:
+        loaded, report.fold = fold_loaded(loaded, verify=verify, shared=shared, skip=skip, **check)
+    result = balance(loaded.copy(), split_relu6, shared, report)
+    if not report.regions:
+        report.notes.append(
+            "nothing is carried at another size: the model is as it was"
+            + " but folded" * bool(report.fold is not None and report.fold.folded)
+        )
+        return loaded, report
+    if verify:
+        from bnfold.verify import models as verifier
+
+        report.verification = verifier.verify(loaded, result, **check)
+        if report.verification.status == "not run":
+            report.notes.append(f"not verified: {report.verification.reason}")
+        if report.verification.status == "failed":
+            raise VerifyError(f"the equalized model does not compute the same\n{report.verification}")
+    return result, report
+
+
+def balance(loaded: Loaded, split_relu6: bool, shared: str, report: EqualizeReport) -> Loaded:
+    """The steps on a folded model, in place; fills the report in."""
+    from bnfold.fold.absorb.absorb import OutOfRange
+    from bnfold.fold.graph import Clamp
+    from bnfold.fold.rescale.equalize import equalize
+    from bnfold.onnx_graph.read import read
+    from bnfold.onnx_graph.write import apply
+    from bnfold.passes.split_clip import can_split, split
+
+    graph = read(loaded, shared=shared)
+    clips = [node for node in graph.nodes if isinstance(node.role, Clamp) and can_split(node)]
+    barred: dict[Node, str] = {}
+    while True:  # each time a layer is left alone that was not before
+        found = equalize(graph, split=clips if split_relu6 else (), barred=barred)
+        bounds = bounds_of(graph, found.state)
+        try:
+            edits = edits_of(graph, found.state, bounds)
+            break
+        except OutOfRange as error:
+            if error.node in barred:
+                raise
+            barred[error.node] = error.reason
+    tell(report, found, {node.name for node in clips} if not split_relu6 else set())
+    report.split = list(bounds)
+    apply(loaded, graph, edits)
+    split(loaded, bounds)
+    return loaded
+
+
+def bounds_of(graph: Graph, state: State) -> Bounds:
+    """The Clips whose channels are carried at different sizes, by name, and what their bounds become."""
+    from bnfold.fold.graph import Clamp
+
+    bounds: Bounds = {}
+    for node in graph.nodes:
+        role = node.role
+        p = state.p.get(node.at(0)) if isinstance(role, Clamp) else None
+        if isinstance(role, Clamp) and p is not None and (p != p.flat[0]).any():
+            low, high = role.low * p, role.high * p
+            if (low != low.flat[0]).any() or (high != high.flat[0]).any():
+                bounds[node.name] = (low, high)
+    return bounds
+
+
+def edits_of(graph: Graph, state: State, bounds: Bounds) -> list[Edit]:
+    """What the writer has to do; the Clips in `bounds` keep the outermost of theirs."""
+    import numpy as np
+
+    from bnfold.fold.absorb.absorb import absorb
+    from bnfold.fold.graph import Clamp, SetValue
+
+    own = dict.fromkeys(n for n in graph.nodes if isinstance(n.role, Clamp) and n.name in bounds)
+    edits: list[Edit] = [edit for edit in absorb(graph, state) if edit.node not in own]
+    for node in own:
+        role, (low, high) = node.role, bounds[node.name]
+        assert isinstance(role, Clamp)
+        for key, new, old in zip(role.keys, (low.min(), high.max()), (role.low, role.high), strict=True):
+            if new != old:
+                edits.append(SetValue(node, key, np.asarray(new, np.float64)))
+    return edits
+
+
+def tell(report: EqualizeReport, found: Equalized, clips: Collection[str]) -> None:
+    """What was found, in names and numbers. clips: those that could be split, and may not."""
+    import numpy as np
+
+    from bnfold.fold.carry.spread import State
+
+    before = State()
+    report.layers = [_ranges(layer, before, found.state) for layer in found.layers]
+    report.bits_before, report.bits_after = found.before, found.after
+    for region in found.regions:
+        which = np.flatnonzero(region.factors != 1)
+        names = ([node.name for node in nodes] for nodes in (region.made_by, region.read_by))
+        members = [tensor.name for tensor in region.members]
+        report.regions.append(
+            Moved(region.tensor.name, which.tolist(), region.factors[which].tolist(), members, *names)
+        )
+    report.kept = [_kept(entry, clips) for entry in found.stuck]
+
+
+def _kept(entry: Stuck, clips: Collection[str]) -> Kept:
+    cure = PER_CHANNEL if entry.clip and entry.blocked_by in clips else ""
+    return Kept(entry.tensor, entry.blocked_by, entry.reason, cure)
+
+
+def _ranges(layer: Layer, before: State, after: State) -> LayerRanges:
+    spans = []
+    for side in (0, 1):
+        for state in (before, after):
+            own = layer.ranges(state)[side]
+            own = own[own > 0]
+            spans.append(Span(float(own.min()), float(own.max())) if own.size else Span(0.0, 0.0))
+    bits = layer.lost(before), layer.lost(after)
+    return LayerRanges(layer.node.name, layer.node.op, spans[0], spans[1], spans[2], spans[3], *bits)

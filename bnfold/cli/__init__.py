@@ -1,0 +1,3 @@
+"""The command line."""
+
+from bnfold.cli.app import main as main

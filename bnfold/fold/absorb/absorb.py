@@ -1,0 +1,301 @@
+"""The new weights and biases, in float64, from the changes that were committed.
+
+For every tensor `t' = p*t + q`, so `t = u*t' + v` with u = 1/p, v = -q/p. A linear layer `y = W x + b`
+becomes `y' = (p_y W u_x) x' + p_y (b + W v_x) + q_y`; the other roles follow in the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from bnfold.fold.absorb.linear import (
+    Scaled,
+    channels,
+    decode,
+    encode,
+    factor,
+    is_scaled,
+    per_channel,
+    scale_alone,
+    scale_together,
+)
+from bnfold.fold.absorb.spill import Spill
+from bnfold.fold.absorb.store import (
+    OutOfRange,
+    as_float,
+    in_type,
+    store,
+)
+from bnfold.fold.affine import any_nonzero
+from bnfold.fold.carry.equation import through_weight
+from bnfold.fold.carry.spread import ODD_SHAPES, State
+from bnfold.fold.graph import (
+    AddBias,
+    Affine,
+    Array,
+    Bypass,
+    Clamp,
+    Edit,
+    Gate,
+    Graph,
+    Leaky,
+    Linear,
+    Map,
+    Node,
+    Normalize,
+    Pad,
+    Recurrent,
+    Rescale,
+    Retype,
+    SetValue,
+)
+
+__all__ = ["OutOfRange", "absorb"]
+
+
+def absorb(graph: Graph, state: State) -> list[Edit]:
+    """All edits that make the committed changes true; raises `OutOfRange` for the first that cannot be
+    stored.
+    """
+    touched = set(state.gone) | state.stand_ins
+    for changed in {**state.p, **state.q, **state.u}:
+        if changed.producer is not None:
+            touched.add(changed.producer)
+        for node, _ in changed.readers:
+            touched.add(node)
+    nodes, spill = [node for node in graph.nodes if node in touched], Spill()
+    with np.errstate(over="ignore"):  # what leaves its type's range is looked for, and told by name
+        known = scale_together(state, nodes)
+        return [spill(edit) for node in nodes for edit in _edits(state, node, known.get(node))]
+
+
+def _edits(state: State, node: Node, known: Scaled | None) -> Iterator[Edit]:
+    """The edits of one node; `known`: what `scale_together` has found for it."""
+    if node in state.gone:
+        yield Bypass(node)
+        return
+    for slot, tensor in enumerate(node.inputs):
+        if tensor is not None and tensor.constant is not None and (tensor in state.p or tensor in state.q):
+            p, q = encode(state, tensor)
+            yield store(node, slot, p * as_float(tensor.constant) + q, tensor.constant)
+    make = ABSORB.get(type(node.role))
+    if make is not None:
+        try:
+            yield from make(state, node) if known is None else _linear(state, node, known)
+        except (IndexError, ValueError, MemoryError):  # a file may declare shapes that no run would give
+            raise OutOfRange(node, ODD_SHAPES) from None
+
+
+def _linear(state: State, node: Node, known: Scaled | None = None) -> Iterator[Edit]:
+    role: Linear = node.role  # type: ignore[assignment]
+    dtype: Any = None
+    if known is not None:
+        weight, bias = known
+        dtype = weight.dtype
+        yield SetValue(node, role.weight_slot, weight, role.weight)
+        if bias is not None:
+            yield AddBias(node, bias)
+            return
+    x, y = node.at(role.x), node.outputs[0]
+    (u, v), (p, q) = decode(state, x), encode(state, y)
+    outputs = channels(role, role.w_out)
+    p, q = per_channel(p, role.out_axis, outputs), per_channel(q, role.out_axis, outputs)
+    if known is None and is_scaled(state, node, role):
+        both = factor(role, per_channel(u, role.in_axis, channels(role, role.w_in)), p)
+        if role.weight.quantized is not None:
+            yield _rescale(node, role, both)
+        else:
+            scaled = scale_alone(node, role, both)
+            dtype = scaled.value.dtype
+            yield scaled
+    if role.bias is None and role.costs and node not in state.stand_ins:
+        return  # a shift of the input was carried to the output: what the bias would be is zero
+    moved = not isinstance(v, float) and any_nonzero(v)
+    added: Any = through_weight(role, v, x.rank) if moved else 0.0
+    if role.bias is not None:
+        before = as_float(role.bias) * role.beta
+        if before.ndim > 1:  # Gemm: C of shape (M, N), (M, 1) or (1, N)
+            shape = [1] * y.rank
+            shape[role.out_axis] = -1
+            p, q, added = (a.reshape(shape) if np.ndim(a) else a for a in (p, q, np.asarray(added)))
+        after = p * (before + added) + q
+        if moved or y in state.p or y in state.q:
+            if before.ndim == 0:
+                after = np.asarray(after).reshape(-1) if np.ndim(after) else after
+            assert role.bias_slot is not None
+            yield store(node, role.bias_slot, after / role.beta, role.bias)
+    else:
+        after = p * added + q if moved else q
+        if any_nonzero(after):
+            dtype = role.weight.value.dtype if dtype is None else dtype
+            if np.size(after) != outputs:
+                after = np.broadcast_to(after, (outputs,))
+            if role.w_group is None and role.out_axis < y.rank - 1:  # a bias along rows: (M, 1)
+                after = after.reshape((outputs,) + (1,) * (y.rank - 1 - role.out_axis))
+            yield AddBias(node, in_type(node, after, None, dtype))
+
+
+def _rescale(node: Node, role: Linear, factor: Array) -> Rescale:
+    full = np.broadcast_to(
+        factor, [n if i in (role.w_group, role.w_out, role.w_in) else 1 for i, n in enumerate(role.split)]
+    )
+    shape = list(role.weight.shape)
+    stored = np.broadcast_to(full, role.split).reshape(shape)
+    for axis in range(len(shape)):
+        first = stored.take([0], axis)
+        if np.array_equal(np.broadcast_to(first, stored.shape), stored):
+            stored = first
+    return Rescale(node, role.weight_slot, stored, role.weight)
+
+
+def _affine(state: State, node: Node) -> Iterator[Edit]:
+    role: Affine = node.role  # type: ignore[assignment]
+    (u, v), (p, q) = decode(state, node.at(role.x)), encode(state, node.outputs[0])
+    if role.kind != "norm":
+        slot, constant = role.constants["value"]
+        if role.kind == "scale":
+            new = p * role.scale * u
+            new, old = (1.0 / new, 1.0 / role.scale) if role.form == "x/c" else (new, role.scale)
+        else:
+            new, old = p * (role.scale * v + role.shift) + q, role.shift
+            new, old = (-new, -old) if role.form == "x-c" else (new, old)
+        if not np.array_equal(new, old):
+            yield store(node, slot, _of_rank(new, len(constant.shape)), constant)
+        return
+    # keep the running statistics in the units of the new input, so that nothing is subtracted that is not
+    # small
+    parts = {name: as_float(constant) for name, (_, constant) in role.constants.items()}
+    axis = 1 if node.at(role.x).rank > 1 else 0
+    u, v, p, q = (per_channel(a, axis, parts["mean"].size) for a in (u, v, p, q))
+    mean = parts["mean"]
+    if np.all(u):
+        mean = (mean - v) / u
+        shift = p * parts["beta"] + q
+    else:
+        scale = parts["gamma"] / np.sqrt(parts["var"] + role.eps)
+        shift = p * (parts["beta"] + scale * (v - parts["mean"] + u * mean)) + q
+    for name, new in (("gamma", p * parts["gamma"] * u), ("beta", shift), ("mean", mean)):
+        if not np.array_equal(new, parts[name]):
+            slot, constant = role.constants[name]
+            yield store(node, slot, np.broadcast_to(new, constant.shape), constant)
+
+
+def _of_rank(value: Array, rank: int) -> Array:
+    """The value with as few leading axes of size 1 as the constant it replaces, if that is possible."""
+    extra = value.ndim - rank
+    if extra > 0 and all(size == 1 for size in value.shape[:extra]):
+        return value.reshape(value.shape[extra:])
+    return value
+
+
+def _recurrent(state: State, node: Node) -> Iterator[Edit]:
+    role: Recurrent = node.role  # type: ignore[assignment]
+    u, v = decode(state, node.at(role.x))
+    weight = as_float(role.weight)  # (directions, gates * hidden, inputs)
+    u, v = per_channel(u, role.axis, weight.shape[2]), per_channel(v, role.axis, weight.shape[2])
+    yield store(node, role.weight_slot, weight * u, role.weight, axis=1)
+    if np.any(v):
+        added = (weight * v).sum(2)
+        before = (
+            as_float(role.bias) if role.bias is not None else np.zeros((weight.shape[0], 2 * weight.shape[1]))
+        )
+        before = before.copy()
+        before[:, : weight.shape[1]] += added
+        yield store(node, role.bias_slot, before, role.bias, role.weight.value.dtype)
+
+
+def _leaky(state: State, node: Node) -> Iterator[Edit]:
+    role: Leaky = node.role  # type: ignore[assignment]
+    p, _ = encode(state, node.at(0))
+    if np.all(np.asarray(p) > 0):
+        return
+    slope = np.where(np.asarray(p) > 0, role.slope, 1.0 / role.slope)
+    if role.constant is not None:
+        yield store(node, role.key, _of_rank(slope, len(role.constant.shape)), role.constant)
+    else:
+        yield SetValue(node, role.key, np.float32(slope.reshape(-1)[0]))
+
+
+def _clamp(state: State, node: Node) -> Iterator[Edit]:
+    role: Clamp = node.role  # type: ignore[assignment]
+    p, q = (np.asarray(a, np.float64) for a in encode(state, node.at(0)))
+    if not q.any() and (p > 0).all() and role.low in (0, -np.inf) and role.high in (0, np.inf):
+        return
+    factor, shift = float(p.reshape(-1)[0]), float(q.reshape(-1)[0])
+    low, high = role.low * factor + shift, role.high * factor + shift
+    if factor < 0:
+        low, high = high, low
+    for key, new, old in zip(role.keys, (low, high), (role.low, role.high), strict=True):
+        if new != old:
+            yield SetValue(node, key, np.asarray(new, np.float64))
+
+
+def _gate(state: State, node: Node) -> Iterator[Edit]:
+    role: Gate = node.role  # type: ignore[assignment]
+    u, v = (float(np.asarray(a).reshape(-1)[0]) for a in decode(state, node.at(0)))
+    if role.beta is None:
+        yield SetValue(node, "alpha", np.float32(role.alpha / u))
+    else:
+        yield SetValue(node, "alpha", np.float32(role.alpha * u))
+        yield SetValue(node, "beta", np.float32(role.beta + role.alpha * v))
+
+
+def _pad(state: State, node: Node) -> Iterator[Edit]:
+    role: Pad = node.role  # type: ignore[assignment]
+    if role.fill is None:
+        return
+    p, q = (np.asarray(a, np.float64).reshape(-1)[0] for a in encode(state, node.at(0)))
+    new = float(p * role.fill + q)
+    if new != role.fill:
+        yield SetValue(node, role.key, np.asarray(new, np.float64))
+
+
+def _map(state: State, node: Node) -> Iterator[Edit]:
+    role: Map = node.role  # type: ignore[assignment]
+    if role.flip and bool((np.asarray(encode(state, node.at(0))[0]) < 0).all()):
+        yield Retype(node, role.flip)
+
+
+def _normalize(state: State, node: Node) -> Iterator[Edit]:
+    role: Normalize = node.role  # type: ignore[assignment]
+    y = node.outputs[0]
+    p, q = encode(state, y)
+    if y in state.p or y in state.q:
+        p, q = (_own(a, role) for a in (p, q))
+        if role.scale is not None and y in state.p:
+            yield store(node, role.scale_slot, p * as_float(role.scale), role.scale)
+        if role.bias is not None:
+            yield store(node, role.bias_slot or 0, p * as_float(role.bias) + q, role.bias)
+        elif role.scale is not None and role.bias_slot is not None and np.any(q):
+            bias = np.zeros(role.scale.shape) + q
+            yield store(node, role.bias_slot, bias, None, role.scale.value.dtype)
+    u, _ = decode(state, node.at(0))
+    factor = float(np.asarray(u).reshape(-1)[0])
+    if factor != 1.0:
+        yield SetValue(node, "epsilon", np.float32(role.eps / factor**2))
+
+
+def _own(value: Any, role: Normalize) -> Any:
+    """A change of the output in the layout of the operator's own parameters."""
+    if not np.ndim(value):
+        return value
+    vector = np.asarray(value).reshape([value.shape[axis] for axis in role.axes])
+    if role.groups and vector.size > 1:
+        return vector.reshape(role.groups, -1)[:, 0]
+    return vector.reshape(()) if vector.size == 1 else vector
+
+
+ABSORB: dict[type, Callable[[State, Node], Iterator[Edit]]] = {
+    Linear: _linear,
+    Affine: _affine,
+    Recurrent: _recurrent,
+    Leaky: _leaky,
+    Clamp: _clamp,
+    Gate: _gate,
+    Pad: _pad,
+    Map: _map,
+    Normalize: _normalize,
+}

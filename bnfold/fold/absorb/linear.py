@@ -1,0 +1,167 @@
+"""The new weights of linear layers: `W' = p_y W u_x`, one at a time, or many small ones together.
+
+Deep nets have hundreds of layers with a few thousand weights each, for which a dozen calls of numpy take
+longer than the arithmetic. Layers of the same shape are stacked and scaled together, in the same float64
+arithmetic; what does not fit its type is left to the way one at a time, which says what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from bnfold.fold.absorb.store import store
+from bnfold.fold.carry.spread import State
+from bnfold.fold.graph import Array, Linear, Node, SetValue
+
+__all__ = ["Scaled", "decode", "encode", "is_scaled", "per_channel", "scale_alone", "scale_together"]
+
+FLOAT32 = np.dtype(np.float32)
+TINY_FLOAT32 = np.finfo(np.float32).tiny
+SMALL = 1 << 14  # weights of a layer for which stacking pays
+AT_ONCE = 1 << 15  # weights in one stack: it stays in a cache
+
+Job = tuple[Node, Array, Any, Any, Any]  # a layer, its weight, the factors of its inputs and outputs, a bias
+Scaled = tuple[Array, Any]  # a new weight, and a bias where there was none, or None
+
+
+def encode(state: State, tensor: Any) -> tuple[Any, Any]:
+    """p and q of `t' = p*t + q`."""
+    return state.p.get(tensor, 1.0), state.q.get(tensor, 0.0)
+
+
+def decode(state: State, tensor: Any) -> tuple[Any, Any]:
+    """u and v of `t = u*t' + v`."""
+    if tensor in state.u:
+        return state.u[tensor], state.v[tensor]
+    u = 1.0 / state.p[tensor] if tensor in state.p else 1.0
+    return u, (-state.q[tensor] * u if tensor in state.q else 0.0)
+
+
+def per_channel(value: Any, axis: int, size: int) -> Any:
+    """One number per channel, or one number. Along other axes the change passed through."""
+    if isinstance(value, float):
+        return value
+    if value.shape[axis] == size and value.size == size:
+        return value.reshape(size)
+    return value.reshape(()) if value.size == 1 else np.ones(())
+
+
+def is_scaled(state: State, node: Node, role: Linear) -> bool:
+    """The weight changes."""
+    x, y = node.at(role.x), node.outputs[0]
+    return x in state.p or x in state.u or y in state.p
+
+
+def channels(role: Linear, where: int) -> int:
+    """How many channels lie along this axis of `split`, those of all groups together."""
+    return role.split[where] * (role.split[role.w_group] if role.w_group is not None else 1)
+
+
+def factor(role: Linear, u: Any, p: Any) -> Any:
+    """The factors of inputs and outputs against the weight in the shape `split`."""
+    return _spread(role, u, role.w_in) * _spread(role, p, role.w_out)
+
+
+def _spread(role: Linear, vector: Any, where: int) -> Any:
+    if isinstance(vector, float) or not vector.ndim:
+        return vector
+    return vector.reshape(_shape(role, where))
+
+
+def _shape(role: Linear, where: int) -> list[int]:
+    shape = [1] * len(role.split)
+    shape[where] = role.split[where]
+    if role.w_group is not None:
+        shape[role.w_group] = role.split[role.w_group]
+    return shape
+
+
+def _channel_axis(role: Linear) -> int:
+    """The stored axis that runs along the output channels (of one group, for ConvTranspose)."""
+    return role.w_out - 1 if role.w_group is not None else role.w_out
+
+
+def scale_alone(node: Node, role: Linear, factor: Any) -> SetValue:
+    """The weight times the factor, computed in float64; raises `OutOfRange` if it does not fit its type."""
+    weight, split = role.weight.value, role.split
+    if weight.dtype == FLOAT32:
+        # numpy widens a small buffer at a time: large weights need no copy in float64
+        new = np.empty(weight.shape, FLOAT32)
+        np.multiply(weight.reshape(split), factor, new.reshape(split), dtype=np.float64, casting="same_kind")
+        axes = tuple(axis for axis in range(new.ndim) if axis != _channel_axis(role))
+        if np.vdot(new, new) < np.inf and new.max(axes).min(initial=np.inf) >= TINY_FLOAT32:
+            return SetValue(node, role.weight_slot, new, role.weight)
+    exact = (weight.astype(np.float64).reshape(split) * factor).reshape(weight.shape)
+    return store(node, role.weight_slot, exact, role.weight, axis=_channel_axis(role))
+
+
+def scale_together(state: State, nodes: Iterable[Node]) -> dict[Node, Scaled]:
+    """The new weights of the small layers among these nodes, but for those that may not fit their type."""
+    done: dict[Node, Scaled] = {}
+    wide = np.empty(AT_ONCE + SMALL)  # one for all stacks: fresh memory takes longer than the arithmetic
+    groups: dict[tuple[Any, ...], list[Job]] = {}
+    for node in nodes:
+        role = node.role
+        if not isinstance(role, Linear):
+            continue
+        weight, x, y = role.weight, node.inputs[role.x], node.outputs[0]
+        size = math.prod(weight.shape)
+        if not 0 < size <= SMALL or weight.dtype != "float32" or weight.quantized is not None:
+            continue
+        (u, v), (p, q) = decode(state, x), encode(state, y)
+        if isinstance(u, float) and isinstance(p, float):  # the weight does not change
+            continue
+        outputs = channels(role, role.w_out)
+        try:
+            if not isinstance(u, float):
+                u = per_channel(u, role.in_axis, channels(role, role.w_in))
+            p, q = per_channel(p, role.out_axis, outputs), per_channel(q, role.out_axis, outputs)
+        except (IndexError, ValueError):  # contradicting shapes: told when its turn comes
+            continue
+        # all that such a layer's bias will be is the shift of its output
+        simple = role.bias is None and role.w_group is not None and isinstance(v, float) and _rank(q) == 1
+        layout = (weight.shape, role.split, role.w_in, role.w_out, _rank(u), _rank(p), simple)
+        group = groups.setdefault(layout, [])
+        group.append((node, weight.value, u, p, q if simple else ()))
+        if len(group) * size >= AT_ONCE:
+            _stack(groups.pop(layout), wide, done)
+    for group in groups.values():
+        _stack(group, wide, done)
+    return done
+
+
+def _rank(vector: Any) -> int:
+    return 0 if isinstance(vector, float) else vector.ndim
+
+
+def _stack(jobs: list[Job], wide: Array, done: dict[Node, Scaled]) -> None:
+    if len(jobs) == 1:
+        return
+    nodes, weights, us, ps, qs = zip(*jobs, strict=True)
+    role: Linear = nodes[0].role
+    count, shape = len(jobs), weights[0].shape
+    wide = wide[: count * weights[0].size]
+    exact = np.concatenate(weights, axis=None, out=wide).reshape(count, *role.split)
+    exact *= _stacked(role, us, role.w_in) * _stacked(role, ps, role.w_out)
+    new = exact.astype(FLOAT32).reshape(count, *shape)
+    axes = tuple(axis for axis in range(1, new.ndim) if axis != _channel_axis(role) + 1)
+    fits = np.isfinite(new).all(tuple(range(1, new.ndim)))
+    fits &= new.max(axes).min(1, initial=np.inf) >= TINY_FLOAT32
+    biases: Any = np.array(qs, FLOAT32)
+    if biases.size:
+        fits &= np.isfinite(biases).all(1) & biases.any(1)
+    else:
+        biases = [None] * count
+    made = zip(nodes, new, biases, fits.tolist(), strict=True)
+    done.update((node, (weight, bias)) for node, weight, bias, fit in made if fit)
+
+
+def _stacked(role: Linear, vectors: tuple[Any, ...], where: int) -> Array:
+    """`_spread` for a stack of layers."""
+    if not _rank(vectors[0]):
+        return np.array(vectors).reshape(-1, *[1] * len(role.split))
+    return np.concatenate(vectors).reshape(-1, *_shape(role, where))

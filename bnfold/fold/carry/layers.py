@@ -1,0 +1,239 @@
+"""Rules of roles that absorb: closed ones, affine nodes that stay, linear and recurrent layers, norms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from bnfold.fold import moves
+from bnfold.fold.affine import along, varying
+from bnfold.fold.carry import equation
+from bnfold.fold.carry.common import (
+    data_slot,
+    flat,
+    other_side,
+    positive,
+    uniform,
+)
+from bnfold.fold.carry.spread import Spread
+from bnfold.fold.graph import Affine, Array, Closed, Gate, Linear, Node, Normalize, Recurrent, SoftmaxInput
+
+
+def closed(spread: Spread, node: Node, slot: int, f: Array) -> None:
+    role = node.role
+    raise spread.fail(node, role.reason if isinstance(role, Closed) else f"{node.op} is closed")
+
+
+def affine_scale(spread: Spread, node: Node, slot: int, f: Array) -> None:
+    role: Affine = node.role  # type: ignore[assignment]
+    data_slot(spread, node, slot, role.x)
+    if role.kind == "shift":
+        _unlocked(spread, node)
+        if spread.zeros == "decode":
+            raise spread.fail(node, "its constant cannot be divided by a zero scale")
+        spread.want(other_side(node, slot, role.x), f, node)
+        return
+    _own_layout(spread, node, role, f)
+    if role.form == "x/c":
+        spread.plain(node)
+    (spread.decode if slot >= 0 else spread.encode)(node)
+
+
+def affine_shift(spread: Spread, node: Node, slot: int, d: Array) -> None:
+    role: Affine = node.role  # type: ignore[assignment]
+    data_slot(spread, node, slot, role.x)
+    if role.kind != "scale":
+        _own_layout(spread, node, role, d)
+        (spread.decode if slot >= 0 else spread.encode)(node)
+        return
+    x, y = node.at(role.x), node.outputs[0]
+    gain: Any = role.scale
+    if not spread.zeros:
+        gain = spread.scale_of(y) * role.scale / spread.scale_of(x)
+    elif spread.zeros == "encode":
+        spread.plain(node)
+    if slot >= 0:
+        spread.want(y, gain * d, node)
+        return
+    if spread.zeros or not np.all(gain):
+        raise spread.fail(node, "a zero scale cannot take a shift back")
+    spread.want(x, d / gain, node)
+
+
+def _own_layout(spread: Spread, node: Node, role: Affine, f: Array) -> None:
+    """A batch norm has one number per channel; a constant operand can take any shape."""
+    _unlocked(spread, node)
+    channel = 1 if f.ndim > 1 else 0
+    if role.kind == "norm" and f.size != f.shape[channel]:
+        raise spread.fail(
+            node, f"has one number per channel (axis {channel}), the change varies along {varying(f)}"
+        )
+
+
+def _unlocked(spread: Spread, node: Node) -> None:
+    for _, constant in node.role.constants.values():  # type: ignore[attr-defined]
+        if constant.locked:
+            raise spread.fail(node, f"its constant {constant.locked}")
+
+
+def linear_scale(spread: Spread, node: Node, slot: int, f: Array) -> None:
+    role: Linear = node.role  # type: ignore[assignment]
+    data_slot(spread, node, slot, role.x)
+    axis = role.in_axis if slot >= 0 else role.out_axis
+    vary = [axis] if f.size == f.shape[axis] else varying(f)
+    if vary and vary != [axis]:
+        free = dict(role.free) if slot >= 0 else {y: x for x, y in role.free}
+        if axis in vary or not set(vary) <= set(free) or role.bias is not None or role.bias_blocks_scale:
+            raise spread.fail(node, f"needs a change along its channel axis {axis}, not along {vary}")
+        goal_tensor = other_side(node, slot, role.x)
+        if node.at(role.x) in spread.state.q or node.outputs[0] in spread.state.q:
+            raise spread.fail(node, "passes a change along its free axes only where there is no shift")
+        shape = [1] * goal_tensor.rank
+        for source, goal in free.items():
+            shape[goal] = f.shape[source]
+        spread.want(goal_tensor, f.reshape(shape), node)
+        return
+    if slot < 0 and role.bias_blocks_scale:
+        raise spread.fail(
+            node, role.bias_open or "its bias is not constant, so that its output cannot be scaled"
+        )
+    if slot < 0 and role.bias is not None and role.bias.locked:
+        raise spread.fail(node, f"its bias {role.bias.locked}")
+    if role.weight.locked:
+        raise spread.fail(node, f"its weight {role.weight.locked}")
+    if role.weight.quantized is not None:
+        _quantized(spread, node, role, slot, f)
+    (spread.decode if slot >= 0 else spread.encode)(node)
+
+
+def _quantized(spread: Spread, node: Node, role: Linear, slot: int, f: Array) -> None:
+    """Integers behind a scale take a factor along the scale's own axis only (or one number)."""
+    axes = role.weight.quantized or ()
+    split_axis = role.w_in if slot >= 0 else role.w_out
+    before_groups = 1 if role.w_group is not None else 0
+    stored = split_axis - before_groups if split_axis > (role.w_group or 0) else split_axis
+    if role.w_group is not None and role.split[role.w_group] > 1 and split_axis != role.w_group + 1:
+        stored = -1  # spread over two stored axes
+    whole = moves.flatten(f, ()) if f.size == 1 else None
+    if role.weight.quantized == () or (whole is None and stored not in axes) or spread.zeros:
+        raise spread.fail(node, "its weight is quantized, and its scale does not run along this axis")
+
+
+def linear_shift(spread: Spread, node: Node, slot: int, d: Array) -> None:
+    role: Linear = node.role  # type: ignore[assignment]
+    data_slot(spread, node, slot, role.x)
+    axis = role.in_axis if slot >= 0 else role.out_axis
+    if slot >= 0 and role.padded:
+        raise spread.fail(node, role.padded, "pad with a value that maps to zero, or not at all")
+    vary = [axis] if d.size == d.shape[axis] else varying(d)
+    if vary and vary != [axis]:
+        raise spread.fail(node, f"can only take a shift along its channel axis {axis}, not along {vary}")
+    if role.bias_open or (role.bias is not None and role.bias.locked):
+        raise spread.fail(node, role.bias_open or f"its bias {role.bias.locked if role.bias else ''}")
+
+    bias = spread.decode if slot >= 0 else spread.encode
+    if role.bias is not None or role.costs == 0 or node in spread.state.stand_ins or node in spread.stand_ins:
+        bias(node)
+        return
+
+    def stand_in(_: Array | None) -> None:
+        if spread.stand_ins or spread.target.role.kind == "shift":  # type: ignore[attr-defined]
+            raise spread.fail(node, "has no bias, and would need an Add of its own to take the shift")
+        spread.stand_ins.add(node)
+        bias(node)
+
+    def onwards(_: Array | None) -> None:
+        spread.plain(node)
+        y = node.outputs[0]
+        through = equation.through_weight(role, d / spread.scale_of(node.at(role.x)), node.at(role.x).rank)
+        shape = [1] * y.rank
+        shape[role.out_axis] = through.size
+        spread.absorb(node)
+        spread.carriers.add(node)
+        spread.want(y, through.reshape(shape) * spread.scale_of(y), node)
+
+    if slot < 0 and node in spread.carriers:
+        return
+    spread.later(node, lambda: [onwards, stand_in] if slot >= 0 else [stand_in])
+
+
+def recurrent(spread: Spread, node: Node, slot: int, f: Array) -> None:
+    role: Recurrent = node.role  # type: ignore[assignment]
+    if slot != role.x:
+        raise spread.fail(node, f"the output of {node.op} is closed")
+    locked = role.weight.locked or (
+        role.bias.locked if role.bias is not None and spread.kind == "shift" else ""
+    )
+    if locked or role.weight.quantized is not None:
+        raise spread.fail(node, f"its weight {locked or 'is quantized'}")
+    if varying(f) not in ([], [role.axis]):
+        raise spread.fail(node, f"needs a change along its input axis {role.axis}")
+    spread.decode(node)
+
+
+def gate(spread: Spread, node: Node, slot: int, f: Array) -> None:
+    role: Gate = node.role  # type: ignore[assignment]
+    data_slot(spread, node, slot)
+    spread.plain(node)
+    closed = role.beta is not None
+    if (closed and slot < 0) or (not closed and spread.kind == "shift"):
+        raise spread.fail(node, f"{node.op} does not pass a {spread.kind}")
+    f = uniform(spread, node, f)
+    spread.decode(node)
+    if not closed:
+        positive(spread, node, f)
+        spread.want(other_side(node, slot), f, node)
+
+
+def normalize_scale(spread: Spread, node: Node, slot: int, f: Array) -> None:
+    role: Normalize = node.role  # type: ignore[assignment]
+    data_slot(spread, node, slot)
+    if slot >= 0:
+        spread.plain(node)
+        f = uniform(spread, node, f)
+        positive(spread, node, f)
+        spread.decode(node)
+        return
+    _own(spread, node, role, role.scale, f)
+    if role.bias is not None and role.bias.locked:
+        raise spread.fail(node, f"its bias {role.bias.locked}")
+    spread.encode(node)
+
+
+def normalize_shift(spread: Spread, node: Node, slot: int, d: Array) -> None:
+    role: Normalize = node.role  # type: ignore[assignment]
+    data_slot(spread, node, slot)
+    if slot >= 0:
+        if not role.removes_mean:
+            raise spread.fail(node, f"{node.op} does not remove the mean")
+        flat(spread, node, d, role.over)
+        spread.decode(node)
+        return
+    if role.bias_slot is None:
+        raise spread.fail(node, "has no bias to take the shift")
+    _own(spread, node, role, role.bias if role.bias is not None else role.scale, d)
+    spread.encode(node)
+
+
+def _own(spread: Spread, node: Node, role: Normalize, constant: Any, f: Array) -> None:
+    if constant is None or constant.locked:
+        raise spread.fail(
+            node, "its own scale and bias are not constant" if constant is None else constant.locked
+        )
+    if not set(varying(f)) <= set(role.axes):
+        raise spread.fail(
+            node, f"its own scale runs along axes {list(role.axes)}, the change along {varying(f)}"
+        )
+    if role.groups and f.size > 1:
+        rows = along(f, role.axes[0]).reshape(role.groups, -1)
+        if not (rows == rows[:, :1]).all():
+            raise spread.fail(node, "has one scale per group, and the change differs within a group")
+
+
+def softmax_shift(spread: Spread, node: Node, slot: int, d: Array) -> None:
+    role: SoftmaxInput = node.role  # type: ignore[assignment]
+    if slot < 0:
+        raise spread.fail(node, f"the output of {node.op} is closed")
+    flat(spread, node, d, (role.axis,))
+    spread.decode(node)

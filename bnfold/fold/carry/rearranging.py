@@ -1,0 +1,209 @@
+"""Rules of operators that rearrange, join, add or multiply tensors."""
+
+from __future__ import annotations
+
+from functools import lru_cache, partial
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+
+from bnfold.fold import moves
+from bnfold.fold.affine import varying
+from bnfold.fold.carry import equation
+from bnfold.fold.carry.common import (
+    data_slot,
+    flat,
+    other_side,
+    positive,
+)
+from bnfold.fold.carry.spread import Alternative, Spread
+from bnfold.fold.carry.spread import same as same_values
+from bnfold.fold.graph import Array, Concat, Contract, Move, Node, Same, Split, Tensor
+
+
+def move(spread: Spread, node: Node, slot: int, f: Array) -> None:
+    role: Move = node.role  # type: ignore[assignment]
+    data_slot(spread, node, slot, role.x)
+    try:
+        moved = role.move.push(f) if slot >= 0 else role.move.pull(f)
+    except moves.Stuck as stuck:
+        raise spread.fail(node, str(stuck)) from None
+    spread.want(other_side(node, slot, role.x), moved, node, slot < 0)
+
+
+def split(spread: Spread, node: Node, slot: int, f: Array) -> None:
+    role: Split = node.role  # type: ignore[assignment]
+    data_slot(spread, node, slot)
+    axis, sizes = role.axis, role.sizes
+    if slot >= 0:
+        offset = 0
+        for output, size in zip(node.outputs, sizes, strict=True):
+            spread.want(output, _part(f, axis, offset, size), node)
+            offset += size
+        return
+    if _along_places(f, axis):
+        spread.want(node.at(0), f, node)
+        return
+    whole = _whole(f, axis, sum(sizes[: -1 - slot]), sizes[-1 - slot], sum(sizes))
+    spread.want(node.at(0), whole, node, True)
+
+
+def concat(spread: Spread, node: Node, slot: int, f: Array) -> None:
+    role: Concat = node.role  # type: ignore[assignment]
+    axis, sizes = role.axis, role.sizes
+    if None in sizes or (slot >= 0 and _along_places(f, axis)):
+        even = flat(spread, node, f, (axis,))
+        for index in range(len(sizes)):
+            spread.want(node.at(index), even, node)
+        spread.want(node.outputs[0], even, node)
+        return
+    if slot >= 0:
+        *starts, total = _places(sizes)
+        whole = _whole(f, axis, starts[slot], sizes[slot] or 0, total)
+        spread.want(node.outputs[0], whole, node, True)
+        return
+    offset = 0
+    for index, size in enumerate(sizes):
+        if size:
+            spread.want(node.at(index), _part(f, axis, offset, size), node)
+            offset += size
+
+
+@lru_cache(1024)
+def _places(sizes: tuple[int | None, ...]) -> tuple[int, ...]:
+    """Where each part begins, and where the last one ends."""
+    return tuple(accumulate([size or 0 for size in sizes], initial=0))
+
+
+def _along_places(f: Array, axis: int) -> bool:
+    """The parts lie beside each other in space, not in channels: what changes one changes all of them."""
+    return bool(f.shape[axis] == 1 and (f.size > 1 or axis > 1))
+
+
+def _part(f: Array, axis: int, offset: int, size: int) -> Array:
+    if f.shape[axis] == 1:
+        return f
+    where: list[Any] = [slice(None)] * f.ndim
+    where[axis] = slice(offset, offset + size)
+    part: Array = f[tuple(where)]
+    return part
+
+
+def _whole(f: Array, axis: int, offset: int, size: int, total: int) -> Array:
+    shape = list(f.shape)
+    shape[axis] = total
+    moves.check_size(shape)
+    whole = np.full(shape, np.nan)
+    where: list[Any] = [slice(None)] * f.ndim
+    where[axis] = slice(offset, offset + size)
+    whole[tuple(where)] = f
+    return whole
+
+
+def same(spread: Spread, node: Node, slot: int, f: Array) -> None:
+    role: Same = node.role  # type: ignore[assignment]
+    if slot >= 0 and slot not in role.slots:
+        raise spread.fail(node, f"{node.op} reads it as a condition")
+    spread.plain(node)
+    if spread.kind == "scale" and role.sign == "positive":
+        positive(spread, node, f)
+    equation.share(spread, node, role.slots, slot, f)
+
+
+def sum_scale(spread: Spread, node: Node, slot: int, f: Array) -> None:
+    equation.share(spread, node, tuple(range(len(node.inputs))), slot, f)
+
+
+def sum_shift(spread: Spread, node: Node, slot: int, d: Array) -> None:
+    if spread.zeros == "encode":
+        spread.plain(node)
+    equation.balance(spread, node)
+
+
+def product_scale(spread: Spread, node: Node, slot: int, f: Array) -> None:
+    spread.plain(node)
+    equation.balance(spread, node)
+
+
+def product_shift(spread: Spread, node: Node, slot: int, d: Array) -> None:
+    raise spread.fail(node, f"a product ({node.op} of two tensors) does not pass a shift")
+
+
+def contract_scale(spread: Spread, node: Node, slot: int, f: Array) -> None:
+    role: Contract = node.role  # type: ignore[assignment]
+    if slot >= 0 and any(role.axes[slot][axis] is None for axis in varying(f)):
+        raise spread.fail(node, "sums over an axis along which the change varies")
+    spread.plain(node)
+    spread.later(node, lambda: _contract_ways(spread, node, role))
+
+
+def _contract_ways(spread: Spread, node: Node, role: Contract) -> list[Alternative]:
+    """What the operands carry, multiplied, is the output carries; an open one takes the rest."""
+    y = node.outputs[0]
+    known, open_slots = np.ones((1,) * y.rank), []
+    for slot in (0, 1):
+        value = spread.values.get(node.at(slot))
+        if value is None:
+            open_slots.append(slot)
+        else:
+            known = known * _reaxis(value, role.axes[slot], y.rank)
+    out = spread.values.get(y)
+    if out is None:
+        return [] if (known == 1).all() else [lambda _: spread.want(y, known, node)]
+    missing = out / known
+    if same_values(missing, np.ones_like(missing), "scale"):
+        return []
+    ways: list[Alternative] = []
+    for slot in open_slots:
+        back = {goal: axis for axis, goal in enumerate(role.axes[slot]) if goal is not None}
+        if set(varying(missing)) <= set(back):
+            shape = [1] * node.at(slot).rank
+            for axis in varying(missing):
+                shape[back[axis]] = missing.shape[axis]
+            ways.append(partial(_give, spread, node, node.at(slot), missing.reshape(shape)))
+    if not ways:
+        raise spread.fail(node, "no operand has all the axes along which the change varies")
+    return ways
+
+
+def _give(spread: Spread, node: Node, tensor: Tensor, value: Array, _: Array | None) -> None:
+    spread.want(tensor, value, node)
+
+
+def contract_shift(spread: Spread, node: Node, slot: int, d: Array) -> None:
+    role: Contract = node.role  # type: ignore[assignment]
+    if role.stochastic is None:
+        raise spread.fail(node, f"{node.op} of two tensors does not pass a shift")
+    other = 1 - role.stochastic
+    if slot == role.stochastic:
+        raise spread.fail(node, f"{node.op} needs weights that sum to one here")
+    axes, y = role.axes[other], node.outputs[0]
+    vary = varying(d)
+    if slot >= 0:
+        if any(axes[axis] is None for axis in vary):
+            raise spread.fail(node, "sums over an axis along which the shift varies")
+        spread.want(y, _reaxis(d, axes, y.rank), node)
+        return
+    back = {goal: axis for axis, goal in enumerate(axes) if goal is not None}
+    if not set(vary) <= set(back):
+        raise spread.fail(node, "the operand does not have the axis along which the shift varies")
+    shape = [1] * node.at(other).rank
+    for axis in vary:
+        shape[back[axis]] = d.shape[axis]
+    spread.want(node.at(other), d.reshape(shape), node)
+
+
+def _reaxis(f: Array, axes: tuple[int | None, ...], rank: int) -> Array:
+    """Move each axis to its place; the varying ones keep their order in all operators that have this role."""
+    goals = [
+        (goal, f.shape[axis]) for axis, goal in enumerate(axes) if goal is not None and f.shape[axis] > 1
+    ]
+    if [goal for goal, _ in goals] != sorted(goal for goal, _ in goals):
+        order = np.argsort([goal for goal, _ in goals])
+        f = f.squeeze().transpose(order)
+        goals.sort()
+    shape = [1] * rank
+    for goal, size in goals:
+        shape[goal] = size
+    return f.reshape(shape)

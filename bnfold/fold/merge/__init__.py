@@ -1,0 +1,1 @@
+"""Linear nodes that are summed, or stand in a row, become one."""

@@ -1,0 +1,168 @@
+"""Branches that are summed, and linear nodes in a row, become one node: exact, and never slower.
+
+A linear node is a convolution or a product with one matrix, of which weight and bias are known. In
+
+    y = sum of branches,    branch = per-channel maps of (linear node of x | x itself)
+
+all branches that read the same x are one linear map of x, and become one node (RepVGG, MobileOne, FastViT's
+RepMixer, RepViT, diverse branch blocks: k x k, 1 x 1 and a batch norm of x). The sum may be any tree of Add,
+Sub, Sum, Mean and Neg, with Mul, Add, Div and batch norms per channel between (layer scale).
+
+ 1. Strides and the number of outputs are equal. Kernels are laid over each other by where their taps look:
+    pads may differ, a 1 x 1 without pads is the middle of a 3 x 3 with pads of 1. Dilated ones share a grid.
+ 2. Groups may differ: the merged node has their greatest common divisor, with zeros between blocks.
+ 3. x itself, or a map of each of its channels, is the kernel of one tap with a group for each channel. It
+    joins a node with as many outputs as inputs that looks at the place itself; it never makes a node alone.
+ 4. Per-channel maps on the way to the sum scale kernels and biases; shifts are added to the bias.
+ 5. A tensor between has one reader and is no output of the graph. Weights and biases are known, may be
+    changed, and are not quantized. All nodes stand in one graph or body, and no map is one to be skipped.
+ 6. What reads another tensor stays, and is added to the merged node. It must not be scaled on the way to the
+    sum, unless it is a linear node that nobody else reads: then that takes the scale in.
+ 7. It pays: no more multiplications than before, and fewer nodes. So two k x k are one (half of them), a
+    1 x 1 beside a k x k costs nothing more, but a depthwise k x k and a full 1 x 1, or a 1 x 3 and a 3 x 1,
+    stay two.
+
+Two linear nodes in a row, where nothing else reads what is between:
+
+ 8. One of them has one tap along each axis, or the second one has no padding there: outside the tensor the
+    second one sees zeros, and the first one might have given something else.
+ 9. So a bias of the first one passes only where no padding follows; it is multiplied by the sum of all taps.
+10. It pays: fewer multiplications and no more weights than both. A bottleneck between, and a depthwise k x k
+    beside a 1 x 1, stay two.
+
+Both: 11. Numbers are computed in float64 and stored in the weight's own type; a number that leaves its range
+keeps the nodes apart. 12. Equal for finite values: where a full kernel has zeros, an infinite input of one
+channel gives NaN in others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from bnfold.fold.absorb.store import OutOfRange
+from bnfold.fold.carry.spread import ODD_SHAPES
+from bnfold.fold.graph import Affine, Graph, Linear, Sum
+from bnfold.fold.merge.rows import find_rows
+from bnfold.fold.merge.sums import find_sums
+from bnfold.fold.merge.view import AnyEdit, Found, View
+from bnfold.report.fold import (
+    Apart,
+    Entry,
+    Merge,
+    Report,
+)
+
+__all__ = ["MergePlan", "look", "merge", "merge_all"]
+
+ROUNDS = 8  # at most: each finds what the one before has made possible
+
+
+@dataclass
+class MergePlan:
+    """What to write, and what to tell.
+
+    apart: names of nodes that are not merged, and why. maps: names of affine nodes that vanish, and of those
+    that take them in. again: the merged nodes stand beside others that may now be merged with them.
+    """
+
+    edits: list[AnyEdit] = field(default_factory=list)
+    merged: list[Merge] = field(default_factory=list)
+    apart: dict[tuple[str, ...], str] = field(default_factory=dict)
+    maps: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    again: bool = False
+
+
+def look(graph: Graph, view: View, report: Report) -> bool:
+    """Whether there is anything to merge, by the forms alone, in a graph that a fold is about to change.
+
+    If not, the report is told why.
+    """
+    found = bool(_find(graph, view))
+    if not found:
+        report.apart = [Apart(names, why) for names, why in view.apart.items()]
+    return found
+
+
+def merge_all(
+    report: Report,
+    read: Callable[[], Graph],
+    apply: Callable[[Graph, Sequence[AnyEdit]], None],
+    view: Callable[[], View],
+    limit: int | None = None,
+) -> None:
+    """Merge until there is nothing left to merge.
+
+    Args:
+        report: gets a line for each merge. A kept map that is gone counts as folded.
+        read: gives the graph as it is now.
+        apply: writes edits of that graph.
+        view: what may be merged, as new.
+        limit: stop after so many merges.
+    """
+    for _ in range(ROUNDS):
+        left = None if limit is None else limit - len(report.merged)
+        if left == 0:
+            return
+        graph = read()
+        plan = merge(graph, view(), left)
+        report.apart = [Apart(names, why) for names, why in plan.apart.items()]
+        if not plan.merged:
+            return
+        apply(graph, plan.edits)
+        report.merged += plan.merged
+        report.entries = [_after(entry, plan) for entry in report.entries]
+        if not plan.again:
+            return
+
+
+def merge(graph: Graph, view: View, limit: int | None = None) -> MergePlan:
+    """Plan the merges that pay in a graph, and that do not need each other; at most `limit`."""
+    plan = MergePlan()
+    for found in _find(graph, view):
+        if len(plan.merged) == limit:
+            break
+        hosts, gone = (tuple(node.name for node in nodes) for nodes in (found.hosts, found.gone))
+        try:
+            with np.errstate(over="ignore"):  # what leaves its type's range is told by name
+                edits = found.write()
+        except OutOfRange as error:
+            plan.apart[hosts + gone] = error.reason
+            continue
+        except (IndexError, ValueError, MemoryError):  # a file may declare shapes that no run would give
+            plan.apart[hosts + gone] = ODD_SHAPES
+            continue
+        plan.edits += edits
+        plan.merged.append(Merge(hosts[0], found.hosts[0].op, gone, found.before, found.after))
+        plan.maps |= {node.name: hosts for node in found.gone if isinstance(node.role, Affine)}
+        plan.again = plan.again or _stands_beside_others(found)
+    plan.apart = {**view.apart, **plan.apart}
+    return plan
+
+
+def _find(graph: Graph, view: View) -> list[Found]:
+    """In graph order."""
+    found = [*find_sums(graph, view), *find_rows(graph, view)]
+    order = {node: i for i, node in enumerate(graph.nodes)} if found else {}
+    for one in found:
+        one.gone = tuple(sorted(one.gone, key=order.__getitem__))
+    return sorted(found, key=lambda one: order[one.root])
+
+
+def _stands_beside_others(found: Found) -> bool:
+    around = [node for node, _ in found.root.outputs[0].readers]
+    for host in found.hosts:
+        assert isinstance(host.role, Linear)
+        maker = host.at(host.role.x).producer
+        around += [maker] if maker is not None else []
+    return any(isinstance(node.role, (Linear, Sum, Affine)) for node in around)
+
+
+def _after(entry: Entry, plan: MergePlan) -> Entry:
+    into = plan.maps.get(entry.name) if entry.outcome == "kept" else None
+    if into is None:
+        return entry
+    reason = "merged with the branches beside it"
+    return entry._replace(outcome="folded", into=into, reason=reason, blocked_by="", cure="")

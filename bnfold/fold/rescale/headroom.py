@@ -1,0 +1,170 @@
+"""What a narrower floating point type would do to a folded model: which channels it cannot hold.
+
+A number below the type's smallest normal one keeps an absolute precision only, half the spacing of the
+subnormals. Whether that matters is a question of what it is added to: a weight of 1e-7 beside a bias of 1 may
+go, and a channel of 1e-7 whose reader multiplies it by 1e6 may not. So errors are bounded where sums are
+formed, at linear layers and per-channel maps, against the sum itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bnfold.fold.absorb.linear import (
+    channels,
+    decode,
+    encode,
+    factor,
+    per_channel,
+)
+from bnfold.fold.carry.spread import State
+from bnfold.fold.graph import Affine, Array, Linear, Node, Recurrent, Tensor
+
+__all__ = ["BFLOAT16", "FLOAT16", "LIMIT", "Headroom", "Narrow", "Seen", "headroom"]
+
+Seen = Callable[[Tensor, int], "Array | None"]  # max|x| for each channel along an axis, as measured; or None
+
+LIMIT = 2.0**-10  # of the sum: a unit in the last place of float16, which rounding the sum costs anyway
+
+
+@dataclass(frozen=True)
+class Narrow:
+    """A type: its largest number, its smallest normal one, the spacing of its subnormals."""
+
+    name: str
+    largest: float
+    tiny: float
+    spacing: float
+
+
+FLOAT16 = Narrow("float16", 65504.0, 2.0**-14, 2.0**-24)
+BFLOAT16 = Narrow("bfloat16", (2 - 2.0**-7) * 2.0**127, 2.0**-126, 2.0**-133)
+
+
+@dataclass
+class Headroom:
+    """One linear layer or per-channel map as the narrow type sees it; arrays over all its channels.
+
+    rows: the largest weight of each output channel. columns: of each input channel. vanishing: outputs whose
+    own weights vanish. overflowing: outputs with a weight that is too large. fading: inputs that are too
+    small for what this layer makes of them.
+    """
+
+    rows: Array
+    columns: Array
+    vanishing: Array
+    overflowing: Array
+    fading: Array
+
+    @property
+    def troubles(self) -> int:
+        """How many channels the type cannot hold."""
+        return int(self.vanishing.sum() + self.overflowing.sum() + self.fading.sum())
+
+
+def headroom(node: Node, state: State, seen: Seen, narrow: Narrow) -> Headroom | None:
+    """What of a node's weights and inputs the type cannot hold; None for a node without such weights."""
+    role = node.role
+    try:
+        if isinstance(role, Linear) and role.weight.quantized is None:
+            return _linear(node, role, state, seen, narrow)
+        if isinstance(role, Affine) and role.kind != "shift":
+            return _affine(node, role, state, seen, narrow)
+        if isinstance(role, Recurrent) and role.weight.quantized is None:
+            return _recurrent(node, role, state, seen, narrow)
+    except (IndexError, ValueError):  # a file may declare shapes that no run would give
+        return None
+    return None
+
+
+def _linear(node: Node, role: Linear, state: State, seen: Seen, narrow: Narrow) -> Headroom:
+    x, y = node.at(role.x), node.outputs[0]
+    inputs, outputs = channels(role, role.w_in), channels(role, role.w_out)
+    size: Any = np.abs(role.weight.value.reshape(role.split))
+    if x in state.p or y in state.p:
+        (u, _), (p, _) = decode(state, x), encode(state, y)
+        u, p = per_channel(u, role.in_axis, inputs), per_channel(p, role.out_axis, outputs)
+        size = size * np.abs(factor(role, u, p))
+    # to (groups, outputs of one, inputs of one): all else is summed over
+    order = [role.w_out, role.w_in] if role.w_group is None else [role.w_group, role.w_out, role.w_in]
+    size = np.moveaxis(size, order, range(len(order)))
+    if role.w_group is None:
+        size = size[None]
+    size = size.reshape(*size.shape[:3], -1)
+    groups = size.shape[0]
+    x_size, y_size = (
+        _seen(seen, state, x, role.in_axis, inputs),
+        _seen(seen, state, y, role.out_axis, outputs),
+    )
+    return _judge(
+        size,
+        np.ones((groups, 1, size.shape[2])) if x_size is None else x_size.reshape(groups, 1, -1),
+        np.zeros((groups, 1)) if y_size is None else y_size.reshape(groups, -1),
+        narrow,
+    )
+
+
+def _recurrent(node: Node, role: Recurrent, state: State, seen: Seen, narrow: Narrow) -> Headroom:
+    """The weights of its inputs, (directions, gates * hidden, inputs); what they make is not seen."""
+    x, inputs = node.at(role.x), role.weight.shape[2]
+    u, _ = decode(state, x)
+    size = np.abs(role.weight.value * per_channel(u, role.axis, inputs)).reshape(1, -1, inputs, 1)
+    x_size = _seen(seen, state, x, role.axis, inputs)
+    given = np.ones((1, 1, inputs)) if x_size is None else x_size.reshape(1, 1, -1)
+    return _judge(size, given, np.zeros((1, 1)), narrow)
+
+
+def _affine(node: Node, role: Affine, state: State, seen: Seen, narrow: Narrow) -> Headroom | None:
+    x, y = node.at(role.x), node.outputs[0]
+    vary = [axis for axis, size in enumerate(role.scale.shape) if size > 1]
+    if len(vary) > 1:
+        return None
+    axis = vary[0] if vary else min(1, role.scale.ndim - 1)
+    if axis < 0:
+        return None
+    count = role.scale.size
+    (u, _), (p, _) = decode(state, x), encode(state, y)
+    scale = np.abs(role.scale.reshape(-1) * per_channel(u, axis, count) * per_channel(p, axis, count))
+    x_size, y_size = _seen(seen, state, x, axis, count), _seen(seen, state, y, axis, count)
+    return _judge(
+        scale.reshape(-1, 1, 1, 1),
+        np.ones((scale.size, 1, 1))
+        if x_size is None
+        else np.broadcast_to(x_size, scale.shape).reshape(-1, 1, 1),
+        np.zeros((1, 1)) if y_size is None else np.broadcast_to(y_size, scale.shape).reshape(-1, 1),
+        narrow,
+    )
+
+
+def _seen(seen: Seen, state: State, tensor: Tensor, axis: int, count: int) -> Array | None:
+    """The measured size of each channel, as it is carried."""
+    found = seen(tensor, axis)
+    if found is None:
+        return None
+    p, _ = encode(state, tensor)
+    carried: Array = found * np.abs(per_channel(p, axis, found.size))
+    return carried if carried.size == count else np.full(count, carried.max(initial=0.0))
+
+
+def _judge(weights: Array, x: Array, y: Array, narrow: Narrow) -> Headroom:
+    """weights: sizes, (groups, outputs, inputs, taps); x: (groups, 1, inputs); y: (groups, outputs)."""
+    largest = weights.max(3, initial=0.0)
+    rows, columns = largest.max(2, initial=0.0), largest.max(1, initial=0.0)
+    overflowing = rows > narrow.largest
+    small = (weights < narrow.tiny) & (weights > 0)
+    fades = (x < narrow.tiny) & (x > 0)
+    vanishing, fading = np.zeros(rows.shape, bool), np.zeros(columns.shape, bool)
+    if small.any() or fades.any():
+        total = weights.sum(3, dtype=np.float64)
+        # what is less than the output's own rounding is lost anyway; whether that matters its readers tell
+        whole = np.maximum(np.maximum((total * x).sum(2), y) * LIMIT, narrow.spacing / 2)
+        lost = np.where(small, np.minimum(weights, narrow.spacing / 2), 0).sum(3, dtype=np.float64)
+        vanishing = (lost * x).sum(2) > whole
+        dim = np.where(fades, np.minimum(x, narrow.spacing / 2), 0)
+        fading = ((total * dim).sum(2, keepdims=True) > whole[..., None]) & (total * dim > 0)
+        fading = fading.any(1)
+    return Headroom(*(a.reshape(-1) for a in (rows, columns, vanishing, overflowing, fading)))

@@ -1,0 +1,1 @@
+"""ONNX files: read with their weights on disk, written whole or not at all."""

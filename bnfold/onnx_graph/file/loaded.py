@@ -1,0 +1,309 @@
+"""Models as files: loaded without reading the weights, saved without holding them, whole at every moment."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError, EncodeError
+from onnx import TensorProto
+
+from bnfold.errors import ModelError, UsageError
+from bnfold.onnx_graph.file import tensors as data
+from bnfold.onnx_graph.file import wire
+from bnfold.onnx_graph.file.data_file import (
+    DataFile,
+    data_name,
+    locations_of,
+    own_data,
+    remove_unused,
+)
+from bnfold.onnx_graph.file.external import DataFiles, is_external
+from bnfold.onnx_graph.file.tensors import Array, Bytes
+from bnfold.onnx_graph.file.whole_files import Output, check_target
+
+# protobuf's limit for one message.
+LARGEST = (1 << 31) - 1
+
+
+class Loaded:
+    """A model being worked on.
+
+    `proto` is its skeleton, ours to edit: complete but for the `raw_data` of large tensors, which is a token.
+    (A tensor may be copied or moved inside the model with its token.) `path`: the file it came from, if any.
+    `is_external`: whether that kept tensors in data files.
+    """
+
+    def __init__(self, source: wire.Readable, path: Path | None) -> None:
+        """From a serialized model. Raises ModelError if it is none, in words that go on from "FILE: "."""
+        self.path = path
+        self._source = source
+        self._skeleton, self._payloads = wire.cut(source)
+        self.proto = _parse(self._skeleton)
+        self._touched = False
+        self.inode: tuple[int, int] | None = None  # of the file that is mapped, whatever is at `path` by now
+        # A file with external data has this key somewhere; to look for it is faster than to ask every tensor.
+        self.is_external = b"location" in self._skeleton and any(map(is_external, data.tensors(self.proto)))
+        self._files = None if path is None else DataFiles(path)
+
+    @property
+    def edited(self) -> bool:
+        """Whether `proto` differs from what was loaded."""
+        if self._touched:
+            return True
+        now = _serialized(self.proto)
+        # A file's own bytes may be in another order than protobuf's, or have a longer form.
+        return now != self._skeleton and now != _parse(self._skeleton).SerializeToString()
+
+    def array(self, tensor: TensorProto) -> Array:
+        """The numbers of one of the model's tensors, read-only; if they lie in a file, mapped and not read.
+
+        Types that numpy lacks are ml_dtypes' (bfloat16, float8, int4, ...); strings are objects.
+
+        Raises:
+            ModelError: sizes disagree, or the data file is not allowed or not there; it names the tensor.
+        """
+        try:
+            raw = self.raw(tensor)
+            if raw is None:
+                return data.decode_fields(tensor)
+            return data.decode(tensor.data_type, tensor.dims[:], raw)
+        except ValueError as error:
+            raise ModelError(f"{self.where}tensor {tensor.name!r}: {error}") from None
+
+    def set_array(self, tensor: TensorProto, array: Array) -> None:
+        """Give a tensor of the model other numbers, shape and type; name, documentation and metadata stay.
+
+        A large contiguous array is kept, not copied: leave it as it is from now on.
+
+        Raises:
+            UsageError: ONNX has no such element type.
+        """
+        self._touched, self._skeleton = True, b""  # which is for comparison only
+        try:
+            code, raw = data.encode(array)
+        except ValueError as error:
+            raise UsageError(f"tensor {tensor.name!r}: {error}") from None
+        if raw is None:
+            data.put_strings(tensor, array)
+        else:
+            token = self._payloads.add(raw) if len(raw) >= wire.CUT_FROM else bytes(raw)
+            data.put(tensor, code, array.shape, token)
+
+    def copy(self) -> Loaded:
+        """Another model to edit. Weights are shared until they are replaced."""
+        other = Loaded.__new__(Loaded)
+        other.__dict__.update(self.__dict__)
+        other.proto = onnx.ModelProto()
+        other.proto.CopyFrom(self.proto)
+        other._payloads = self._payloads.copy()
+        return other
+
+    def to_proto(self) -> onnx.ModelProto:
+        """The whole model in memory, data files included.
+
+        Raises:
+            ModelError: a data file is not allowed or not there.
+        """
+        if not self.is_external and not self.edited:
+            return _parse(self._source[:])
+        model = onnx.ModelProto()
+        model.CopyFrom(self.proto)
+        for tensor in data.tensors(model):
+            raw = self.raw(tensor)
+            if is_external(tensor) and raw is not None:
+                data.put(tensor, tensor.data_type, tuple(tensor.dims), bytes(raw))
+            elif isinstance(raw, memoryview):
+                tensor.raw_data = bytes(raw)
+        return model
+
+    def chunks(self) -> Iterator[Bytes]:
+        """The serialized model in pieces: the bytes that were loaded if nothing was edited. Data files stay.
+
+        Raises:
+            ModelError: the skeleton alone is too large for protobuf.
+        """
+        if self.edited:
+            yield from self.serialized(self.proto)
+        else:
+            yield memoryview(self._source)
+
+    def inlined(self) -> list[Bytes]:
+        """`chunks` with the content of data files inside the model.
+
+        Raises:
+            ModelError: as `array`.
+        """
+        if not self.is_external:
+            return list(self.chunks())
+        proto, payloads = onnx.ModelProto(), self._payloads.copy()
+        proto.CopyFrom(self.proto)
+        for tensor in filter(is_external, data.tensors(proto)):
+            raw = self.raw(tensor)
+            assert raw is not None
+            data.put(tensor, tensor.data_type, tuple(tensor.dims), payloads.add(raw))
+        return self.serialized(proto, payloads)
+
+    def serialized(self, proto: onnx.ModelProto, payloads: wire.Payloads | None = None) -> list[Bytes]:
+        """Another skeleton with tokens of this model, serialized with what they stand for."""
+        try:
+            return wire.splice(_serialized(proto), payloads or self._payloads)
+        except ValueError as error:
+            raise ModelError(f"{self.where}{error}") from None
+
+    def raw(self, tensor: TensorProto) -> Bytes | None:
+        """The bytes of a tensor in raw_data's encoding, wherever they are; None for other encodings.
+
+        Raises:
+            ModelError: as `array`, but for sizes.
+        """
+        if is_external(tensor):
+            if self._files is None:
+                raise ModelError(
+                    f"tensor {tensor.name!r} is in another file, but the model came without a path"
+                )
+            return self._files.read(tensor)
+        raw = tensor.raw_data
+        if not raw:
+            return raw if tensor.HasField("raw_data") else None
+        payload = self._payloads.get(raw)
+        return raw if payload is None else payload
+
+    @property
+    def where(self) -> str:
+        """How a message about the model begins."""
+        return "" if self.path is None else f"{self.path}: "
+
+
+def load(source: str | Path | onnx.ModelProto) -> Loaded:
+    """Open a model. A file is mapped: while the model is in use, it may be replaced but not written to.
+
+    Raises:
+        ModelError: it is not there, not an ONNX model, or empty.
+        UsageError: `source` is neither a path nor a ModelProto.
+    """
+    if isinstance(source, onnx.ModelProto):
+        try:
+            loaded = Loaded(_serialized(source), None)
+        except ModelError as error:
+            raise ModelError(f"the model: {error}") from None
+        if loaded.is_external:
+            name = next(t.name for t in data.tensors(loaded.proto) if is_external(t))
+            raise ModelError(
+                f"the model keeps tensor {name!r} in another file, which only a path leads to: pass its path"
+            )
+        return loaded
+    if not isinstance(source, (str, os.PathLike)):
+        raise UsageError(f"a model is a path or an onnx.ModelProto, not {type(source).__name__}")
+    path = Path(source)
+    content, inode = _mapped(path)
+    try:
+        loaded = Loaded(content, path)
+        loaded.inode = inode
+        return loaded
+    except ModelError as error:
+        reason = str(error)
+        if content[:40].startswith(b"version https://git-lfs"):
+            reason = "only a pointer to a model in Git LFS; fetch it with `git lfs pull`"
+        raise ModelError(f"{path}: {reason}") from None
+
+
+def save(loaded: Loaded, path: str | Path, *, force: bool = False, external: bool | None = None) -> None:
+    """Write a model to a file: whole, or not at all. A model that was not edited is written byte for byte.
+
+    Args:
+        loaded: the model; it stays as it is.
+        path: the file to write.
+        force: replace the file at `path`, which may be the one that the model came from.
+        external: whether large tensors go into a data file, `<name>.data` beside the model (with more letters
+            if that is taken); None: if some were in one. A data file that bnfold wrote for the model that is
+            replaced is removed.
+
+    Raises:
+        UsageError: there is no such folder, or something is at `path` already.
+        ModelError: a tensor's data cannot be read, or are too large for one file.
+        BnfoldError: the system refuses, because the disk is full, say.
+    """
+    path = Path(path)
+    check_target(path, force)
+    external = loaded.is_external if external is None else external
+    before = own_data(path)
+    after: set[str] = set()
+    with Output() as output:
+        if not external:
+            chunks = loaded.inlined()
+            if sum(map(len, chunks)) > LARGEST:
+                raise ModelError(f"{path}: over 2 GiB, too large for one file; add --save-as-external-data")
+        elif loaded.is_external and not loaded.edited and _is_at(loaded, path):
+            # (Elsewhere it would share data files with the original: to replace one would break the other.)
+            chunks, after = list(loaded.chunks()), before
+        else:
+            name = data_name(path)
+            data_file = DataFile(loaded, name)
+            if data_file:
+                output.write(path.with_name(name), data_file.chunks())
+            chunks, after = loaded.serialized(data_file.proto), {name}
+        output.write(path, chunks)
+        output.commit()
+    if before - after:
+        if loaded.path is not None and loaded.path.absolute() != path.absolute():
+            after |= locations_of(loaded.proto)
+        remove_unused(path, before - after)
+
+
+def _is_at(loaded: Loaded, path: Path) -> bool:
+    try:
+        status = path.stat()
+    except OSError:
+        return False
+    return loaded.inode == (status.st_dev, status.st_ino)
+
+
+def _mapped(path: Path) -> tuple[mmap, tuple[int, int]]:
+    try:
+        with open(path, "rb", opener=_open_at_once) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise ModelError(f"{path}: not a file that a model could be in")
+            if status.st_size == 0:
+                raise ModelError(f"{path}: the file is empty")
+            return mmap(file.fileno(), 0, access=ACCESS_READ), (status.st_dev, status.st_ino)
+    except IsADirectoryError:
+        raise ModelError(f"{path}: a folder; name the model file in it") from None
+    except FileNotFoundError:
+        raise ModelError(f"{path}: there is no such file") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # not to wait for a pipe's writer
+
+
+def _parse(content: bytes) -> onnx.ModelProto:
+    if len(content) > LARGEST:
+        raise ModelError("too large even without its weights (protobuf ends at 2 GiB)")
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(content)
+    except DecodeError:
+        raise ModelError("not an ONNX model, or damaged (no protobuf message); is it complete?") from None
+    if not model.HasField("graph"):
+        raise ModelError("not an ONNX model: there is no graph in it")
+    if not model.graph.node and not model.graph.output:
+        raise ModelError("the model's graph is empty")
+    return model
+
+
+def _serialized(model: onnx.ModelProto) -> bytes:
+    try:
+        content: bytes = model.SerializeToString()
+        return content
+    except (EncodeError, ValueError):
+        raise ModelError(
+            "too large for one protobuf message (2 GiB); save it with external data and pass its path"
+        ) from None

@@ -1,0 +1,1 @@
+"""One model in memory: scopes, nodes, values, constants, and how they are edited."""

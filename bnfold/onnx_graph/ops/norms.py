@@ -1,0 +1,149 @@
+"""Rows for the operators that normalize: frozen batch norm, which may vanish, and those with statistics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from bnfold.fold.affine import dead, from_batch_norm
+from bnfold.fold.graph import Affine, Array, Constant, Normalize, Role, SoftmaxInput
+from bnfold.onnx_graph.model.site import Site
+from bnfold.onnx_graph.ops.facts import (
+    EPSILON,
+    Refused,
+    axis_of,
+    broken,
+    rank_of,
+    shape_of,
+)
+
+__all__ = ["NORMS"]
+
+_PARAMETERS = ("gamma", "beta", "mean", "var")
+_WORDS = ("", "scale", "bias", "running mean", "running variance")
+
+
+def _batch_norm(site: Site) -> Role:
+    """Frozen: `y = gamma * (x - mean) / sqrt(var + eps) + beta`, channels on axis 1."""
+    _check_frozen(site)
+    constants: dict[str, tuple[int, Constant]] = {}
+    values: list[Array] = []
+    for slot, name in enumerate(_PARAMETERS, 1):
+        constant, value = site.constant(slot), site.value(slot)
+        if constant is None or value is None:
+            what = f"the {_WORDS[slot]} {site.why_not_constant(slot)}"
+            own = " (batch statistics)" if site.producer_op(slot) == "ReduceMean" else ""
+            raise Refused(f"its parameters are not constant: {what}{own}")
+        constants[name] = (slot, constant)
+        values.append(value)
+    shape = shape_of(site, 0)
+    sizes = {value.shape for value in values}
+    count = values[0].size
+    if site.opset < 9 and not site.attr("spatial", 1) and any(len(size) != 1 for size in sizes):
+        raise Refused("has parameters for each position (spatial=0)")
+    if len(sizes) != 1 or values[0].ndim != 1:
+        raise broken(site, f"its parameters have the shapes {[list(value.shape) for value in values]}")
+    channels = shape[1] if len(shape) > 1 else 1
+    if isinstance(channels, int) and channels != count:
+        raise broken(site, f"it has parameters for {count} channels, and its input has {channels}")
+    eps = float(site.attr("epsilon", EPSILON))
+    scale, shift = _affine(site, values, eps)
+    wide = (1, count) + (1,) * (len(shape) - 2) if len(shape) > 1 else (1,)
+    silent = tuple(np.flatnonzero(dead(scale, values[3])).tolist())
+    return Affine(
+        scale.reshape(wide), shift.reshape(wide), "norm", constants=constants, eps=eps, dead=silent
+    )
+
+
+def _affine(site: Site, values: list[Array], eps: float) -> tuple[Array, Array]:
+    var = values[3]
+    if not (var.min(initial=0) >= 0 and var.max(initial=0) < math.inf):  # NaN fails both
+        channel = int(np.argmax(~((var >= 0) & (var < math.inf))))
+        raise broken(site, f"its running variance is {float(var[channel]):.3g} in channel {channel}")
+    with np.errstate(all="ignore"):
+        scale, shift = from_batch_norm(values[0], values[1], values[2], var, eps)
+    if not np.isfinite(shift).all():
+        channel = int(np.argmax(~np.isfinite(shift)))
+        raise Refused(f"its parameters give no finite scale and shift in channel {channel}")
+    return scale, shift
+
+
+def _check_frozen(site: Site) -> None:
+    if site.attr("training_mode", 0):
+        raise Refused("uses batch statistics (training_mode=1)")
+    outputs = site.node.output
+    if site.opset < 7:
+        if not site.attr("is_test", 0):
+            raise Refused("uses batch statistics (is_test=0)")
+    elif site.opset < 14 and any(outputs[1:]):
+        raise Refused("uses batch statistics (its outputs are those of training)")
+    if any(site.used(index) for index in range(1, len(outputs))):
+        raise Refused("gives its statistics to other nodes")
+
+
+def _own(site: Site, scale: int, bias: int | None) -> tuple[Constant | None, Constant | None]:
+    """The operator's own scale and bias; a bias that is computed at run time blocks the scale as well."""
+    if bias is None or not site.has(bias):
+        return site.constant(scale), None
+    constant = site.constant(bias)
+    return (site.constant(scale), constant) if constant is not None else (None, None)
+
+
+def _instance_norm(site: Site) -> Role:
+    rank = rank_of(site, 0)
+    scale, bias = _own(site, 1, 2)
+    over = tuple(range(2, rank))
+    return Normalize(scale, 1, bias, 2, (1,), over, True, float(site.attr("epsilon", EPSILON)))
+
+
+def _group_norm(site: Site) -> Role:
+    rank = rank_of(site, 0)
+    scale, bias = _own(site, 1, 2)
+    groups = int(site.attr("num_groups", 0)) if site.opset < 21 else 0
+    over = tuple(range(1, rank))
+    return Normalize(scale, 1, bias, 2, (1,), over, True, float(site.attr("epsilon", EPSILON)), groups)
+
+
+def _layer_norm(site: Site) -> Role:
+    if site.used(1) or site.used(2):
+        raise Refused("its mean or deviation is used")
+    return _last_axes(site, 2, True)
+
+
+def _rms_norm(site: Site) -> Role:
+    return _last_axes(site, None, False)
+
+
+def _last_axes(site: Site, bias_slot: int | None, removes_mean: bool) -> Role:
+    """Over all axes from `axis` on; the scale must run along all of them to take a change of the output."""
+    shape = shape_of(site, 0)
+    over = tuple(range(axis_of(int(site.attr("axis", -1)), len(shape)), len(shape)))
+    scale, bias = _own(site, 1, bias_slot)
+    if any(
+        constant is not None and constant.shape != tuple(shape[axis] for axis in over)
+        for constant in (scale, bias)
+    ):
+        scale = bias = None
+    eps = float(site.attr("epsilon", EPSILON))
+    return Normalize(scale, 1, bias, bias_slot, over, over, removes_mean, eps)
+
+
+def _softmax(site: Site) -> Role:
+    rank = rank_of(site, 0)
+    axis = axis_of(int(site.attr("axis", -1 if site.opset >= 13 else 1)), rank)
+    if site.opset < 13 and axis != rank - 1:
+        raise Refused(f"is taken over several axes at once (opset {site.opset})")
+    return SoftmaxInput(axis)
+
+
+NORMS: dict[str, Callable[[Site], Role]] = {
+    "BatchNormalization": _batch_norm,
+    "GroupNormalization": _group_norm,
+    "InstanceNormalization": _instance_norm,
+    "LayerNormalization": _layer_norm,
+    "LogSoftmax": _softmax,
+    "RMSNormalization": _rms_norm,
+    "Softmax": _softmax,
+}

@@ -1,0 +1,146 @@
+"""Rows for what takes a maximum or a mean: pools, reductions, and resampling of images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from bnfold.fold.graph import Map, Role
+from bnfold.onnx_graph.model.site import Site
+from bnfold.onnx_graph.ops.facts import (
+    Refused,
+    axes_of,
+    integers,
+    out_shape_of,
+    rank_of,
+    shape_of,
+    text,
+)
+from bnfold.onnx_graph.ops.windows import Window, windows
+
+__all__ = ["WINDOWS"]
+
+_COUNTED = "its windows count zero padding, where a shift would not be seen"
+_EMPTY = "a window of it may see padding only"
+
+
+def _no_shift(site: Site) -> str:
+    return f"{site.op} does not pass a shift"
+
+
+def _spatial(site: Site) -> tuple[int, ...]:
+    rank = rank_of(site, 0)
+    if rank < 3:
+        raise Refused(f"its input of rank {rank} has no spatial axes")
+    return tuple(range(2, rank))
+
+
+def _grid(site: Site) -> tuple[Window, ...]:
+    return windows(site, integers(site, "kernel_shape") or (), shape_of(site, 0)[2:]).windows
+
+
+def _max_pool(site: Site) -> Role:
+    flat = _spatial(site)
+    if site.used(1):
+        raise Refused("its indices are used, and a scale can change which of two equals they name")
+    if any(window.may_be_empty for window in _grid(site)):
+        raise Refused(_EMPTY)
+    return Map(flat=flat)
+
+
+def _average_pool(site: Site) -> Role:
+    flat, grid = _spatial(site), _grid(site)
+    counted = site.attr("count_include_pad", 0) and any(w.padded or w.hangs_over for w in grid)
+    reason = _COUNTED if counted else _EMPTY if any(w.may_be_empty for w in grid) else ""
+    return Map("any", reason, flat)
+
+
+def _lp_pool(site: Site) -> Role:
+    return Map("absolute", _no_shift(site), _spatial(site))
+
+
+def _global(site: Site, sign: str, shifts: bool = True) -> Role:
+    return Map(sign, "" if shifts else _no_shift(site), _spatial(site))
+
+
+def _reduce(site: Site, sign: str, shifts: bool = True, flip: str = "", adds: bool = False) -> Role:
+    """Over `axes`, an attribute or (from opset 13 or 18 on) an input; without them over all."""
+    shape = shape_of(site, 0)
+    axes = axes_of(site, len(shape), 1)
+    if not axes:
+        if site.attr("noop_with_empty_axes", 0):
+            raise Refused("reduces over no axis at all")
+        axes = tuple(range(len(shape)))
+    gain = 1.0
+    if adds:
+        sizes = [shape[axis] for axis in axes]
+        gain = float(math.prod(size for size in sizes if isinstance(size, int)))
+        if not all(isinstance(size, int) for size in sizes):
+            gain = 0.0  # so many that nobody knows
+    return Map(
+        sign,
+        "" if shifts else _no_shift(site),
+        flat=axes,
+        squeezed=() if site.attr("keepdims", 1) else axes,
+        gain=gain,
+        flip=flip,
+    )
+
+
+def _resize(site: Site) -> Role:
+    """Resize, Upsample: the weights of all modes sum to one, but for what lies outside the image."""
+    mode = text(site, "coordinate_transformation_mode", "half_pixel")
+    if mode == "tf_crop_and_resize":
+        raise Refused("looks outside the image (tf_crop_and_resize)")
+    # these may move pixels where the size stays the same
+    moves = mode == "tf_half_pixel_for_nn" or text(site, "keep_aspect_ratio_policy", "stretch") != "stretch"
+    return Map("any", flat=tuple(range(rank_of(site, 0))) if moves else _resized(site))
+
+
+def _resized(site: Site) -> tuple[int, ...]:
+    shape, goal = shape_of(site, 0), out_shape_of(site)
+    axes = integers(site, "axes")
+    axes = tuple(axis % len(shape) for axis in axes) if axes is not None else tuple(range(len(shape)))
+    slot, by_size = (2, True) if site.opset >= 11 else (1, False)
+    if by_size and _given(site, 3):
+        # the same size again is no resampling, in every mode
+        return tuple(axis for axis in axes if not isinstance(goal[axis], int) or shape[axis] != goal[axis])
+    if _given(site, slot) or site.attr("scales", None) is not None:
+        scales = site.value(slot) if _given(site, slot) else np.asarray(site.attr("scales", ()))
+        if scales is not None and scales.size == len(axes):
+            return tuple(axis for axis, scale in zip(axes, scales.reshape(-1), strict=True) if scale != 1)
+    return axes
+
+
+def _given(site: Site, slot: int) -> bool:
+    """An input that is there, and not an empty list in place of one."""
+    constant = site.constant(slot) if site.has(slot) else None
+    return site.has(slot) and (constant is None or math.prod(constant.shape) > 0)
+
+
+def _grid_sample(site: Site) -> Role:
+    zeros = text(site, "padding_mode", "zeros") == "zeros"
+    reason = "sees zero padding outside the image, where a shift would not be seen" if zeros else ""
+    return Map("any", reason, _spatial(site))
+
+
+WINDOWS: dict[str, Callable[[Site], Role]] = {
+    "AveragePool": _average_pool,
+    "GlobalAveragePool": partial(_global, sign="any"),
+    "GlobalLpPool": partial(_global, sign="absolute", shifts=False),
+    "GlobalMaxPool": partial(_global, sign="positive"),
+    "GridSample": _grid_sample,
+    "LpPool": _lp_pool,
+    "MaxPool": _max_pool,
+    "ReduceL1": partial(_reduce, sign="absolute", shifts=False),
+    "ReduceL2": partial(_reduce, sign="absolute", shifts=False),
+    "ReduceMax": partial(_reduce, sign="positive", flip="ReduceMin"),
+    "ReduceMean": partial(_reduce, sign="any"),
+    "ReduceMin": partial(_reduce, sign="positive", flip="ReduceMax"),
+    "ReduceSum": partial(_reduce, sign="any", adds=True),
+    "Resize": _resize,
+    "Upsample": _resize,
+}

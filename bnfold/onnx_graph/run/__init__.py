@@ -1,0 +1,1 @@
+"""Running models: inputs, onnxruntime, the reference evaluator, two models side by side."""

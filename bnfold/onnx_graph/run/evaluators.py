@@ -1,0 +1,203 @@
+"""Running a model as it stands: onnxruntime with its optimizer off, else onnx's reference evaluator."""
+
+from __future__ import annotations
+
+import math
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnx
+
+from bnfold.errors import BnfoldError
+from bnfold.onnx_graph.file import loaded as files
+from bnfold.onnx_graph.file.loaded import Loaded
+
+Array = np.ndarray[Any, Any]
+Outputs = dict[str, Any]  # an array each; a list for a sequence, a dict for a map, None for an empty optional
+
+MISSING = "onnxruntime is not installed (pip install 'bnfold[onnxruntime]')"
+# Weights, in number. The reference evaluator holds them several times over.
+LARGEST_FOR_REFERENCE = 1 << 28
+
+
+class CannotRun(BnfoldError):
+    """This evaluator cannot run this model (on this feed); the message is its reason, in one line."""
+
+
+class Evaluator(Protocol):
+    """A model made ready to run. `name` tells by what, with the version."""
+
+    name: str
+
+    def run(self, feed: Mapping[str, Array]) -> Outputs:
+        """The graph outputs by name. Raises CannotRun."""
+
+    def seconds(self, feed: Mapping[str, Array]) -> float:
+        """A rough estimate of what `run` will take, where that can be long; else 0."""
+
+
+class OnnxRuntime:
+    """onnxruntime on the CPU, graph optimizations off, nothing logged.
+
+    Raises:
+        CannotRun: onnxruntime is not installed, or refuses the model.
+    """
+
+    label = "onnxruntime"
+
+    def __init__(self, loaded: Loaded) -> None:
+        try:
+            import onnxruntime
+        except ImportError:
+            raise CannotRun(MISSING) from None
+        self.name = f"onnxruntime {onnxruntime.__version__}"
+        self._ort: Any = onnxruntime
+        try:
+            self._session = self._open(loaded)
+        except BnfoldError:
+            raise
+        except Exception as error:
+            newest = re.search(r"max supported IR version: (\d+)", str(error))
+            if newest is None:
+                raise CannotRun(_one_line(error)) from None
+            # It says which fields a file may use; a model that only declares a newer one runs as it is.
+            older = loaded.copy()
+            older.proto.ir_version = int(newest.group(1))
+            try:
+                self._session = self._open(older)
+            except Exception as again:
+                raise CannotRun(_one_line(again)) from None
+
+    def _open(self, loaded: Loaded) -> Any:
+        options = self._ort.SessionOptions()
+        options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.log_severity_level = 4  # fatal only: what else is wrong comes as an exception
+
+        def session(source: str | bytes) -> Any:
+            return self._ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+        if loaded.path is not None and not loaded.edited:
+            return session(str(loaded.path))
+        message = _message(loaded)
+        if message is not None:
+            return session(message)
+        with tempfile.TemporaryDirectory(prefix="bnfold-") as folder:
+            path = Path(folder) / "model.onnx"
+            files.save(loaded, path, external=True)
+            return session(str(path))
+
+    def run(self, feed: Mapping[str, Array]) -> Outputs:
+        try:
+            if any(array.dtype.kind == "V" for array in feed.values()):  # ml_dtypes', unknown to onnxruntime
+                return self._run_with_values(feed)
+            names = [output.name for output in self._session.get_outputs()]
+            return dict(zip(names, self._session.run(None, dict(feed)), strict=True))
+        except CannotRun:
+            raise
+        except Exception as error:
+            raise CannotRun(_one_line(error)) from None
+
+    def seconds(self, feed: Mapping[str, Array]) -> float:
+        return 0.0
+
+    def _run_with_values(self, feed: Mapping[str, Array]) -> Outputs:
+        """bfloat16 and its like go in and out as their bits."""
+        make = self._ort.OrtValue
+        values = {}
+        for name, array in feed.items():
+            if array.dtype.kind == "V":
+                code = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+                bits = np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}")
+                values[name] = make.ortvalue_from_numpy_with_onnx_type(bits, code)
+            else:
+                values[name] = make.ortvalue_from_numpy(np.ascontiguousarray(array))
+        outputs = self._session.get_outputs()
+        results = self._session.run_with_ort_values(None, values)
+        return {output.name: value.numpy() for output, value in zip(outputs, results, strict=True)}
+
+
+class Reference:
+    """onnx's reference evaluator with our own convolutions, poolings and batch norm (see reference.py).
+
+    Raises:
+        CannotRun: it does not know an operator, or the model is too large for it.
+    """
+
+    label = "onnx reference evaluator"
+
+    def __init__(self, loaded: Loaded) -> None:
+        from bnfold.onnx_graph.run import reference
+
+        self.name = f"{self.label} {onnx.__version__}"
+        self._loaded = loaded
+        _refuse_large(loaded)
+        try:
+            self._evaluator = reference.evaluator(loaded.to_proto())
+        except BnfoldError:
+            raise
+        except Exception as error:
+            raise CannotRun(_one_line(error)) from None
+
+    def seconds(self, feed: Mapping[str, Array]) -> float:
+        return reference_seconds(self._loaded, feed)
+
+    def run(self, feed: Mapping[str, Array]) -> Outputs:
+        try:
+            with np.errstate(all="ignore"):  # infinities and NaNs are compared, not warned about
+                results = self._evaluator.run(None, dict(feed))
+        except Exception as error:
+            raise CannotRun(_one_line(error)) from None
+        return dict(zip(self._evaluator.output_names, results, strict=True))
+
+
+EVALUATORS: tuple[type[OnnxRuntime | Reference], ...] = (OnnxRuntime, Reference)
+
+
+def reference_seconds(loaded: Loaded, feed: Mapping[str, Array]) -> float:
+    """A rough estimate of what the reference evaluator takes for `loaded` on `feed`.
+
+    Raises:
+        CannotRun: the model is too large for it altogether.
+    """
+    from bnfold.onnx_graph.run import reference
+
+    _refuse_large(loaded)
+    return reference.seconds(loaded.proto, {name: array.shape for name, array in feed.items()})
+
+
+def evaluate(loaded: Loaded, feed: Mapping[str, Array]) -> tuple[Outputs, str]:
+    """Run `loaded` on `feed`: the outputs by name, and the evaluator that ran, such as "onnxruntime 1.32.0".
+
+    Raises:
+        CannotRun: neither evaluator can; the message has both reasons.
+    """
+    reasons = []
+    for make in EVALUATORS:
+        try:
+            evaluator = make(loaded)
+            return evaluator.run(feed), evaluator.name
+        except CannotRun as error:
+            reasons.append(f"{make.label}: {error}")
+    raise CannotRun("; ".join(reasons))
+
+
+def _refuse_large(loaded: Loaded) -> None:
+    if sum(math.prod(t.dims) for t in loaded.proto.graph.initializer) > LARGEST_FOR_REFERENCE:
+        raise CannotRun("the model has too many weights for it")
+
+
+def _message(loaded: Loaded) -> bytes | None:
+    """The serialized model, data files included, or None where it is too large for one message."""
+    chunks = loaded.inlined()
+    return b"".join(chunks) if sum(map(len, chunks)) <= files.LARGEST else None
+
+
+def _one_line(error: Exception) -> str:
+    """onnxruntime's and onnx's exceptions can fill a screen; the reason is at the start of it."""
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(str(error).split()))
+    text = re.sub(r"/\S*onnxruntime_src\S* ", "", text)
+    return (text if len(text) <= 300 else text[:299] + "…") or type(error).__name__

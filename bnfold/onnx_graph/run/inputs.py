@@ -1,0 +1,304 @@
+"""Inputs to run a model with: read from files, taken from the caller, or generated from a seed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from bnfold.errors import ModelError, UsageError
+from bnfold.onnx_graph.file.loaded import Loaded
+
+Array = np.ndarray[Any, Any]
+Dim = int | str | None  # a size, a name for one, or nothing known
+
+# Sizes to try for dimensions that the model leaves open: what image models take most often first.
+SIZES = (224, 64, 32, 256, 48, 16, 8, 4, 1)
+# Two shows what one hides: a value that leaks from one sample of the batch to the next.
+BATCHES = (2, 1)
+
+
+class NoGuess(UsageError):
+    """The model does not say enough about an input to make one up."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """A graph input that has to be fed. `dims` is None where not even the rank is known."""
+
+    name: str
+    dtype: np.dtype[Any]
+    dims: tuple[Dim, ...] | None
+
+    def __str__(self) -> str:
+        if self.dims is None:
+            return f"{self.dtype} of any shape"
+        return f"{self.dtype} ({', '.join('?' if d is None else str(d) for d in self.dims)})"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An array from a file. It belongs to the input of its name, else to the one at its position."""
+
+    array: Array
+    name: str
+    position: int
+    source: str
+
+
+Given = str | Path | Sequence[Sample] | Mapping[str, Any]
+
+
+def wanted(loaded: Loaded) -> list[Input]:
+    """The inputs that must be fed, in order: those without an initializer of the same name.
+
+    Raises:
+        NoGuess: an input is no tensor (a sequence, an optional, a map).
+    """
+    graph = loaded.proto.graph
+    defaults = {t.name for t in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
+    found = []
+    for value in graph.input:
+        if value.name in defaults:
+            continue
+        kind = value.type.WhichOneof("value")
+        if kind not in ("tensor_type", None):
+            raise NoGuess(f"the input {value.name!r} is not a tensor ({kind}); such inputs cannot be fed")
+        found.append(_input(value.name, value.type.tensor_type))
+    return found
+
+
+def describe(typ: onnx.TypeProto) -> str | Input:
+    """What a graph input or output is: an Input without a name for a tensor, else words."""
+    kind = typ.WhichOneof("value")
+    return _input("", typ.tensor_type) if kind in ("tensor_type", None) else str(kind).removesuffix("_type")
+
+
+def compatible(a: str | Input, b: str | Input) -> bool:
+    """Whether two descriptions can be of the same value: unknown sizes and symbols agree with anything."""
+    if isinstance(a, str) or isinstance(b, str):
+        return a == b
+    if a.dtype != b.dtype:
+        return False
+    if a.dims is None or b.dims is None:
+        return True
+    sizes = zip(a.dims, b.dims, strict=False)
+    return len(a.dims) == len(b.dims) and all(
+        x == y or not isinstance(x, int) or not isinstance(y, int) for x, y in sizes
+    )
+
+
+def _input(name: str, tensor: onnx.TypeProto.Tensor) -> Input:
+    dims: tuple[Dim, ...] | None = None
+    if tensor.HasField("shape"):
+        dims = tuple(
+            # some exporters write "?" for each size that they do not know: it names nothing
+            d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else (d.dim_param.strip("?") or None)
+            for d in tensor.shape.dim
+        )
+    return Input(name, element_type(tensor.elem_type or onnx.TensorProto.FLOAT), dims)
+
+
+def element_type(code: int) -> np.dtype[Any]:
+    """numpy's dtype for a TensorProto.DataType (ml_dtypes' for bfloat16, float8 and the like)."""
+    try:
+        return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(code))
+    except KeyError:
+        raise ModelError(f"there is no element type {code}; the model is damaged: export it again") from None
+
+
+def load_inputs(path: str | Path) -> list[Sample]:
+    """Read arrays from an .npz (by input name), an .npy, a .pb (TensorProto), or a folder of input_*.pb.
+
+    Raises:
+        UsageError: nothing there, or not such a file.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = sorted(path.glob("input_*.pb"), key=_number)
+        if not files:
+            raise UsageError(f"there are no input_*.pb in the folder {path}")
+        return [_read_pb(file, i) for i, file in enumerate(files)]
+    if not path.is_file():
+        raise UsageError(f"there is no file {path} to read inputs from")
+    if path.suffix == ".pb":
+        return [_read_pb(path, 0)]
+    if path.suffix not in (".npz", ".npy"):
+        raise UsageError(
+            f"{path}: cannot read inputs from this kind of file. Note: valid choices are .npz, .npy, .pb"
+        )
+    try:
+        content = np.load(path, allow_pickle=False)
+        if isinstance(content, np.ndarray):
+            return [Sample(content, "", 0, str(path))]
+        with content:
+            return [Sample(content[name], name, i, f"{path}:{name}") for i, name in enumerate(content.files)]
+    except Exception as error:  # numpy's readers raise whatever the bytes bring about
+        raise UsageError(f"{path} is not a readable {path.suffix} file: {error}") from None
+
+
+def feed_from(inputs: Sequence[Input], given: Given) -> dict[str, Array]:
+    """The arrays of `given`, each checked against the input it is for.
+
+    Raises:
+        UsageError: an input is missing, a name unknown, or a type or shape does not fit; it says what was
+        expected.
+    """
+    if isinstance(given, (str, Path)):
+        given = load_inputs(given)
+    if isinstance(given, Mapping):
+        named = {str(name): np.asarray(array) for name, array in given.items()}
+    else:
+        names = {i.name for i in inputs}
+        named = {}
+        for sample in given:
+            at_position = inputs[sample.position].name if sample.position < len(inputs) else sample.name
+            # Names inside .pb files are often another framework's; a name inside an .npz is the user's word.
+            by_name = sample.name in names or (sample.name and not sample.source.endswith(".pb"))
+            name = sample.name if by_name else at_position
+            if name in named:
+                raise UsageError(f"{sample.source} is the second array for the input {name!r}")
+            named[name] = sample.array
+    choices = ", ".join(f"{i.name}: {i}" for i in inputs) or "none"
+    for name in named:
+        if name not in {i.name for i in inputs}:
+            raise UsageError(f"the model has no input {name!r} to feed. Note: its inputs are {choices}")
+    for i in inputs:
+        if i.name not in named:
+            raise UsageError(
+                f"no value was given for the input {i.name!r}. Note: the model's inputs are {choices}"
+            )
+    sizes: dict[str, tuple[int, str]] = {}
+    return {i.name: _fitted(i, named[i.name], sizes) for i in inputs}
+
+
+def generate(
+    inputs: Sequence[Input],
+    seed: int = 0,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    *,
+    positive: bool = False,
+) -> Iterator[dict[str, Array]]:
+    """Random inputs: one feed for each guess at the sizes that the model leaves open, the likeliest first.
+
+    Floats are standard normal (`positive`: uniform from 0 to 1, for models that take roots or logarithms),
+    integers 0 or 1 (they are mostly token numbers, masks and indices, and 1 is in nearly any range), bytes 0
+    to 255. The first axis is taken for the batch, equal names for equal sizes. `shapes` sets the shape of
+    inputs by name.
+
+    Raises:
+        UsageError: `shapes` names an unknown input or contradicts the model; NoGuess: an input's rank is
+        unknown.
+    """
+    shapes = dict(shapes or {})
+    known = {i.name for i in inputs}
+    sizes: dict[str, tuple[int, str]] = {}
+    for name, shape in shapes.items():
+        if name not in known:
+            raise UsageError(f"a shape was given for {name!r}, but the model's inputs are {sorted(known)}")
+        _check_shape(next(i for i in inputs if i.name == name), shape, sizes)
+    for i in inputs:
+        if i.dims is None and i.name not in shapes:
+            raise NoGuess(
+                f"the model does not say how many axes its input {i.name!r} has; give its shape "
+                f"(--overwrite-input-shape {i.name}:1,3,224,224, or shapes={{{i.name!r}: (1, 3, 224, 224)}})"
+            )
+    bound = {symbol: size for symbol, (size, _) in sizes.items()}
+    seen = set()
+    for size in SIZES:
+        for batch in BATCHES:
+            guess = {
+                i.name: tuple(shapes[i.name])
+                if i.name in shapes
+                else tuple(
+                    _size(d, axis, len(i.dims or ()), batch, size, bound)
+                    for axis, d in enumerate(i.dims or ())
+                )
+                for i in inputs
+            }
+            if tuple(guess.values()) not in seen:
+                seen.add(tuple(guess.values()))
+                rng = np.random.default_rng(seed)
+                yield {i.name: _random(rng, i, guess[i.name], positive) for i in inputs}
+
+
+def _size(dim: Dim, axis: int, rank: int, batch: int, size: int, bound: Mapping[str, int]) -> int:
+    if isinstance(dim, int):
+        return dim
+    if dim is not None and dim in bound:
+        return bound[dim]
+    if axis == 0:
+        return batch
+    return 3 if axis == 1 and rank == 4 else size  # an image's channels
+
+
+def _random(rng: np.random.Generator, i: Input, shape: tuple[int, ...], positive: bool) -> Array:
+    kind = i.dtype.kind
+    array: Array
+    if kind == "b":
+        array = np.asarray(rng.random(shape) < 0.5)
+    elif kind == "c":
+        array = np.asarray(rng.standard_normal(shape) + 1j * rng.standard_normal(shape))
+    elif kind in "OUS":
+        return np.full(shape, "a", object)
+    elif i.dtype in (np.uint8, np.int8):
+        array = np.asarray(rng.integers(np.iinfo(i.dtype).min, np.iinfo(i.dtype).max + 1, shape))
+    elif kind in "iu" or "int" in i.dtype.name:
+        array = np.asarray(rng.integers(0, 2, shape))
+    else:
+        array = np.asarray(rng.random(shape) if positive else rng.standard_normal(shape))
+    return array.astype(i.dtype)
+
+
+def _fitted(i: Input, array: Array, sizes: dict[str, tuple[int, str]]) -> Array:
+    """`array` in the input's type, if nothing but float precision is lost; its shape checked."""
+    _check_shape(i, array.shape, sizes)
+    if array.dtype == i.dtype:
+        return array
+    if i.dtype.kind in "OUS" and array.dtype.kind in "OUS":
+        return array.astype(object)
+    floating = i.dtype.kind not in "biuOUS" and "int" not in i.dtype.name
+    if array.dtype.kind in "biuf" or (floating and array.dtype.name == "bfloat16"):
+        with np.errstate(all="ignore"):
+            cast = array.astype(i.dtype)
+        if floating or (array.dtype.kind in "biu" and np.array_equal(cast, array)):
+            return cast
+    raise UsageError(f"the input {i.name!r} takes {i}, but {array.dtype} was given")
+
+
+def _check_shape(i: Input, shape: Sequence[int], sizes: dict[str, tuple[int, str]]) -> None:
+    """Against the model's pattern; `sizes` remembers what each symbol stood for, and where."""
+    where = f"the input {i.name!r} takes {i}, but its given shape is {tuple(shape)}"
+    if i.dims is None:
+        return
+    if len(shape) != len(i.dims):
+        raise UsageError(f"{where}: {len(shape)} axes instead of {len(i.dims)}")
+    for axis, (dim, size) in enumerate(zip(i.dims, shape, strict=True)):
+        if isinstance(dim, int) and dim != size:
+            raise UsageError(f"{where}: axis {axis} is {size} instead of {dim}")
+        if isinstance(dim, str):
+            before, whose = sizes.setdefault(dim, (size, i.name))
+            if before != size:
+                raise UsageError(f"{where}: {dim!r} is {size} here and {before} in the input {whose!r}")
+
+
+def _read_pb(path: Path, position: int) -> Sample:
+    tensor = onnx.TensorProto()
+    try:
+        tensor.ParseFromString(path.read_bytes())
+        if tensor.data_type == onnx.TensorProto.UNDEFINED:
+            raise ValueError("no element type")
+        array = onnx.numpy_helper.to_array(tensor)
+    except Exception as error:
+        raise UsageError(f"{path} does not hold an ONNX tensor: {error}") from None
+    return Sample(array, tensor.name, position, str(path))
+
+
+def _number(path: Path) -> tuple[int, str]:
+    digits = re.search(r"\d+", path.stem)
+    return int(digits.group()) if digits else 0, path.name

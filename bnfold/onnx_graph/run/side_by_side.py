@@ -1,0 +1,214 @@
+"""Two models side by side: the same inputs, the same evaluator, one after the other."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+
+from bnfold.errors import UsageError
+from bnfold.onnx_graph.file.loaded import Loaded
+from bnfold.onnx_graph.run import evaluators as run
+from bnfold.onnx_graph.run import inputs
+from bnfold.onnx_graph.run import widened as precision
+from bnfold.onnx_graph.run.evaluators import CannotRun, Evaluator, Outputs
+from bnfold.onnx_graph.run.input_ranges import Range, inside, outside
+from bnfold.onnx_graph.run.inputs import Given, Input
+
+Array = np.ndarray[Any, Any]
+
+# Seconds that the reference evaluator may take, by rough estimate: to compare at all, and to tell a fault
+# from rounding.
+PATIENCE, PATIENCE_FOR_ROUNDING = 600.0, 60.0
+
+
+# Operators that draw random numbers, all with an attribute `seed` (an integer for Dropout, else a float).
+_RANDOM = (
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+    "Multinomial",
+    "Bernoulli",
+)
+
+
+class NotRun(Exception):
+    """Nothing can be known; the message is the reason."""
+
+
+class Broken(Exception):
+    """The folded model does not run where the original does."""
+
+
+class Feeds:
+    """What to feed: what was given, or guesses until one runs."""
+
+    def __init__(
+        self,
+        model: Loaded,
+        given: Given | None,
+        shapes: Mapping[str, Sequence[int]] | None,
+        seed: int,
+        ranges: Mapping[str, Range] | None = None,
+    ) -> None:
+        self._shapes, self._seed, self._ranges = shapes, seed, ranges or {}
+        try:
+            self._wanted: list[Input] = inputs.wanted(model)
+            self._given = None if given is None else inputs.feed_from(self._wanted, given)
+            if self._given is None:
+                next(iter(self), None)
+            elif text := outside(self._given, self._ranges):
+                raise UsageError(text)
+        except inputs.NoGuess as error:
+            raise NotRun(str(error)) from None
+
+    def __iter__(self) -> Iterator[dict[str, Array]]:
+        if self._given is not None:
+            yield self._given
+        else:
+            for feed in inputs.generate(self._wanted, self._seed, self._shapes):
+                yield inside(feed, self._ranges)
+
+    def positive(self, feed: Mapping[str, Array]) -> dict[str, Array] | None:
+        """The same shapes with numbers from 0 to 1, where the feed was a guess."""
+        if self._given is not None:
+            return None
+        shapes = {name: array.shape for name, array in feed.items()}
+        found = next(inputs.generate(self._wanted, self._seed, shapes, positive=True), None)
+        return None if found is None else inside(found, self._ranges)
+
+
+@dataclass
+class Ran:
+    """Both models' outputs on one feed (for float32 copies, too, the feed of what they came from)."""
+
+    original: Outputs
+    folded: Outputs
+    feed: Mapping[str, Array]
+    evaluator: str
+
+
+def run_pair(
+    a: Loaded,
+    b: Loaded,
+    feeds: Feeds | list[Mapping[str, Array]],
+    *,
+    narrow: bool = False,
+    patience: float = PATIENCE,
+) -> Ran:
+    """Both models in the first evaluator that can run the original, on the first feed that runs.
+
+    narrow: the models are float32 copies, the feeds in the type of what they came from. patience: seconds.
+
+    Raises:
+        NotRun: no evaluator runs the original, or nothing finite comes out.
+        Broken: the original runs, the other does not.
+        UsageError: as NotRun, while onnxruntime is not installed.
+    """
+    reasons = []
+    for make in run.EVALUATORS:
+        try:
+            evaluator = make(a)
+            feed, original = _first_that_runs(evaluator, feeds, narrow, patience)
+        except CannotRun as error:
+            reasons.append(f"{make.label}: {error}")
+            continue
+        name = evaluator.name
+        del evaluator  # its weights make room for the other model's
+        try:
+            return Ran(original, make(b).run(_ready(feed, narrow)), feed, name)
+        except CannotRun as error:
+            if _versions(a) == _versions(b):
+                reason = f"the second model does not run in {name}, where the first does: {error}"
+                raise Broken(reason) from None
+            reasons.append(f"{make.label}, the second model: {error}")
+    if any(run.MISSING in reason for reason in reasons):
+        raise UsageError(f"the models cannot be run to compare them: {'; '.join(reasons)}")
+    raise NotRun("; ".join(reasons))
+
+
+def _first_that_runs(
+    evaluator: Evaluator, feeds: Feeds | list[Mapping[str, Array]], narrow: bool, patience: float
+) -> tuple[Mapping[str, Array], Outputs]:
+    problem, tries = "", 0
+    for feed in feeds:
+        tries += 1
+        seconds = evaluator.seconds(_ready(feed, narrow))
+        if seconds > patience:
+            raise CannotRun(f"it would take about {seconds:.0f} s")
+        try:
+            outputs = evaluator.run(_ready(feed, narrow))
+        except CannotRun as error:
+            problem = problem or str(error)
+            continue
+        if _tells(outputs):
+            return feed, outputs
+        other = feeds.positive(feed) if isinstance(feeds, Feeds) else None
+        if other is not None and _tells(outputs := evaluator.run(_ready(other, narrow))):
+            return other, outputs
+        raise NotRun(
+            "every output is empty, NaN or infinite on these inputs, which shows nothing; give other inputs"
+        )
+    if tries > 1:
+        problem += f" ({tries - 1} other guesses at the shapes fail too: give shapes or inputs)"
+    raise CannotRun(problem)
+
+
+def _ready(feed: Mapping[str, Array], narrow: bool) -> Mapping[str, Array]:
+    return _cast(feed, ("float16", "bfloat16"), np.float32) if narrow else feed
+
+
+def _cast(feed: Mapping[str, Array], names: tuple[str, ...], to: type[np.floating[Any]]) -> dict[str, Array]:
+    return {k: array.astype(to) if array.dtype.name in names else array for k, array in feed.items()}
+
+
+def _tells(value: Any) -> bool:
+    """Whether there is anything finite to compare."""
+    if isinstance(value, dict):
+        return any(_tells(v) for v in value.values())
+    if isinstance(value, (list, tuple)):
+        return any(_tells(v) for v in value)
+    if value is None:
+        return False
+    array = np.asarray(value)
+    if array.dtype.kind in "biuOUS" or "int" in array.dtype.name:
+        return bool(array.size)
+    return bool(np.isfinite(array if array.dtype.kind == "c" else array.astype(np.float64)).any())
+
+
+def seeded(loaded: Loaded) -> Loaded:
+    """The model itself, or a copy in which random nodes draw the same numbers whatever stands around them."""
+    if not any(node.op_type in (*_RANDOM, "Dropout") for node in precision.nodes(loaded.proto)):
+        return loaded
+    loaded = loaded.copy()
+    for node in precision.nodes(loaded.proto):
+        if node.domain in ("", "ai.onnx") and not any(a.name == "seed" for a in node.attribute):
+            seed = zlib.crc32(node.output[0].encode()) % 1000
+            if node.op_type in _RANDOM:
+                node.attribute.add(name="seed", type=onnx.AttributeProto.FLOAT, f=seed)
+            elif (
+                node.op_type == "Dropout" and len(node.input) > 2
+            ):  # from opset 12 on, where it may be training
+                node.attribute.add(name="seed", type=onnx.AttributeProto.INT, i=seed)
+    return loaded
+
+
+def in_float64(a: Loaded, feed: Mapping[str, Array]) -> tuple[Outputs | None, str]:
+    """The original's outputs with next to no rounding, or None and why not."""
+    try:
+        seconds = run.reference_seconds(a, feed)
+        if seconds > PATIENCE_FOR_ROUNDING:
+            return None, f"in float64 it would take about {seconds:.0f} s"
+        exact = run.Reference(precision.float64_copy(a)).run(_cast(feed, ("float32",), np.float64))
+    except CannotRun as error:
+        return None, f"onnx reference evaluator: {error}"
+    return exact, ""
+
+
+def _versions(model: Loaded) -> tuple[int, frozenset[tuple[str, int]]]:
+    return model.proto.ir_version, frozenset((o.domain, o.version) for o in model.proto.opset_import)

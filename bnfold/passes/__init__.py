@@ -1,0 +1,1 @@
+"""What is done to a folded model. None of them imports another."""

@@ -1,0 +1,193 @@
+"""Bounds through the roles that linear layers, arithmetic and rearrangements of data have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import numpy as np
+
+from bnfold.fold.graph import (
+    Affine,
+    Array,
+    Clamp,
+    Concat,
+    Gate,
+    Leaky,
+    Linear,
+    Move,
+    Node,
+    Normalize,
+    Pad,
+    Product,
+    Role,
+    Split,
+    Sum,
+)
+from bnfold.fold.moves import Stuck
+from bnfold.passes.channels.interval import Bounds, unknown
+from bnfold.passes.channels.matrices import through
+
+__all__ = ["BY_ROLE", "Rule"]
+
+# from the bounds of the inputs to those of the first output, or of all
+Rule: TypeAlias = "Callable[[Node, list[Bounds]], Bounds | list[Bounds]]"
+
+
+def _linear(node: Node, inputs: list[Bounds]) -> Bounds:
+    role = node.role
+    assert isinstance(role, Linear)
+    return through(role, inputs[role.x], node.outputs[0].rank)
+
+
+def _affine(node: Node, inputs: list[Bounds]) -> Bounds:
+    role = node.role
+    assert isinstance(role, Affine)
+    return inputs[role.x].scaled(role.scale).plus(Bounds(role.shift, role.shift))
+
+
+def _leaky(node: Node, inputs: list[Bounds]) -> Bounds:
+    role = node.role
+    assert isinstance(role, Leaky)
+    x = inputs[0]
+    ends = [np.where(end < 0, _times(end, role.slope), end) for end in x]
+    zero = np.where((x.lo < 0) & (x.hi > 0), 0.0, ends[0])
+    return Bounds(np.minimum.reduce([*ends, zero]), np.maximum.reduce([*ends, zero]))
+
+
+def _times(a: Array, b: Array) -> Array:
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.where(b == 0, 0.0, a * b))
+
+
+def _clamp(node: Node, inputs: list[Bounds]) -> Bounds:
+    role = node.role
+    assert isinstance(role, Clamp)
+    return inputs[0].each(lambda end: np.clip(end, role.low, role.high))
+
+
+def _gate(node: Node, inputs: list[Bounds]) -> Bounds:
+    role, x = node.role, inputs[0]
+    assert isinstance(role, Gate)
+    if role.beta is not None:
+        beta = np.full((1,) * x.lo.ndim, role.beta)
+        line = x.scaled(np.full((1,) * x.lo.ndim, role.alpha)).plus(Bounds(beta, beta))
+        return line.each(lambda end: np.clip(end, 0.0, 1.0))
+    if role.alpha <= 0:
+        return unknown(x.lo.ndim)
+    return x.each(lambda end: np.where(end > 0, end, role.alpha * np.expm1(np.minimum(end, 0) / role.alpha)))
+
+
+def _move(node: Node, inputs: list[Bounds]) -> Bounds:
+    role = node.role
+    assert isinstance(role, Move)
+    x, y = inputs[role.x], node.outputs[0]
+    try:
+        return x.each(role.move.push)
+    except Stuck:
+        whole = x.flat(range(x.lo.ndim))
+        return whole.each(lambda end: end.reshape((1,) * y.rank))
+
+
+def _pad(node: Node, inputs: list[Bounds]) -> Bounds:
+    role = node.role
+    assert isinstance(role, Pad)
+    x = inputs[0].flat(role.axes)
+    return x if role.fill is None else x.with_value(role.fill)
+
+
+def _split(node: Node, inputs: list[Bounds]) -> list[Bounds]:
+    role, x = node.role, inputs[0]
+    assert isinstance(role, Split)
+    if x.lo.shape[role.axis] == x.hi.shape[role.axis] == 1:
+        return [x] * len(node.outputs)
+    lo, hi = np.broadcast_arrays(*x)
+    cuts = np.cumsum(role.sizes)[:-1]
+    parts = zip(np.split(lo, cuts, role.axis), np.split(hi, cuts, role.axis), strict=True)
+    return [Bounds(*part) for part in parts]
+
+
+def _concat(node: Node, inputs: list[Bounds]) -> Bounds:
+    role = node.role
+    assert isinstance(role, Concat)
+    if None in role.sizes:
+        others = [x.flat([role.axis]) for x in inputs]
+        result = others[0]
+        for other in others[1:]:
+            result = result.hull(other)
+        return result
+    return Bounds(*(_side_by_side([x[i] for x in inputs], role) for i in (0, 1)))
+
+
+def _side_by_side(parts: list[Array], role: Concat) -> Array:
+    """Joined along the axis, after each is spelt out along the axes where any of them varies."""
+    shapes = [[*part.shape] for part in parts]
+    for shape, size in zip(shapes, role.sizes, strict=True):
+        shape[role.axis] = size or 0
+    full = [max(sizes) for sizes in zip(*shapes, strict=True)]
+    spelt = []
+    for part, shape in zip(parts, shapes, strict=True):
+        wanted = [n if i == role.axis else m for i, (n, m) in enumerate(zip(shape, full, strict=True))]
+        spelt.append(np.broadcast_to(part, wanted))
+    return np.concatenate(spelt, role.axis)
+
+
+def _sum(node: Node, inputs: list[Bounds]) -> Bounds:
+    role = node.role
+    assert isinstance(role, Sum)
+    terms = [x.scaled(np.asarray(c)) for x, c in zip(inputs, role.coefficients, strict=True)]
+    result = terms[0]
+    for term in terms[1:]:
+        result = result.plus(term)
+    return result
+
+
+def _product(node: Node, inputs: list[Bounds]) -> Bounds:
+    role = node.role
+    assert isinstance(role, Product)
+    result = _power(inputs[0], role.powers[0])
+    for x, power in zip(inputs[1:], role.powers[1:], strict=True):
+        result = result.times(_power(x, power))
+    return result
+
+
+def _power(x: Bounds, power: int) -> Bounds:
+    if power == 1:
+        return x
+    away = (x.lo > 0) | (x.hi < 0)  # from zero
+    with np.errstate(divide="ignore"):
+        lo, hi = 1 / x.hi, 1 / x.lo
+    if not away.all():  # zero divided by zero is no number
+        raise ValueError("may divide by zero")
+    return Bounds(np.where(away, lo, -np.inf), np.where(away, hi, np.inf))
+
+
+def _normalize(node: Node, inputs: list[Bounds]) -> Bounds:
+    """Only a scale of zero is known to give something constant: the bias."""
+    role, y = node.role, node.outputs[0]
+    assert isinstance(role, Normalize)
+    if role.scale is None or role.groups:
+        return unknown(y.rank)
+    shape = [1] * y.rank
+    for axis, size in zip(role.axes, role.scale.shape, strict=True):
+        shape[axis] = size
+    scale = role.scale.load().astype(np.float64).reshape(shape)
+    bias = np.zeros(shape) if role.bias is None else role.bias.load().astype(np.float64).reshape(shape)
+    zero = scale == 0
+    return Bounds(np.where(zero, bias, -np.inf), np.where(zero, bias, np.inf))
+
+
+BY_ROLE: dict[type[Role], Rule] = {
+    Affine: _affine,
+    Clamp: _clamp,
+    Concat: _concat,
+    Gate: _gate,
+    Leaky: _leaky,
+    Linear: _linear,
+    Move: _move,
+    Normalize: _normalize,
+    Pad: _pad,
+    Product: _product,
+    Split: _split,
+    Sum: _sum,
+}

@@ -1,0 +1,111 @@
+"""Weights of linear layers as matrices (groups, outputs, inputs): their bounds, zeros and sums over the taps.
+
+They are looked at a few million entries at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from bnfold.fold.graph import Array, Linear
+from bnfold.passes.channels.interval import Bounds, unknown
+
+__all__ = ["bias_of", "is_matrix", "read_by", "sums", "through"]
+
+PIECE = 1 << 22  # entries
+
+
+def is_matrix(role: Linear) -> bool:
+    """One matrix for each group, with taps or without; not a batch of matrices."""
+    return role.w_group is not None or len(role.split) == 2
+
+
+def _pieces(role: Linear) -> Iterator[tuple[slice, Array]]:
+    """(groups, some outputs, inputs, taps), and which outputs these are."""
+    weight: Any = role.weight.load().reshape(role.split)  # of other ranks on the way
+    front = [axis for axis in (role.w_group, role.w_out, role.w_in) if axis is not None]
+    weight = np.moveaxis(weight, front, range(len(front)))
+    if role.w_group is None:
+        weight = weight[None]
+    shape: list[int] = list(weight.shape)
+    groups, outputs, inputs, *taps = shape
+    weight = weight.reshape(groups, outputs, inputs, math.prod(taps))
+    step = max(1, PIECE // max(1, weight.size // max(outputs, 1)))
+    for start in range(0, outputs, step):
+        where = slice(start, min(start + step, outputs))
+        yield where, weight[:, where].astype(np.float64)
+
+
+def _joined(role: Linear, of: Callable[[Array], Array]) -> Array:
+    """(groups, outputs, ...) of what `of` makes of each piece."""
+    return np.concatenate([of(piece) for _, piece in _pieces(role)], 1)
+
+
+def sums(role: Linear) -> Array:
+    """alpha * W summed over the taps: (groups, outputs, inputs)."""
+    return role.alpha * _joined(role, lambda piece: piece.sum(3))
+
+
+def read_by(role: Linear, rows: Array | None = None) -> Array:
+    """For each input channel, whether any of the outputs (those that `rows` marks) has a weight for it."""
+    if role.alpha == 0:
+        return np.zeros(role.split[role.w_in], bool)
+    found = np.zeros(role.split[role.w_in], bool)
+    for where, piece in _pieces(role):
+        hits = (piece != 0).any(3)
+        if rows is not None:
+            hits = hits[:, rows[where]]
+        found |= hits.any((0, 1))
+    return found
+
+
+def bias_of(role: Linear, y_rank: int) -> Bounds | None:
+    """What is added to the product, of the rank of the output; None if that is not known."""
+    if role.bias_open:
+        return None
+    if role.bias is None:
+        return Bounds(np.zeros((1,) * y_rank), np.zeros((1,) * y_rank))
+    value = role.bias.load().astype(np.float64) * role.beta
+    if value.ndim == 1 and value.size > 1:
+        value = value.reshape([-1 if axis == role.out_axis else 1 for axis in range(y_rank)])
+    elif value.ndim <= 1:
+        value = value.reshape((1,) * y_rank)
+    return Bounds(value, value)
+
+
+def through(role: Linear, x: Bounds, y_rank: int) -> Bounds:
+    """The bounds of the output of a linear layer."""
+    bias = bias_of(role, y_rank)
+    if bias is None or not is_matrix(role):
+        return unknown(y_rank)
+    groups = 1 if role.w_group is None else role.split[role.w_group]
+    inputs = role.split[role.w_in]
+    lo, hi = (end.reshape(groups, inputs) for end in x.along(role.in_axis, groups * inputs))
+    if role.padded:  # a tap sees the channel, or zero
+        lo, hi = np.minimum(lo, 0.0), np.maximum(hi, 0.0)
+    bounds = [_extreme(role, lo, hi, sign) for sign in (1.0, -1.0)]
+    shape = [1] * y_rank
+    shape[role.out_axis] = -1
+    low, high = (end.reshape(shape) for end in bounds)
+    return Bounds(low, high).plus(bias)
+
+
+def _extreme(role: Linear, lo: Array, hi: Array, sign: float) -> Array:
+    """The smallest (sign 1) or largest (sign -1) value that each output may take, before the bias."""
+    if sign < 0:
+        lo, hi = hi, lo
+    lost_lo, lost_hi = ~np.isfinite(lo), ~np.isfinite(hi)
+    lo, hi = np.where(lost_lo, 0.0, lo), np.where(lost_hi, 0.0, hi)
+
+    def piece(weight: Array) -> Array:
+        weight = weight * role.alpha
+        up, down = np.maximum(weight, 0).sum(3), np.minimum(weight, 0).sum(3)
+        least = np.einsum("goi,gi->go", up, lo) + np.einsum("goi,gi->go", down, hi)
+        gone = ((up != 0) & lost_lo[:, None]) | ((down != 0) & lost_hi[:, None])
+        return np.where(gone.any(2), -sign * np.inf, least)
+
+    return _joined(role, piece).reshape(-1)

@@ -1,0 +1,55 @@
+"""SplitToSequence that only SequenceAt reads becomes a Split: TensorRT knows no sequences."""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import helper
+
+from bnfold.onnx_graph.model.site import Scope, Site, Value
+from bnfold.onnx_graph.model.surgery import Surgery
+from bnfold.onnx_graph.ops.sequences import is_only_indexed, part_sizes
+
+__all__ = ["split_plainly"]
+
+
+def split_plainly(surgery: Surgery, scope: Scope) -> int:
+    """Returns how many were replaced."""
+    found = [site for site in scope.sites if is_only_indexed(site) and not site.refers]
+    for site in found:
+        _replace(surgery, site)
+    return len(found)
+
+
+def _replace(surgery: Surgery, site: Site) -> None:
+    sizes, sequence = part_sizes(site), site.outputs[0]
+    x, scope = site.values[0], site.scope
+    assert sizes is not None
+    assert sequence is not None
+    assert x is not None
+    axis = int(site.attr("axis", 0))
+    inputs: list[Value | None] = [x]
+    if site.opset >= 13:
+        inputs.append(
+            surgery.constant(f"{sequence.name}_sizes", np.array(sizes, np.int64), scope, before=site)
+        )
+    parts: list[Value] = []
+    split = surgery.node("Split", site.node.name or f"{sequence.name}_split", inputs, "", site)
+    del split.node.output[:]
+    for size in sizes:
+        part = Value(surgery.name(f"{sequence.name}_part"), scope, split, len(parts))
+        part.dtype = x.dtype
+        if x.shape is not None:
+            part.shape = (*x.shape[: axis % len(x.shape)], size, *x.shape[axis % len(x.shape) + 1 :])
+        scope.values[part.name] = part
+        split.outputs.append(part)
+        split.node.output.append(part.name)
+        parts.append(part)
+    split.node.attribute.append(helper.make_attribute("axis", axis))
+    if site.opset < 13:
+        split.node.attribute.append(helper.make_attribute("split", list(sizes)))
+    for reader, _ in list(surgery.uses(sequence)):
+        index = reader.value(1)
+        assert index is not None
+        surgery.connect(reader, 0, parts[int(index.reshape(-1)[0])])
+        surgery.bypass(reader, 0)
+    surgery.kill(site)

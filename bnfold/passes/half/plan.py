@@ -1,0 +1,284 @@
+"""Which nodes of a folded model stay float32 when the rest becomes half precision, and why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from bnfold.fold.rescale.headroom import Narrow
+from bnfold.onnx_graph.model.constants import constant_of
+from bnfold.onnx_graph.model.site import (
+    Model,
+    Scope,
+    Site,
+    Value,
+)
+from bnfold.passes.half.ranges import Range
+from bnfold.passes.half.slots import Slots, schema_of, slots_of
+
+__all__ = ["MARGIN", "Plan", "plan"]
+
+# How many times as large as measured a value may become on other inputs.
+MARGIN = 8.0
+_SUMS = frozenset(
+    {"ReduceMean", "GlobalAveragePool", "AveragePool", "ReduceSum", "ReduceL1", "CumSum", "Mean"}
+)
+_SQUARED = """
+    ReduceSumSquare ReduceL2 LpPool GlobalLpPool LpNormalization InstanceNormalization GroupNormalization
+    LayerNormalization RMSNormalization MeanVarianceNormalization LRN
+"""
+_SQUARES = frozenset(_SQUARED.split())
+_FLOAT = 1  # TensorProto.FLOAT, as the attribute stash_type has it
+# Whose numbers are scales of integers: a quantized weight is read as it was stored.
+_QUANTIZED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
+# These change no number: between nodes that stay float32 they stay as well.
+_PASSES = """
+    Relu Identity Reshape Flatten Squeeze Unsqueeze Transpose Concat Split Slice Gather Pad MaxPool
+    GlobalMaxPool ReduceMax ReduceMin Expand Tile DepthToSpace SpaceToDepth Dropout Clip Max Min
+"""
+_PASSING = frozenset(_PASSES.split())
+
+
+# A small number that is added, or a small bound, keeps these from dividing by zero: they stay with it.
+_SINGULAR = frozenset({"Sqrt", "Pow", "Log", "Reciprocal", "Div"})
+# Arithmetic of sizes and indices, where it ends in a Cast to integers: half precision has those up to 2048.
+_COUNTING = _PASSING | frozenset(
+    (
+        "Add",
+        "Cast",
+        "Ceil",
+        "Div",
+        "Floor",
+        "Min",
+        "Mod",
+        "Mul",
+        "Neg",
+        "Pow",
+        "Range",
+        "Round",
+        "Sqrt",
+        "Sub",
+        "Where",
+    )
+)
+_INTEGERS = frozenset((2, 3, 4, 5, 6, 7, 12, 13))  # of TensorProto's types
+# Their small weights are judged with what they are added to (fold/narrow.py).
+_JUDGED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"})
+
+
+@dataclass
+class Plan:
+    """slots: what of each node may be half. stays: the reason of each node that remains float32 instead."""
+
+    slots: dict[Site, Slots] = field(default_factory=dict)
+    stays: dict[Site, str] = field(default_factory=dict)
+
+    def is_half(self, site: Site) -> bool:
+        """Whether the node computes in half precision."""
+        return site in self.slots and site not in self.stays
+
+
+def plan(
+    scope: Scope,
+    narrow: Narrow,
+    ranges: Mapping[str, Range],
+    troubled: Mapping[Site, str],
+    typeless: frozenset[tuple[str, str, str]] = frozenset(),
+    *,
+    guarded: bool = True,
+) -> Plan:
+    """Decide for each node of the graph.
+
+    Args:
+        scope: the graph, read.
+        narrow: the half type.
+        ranges: of its tensors, by name, as far as they were measured.
+        troubled: nodes whose weights or inputs the type cannot hold, and why.
+        typeless: functions that may be called with the half type.
+        guarded: False: only what the operators refuse stays float32, whatever the numbers are.
+    """
+    found = Plan()
+    for site in scope.sites:  # those in bodies of control flow stay as they are
+        floats = any(v is not None and v.dtype == "float32" for v in (*site.values, *site.outputs))
+        if not floats and not site.bodies:
+            continue
+        if _is_constant(site):
+            continue  # stored in whatever type its readers need
+        if site.op in _QUANTIZED:
+            found.stays[site] = "its scale belongs to integers"
+            continue
+        slots = _of_function(site, scope.model, typeless) or slots_of(site, narrow.name)
+        if isinstance(slots, str):
+            found.stays[site] = slots
+            continue
+        found.slots[site] = slots
+        reason = troubled.get(site) or _numbers(site, slots, narrow, ranges) if guarded else ""
+        if reason:
+            found.stays[site] = reason
+    if guarded:
+        _protected(found, narrow)
+        _counted(found)
+        _surrounded(found)
+    return found
+
+
+def _is_constant(site: Site) -> bool:
+    value = site.outputs[0] if site.outputs else None
+    return value is not None and constant_of(value) is not None and site.op != "DequantizeLinear"
+
+
+def _of_function(site: Site, model: Model, typeless: frozenset[tuple[str, str, str]]) -> Slots | str | None:
+    key = (site.node.domain, site.node.op_type, site.node.overload)
+    if key not in model.functions:
+        return None
+    if key not in typeless:
+        return f"calls the function {site.node.op_type}, whose body is float32"
+    reads = (slot for slot, value in enumerate(site.values) if value is not None and value.dtype == "float32")
+    makes = (j for j, value in enumerate(site.outputs) if value is not None and value.dtype == "float32")
+    return Slots(frozenset(reads), frozenset(makes))
+
+
+def _numbers(site: Site, slots: Slots, narrow: Narrow, ranges: Mapping[str, Range]) -> str:
+    """What of a node's numbers the type cannot hold, in words; "" if nothing."""
+    for slot in sorted(slots.inputs):
+        value = site.values[slot]
+        assert value is not None
+        constant = constant_of(value)
+        reason = (
+            _range(value, narrow, ranges)
+            if constant is None
+            else _constant(site, value, np.asarray(constant.load()), narrow)
+        )
+        if reason:
+            return reason
+    for j in sorted(slots.outputs):
+        value = site.outputs[j]
+        assert value is not None
+        reason = _range(value, narrow, ranges)
+        if reason:
+            return reason
+    return _inside(site, narrow, ranges)
+
+
+def _range(value: Value, narrow: Narrow, ranges: Mapping[str, Range]) -> str:
+    seen = ranges.get(value.name)
+    if seen is None:
+        return ""
+    if seen.largest * MARGIN > narrow.largest:
+        return f"{value.name} reaches {seen.largest:.3g}, too near {narrow.name}'s largest number"
+    if 0 < seen.largest < narrow.tiny:
+        return (
+            f"{value.name} only reaches {seen.largest:.3g}, less than {narrow.name}'s smallest normal number"
+        )
+    return ""
+
+
+def _constant(site: Site, value: Value, array: Any, narrow: Narrow) -> str:
+    size = np.abs(array[np.isfinite(array)]) if array.dtype.kind == "f" else np.zeros(0)
+    largest = float(size.max(initial=0))
+    if largest > narrow.largest and site.op != "Clip":  # no bound is what such a bound of a Clip means
+        return f"its constant {value.name} reaches {largest:.3g}, beyond {narrow.name}'s largest number"
+    if _is_lost(array, narrow) and site.op not in _JUDGED:
+        return f"its constant {value.name} only reaches {largest:.3g}, and would vanish in {narrow.name}"
+    return ""
+
+
+def _is_lost(array: Any, narrow: Narrow) -> bool:
+    """Whether a constant is nothing but subnormal numbers."""
+    return array.dtype.kind == "f" and 0 < float(np.abs(array).max(initial=0)) < narrow.tiny
+
+
+def _inside(site: Site, narrow: Narrow, ranges: Mapping[str, Range]) -> str:
+    """A sum inside the node that could overflow where a runtime keeps it in half precision."""
+    op, source = site.op, site.values[0] if site.values else None
+    seen = ranges.get(source.name) if source is not None else None
+    if op == "BatchNormalization" and site.attr("training_mode", 0):
+        return "computes a variance, a sum of squares"
+    if seen is None or not (op in _SUMS or op in _SQUARES):
+        return ""
+    schema = schema_of(op, site.opset)
+    if schema is not None and "stash_type" in schema.attributes and site.attr("stash_type", _FLOAT) == _FLOAT:
+        return ""  # the standard has it compute in float32
+    count = _count(site, seen, ranges)
+    power, word = (2, "squares") if op in _SQUARES else (1, "numbers")
+    if seen.largest**power * count > narrow.largest:
+        return f"adds up {count} {word} of up to {seen.largest**power:.3g}"
+    return ""
+
+
+def _count(site: Site, seen: Range, ranges: Mapping[str, Range]) -> int:
+    """How many entries are summed, at most."""
+    whole = math.prod(seen.shape)
+    made = site.outputs[0]
+    after = ranges.get(made.name) if made is not None else None
+    if after is not None and 0 < math.prod(after.shape) < whole:
+        return whole // math.prod(after.shape)
+    kernel = site.attr("kernel_shape")
+    if kernel:
+        return math.prod(kernel)
+    return (
+        whole // max(math.prod(seen.shape[:2]), 1) if len(seen.shape) > 2 else max(seen.shape[-1:], default=1)
+    )
+
+
+def _protected(found: Plan, narrow: Narrow) -> None:
+    """What reads a sum with a number that half precision would lose, to divide by it or take its root."""
+    pending = []
+    for site in found.stays:
+        known = [constant_of(value) for value in site.values if value is not None]
+        lost = any(c is not None and _is_lost(np.asarray(c.load()), narrow) for c in known)
+        if lost and site.op not in _JUDGED:
+            pending.append((site, site.name))
+    while pending:
+        site, source = pending.pop()
+        for reader in _readers(site):
+            if reader in found.slots and reader not in found.stays and reader.op in _SINGULAR | _PASSING:
+                found.stays[reader] = f"reads what {source} keeps from being zero"
+                if reader.op != "Div":
+                    pending.append((reader, source))
+
+
+def _counted(found: Plan) -> None:
+    """What computes integers in floating point."""
+    pending = [site for site in found.slots if site.op == "Cast" and site.attr("to") in _INTEGERS]
+    while pending:
+        site = pending.pop()
+        if site in found.slots and site not in found.stays:
+            found.stays[site] = "computes integers"
+            makers = [value.site for value in site.values if value is not None and value.dtype == "float32"]
+            pending += [maker for maker in makers if maker is not None and maker.op in _COUNTING]
+
+
+def _readers(site: Site) -> list[Site]:
+    values = [value for value in site.outputs if value is not None]
+    return [reader for value in values for reader, _ in value.uses if reader.alive]
+
+
+def _surrounded(found: Plan) -> None:
+    """Nodes that change no number, with float32 all around: to convert them would only add Casts."""
+    while True:
+        more = []
+        for site in found.slots:
+            if site in found.stays or site.op not in _PASSING:
+                continue
+            makers = [
+                value.site
+                for value in site.values
+                if value is not None and value.dtype == "float32" and constant_of(value) is None
+            ]
+            readers = _readers(site)
+            if (
+                makers
+                and all(m is not None and m in found.stays for m in makers)
+                and readers
+                and all(reader in found.stays or reader not in found.slots for reader in readers)
+            ):
+                more.append(site)
+        if not more:
+            return
+        for site in more:
+            found.stays[site] = "stands between nodes that stay float32"

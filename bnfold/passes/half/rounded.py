@@ -1,0 +1,102 @@
+"""A half-precision model as a device computes it, for any CPU: in float32, with the rounding written in.
+
+onnxruntime computes half precision on a CPU in float32, without rounding what lies between two operators: a
+tensor that overflows to infinity on a GPU is right there, and bfloat16 it does not run at all. So the model's
+float32 copy gets two Casts, to half and back, behind each operator that makes a half tensor. That is what a
+device does that computes each operator in float32 and stores its result. Of a frozen batch norm, scale and
+shift are computed in half precision, as TensorRT does it (seen in its RTX edition: the sum of variance and
+epsilon, too, is a half number).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, TensorProto, numpy_helper
+
+from bnfold.onnx_graph.file.loaded import Loaded
+from bnfold.onnx_graph.model.scopes import build
+from bnfold.onnx_graph.model.site import Site
+from bnfold.onnx_graph.ops.facts import EPSILON
+from bnfold.onnx_graph.ops.infer import infer
+from bnfold.onnx_graph.run import widened as precision
+from bnfold.passes.half.write import CODES
+
+__all__ = ["rounded_copy"]
+
+# What these give needs no rounding anew: they pick, move or compare numbers that are half already.
+_MOVES = """
+    Relu Identity Reshape Flatten Squeeze Unsqueeze Transpose Concat Split Slice Gather MaxPool GlobalMaxPool
+    ReduceMax ReduceMin Expand Tile DepthToSpace SpaceToDepth Max Min Neg Abs Constant
+"""
+_EXACT = frozenset(_MOVES.split())
+
+
+def rounded_copy(loaded: Loaded) -> Loaded:
+    """The float32 model that computes what the half-precision model does; `loaded` is not changed.
+
+    Its inputs and outputs of half precision become float32. Bodies of control flow and of functions are
+    computed in float32, and what they give is rounded.
+    """
+    model, scopes = build(loaded, "duplicate")
+    infer(model, scopes)
+    halves = {
+        name: CODES[value.dtype]
+        for name, value in scopes[0].values.items()
+        if value.dtype in CODES and value.site is not None and value.site.op not in _EXACT
+    }
+    wide = precision.float32_copy(loaded)
+    graph = wide.proto.graph
+    for site in scopes[0].sites:
+        if site.op == "BatchNormalization" and site.dtype(1) in CODES and not site.attr("training_mode", 0):
+            _in_half(site, graph)
+    nodes: list[onnx.NodeProto] = []
+    taken = {*scopes[0].values}
+    for node in graph.node:
+        nodes.append(node)
+        for slot, name in enumerate(node.output):
+            code = halves.get(name)
+            if code is None:
+                continue
+            exact, half = _name(f"{name}_exact", taken), _name(f"{name}_half", taken)
+            node.output[slot] = exact
+            nodes += [_cast(exact, half, code), _cast(half, name, TensorProto.FLOAT)]
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
+    return wide
+
+
+def _in_half(site: Site, graph: onnx.GraphProto) -> None:
+    """Give a batch norm of the float32 copy the scale and shift that half arithmetic makes of it."""
+    parts = [site.value(slot) for slot in range(1, 5)]
+    if any(part is None for part in parts):
+        return
+    gamma, beta, mean, var = (np.asarray(part) for part in parts)
+    half = gamma.dtype
+    with np.errstate(all="ignore"):
+        std = np.sqrt((var.astype(half) + half.type(site.attr("epsilon", EPSILON))).astype(half)).astype(half)
+        scale = (gamma / std).astype(half)
+        shift = (beta - (mean.astype(half) * scale).astype(half)).astype(half)
+    node = next(node for node in graph.node if node.output[0] == site.node.output[0])
+    for slot, array in enumerate((scale, shift, 0 * gamma, 0 * gamma + 1), 1):
+        name = f"{node.output[0]} in half {slot}"
+        graph.initializer.append(numpy_helper.from_array(array.astype(np.float32), name))
+        node.input[slot] = name
+    kept = [attribute for attribute in node.attribute if attribute.name != "epsilon"]
+    del node.attribute[:]
+    node.attribute.extend(kept)
+    node.attribute.add(name="epsilon", type=AttributeProto.FLOAT, f=0.0)
+
+
+def _name(wish: str, taken: set[str]) -> str:
+    while wish in taken:
+        wish += "_"
+    taken.add(wish)
+    return wish
+
+
+def _cast(source: str, goal: str, code: int) -> onnx.NodeProto:
+    node = onnx.NodeProto(op_type="Cast", input=[source], output=[goal])
+    node.attribute.add(name="to", type=AttributeProto.INT, i=code)
+    return node

@@ -1,0 +1,101 @@
+"""Which inputs and outputs of a node may be half precision: asked of onnx's own operator schemas.
+
+A type that a schema fixes (the scales of a Resize), or a variable that does not admit the half type, stays
+float32; no list of exceptions is kept by hand.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, NamedTuple
+
+import onnx.defs
+
+from bnfold.onnx_graph.model.scopes import CONTROL
+from bnfold.onnx_graph.model.site import Site
+
+__all__ = ["Slots", "schema_of", "slots_of"]
+
+# What the schemas do not say.
+_FLOAT32 = {
+    "BitCast": "looks at the bits of float32",
+    "MeanVarianceNormalization": "is defined with float32 constants",
+}
+
+
+class Slots(NamedTuple):
+    """Input and output slots, 0, 1, ..., whose float32 values may be half instead."""
+
+    inputs: frozenset[int] = frozenset()
+    outputs: frozenset[int] = frozenset()
+
+
+@cache
+def schema_of(op: str, opset: int) -> Any:
+    """The schema of an operator of the default domain at this version, or None."""
+    try:
+        return onnx.defs.get_schema(op, opset, "")
+    except (onnx.defs.SchemaError, TypeError):  # a name that is no text
+        return None
+
+
+def slots_of(site: Site, half: str) -> Slots | str:
+    """What of a node may be `half` ("float16" or "bfloat16"), or why all of it stays float32.
+
+    A node without floating point values gives empty `Slots`.
+    """
+    reads = [slot for slot, value in enumerate(site.values) if value is not None and value.dtype == "float32"]
+    makes = [j for j, value in enumerate(site.outputs) if value is not None and value.dtype == "float32"]
+    if site.op in CONTROL:
+        return f"{site.op} is control flow, whose body stays float32"
+    if not reads and not makes:
+        return Slots()
+    if site.node.domain not in ("", "ai.onnx"):
+        return f"{site.op} is not an operator of onnx"
+    schema = schema_of(site.op, site.opset)
+    if schema is None:
+        return f"{site.op} is not known in opset {site.opset}"
+    if site.op in _FLOAT32:
+        return f"{site.op} {_FLOAT32[site.op]}"
+    allowed = f"tensor({half})"
+    inputs = frozenset(slot for slot in reads if _admits(schema.inputs, slot, allowed))
+    outputs = frozenset(j for j in makes if _admits(schema.outputs, j, allowed))
+    if not inputs and not outputs:
+        return _too_old(site, half) or f"{site.op} does not take {half}"
+    if any(_holds_others(schema.outputs, j) for j in range(len(site.outputs))):
+        return f"{site.op} makes a sequence or an optional value"
+    for slot, value in enumerate(site.values):
+        if value is not None and not value.dtype and _admits(schema.inputs, slot, allowed):
+            return f"the type of its input {value.name} is not known"
+    if site.op == "Cast":  # to float32: `to` says the type, and follows
+        return Slots(inputs, outputs)
+    bound = {_formal(schema.inputs, slot).type_str for slot in inputs}
+    follow = frozenset(j for j in outputs if _formal(schema.outputs, j).type_str in bound)
+    if follow < outputs and "stash_type" not in schema.attributes:
+        return f"{site.op} makes float32, as its attributes say"
+    return Slots(inputs, follow)  # the others of LayerNormalization are of the stash type
+
+
+def _formal(formals: Any, slot: int) -> Any:
+    """The declared parameter at a slot; the last one repeats if it is variadic."""
+    return formals[min(slot, len(formals) - 1)] if formals else None
+
+
+def _admits(formals: Any, slot: int, allowed: str) -> bool:
+    formal = _formal(formals, slot)
+    return formal is not None and allowed in formal.types
+
+
+def _holds_others(formals: Any, slot: int) -> bool:
+    """Whether the parameter is a sequence or an optional value, whose elements have a type of their own."""
+    formal = _formal(formals, slot)
+    return formal is not None and not any(t.startswith("tensor(") for t in formal.types)
+
+
+def _too_old(site: Site, half: str) -> str:
+    """Where a newer version of the operator takes the type: which."""
+    for opset in range(site.opset + 1, onnx.defs.onnx_opset_version() + 1):
+        schema = schema_of(site.op, opset)
+        if schema is not None and _admits(schema.outputs, 0, f"tensor({half})"):
+            return f"{site.op} takes {half} from opset {opset} on; the model has {site.opset}"
+    return ""

@@ -1,0 +1,1 @@
+"""What a fold, an equalization or a conversion tells its user: plain data, tables, JSON."""

@@ -1,0 +1,156 @@
+"""What became of a model's numbers in half precision: what stayed float32, what was rescaled, the errors."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+from bnfold.report.verification import OutputError
+
+
+class Kept(NamedTuple):
+    """A node that computes in float32 still, and why."""
+
+    node: str
+    op: str
+    reason: str
+
+
+class Span(NamedTuple):
+    """The smallest and largest among the channels' largest absolute values."""
+
+    low: float
+    high: float
+
+
+class Rescaled(NamedTuple):
+    """A tensor whose channels are carried at another size: `factors` are powers of two.
+
+    values: the largest absolute value of a channel, as measured; weights: of the weights that make a channel.
+    Both before and after; None where there are none, or nothing was measured.
+    """
+
+    tensor: str
+    channels: list[int]
+    factors: list[float]
+    values_before: Span | None = None
+    values_after: Span | None = None
+    weights_before: Span | None = None
+    weights_after: Span | None = None
+
+
+@dataclass
+class PrecisionReport:
+    """The conversion of one model.
+
+    precision: "float16" or "bfloat16". half: how many nodes compute in it. kept: those that could and do not,
+    or cannot. casts: how many Casts were added. stuck: tensors out of range that could not be rescaled, and
+    why; the nodes around them are among `kept`. status: of the comparison with the float32 model, "passed",
+    "failed" or "not run". outputs: its errors. convert_first: the errors of the model that is converted
+    without being folded first; empty if that was not measured.
+    """
+
+    precision: str
+    half: int = 0
+    kept: list[Kept] = field(default_factory=list)
+    casts: int = 0
+    rescaled: list[Rescaled] = field(default_factory=list)
+    stuck: list[tuple[str, str]] = field(default_factory=list)
+    status: str = "not run"
+    reason: str = ""
+    evaluator: str = ""
+    rtol: float = 0.0
+    atol: float = 0.0
+    outputs: list[OutputError] = field(default_factory=list)
+    convert_first: list[OutputError] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; an error that is no finite number is None."""
+        data = asdict(self)
+        data["kept"] = [kept._asdict() for kept in self.kept]
+        data["rescaled"] = [entry._asdict() for entry in self.rescaled]
+        data["stuck"] = [{"tensor": tensor, "reason": reason} for tensor, reason in self.stuck]
+        for output in (*data["outputs"], *data["convert_first"]):
+            for key in ("max_abs", "max_rel", "largest"):
+                if not math.isfinite(output[key]):
+                    output[key] = None
+        return data
+
+    def __str__(self) -> str:
+        counted = f"{_count(self.half, 'node')} converted, {len(self.kept)} left in float32"
+        lines = [f"{self.precision}: {counted}, {_count(self.casts, 'Cast')} added"]
+        reasons: dict[str, list[str]] = {}
+        for kept in self.kept:
+            reasons.setdefault(kept.reason, []).append(kept.node)
+        for reason, nodes in list(reasons.items())[:SHOWN]:
+            lines.append(f"  float32: {_first(nodes)}: {reason}")
+        if len(reasons) > SHOWN:
+            lines.append(f"  float32: {_first(list(reasons)[SHOWN:], 0)} other reasons")
+        lines += [_moved(entry) for entry in self.rescaled[:SHOWN]]
+        if len(self.rescaled) > SHOWN:
+            lines.append(f"  rescaled: {len(self.rescaled) - SHOWN} more tensors")
+        lines += [f"  out of range: {tensor}: {reason}" for tensor, reason in self.stuck[:SHOWN]]
+        lines += list(self._errors())
+        lines += [f"note: {note}" for note in self.notes]
+        return "\n".join(lines)
+
+    def _errors(self) -> Sequence[str]:
+        if not self.outputs:
+            return [f"{self.precision}: not compared with float32{': ' + self.reason if self.reason else ''}"]
+        first = {error.name: error for error in self.convert_first}
+        rows = [("output", f"{self.precision} error", "convert first", "")]
+        for error in self.outputs:
+            other = first.get(error.name)
+            before = "" if other is None else _number(other.max_rel)
+            verdict = "ok" if error.ok else f"WRONG {error.note}"
+            rows.append((error.name, _number(error.max_rel), before, verdict))
+        widths = [max(len(row[i]) for row in rows) for i in range(4)]
+        table = []
+        for name, wrong, before, verdict in rows:
+            cells = [name.ljust(widths[0]), wrong.rjust(widths[1]), before.rjust(widths[2]), verdict]
+            table.append("  ".join(cells).rstrip())
+        said = (
+            f"against float32 with {self.evaluator}, each tensor rounded to {self.precision}: {self.status}"
+        )
+        return [*table, f"{said}{': ' + self.reason if self.reason else ''} (tolerance {self.rtol:g})"]
+
+
+SHOWN = 5  # lines of each kind in the text; the JSON has them all
+
+
+def _number(value: float) -> str:
+    return f"{value:.2g}" if math.isfinite(value) else "not finite"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _first(names: Sequence[str], count: int = 3) -> str:
+    rest = len(names) - count
+    return (
+        (", ".join(names[:count]) + (f" and {rest} more" if rest > 0 else "")) if count else str(len(names))
+    )
+
+
+def _moved(entry: Rescaled) -> str:
+    powers = Counter(entry.factors)
+    low, high = min(powers), max(powers)
+    by = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+    parts = []
+    for what, before, after in (
+        ("values", entry.values_before, entry.values_after),
+        ("weights", entry.weights_before, entry.weights_after),
+    ):
+        if before is not None and after is not None:
+            parts.append(f"{what} {_span(before)} -> {_span(after)}")
+    told = f": {'; '.join(parts)}" if parts else ""
+    return f"  rescaled: {entry.tensor}, {_count(len(entry.channels), 'channel')} by {by}{told}"
+
+
+def _span(span: Span) -> str:
+    return f"{span.low:.2g}..{span.high:.2g}"

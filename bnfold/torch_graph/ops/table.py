@@ -1,0 +1,71 @@
+"""The table of ATen operators: what role each plays for the solver. To add an operator is to add a row.
+
+A row reads one call and returns a role of fold/graph.py, or refuses (`call.Refused`), with a reason that
+follows the call's name in the ledger. The rows lie in layer_ops.py, product_ops.py and data_ops.py. No row:
+it is closed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from bnfold.fold.graph import Closed, Role
+from bnfold.torch_graph.call import FLOATS, Call, Refused
+from bnfold.torch_graph.ops.data import DATA
+from bnfold.torch_graph.ops.layers import LAYERS
+from bnfold.torch_graph.ops.products import PRODUCTS
+
+__all__ = ["ROLES", "role_of"]
+
+ROLES: dict[str, Callable[[Call], Role]] = {**LAYERS, **PRODUCTS, **DATA}
+
+_CURVES = frozenset(
+    (
+        *(
+            "sigmoid",
+            "silu",
+            "gelu",
+            "tanh",
+            "elu",
+            "celu",
+            "selu",
+            "mish",
+            "softplus",
+            "softsign",
+            "hardswish",
+        ),
+        *(
+            "hardsigmoid",
+            "hardshrink",
+            "erf",
+            "exp",
+            "log",
+            "sqrt",
+            "rsqrt",
+            "reciprocal",
+            "pow",
+            "sin",
+            "cos",
+        ),
+        *("square", "log_sigmoid"),
+    )
+)
+_OTHER = ("Scalar", "dtype", "out")  # overloads that take no tensor, read bits anew, or write elsewhere
+_DAMAGE = (TypeError, ValueError, IndexError, AttributeError)  # of an argument that a row does not expect
+
+
+def role_of(call: Call) -> Role:
+    """The role of a call; `Closed` with a reason for one without a row, or that its row refuses."""
+    namespace, _, overload = str(call.node.target).split(".")
+    row = ROLES.get(call.op) if namespace == "aten" else None
+    if row is None or overload in _OTHER:
+        return Closed(f"{call.op} is not linear" if call.op in _CURVES else f"there is no rule for {call.op}")
+    try:
+        first = next((a for a in call.node.all_input_nodes if a.meta.get("val") is not None), None)
+        if first is not None and getattr(first.meta["val"], "dtype", None) not in FLOATS:
+            return Closed("does not work on floating point numbers")
+        return row(call)
+    except Refused as refused:
+        return Closed(str(refused), listed="batch_norm" in call.op)
+    except _DAMAGE as error:
+        return Closed(f"cannot be understood: {error}", listed="batch_norm" in call.op)

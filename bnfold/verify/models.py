@@ -1,0 +1,188 @@
+"""Are two models the same? Both run on the same inputs; each output's error is measured and judged.
+
+Where an error is beyond the tolerance, the unfolded model's own rounding is measured with a wider copy of it:
+a net that amplifies rounding does so with any weights, and a folded model that strays from the exact result
+no more than twice as far as the original did is as good as the original.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import onnx
+
+from bnfold.errors import UsageError
+from bnfold.onnx_graph.file import loaded as files
+from bnfold.onnx_graph.file.loaded import Loaded
+from bnfold.onnx_graph.run import inputs
+from bnfold.onnx_graph.run import widened as precision
+from bnfold.onnx_graph.run.evaluators import Outputs
+from bnfold.onnx_graph.run.input_ranges import Range
+from bnfold.onnx_graph.run.inputs import Given
+from bnfold.onnx_graph.run.side_by_side import (
+    PATIENCE,
+    PATIENCE_FOR_ROUNDING,
+    Broken,
+    Feeds,
+    NotRun,
+    Ran,
+    in_float64,
+    run_pair,
+    seeded,
+)
+from bnfold.report.verification import OutputError, Verification
+from bnfold.verify.difference import TOLERANCES, Tolerance, Truth, compare
+
+
+def verify(
+    original: str | Path | onnx.ModelProto | Loaded,
+    folded: str | Path | onnx.ModelProto | Loaded,
+    *,
+    inputs: Given | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    seed: int = 0,
+    rtol: float | None = None,
+    atol: float | None = None,
+    ranges: Mapping[str, Range] | None = None,
+) -> Verification:
+    """Run both models on the same inputs and compare what they give.
+
+    Args:
+        original: the model to trust: a path, an `onnx.ModelProto`, or one that is loaded.
+        folded: the model to judge, of any of these kinds.
+        inputs: arrays by input name, or a file or folder of them (see `inputs.load_inputs`); None: generated.
+        shapes: sizes of generated inputs by name; without them, those that the model leaves open are guessed.
+        seed: of the generated inputs.
+        rtol: max|difference| may be atol + rtol * max|output|; None: from TOLERANCES, by the type that the
+            model computes in. A half-precision model is compared twice, in its own type and as float32
+            copies, and a number given here holds for both.
+        atol: as rtol.
+        ranges: of inputs, which generated values keep to and given ones must (see `ranges.ranges_of`).
+
+    Raises:
+        UsageError: the models' inputs or outputs differ in name, type or shape; the given inputs do not fit;
+            or the models need onnxruntime to run, and it is not installed.
+        ModelError: a model cannot be read.
+    """
+    if inputs is not None and shapes:
+        raise UsageError("give inputs, or shapes of inputs to generate, not both")
+    a, b = (m if isinstance(m, Loaded) else files.load(m) for m in (original, folded))
+    _same_signature(a, b)
+    a, b = seeded(a), seeded(b)
+    kind = precision.working_type(a)
+    check = _Check("quantized" if kind == "float32" and precision.rounds_to_integers(a) else kind, rtol, atol)
+    try:
+        return check.run(a, b, Feeds(a, inputs, shapes, seed, ranges))
+    except NotRun as reason:
+        return check.verdict([], "", "not run", str(reason))
+    except Broken as reason:
+        return check.verdict([], "", "failed", str(reason))
+
+
+def first_bad(count: int, check: Callable[[int], bool]) -> int:
+    """Which fold broke the model: the length of the shortest failing prefix of the ledger, by bisection.
+
+    The last fold of that prefix, number `first_bad(...) - 1` from 0, is to blame. `check(k)` tells whether
+    the model with only the first k of the `count` folds passes. check(0), the original against itself, is
+    taken to pass and check(count) to fail; neither is called. It takes about log2(count) checks.
+    """
+    if count < 1:
+        raise ValueError("without folds none can be bad")
+    good, bad = 0, count
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        if check(middle):
+            good = middle
+        else:
+            bad = middle
+    return bad
+
+
+class _Check:
+    """One comparison. A half-precision model is compared as float32 copies, then in its own type."""
+
+    def __init__(self, kind: str, rtol: float | None, atol: float | None) -> None:
+        self.kind, self.rtol, self.atol = kind, rtol, atol
+        self.notes: list[str] = []
+
+    def tolerance(self, kind: str) -> Tolerance:
+        usual = TOLERANCES[kind]
+        rtol = usual.rtol if self.rtol is None else self.rtol
+        return Tolerance(rtol, usual.atol if self.atol is None else self.atol, usual.why)
+
+    def verdict(self, outputs: list[OutputError], by: str, status: str, reason: str = "") -> Verification:
+        tolerance = self.tolerance(self.kind)
+        return Verification(outputs, by, status, reason, tolerance.rtol, tolerance.atol, self.notes)
+
+    def run(self, a: Loaded, b: Loaded, feeds: Feeds) -> Verification:
+        if self.kind in ("float16", "bfloat16"):
+            return self._run_half(a, b, feeds)
+        ran = run_pair(a, b, feeds)
+        errors = self._errors(ran, self.kind)
+        if self.kind == "float32" and not all(error.ok for error in errors):
+            exact, why = in_float64(a, ran.feed)
+            if exact is None:
+                self.notes.append(f"whether it is rounding could not be told: {why}")
+            else:
+                errors = self._errors(ran, self.kind, exact=exact, rounded=ran.original)
+        return self._judged(errors, ran.evaluator)
+
+    def _run_half(self, a: Loaded, b: Loaded, feeds: Feeds) -> Verification:
+        wide = own = None
+        label = f"{self.kind} as float32"
+        try:
+            wide = run_pair(precision.float32_copy(a), precision.float32_copy(b), feeds, narrow=True)
+        except NotRun as reason:
+            self.notes.append(f"not compared as float32 copies: {reason}")
+        try:
+            source = feeds if wide is None else [wide.feed]
+            own = run_pair(a, b, source, patience=PATIENCE if wide is None else PATIENCE_FOR_ROUNDING)
+        except NotRun as reason:
+            if wide is None:
+                raise
+            self.notes.append(f"not compared in {self.kind} itself: {reason}")
+        exact = wide.original if wide is not None else None
+        rounded = own.original if own is not None else None
+        errors, names = [], []
+        for ran, kind in ((wide, label), (own, self.kind)):
+            if ran is not None:
+                errors += self._errors(ran, kind, exact=exact, rounded=rounded)
+                names.append(ran.evaluator)
+        return self._judged(errors, ", ".join(dict.fromkeys(names)))
+
+    def _errors(
+        self, ran: Ran, kind: str, *, exact: Outputs | None = None, rounded: Outputs | None = None
+    ) -> list[OutputError]:
+        errors = []
+        for name, value in ran.original.items():
+            truth = None if exact is None or rounded is None else Truth(exact[name], rounded[name])
+            called = kind if kind.endswith("as float32") else ""
+            errors += compare(name, value, ran.folded[name], self.tolerance(kind), called, truth)
+        return errors
+
+    def _judged(self, errors: list[OutputError], evaluator: str) -> Verification:
+        bad = [error.name for error in errors if not error.ok]
+        reason = f"{', '.join(dict.fromkeys(bad))} differ{'s' if len(set(bad)) == 1 else ''}" if bad else ""
+        return self.verdict(errors, evaluator, "failed" if bad else "passed", reason)
+
+
+def _same_signature(a: Loaded, b: Loaded) -> None:
+    """Raises UsageError, naming the first difference between the models' inputs or outputs."""
+
+    def described(model: Loaded, what: str) -> dict[str, str | inputs.Input]:
+        values = getattr(model.proto.graph, what)
+        if what == "input":
+            stored = {t.name for t in model.proto.graph.initializer}
+            values = [v for v in values if v.name not in stored]
+        return {v.name: inputs.describe(v.type) for v in values}
+
+    for what in ("input", "output"):
+        ours, theirs = described(a, what), described(b, what)
+        if list(ours) != list(theirs):
+            lists = f"{', '.join(ours) or 'none'} and {', '.join(theirs) or 'none'}"
+            raise UsageError(f"the models cannot be compared: their {what}s are {lists}")
+        for name, kind in ours.items():
+            if not inputs.compatible(kind, theirs[name]):
+                both = f"{kind} and {theirs[name]}"
+                raise UsageError(f"the models cannot be compared: the {what} {name!r} is {both}")
