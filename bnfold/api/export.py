@@ -15,7 +15,8 @@ from torch.utils import _pytree as pytree
 
 from bnfold.api.fold_onnx import check_options, fold_file
 from bnfold.errors import UsageError, VerifyError, first_line
-from bnfold.onnx_graph.file.loaded import Loaded, load, save
+from bnfold.onnx_graph.file.loaded import Loaded, load
+from bnfold.onnx_graph.file.save import save
 from bnfold.onnx_graph.file.whole_files import check_target
 from bnfold.onnx_graph.run import widened as precision
 from bnfold.onnx_graph.run.evaluators import CannotRun, evaluate

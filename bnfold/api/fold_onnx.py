@@ -228,9 +228,8 @@ def _fold(
     from bnfold.fold.merge.plan import look, merge_all
     from bnfold.fold.merge.view import View
     from bnfold.fold.solve import solve
-    from bnfold.onnx_graph.merge import place
     from bnfold.onnx_graph.model.scopes import without_gc
-    from bnfold.onnx_graph.read import read
+    from bnfold.onnx_graph.read import read, scope_of
     from bnfold.onnx_graph.write import apply
 
     told = None if progress is None else (lambda done, total: progress(done, total, "folding"))
@@ -242,14 +241,14 @@ def _fold(
         check_names(graph.nodes, skip)
         plan = solve(graph, skip=skip, allow=allow, progress=told)
         report, order = Report(plan.entries), [node.name for node in plan.order]
-        merging = limits.merges != 0 and look(graph, View(set(plan.order), skip, place), report)
+        merging = limits.merges != 0 and look(graph, View(set(plan.order), skip, scope_of), report)
         apply(result, graph, plan.edits)
         if merging:  # all that is read is read anew: the graph is another one now
             merge_all(
                 report,
                 lambda: read(result, shared="duplicate" if shared == "duplicate" else "skip"),
                 lambda graph, edits: apply(result, graph, edits),
-                lambda: View((), skip, place),
+                lambda: View((), skip, scope_of),
                 limits.merges,
             )
         return report, order

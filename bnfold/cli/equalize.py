@@ -24,7 +24,7 @@ def equalize(args: argparse.Namespace) -> int:
     check = check_of(args)
 
     from bnfold.api import equalize as api_equalize
-    from bnfold.onnx_graph.file import loaded as files
+    from bnfold.onnx_graph.file.save import save
 
     begin = time.monotonic()
     loaded, report = api_equalize.equalize_file(
@@ -38,7 +38,7 @@ def equalize(args: argparse.Namespace) -> int:
     )
     say(args, f"read, balanced and checked in {time.monotonic() - begin:.2f} s")
     if args.out:
-        files.save(loaded, args.out, force=args.force, external=args.save_as_external_data or None)
+        save(loaded, args.out, force=args.force, external=args.save_as_external_data or None)
     if args.json:
         write_json(args.json, report.to_dict())
     print(printable(str(report)))

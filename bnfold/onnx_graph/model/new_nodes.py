@@ -1,4 +1,4 @@
-"""What the rewritings share: new nodes behind a node, and one node in the place of several."""
+"""New nodes: behind a node, between a node and its readers, or instead of several."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from onnx import helper
 from bnfold.onnx_graph.model.site import Site, Value
 from bnfold.onnx_graph.model.surgery import Surgery
 
-__all__ = ["emit", "only_reader", "same_shape", "take_over"]
+__all__ = ["append", "emit", "only_reader", "same_shape", "take_over"]
 
 
 def only_reader(value: Value) -> Site | None:
@@ -27,17 +27,36 @@ def same_shape(a: Value, b: Value) -> bool:
 
 
 def emit(
-    surgery: Surgery, op: str, inputs: Sequence[Value], wish: str, after: Site, **attributes: Any
+    surgery: Surgery, op: str, inputs: Sequence[Value], stem: str, after: Site, **attributes: Any
 ) -> Value:
-    """The value of a new node of the default domain, which stands behind `after`."""
-    value = Value(surgery.name(wish), after.scope, None, 0)
+    """The output, named after `stem`, of a new node of the default domain behind `after`."""
+    value = Value(surgery.name(stem), after.scope, None, 0)
     value.dtype = inputs[0].dtype
-    site = surgery.node(op, surgery.name(f"{wish}_{op.lower()}"), list(inputs), value.name, after)
+    site = surgery.node(op, surgery.name(f"{stem}_{op.lower()}"), list(inputs), value.name, after)
     site.node.attribute.extend(helper.make_attribute(name, entry) for name, entry in attributes.items())
     site.outputs.append(value)
     value.site = site
     after.scope.values[value.name] = value
     return value
+
+
+def append(
+    surgery: Surgery, y: Value, stem: str, op: tuple[str, str], more: Sequence[Value], after: Site
+) -> Site:
+    """A new node, behind `after`, gives `y` under its name; it reads what gave `y` before, and `more`.
+
+    stem: of the new name of what gave `y`. op: operator and name of the node.
+    """
+    maker, scope = y.site, y.scope
+    assert maker is not None
+    inner = Value(surgery.name(stem), scope, maker, y.slot)
+    inner.shape, inner.dtype = y.shape, y.dtype
+    scope.values[inner.name] = maker.outputs[y.slot] = inner
+    maker.node.output[y.slot] = inner.name
+    site = surgery.node(*op, [inner, *more], y.name, after)
+    site.outputs.append(y)
+    y.site, y.slot = site, 0
+    return site
 
 
 def take_over(
@@ -49,7 +68,7 @@ def take_over(
     name: str,
     **attributes: Any,
 ) -> Site:
-    """A new node, of an operator of a domain, that gives an output of `last` in its place, right behind it.
+    """A new node right behind `last` that gives one of its outputs instead. op: domain and operator.
 
     Kill `last` once all its outputs are taken. What it alone read is left without readers then:
     `Surgery.finish` removes the nodes that computed it.
