@@ -25,11 +25,11 @@ LARGEST_FOR_REFERENCE = 1 << 28
 
 
 class CannotRun(BnfoldError):
-    """This evaluator cannot run this model (on this feed); the message is its reason, in one line."""
+    """A model cannot be run, on what it is fed or at all; the message is the reason, in one line."""
 
 
 class Evaluator(Protocol):
-    """A model made ready to run. `name` tells by what, with the version."""
+    """A model made ready to run. name: of what runs it, with the version."""
 
     name: str
 
