@@ -8,23 +8,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from bnfold.fold.absorb.store import OutOfRange
 from bnfold.fold.graph import AddBias, Affine, Array, Edit, Linear, Node, SetValue
 from bnfold.onnx_graph.model.evaluate import numpy_dtype
 from bnfold.passes.channels.choose import Choice
+from bnfold.passes.channels.groups import why_not_cut
 from bnfold.passes.channels.matrices import sums
-from bnfold.passes.channels.stored import cut, why_not
 from bnfold.report.channels import Moved
 
-__all__ = ["Cut", "TooLarge", "linear"]
-
-
-class TooLarge(Exception):
-    """A bias would overflow its type: the constants that move into it must stay where they are."""
-
-    def __init__(self, node: Node, channels: Array, dtype: str) -> None:
-        super().__init__(node.name)
-        self.node, self.channels = node, channels
-        self.text = f"its bias would overflow {dtype}"
+__all__ = ["Cut", "cut", "linear"]
 
 
 @dataclass
@@ -37,8 +29,20 @@ class Cut:
     moved: tuple[Moved, ...] = ()
 
 
+def cut(array: Array, axis: int, rank: int, keep: Array) -> Array:
+    """The entries to keep along an axis of a tensor of this rank, against which the array is broadcast."""
+    own = axis - (rank - array.ndim)
+    if own < 0 or array.shape[own] == 1:
+        return array
+    return np.ascontiguousarray(np.take(array, keep, own))
+
+
 def linear(choice: Choice, node: Node) -> Cut:
-    """The new weight and bias of a node of which inputs or outputs leave."""
+    """The new weight and bias of a node of which inputs or outputs leave.
+
+    Raises:
+        OutOfRange: a bias would overflow its type, so the constants must not move into it.
+    """
     role = node.role
     assert isinstance(role, Linear)
     x, y = node.inputs[role.x], node.outputs[0]
@@ -60,10 +64,10 @@ def linear(choice: Choice, node: Node) -> Cut:
         if result.moved:
             added = sums(role)[0] @ values
             added = added if keep is None else added[keep]
-    result.edits += _bias(node, role, keep, added, inputs)
-    places = _places(node, role)
+    result.edits += _bias(node, role, keep, added)
+    uses = _uses(node, role)
     fewer = math.prod(role.weight.shape) - weight.size
-    result.multiplications = None if places is None else places * fewer
+    result.multiplications = None if uses is None else uses * fewer
     return result
 
 
@@ -83,9 +87,7 @@ def _weight(role: Linear, inputs: Array | None, outputs: Array | None) -> Array:
     return np.ascontiguousarray(whole)
 
 
-def _bias(
-    node: Node, role: Linear, keep: Array | None, added: Array | None, inputs: Array | None
-) -> Iterator[Edit]:
+def _bias(node: Node, role: Linear, keep: Array | None, added: Array | None) -> Iterator[Edit]:
     y = node.outputs[0]
     if role.bias is not None:
         assert role.bias_slot is not None
@@ -95,15 +97,15 @@ def _bias(
         if added is not None:
             shape = [-1 if i == role.out_axis else 1 for i in range(y.rank)] if old.ndim > 1 else [-1]
             more = added.reshape(shape) / role.beta
-            new = _stored(node, new.astype(np.float64) + more, role.bias.dtype, inputs)
+            new = _stored(node, new.astype(np.float64) + more, role.bias.dtype)
         if new is not old:
             yield SetValue(node, role.bias_slot, new, role.bias)
     elif added is not None:
         behind = _shift_behind(node, role) if role.costs else None
         if behind is not None:
-            yield from _into_shift(node, behind, keep, added, inputs)
+            yield from _into_shift(node, behind, keep, added)
             return
-        new = _stored(node, added, role.weight.dtype, inputs)
+        new = _stored(node, added, role.weight.dtype)
         if role.w_group is None and role.out_axis < y.rank - 1:  # a bias along rows
             new = new.reshape((-1,) + (1,) * (y.rank - 1 - role.out_axis))
         yield AddBias(node, new)
@@ -120,15 +122,13 @@ def _shift_behind(node: Node, role: Linear) -> Node | None:
     if not isinstance(reader.role, Affine) or reader.op != "Add":
         return None
     _, constant = reader.role.constants["value"]
-    if why_not(constant):
+    if why_not_cut(constant):
         return None
-    place = role.out_axis - (y.rank - len(constant.shape))
-    return reader if place >= 0 and constant.shape[place] == role.split[role.w_out] else None
+    own = role.out_axis - (y.rank - len(constant.shape))
+    return reader if own >= 0 and constant.shape[own] == role.split[role.w_out] else None
 
 
-def _into_shift(
-    node: Node, behind: Node, keep: Array | None, added: Array, inputs: Array | None
-) -> Iterator[Edit]:
+def _into_shift(node: Node, behind: Node, keep: Array | None, added: Array) -> Iterator[Edit]:
     """Into the constant of the Add behind a MatMul."""
     role, y = node.role, node.outputs[0]
     assert isinstance(role, Linear)
@@ -139,20 +139,19 @@ def _into_shift(
     shape = [1] * old.ndim
     shape[role.out_axis - (y.rank - old.ndim)] = -1
     value = new.astype(np.float64) + added.reshape(shape)
-    yield SetValue(behind, slot, _stored(node, value, constant.dtype, inputs), constant)
+    yield SetValue(behind, slot, _stored(node, value, constant.dtype), constant)
 
 
-def _stored(node: Node, value: Array, dtype: str, inputs: Array | None) -> Array:
+def _stored(node: Node, value: Array, dtype: str) -> Array:
     kind = numpy_dtype(dtype)
     with np.errstate(over="ignore"):
         result = np.asarray(value, np.float64).astype(kind)
     if not np.isfinite(result.astype(np.float64)).all():
-        assert inputs is not None
-        raise TooLarge(node, inputs, dtype)
+        raise OutOfRange(node, f"its bias would overflow {dtype}")
     return result
 
 
-def _places(node: Node, role: Linear) -> int | None:
+def _uses(node: Node, role: Linear) -> int | None:
     """How often the whole weight is used for one entry of the batch (axis 0); None if that is not known."""
     spread = node.op == "ConvTranspose"
     tensor, axis = (node.at(role.x), role.in_axis) if spread else (node.outputs[0], role.out_axis)

@@ -28,15 +28,14 @@ from bnfold.fold.graph import (
 from bnfold.onnx_graph.model.site import Site
 from bnfold.onnx_graph.ops.facts import broken, integers
 from bnfold.passes.channels.choose import Choice
-from bnfold.passes.channels.cut_layers import Cut, linear
+from bnfold.passes.channels.cut_layers import Cut, cut, linear
 from bnfold.passes.channels.sizes import cut_size, slice_bounds
-from bnfold.passes.channels.stored import cut
 
 __all__ = ["cut_of"]
 
 # what a rule stumbles over where shapes do not match
 _DAMAGE = (AssertionError, IndexError, KeyError, TypeError, ValueError)
-Stored = tuple[int, Constant, int, Array]  # slot, value, axis of the tensor, the places to keep
+Stored = tuple[int, Constant, int, Array]  # slot, value, axis of the tensor, the indices to keep
 
 
 def cut_of(choice: Choice, node: Node) -> Cut:
@@ -44,7 +43,7 @@ def cut_of(choice: Choice, node: Node) -> Cut:
 
     Raises:
         ModelError: the node cannot run, since what it stores does not fit what it reads.
-        TooLarge: a bias would overflow.
+        OutOfRange: a bias would overflow.
     """
     rule = RULES.get(type(node.role))
     try:
@@ -95,9 +94,9 @@ def _normalize(choice: Choice, node: Node) -> Cut:
     assert isinstance(role, Normalize)
     if found is None or found[0] not in role.axes:
         return Cut()
-    place, keep = role.axes.index(found[0]), found[1]
+    axis, keep = role.axes.index(found[0]), found[1]
     own = [(role.scale_slot, role.scale), (role.bias_slot or 0, role.bias)]
-    return _constants(node, len(role.axes), ((slot, c, place, keep) for slot, c in own if c is not None))
+    return _constants(node, len(role.axes), ((slot, c, axis, keep) for slot, c in own if c is not None))
 
 
 def _joined(choice: Choice, node: Node) -> Cut:
@@ -134,17 +133,17 @@ def _integers(node: Node, name: str, slot: int, values: list[int]) -> Cut:
 
 
 def _map(choice: Choice, node: Node) -> Cut:
-    """Resize, if it is told the size of every axis."""
+    """Resize, if it is given the size of every axis."""
     found = _keep(choice, node.outputs[0])
     if found is None or node.op != "Resize" or not node.source.has(3):
         return Cut()
     sizes, axes = node.source.value(3), integers(node.source, "axes")
     rank = node.outputs[0].rank
-    places = list(range(rank)) if axes is None else [axis % rank for axis in axes]
-    if sizes is None or sizes.size != len(places) or found[0] not in places:
+    along = list(range(rank)) if axes is None else [axis % rank for axis in axes]
+    if sizes is None or sizes.size != len(along) or found[0] not in along:
         return Cut()
     new = sizes.tolist()
-    new[places.index(found[0])] = len(found[1])
+    new[along.index(found[0])] = len(found[1])
     return _integers(node, "sizes", 3, new)
 
 
@@ -163,10 +162,10 @@ def _move(choice: Choice, node: Node) -> Cut:
 
 def _reshape(node: Node, axis: int, keep: Array) -> Cut:
     wanted = list(integers(node.source, "shape", 1) or ())
-    place = axis - (node.outputs[0].rank - len(wanted))  # Expand may name fewer axes
-    if place < 0 or wanted[place] in (-1, 0) or (node.op == "Expand" and wanted[place] == 1):
+    own = axis - (node.outputs[0].rank - len(wanted))  # Expand may name fewer axes
+    if own < 0 or wanted[own] in (-1, 0) or (node.op == "Expand" and wanted[own] == 1):
         return Cut()
-    wanted[place] = len(keep)
+    wanted[own] = len(keep)
     return _integers(node, "shape", 1, wanted)
 
 
@@ -178,12 +177,12 @@ def _slice(node: Node, axis: int, keep: Array) -> Cut:
     bounds = slice_bounds(node.source, tensor.rank, axis)
     assert bounds is not None
     assert isinstance(size, int)
-    place, starts, ends = bounds
-    if place is None:
+    entry, starts, ends = bounds
+    if entry is None:
         return Cut()
-    run = range(size)[starts[place] : ends[place]]
-    starts[place], count = cut_size(keep, run.start, len(run))
-    ends[place] = starts[place] + count
+    run = range(size)[starts[entry] : ends[entry]]
+    starts[entry], count = cut_size(keep, run.start, len(run))
+    ends[entry] = starts[entry] + count
     result = _integers(node, "starts", 1, starts)
     more = _integers(node, "ends", 2, ends)
     return Cut(result.edits + more.edits, {**result.attributes, **more.attributes})
@@ -198,9 +197,9 @@ def _gather(choice: Choice, node: Node, axis: int, keep: Array) -> Cut:
     if int(site.attr("axis", 0)) % tensor.rank != axis or indices is None:
         return Cut()
     assert isinstance(size, int)
-    places = np.full(size, -1)
-    places[keep] = np.arange(len(keep))
-    new = places[indices.reshape(-1) % size]
+    moved = np.full(size, -1)
+    moved[keep] = np.arange(len(keep))
+    new = moved[indices.reshape(-1) % size]
     constant = site.constant(1)
     return Cut([SetValue(node, 1, new[new >= 0].astype(indices.dtype), constant)])
 

@@ -2,7 +2,7 @@
 
 Bounds that go through one layer after the other forget that the same channel enters by several ways. A 1x1
 conv of a sum of 1x1 convs, the trunk of a net with linear bottlenecks, is one linear map of the bounded
-channels before it, at the same place of the image; its bounds are much narrower.
+channels before it, at the same pixel; its bounds are much narrower.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LARGEST = 1 << 22  # entries of one form
 
 
 class Form(NamedTuple):
-    """`sum(matrix @ source) + shift` along one axis; all else of source and sum is at the same place."""
+    """`sum(matrix @ source) + shift` along one axis; on the other axes, each entry of the same entry."""
 
     axis: int
     parts: Mapping[Tensor, Array]
@@ -91,7 +91,7 @@ class Forms:
         return Form(role.out_axis, parts, weight @ inner.shift + bias.lo.reshape(-1))
 
     def _form(self, x: Tensor, axis: int, size: int) -> Form | None:
-        """The form of a tensor; without one it stands for itself."""
+        """The form of a tensor; without one, the tensor itself."""
         found = self.known.get(x)
         if found is not None:
             return found if found.axis == axis else None
@@ -138,7 +138,7 @@ def _bounded(bounds: Bounds) -> bool:
 
 
 def _is_pointwise(node: Node, role: Linear) -> bool:
-    """Each place of the output sees the same place of the input."""
+    """Each pixel of the output sees the same pixel of the input."""
     if not is_matrix(role) or role.padded or role.in_axis != role.out_axis:
         return False
     if role.w_group is None:
