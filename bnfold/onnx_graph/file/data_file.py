@@ -35,19 +35,19 @@ class DataFile:
         # Not the bytes but the tensors that have them: those of a thousand files cannot be open at once.
         self._content: list[tuple[int, TensorProto]] = []
         self._end = 0
-        places: dict[object, tuple[int, int]] = {}
+        known: dict[object, tuple[int, int]] = {}
         for old, (new, movable) in zip(tensors(loaded.proto), constants(self.proto), strict=True):
             if not is_external(old) and not (movable and _is_large(old, loaded)):
                 continue
-            # Tensors with the same place before have so again.
+            # Tensors that shared their bytes before do so again.
             key: object = object()
             if is_external(old):
                 key = (tuple(sorted(locations(old).items())), old.data_type, tuple(old.dims))
             elif old.raw_data:
                 key = old.raw_data
-            if key not in places:
-                places[key] = self._place(old)
-            offset, length = places[key]
+            if key not in known:
+                known[key] = self._reserve(old)
+            offset, length = known[key]
             put(new, old.data_type, tuple(old.dims), b"")
             new.ClearField("raw_data")
             new.data_location = TensorProto.EXTERNAL
@@ -68,7 +68,8 @@ class DataFile:
             yield data
             at = offset + len(data)
 
-    def _place(self, tensor: TensorProto) -> tuple[int, int]:
+    def _reserve(self, tensor: TensorProto) -> tuple[int, int]:
+        """Offset and length of a tensor's bytes, behind all others."""
         length = len(self._bytes(tensor))
         step = PAGE if length >= PAGE_FROM else LINE
         offset = -(-self._end // step) * step

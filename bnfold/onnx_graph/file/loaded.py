@@ -38,7 +38,7 @@ class Loaded:
         self.proto = _parse(self._skeleton)
         self._touched = False
         self.inode: tuple[int, int] | None = None  # of the file that is mapped, whatever is at `path` by now
-        # A file with external data has this key somewhere; to look for it is faster than to ask every tensor.
+        # A file with external data has this key somewhere; searching is faster than asking every tensor.
         self.is_external = b"location" in self._skeleton and any(map(is_external, data.tensors(self.proto)))
         self._files = None if path is None else DataFiles(path)
 

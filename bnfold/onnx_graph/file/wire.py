@@ -60,7 +60,7 @@ class Payloads:
         """`source`: what parts will be cut from."""
         self.magic = secrets.token_bytes(16)
         self._source = memoryview(source)
-        # Start and end of each part. An object for each would cost more: Python's garbage collector looks
+        # Start and end of each part. An object for each would cost more: Python's garbage collector goes
         # through all objects again and again as they grow in number.
         self._parts = array("q")
         self._added: dict[int, memoryview] = {}
@@ -115,7 +115,7 @@ def splice(skeleton: bytes, payloads: Payloads) -> list[Piece]:
     """The serialized model in pieces: `b"".join` of them undoes `cut`. The payloads are not copied.
 
     Raises:
-        ValueError: a token stands elsewhere than in the `raw_data` of a tensor.
+        ValueError: a token is elsewhere than in the `raw_data` of a tensor.
     """
     tokens = []
     at = skeleton.find(payloads.magic)
