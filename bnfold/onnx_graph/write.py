@@ -163,10 +163,8 @@ class _Writer:
         if site.opset >= 7:
             array = array.reshape((-1,) + (1,) * (rank - 1 - axis))
         bias = surgery.constant(f"{stem}_bias", array, site.scope, before=site)
-        add = append(surgery, y, f"{y.name}_matmul", ("Add", f"{stem}_bias_add"), [bias], site)
-        if site.opset < 7:  # before numpy's broadcasting
-            add.node.attribute.add(name="broadcast", i=1, type=onnx.AttributeProto.INT)
-            add.node.attribute.add(name="axis", i=axis, type=onnx.AttributeProto.INT)
+        stated = {} if site.opset >= 7 else {"broadcast": 1, "axis": axis}  # 7: numpy's broadcasting
+        append(surgery, y, f"{y.name}_matmul", ("Add", f"{stem}_bias_add"), [bias], site, **stated)
 
     def set_windows(self, edit: SetWindows) -> None:
         """State windows and groups anew, in numbers."""
@@ -224,14 +222,11 @@ class _Writer:
         assert value is not None
         assert value.site is not None
         source, surgery = value.site, self.surgery
-        name = surgery.name(f"{value.name}_bnfold")
-        site = surgery.node(source.op, name, list(source.values), name, source)
+        copy = surgery.value(f"{value.name}_bnfold", value.scope, value)
+        copy.constant, copy.resolved = value.constant, True
+        site = surgery.node(source.op, copy.name, source.values, [copy], source)
         site.node.attribute.extend(source.node.attribute)
         site.node.domain = source.node.domain
-        copy = Value(name, value.scope, site, 0)
-        copy.shape, copy.dtype, copy.constant, copy.resolved = value.shape, value.dtype, value.constant, True
-        value.scope.values[name] = copy
-        site.outputs.append(copy)
         surgery.connect(reader, slot, copy)
         if source.op == "Transpose":  # of a DequantizeLinear, which needs a copy as well
             self.copy_for(site, 0)

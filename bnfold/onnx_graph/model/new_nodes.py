@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from onnx import helper
-
 from bnfold.onnx_graph.model.site import Site, Value
 from bnfold.onnx_graph.model.surgery import Surgery
 
@@ -30,33 +28,32 @@ def emit(
     surgery: Surgery, op: str, inputs: Sequence[Value], stem: str, after: Site, **attributes: Any
 ) -> Value:
     """The output, named after `stem`, of a new node of the default domain behind `after`."""
-    value = Value(surgery.name(stem), after.scope, None, 0)
+    value = surgery.value(stem, after.scope)
     value.dtype = inputs[0].dtype
-    site = surgery.node(op, surgery.name(f"{stem}_{op.lower()}"), list(inputs), value.name, after)
-    site.node.attribute.extend(helper.make_attribute(name, entry) for name, entry in attributes.items())
-    site.outputs.append(value)
-    value.site = site
-    after.scope.values[value.name] = value
+    surgery.node(op, surgery.name(f"{stem}_{op.lower()}"), inputs, [value], after, **attributes)
     return value
 
 
 def append(
-    surgery: Surgery, y: Value, stem: str, op: tuple[str, str], more: Sequence[Value], after: Site
-) -> Site:
-    """A new node, behind `after`, gives `y` under its name; it reads what gave `y` before, and `more`.
+    surgery: Surgery,
+    y: Value,
+    stem: str,
+    op: tuple[str, str],
+    more: Sequence[Value],
+    after: Site,
+    **attributes: Any,
+) -> Value:
+    """Let a new node behind `after` give `y`, from what was `y` so far, and `more`.
 
-    stem: of the new name of what gave `y`. op: operator and name of the node.
+    op: operator and name of the node. Returns what was `y`, now under a name made of `stem`.
     """
-    maker, scope = y.site, y.scope
+    maker, slot = y.site, y.slot
     assert maker is not None
-    inner = Value(surgery.name(stem), scope, maker, y.slot)
-    inner.shape, inner.dtype = y.shape, y.dtype
-    scope.values[inner.name] = maker.outputs[y.slot] = inner
-    maker.node.output[y.slot] = inner.name
-    site = surgery.node(*op, [inner, *more], y.name, after)
-    site.outputs.append(y)
-    y.site, y.slot = site, 0
-    return site
+    inner = surgery.value(stem, y.scope, y)
+    inner.site, inner.slot, maker.outputs[slot] = maker, slot, inner
+    maker.node.output[slot] = inner.name
+    surgery.node(*op, [inner, *more], [y], after, **attributes)
+    return inner
 
 
 def take_over(
@@ -67,8 +64,8 @@ def take_over(
     inputs: Sequence[Value],
     name: str,
     **attributes: Any,
-) -> Site:
-    """A new node right behind `last` that gives one of its outputs instead. op: domain and operator.
+) -> None:
+    """A new node right behind `last` gives one of its outputs instead. op: domain and operator.
 
     Kill `last` once all its outputs are taken. What it alone read is left without readers then:
     `Surgery.finish` removes the nodes that computed it.
@@ -76,10 +73,6 @@ def take_over(
     y = last.outputs[slot]
     assert y is not None
     domain, op_type = op
-    site = surgery.node(op_type, name or f"{y.name}_bnfold", list(inputs), y.name, last)
-    site.node.domain = domain
+    site = surgery.node(op_type, name or f"{y.name}_bnfold", inputs, [y], last, **attributes)
+    site.node.domain, last.outputs[slot] = domain, None
     site.op = f"{domain}.{op_type}" if domain else op_type
-    site.node.attribute.extend(helper.make_attribute(key, entry) for key, entry in attributes.items())
-    site.outputs.append(y)
-    y.site, y.slot, last.outputs[slot] = site, 0, None
-    return site

@@ -7,7 +7,7 @@ Everything that no call names stays where it is, field for field.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -239,15 +239,37 @@ class Surgery:
             _describe(scope.proto.input.add(name=name), array)
         return value
 
-    def node(self, op: str, name: str, inputs: list[Value | None], output: str, after: Site) -> Site:
-        """A new node of the default domain behind another one; the caller gives it attributes."""
+    # nodes
+
+    def value(self, stem: str, scope: Scope, like: Value | None = None) -> Value:
+        """A value under a new name, with the shape and type of `like`, that a node is yet to give."""
+        value = Value(self.name(stem), scope)
+        if like is not None:
+            value.shape, value.dtype = like.shape, like.dtype
+        scope.values[value.name] = value
+        return value
+
+    def node(
+        self,
+        op: str,
+        name: str,
+        inputs: Iterable[Value | None],
+        outputs: Sequence[Value],
+        after: Site,
+        **attributes: Any,
+    ) -> Site:
+        """A new node of the default domain behind another one, which gives `outputs` from now on."""
         scope = after.scope
         node = scope.proto.node.add(op_type=op, name=name)
-        node.output.append(output)
+        node.output.extend([value.name for value in outputs])
+        node.attribute.extend([onnx.helper.make_attribute(*entry) for entry in attributes.items()])
         site = Site(node, op, scope)
         site.name = name
-        for slot, value in enumerate(inputs):
-            self.connect(site, slot, value)
+        for slot, value in enumerate(outputs):
+            value.site, value.slot = site, slot
+            site.outputs.append(value)
+        for slot, source in enumerate(inputs):
+            self.connect(site, slot, source)
         self.nodes[scope].added.append((node, after.node, 0.5))
         return site
 
