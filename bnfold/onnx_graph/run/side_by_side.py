@@ -14,10 +14,10 @@ from bnfold.errors import UsageError
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.run import evaluators as run
 from bnfold.onnx_graph.run import inputs
-from bnfold.onnx_graph.run import widened as precision
 from bnfold.onnx_graph.run.evaluators import CannotRun, Evaluator, Outputs
 from bnfold.onnx_graph.run.input_ranges import Range, inside, outside
 from bnfold.onnx_graph.run.inputs import Given, Input
+from bnfold.onnx_graph.run.widened import float64_copy, nodes
 
 Array = np.ndarray[Any, Any]
 
@@ -185,10 +185,10 @@ def _has_finite(value: Any) -> bool:
 
 def seeded(loaded: Loaded) -> Loaded:
     """The model itself, or a copy in which random nodes draw the same numbers whatever is around them."""
-    if not any(node.op_type in (*_RANDOM, "Dropout") for node in precision.nodes(loaded.proto)):
+    if not any(node.op_type in (*_RANDOM, "Dropout") for node in nodes(loaded.proto)):
         return loaded
     loaded = loaded.copy()
-    for node in precision.nodes(loaded.proto):
+    for node in nodes(loaded.proto):
         if node.domain in ("", "ai.onnx") and not any(a.name == "seed" for a in node.attribute):
             seed = zlib.crc32(node.output[0].encode()) % 1000
             if node.op_type in _RANDOM:
@@ -206,7 +206,7 @@ def in_float64(a: Loaded, feed: Mapping[str, Array]) -> tuple[Outputs | None, st
         seconds = run.reference_seconds(a, feed)
         if seconds > PATIENCE_FOR_ROUNDING:
             return None, f"in float64 it would take about {seconds:.0f} s"
-        exact = run.Reference(precision.float64_copy(a)).run(_cast(feed, ("float32",), np.float64))
+        exact = run.Reference(float64_copy(a)).run(_cast(feed, ("float32",), np.float64))
     except CannotRun as error:
         return None, f"onnx reference evaluator: {error}"
     return exact, ""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from bnfold.fold.absorb.store import OutOfRange
-from bnfold.fold.graph import AddBias, Affine, Array, Edit, Linear, Node, SetValue
+from bnfold.fold.graph import AddBias, Affine, Array, Constant, Edit, Linear, Node, SetValue
 from bnfold.onnx_graph.model.evaluate import numpy_dtype
 from bnfold.passes.channels.choose import Choice
 from bnfold.passes.channels.groups import why_not_cut
@@ -91,19 +91,13 @@ def _bias(node: Node, role: Linear, keep: Array | None, added: Array | None) -> 
     y = node.outputs[0]
     if role.bias is not None:
         assert role.bias_slot is not None
-        old = role.bias.load()
-        axis, rank = (0, 1) if old.ndim == 1 else (role.out_axis, y.rank)
-        new = old if keep is None else cut(old, axis, rank, keep)
-        if added is not None:
-            shape = [-1 if i == role.out_axis else 1 for i in range(y.rank)] if old.ndim > 1 else [-1]
-            more = added.reshape(shape) / role.beta
-            new = _stored(node, new.astype(np.float64) + more, role.bias.dtype)
-        if new is not old:
-            yield SetValue(node, role.bias_slot, new, role.bias)
+        axis, rank = (0, 1) if len(role.bias.shape) == 1 else (role.out_axis, y.rank)
+        more = None if added is None else added / role.beta
+        yield from _new_value(node, (node, role.bias_slot, role.bias), axis, rank, keep, more)
     elif added is not None:
         behind = _shift_behind(node, role) if role.costs else None
         if behind is not None:
-            yield from _into_shift(node, behind, keep, added)
+            yield from _new_value(node, behind, role.out_axis, y.rank, keep, added)
             return
         new = _stored(node, added, role.weight.dtype)
         if role.w_group is None and role.out_axis < y.rank - 1:  # a bias along rows
@@ -113,33 +107,37 @@ def _bias(node: Node, role: Linear, keep: Array | None, added: Array | None) -> 
         yield AddBias(node, np.zeros((1,), numpy_dtype(role.weight.dtype)))
 
 
-def _shift_behind(node: Node, role: Linear) -> Node | None:
-    """The Add of a constant along the outputs that alone reads a MatMul, whose bias it is."""
+def _shift_behind(node: Node, role: Linear) -> tuple[Node, int, Constant] | None:
+    """The Add that alone reads a MatMul and whose constant is its bias: the node, the slot, the constant."""
     y = node.outputs[0]
     if len(y.readers) != 1 or y.fixed:
         return None
     reader = y.readers[0][0]
     if not isinstance(reader.role, Affine) or reader.op != "Add":
         return None
-    _, constant = reader.role.constants["value"]
-    if why_not_cut(constant):
-        return None
+    slot, constant = reader.role.constants["value"]
     own = role.out_axis - (y.rank - len(constant.shape))
-    return reader if own >= 0 and constant.shape[own] == role.split[role.w_out] else None
+    fits = own >= 0 and constant.shape[own] == role.split[role.w_out]
+    return (reader, slot, constant) if fits and not why_not_cut(constant) else None
 
 
-def _into_shift(node: Node, behind: Node, keep: Array | None, added: Array) -> Iterator[Edit]:
-    """Into the constant of the Add behind a MatMul."""
-    role, y = node.role, node.outputs[0]
-    assert isinstance(role, Linear)
-    assert isinstance(behind.role, Affine)
-    slot, constant = behind.role.constants["value"]
+def _new_value(
+    node: Node,
+    of: tuple[Node, int, Constant],
+    axis: int,
+    rank: int,
+    keep: Array | None,
+    added: Array | None,
+) -> Iterator[Edit]:
+    """The stored bias `of` a node: cut along an axis of a tensor of that rank, and what moves into it added."""
+    owner, slot, constant = of
     old = constant.load()
-    new = old if keep is None else cut(old, role.out_axis, y.rank, keep)
-    shape = [1] * old.ndim
-    shape[role.out_axis - (y.rank - old.ndim)] = -1
-    value = new.astype(np.float64) + added.reshape(shape)
-    yield SetValue(behind, slot, _stored(node, value, constant.dtype), constant)
+    new = old if keep is None else cut(old, axis, rank, keep)
+    if added is not None:
+        whole = new.astype(np.float64) + added.reshape((-1,) + (1,) * (rank - 1 - axis))
+        new = _stored(node, whole, constant.dtype)
+    if new is not old:
+        yield SetValue(owner, slot, new, constant)
 
 
 def _stored(node: Node, value: Array, dtype: str) -> Array:

@@ -23,7 +23,7 @@ __all__ = ["Forms"]
 LARGEST = 1 << 22  # entries of one form
 
 
-class Form(NamedTuple):
+class LinearForm(NamedTuple):
     """`sum(matrix @ source) + shift` along one axis; on the other axes, each entry of the same entry."""
 
     axis: int
@@ -40,7 +40,7 @@ class Forms:
 
     def __init__(self, facts: Mapping[Tensor, Bounds]) -> None:
         self.facts = facts
-        self.known: dict[Tensor, Form] = {}
+        self.known: dict[Tensor, LinearForm] = {}
 
     def tighten(self, node: Node, bounds: Bounds) -> Bounds:
         """The bounds of a node's first output, narrower where it has a form."""
@@ -56,7 +56,7 @@ class Forms:
         low, high = (end.reshape(shape) for end in self._bounds(found))
         return Bounds(np.maximum(bounds.lo, low), np.minimum(bounds.hi, high))
 
-    def _bounds(self, form: Form) -> tuple[Array, Array]:
+    def _bounds(self, form: LinearForm) -> tuple[Array, Array]:
         lo, hi = form.shift, form.shift
         for source, matrix in form.parts.items():
             below, above = self.facts[source].along(form.axis, matrix.shape[1])
@@ -65,7 +65,7 @@ class Forms:
             hi = hi + _times(up, above, np.inf) + _times(down, below, np.inf)
         return lo, hi
 
-    def _of(self, node: Node) -> Form | None:
+    def _of(self, node: Node) -> LinearForm | None:
         role = node.role
         if isinstance(role, Linear):
             return self._linear(node, role)
@@ -76,7 +76,7 @@ class Forms:
             return self.known.get(x)
         return self._affine(node, role) if isinstance(role, Affine) else None
 
-    def _linear(self, node: Node, role: Linear) -> Form | None:
+    def _linear(self, node: Node, role: Linear) -> LinearForm | None:
         x = node.inputs[role.x]
         bias = bias_of(role, node.outputs[0].rank)
         if x is None or bias is None or role.groups > 1 or not _is_pointwise(node, role):
@@ -88,9 +88,9 @@ class Forms:
         if len(weight) * sum(matrix.shape[1] for matrix in inner.parts.values()) > LARGEST:
             return None
         parts = {source: weight @ matrix for source, matrix in inner.parts.items()}
-        return Form(role.out_axis, parts, weight @ inner.shift + bias.lo.reshape(-1))
+        return LinearForm(role.out_axis, parts, weight @ inner.shift + bias.lo.reshape(-1))
 
-    def _form(self, x: Tensor, axis: int, size: int) -> Form | None:
+    def _form(self, x: Tensor, axis: int, size: int) -> LinearForm | None:
         """The form of a tensor; without one, the tensor itself."""
         found = self.known.get(x)
         if found is not None:
@@ -98,9 +98,9 @@ class Forms:
         bounds = self.facts.get(x)
         if bounds is None or size * size > LARGEST or not _bounded(bounds):
             return None
-        return Form(axis, {x: np.eye(size)}, np.zeros(size))
+        return LinearForm(axis, {x: np.eye(size)}, np.zeros(size))
 
-    def _sum(self, node: Node, role: Sum) -> Form | None:
+    def _sum(self, node: Node, role: Sum) -> LinearForm | None:
         y = node.outputs[0]
         axes = {self.known[x].axis for x in node.inputs if x is not None and x in self.known}
         if len(axes) != 1 or any(x is None or x.shape != y.shape for x in node.inputs):
@@ -117,9 +117,9 @@ class Forms:
             shift = shift + coefficient * form.shift
             for source, matrix in form.parts.items():
                 parts[source] = parts.get(source, 0) + coefficient * matrix
-        return Form(axis, parts, shift)
+        return LinearForm(axis, parts, shift)
 
-    def _affine(self, node: Node, role: Affine) -> Form | None:
+    def _affine(self, node: Node, role: Affine) -> LinearForm | None:
         x = node.inputs[role.x]
         form = None if x is None else self.known.get(x)
         if form is None:
@@ -129,7 +129,7 @@ class Forms:
             return None
         scale = np.broadcast_to(role.scale.reshape(-1), (size,))
         parts = {source: scale[:, None] * matrix for source, matrix in form.parts.items()}
-        return Form(form.axis, parts, scale * form.shift + role.shift.reshape(-1))
+        return LinearForm(form.axis, parts, scale * form.shift + role.shift.reshape(-1))
 
 
 def _bounded(bounds: Bounds) -> bool:
