@@ -129,7 +129,7 @@ def _new_value(
     keep: Array | None,
     added: Array | None,
 ) -> Iterator[Edit]:
-    """The stored bias `of` a node: cut along an axis of a tensor of that rank, and what moves into it added."""
+    """The stored bias `of` a node: cut along an axis of a tensor of that rank, with what moves into it."""
     owner, slot, constant = of
     old = constant.load()
     new = old if keep is None else cut(old, axis, rank, keep)
