@@ -18,7 +18,8 @@ from bnfold.report.equalize import (
 
 if TYPE_CHECKING:
     from bnfold.fold.carry.spread import State
-    from bnfold.fold.graph import Array, Edit, Graph, Node
+    from bnfold.fold.edits import Edit
+    from bnfold.fold.graph import Array, Graph, Node
     from bnfold.fold.rescale.equalize import Equalized, Stuck
     from bnfold.fold.rescale.int8_loss import Layer
     from bnfold.onnx_graph.file.loaded import Loaded
@@ -140,8 +141,8 @@ def _equalized(
 def balance(loaded: Loaded, split_relu6: bool, shared: str, report: EqualizeReport) -> Loaded:
     """The steps on a folded model, in place; fills the report in."""
     from bnfold.fold.absorb.absorb import OutOfRange
-    from bnfold.fold.graph import Clamp
     from bnfold.fold.rescale.equalize import equalize
+    from bnfold.fold.roles import Clamp
     from bnfold.onnx_graph.read import read
     from bnfold.onnx_graph.write import apply
     from bnfold.passes.split_clip import can_split, split
@@ -168,7 +169,7 @@ def balance(loaded: Loaded, split_relu6: bool, shared: str, report: EqualizeRepo
 
 def bounds_of(graph: Graph, state: State) -> Bounds:
     """The Clips whose channels are carried at different sizes, by name, and what their bounds become."""
-    from bnfold.fold.graph import Clamp
+    from bnfold.fold.roles import Clamp
 
     bounds: Bounds = {}
     for node in graph.nodes:
@@ -186,7 +187,8 @@ def edits_of(graph: Graph, state: State, bounds: Bounds) -> list[Edit]:
     import numpy as np
 
     from bnfold.fold.absorb.absorb import absorb
-    from bnfold.fold.graph import Clamp, SetValue
+    from bnfold.fold.edits import SetValue
+    from bnfold.fold.roles import Clamp
 
     own = dict.fromkeys(n for n in graph.nodes if isinstance(n.role, Clamp) and n.name in bounds)
     edits: list[Edit] = [edit for edit in absorb(graph, state) if edit.node not in own]

@@ -18,9 +18,11 @@ from bnfold.api.fold_onnx import (
     check_options,
 )
 from bnfold.errors import UsageError, VerifyError, first_line
-from bnfold.fold.graph import Affine, Graph, SetValue
+from bnfold.fold.edits import Edit, SetValue
+from bnfold.fold.graph import Graph
 from bnfold.fold.merge.plan import look, merge_all
-from bnfold.fold.merge.view import AnyEdit, View
+from bnfold.fold.merge.view import View
+from bnfold.fold.roles import Affine
 from bnfold.fold.solve import Plan, solve
 from bnfold.report.fold import Report
 from bnfold.report.verification import Verification
@@ -116,7 +118,7 @@ def _merged(
     """The program with its branches merged, as the report tells."""
     careful = "duplicate" if shared == "duplicate" else "skip"
 
-    def write(graph: Graph, edits: Sequence[AnyEdit]) -> None:
+    def write(graph: Graph, edits: Sequence[Edit]) -> None:
         nonlocal program
         program = apply(program, graph, edits, careful)
 

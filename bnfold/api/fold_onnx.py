@@ -260,7 +260,7 @@ def _fold(
 
 
 def check_names(nodes: Collection[Node], skip: Collection[str]) -> None:
-    from bnfold.fold.graph import Affine
+    from bnfold.fold.roles import Affine
 
     if not skip:
         return

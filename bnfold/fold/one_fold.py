@@ -16,14 +16,9 @@ import numpy as np
 from bnfold.fold.affine import any_nonzero
 from bnfold.fold.carry.guard import check_precision, check_range
 from bnfold.fold.carry.locks import Locks
-from bnfold.fold.carry.spread import (
-    Conflict,
-    Rule,
-    Spread,
-    State,
-    TooWide,
-)
-from bnfold.fold.graph import Affine, Array, Node, Tensor
+from bnfold.fold.carry.spread import Conflict, Rule, Spread, State, TooWide
+from bnfold.fold.graph import Array, Node, Tensor
+from bnfold.fold.roles import Affine
 
 __all__ = ["Run", "ends", "fold", "pair"]
 

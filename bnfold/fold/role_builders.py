@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from bnfold.fold.graph import Constant, Contract, Dim, Linear
+from bnfold.fold.graph import Constant, Dim
+from bnfold.fold.roles import Contract, Linear
 from bnfold.fold.windows import PRODUCT
 
 __all__ = ["by_weight", "is_kept", "of_tensors", "summed_axis"]

@@ -17,13 +17,10 @@ from bnfold.fold.absorb.absorb import OutOfRange, absorb
 from bnfold.fold.carry import table as carry
 from bnfold.fold.carry.locks import Locks
 from bnfold.fold.carry.spread import Conflict, Rule
-from bnfold.fold.graph import Affine, Closed, Edit, Graph, Node
-from bnfold.fold.one_fold import (
-    Run,
-    ends,
-    fold,
-    pair,
-)
+from bnfold.fold.edits import Edit
+from bnfold.fold.graph import Graph, Node
+from bnfold.fold.one_fold import Run, ends, fold, pair
+from bnfold.fold.roles import Affine, Closed
 from bnfold.report.fold import Entry
 
 __all__ = ["Plan", "solve"]

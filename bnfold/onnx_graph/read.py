@@ -6,20 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from bnfold.fold.graph import (
-    Affine,
-    Array,
-    Closed,
-    Concat,
-    Contract,
-    Graph,
-    Node,
-    Product,
-    Role,
-    Same,
-    Sum,
-    Tensor,
-)
+from bnfold.fold.graph import Array, Graph, Node, Role, Tensor
+from bnfold.fold.roles import Affine, Closed, Concat, Contract, Product, Same, Sum
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.model.constants import constant_of, resolve
 from bnfold.onnx_graph.model.evaluate import EVALUATE

@@ -12,7 +12,8 @@ from torch import fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
-from bnfold.fold.graph import Affine, Closed, Concat, Constant, Graph, Node, Product, Role, Sum, Tensor
+from bnfold.fold.graph import Constant, Graph, Node, Role, Tensor
+from bnfold.fold.roles import Affine, Closed, Concat, Product, Sum
 from bnfold.torch_graph.arrays import dtype_name, to_array
 from bnfold.torch_graph.call import Call, Stored, innermost, shape_of
 from bnfold.torch_graph.ops.table import role_of

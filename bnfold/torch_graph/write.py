@@ -21,13 +21,9 @@ from torch.export.graph_signature import (
 )
 
 from bnfold.errors import UsageError
-from bnfold.fold.graph import AddBias, Affine, Array, Bypass, Graph, Rescale, Retype, SetValue
-from bnfold.fold.merge.view import (
-    AnyEdit,
-    Operand,
-    Resum,
-    SetWindows,
-)
+from bnfold.fold.edits import AddBias, Bypass, Edit, Operand, Rescale, Resum, Retype, SetValue, SetWindows
+from bnfold.fold.graph import Array, Graph
+from bnfold.fold.roles import Affine
 from bnfold.torch_graph.arrays import to_tensor
 from bnfold.torch_graph.call import innermost
 
@@ -37,7 +33,7 @@ _NAMES = {"epsilon": "eps"}  # where a role has another name than ATen
 Wish = tuple[fx.Node, int, Array]
 
 
-def apply(program: ExportedProgram, graph: Graph, edits: Sequence[AnyEdit], shared: str) -> ExportedProgram:
+def apply(program: ExportedProgram, graph: Graph, edits: Sequence[Edit], shared: str) -> ExportedProgram:
     """A new program with the edits made; what they do not name is shared with the old one.
 
     Raises:
@@ -69,7 +65,7 @@ class _Writer:
         self.wishes: dict[fx.Node, list[Wish]] = {}
         self.biases: list[tuple[fx.Node, Array]] = []  # of operators that take none
 
-    def run(self, edits: Sequence[AnyEdit]) -> ExportedProgram:
+    def run(self, edits: Sequence[Edit]) -> ExportedProgram:
         bypassed: list[tuple[fx.Node, int]] = []
         for edit in edits:
             node = self.twin[edit.node.source]

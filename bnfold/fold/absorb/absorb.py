@@ -22,36 +22,13 @@ from bnfold.fold.absorb.linear import (
     scale_alone,
     scale_together,
 )
-from bnfold.fold.absorb.spill import Spill
-from bnfold.fold.absorb.store import (
-    OutOfRange,
-    as_float,
-    in_type,
-    store,
-)
+from bnfold.fold.absorb.store import OutOfRange, Spill, as_float, in_type, store
 from bnfold.fold.affine import any_nonzero
 from bnfold.fold.carry.equation import through_weight
 from bnfold.fold.carry.spread import ODD_SHAPES, State
-from bnfold.fold.graph import (
-    AddBias,
-    Affine,
-    Array,
-    Bypass,
-    Clamp,
-    Edit,
-    Gate,
-    Graph,
-    Leaky,
-    Linear,
-    Map,
-    Node,
-    Normalize,
-    Pad,
-    Recurrent,
-    Rescale,
-    Retype,
-    SetValue,
-)
+from bnfold.fold.edits import AddBias, Bypass, Edit, Rescale, Retype, SetValue
+from bnfold.fold.graph import Array, Graph, Node
+from bnfold.fold.roles import Affine, Clamp, Gate, Leaky, Linear, Map, Normalize, Pad, Recurrent
 
 __all__ = ["OutOfRange", "absorb"]
 

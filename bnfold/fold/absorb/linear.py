@@ -15,7 +15,9 @@ import numpy as np
 
 from bnfold.fold.absorb.store import store
 from bnfold.fold.carry.spread import State
-from bnfold.fold.graph import Array, Linear, Node, SetValue
+from bnfold.fold.edits import SetValue
+from bnfold.fold.graph import Array, Node
+from bnfold.fold.roles import Linear
 
 __all__ = ["Scaled", "decode", "encode", "is_scaled", "per_channel", "scale_alone", "scale_together"]
 

@@ -7,13 +7,9 @@ from typing import Any
 import numpy as np
 
 from bnfold.fold.affine import align, varying
-from bnfold.fold.carry.spread import (
-    Alternative,
-    Mismatch,
-    Spread,
-    same,
-)
-from bnfold.fold.graph import Array, Linear, Node, Product, Sum, Tensor
+from bnfold.fold.carry.spread import Alternative, Mismatch, Spread, same
+from bnfold.fold.graph import Array, Node, Tensor
+from bnfold.fold.roles import Linear, Product, Sum
 
 __all__ = ["balance", "fit", "share", "through_weight"]
 

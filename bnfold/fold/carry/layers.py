@@ -9,15 +9,10 @@ import numpy as np
 from bnfold.fold import moves
 from bnfold.fold.affine import along, varying
 from bnfold.fold.carry import equation
-from bnfold.fold.carry.common import (
-    data_slot,
-    flat,
-    other_side,
-    positive,
-    uniform,
-)
+from bnfold.fold.carry.common import data_slot, flat, other_side, positive, uniform
 from bnfold.fold.carry.spread import Spread
-from bnfold.fold.graph import Affine, Array, Closed, Gate, Linear, Node, Normalize, Recurrent, SoftmaxInput
+from bnfold.fold.graph import Array, Node
+from bnfold.fold.roles import Affine, Closed, Gate, Linear, Normalize, Recurrent, SoftmaxInput
 
 
 def closed(spread: Spread, node: Node, slot: int, f: Array) -> None:

@@ -5,15 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from bnfold.fold import moves
-from bnfold.fold.carry.common import (
-    data_slot,
-    flat,
-    other_side,
-    positive,
-    uniform,
-)
+from bnfold.fold.carry.common import data_slot, flat, other_side, positive, uniform
 from bnfold.fold.carry.spread import Spread
-from bnfold.fold.graph import Array, Clamp, Leaky, Map, Node, Pad
+from bnfold.fold.graph import Array, Node
+from bnfold.fold.roles import Clamp, Leaky, Map, Pad
 
 
 def map_scale(spread: Spread, node: Node, slot: int, f: Array) -> None:

@@ -11,15 +11,11 @@ import numpy as np
 from bnfold.fold import moves
 from bnfold.fold.affine import varying
 from bnfold.fold.carry import equation
-from bnfold.fold.carry.common import (
-    data_slot,
-    flat,
-    other_side,
-    positive,
-)
+from bnfold.fold.carry.common import data_slot, flat, other_side, positive
 from bnfold.fold.carry.spread import Alternative, Spread
 from bnfold.fold.carry.spread import same as same_values
-from bnfold.fold.graph import Array, Concat, Contract, Move, Node, Same, Split, Tensor
+from bnfold.fold.graph import Array, Node, Tensor
+from bnfold.fold.roles import Concat, Contract, Move, Same, Split
 
 
 def move(spread: Spread, node: Node, slot: int, f: Array) -> None:

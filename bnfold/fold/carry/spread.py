@@ -16,8 +16,9 @@ from typing import TypeAlias
 
 import numpy as np
 
-from bnfold.fold.graph import Affine, Array, Node, Tensor
+from bnfold.fold.graph import Array, Node, Tensor
 from bnfold.fold.moves import Stuck
+from bnfold.fold.roles import Affine
 
 Rule: TypeAlias = "Callable[[Spread, Node, int, Array], None]"
 Alternative: TypeAlias = "Callable[[Array | None], None]"

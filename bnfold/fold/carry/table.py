@@ -11,7 +11,7 @@ from bnfold.fold.carry import layers as weights
 from bnfold.fold.carry import maps
 from bnfold.fold.carry import rearranging as moves
 from bnfold.fold.carry.spread import Rule
-from bnfold.fold.graph import (
+from bnfold.fold.roles import (
     Affine,
     Clamp,
     Closed,

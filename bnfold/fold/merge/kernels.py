@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bnfold.fold.absorb.store import as_float
-from bnfold.fold.graph import Array, Dim, Linear
+from bnfold.fold.graph import Array, Dim
+from bnfold.fold.roles import Linear
 from bnfold.fold.windows import POINT, Axis, Unequal, added, axes_of, in_a_row, settled
 
 __all__ = [

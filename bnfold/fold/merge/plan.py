@@ -44,16 +44,13 @@ import numpy as np
 
 from bnfold.fold.absorb.store import OutOfRange
 from bnfold.fold.carry.spread import ODD_SHAPES
-from bnfold.fold.graph import Affine, Graph, Linear, Sum
+from bnfold.fold.edits import Edit
+from bnfold.fold.graph import Graph
 from bnfold.fold.merge.rows import find_rows
 from bnfold.fold.merge.sums import find_sums
-from bnfold.fold.merge.view import AnyEdit, Found, View
-from bnfold.report.fold import (
-    Apart,
-    Entry,
-    Merge,
-    Report,
-)
+from bnfold.fold.merge.view import Found, View
+from bnfold.fold.roles import Affine, Linear, Sum
+from bnfold.report.fold import Apart, Entry, Merge, Report
 
 __all__ = ["MergePlan", "look", "merge", "merge_all"]
 
@@ -68,7 +65,7 @@ class MergePlan:
     that take them in. again: the merged nodes stand beside others that may now be merged with them.
     """
 
-    edits: list[AnyEdit] = field(default_factory=list)
+    edits: list[Edit] = field(default_factory=list)
     merged: list[Merge] = field(default_factory=list)
     apart: dict[tuple[str, ...], str] = field(default_factory=dict)
     maps: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -89,7 +86,7 @@ def look(graph: Graph, view: View, report: Report) -> bool:
 def merge_all(
     report: Report,
     read: Callable[[], Graph],
-    apply: Callable[[Graph, Sequence[AnyEdit]], None],
+    apply: Callable[[Graph, Sequence[Edit]], None],
     view: Callable[[], View],
     limit: int | None = None,
 ) -> None:

@@ -7,23 +7,11 @@ from functools import partial
 import numpy as np
 
 from bnfold.fold.absorb.store import as_float
-from bnfold.fold.graph import Affine, Dim, Graph, Linear, Move, Node
-from bnfold.fold.merge.kernels import (
-    Form,
-    bias_of,
-    chain_forms,
-    chain_kernels,
-    kernel_of,
-)
-from bnfold.fold.merge.view import (
-    AnyEdit,
-    Found,
-    Resum,
-    StaysApart,
-    View,
-    edits_of,
-    places,
-)
+from bnfold.fold.edits import Edit, Resum
+from bnfold.fold.graph import Dim, Graph, Node
+from bnfold.fold.merge.kernels import Form, bias_of, chain_forms, chain_kernels, kernel_of
+from bnfold.fold.merge.view import Found, StaysApart, View, edits_of, places
+from bnfold.fold.roles import Affine, Linear, Move
 from bnfold.fold.windows import Unequal
 
 __all__ = ["find_rows"]
@@ -88,7 +76,7 @@ def _row(one: Node, two: Node, first: Form, second: Form, view: View) -> Found:
     return Found(two, (one,), (two,), before, after, partial(_write, one, two, first, second, form))
 
 
-def _write(one: Node, two: Node, first: Form, second: Form, form: Form) -> list[AnyEdit]:
+def _write(one: Node, two: Node, first: Form, second: Form, form: Form) -> list[Edit]:
     """The edits, with all numbers computed in float64."""
     a, b = one.role, two.role
     assert isinstance(a, Linear)

@@ -15,27 +15,12 @@ from typing import Any
 import numpy as np
 
 from bnfold.fold.affine import varying
-from bnfold.fold.graph import Affine, Array, Dim, Graph, Linear, Move, Node, Sum, Tensor
-from bnfold.fold.merge.kernels import (
-    Form,
-    add_forms,
-    bias_of,
-    diagonal,
-    form_of,
-    kernel_of,
-    moved_to,
-)
-from bnfold.fold.merge.view import (
-    AnyEdit,
-    Found,
-    Operand,
-    Resum,
-    StaysApart,
-    View,
-    edits_of,
-    places,
-)
+from bnfold.fold.edits import Edit, Operand, Resum
+from bnfold.fold.graph import Array, Dim, Graph, Node, Tensor
+from bnfold.fold.merge.kernels import Form, add_forms, bias_of, diagonal, form_of, kernel_of, moved_to
+from bnfold.fold.merge.view import Found, StaysApart, View, edits_of, places
 from bnfold.fold.moves import Identity
+from bnfold.fold.roles import Affine, Linear, Move, Sum
 from bnfold.fold.windows import Unequal
 
 __all__ = ["find_sums"]
@@ -326,7 +311,7 @@ def _cost(node: Node, axis: int, view: View) -> int:
     return places(node.outputs[0], axis) * (size if isinstance(size, int) else 1)
 
 
-def _write(tree: Branch, blocks: list[Block], kept: tuple[Operand, ...], taken: set[Node]) -> list[AnyEdit]:
+def _write(tree: Branch, blocks: list[Block], kept: tuple[Operand, ...], taken: set[Node]) -> list[Edit]:
     """The edits, with all numbers computed in float64."""
     of_leaf = {leaf: block for block in blocks for leaf in block.leaves}
     kernels: dict[Block, Array] = {block: np.zeros(block.form.shape) for block in blocks}
@@ -356,7 +341,7 @@ def _write(tree: Branch, blocks: list[Block], kept: tuple[Operand, ...], taken: 
     biases[blocks[0]] += constant
     assert tree.node is not None
     # first of all: a bias may become a node behind the host, which then gives what the readers read
-    edits: list[AnyEdit] = [Resum(tree.node, (*((block.node, -1) for block in blocks), *kept))]
+    edits: list[Edit] = [Resum(tree.node, (*((block.node, -1) for block in blocks), *kept))]
     for block in blocks:
         edits += edits_of(block.node, block.form, kernels[block], biases[block])
     return edits

@@ -5,56 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import TypeAlias
 
 from bnfold.fold.absorb.store import in_type, store
-from bnfold.fold.graph import (
-    AddBias,
-    Affine,
-    Array,
-    Constant,
-    Dim,
-    Edit,
-    Linear,
-    Move,
-    Node,
-    SetValue,
-    Tensor,
-)
-from bnfold.fold.merge.kernels import (
-    Form,
-    form_of,
-    per_output,
-    stored_kernel,
-)
+from bnfold.fold.edits import AddBias, Edit, SetValue, SetWindows
+from bnfold.fold.graph import Array, Constant, Dim, Node, Tensor
+from bnfold.fold.merge.kernels import Form, form_of, per_output, stored_kernel
 from bnfold.fold.moves import Identity
-from bnfold.fold.windows import Windows, stated
+from bnfold.fold.roles import Affine, Linear, Move
+from bnfold.fold.windows import stated
 
-__all__ = ["AnyEdit", "Found", "Resum", "SetWindows", "StaysApart", "View", "edits_of", "places"]
+__all__ = ["Found", "StaysApart", "View", "edits_of", "places"]
 
 Place = Callable[[Node], object]
-Operand = tuple[Node, int]  # what a node reads at a slot, or gives (slots -1, -2, ...)
-
-
-@dataclass(eq=False, slots=True)
-class SetWindows:
-    """Edit: a convolution gets other windows and groups; its weight is set as well, and fits them."""
-
-    node: Node
-    windows: Windows
-    taps: tuple[int, ...]
-    groups: int
-
-
-@dataclass(eq=False, slots=True)
-class Resum:
-    """Edit: who reads the node's output reads the sum of these instead. What is left unread is removed."""
-
-    node: Node
-    operands: tuple[Operand, ...]
-
-
-AnyEdit: TypeAlias = "Edit | SetWindows | Resum"
 
 
 class StaysApart(Exception):
@@ -75,7 +37,7 @@ class Found:
     gone: tuple[Node, ...]
     before: int
     after: int
-    write: Callable[[], list[AnyEdit]]
+    write: Callable[[], list[Edit]]
 
 
 @dataclass
@@ -159,7 +121,7 @@ def places(tensor: Tensor, axis: int) -> int:
     return math.prod(size for size in sizes if isinstance(size, int))
 
 
-def edits_of(node: Node, form: Form, kernel: Array, bias: Array) -> list[AnyEdit]:
+def edits_of(node: Node, form: Form, kernel: Array, bias: Array) -> list[Edit]:
     """What makes a linear node another one, of this form, with these numbers in its own type.
 
     Raises:
@@ -167,7 +129,7 @@ def edits_of(node: Node, form: Form, kernel: Array, bias: Array) -> list[AnyEdit
     """
     role = node.role
     assert isinstance(role, Linear)
-    edits: list[AnyEdit] = [
+    edits: list[Edit] = [
         SetValue(node, role.weight_slot, in_type(node, stored_kernel(role, kernel), role.weight), role.weight)
     ]
     if form.axes:

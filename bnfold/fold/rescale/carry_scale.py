@@ -14,13 +14,9 @@ import numpy as np
 
 from bnfold.fold.carry import table
 from bnfold.fold.carry.guard import CARRIED
-from bnfold.fold.carry.spread import (
-    Conflict,
-    Rule,
-    Spread,
-    State,
-)
-from bnfold.fold.graph import Array, Closed, Node, Tensor
+from bnfold.fold.carry.spread import Conflict, Rule, Spread, State
+from bnfold.fold.graph import Array, Node, Tensor
+from bnfold.fold.roles import Closed
 
 __all__ = ["carry", "commit", "undo"]
 

@@ -21,15 +21,11 @@ from bnfold.fold.carry import table
 from bnfold.fold.carry.common import other_side, positive
 from bnfold.fold.carry.guard import CARRIED
 from bnfold.fold.carry.locks import Locks
-from bnfold.fold.carry.spread import (
-    Conflict,
-    Rule,
-    Spread,
-    State,
-)
-from bnfold.fold.graph import Array, Clamp, Graph, Linear, Node, Recurrent, Tensor
+from bnfold.fold.carry.spread import Conflict, Rule, Spread, State
+from bnfold.fold.graph import Array, Graph, Node, Tensor
 from bnfold.fold.rescale.carry_scale import carry, commit, undo
 from bnfold.fold.rescale.int8_loss import Layer, layer_of
+from bnfold.fold.roles import Clamp, Linear, Recurrent
 
 __all__ = ["ENOUGH", "Equalized", "Region", "Stuck", "equalize"]
 

@@ -10,30 +10,22 @@ import numpy as np
 from bnfold.fold.carry import table
 from bnfold.fold.carry.locks import Locks
 from bnfold.fold.carry.spread import Conflict, State
-from bnfold.fold.graph import (
+from bnfold.fold.graph import Array, Graph, Node, Tensor
+from bnfold.fold.rescale.carry_scale import carry, commit, undo
+from bnfold.fold.rescale.headroom import Headroom, Narrow, Seen, headroom
+from bnfold.fold.roles import (
     Affine,
-    Array,
     Clamp,
     Concat,
-    Graph,
     Leaky,
     Linear,
     Map,
     Move,
-    Node,
     Pad,
     Recurrent,
     Same,
     Split,
     Sum,
-    Tensor,
-)
-from bnfold.fold.rescale.carry_scale import carry, commit, undo
-from bnfold.fold.rescale.headroom import (
-    Headroom,
-    Narrow,
-    Seen,
-    headroom,
 )
 
 __all__ = ["Fit", "Moved", "fit", "makers", "troubled"]

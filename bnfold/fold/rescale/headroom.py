@@ -14,15 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.fold.absorb.linear import (
-    channels,
-    decode,
-    encode,
-    factor,
-    per_channel,
-)
+from bnfold.fold.absorb.linear import channels, decode, encode, factor, per_channel
 from bnfold.fold.carry.spread import State
-from bnfold.fold.graph import Affine, Array, Linear, Node, Recurrent, Tensor
+from bnfold.fold.graph import Array, Node, Tensor
+from bnfold.fold.roles import Affine, Linear, Recurrent
 
 __all__ = ["BFLOAT16", "FLOAT16", "LIMIT", "Headroom", "Narrow", "Seen", "headroom"]
 

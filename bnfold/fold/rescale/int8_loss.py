@@ -13,14 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.fold.absorb.linear import (
-    channels,
-    decode,
-    encode,
-    per_channel,
-)
+from bnfold.fold.absorb.linear import channels, decode, encode, per_channel
 from bnfold.fold.carry.spread import State
-from bnfold.fold.graph import Array, Linear, Node, Recurrent
+from bnfold.fold.graph import Array, Node
+from bnfold.fold.roles import Linear, Recurrent
 
 __all__ = ["BITS", "Layer", "layer_of", "lost"]
 

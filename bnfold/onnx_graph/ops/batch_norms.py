@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from bnfold.fold.affine import dead, from_batch_norm
-from bnfold.fold.graph import Affine, Constant, Moments
+from bnfold.fold.graph import Constant, Moments
+from bnfold.fold.roles import Affine
 from bnfold.onnx_graph.file.wire import CUT_FROM, TOKEN_SIZE
 from bnfold.onnx_graph.model.site import FLOATS, Site
 from bnfold.onnx_graph.ops.facts import EPSILON

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bnfold.fold import role_builders as products
-from bnfold.fold.graph import Constant, Contract, Dim, Linear, Recurrent, Role
+from bnfold.fold.graph import Constant, Dim, Role
+from bnfold.fold.roles import Contract, Linear, Recurrent
 from bnfold.fold.windows import PRODUCT
 from bnfold.onnx_graph.model.site import Site
 from bnfold.onnx_graph.ops.facts import (

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import numpy as np
 
 from bnfold.fold.affine import dead, from_batch_norm
-from bnfold.fold.graph import Affine, Array, Constant, Normalize, Role, SoftmaxInput
+from bnfold.fold.graph import Array, Constant, Role
+from bnfold.fold.roles import Affine, Normalize, SoftmaxInput
 from bnfold.onnx_graph.model.site import Site
 from bnfold.onnx_graph.ops.facts import (
     EPSILON,

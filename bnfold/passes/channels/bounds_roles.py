@@ -7,24 +7,22 @@ from typing import TypeAlias
 
 import numpy as np
 
-from bnfold.fold.graph import (
+from bnfold.fold.graph import Array, Node, Role
+from bnfold.fold.moves import Stuck
+from bnfold.fold.roles import (
     Affine,
-    Array,
     Clamp,
     Concat,
     Gate,
     Leaky,
     Linear,
     Move,
-    Node,
     Normalize,
     Pad,
     Product,
-    Role,
     Split,
     Sum,
 )
-from bnfold.fold.moves import Stuck
 from bnfold.passes.channels.interval import Bounds, unknown
 from bnfold.passes.channels.matrices import through
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from bnfold.fold.graph import Closed, Concat, Graph, Node, Product, Role, Same, Sum
+from bnfold.fold.graph import Graph, Node, Role
 from bnfold.fold.moves import Stuck
+from bnfold.fold.roles import Closed, Concat, Product, Same, Sum
 from bnfold.onnx_graph.model.site import Site
 from bnfold.passes.channels.classes import Reason
 from bnfold.passes.channels.functions import FUNCTIONS

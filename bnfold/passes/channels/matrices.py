@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.fold.graph import Array, Linear
+from bnfold.fold.graph import Array
+from bnfold.fold.roles import Linear
 from bnfold.passes.channels.interval import Bounds, unknown
 
 __all__ = ["bias_of", "is_matrix", "read_by", "sums", "through"]

@@ -21,23 +21,9 @@ import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
 
-from bnfold.fold.graph import (
-    AddBias,
-    Affine,
-    Bypass,
-    Clamp,
-    Closed,
-    Constant,
-    Edit,
-    Graph,
-    Leaky,
-    Linear,
-    Map,
-    Node,
-    Pad,
-    Role,
-    SetValue,
-)
+from bnfold.fold.edits import AddBias, Bypass, Edit, SetValue
+from bnfold.fold.graph import Constant, Graph, Node, Role
+from bnfold.fold.roles import Affine, Clamp, Closed, Leaky, Linear, Map, Pad
 from bnfold.torch_graph.arrays import to_tensor
 from bnfold.torch_graph.call import given, innermost
 from bnfold.torch_graph.module.holders import Holders, owner_of, tensors

@@ -11,7 +11,8 @@ from torch import fx
 
 from bnfold.fold import moves
 from bnfold.fold.affine import MAPS, dead, from_batch_norm
-from bnfold.fold.graph import Affine, Closed, Constant, Linear, Move, Normalize, Product, Role, Sum
+from bnfold.fold.graph import Constant, Role
+from bnfold.fold.roles import Affine, Closed, Linear, Move, Normalize, Product, Sum
 from bnfold.fold.windows import PRODUCT, Windows
 from bnfold.torch_graph.call import Call, Refused
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from torch import fx
 
 from bnfold.fold import role_builders as products
-from bnfold.fold.graph import Linear, Role
+from bnfold.fold.graph import Role
+from bnfold.fold.roles import Linear
 from bnfold.fold.windows import PRODUCT
 from bnfold.torch_graph.call import Call, Refused
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from bnfold.fold.absorb import absorb as absorbing
-from bnfold.fold.absorb.spill import Spill
+from bnfold.fold.absorb.store import Spill
 from bnfold.fold.carry.guard import CARRIED, KAPPA
-from bnfold.fold.graph import SetValue
+from bnfold.fold.edits import SetValue
 from bnfold.fold.solve import solve
 from tests.fold.nets import Net
 

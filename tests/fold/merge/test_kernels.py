@@ -10,14 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bnfold.fold.graph import Array
-from bnfold.fold.merge.kernels import (
-    Form,
-    add_forms,
-    chain_forms,
-    chain_kernels,
-    diagonal,
-    moved_to,
-)
+from bnfold.fold.merge.kernels import Form, add_forms, chain_forms, chain_kernels, diagonal, moved_to
 from bnfold.fold.windows import Axis, Unequal, Windows, axes_of, count, settled, stated
 
 

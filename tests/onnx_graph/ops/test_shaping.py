@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from onnx import TensorProto
 
-from bnfold.fold import axis_moves, moves
-from bnfold.fold.graph import Concat, Map, Move, Pad, Split
+from bnfold.fold import moves
+from bnfold.fold.roles import Concat, Map, Move, Pad, Split
 from bnfold.onnx_graph.ops.table import role_of
 from tests.onnx_graph.ops.fake_site import FakeSite, Runtime, X, f32, ints, read, refused, run, varying
 
@@ -124,7 +124,7 @@ def test_moves_with_parameters_of_run_time() -> None:
 def test_crops_keep_a_uniform_change() -> None:
     p = varying(X, 1)
     crop = read("Slice", X, ints(1), ints(3), ints(2)).move
-    assert isinstance(crop, axis_moves.Crop)
+    assert isinstance(crop, moves.Crop)
     np.testing.assert_array_equal(crop.pull(p), p)  # the rest of the rows changes with them
     token = read("Gather", (2, 9, 4), np.asarray(0), axis=1).move
     assert token.pull(np.ones((1, 4))).shape == (1, 1, 4)
