@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from bnfold.fold.graph import Array, Constant, Key, Role
 from bnfold.fold.windows import Windows
 
@@ -75,9 +77,44 @@ class Linear(Role):
     free: tuple[tuple[int, int], ...] = ()  # axes of x that reappear as axes of y
     alpha: float = 1.0
     beta: float = 1.0
-    groups: int = 1
     costs: int = 0  # nodes that a missing bias would add
     windows: Windows | None = None  # None: neither a plain convolution nor a product with one matrix
+
+    @property
+    def groups(self) -> int:
+        return 1 if self.w_group is None else self.split[self.w_group]
+
+    @property
+    def outputs(self) -> int:
+        """Output channels of all groups together."""
+        return self.groups * self.split[self.w_out]
+
+    @property
+    def inputs(self) -> int:
+        """Input channels of all groups together."""
+        return self.groups * self.split[self.w_in]
+
+    @property
+    def rest(self) -> tuple[int, ...]:
+        """The sizes of the other axes: the taps of a convolution, the batch of a stack of matrices."""
+        channels = (self.w_group, self.w_out, self.w_in)
+        return tuple(size for axis, size in enumerate(self.split) if axis not in channels)
+
+    def matrices(self, values: Array) -> Array:
+        """The weight, or numbers laid out like it, seen as matrices: one for each group and tap.
+
+        Args:
+            values: of the weight's shape, perhaps with axes in front (a stack of weights).
+
+        Returns:
+            Of shape (*those in front, groups, outputs of a group, inputs of a group, *rest): a view.
+        """
+        front = values.ndim - len(self.weight.shape)
+        values = values.reshape(values.shape[:front] + self.split)
+        order = [front + axis for axis in (self.w_out, self.w_in)]
+        if self.w_group is not None:
+            return np.moveaxis(values, [front + self.w_group, *order], range(front, front + 3))
+        return np.expand_dims(np.moveaxis(values, order, range(front, front + 2)), front)
 
 
 @dataclass(eq=False, slots=True)

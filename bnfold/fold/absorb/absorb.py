@@ -13,7 +13,6 @@ import numpy as np
 
 from bnfold.fold.absorb.linear import (
     Scaled,
-    channels,
     decode,
     encode,
     factor,
@@ -78,10 +77,10 @@ def _linear(state: State, node: Node, known: Scaled | None = None) -> Iterator[E
             return
     x, y = node.at(role.x), node.outputs[0]
     (u, v), (p, q) = decode(state, x), encode(state, y)
-    outputs = channels(role, role.w_out)
+    outputs = role.outputs
     p, q = per_channel(p, role.out_axis, outputs), per_channel(q, role.out_axis, outputs)
     if known is None and is_scaled(state, node, role):
-        both = factor(role, per_channel(u, role.in_axis, channels(role, role.w_in)), p)
+        both = factor(role, per_channel(u, role.in_axis, role.inputs), p)
         if role.weight.quantized is not None:
             yield _rescale(node, role, both)
         else:
@@ -116,12 +115,9 @@ def _linear(state: State, node: Node, known: Scaled | None = None) -> Iterator[E
 
 
 def _rescale(node: Node, role: Linear, factor: Array) -> Rescale:
-    full = np.broadcast_to(
-        factor, [n if i in (role.w_group, role.w_out, role.w_in) else 1 for i, n in enumerate(role.split)]
-    )
-    shape = list(role.weight.shape)
-    stored = np.broadcast_to(full, role.split).reshape(shape)
-    for axis in range(len(shape)):
+    stored = np.empty(role.weight.shape)
+    role.matrices(stored)[...] = factor
+    for axis in range(stored.ndim):
         first = stored.take([0], axis)
         if np.array_equal(np.broadcast_to(first, stored.shape), stored):
             stored = first

@@ -170,15 +170,8 @@ def _bias_size(spread: Spread, producer: Node, tensor: Tensor, missing: Array) -
 
 def through_weight(role: Linear, v: Array, rank: int) -> Array:
     """`W v` for a constant input v that varies along the input axis only: one number per output channel."""
-    weight = np.array(role.weight.value, np.float64).reshape(role.split)  # our own: multiplied in place
-    inner = role.split[role.w_in] * (role.split[role.w_group] if role.w_group is not None else 1)
-    vector = np.broadcast_to(v.reshape(v.shape[role.in_axis] if v.ndim == rank else v.size), (inner,))
-    shape = [1] * weight.ndim
-    shape[role.w_in] = role.split[role.w_in]
-    keep = [role.w_out]
-    if role.w_group is not None:
-        shape[role.w_group] = role.split[role.w_group]
-        keep = [role.w_group, role.w_out]
-    weight *= vector.reshape(shape)
-    out: Array = weight.sum(tuple(axis for axis in range(weight.ndim) if axis not in keep))
+    weight = role.matrices(np.array(role.weight.value, np.float64))  # our own: multiplied in place
+    vector = np.broadcast_to(v.reshape(v.shape[role.in_axis] if v.ndim == rank else v.size), (role.inputs,))
+    weight *= vector.reshape(role.groups, 1, -1, *(1,) * len(role.rest))
+    out: Array = weight.sum(tuple(range(2, weight.ndim)))
     return out.reshape(-1) * role.alpha

@@ -51,14 +51,10 @@ class Form:
 
 def form_of(role: Linear) -> Form | None:
     """The form of a linear node; None if it is not a plain convolution or a product with one matrix."""
-    if role.windows is None:
+    if role.windows is None or len(role.rest) != len(role.windows.strides):
         return None
-    split, groups = role.split, 1 if role.w_group is None else role.split[role.w_group]
-    taps = tuple(n for axis, n in enumerate(split) if axis not in (role.w_group, role.w_out, role.w_in))
-    if len(taps) != len(role.windows.strides):
-        return None
-    outputs, inputs = split[role.w_out] * groups, split[role.w_in] * groups
-    return Form(groups, outputs, inputs, axes_of(role.windows, taps)) if outputs and inputs else None
+    axes = axes_of(role.windows, role.rest)
+    return Form(role.groups, role.outputs, role.inputs, axes) if role.outputs and role.inputs else None
 
 
 def diagonal(channels: int, axes: int) -> Form:
@@ -93,10 +89,7 @@ def chain_forms(one: Form, two: Form) -> Form:
 
 def kernel_of(role: Linear) -> Array:
     """The numbers of a linear node, in float64."""
-    order = [axis for axis in (role.w_group, role.w_out, role.w_in) if axis is not None]
-    order += [axis for axis in range(len(role.split)) if axis not in order]
-    kernel: Array = as_float(role.weight).reshape(role.split).transpose(order) * role.alpha
-    return kernel if role.w_group is not None else kernel[None]
+    return role.matrices(as_float(role.weight)) * role.alpha
 
 
 def stored_kernel(role: Linear, kernel: Array) -> Array:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.fold.absorb.linear import channels, decode, encode, factor, per_channel
+from bnfold.fold.absorb.linear import decode, encode, factor, per_channel
 from bnfold.fold.carry.spread import State
 from bnfold.fold.graph import Array, Node, Tensor
 from bnfold.fold.roles import Affine, Linear, Recurrent
@@ -78,27 +78,20 @@ def headroom(node: Node, state: State, seen: Seen, narrow: Narrow) -> Headroom |
 
 def _linear(node: Node, role: Linear, state: State, seen: Seen, narrow: Narrow) -> Headroom:
     x, y = node.at(role.x), node.outputs[0]
-    inputs, outputs = channels(role, role.w_in), channels(role, role.w_out)
-    size: Any = np.abs(role.weight.value.reshape(role.split))
+    size: Any = role.matrices(np.abs(role.weight.value))
     if x in state.p or y in state.p:
         (u, _), (p, _) = decode(state, x), encode(state, y)
-        u, p = per_channel(u, role.in_axis, inputs), per_channel(p, role.out_axis, outputs)
+        u, p = per_channel(u, role.in_axis, role.inputs), per_channel(p, role.out_axis, role.outputs)
         size = size * np.abs(factor(role, u, p))
-    # to (groups, outputs of one, inputs of one): all else is summed over
-    order = [role.w_out, role.w_in] if role.w_group is None else [role.w_group, role.w_out, role.w_in]
-    size = np.moveaxis(size, order, range(len(order)))
-    if role.w_group is None:
-        size = size[None]
     size = size.reshape(*size.shape[:3], -1)
-    groups = size.shape[0]
     x_size, y_size = (
-        _seen(seen, state, x, role.in_axis, inputs),
-        _seen(seen, state, y, role.out_axis, outputs),
+        _seen(seen, state, x, role.in_axis, role.inputs),
+        _seen(seen, state, y, role.out_axis, role.outputs),
     )
     return _judge(
         size,
-        np.ones((groups, 1, size.shape[2])) if x_size is None else x_size.reshape(groups, 1, -1),
-        np.zeros((groups, 1)) if y_size is None else y_size.reshape(groups, -1),
+        np.ones((role.groups, 1, size.shape[2])) if x_size is None else x_size.reshape(role.groups, 1, -1),
+        np.zeros((role.groups, 1)) if y_size is None else y_size.reshape(role.groups, -1),
         narrow,
     )
 

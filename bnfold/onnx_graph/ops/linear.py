@@ -83,7 +83,6 @@ def _conv(site: Site) -> Role:
         w_in=2,
         padded=_PADDED if grid.padded else "",
         free=((0, 0),),
-        groups=groups,
         windows=grid.stated,
     )
     return _with_bias(role, site, 2)
@@ -108,7 +107,6 @@ def _conv_transpose(site: Site) -> Role:
         w_in=1,
         padded="" if even else _UNEVEN,
         free=((0, 0),),
-        groups=groups,
     )
     return _with_bias(role, site, 2)
 

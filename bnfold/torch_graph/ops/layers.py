@@ -66,7 +66,6 @@ def _conv(call: Call, transposed: bool = False) -> Role:
         w_in=1 if transposed else 2,
         padded=why,
         free=((0, 0),),
-        groups=groups,
         windows=windows,
         **_bias(call),
     )
