@@ -20,6 +20,10 @@ Moments: TypeAlias = "Array | tuple[Array, Array]"  # two rows
 Key: TypeAlias = "int | str"  # where a node keeps a value: an input slot, or an attribute's name
 
 
+class Refused(Exception):
+    """What is asked for cannot be, or it cannot be known whether it can; the text says why."""
+
+
 @dataclass(eq=False, slots=True)
 class Constant:
     """A value that a node input sees: `load()` gives it in the orientation in which the node uses it.

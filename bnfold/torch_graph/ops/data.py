@@ -9,9 +9,9 @@ from functools import partial
 import numpy as np
 
 from bnfold.fold import moves
-from bnfold.fold.graph import Constant, Dim, Role
+from bnfold.fold.graph import Constant, Dim, Refused, Role
 from bnfold.fold.roles import Clamp, Concat, Leaky, Map, Move, Pad, SoftmaxInput, Split
-from bnfold.torch_graph.call import FLOATS, Call, Refused
+from bnfold.torch_graph.call import FLOATS, Call
 
 __all__ = ["DATA"]
 
