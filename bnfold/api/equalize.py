@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from bnfold.fold.carry.spread import State
     from bnfold.fold.edits import Edit
     from bnfold.fold.graph import Array, Graph, Node
-    from bnfold.fold.rescale.equalize import Equalized, Stuck
-    from bnfold.fold.rescale.int8_loss import Layer
+    from bnfold.fold.rescale.equalize import Equalized, NotRescaled
+    from bnfold.fold.rescale.int8_loss import WeightSizes
     from bnfold.onnx_graph.file.loaded import Loaded
 
 __all__ = ["SHARED", "equalize_file", "equalize_onnx"]
@@ -220,12 +220,12 @@ def tell(report: EqualizeReport, found: Equalized, clips: Collection[str]) -> No
     report.kept = [_kept(entry, clips) for entry in found.stuck]
 
 
-def _kept(entry: Stuck, clips: Collection[str]) -> Kept:
+def _kept(entry: NotRescaled, clips: Collection[str]) -> Kept:
     cure = PER_CHANNEL if entry.clip and entry.blocked_by in clips else ""
     return Kept(entry.tensor, entry.blocked_by, entry.reason, cure)
 
 
-def _ranges(layer: Layer, before: State, after: State) -> LayerRanges:
+def _ranges(layer: WeightSizes, before: State, after: State) -> LayerRanges:
     spans = []
     for side in (0, 1):
         for state in (before, after):

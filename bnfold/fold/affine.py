@@ -57,6 +57,11 @@ def along(array: Array, axis: int) -> Array:
     return vector
 
 
+def at_axis(vector: Array, axis: int, rank: int) -> Array:
+    """A vector along one axis of an array of this rank; the reverse of `along`."""
+    return vector.reshape([-1 if i == axis else 1 for i in range(rank)])
+
+
 def align(array: Array, rank: int) -> Array:
     """The array with axes of size 1 in front, or without such axes, so that it has this rank (numpy
     broadcasting).

@@ -18,13 +18,13 @@ from bnfold.fold.carry.spread import State
 from bnfold.fold.graph import Array, Node
 from bnfold.fold.roles import Linear, Recurrent
 
-__all__ = ["BITS", "Layer", "layer_of", "lost"]
+__all__ = ["BITS", "WeightSizes", "weight_sizes", "lost"]
 
 BITS = 7.0  # of an int8 beside the sign: a channel cannot lose more
 
 
 @dataclass(eq=False)
-class Layer:
+class WeightSizes:
     """The sizes of a layer's weights, (groups, outputs of one, inputs of one), and where its channels lie."""
 
     node: Node
@@ -64,15 +64,15 @@ def lost(ranges: Array) -> float:
     return float(np.minimum(np.log2(own.max() / own), BITS).mean())
 
 
-def layer_of(node: Node) -> Layer | None:
+def weight_sizes(node: Node) -> WeightSizes | None:
     """None for a node without a floating point weight that mixes channels."""
     role: Any = node.role
     if isinstance(role, Linear) and role.weight.quantized is None:
         weight = role.matrices(np.abs(role.weight.value))
         sizes = weight.reshape(*weight.shape[:3], -1).max(3, initial=0.0).astype(np.float64)
-        return Layer(node, sizes, role.in_axis, role.out_axis) if np.isfinite(sizes).all() else None
+        return WeightSizes(node, sizes, role.in_axis, role.out_axis) if np.isfinite(sizes).all() else None
     if isinstance(role, Recurrent) and role.weight.quantized is None:
         weight = np.abs(role.weight.value)
         sizes = weight.reshape(1, -1, weight.shape[2]).astype(np.float64)
-        return Layer(node, sizes, role.axis, None) if np.isfinite(sizes).all() else None
+        return WeightSizes(node, sizes, role.axis, None) if np.isfinite(sizes).all() else None
     return None
