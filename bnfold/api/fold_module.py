@@ -20,7 +20,7 @@ from bnfold.api.fold_onnx import (
 from bnfold.errors import UsageError, VerifyError, first_line
 from bnfold.fold.edits import Edit, SetValue
 from bnfold.fold.graph import Graph
-from bnfold.fold.merge.plan import look, merge_all
+from bnfold.fold.merge.plan import merge_all, mergeable
 from bnfold.fold.merge.view import View
 from bnfold.fold.roles import Affine
 from bnfold.fold.solve import Plan, solve
@@ -93,7 +93,7 @@ def fold_program(
         check_names(graph.nodes, skip)
         plan = solve(graph, skip=skip, allow=None if only is None else (lambda node: node.name in only))
         report = Report(plan.entries)
-        merging = limits.merges != 0 and look(graph, View(set(plan.order), skip, symmetric=True), report)
+        merging = limits.merges != 0 and mergeable(graph, View(set(plan.order), skip, symmetric=True), report)
         result = apply(functional, graph, plan.edits, shared)
         return (_merged(result, report, skip, shared, limits.merges) if merging else result), plan, report
 

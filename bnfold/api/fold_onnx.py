@@ -225,7 +225,7 @@ def _fold(
     progress: Progress | None = None,
 ) -> tuple[Loaded, Report, list[str]]:
     """One fold, in place, and the merging of branches after it; the names of what folded, in that order."""
-    from bnfold.fold.merge.plan import look, merge_all
+    from bnfold.fold.merge.plan import merge_all, mergeable
     from bnfold.fold.merge.view import View
     from bnfold.fold.solve import solve
     from bnfold.onnx_graph.merge import place
@@ -242,7 +242,7 @@ def _fold(
         check_names(graph.nodes, skip)
         plan = solve(graph, skip=skip, allow=allow, progress=told)
         report, order = Report(plan.entries), [node.name for node in plan.order]
-        merging = limits.merges != 0 and look(graph, View(set(plan.order), skip, place), report)
+        merging = limits.merges != 0 and mergeable(graph, View(set(plan.order), skip, place), report)
         apply(result, graph, plan.edits)
         if merging:  # all that is read is read anew: the graph is another one now
             merge_all(

@@ -1,8 +1,7 @@
 """How data is rearranged, as seen by an array with one number per channel.
 
 A move maps an array of the input's rank to one of the output's rank (`push`) and back (`pull`). Both raise
-`Stuck` with a reason if the array varies along an axis that the move mixes. Channels that `pull` leaves open
-are NaN.
+`Refused` if the array varies along an axis that the move mixes. Channels that `pull` leaves open are NaN.
 """
 
 from __future__ import annotations
@@ -14,19 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.fold.graph import Array, Dim
+from bnfold.fold.graph import Array, Dim, Refused
 
 LARGEST = 1 << 26  # elements of one change: a file may claim any shape
 
 
-class Stuck(Exception):
-    """The array varies along an axis where it must not."""
-
-
 def check_size(shape: Sequence[int]) -> None:
-    """Raise `Stuck` rather than ask for more memory than any model needs."""
+    """Raise `Refused` rather than ask for more memory than any model needs."""
     if math.prod(shape) > LARGEST:
-        raise Stuck(f"would vary over {math.prod(shape)} elements")
+        raise Refused(f"would vary over {math.prod(shape)} elements")
 
 
 def flatten(array: Array, axes: tuple[int, ...]) -> Array:
@@ -35,7 +30,7 @@ def flatten(array: Array, axes: tuple[int, ...]) -> Array:
         if array.shape[axis] > 1:
             first = array.take([0], axis)
             if not np.array_equal(np.broadcast_to(first, array.shape), array, equal_nan=True):
-                raise Stuck(f"varies along axis {axis}")
+                raise Refused(f"varies along axis {axis}")
             array = first
     return array
 
@@ -85,19 +80,19 @@ def _regroup(array: Array, before: tuple[Dim, ...], after: tuple[Dim, ...]) -> A
             continue
         sizes = [before[i] for i in left] + [after[i] for i in right]
         if not all(isinstance(size, int) for size in sizes):
-            raise Stuck(f"is regrouped from {before} to {after} with a size that is not known")
+            raise Refused(f"is regrouped from {before} to {after} with a size that is not known")
         # expand within the group, so that a constant axis beside a varying one is spelt out
         kept += [int(before[i]) for i in left]  # type: ignore[arg-type]
         shape += [int(after[i]) for i in right]  # type: ignore[arg-type]
     if math.prod(kept) != math.prod(shape):
-        raise Stuck(f"is regrouped from {before} to {after}, which hold different numbers of elements")
+        raise Refused(f"is regrouped from {before} to {after}, which hold different numbers of elements")
     check_size(kept)
     array = np.broadcast_to(array, kept).reshape(shape)
     for axis in range(array.ndim):
         if array.shape[axis] > 1:
             try:
                 array = flatten(array, (axis,))
-            except Stuck:
+            except Refused:
                 continue
     return array
 
@@ -175,7 +170,7 @@ class Take:
     def push(self, array: Array) -> Array:
         if array.shape[self.axis] > 1:
             if self.indices is None:
-                raise Stuck(f"varies along axis {self.axis}, of which unknown entries are taken")
+                raise Refused(f"varies along axis {self.axis}, of which unknown entries are taken")
             array = array.take(self.indices, self.axis)
         return array.squeeze(self.axis) if self.scalar else array
 
@@ -197,7 +192,7 @@ class Take:
         result[tuple(where)] = np.broadcast_to(array, full)
         back = result[tuple(where)]
         if not np.array_equal(back, np.broadcast_to(array, full), equal_nan=True):
-            raise Stuck(f"takes an entry of axis {self.axis} twice, with different changes")
+            raise Refused(f"takes an entry of axis {self.axis} twice, with different changes")
         return result
 
 
@@ -330,7 +325,7 @@ class Tiles:
                 continue
             parts = np.split(array, count, axis)
             if not all(np.array_equal(parts[0], part, equal_nan=True) for part in parts[1:]):
-                raise Stuck(f"differs between the repetitions along axis {axis}")
+                raise Refused(f"differs between the repetitions along axis {axis}")
             array = parts[0]
         return array
 

@@ -133,11 +133,9 @@ class Recurrent(Role):
 class Map(Role):
     """Elementwise, or a window or reduction within channels: `f(p*x + q) = p*f(x) + q` under conditions.
 
-    `sign`: "any", "positive", or "absolute" (Abs: p -> |p|). `shift`: "any" or the reason why not. `flat` are
-    the axes along which p and q must be constant (reduced, resized, windowed); on axes `mean` the shift may
-    vary if it goes forward and arrives as its mean. `keep` tells how axes of x map to y (None: the same
-    rank). `gain` multiplies q (ReduceSum: the number of summands, 0 unknown). `reduced` are axes of size 1 in
-    y.
+    sign: of p that pass: "any", "positive", or "absolute" (Abs: p -> |p|). shift: why q does not pass ("" if
+    it does). flat: axes along which p and q must be constant (reduced, resized, windowed). squeezed: axes of
+    x that y does not have. gain: multiplies q (ReduceSum: the number of summands; 0: not known).
     """
 
     sign: str = "positive"

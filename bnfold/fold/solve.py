@@ -31,7 +31,7 @@ RULES: Mapping[str, Mapping[type, Rule]] = {"scale": carry.SCALE, "shift": carry
 
 @dataclass
 class Plan:
-    """What to write, and what to tell. `order` lists the folded nodes as they were committed."""
+    """What to write, and what to report. `order` lists the folded nodes as they were committed."""
 
     edits: list[Edit] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)

@@ -21,8 +21,8 @@ from bnfold.fold.absorb.linear import (
     scale_alone,
     scale_together,
 )
-from bnfold.fold.absorb.store import OutOfRange, Spill, as_float, in_type, store
-from bnfold.fold.affine import any_nonzero
+from bnfold.fold.absorb.store import OutOfRange, ToDisk, as_float, in_type, store
+from bnfold.fold.affine import any_nonzero, at_axis
 from bnfold.fold.carry.equation import through_weight
 from bnfold.fold.carry.spread import ODD_SHAPES, State
 from bnfold.fold.edits import AddBias, Bypass, Edit, Rescale, Retype, SetValue
@@ -36,16 +36,16 @@ def absorb(graph: Graph, state: State) -> list[Edit]:
     """All edits that make the committed changes true; raises `OutOfRange` for the first that cannot be
     stored.
     """
-    touched = set(state.gone) | state.stand_ins
+    touched = set(state.gone) | state.new_biases
     for changed in {**state.p, **state.q, **state.u}:
         if changed.producer is not None:
             touched.add(changed.producer)
         for node, _ in changed.readers:
             touched.add(node)
-    nodes, spill = [node for node in graph.nodes if node in touched], Spill()
-    with np.errstate(over="ignore"):  # what leaves its type's range is looked for, and told by name
+    nodes, keep = [node for node in graph.nodes if node in touched], ToDisk()
+    with np.errstate(over="ignore"):  # `in_type` finds and reports what leaves its range
         known = scale_together(state, nodes)
-        return [spill(edit) for node in nodes for edit in _edits(state, node, known.get(node))]
+        return [keep(edit) for node in nodes for edit in _edits(state, node, known.get(node))]
 
 
 def _edits(state: State, node: Node, known: Scaled | None) -> Iterator[Edit]:
@@ -87,16 +87,16 @@ def _linear(state: State, node: Node, known: Scaled | None = None) -> Iterator[E
             scaled = scale_alone(node, role, both)
             dtype = scaled.value.dtype
             yield scaled
-    if role.bias is None and role.costs and node not in state.stand_ins:
+    if role.bias is None and role.costs and node not in state.new_biases:
         return  # a shift of the input was carried to the output: what the bias would be is zero
     moved = not isinstance(v, float) and any_nonzero(v)
     added: Any = through_weight(role, v, x.rank) if moved else 0.0
     if role.bias is not None:
         before = as_float(role.bias) * role.beta
         if before.ndim > 1:  # Gemm: C of shape (M, N), (M, 1) or (1, N)
-            shape = [1] * y.rank
-            shape[role.out_axis] = -1
-            p, q, added = (a.reshape(shape) if np.ndim(a) else a for a in (p, q, np.asarray(added)))
+            p, q, added = (
+                at_axis(a, role.out_axis, y.rank) if np.ndim(a) else a for a in (p, q, np.asarray(added))
+            )
         after = p * (before + added) + q
         if moved or y in state.p or y in state.q:
             if before.ndim == 0:

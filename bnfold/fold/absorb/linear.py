@@ -116,7 +116,7 @@ def scale_together(state: State, nodes: Iterable[Node]) -> dict[Node, Scaled]:
             if not isinstance(u, float):
                 u = per_channel(u, role.in_axis, role.inputs)
             p, q = per_channel(p, role.out_axis, outputs), per_channel(q, role.out_axis, outputs)
-        except (IndexError, ValueError):  # contradicting shapes: told when its turn comes
+        except (IndexError, ValueError):  # contradicting shapes: `absorb` says so
             continue
         # all that such a layer's bias will be is the shift of its output
         simple = role.bias is None and role.w_group is not None and isinstance(v, float) and _rank(q) == 1

@@ -80,7 +80,7 @@ HELD = 1 << 28  # bytes of new weights that may stay in memory
 SMALL = 1 << 20  # smaller ones always do
 
 
-class Spill:
+class ToDisk:
     """Call it with each edit: beyond `HELD` bytes values move to a nameless temporary file."""
 
     def __init__(self, held: int = HELD) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.fold.affine import align, varying
+from bnfold.fold.affine import align, at_axis, varying
 from bnfold.fold.carry.spread import Alternative, Mismatch, Spread, same
 from bnfold.fold.graph import Array, Node, Tensor
 from bnfold.fold.roles import Linear, Product, Sum
@@ -73,12 +73,12 @@ def _way(spread: Spread, node: Node, slots: list[int], missing: Array) -> Altern
             raise spread.fail(node, "its operands cancel")
         value = value / weight if spread.kind == "shift" else _root(spread, node, value, weight)
         spread.want(node.at(slots[0]), fit(spread, node, value, node.at(slots[0])), node)
-        spread.later(node, lambda: _settled(spread, node))
+        spread.later(node, lambda: _check(spread, node))
 
     return take
 
 
-def _settled(spread: Spread, node: Node) -> list[Alternative]:
+def _check(spread: Spread, node: Node) -> list[Alternative]:
     _, missing = _missing(spread, node)
     if not _holds(spread, node, missing):
         raise Mismatch(node, missing, spread.folds)
@@ -164,7 +164,7 @@ def _bias_size(spread: Spread, producer: Node, tensor: Tensor, missing: Array) -
     if role.bias is not None and extra.ndim > role.out_axis:
         value = np.asarray(role.bias.value, np.float64)
         if value.ndim == 1 and extra.shape[role.out_axis] in (1, value.size):
-            bias = value.reshape([-1 if axis == role.out_axis else 1 for axis in range(extra.ndim)])
+            bias = at_axis(value, role.out_axis, extra.ndim)
     return float(np.abs(extra + bias).max(initial=0.0))
 
 

@@ -14,13 +14,7 @@ from bnfold.fold.moves import Identity
 from bnfold.fold.roles import Affine, Linear, Move
 from bnfold.fold.windows import stated
 
-__all__ = ["Found", "StaysApart", "View", "edits_of", "places"]
-
-Place = Callable[[Node], object]
-
-
-class StaysApart(Exception):
-    """Nodes that are not merged, and why."""
+__all__ = ["Found", "View", "edits_of", "positions"]
 
 
 @dataclass(eq=False)
@@ -44,14 +38,14 @@ class Found:
 class View:
     """A graph to look for merges in.
 
-    gone: affine nodes that will not be there any more. skip: names of affine nodes to leave alone. place:
-    where a node stands: only nodes of one graph are merged, not those of a body with those around it.
+    gone: affine nodes that will not be there any more. skip: names of affine nodes to leave alone. scope: the
+    graph or body that a node is in: nodes of a body are not merged with those around it.
     symmetric: the framework has one number for the pads on both sides.
     """
 
     gone: Collection[Node] = ()
     skip: Collection[str] = ()
-    place: Place = lambda node: None
+    scope: Callable[[Node], object] = lambda node: None
     symmetric: bool = False
     used: set[Node] = field(default_factory=set)  # by merges that were found
     forms: dict[Node, Form | None] = field(default_factory=dict)
@@ -79,10 +73,10 @@ class View:
             return x if x is not None and (x.dtype, x.shape) == (y.dtype, y.shape) else None
         return node.at(role.x) if node in self.gone and isinstance(role, Affine) else None
 
-    def maker(self, tensor: Tensor, place: object) -> Node | None:
+    def maker(self, tensor: Tensor, scope: object) -> Node | None:
         """The node that makes a tensor for one reader, and so may vanish with it."""
         node = tensor.producer
-        if node is None or len(tensor.readers) != 1 or tensor.fixed or self.place(node) != place:
+        if node is None or len(tensor.readers) != 1 or tensor.fixed or self.scope(node) != scope:
             return None
         return node
 
@@ -101,7 +95,7 @@ def _form(node: Node) -> Form | None:
     form = form_of(role)
     if form is None or x is None or x.constant is not None or x.shape is None or y.shape is None:
         return None
-    if any(_is_stuck(constant) for constant in (role.weight, role.bias) if constant is not None):
+    if any(_may_not_change(constant) for constant in (role.weight, role.bias) if constant is not None):
         return None
     whole = (
         x.dtype == y.dtype
@@ -111,12 +105,12 @@ def _form(node: Node) -> Form | None:
     return form if whole and y.shape[role.out_axis] == form.outputs else None
 
 
-def _is_stuck(constant: Constant) -> bool:
+def _may_not_change(constant: Constant) -> bool:
     return bool(constant.locked) or constant.quantized is not None
 
 
-def places(tensor: Tensor, axis: int) -> int:
-    """How many places a tensor has beside its channel axis, as far as sizes are known."""
+def positions(tensor: Tensor, axis: int) -> int:
+    """How many positions a tensor has beside its channel axis, as far as sizes are known."""
     sizes: list[Dim] = [size for i, size in enumerate(tensor.shape or ()) if i != axis]
     return math.prod(size for size in sizes if isinstance(size, int))
 

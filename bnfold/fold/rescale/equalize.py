@@ -231,7 +231,7 @@ class _Search:
 
 
 def _clamp_rule(split: frozenset[Node]) -> Rule:
-    """That of Clip, without the wish for one factor where bounds may differ from channel to channel."""
+    """That of Clip, without its demand for one factor where bounds may differ from channel to channel."""
 
     def rule(spread: Spread, node: Node, slot: int, f: Array) -> None:
         if node not in split:

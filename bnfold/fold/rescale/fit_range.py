@@ -101,7 +101,7 @@ def fit(graph: Graph, seen: Seen, narrow: Narrow, margin: float) -> Fit:
     result.state.locks = Locks(graph, result.state, {"scale": table.SCALE, "shift": table.SHIFT}).locks
     improve_all(graph, search.improve, PASSES)
     result.stuck = list(search.stuck.items())
-    search.tell()
+    search.report()
     return result
 
 
@@ -210,8 +210,8 @@ class _Search:
                     low = np.where(head.fading, np.maximum(low, up), low)
         return low, high
 
-    def tell(self) -> None:
-        """What was moved, with the ranges before and after."""
+    def report(self) -> None:
+        """List what was rescaled, with the ranges before and after."""
         neutral = State()
         for tensor, axis in self.seeds.items():
             if tensor not in self.result.state.p:

@@ -148,7 +148,7 @@ def _judge(weights: Array, x: Array, y: Array, narrow: Narrow) -> Headroom:
     vanishing, fading = np.zeros(rows.shape, bool), np.zeros(columns.shape, bool)
     if small.any() or fades.any():
         total = weights.sum(3, dtype=np.float64)
-        # what is less than the output's own rounding is lost anyway; whether that matters its readers tell
+        # what is less than the output's own rounding is lost anyway; its readers are asked if that matters
         whole = np.maximum(np.maximum((total * x).sum(2), y) * LIMIT, narrow.spacing / 2)
         lost = np.where(small, np.minimum(weights, narrow.spacing / 2), 0).sum(3, dtype=np.float64)
         vanishing = (lost * x).sum(2) > whole

@@ -7,8 +7,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from bnfold.fold.graph import Array, Node, Role
-from bnfold.fold.moves import Stuck
+from bnfold.fold.graph import Array, Node, Refused, Role
 from bnfold.fold.roles import (
     Affine,
     Clamp,
@@ -82,7 +81,7 @@ def _move(node: Node, inputs: list[Bounds]) -> Bounds:
     x, y = inputs[role.x], node.outputs[0]
     try:
         return x.each(role.move.push)
-    except Stuck:
+    except Refused:
         whole = x.flat(range(x.lo.ndim))
         return whole.each(lambda end: end.reshape((1,) * y.rank))
 

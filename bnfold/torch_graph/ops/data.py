@@ -139,8 +139,8 @@ def _expand(call: Call) -> Role:
 def _take(axis: int, indices: tuple[int, ...], shape: tuple[Dim, ...], scalar: bool = False) -> Move:
     """Entries of one axis. Other channels stay open; other rows, columns or tokens change with these."""
     size = shape[axis]
-    places = (axis == 1 and len(shape) == 3) if scalar else axis > 1
-    return Move((moves.Crop if places else moves.Take)(axis, indices, int(size), scalar))  # type: ignore[arg-type]
+    spatial = (axis == 1 and len(shape) == 3) if scalar else axis > 1
+    return Move((moves.Crop if spatial else moves.Take)(axis, indices, int(size), scalar))  # type: ignore[arg-type]
 
 
 def _slice(call: Call) -> Role:
