@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from bnfold.api.fold_onnx import SHARED, check_options, fold_loaded
 from bnfold.errors import UsageError, VerifyError
+from bnfold.report.data import Span
 from bnfold.report.equalize import (
     EqualizeReport,
-    Kept,
+    KeptTensor,
     LayerRanges,
-    Moved,
-    Span,
+    RescaledRegion,
 )
 
 if TYPE_CHECKING:
@@ -213,14 +213,16 @@ def tell(report: EqualizeReport, found: Equalized, clips: Collection[str]) -> No
         names = ([node.name for node in nodes] for nodes in (region.made_by, region.read_by))
         members = [tensor.name for tensor in region.members]
         report.regions.append(
-            Moved(region.tensor.name, which.tolist(), region.factors[which].tolist(), members, *names)
+            RescaledRegion(
+                region.tensor.name, which.tolist(), region.factors[which].tolist(), members, *names
+            )
         )
     report.kept = [_kept(entry, clips) for entry in found.stuck]
 
 
-def _kept(entry: Stuck, clips: Collection[str]) -> Kept:
+def _kept(entry: Stuck, clips: Collection[str]) -> KeptTensor:
     cure = PER_CHANNEL if entry.clip and entry.blocked_by in clips else ""
-    return Kept(entry.tensor, entry.blocked_by, entry.reason, cure)
+    return KeptTensor(entry.tensor, entry.blocked_by, entry.reason, cure)
 
 
 def _ranges(layer: Layer, before: State, after: State) -> LayerRanges:
