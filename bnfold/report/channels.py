@@ -35,6 +35,9 @@ class CutLayer(NamedTuple):
     multiplications: int | None
     moved: tuple[MovedConstant, ...] = ()
 
+    def to_dict(self) -> dict[str, Any]:
+        return self._asdict() | {"moved": [moved._asdict() for moved in self.moved]}
+
 
 class KeptChannels(NamedTuple):
     """Channels that a node makes constant, and that stay all the same."""
