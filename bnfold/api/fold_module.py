@@ -27,13 +27,13 @@ from bnfold.report.verification import Verification
 from bnfold.torch_graph.module import apply as modules
 from bnfold.torch_graph.module.parametrizations import parametrized, remove
 from bnfold.torch_graph.module.what_is_left import (
-    Fate,
-    Fates,
+    Replacement,
+    Replacements,
     calls_of,
     mean_of,
 )
-from bnfold.torch_graph.quiet import quiet
 from bnfold.torch_graph.read import read
+from bnfold.torch_graph.tracing import without_warnings
 from bnfold.torch_graph.write import apply
 from bnfold.verify.models import first_bad
 from bnfold.verify.modules import outputs, verify_modules
@@ -81,7 +81,7 @@ def fold_program(
         )
     check_options(shared, skip)
     try:
-        with quiet():
+        with without_warnings():
             functional = program.run_decompositions({})  # nothing is decomposed, but in-place operators go
     except Exception as error:  # of any kind: this is all of torch's tracing
         raise UsageError(f"torch cannot make the program functional: {first_line(error)}") from error
@@ -190,7 +190,7 @@ def fold_module(
     raw, program = _exported(plain, args, options, dynamic_shapes)
     probe = _copied(plain)
     made = calls_of(probe, lambda: outputs(probe, args, options))
-    fates = Fates(plain, raw, program, made)
+    replacements = Replacements(plain, raw, program, made)
     removed: dict[str, None] = {}
     untied: dict[str, str] = {}
 
@@ -212,11 +212,12 @@ def fold_module(
                 "need different values after the fold; allow that (shared='duplicate'), or keep what needs "
                 "it (shared='skip')"
             )
-        found: dict[str, Fate] = {}
+        found: dict[str, Replacement] = {}
         gone = set(plan.order)
-        for node in plan.order:  # all calls of one batch norm have the same fate
-            fate = fates(node, gone)
-            found[mean_of(node)] = fate if found.get(mean_of(node), fate) == fate else None
+        for node in plan.order:  # all calls of one batch norm have the same replacement
+            replacement = replacements(node, gone)
+            same = found.get(mean_of(node), replacement) == replacement
+            found[mean_of(node)] = replacement if same else None
         modules.apply(target, plan.edits, found)
         return plan, {node.name for node in plan.order if found[mean_of(node)] is None}
 
@@ -302,7 +303,7 @@ def _exported(
 ) -> tuple[ExportedProgram, ExportedProgram]:
     """The module's program, and the same without in-place operators."""
     try:
-        with quiet():
+        with without_warnings():
             raw: ExportedProgram = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes)
             return raw, raw.run_decompositions({})
     except Exception as error:  # of any kind: this is all of torch's tracing on the user's code
