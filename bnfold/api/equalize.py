@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         fold: bool
         split_relu6: bool
 
+
 __all__ = ["equalize_loaded", "equalize_onnx"]
 
 

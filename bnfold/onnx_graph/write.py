@@ -9,8 +9,9 @@ import numpy as np
 import onnx
 
 from bnfold.errors import UsageError
-from bnfold.fold.graph import AddBias, Array, Bypass, Graph, Linear, Node, Rescale, Retype, SetValue
-from bnfold.fold.merge.view import AnyEdit, Operand, Resum, SetWindows
+from bnfold.fold.edits import AddBias, Bypass, Edit, Operand, Rescale, Resum, Retype, SetValue, SetWindows
+from bnfold.fold.graph import Array, Graph, Node
+from bnfold.fold.roles import Linear
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.model.evaluate import numpy_dtype
 from bnfold.onnx_graph.model.new_nodes import append, emit, take_over
@@ -28,7 +29,7 @@ Change = tuple[Site, int, Array]  # a node, its input, and what it reads there f
 def apply(
     loaded: Loaded,
     graph: Graph,
-    edits: Sequence[AnyEdit],
+    edits: Sequence[Edit],
     finish: Callable[[Surgery], None] | None = None,
 ) -> None:
     """Edit a model in place.
@@ -56,11 +57,11 @@ def apply(
 
 
 class _Writer:
-    def __init__(self, edits: Sequence[AnyEdit]) -> None:
+    def __init__(self, edits: Sequence[Edit]) -> None:
         self.surgery = Surgery(_site(edits[0].node).scope.model)
         self.changes: dict[Value, list[Change]] = {}
 
-    def apply(self, edits: Sequence[AnyEdit]) -> None:
+    def apply(self, edits: Sequence[Edit]) -> None:
         scales: list[Rescale] = []
         for edit in edits:
             if isinstance(edit, SetValue):

@@ -14,9 +14,11 @@ import numpy as np
 
 from bnfold.fold.absorb.absorb import OutOfRange, absorb
 from bnfold.fold.carry.spread import State
-from bnfold.fold.graph import Array, Clamp, Edit, Graph, Node, SetValue
-from bnfold.fold.rescale.equalize import Equalized, Stuck, equalize
-from bnfold.fold.rescale.int8_loss import Layer
+from bnfold.fold.edits import Edit, SetValue
+from bnfold.fold.graph import Array, Graph, Node
+from bnfold.fold.rescale.equalize import Equalized, NotRescaled, equalize
+from bnfold.fold.rescale.int8_loss import WeightSizes
+from bnfold.fold.roles import Clamp
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.model.evaluate import numpy_dtype
 from bnfold.onnx_graph.model.new_nodes import append
@@ -26,7 +28,8 @@ from bnfold.onnx_graph.model.surgery import Surgery
 from bnfold.onnx_graph.ops.infer import infer
 from bnfold.onnx_graph.read import read
 from bnfold.onnx_graph.write import apply
-from bnfold.report.equalize import EqualizeReport, Kept, LayerRanges, Moved, Span
+from bnfold.report.data import Span
+from bnfold.report.equalize import EqualizeReport, KeptTensor, LayerRanges, RescaledRegion
 
 __all__ = ["balance"]
 
@@ -136,17 +139,19 @@ def _describe(report: EqualizeReport, found: Equalized, clips: Collection[str]) 
         names = ([node.name for node in nodes] for nodes in (region.made_by, region.read_by))
         members = [tensor.name for tensor in region.members]
         report.regions.append(
-            Moved(region.tensor.name, which.tolist(), region.factors[which].tolist(), members, *names)
+            RescaledRegion(
+                region.tensor.name, which.tolist(), region.factors[which].tolist(), members, *names
+            )
         )
     report.kept = [_kept(entry, clips) for entry in found.stuck]
 
 
-def _kept(entry: Stuck, clips: Collection[str]) -> Kept:
+def _kept(entry: NotRescaled, clips: Collection[str]) -> KeptTensor:
     cure = PER_CHANNEL if entry.clip and entry.blocked_by in clips else ""
-    return Kept(entry.tensor, entry.blocked_by, entry.reason, cure)
+    return KeptTensor(entry.tensor, entry.blocked_by, entry.reason, cure)
 
 
-def _ranges(layer: Layer, before: State, after: State) -> LayerRanges:
+def _ranges(layer: WeightSizes, before: State, after: State) -> LayerRanges:
     spans = []
     for side in (0, 1):
         for state in (before, after):

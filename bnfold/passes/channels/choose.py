@@ -10,7 +10,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from bnfold.fold.graph import Array, Linear, Node, Tensor
+from bnfold.fold.graph import Array, Node, Tensor
+from bnfold.fold.roles import Linear
 from bnfold.onnx_graph.ops.facts import broken
 from bnfold.passes.channels.bounds import Facts
 from bnfold.passes.channels.groups import Groups, Reason, why_not_cut

@@ -11,20 +11,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from bnfold.fold.absorb.store import OutOfRange
-from bnfold.fold.graph import (
-    AddBias,
-    Array,
-    Edit,
-    Graph,
-    Linear,
-    Map,
-    Node,
-    Product,
-    Role,
-    Same,
-    SetValue,
-    Sum,
-)
+from bnfold.fold.edits import AddBias, Edit, SetValue
+from bnfold.fold.graph import Array, Graph, Node, Role
+from bnfold.fold.roles import Linear, Map, Product, Same, Sum
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.file.tensors import constants
 from bnfold.onnx_graph.model.scopes import without_gc
@@ -40,7 +29,7 @@ from bnfold.passes.channels.cuts import cut_of
 from bnfold.passes.channels.grouping import group
 from bnfold.passes.channels.groups import Reason
 from bnfold.passes.channels.interval import Bounds
-from bnfold.report.channels import Dropped, Kept, Layer
+from bnfold.report.channels import CutLayer, Dropped, KeptChannels
 
 __all__ = ["drop_dead_channels"]
 
@@ -88,7 +77,7 @@ def drop_dead_channels(
         return dropped
 
 
-def _layers(choice: Choice, cuts: dict[Node, Cut]) -> list[Layer]:
+def _layers(choice: Choice, cuts: dict[Node, Cut]) -> list[CutLayer]:
     found = []
     for node, cut in cuts.items():
         if not cut.edits and not cut.attributes:
@@ -101,7 +90,7 @@ def _layers(choice: Choice, cuts: dict[Node, Cut]) -> list[Layer]:
             inputs = _indices(choice.gone(node.at(node.role.x)))
         elif not fewer:
             continue  # a shape, or the bounds of a slice
-        found.append(Layer(node.name, node.op, outputs, inputs, fewer, cut.multiplications, cut.moved))
+        found.append(CutLayer(node.name, node.op, outputs, inputs, fewer, cut.multiplications, cut.moved))
     return found
 
 
@@ -120,14 +109,14 @@ def _indices(gone: Array | None) -> tuple[int, ...]:
 # What is constant and stays
 
 
-def _kept_constants(graph: Graph, choice: Choice) -> list[Kept]:
+def _kept_constants(graph: Graph, choice: Choice) -> list[KeptChannels]:
     """What is constant and stays all the same: which node makes it so, what keeps it, and why.
 
     One entry for each node and reason; a channel is in that of the node where it first is constant.
     """
     seen: set[int] = set()
     lost = _where_lost(graph, choice)
-    found: list[Kept] = []
+    found: list[KeptChannels] = []
     for node in graph.nodes:
         by_reason: dict[Reason, list[int]] = {}
         for channel, root in _constant_at(choice, node):
@@ -138,7 +127,7 @@ def _kept_constants(graph: Graph, choice: Choice) -> list[Kept]:
             if root in choice.live:
                 reason = lost.get(root, reason)
             by_reason.setdefault(reason, []).append(channel)
-        found += [Kept(node.name, node.op, tuple(p), r.text, r.where) for r, p in by_reason.items()]
+        found += [KeptChannels(node.name, node.op, tuple(p), r.text, r.where) for r, p in by_reason.items()]
     return found
 
 

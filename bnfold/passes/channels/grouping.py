@@ -11,30 +11,25 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from bnfold.fold.graph import (
+from bnfold.fold.graph import Array, Graph, Node, Refused, Role, Tensor
+from bnfold.fold.roles import (
     Affine,
-    Array,
     Clamp,
     Closed,
     Concat,
     Gate,
-    Graph,
     Leaky,
     Linear,
     Map,
     Move,
-    Node,
     Normalize,
     Pad,
     Product,
-    Role,
     Same,
     SoftmaxInput,
     Split,
     Sum,
-    Tensor,
 )
-from bnfold.fold.moves import Stuck
 from bnfold.onnx_graph.model.site import Site
 from bnfold.passes.channels.functions import FUNCTIONS
 from bnfold.passes.channels.groups import Channels, Groups
@@ -55,8 +50,8 @@ def group(graph: Graph) -> Groups:
     for node in graph.nodes:
         try:
             _apply(groups, node)
-        except (Stuck, IndexError, ValueError) as stuck:
-            groups.keep_all(node, f"mixes channels: {stuck}")
+        except (Refused, IndexError, ValueError) as refused:
+            groups.keep_all(node, f"mixes channels: {refused}")
         for slot, tensor in enumerate(node.inputs):
             if not _is_data(node.role, slot):
                 groups.keep(tensor, node, "takes them as a parameter")
