@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import bnfold.nn
 from bnfold.kernels.launch import Launch
 from bnfold.nn import kernel_calls, reference, steps
+from bnfold.nn.arguments import Arguments, Running
 from tools._gpu.layers import PASSES, Case
 
 EPS, MOMENTUM = 1e-5, 0.1
@@ -187,20 +188,19 @@ def error(found: Tensor, wanted: Tensor) -> float:
 @torch.no_grad()
 def wanted_of(tensors: Tensors, relu: bool) -> dict[str, Tensor]:
     """What bnfold's passes should give, in float64."""
-    wide = [None if each is None else each.double() for each in (tensors.x, tensors.residual)]
-    x, residual = wide
+    x, residual = tensors.x.double(), None if tensors.residual is None else tensors.residual.double()
     parameters = (tensors.weight.double(), tensors.bias.double())
     mean, var = torch.zeros_like(parameters[0]), torch.ones_like(parameters[0])
-    running = (mean, var, None)
-    y, batch_mean, invstd = reference.forward(x, residual, *parameters, *running, EPS, MOMENTUM, relu)  # type: ignore[arg-type]
+    given = Arguments(x, residual, *parameters, EPS, relu)
+    y, batch_mean, invstd = reference.forward(given, Running(mean, var, None, MOMENTUM))
     dz = tensors.dy.double()
     if relu:
         dz *= y > 0
-    dx, dweight, dbias = reference.backward(x, dz, parameters[0], batch_mean, invstd, False)  # type: ignore[arg-type]
+    dx, dweight, dbias = reference.backward(x, dz, parameters[0], batch_mean, invstd, False)
     found = {"y": y, "dx": dx, "dweight": dweight, "dbias": dbias, "running_mean": mean, "running_var": var}
     if residual is not None:
         found["dresidual"] = dz
-    found["eval"] = reference.apply(x, residual, *parameters, mean, var, EPS, relu)  # type: ignore[arg-type]
+    found["eval"] = reference.apply(given, mean, var)
     return found
 
 

@@ -1,4 +1,4 @@
-"""torch's tracing without its remarks on its own future, and on packages that are not there."""
+"""torch's tracing without its warnings of its own future, and of packages that are not installed."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["quiet"]
+__all__ = ["without_warnings"]
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Nothing of that is for the user of this package: what goes wrong comes as an exception."""
+def without_warnings() -> Iterator[None]:
+    """They are not for the user of this package: what goes wrong comes as an exception."""
     log = logging.getLogger("torch.onnx")
     level = log.level
     with warnings.catch_warnings():
