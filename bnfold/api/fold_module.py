@@ -10,8 +10,9 @@ from torch import nn
 
 from bnfold.api.pipeline import FrontEnd, run
 from bnfold.errors import UsageError
-from bnfold.fold.graph import Affine, Bypass, Constant, Graph, Node, SetValue
-from bnfold.fold.merge.view import AnyEdit
+from bnfold.fold.edits import Bypass, Edit, SetValue
+from bnfold.fold.graph import Constant, Graph, Node
+from bnfold.fold.roles import Affine
 from bnfold.fold.solve import Plan, solve
 from bnfold.options import Check, Fold, choice, refuse_others
 from bnfold.report.fold import Report
@@ -151,7 +152,7 @@ class _Modules:
         self.tied = modules.restrict(self.plain, self.program, graph, self.made, shared)
         return graph
 
-    def write(self, target: nn.Module, graph: Graph, edits: Sequence[AnyEdit]) -> nn.Module:
+    def write(self, target: nn.Module, graph: Graph, edits: Sequence[Edit]) -> nn.Module:
         values = [edit.old for edit in edits if isinstance(edit, SetValue) and edit.old is not None]
         changed = {old.store for old in values}
         here = [name for name in self.computed if name in changed]

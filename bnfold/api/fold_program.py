@@ -11,8 +11,9 @@ from torch.export import ExportedProgram
 
 from bnfold.api.pipeline import FrontEnd, fold
 from bnfold.errors import UsageError, first_line
+from bnfold.fold.edits import Edit
 from bnfold.fold.graph import Graph
-from bnfold.fold.merge.view import AnyEdit, View
+from bnfold.fold.merge.view import View
 from bnfold.options import Check, Fold, refuse_others
 from bnfold.report.fold import Report
 from bnfold.report.verification import Verification
@@ -86,7 +87,7 @@ def fold_program(
     return program if done.model is functional else done.model, done.report
 
 
-def _write(shared: str, program: ExportedProgram, graph: Graph, edits: Sequence[AnyEdit]) -> ExportedProgram:
+def _write(shared: str, program: ExportedProgram, graph: Graph, edits: Sequence[Edit]) -> ExportedProgram:
     return apply(program, graph, edits, shared)
 
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from bnfold.fold.graph import AddBias, Affine, Array, Edit, Linear, Node, SetValue
+from bnfold.fold.edits import AddBias, Edit, SetValue
+from bnfold.fold.graph import Array, Node
+from bnfold.fold.roles import Affine, Linear
 from bnfold.onnx_graph.model.evaluate import numpy_dtype
 from bnfold.passes.channels.choose import Choice
 from bnfold.passes.channels.matrices import sums

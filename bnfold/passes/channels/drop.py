@@ -8,7 +8,9 @@ from collections.abc import Mapping
 import numpy as np
 import onnx
 
-from bnfold.fold.graph import AddBias, Array, Edit, Graph, Linear, Node, SetValue
+from bnfold.fold.edits import AddBias, Edit, SetValue
+from bnfold.fold.graph import Array, Graph, Node
+from bnfold.fold.roles import Linear
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.file.tensors import constants
 from bnfold.onnx_graph.model.scopes import without_gc

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from bnfold.fold.graph import Graph, Linear, Map, Node, Product, Role, Same, Sum
+from bnfold.fold.graph import Graph, Node, Role
+from bnfold.fold.roles import Linear, Map, Product, Same, Sum
 from bnfold.passes.channels.choose import PADDED, Choice
 from bnfold.passes.channels.classes import Reason
 from bnfold.report.channels import KeptChannels

@@ -16,7 +16,7 @@ from bnfold.report.precision import (
 
 if TYPE_CHECKING:
     from bnfold.fold.graph import Array, Graph, Tensor
-    from bnfold.fold.rescale.fit_range import Moved
+    from bnfold.fold.rescale.fit_range import RescaledTensor
     from bnfold.fold.rescale.headroom import Narrow
     from bnfold.onnx_graph.file.loaded import Loaded
     from bnfold.onnx_graph.run.side_by_side import Feeds
@@ -165,7 +165,7 @@ def _seen(ranges: Mapping[str, Range]) -> Any:
     return seen
 
 
-def _told(moved: Moved) -> Rescaled:
+def _told(moved: RescaledTensor) -> Rescaled:
     def spans(pair: tuple[Array, Array] | None) -> tuple[Span | None, Span | None]:
         if pair is None:
             return None, None

@@ -21,23 +21,9 @@ import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
 
-from bnfold.fold.graph import (
-    AddBias,
-    Affine,
-    Bypass,
-    Clamp,
-    Closed,
-    Constant,
-    Graph,
-    Leaky,
-    Linear,
-    Map,
-    Node,
-    Pad,
-    Role,
-    SetValue,
-)
-from bnfold.fold.merge.view import AnyEdit
+from bnfold.fold.edits import AddBias, Bypass, Edit, SetValue
+from bnfold.fold.graph import Constant, Graph, Node, Role
+from bnfold.fold.roles import Affine, Clamp, Closed, Leaky, Linear, Map, Pad
 from bnfold.torch_graph.arrays import to_tensor
 from bnfold.torch_graph.call import given, innermost
 from bnfold.torch_graph.module.holders import Holders, owner_of, tensors
@@ -188,7 +174,7 @@ def half_gone(graph: Graph, folded: Sequence[Node]) -> set[Node]:
     return {node for node in norms if node in gone and mean_of(node) in kept}
 
 
-def unable(edits: Sequence[AnyEdit]) -> list[Node]:
+def unable(edits: Sequence[Edit]) -> list[Node]:
     """Nodes of which the plan asks what only a graph could do."""
     return [
         edit.node
@@ -198,7 +184,7 @@ def unable(edits: Sequence[AnyEdit]) -> list[Node]:
     ]
 
 
-def apply(module: nn.Module, edits: Sequence[AnyEdit], replacements: Mapping[str, Replacement]) -> None:
+def apply(module: nn.Module, edits: Sequence[Edit], replacements: Mapping[str, Replacement]) -> None:
     """Rewrite a module in place. replacements: of batch norms, by the name of the running mean."""
     bypassed: dict[str, Node] = {}
     held = Counter(id(tensor) for _, _, tensor in tensors(module))

@@ -25,7 +25,8 @@ from typing import Any, TypeAlias
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from bnfold.fold.graph import Affine, Concat, Contract, Linear, Node, Normalize, Product, Sum
+from bnfold.fold.graph import Node
+from bnfold.fold.roles import Affine, Concat, Contract, Linear, Normalize, Product, Sum
 from bnfold.torch_graph.call import given, stack
 
 __all__ = ["Calls", "Replacement", "Replacements", "calls_of", "mean_of", "path_of", "what_is_left"]
