@@ -63,7 +63,7 @@ def _layout(site: Site) -> tuple[Constant, int, tuple[Dim, ...]]:
 def _conv(site: Site) -> Role:
     weight, groups, shape = _layout(site)
     grid = windows(site, weight.shape[2:], shape[2:])
-    return _with_bias(builders.convolution(weight, groups, grid.padded, grid.stated), site, 2)
+    return _with_bias(builders.convolution(weight, groups, not grid.padded, grid.stated), site, 2)
 
 
 def _conv_transpose(site: Site) -> Role:
@@ -71,7 +71,7 @@ def _conv_transpose(site: Site) -> Role:
     beyond = any(any(site.attr(name, None) or ()) for name in ("output_padding", "output_shape"))
     grid = windows(site, weight.shape[2:], shape[2:])
     even = not beyond and not grid.padded and all(w.taps == 1 and w.stride == 1 for w in grid.windows)
-    return _with_bias(builders.transposed_convolution(weight, groups, even), site, 2)
+    return _with_bias(builders.convolution(weight, groups, even, transposed=True), site, 2)
 
 
 def _gemm(site: Site) -> Role:
