@@ -33,8 +33,10 @@ def _weight(site: Site, slot: int) -> Constant:
 
 def _with_bias(role: Linear, site: Site, slot: int) -> Linear:
     """The role, told of the bias at this slot: a constant, left out, or computed at run time."""
-    bias = site.constant(slot) if site.has(slot) else None
-    why = f"{_OPEN}: it {site.why_not_constant(slot)}" if site.has(slot) and bias is None else ""
+    if not site.has(slot):
+        return role
+    bias = site.constant(slot)
+    why = "" if bias is not None else f"{_OPEN}: it {site.why_not_constant(slot)}"
     return builders.with_bias(role, slot, bias, why)
 
 
