@@ -13,12 +13,12 @@ from bnfold.api.fold_onnx import fold_loaded, opened, ranges_in
 from bnfold.errors import UsageError
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.options import Check, CheckKeywords, Fold, FoldKeywords, refuse_others
+from bnfold.report.data import Span
 from bnfold.report.equalize import (
     EqualizeReport,
-    Kept,
+    KeptTensor,
     LayerRanges,
-    Moved,
-    Span,
+    RescaledRegion,
 )
 from bnfold.verify.blame import conclude
 from bnfold.verify.models import verify as compare
@@ -220,14 +220,16 @@ def tell(report: EqualizeReport, found: Equalized, clips: Collection[str]) -> No
         names = ([node.name for node in nodes] for nodes in (region.made_by, region.read_by))
         members = [tensor.name for tensor in region.members]
         report.regions.append(
-            Moved(region.tensor.name, which.tolist(), region.factors[which].tolist(), members, *names)
+            RescaledRegion(
+                region.tensor.name, which.tolist(), region.factors[which].tolist(), members, *names
+            )
         )
     report.kept = [_kept(entry, clips) for entry in found.stuck]
 
 
-def _kept(entry: NotRescaled, clips: Collection[str]) -> Kept:
+def _kept(entry: NotRescaled, clips: Collection[str]) -> KeptTensor:
     cure = PER_CHANNEL if entry.clip and entry.blocked_by in clips else ""
-    return Kept(entry.tensor, entry.blocked_by, entry.reason, cure)
+    return KeptTensor(entry.tensor, entry.blocked_by, entry.reason, cure)
 
 
 def _ranges(layer: WeightSizes, before: State, after: State) -> LayerRanges:

@@ -20,7 +20,7 @@ from bnfold.report.verification import Verification
 from bnfold.torch_graph.module import apply as modules
 from bnfold.torch_graph.module.checks import check_module, copied, exported
 from bnfold.torch_graph.module.parametrizations import parametrized, remove
-from bnfold.torch_graph.module.what_is_left import Fate, Fates, calls_of, mean_of
+from bnfold.torch_graph.module.what_is_left import Replacement, Replacements, calls_of, mean_of
 from bnfold.torch_graph.read import read
 from bnfold.verify.blame import Part, judge
 from bnfold.verify.modules import outputs, verify_modules
@@ -140,7 +140,7 @@ class _Modules:
         raw, self.program = exported(self.plain, args, kwargs, dynamic_shapes)
         probe = copied(self.plain)
         self.made = calls_of(probe, lambda: outputs(probe, args, kwargs))
-        self.fates = Fates(self.plain, raw, self.program, self.made)
+        self.replacements = Replacements(self.plain, raw, self.program, self.made)
         self.tied: Mapping[Constant, str] = {}
         self.as_calls: set[str] = set()  # names of what folded and stays as a call
         self.removed: dict[str, None] = {}  # parametrizations
@@ -164,11 +164,12 @@ class _Modules:
                 "and they need different values after the fold; allow that (shared='duplicate'), or keep "
                 "what needs it (shared='skip')"
             )
-        found: dict[str, Fate] = {}
+        found: dict[str, Replacement] = {}
         gone = {edit.node: None for edit in edits if isinstance(edit, Bypass)}
-        for node in gone:  # all calls of one batch norm have the same fate
-            fate = self.fates(node, set(gone))
-            found[mean_of(node)] = fate if found.get(mean_of(node), fate) == fate else None
+        for node in gone:  # all calls of one batch norm have the same replacement
+            replacement = self.replacements(node, set(gone))
+            same = found.get(mean_of(node), replacement) == replacement
+            found[mean_of(node)] = replacement if same else None
         modules.apply(target, edits, found)
         self.as_calls = {node.name for node in gone if found[mean_of(node)] is None}
         return target

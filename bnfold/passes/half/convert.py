@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bnfold.report.data import Span
 from bnfold.report.precision import (
-    Kept,
+    KeptNode,
     PrecisionReport,
     Rescaled,
-    Span,
 )
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ def _write(
     if report is not None:
         report.casts = casts
         report.half = sum(chosen.is_half(site) and bool(any(chosen.slots[site])) for site in chosen.slots)
-        report.kept = [Kept(site.name, site.op, reason) for site, reason in chosen.stays.items()]
+        report.kept = [KeptNode(site.name, site.op, reason) for site, reason in chosen.stays.items()]
 
 
 def _troubled(graph: Graph, ranges: Mapping[str, Range], narrow: Narrow) -> dict[str, str]:

@@ -6,7 +6,7 @@ In a module only parameters, buffers and submodules can change, not the code tha
    untied;
 2. a bias may be added where the owner of the weight has an empty place for one;
 3. what the code says (bounds of a clamp, slopes, fills of a padding, numbers) stays;
-4. a batch norm may vanish if all calls of its module do; eager.py says what then becomes of the module.
+4. a batch norm may vanish if all calls of its module do; what_is_left.py says what becomes of the module.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from bnfold.torch_graph.call import given, innermost
 from bnfold.torch_graph.module.holders import Holders, owner_of, tensors
 from bnfold.torch_graph.module.what_is_left import (
     Calls,
-    Fate,
+    Replacement,
     mean_of,
     path_of,
     what_is_left,
@@ -184,8 +184,8 @@ def unable(edits: Sequence[Edit]) -> list[Node]:
     ]
 
 
-def apply(module: nn.Module, edits: Sequence[Edit], fates: Mapping[str, Fate]) -> None:
-    """Rewrite a module in place. `fates`: what becomes of a batch norm, by the name of its running mean."""
+def apply(module: nn.Module, edits: Sequence[Edit], replacements: Mapping[str, Replacement]) -> None:
+    """Rewrite a module in place. replacements: of batch norms, by the name of the running mean."""
     bypassed: dict[str, Node] = {}
     held = Counter(id(tensor) for _, _, tensor in tensors(module))
     tied = {key for key, count in held.items() if count > 1}
@@ -202,10 +202,10 @@ def apply(module: nn.Module, edits: Sequence[Edit], fates: Mapping[str, Fate]) -
         elif isinstance(edit, Bypass):
             bypassed.setdefault(mean_of(edit.node), edit.node)
     for mean, node in bypassed.items():
-        fate = fates[mean]
+        replacement = replacements[mean]
         _make_identity_map(module, node, tied)  # in any case: somebody may hold it outside of the module
-        if fate is not None:
-            _take_out(module, path_of(node), fate)
+        if replacement is not None:
+            _take_out(module, path_of(node), replacement)
 
 
 def _put(module: nn.Module, target: str, array: Any, tied: set[int]) -> None:
@@ -228,10 +228,10 @@ def _overlaps(tensor: torch.Tensor) -> bool:
     return any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
-def _take_out(module: nn.Module, path: str, fate: tuple[str, ...] | str) -> None:
+def _take_out(module: nn.Module, path: str, replacement: tuple[str, ...] | str) -> None:
     """Replace a batch norm, wherever it is registered, by what is left of it."""
     gone = module.get_submodule(path)
-    new = what_is_left(gone, fate)
+    new = what_is_left(gone, replacement)
     for parent in list(module.modules()):
         for name, child in list(parent._modules.items()):
             if child is gone:
