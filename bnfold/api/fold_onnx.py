@@ -17,9 +17,8 @@ from bnfold.fold.edits import Edit
 from bnfold.fold.graph import Graph
 from bnfold.fold.merge.view import View
 from bnfold.onnx_graph.file.loaded import Loaded, load
-from bnfold.onnx_graph.merge import place
 from bnfold.onnx_graph.model.scopes import without_gc
-from bnfold.onnx_graph.read import read
+from bnfold.onnx_graph.read import read, scope_of
 from bnfold.onnx_graph.run.input_ranges import Range, ranges_of
 from bnfold.onnx_graph.run.inputs import wanted
 from bnfold.onnx_graph.write import apply
@@ -188,7 +187,7 @@ def _write(loaded: Loaded, graph: Graph, edits: Sequence[Edit]) -> Loaded:
 
 
 def _view(gone: Collection[Any], skip: Collection[str]) -> View:
-    return View(gone, skip, place)
+    return View(gone, skip, scope_of)
 
 
 def passes_of(options: Fold, ranges: Mapping[str, Range]) -> list[Pass[Loaded]]:

@@ -26,7 +26,7 @@ from bnfold.onnx_graph.ops.infer import infer
 from bnfold.onnx_graph.ops.sequences import is_only_indexed, slice_from
 from bnfold.onnx_graph.ops.table import BLIND, role_of
 
-__all__ = ["read"]
+__all__ = ["read", "scope_of"]
 
 _JOINS = (Sum, Product, Same, Concat, Contract)  # all inputs are data
 _BLIND_OPS = frozenset(op for op, _ in BLIND)
@@ -51,6 +51,12 @@ def read(loaded: Loaded, shared: str = "duplicate") -> Graph:
         for scope in scopes:
             reader.scope(scope)
         return reader.graph
+
+
+def scope_of(node: Node) -> Scope:
+    """The graph, body or function that a node of the solver's view is in."""
+    site: Site = node.source
+    return site.scope
 
 
 class _Reader:

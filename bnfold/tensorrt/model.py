@@ -12,8 +12,8 @@ from types import ModuleType
 from typing import Any
 
 from bnfold.errors import ModelError
-from bnfold.onnx_graph.file import loaded as files
 from bnfold.onnx_graph.file.loaded import Loaded
+from bnfold.onnx_graph.file.save import save
 from bnfold.onnx_graph.model import scopes
 from bnfold.report.table import shortened
 from bnfold.tensorrt.layers import ModelNode
@@ -117,12 +117,12 @@ def parsed(trt: ModuleType, prepared: Prepared, network: Any, logger: Any, log: 
     loaded = prepared.loaded
     parser = trt.OnnxParser(network, logger)
     with tempfile.TemporaryDirectory(prefix="bnfold-") as folder:
-        chunks = loaded.inlined()  # never by TensorRT itself: it would follow a path to any file
-        if sum(map(len, chunks)) <= files.LARGEST:
-            fine = parser.parse(b"".join(chunks))
+        message = loaded.message()  # never read by TensorRT itself: it would follow a path to any file
+        if message is not None:
+            fine = parser.parse(message)
         else:
             path = Path(folder) / "model.onnx"
-            files.save(loaded, path, external=True)
+            save(loaded, path, external=True)
             fine = parser.parse_from_file(str(path))
         if not fine:
             raise _failure(trt, prepared, parser, log)

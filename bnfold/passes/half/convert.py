@@ -35,11 +35,12 @@ def feeds_of(
     seed: int,
     report: PrecisionReport,
 ) -> Feeds | None:
-    from bnfold.onnx_graph.run.side_by_side import Feeds, NotRun
+    from bnfold.onnx_graph.run.evaluators import CannotRun
+    from bnfold.onnx_graph.run.side_by_side import Feeds
 
     try:
         return Feeds(loaded, inputs, shapes, seed)
-    except NotRun as reason:
+    except CannotRun as reason:
         report.reason = str(reason)
         return None
 
