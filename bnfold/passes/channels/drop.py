@@ -177,16 +177,10 @@ def _words(node: Node) -> str:
 
 
 def _write(loaded: Loaded, graph: Graph, choice: Choice, cuts: dict[Node, Cut]) -> None:
-    edits: list[Edit] = []
-    done: set[tuple[Node, int | str]] = set()
+    edits: dict[tuple[Node, object], Edit] = {}
     for cut in cuts.values():
-        for edit in cut.edits:
-            if isinstance(edit, SetValue):
-                if (edit.node, edit.key) in done:  # a bias that took constants on the way is cut already
-                    continue
-                done.add((edit.node, edit.key))
-            edits.append(edit)
-
+        for edit in cut.edits:  # a bias behind a MatMul that took constants is cut already
+            edits.setdefault((edit.node, getattr(edit, "key", None)), edit)
     smaller: list[tuple[Value, int, int]] = []
     for node in cuts:
         for value, tensor in zip(node.source.outputs, node.outputs, strict=True):
@@ -201,7 +195,7 @@ def _write(loaded: Loaded, graph: Graph, choice: Choice, cuts: dict[Node, Cut]) 
         for value, axis, size in smaller:
             _resize(value, axis, size)
 
-    apply(loaded, graph, edits, finish)
+    apply(loaded, graph, list(edits.values()), finish)
 
 
 def _resize(value: Value, axis: int, size: int) -> None:
