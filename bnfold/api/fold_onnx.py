@@ -13,12 +13,12 @@ import onnx
 from bnfold.api import convert
 from bnfold.api.pipeline import FrontEnd, Pass, Progress, fold
 from bnfold.errors import UsageError
+from bnfold.fold.edits import Edit
 from bnfold.fold.graph import Graph
-from bnfold.fold.merge.view import AnyEdit, View
+from bnfold.fold.merge.view import View
 from bnfold.onnx_graph.file.loaded import Loaded, load
-from bnfold.onnx_graph.merge import place
 from bnfold.onnx_graph.model.scopes import without_gc
-from bnfold.onnx_graph.read import read
+from bnfold.onnx_graph.read import read, scope_of
 from bnfold.onnx_graph.run.input_ranges import Range, ranges_of
 from bnfold.onnx_graph.run.inputs import wanted
 from bnfold.onnx_graph.write import apply
@@ -181,13 +181,13 @@ def front_end(check: Check) -> FrontEnd[Loaded]:
     )
 
 
-def _write(loaded: Loaded, graph: Graph, edits: Sequence[AnyEdit]) -> Loaded:
+def _write(loaded: Loaded, graph: Graph, edits: Sequence[Edit]) -> Loaded:
     apply(loaded, graph, edits)
     return loaded
 
 
 def _view(gone: Collection[Any], skip: Collection[str]) -> View:
-    return View(gone, skip, place)
+    return View(gone, skip, scope_of)
 
 
 def passes_of(options: Fold, ranges: Mapping[str, Range]) -> list[Pass[Loaded]]:

@@ -64,7 +64,7 @@ def check_outputs(args: argparse.Namespace) -> None:
 
 def finish(args: argparse.Namespace, loaded: Any, report: Any, hint: str = "") -> int:
     """Write the model (a `Loaded`), if it has a place, and tell what became of it; `hint`: if it has none."""
-    from bnfold.onnx_graph.file.loaded import save
+    from bnfold.onnx_graph.file.save import save
 
     if args.out:
         with timed(args, "written"):

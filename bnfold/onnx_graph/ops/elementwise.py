@@ -9,7 +9,8 @@ from functools import cache, partial
 import numpy as np
 
 from bnfold.fold.affine import MAPS
-from bnfold.fold.graph import Affine, Clamp, Gate, Leaky, Map, Product, Role, Same, Sum
+from bnfold.fold.graph import Role
+from bnfold.fold.roles import Affine, Clamp, Gate, Leaky, Map, Product, Same, Sum
 from bnfold.onnx_graph.model.site import Site
 from bnfold.onnx_graph.ops.facts import (
     Refused,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from bnfold.errors import ModelError
-from bnfold.fold.graph import Array, Constant, Dim
+from bnfold.fold.graph import Array, Constant, Dim, Refused
 from bnfold.onnx_graph.model.site import Site
 
 __all__ = [
@@ -30,10 +30,6 @@ __all__ = [
 
 EPSILON = float(np.float32(1e-5))  # where a norm does not state it: attributes are float32
 LARGEST = 1 << 20  # elements of a constant that is not a weight, and still gets a new value
-
-
-class Refused(Exception):
-    """The node does not let a change through, or it cannot be known whether it would."""
 
 
 def broken(site: Site, what: str) -> ModelError:

@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from bnfold.fold import axis_moves, moves
-from bnfold.fold.graph import Concat, Dim, Map, Move, Pad, Role, Split
+from bnfold.fold import moves
+from bnfold.fold.graph import Dim, Role
+from bnfold.fold.roles import Concat, Map, Move, Pad, Split
 from bnfold.onnx_graph.model.site import FLOATS, Site
 from bnfold.onnx_graph.ops.facts import (
     LARGEST,
@@ -66,13 +67,13 @@ def _take(
         raise Refused(f"takes entries beyond its axis {axis} of size {size}")
     entries = None if indices is None else tuple(index % size for index in indices)
     places = (axis == 1 and len(shape) == 3) if scalar else axis > 1
-    return (axis_moves.Crop if places else moves.Take)(axis, entries, size, scalar)
+    return (moves.Crop if places else moves.Take)(axis, entries, size, scalar)
 
 
 def _chain(steps: list[object]) -> Role:
     if not steps:
         return _SAME
-    return Move(steps[0] if len(steps) == 1 else axis_moves.Chain(tuple(steps)))
+    return Move(steps[0] if len(steps) == 1 else moves.Chain(tuple(steps)))
 
 
 def _slice(site: Site) -> Role:
@@ -121,7 +122,7 @@ def _gather(site: Site) -> Role:
     if axis != 0:
         raise Refused(f"takes entries by indices of rank {rank}")
     lookup = moves.Take(0, None, None, scalar=True), moves.Stretch(tuple(range(rank)), lead=rank)
-    return Move(axis_moves.Chain(lookup))
+    return Move(moves.Chain(lookup))
 
 
 def _tile(site: Site) -> Role:
@@ -132,7 +133,7 @@ def _tile(site: Site) -> Role:
         raise Refused("its output has another rank than its input")
     repeats = _perhaps(site, "repeats", 1)
     if repeats is not None and len(repeats) == len(shape) and min(repeats, default=1) > 0:
-        return Move(axis_moves.Tiles(repeats))
+        return Move(moves.Tiles(repeats))
     grown = (i for i, (a, b) in enumerate(zip(shape, goal, strict=True)) if a is None or a != b)
     return Move(moves.Stretch(tuple(grown)))
 
@@ -152,7 +153,7 @@ def _squeeze(site: Site) -> Role:
         if not all(isinstance(size, int) for size in shape):
             raise Refused("drops axes of a size that is not known")
         axes = tuple(axis for axis, size in enumerate(shape) if size == 1)
-    return Move(axis_moves.DropAxes(axes))
+    return Move(moves.DropAxes(axes))
 
 
 def _unsqueeze(site: Site) -> Role:
@@ -162,7 +163,7 @@ def _unsqueeze(site: Site) -> Role:
         raise Refused("its axes are not given")
     if rank + len(axes) != len(out_shape_of(site)):
         raise Refused("its axes do not match its output")
-    return Move(axis_moves.AddAxes(axes))
+    return Move(moves.AddAxes(axes))
 
 
 def _flatten(site: Site) -> Role:
@@ -206,7 +207,7 @@ def _regroup(before: tuple[Dim, ...], wanted: tuple[Dim, ...], inferred: tuple[D
     gaps = [axis for axis, size in enumerate(after) if not isinstance(size, int) and size not in before]
     if len(gaps) == 1:
         after[gaps[0]] = _missing(before, after[: gaps[0]] + after[gaps[0] + 1 :])
-    return Move(axis_moves.Reshape.between(before, tuple(after)))
+    return Move(moves.Reshape.between(before, tuple(after)))
 
 
 def _missing(before: tuple[Dim, ...], after: list[Dim]) -> Dim:

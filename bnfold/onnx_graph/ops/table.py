@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from bnfold.fold.graph import Closed, Role
+from bnfold.fold.graph import Role
+from bnfold.fold.roles import Closed
 from bnfold.onnx_graph.model.evaluate import UNSEEN
 from bnfold.onnx_graph.model.site import FLOATS, Site
 from bnfold.onnx_graph.ops.elementwise import ELEMENTWISE

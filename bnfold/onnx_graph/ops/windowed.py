@@ -8,7 +8,8 @@ from functools import partial
 
 import numpy as np
 
-from bnfold.fold.graph import Map, Role
+from bnfold.fold.graph import Role
+from bnfold.fold.roles import Map
 from bnfold.onnx_graph.model.site import Site
 from bnfold.onnx_graph.ops.facts import (
     Refused,

@@ -7,24 +7,21 @@ from typing import TypeAlias
 
 import numpy as np
 
-from bnfold.fold.graph import (
+from bnfold.fold.graph import Array, Node, Refused, Role
+from bnfold.fold.roles import (
     Affine,
-    Array,
     Clamp,
     Concat,
     Gate,
     Leaky,
     Linear,
     Move,
-    Node,
     Normalize,
     Pad,
     Product,
-    Role,
     Split,
     Sum,
 )
-from bnfold.fold.moves import Stuck
 from bnfold.passes.channels.interval import Bounds, unknown
 from bnfold.passes.channels.matrices import through
 
@@ -84,7 +81,7 @@ def _move(node: Node, inputs: list[Bounds]) -> Bounds:
     x, y = inputs[role.x], node.outputs[0]
     try:
         return x.each(role.move.push)
-    except Stuck:
+    except Refused:
         whole = x.flat(range(x.lo.ndim))
         return whole.each(lambda end: end.reshape((1,) * y.rank))
 

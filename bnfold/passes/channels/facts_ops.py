@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from bnfold.fold.graph import Array, Map, Move, Node
+from bnfold.fold.graph import Array, Node
+from bnfold.fold.roles import Map, Move
 from bnfold.passes.channels.bounds_roles import BY_ROLE, Rule
 from bnfold.passes.channels.functions import FUNCTIONS, image
 from bnfold.passes.channels.interval import Bounds

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bnfold.report.data import Span
 from bnfold.report.precision import (
-    Kept,
+    KeptNode,
     PrecisionReport,
     Rescaled,
-    Span,
 )
 
 if TYPE_CHECKING:
     from bnfold.fold.graph import Array, Graph, Tensor
-    from bnfold.fold.rescale.fit_range import Moved
+    from bnfold.fold.rescale.fit_range import RescaledTensor
     from bnfold.fold.rescale.headroom import Narrow
     from bnfold.onnx_graph.file.loaded import Loaded
     from bnfold.onnx_graph.run.side_by_side import Feeds
@@ -35,11 +35,12 @@ def feeds_of(
     seed: int,
     report: PrecisionReport,
 ) -> Feeds | None:
-    from bnfold.onnx_graph.run.side_by_side import Feeds, NotRun
+    from bnfold.onnx_graph.run.evaluators import CannotRun
+    from bnfold.onnx_graph.run.side_by_side import Feeds
 
     try:
         return Feeds(loaded, inputs, shapes, seed)
-    except NotRun as reason:
+    except CannotRun as reason:
         report.reason = str(reason)
         return None
 
@@ -165,7 +166,7 @@ def _seen(ranges: Mapping[str, Range]) -> Any:
     return seen
 
 
-def _told(moved: Moved) -> Rescaled:
+def _told(moved: RescaledTensor) -> Rescaled:
     def spans(pair: tuple[Array, Array] | None) -> tuple[Span | None, Span | None]:
         if pair is None:
             return None, None
@@ -204,7 +205,7 @@ def _write(
     if report is not None:
         report.casts = casts
         report.half = sum(chosen.is_half(site) and bool(any(chosen.slots[site])) for site in chosen.slots)
-        report.kept = [Kept(site.name, site.op, reason) for site, reason in chosen.stays.items()]
+        report.kept = [KeptNode(site.name, site.op, reason) for site, reason in chosen.stays.items()]
 
 
 def _troubled(graph: Graph, ranges: Mapping[str, Range], narrow: Narrow) -> dict[str, str]:

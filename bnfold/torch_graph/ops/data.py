@@ -8,21 +8,10 @@ from functools import partial
 
 import numpy as np
 
-from bnfold.fold import axis_moves, moves
-from bnfold.fold.graph import (
-    Clamp,
-    Concat,
-    Constant,
-    Dim,
-    Leaky,
-    Map,
-    Move,
-    Pad,
-    Role,
-    SoftmaxInput,
-    Split,
-)
-from bnfold.torch_graph.call import FLOATS, Call, Refused
+from bnfold.fold import moves
+from bnfold.fold.graph import Constant, Dim, Refused, Role
+from bnfold.fold.roles import Clamp, Concat, Leaky, Map, Move, Pad, SoftmaxInput, Split
+from bnfold.torch_graph.call import FLOATS, Call
 
 __all__ = ["DATA"]
 
@@ -93,11 +82,7 @@ def _average_pool(call: Call, count: int) -> Role:
     return Map("any", counted if padded and call["count_include_pad"] else "", _spatial(call, count))
 
 
-def _adaptive(call: Call, count: int) -> Role:
-    return Map("any", "", _spatial(call, count))
-
-
-def _upsample(call: Call, count: int) -> Role:
+def _windowed(call: Call, count: int) -> Role:
     return Map("any", "", _spatial(call, count))
 
 
@@ -125,7 +110,7 @@ def _flip(call: Call) -> Role:
 
 
 def _reshape(call: Call) -> Role:
-    return Move(axis_moves.Reshape.between(call.x, call.out))
+    return Move(moves.Reshape.between(call.x, call.out))
 
 
 def _permute(call: Call) -> Role:
@@ -150,8 +135,8 @@ def _expand(call: Call) -> Role:
 def _take(axis: int, indices: tuple[int, ...], shape: tuple[Dim, ...], scalar: bool = False) -> Move:
     """Entries of one axis. Other channels stay open; other rows, columns or tokens change with these."""
     size = shape[axis]
-    places = (axis == 1 and len(shape) == 3) if scalar else axis > 1
-    return Move((axis_moves.Crop if places else moves.Take)(axis, indices, int(size), scalar))  # type: ignore[arg-type]
+    spatial = (axis == 1 and len(shape) == 3) if scalar else axis > 1
+    return Move((moves.Crop if spatial else moves.Take)(axis, indices, int(size), scalar))  # type: ignore[arg-type]
 
 
 def _slice(call: Call) -> Role:
@@ -229,9 +214,9 @@ DATA: dict[str, Callable[[Call], Role]] = {
     **{f"max_pool{n}d": partial(_max_pool, count=n) for n in (1, 2, 3)},
     **{f"max_pool{n}d_with_indices": partial(_max_pool, count=n) for n in (1, 2, 3)},
     **{f"avg_pool{n}d": partial(_average_pool, count=n) for n in (1, 2, 3)},
-    **{f"{p}adaptive_avg_pool{n}d": partial(_adaptive, count=n) for n in (1, 2, 3) for p in ("", "_")},
-    **{f"upsample_nearest{n}d": partial(_upsample, count=n) for n in (1, 2, 3)},
-    "upsample_bilinear2d": partial(_upsample, count=2),
+    **{f"{p}adaptive_avg_pool{n}d": partial(_windowed, count=n) for n in (1, 2, 3) for p in ("", "_")},
+    **{f"upsample_nearest{n}d": partial(_windowed, count=n) for n in (1, 2, 3)},
+    "upsample_bilinear2d": partial(_windowed, count=2),
     "mean": partial(_reduce, sign="any"),
     "sum": _sum,
     "flip": _flip,
