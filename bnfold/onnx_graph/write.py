@@ -13,9 +13,8 @@ from bnfold.fold.graph import AddBias, Array, Bypass, Graph, Linear, Node, Resca
 from bnfold.fold.merge.view import AnyEdit, Resum, SetWindows
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.merge import resum, set_windows
-from bnfold.onnx_graph.model.evaluate import numpy_dtype
 from bnfold.onnx_graph.model.scopes import without_gc
-from bnfold.onnx_graph.model.site import FLOATS, Site, Value
+from bnfold.onnx_graph.model.site import FLOATS, Site, Value, numpy_dtype
 from bnfold.onnx_graph.model.surgery import Surgery
 from bnfold.onnx_graph.requantize import rescaled
 

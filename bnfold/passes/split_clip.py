@@ -10,11 +10,10 @@ from collections.abc import Mapping
 
 from bnfold.fold.graph import Array, Node
 from bnfold.onnx_graph.file.loaded import Loaded
-from bnfold.onnx_graph.model.evaluate import numpy_dtype
+from bnfold.onnx_graph.model.infer import infer
 from bnfold.onnx_graph.model.scopes import build, without_gc
-from bnfold.onnx_graph.model.site import FLOATS, Site, Value
+from bnfold.onnx_graph.model.site import FLOATS, Site, Value, numpy_dtype
 from bnfold.onnx_graph.model.surgery import Surgery
-from bnfold.onnx_graph.ops.infer import infer
 
 __all__ = ["can_split", "split"]
 

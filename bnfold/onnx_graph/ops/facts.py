@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,26 +11,36 @@ import numpy as np
 from bnfold.errors import ModelError
 from bnfold.fold.graph import Array, Constant, Dim
 from bnfold.onnx_graph.model.site import Site
+from bnfold.onnx_graph.ops.operator import Shape
 
 __all__ = [
     "EPSILON",
     "LARGEST",
     "Refused",
+    "asked",
     "axes_of",
     "axis_of",
     "broken",
     "broadcast",
     "fits",
     "integers",
+    "ints",
+    "joint",
     "number",
     "out_shape_of",
+    "perhaps",
     "rank_of",
+    "room",
+    "same_shape",
     "shape_of",
     "text",
     "wide",
 ]
 
 EPSILON = float(np.float32(1e-5))  # where a norm does not state it: attributes are float32
+COMPUTED = 1 << 28  # bytes of a computed constant
+# what a rule for shapes may stumble over in a damaged node
+DAMAGE = (IndexError, TypeError, ValueError, ArithmeticError)
 LARGEST = 1 << 20  # elements of a constant that is not a weight, and still gets a new value
 
 
@@ -84,6 +96,13 @@ def integers(site: Site, name: str, slot: int | None = None) -> tuple[int, ...] 
     return tuple(map(int, entries)) if isinstance(entries, (list, tuple)) else (int(entries),)
 
 
+def perhaps(site: Site, name: str, slot: int) -> tuple[int, ...] | None:
+    """A list of integers, or None if it is left out or computed at run time."""
+    if site.has(slot) and site.value(slot) is None:
+        return None
+    return integers(site, name, slot)
+
+
 def axes_of(site: Site, rank: int, slot: int | None = None) -> tuple[int, ...] | None:
     """The `axes` of a node, from the front and in order; None if they are left out."""
     axes = integers(site, "axes", slot)
@@ -130,3 +149,43 @@ def broadcast(site: Site, constant: Constant, slot: int, shape: tuple[Dim, ...])
     if value.size > LARGEST:
         raise Refused(f"its constant has more than {LARGEST} elements")
     return wide(value, len(shape))
+
+
+def asked(rule: Callable[[Site], Shape | None], site: Site) -> Shape | None:
+    """What a rule of `Operator.shape` says; None for a damaged node."""
+    try:
+        return rule(site)
+    except DAMAGE:
+        return None
+
+
+def same_shape(site: Site) -> Shape | None:
+    """The shape of the first input: a rule of `Operator.shape`."""
+    value = site.values[0]
+    assert value is not None
+    return value.shape
+
+
+def joint(a: Shape, b: Shape) -> Shape:
+    """The shape of two tensors broadcast against each other, as far as it is known."""
+    if len(a) < len(b):
+        a, b = b, a
+    result = list(a)
+    for i, size in enumerate(b, len(a) - len(b)):
+        other = a[i]
+        if other == 1 or (isinstance(size, int) and size > 1):
+            result[i] = size
+        elif size not in (1, other) and not (isinstance(other, int) and other > 1):
+            result[i] = None
+    return tuple(result)
+
+
+def room(shape: Sequence[int], itemsize: int) -> None:
+    """Refuse to compute a constant that is too large: a few bytes of a model can ask for any size."""
+    if min(shape, default=0) < 0 or math.prod(shape) * max(itemsize, 1) > COMPUTED:
+        raise ValueError(f"a constant of shape {list(shape)} is too large")
+
+
+def ints(array: Any) -> list[int]:
+    """All entries."""
+    return [int(entry) for entry in np.asarray(array).reshape(-1)]

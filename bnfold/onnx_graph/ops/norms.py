@@ -1,14 +1,14 @@
-"""Rows for the operators that normalize: frozen batch norm, which may vanish, and those with statistics."""
+"""The operators that normalize: frozen batch norm, which may vanish, and those with statistics."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
 from bnfold.fold.affine import dead, from_batch_norm
-from bnfold.fold.graph import Affine, Array, Constant, Normalize, Role, SoftmaxInput
+from bnfold.fold.graph import Affine, Array, Constant, Node, Normalize, Role, SoftmaxInput
 from bnfold.onnx_graph.model.site import Site
 from bnfold.onnx_graph.ops.facts import (
     EPSILON,
@@ -16,8 +16,11 @@ from bnfold.onnx_graph.ops.facts import (
     axis_of,
     broken,
     rank_of,
+    same_shape,
     shape_of,
 )
+from bnfold.onnx_graph.ops.interval import Bounds
+from bnfold.onnx_graph.ops.operator import Half, Operator
 
 __all__ = ["NORMS"]
 
@@ -52,9 +55,7 @@ def _batch_norm(site: Site) -> Role:
     scale, shift = _affine(site, values, eps)
     wide = (1, count) + (1,) * (len(shape) - 2) if len(shape) > 1 else (1,)
     silent = tuple(np.flatnonzero(dead(scale, values[3])).tolist())
-    return Affine(
-        scale.reshape(wide), shift.reshape(wide), "norm", constants=constants, eps=eps, dead=silent
-    )
+    return Affine(scale.reshape(wide), shift.reshape(wide), "norm", constants=constants, eps=eps, dead=silent)
 
 
 def _affine(site: Site, values: list[Array], eps: float) -> tuple[Array, Array]:
@@ -138,12 +139,27 @@ def _softmax(site: Site) -> Role:
     return SoftmaxInput(axis)
 
 
-NORMS: dict[str, Callable[[Site], Role]] = {
-    "BatchNormalization": _batch_norm,
-    "GroupNormalization": _group_norm,
-    "InstanceNormalization": _instance_norm,
-    "LayerNormalization": _layer_norm,
-    "LogSoftmax": _softmax,
-    "RMSNormalization": _rms_norm,
-    "Softmax": _softmax,
+def _fractions(node: Node, inputs: list[Bounds]) -> Bounds:
+    """Of a Softmax."""
+    shape = (1,) * node.outputs[0].rank
+    return Bounds(np.zeros(shape), np.ones(shape))
+
+
+_like = partial(Operator, shape=same_shape)
+_squares = partial(Operator, half=Half.SQUARES)
+
+NORMS: dict[str, Operator] = {
+    "BatchNormalization": _like(role=_batch_norm, half=Half.WEIGHTS),
+    "GroupNormalization": _like(role=_group_norm, half=Half.SQUARES, changed=21),
+    "Hardmax": Operator(changed=13),
+    "InstanceNormalization": _like(role=_instance_norm, half=Half.SQUARES),
+    "LRN": _like(closed="divides by its neighbouring channels", half=Half.SQUARES),
+    "LayerNormalization": _like(role=_layer_norm, half=Half.SQUARES),
+    "LogSoftmax": _like(role=_softmax, changed=13),
+    "LpNormalization": _squares(),
+    "MeanVarianceNormalization": _squares(
+        float32="MeanVarianceNormalization is defined with float32 constants"
+    ),
+    "RMSNormalization": _squares(role=_rms_norm),
+    "Softmax": _like(role=_softmax, bounds=_fractions, changed=13),
 }

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from bnfold.fold.graph import AddBias, Affine, Array, Edit, Linear, Node, SetValue
-from bnfold.onnx_graph.model.evaluate import numpy_dtype
+from bnfold.onnx_graph.model.site import numpy_dtype
 from bnfold.passes.channels.choose import Choice
 from bnfold.passes.channels.matrices import sums
 from bnfold.passes.channels.stored import cut, why_not

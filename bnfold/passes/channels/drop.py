@@ -14,6 +14,7 @@ from bnfold.onnx_graph.file.tensors import constants
 from bnfold.onnx_graph.model.scopes import without_gc
 from bnfold.onnx_graph.model.site import DTYPES, FLOATS, Value
 from bnfold.onnx_graph.model.surgery import Surgery
+from bnfold.onnx_graph.ops.interval import Bounds
 from bnfold.onnx_graph.read import read
 from bnfold.onnx_graph.run.input_ranges import Range
 from bnfold.onnx_graph.write import apply
@@ -23,7 +24,6 @@ from bnfold.passes.channels.classes import Reason
 from bnfold.passes.channels.cut_layers import Cut, TooLarge
 from bnfold.passes.channels.cuts import cut_of
 from bnfold.passes.channels.grouping import group
-from bnfold.passes.channels.interval import Bounds
 from bnfold.passes.channels.kept import kept_constants
 from bnfold.report.channels import Dropped, Layer
 

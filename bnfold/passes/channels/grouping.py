@@ -5,8 +5,9 @@ from __future__ import annotations
 from bnfold.fold.graph import Closed, Concat, Graph, Node, Product, Role, Same, Sum
 from bnfold.fold.moves import Stuck
 from bnfold.onnx_graph.model.site import Site
+from bnfold.onnx_graph.ops.activations import Function
+from bnfold.onnx_graph.ops.table import record_of
 from bnfold.passes.channels.classes import Reason
-from bnfold.passes.channels.functions import FUNCTIONS
 from bnfold.passes.channels.group_joins import JOINS
 from bnfold.passes.channels.group_layers import LAYERS, same
 from bnfold.passes.channels.groups import Groups, Rule
@@ -21,7 +22,7 @@ def group(graph: Graph) -> Groups:
     for node in graph.nodes:
         site: Site = node.source
         rule = RULES.get(type(node.role), _closed)
-        if node.op in FUNCTIONS:
+        if isinstance(record_of(node.op).bounds, Function):
             rule = same
         if site.refers or site.scope.in_function:
             rule = _closed

@@ -104,8 +104,8 @@ def ranges_of(
 ) -> tuple[dict[str, Range], Mapping[str, Array] | None]:
     """What was seen of each tensor of the graph, and on which inputs."""
     from bnfold.onnx_graph.model.constants import constant_of
+    from bnfold.onnx_graph.model.infer import infer
     from bnfold.onnx_graph.model.scopes import build
-    from bnfold.onnx_graph.ops.infer import infer
     from bnfold.onnx_graph.run.evaluators import CannotRun
     from bnfold.passes.half.ranges import measure
 
@@ -185,8 +185,8 @@ def _write(
     guarded: bool = True,
 ) -> None:
     """Types and Casts. Without `guarded`, as a converter does it that does not look at numbers."""
+    from bnfold.onnx_graph.model.infer import infer
     from bnfold.onnx_graph.model.scopes import build
-    from bnfold.onnx_graph.ops.infer import infer
     from bnfold.onnx_graph.read import read
     from bnfold.passes.half import write as writer
     from bnfold.passes.half.functions import typeless

@@ -15,9 +15,8 @@ from onnx import AttributeProto, TensorProto
 
 from bnfold.fold.graph import Array
 from bnfold.onnx_graph.model.constants import constant_of
-from bnfold.onnx_graph.model.evaluate import numpy_dtype
 from bnfold.onnx_graph.model.scopes import without_gc
-from bnfold.onnx_graph.model.site import Scope, Site, Value
+from bnfold.onnx_graph.model.site import Scope, Site, Value, numpy_dtype
 from bnfold.onnx_graph.model.surgery import Surgery
 from bnfold.passes.half.plan import Plan
 
