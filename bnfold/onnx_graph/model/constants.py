@@ -160,13 +160,13 @@ def _computed(value: Value, site: Site) -> Constant | None:
         inputs.append(constant)
     parents = [entry for entry in inputs if entry is not None]
     load = _Computed(site, record.evaluate, inputs)
-    if load.depth > DEEPEST or (not parents and site.op not in ("Constant", "Shape", "Size")):
+    if load.depth > DEEPEST:
         return None
     locked = _locked(value, parents)
     quantized = _quantized(site, parents)
-    if site.op == "Identity":
+    if site.op == "Identity" and parents:
         return replace(parents[0], locked=locked, quantized=quantized)
-    if record.result_type is not None:
+    if record.result_type is not None and parents:
         dtype = record.result_type(site)
         if site.op != "QuantizeLinear" and dtype not in FLOATS and parents[0].dtype in FLOATS:
             quantized = None  # cast to integers

@@ -1,4 +1,4 @@
-"""What the rows of the table of operators ask of a node. A fact that is not known refuses, with a reason."""
+"""What the rules of the operators ask of a node. A fact that is not known refuses, with a reason."""
 
 from __future__ import annotations
 
@@ -34,7 +34,6 @@ __all__ = [
     "same_shape",
     "shape_of",
     "text",
-    "wide",
 ]
 
 EPSILON = float(np.float32(1e-5))  # where a norm does not state it: attributes are float32
@@ -133,7 +132,7 @@ def fits(small: tuple[Dim, ...], large: tuple[Dim, ...]) -> bool:
     )
 
 
-def wide(array: Array, rank: int) -> Array:
+def _float64(array: Array, rank: int) -> Array:
     """In float64, with axes of size 1 in front up to this rank."""
     array = np.asarray(array, np.float64)
     return array.reshape((1,) * (rank - array.ndim) + array.shape)
@@ -148,7 +147,7 @@ def broadcast(site: Site, constant: Constant, slot: int, shape: tuple[Dim, ...])
         raise Refused("its constant can be overridden by the caller")
     if value.size > LARGEST:
         raise Refused(f"its constant has more than {LARGEST} elements")
-    return wide(value, len(shape))
+    return _float64(value, len(shape))
 
 
 def asked(rule: Callable[[Site], Shape | None], site: Site) -> Shape | None:

@@ -35,7 +35,7 @@ def _weight(site: Site, slot: int) -> Constant:
 
 
 def _with_bias(role: Linear, site: Site, slot: int) -> Linear:
-    """The role, told of the bias at this slot: a constant, left out, or computed at run time."""
+    """The role, with the bias at this slot: a constant, left out, or computed at run time."""
     role.bias_slot = slot
     if site.has(slot):
         role.bias = site.constant(slot)

@@ -57,20 +57,23 @@ def _static(site: Site) -> list[int]:
     return sizes
 
 
+def _control(op: str) -> Operator:
+    return Operator(closed="is control flow", float32=f"{op} is control flow, whose body stays float32")
+
+
 _like = Operator(unseen=(0,))
-_CONTROL = {
-    op: Operator(closed="is control flow", float32=f"{op} is control flow, whose body stays float32")
-    for op in ("If", "Loop", "Scan", "SequenceMap")
-}
 
 SOURCES: dict[str, Operator] = {
-    **_CONTROL,
     "Constant": Operator(evaluate=_constant, half=Half.EXACT),
     "ConstantOfShape": Operator(evaluate=_constant_of_shape),
     "EyeLike": _like,
+    "If": _control("If"),
+    "Loop": _control("Loop"),
     "RandomNormalLike": _like,
     "RandomUniformLike": _like,
     "Range": Operator(evaluate=_range, half=Half.COUNTS),
+    "Scan": _control("Scan"),
+    "SequenceMap": _control("SequenceMap"),
     "Shape": Operator(evaluate=_shape, unseen=(0,)),
     "Size": Operator(evaluate=_size, unseen=(0,)),
 }

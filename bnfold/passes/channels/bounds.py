@@ -17,7 +17,7 @@ from bnfold.fold.graph import Constant, Graph, Node, Tensor
 from bnfold.fold.moves import Stuck
 from bnfold.onnx_graph.model.site import FLOATS, Site
 from bnfold.onnx_graph.ops.facts import LARGEST
-from bnfold.onnx_graph.ops.interval import Bounds, settled, unknown
+from bnfold.onnx_graph.ops.interval import Bounds, collapsed, unknown
 from bnfold.onnx_graph.ops.table import record_of
 from bnfold.passes.channels.bounds_roles import BY_ROLE
 from bnfold.passes.channels.linear_forms import Forms
@@ -93,4 +93,4 @@ def _kept(tensor: Tensor, bounds: Bounds) -> Bounds:
             return unknown(tensor.rank)
     if max(array.size for array in bounds) > LARGEST:
         bounds = bounds.flat(range(tensor.rank))
-    return settled(bounds, tensor.dtype)
+    return collapsed(bounds, tensor.dtype)

@@ -77,11 +77,11 @@ def _edit(site: Site, new: int, ranks: Mapping[str, int]) -> Callable[[Site, onn
 
 
 def _move_attribute(name: str, site: Site, graph: onnx.GraphProto) -> None:
-    wish = f"{site.name} {name}"  # names of nodes, as they are told here, are unique
+    tensor = f"{site.name} {name}"  # names of sites are unique
     array = np.array(site.attr(name), np.int64).reshape(-1)
-    graph.initializer.append(onnx.numpy_helper.from_array(array, wish))
+    graph.initializer.append(onnx.numpy_helper.from_array(array, tensor))
     _drop(site.node, name)
-    site.node.input.append(wish)
+    site.node.input.append(tensor)
 
 
 def _last_axis(site: Site, graph: onnx.GraphProto) -> None:
@@ -104,7 +104,7 @@ def _changed(site: Site, new: int) -> str:
     if before.since_version == after.since_version:
         return ""
     changed = f"{op} changed in opset {after.since_version}"
-    if old < record_of(op).changed <= new and not (op == "Split" and site.has(1)):  # told how many
+    if old < record_of(op).changed <= new and not (op == "Split" and site.has(1)):  # which says the sizes
         return f"{op} changed in opset {record_of(op).changed}"
     if any(name in before.attributes and name not in after.attributes for name in site.attributes):
         return changed

@@ -40,8 +40,8 @@ def rounded_copy(loaded: Loaded) -> Loaded:
         for name, value in scopes[0].values.items()
         if value.dtype in CODES and value.site is not None and not record_of(value.site.op).half & Half.EXACT
     }
-    wide = precision.float32_copy(loaded)
-    graph = wide.proto.graph
+    copy = precision.float32_copy(loaded)
+    graph = copy.proto.graph
     for site in scopes[0].sites:
         if site.op == "BatchNormalization" and site.dtype(1) in CODES and not site.attr("training_mode", 0):
             _in_half(site, graph)
@@ -59,7 +59,7 @@ def rounded_copy(loaded: Loaded) -> Loaded:
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
     graph.node.extend(copies)
-    return wide
+    return copy
 
 
 def _in_half(site: Site, graph: onnx.GraphProto) -> None:
@@ -84,11 +84,11 @@ def _in_half(site: Site, graph: onnx.GraphProto) -> None:
     node.attribute.add(name="epsilon", type=AttributeProto.FLOAT, f=0.0)
 
 
-def _name(wish: str, taken: set[str]) -> str:
-    while wish in taken:
-        wish += "_"
-    taken.add(wish)
-    return wish
+def _name(name: str, taken: set[str]) -> str:
+    while name in taken:
+        name += "_"
+    taken.add(name)
+    return name
 
 
 def _cast(source: str, goal: str, code: int) -> onnx.NodeProto:

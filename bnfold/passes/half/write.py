@@ -88,9 +88,9 @@ class _Writer:
             self.surgery.replace(value, tensor, array)
             value.dtype = self.half
             return
-        twin = self.surgery.constant(f"{value.name}_{self.suffix}", array, value.scope, after=value)
+        stored_half = self.surgery.constant(f"{value.name}_{self.suffix}", array, value.scope, after=value)
         for site, slot in halves:
-            self.surgery.connect(site, slot, twin)
+            self.surgery.connect(site, slot, stored_half)
 
     def rounded(self, array: Array) -> Array:
         with np.errstate(over="ignore"):
@@ -120,9 +120,9 @@ class _Writer:
         if info is not None:
             info.elem_type = CODES[self.half]
         if others:
-            wide = self.cast(value, f"{value.name}_fp32", "float32", maker)
+            full = self.cast(value, f"{value.name}_fp32", "float32", maker)
             for site, slot in others:
-                self.surgery.connect(site, slot, wide)
+                self.surgery.connect(site, slot, full)
 
     def renamed(self, value: Value, maker: Site) -> Value:
         """The maker's output under another name; a Cast behind it gives the graph output."""
@@ -144,8 +144,8 @@ class _Writer:
         for site, slot in uses:
             self.surgery.connect(site, slot, half)
 
-    def cast(self, value: Value, wish: str, dtype: str, maker: Site | None) -> Value:
-        name = self.surgery.name(wish)
+    def cast(self, value: Value, name: str, dtype: str, maker: Site | None) -> Value:
+        name = self.surgery.name(name)
         anchor = maker if maker is not None else self.scope.sites[0]
         site = self.surgery.node("Cast", name, [value], name, anchor)
         if maker is None:  # an input of the graph: ahead of all nodes

@@ -13,7 +13,7 @@ from onnx import helper
 
 from bnfold.onnx_graph.file.loaded import load
 from bnfold.onnx_graph.ops.activations import Function
-from bnfold.onnx_graph.ops.interval import Bounds, settled
+from bnfold.onnx_graph.ops.interval import Bounds, collapsed
 from bnfold.onnx_graph.ops.table import OPERATORS
 from bnfold.onnx_graph.read import read
 from bnfold.passes.channels.bounds import prove
@@ -213,11 +213,11 @@ def test_rows_and_columns_are_one_linear_map_too() -> None:
 def test_what_only_rounding_tells_apart_is_one_value() -> None:
     one = np.array([1.0, 1.0, 0.0, 1e-40, 0.0, 1e5])
     two = np.array([1.0 + 1e-8, 1.0 + 1e-6, 1e-40, 2e-40, 1e-30, 1e5])
-    found = settled(Bounds(one, two), "float32")
+    found = collapsed(Bounds(one, two), "float32")
     assert found.constant.tolist() == [True, False, True, True, False, True]
     assert found.lo[2:4].tolist() == [0.0, 0.0]
-    assert not settled(Bounds(one, two), "float64").constant[:2].any()
-    assert settled(Bounds(one, two), "float16").constant.tolist() == [True] * 5 + [
+    assert not collapsed(Bounds(one, two), "float64").constant[:2].any()
+    assert collapsed(Bounds(one, two), "float16").constant.tolist() == [True] * 5 + [
         False
     ]  # 1e5 is infinite there
 
