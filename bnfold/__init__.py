@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from bnfold.api.equalize import equalize_onnx as equalize_onnx
     from bnfold.api.export import export as export
     from bnfold.api.fold_module import fold_module as fold_module
-    from bnfold.api.fold_module import fold_program as fold_program
     from bnfold.api.fold_onnx import fold_onnx as fold_onnx
+    from bnfold.api.fold_program import fold_program as fold_program
     from bnfold.errors import BnfoldError as BnfoldError
     from bnfold.errors import ModelError as ModelError
     from bnfold.errors import UsageError as UsageError
@@ -37,7 +37,7 @@ _HOME = {
     "equalize_onnx": "bnfold.api.equalize",
     "export": "bnfold.api.export",
     "fold_module": "bnfold.api.fold_module",
-    "fold_program": "bnfold.api.fold_module",
+    "fold_program": "bnfold.api.fold_program",
     "nn": "bnfold.nn",
     "compress": "bnfold.compress",
     "Report": "bnfold.report.fold",

@@ -57,8 +57,8 @@ class Tool:
 
 TOOLS = {
     "bnfold": Tool(
-        "import bnfold.api.fold_onnx, bnfold.onnx_graph.file.loaded",
-        "folded, report = bnfold.api.fold_onnx.fold_file(SOURCE, verify=False)\n"
+        "import bnfold.api.fold_onnx, bnfold.options, bnfold.onnx_graph.file.loaded",
+        "folded, report = bnfold.api.fold_onnx.fold_file(SOURCE, check=bnfold.options.Check(verify=False))\n"
         "bnfold.onnx_graph.file.loaded.save(folded, TARGET, force=True)",
         ("onnx", "numpy"),
     ),

@@ -29,10 +29,11 @@ import skimage.transform
 import torch
 
 import bnfold
-from bnfold.api.convert import PRECISIONS, convert, converted_whole
+from bnfold.api.convert import convert, converted_whole
 from bnfold.api.fold_onnx import fold_loaded
 from bnfold.onnx_graph.file.loaded import Loaded, load
 from bnfold.onnx_graph.run.evaluators import OnnxRuntime
+from bnfold.options import PRECISIONS, Check
 from bnfold.passes.half.rounded import rounded_copy
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -193,14 +194,14 @@ def run(case: Case) -> dict[str, Any]:
     model, pictures = case.model(), case.pictures()
     name = model.proto.graph.input[0].name
     exact = outputs(model, pictures)
-    folded, ledger = fold_loaded(model.copy(), verify=False)
+    folded, ledger = fold_loaded(model.copy(), check=Check(verify=False))
     result: dict[str, Any] = {
         "pictures": len(pictures),
         "folded": len(ledger.folded),
         "kept": len(ledger.kept),
     }
     for precision in PRECISIONS:
-        half, report = convert(folded, precision, inputs={name: pictures[0]}, verify=False)
+        half, report = convert(folded, precision, Check(False, {name: pictures[0]}))
         first, _ = converted_whole(model, precision, inputs={name: pictures[0]})
         result[precision] = {
             "half": report.half,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from bnfold.errors import BnfoldError, ModelError, UsageError, VerifyError
+from bnfold.options import PRECISIONS, Check, choice
 from bnfold.passes.half.convert import (
     converted,
     feeds_of,
@@ -19,23 +20,17 @@ if TYPE_CHECKING:
     from bnfold.onnx_graph.file.loaded import Loaded
     from bnfold.passes.half.ranges import Range
 
-__all__ = ["PRECISIONS", "check", "convert", "converted_whole"]
+__all__ = ["check", "convert", "converted_whole"]
 
-PRECISIONS = {"fp16": "float16", "bf16": "bfloat16"}
 OLDEST = 7  # the opset from which on numpy's broadcasting is the operators'
 
 
 def convert(
     loaded: Loaded,
     precision: str,
+    how: Check = Check(),  # noqa: B008  (frozen)
     *,
     original: Loaded | None = None,
-    inputs: Any = None,
-    shapes: Mapping[str, Sequence[int]] | None = None,
-    seed: int = 0,
-    rtol: float | None = None,
-    atol: float | None = None,
-    verify: bool = True,
 ) -> tuple[Loaded, PrecisionReport]:
     """Write half precision into a model.
 
@@ -47,12 +42,8 @@ def convert(
         precision: "fp16" or "bf16".
         original: the model before it was folded; it is what the result is compared with, and it is also
             converted as it is, to show what folding first saves. None: `loaded` is all there is.
-        inputs: arrays by input name on which ranges are measured and the models compared; None: generated.
-        shapes: sizes of generated inputs by name.
-        seed: of the generated inputs.
-        rtol: max|difference| may be atol + rtol * max|output|; None: by type (`difference.TOLERANCES`).
-        atol: as rtol.
-        verify: compare with float32. Ranges are measured in any case.
+        how: the inputs on which ranges are measured and the models compared; the tolerances; and whether to
+            compare with float32. Ranges are measured in any case.
 
     Returns:
         The converted model, and what became of it.
@@ -65,17 +56,15 @@ def convert(
     from bnfold.onnx_graph.run import widened as types
 
     check(loaded, precision)
-    if inputs is not None and shapes:
-        raise UsageError("give inputs, or shapes of inputs to generate, not both")
     half = PRECISIONS[precision]
     report = PrecisionReport(half)
     if types.rounds_to_integers(loaded):
         report.notes.append("the model is quantized: its types are left as they are")
         return loaded, report
-    feeds = feeds_of(loaded, inputs, shapes, seed, report)
+    feeds = feeds_of(loaded, how.inputs, how.shapes, how.seed, report)
     result, feed, ranges = converted(loaded, half, feeds, report)
-    if verify and feed is not None:
-        _compare(original or loaded, result, feed, report, rtol, atol)
+    if how.verify and feed is not None:
+        _compare(original or loaded, result, feed, report, how.rtol, how.atol)
         if original is not None:
             _compare_convert_first(original, half, feed, ranges, report)
         if report.status == "failed":
@@ -88,10 +77,7 @@ def check(loaded: Loaded, precision: str) -> None:
     from bnfold.onnx_graph.model.scopes import default_opset
     from bnfold.onnx_graph.run.widened import working_type
 
-    if precision not in PRECISIONS:
-        raise UsageError(
-            f"precision={precision!r} is unknown. Note: valid choices are {', '.join(PRECISIONS)}"
-        )
+    choice("precision", precision, PRECISIONS)
     working = working_type(loaded)
     if working in PRECISIONS.values():
         raise UsageError(

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
-from bnfold.api.fold_onnx import SHARED, check_options, fold_loaded
-from bnfold.errors import UsageError, VerifyError
+import onnx
+
+from bnfold.api.fold_onnx import fold_loaded, opened, ranges_in
+from bnfold.errors import UsageError
+from bnfold.onnx_graph.file.loaded import Loaded
+from bnfold.options import Check, CheckKeywords, Fold, FoldKeywords, refuse_others
 from bnfold.report.equalize import (
     EqualizeReport,
     Kept,
@@ -15,22 +20,40 @@ from bnfold.report.equalize import (
     Moved,
     Span,
 )
+from bnfold.verify.blame import conclude
+from bnfold.verify.models import verify as compare
 
 if TYPE_CHECKING:
+    import onnx_ir
+    from typing_extensions import Unpack
+
+    class Keywords(FoldKeywords, CheckKeywords, total=False):
+        """All that `equalize_onnx` takes beside the model."""
+
+        fold: bool
+        split_relu6: bool
+
     from bnfold.fold.carry.spread import State
     from bnfold.fold.graph import Array, Edit, Graph, Node
     from bnfold.fold.rescale.equalize import Equalized, Stuck
     from bnfold.fold.rescale.int8_loss import Layer
-    from bnfold.onnx_graph.file.loaded import Loaded
 
-__all__ = ["SHARED", "equalize_file", "equalize_onnx"]
+__all__ = ["equalize_loaded", "equalize_onnx"]
 
 PER_CHANNEL = "--split-relu6, split_relu6=True: bounds for each channel"
 Bounds = dict[str, "tuple[Array, Array]"]
 
 
+@overload
 def equalize_onnx(
-    model: Any,
+    model: str | Path | onnx.ModelProto, **options: Unpack[Keywords]
+) -> tuple[onnx.ModelProto, EqualizeReport]: ...
+@overload
+def equalize_onnx(
+    model: onnx_ir.Model, **options: Unpack[Keywords]
+) -> tuple[onnx_ir.Model, EqualizeReport]: ...
+def equalize_onnx(
+    model: str | Path | onnx.ModelProto | onnx_ir.Model,
     *,
     fold: bool = True,
     split_relu6: bool = False,
@@ -42,7 +65,12 @@ def equalize_onnx(
     inputs: Mapping[str, Any] | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     seed: int = 0,
-) -> tuple[Any, EqualizeReport]:
+    lower_batch_statistics: bool = False,
+    merge_branches: bool = True,
+    drop_dead_channels: bool = False,
+    input_ranges: Mapping[str, tuple[Any, Any]] | None = None,
+    **others: Any,
+) -> tuple[onnx.ModelProto | onnx_ir.Model, EqualizeReport]:
     """Balance the weight ranges of an ONNX model without changing what it computes, for int8 to come.
 
     Channels between layers are carried at other sizes, by powers of two: float32 computes the same bits,
@@ -61,6 +89,11 @@ def equalize_onnx(
         inputs: arrays by input name; None: generated.
         shapes: sizes for inputs with dynamic dimensions, by name.
         seed: of the generated inputs.
+        lower_batch_statistics: of the fold, as for `fold_onnx`.
+        merge_branches: of the fold.
+        drop_dead_channels: of the fold.
+        input_ranges: of the fold and the check.
+        others: options of `fold_onnx` that come after this, which are refused by name.
 
     Returns:
         The model (for a path: an `onnx.ModelProto`), of the kind that was given, and the report.
@@ -69,71 +102,43 @@ def equalize_onnx(
         ModelError: the model cannot be read. UsageError: a name or an option is unknown.
         VerifyError: the model that comes out does not compute the same.
     """
-    from bnfold.onnx_graph.file.loaded import load
-
-    wrap = None
-    if hasattr(model, "graph") and not hasattr(model, "SerializeToString"):
-        import onnx_ir
-
-        if not isinstance(model, onnx_ir.Model):
-            kind = type(model).__name__
-            raise UsageError(
-                f"equalize_onnx takes a path, an onnx.ModelProto or an onnx_ir.Model, not {kind}"
-            )
-        wrap = onnx_ir.from_proto
-        model = onnx_ir.to_proto(model)
-    check = {"rtol": rtol, "atol": atol, "inputs": inputs, "shapes": shapes, "seed": seed}
-    result, report = _equalized(load(model), fold, split_relu6, verify, shared, skip, check)
-    proto = result.to_proto()
-    return (wrap(proto) if wrap is not None else proto), report
+    refuse_others("equalize_onnx", others, "equalize first; bnfold.fold_onnx does that to the result")
+    options = Fold(
+        shared=shared,
+        skip=skip,
+        lower_batch_statistics=lower_batch_statistics,
+        merge_branches=merge_branches,
+        drop_dead_channels=drop_dead_channels,
+        input_ranges=input_ranges,
+    )
+    loaded, as_given = opened(model, "equalize_onnx")
+    check = Check(verify, inputs, shapes, seed, rtol, atol)
+    result, report = equalize_loaded(loaded, options, check, fold=fold, split_relu6=split_relu6)
+    return as_given(result), report
 
 
-def equalize_file(
-    path: str | Path,
-    *,
-    fold: bool = True,
-    split_relu6: bool = False,
-    verify: bool = True,
-    shared: str = "duplicate",
-    skip: Collection[str] = (),
-    **check: Any,
+def equalize_loaded(
+    loaded: Loaded, options: Fold, check: Check, *, fold: bool = True, split_relu6: bool = False
 ) -> tuple[Loaded, EqualizeReport]:
-    """`equalize_onnx` for a file; the result is ready to be saved."""
-    from bnfold.onnx_graph.file.loaded import load
-
-    return _equalized(load(path), fold, split_relu6, verify, shared, skip, check)
-
-
-def _equalized(
-    loaded: Loaded,
-    fold: bool,
-    split_relu6: bool,
-    verify: bool,
-    shared: str,
-    skip: Collection[str],
-    check: Mapping[str, Any],
-) -> tuple[Loaded, EqualizeReport]:
-    check_options(shared, skip)
-    if skip and not fold:
-        raise UsageError("skip names batch norms that the fold leaves alone: without a fold it says nothing")
+    """`equalize_onnx` for a model that is loaded; the result is ready to be saved."""
+    usual = Fold(shared=options.shared)
+    for name in (field.name for field in fields(Fold)):
+        if not fold and getattr(options, name) != getattr(usual, name):
+            raise UsageError(f"{name} is about the fold of batch norms: without a fold it says nothing")
     report = EqualizeReport()
+    check = replace(check, ranges=ranges_in(loaded, options))
     if fold:
-        loaded, report.fold = fold_loaded(loaded, verify=verify, shared=shared, skip=skip, **check)
-    result = balance(loaded.copy(), split_relu6, shared, report)
+        loaded, report.fold = fold_loaded(loaded, options, check)
+    result = balance(loaded.copy(), split_relu6, options.shared, report)
     if not report.regions:
         report.notes.append(
             "nothing is carried at another size: the model is as it was"
             + " but folded" * bool(report.fold is not None and report.fold.folded)
         )
         return loaded, report
-    if verify:
-        from bnfold.verify import models as verifier
-
-        report.verification = verifier.verify(loaded, result, **check)
-        if report.verification.status == "not run":
-            report.notes.append(f"not verified: {report.verification.reason}")
-        if report.verification.status == "failed":
-            raise VerifyError(f"the equalized model does not compute the same\n{report.verification}")
+    if check.verify:
+        found = compare(loaded, result, check)
+        conclude(report, found, "the equalized model does not compute the same")
     return result, report
 
 

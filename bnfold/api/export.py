@@ -13,21 +13,27 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from bnfold.api.fold_onnx import check_options, fold_file
-from bnfold.errors import UsageError, VerifyError, first_line
+from bnfold.api import convert
+from bnfold.api.fold_onnx import front_end, passes_of, ranges_in
+from bnfold.api.pipeline import fold, run
+from bnfold.errors import UsageError, first_line
 from bnfold.onnx_graph.file.loaded import Loaded, load, save
 from bnfold.onnx_graph.file.whole_files import check_target
-from bnfold.onnx_graph.run import widened as precision
+from bnfold.onnx_graph.run import widened
 from bnfold.onnx_graph.run.evaluators import CannotRun, evaluate
+from bnfold.onnx_graph.run.input_ranges import Range, outside
+from bnfold.options import Check, Fold, refuse_others
 from bnfold.report.fold import Report
 from bnfold.report.verification import Verification
 from bnfold.torch_graph import to_onnx
 from bnfold.torch_graph.arrays import to_array
+from bnfold.verify.blame import Part, judge
 from bnfold.verify.difference import TOLERANCES, Truth, compare
-from bnfold.verify.models import first_bad
 from bnfold.verify.modules import outputs, verdict
 
 __all__ = ["export"]
+
+EXPORT = "the first fold that broke it is none: the export"
 
 
 def export(
@@ -47,7 +53,11 @@ def export(
     atol: float | None = None,
     target: str = "onnx",
     lower_batch_statistics: bool = False,
+    precision: str | None = None,
     merge_branches: bool = True,
+    drop_dead_channels: bool = False,
+    input_ranges: Mapping[str, tuple[Any, Any]] | None = None,
+    **others: Any,
 ) -> Report:
     """Export a torch module to ONNX, folded, and checked against the module itself in float64.
 
@@ -68,60 +78,64 @@ def export(
         atol: absolute tolerance, added to it.
         target: as for `fold_onnx`.
         lower_batch_statistics: as for `fold_onnx`.
+        precision: as for `fold_onnx`: the checked file is converted, and the result compared with float32 on
+            the example inputs, by `rtol` and `atol`.
         merge_branches: as for `fold_onnx`.
+        drop_dead_channels: as for `fold_onnx`.
+        input_ranges: as for `fold_onnx`; the example inputs must keep to them.
+        others: options of `fold_onnx` that have nothing to do here, which are refused by name.
 
     Returns:
-        The ledger, with the check.
+        The report, with the check.
 
     Raises:
         UsageError: something is at `path`, torch cannot export the module, or a name is unknown.
         VerifyError: the file does not compute what the module does; nothing is written, and the message names
             the first fold that broke it.
     """
-    check_options(shared, skip, target)
+    refuse_others("export", others, "the example inputs are what the file is checked on")
+    options = Fold(
+        shared=shared,
+        skip=skip,
+        target=target,
+        lower_batch_statistics=lower_batch_statistics,
+        merge_branches=merge_branches,
+        drop_dead_channels=drop_dead_channels,
+        input_ranges=input_ranges,
+        precision=precision,
+    )
+    check = Check(verify, rtol=rtol, atol=atol)
     if not isinstance(module, nn.Module):
         raise UsageError(f"export takes a torch.nn.Module, not {type(module).__name__}")
     file = Path(path)
     check_target(file, force)
     args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    options = dict(kwargs or {})
     with tempfile.TemporaryDirectory(prefix=".bnfold-", dir=file.parent) as folder, _for_inference(module):
         # Both keep their weights in files beside them: from there they are mapped, and take no memory.
         raw, whole = Path(folder) / "raw.onnx", Path(folder) / "folded.onnx"
         large = _bytes(module) > 1 << 30 if external_data is None else external_data
-        moving = to_onnx.write(module, args, options, raw, dynamic_shapes, opset)
-        how: dict[str, Any] = {"target": target, "lower_batch_statistics": lower_batch_statistics}
-        folded, report = fold_file(
-            raw, verify=False, shared=shared, skip=skip, merge_branches=merge_branches, **how
-        )
+        moving = to_onnx.write(module, args, dict(kwargs or {}), raw, dynamic_shapes, opset)
+        ranges = ranges_in(load(raw), options)
+        front, passes = front_end(check), passes_of(options, ranges)
+        done = fold(front, load(raw), options, "model", verify=False, passes=passes)
+        report = done.report
         if moving:
             many = "batch norms in training mode use" if moving > 1 else "batch norm in training mode uses"
             report.notes.append(f"{moving} {many} the statistics of each batch, in the file as well")
-        save(folded, whole, external=True)
+        save(done.model, whole, external=True)
         folded = load(whole)
+        against = _Against(module, args, dict(kwargs or {}), check if precision is None else Check(verify))
+        feed = against.feed(folded, ranges)
         if verify:
-            check = _Check(module, args, options, rtol, atol)
-            report.verification = check(folded)
-            if report.verification.status == "failed":
-                order = [entry.name for entry in report.folded]
 
-                def passes(count: int) -> bool:
-                    rest = [*skip, *order[count:]]
-                    part, _ = fold_file(
-                        raw, verify=False, shared=shared, skip=rest, merge_branches=False, **how
-                    )
-                    return check(part).status != "failed"
+            def again(part: Part) -> Verification:
+                return against(run(front, load(raw), options, passes, part).model)
 
-                if report.merged and passes(len(order)):
-                    bad = "no fold broke it, but the merging of branches did (merge_branches=False)"
-                else:
-                    first = order[first_bad(len(order), passes) - 1] if order and passes(0) else ""
-                    bad = f"the first fold that broke it is {first or 'none: the export'}"
-                raise VerifyError(
-                    f"the file does not compute what the module does: {bad}\n{report.verification}"
-                )
-            if report.verification.status == "not run":
-                report.notes.append(f"not verified: {report.verification.reason}")
+            said = "the file does not compute what the module does"
+            judge(report, against(folded), done.work(passes), again, said, EXPORT)
+        if precision is not None:
+            how = Check(verify, feed, rtol=rtol, atol=atol)
+            folded, report.precision = convert.convert(folded, precision, how, original=load(raw))
         save(folded, file, force=force, external=large)
     return report
 
@@ -145,7 +159,7 @@ def _bytes(module: nn.Module) -> int:
     return sum(value.nbytes for value in (*module.parameters(), *module.buffers()))
 
 
-class _Check:
+class _Against:
     """The folded file beside the module: in its own type, and in float64."""
 
     def __init__(
@@ -153,13 +167,14 @@ class _Check:
         module: nn.Module,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        rtol: float | None,
-        atol: float | None,
+        check: Check,
     ) -> None:
         leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         self.inputs = [to_array(leaf) for leaf in leaves]
-        self.rtol, self.atol = rtol, atol
+        self.rtol, self.atol = check.rtol, check.atol
         self.notes: list[str] = []
+        if not check.verify:
+            return
         self.own = _arrays(outputs(module, args, kwargs))
         self.exact: list[Any] | None = None
         try:
@@ -167,16 +182,23 @@ class _Check:
         except Exception as error:  # of any kind: it may write into what is stored, or leave Python
             self.notes.append(f"compared with the module as it is, not in float64: {first_line(error)}")
 
+    def feed(self, model: Loaded, ranges: Mapping[str, Range]) -> dict[str, Any]:
+        """The example inputs by the names that they have in the file; refused where they leave the ranges."""
+        names = [value.name for value in model.proto.graph.input]
+        feed = dict(zip(names, self.inputs, strict=True))
+        if text := outside(feed, ranges):
+            raise UsageError(text)
+        return feed
+
     def __call__(self, folded: Loaded) -> Verification:
-        kind = precision.working_type(folded)
+        kind = widened.working_type(folded)
         usual = TOLERANCES[kind]
         tolerance = usual._replace(
             rtol=usual.rtol if self.rtol is None else self.rtol,
             atol=usual.atol if self.atol is None else self.atol,
         )
-        names = [value.name for value in folded.proto.graph.input]
         try:
-            found, by = evaluate(folded, dict(zip(names, self.inputs, strict=True)))
+            found, by = evaluate(folded, self.feed(folded, {}))
         except CannotRun as error:
             return Verification([], "", "not run", str(error), tolerance.rtol, tolerance.atol, self.notes)
         errors = []

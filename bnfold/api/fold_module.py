@@ -1,127 +1,30 @@
-"""Export, read, solve, write, verify: the same steps as in api.py, for torch."""
+"""`bnfold.fold_module`: the pipeline for torch modules: a plan for the program, carried out on the module."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
-from torch.export import ExportedProgram
-from torch.nn.parameter import is_lazy
 
-from bnfold.api.fold_onnx import (
-    Limits,
-    check_choice,
-    check_names,
-    check_options,
-)
-from bnfold.errors import UsageError, VerifyError, first_line
-from bnfold.fold.graph import Affine, Graph, SetValue
-from bnfold.fold.merge.plan import look, merge_all
-from bnfold.fold.merge.view import AnyEdit, View
+from bnfold.api.pipeline import FrontEnd, run
+from bnfold.errors import UsageError
+from bnfold.fold.graph import Affine, Bypass, Constant, Graph, Node, SetValue
+from bnfold.fold.merge.view import AnyEdit
 from bnfold.fold.solve import Plan, solve
+from bnfold.options import Check, Fold, choice, refuse_others
 from bnfold.report.fold import Report
 from bnfold.report.verification import Verification
 from bnfold.torch_graph.module import apply as modules
+from bnfold.torch_graph.module.checks import check_module, copied, exported
 from bnfold.torch_graph.module.parametrizations import parametrized, remove
-from bnfold.torch_graph.module.what_is_left import (
-    Fate,
-    Fates,
-    calls_of,
-    mean_of,
-)
-from bnfold.torch_graph.quiet import quiet
+from bnfold.torch_graph.module.what_is_left import Fate, Fates, calls_of, mean_of
 from bnfold.torch_graph.read import read
-from bnfold.torch_graph.write import apply
-from bnfold.verify.models import first_bad
+from bnfold.verify.blame import Part, judge
 from bnfold.verify.modules import outputs, verify_modules
 
-__all__ = ["fold_module", "fold_program"]
-
-
-@torch.inference_mode(False)
-def fold_program(
-    program: ExportedProgram,
-    *,
-    verify: bool = True,
-    shared: str = "duplicate",
-    skip: Collection[str] = (),
-    rtol: float | None = None,
-    atol: float | None = None,
-    inputs: tuple[Any, ...] | None = None,
-    merge_branches: bool = True,
-) -> tuple[ExportedProgram, Report]:
-    """Fold every batch norm that can vanish from an exported torch program.
-
-    Args:
-        program: what `torch.export.export` gave for a module in eval mode; it is not changed.
-        verify: run both programs on `inputs` (None: the example inputs of the export) and compare.
-        shared: what to do with a parameter whose users need different values: "duplicate" it, "skip" the
-            fold, or raise an "error".
-        skip: names of batch norms to leave alone: the names of their modules.
-        rtol: tolerance of the check, against the largest absolute value of each output; None: by type.
-        atol: absolute tolerance, added to it.
-        inputs: positional arguments of the program.
-        merge_branches: as for `fold_onnx`. (`fold_module`, which keeps classes and names, merges none.)
-
-    Returns:
-        The folded program, functional (in-place operators are gone) unless nothing folded, and the ledger.
-
-    Raises:
-        UsageError: `program` is no exported program, or a name or an option is unknown.
-        VerifyError: the folded program does not compute the same; the message names the first fold or merge
-            that broke it.
-    """
-    if not isinstance(program, ExportedProgram):
-        raise UsageError(
-            f"fold_program takes what torch.export.export gives, not {type(program).__name__}; "
-            "export the module first"
-        )
-    check_options(shared, skip)
-    try:
-        with quiet():
-            functional = program.run_decompositions({})  # nothing is decomposed, but in-place operators go
-    except Exception as error:  # of any kind: this is all of torch's tracing
-        raise UsageError(f"torch cannot make the program functional: {first_line(error)}") from error
-
-    def fold(limits: Limits) -> tuple[ExportedProgram, Plan, Report]:
-        graph, only = read(functional, shared), limits.folds
-        check_names(graph.nodes, skip)
-        plan = solve(graph, skip=skip, allow=None if only is None else (lambda node: node.name in only))
-        report = Report(plan.entries)
-        merging = limits.merges != 0 and look(graph, View(set(plan.order), skip, symmetric=True), report)
-        result = apply(functional, graph, plan.edits, shared)
-        return (_merged(result, report, skip, shared, limits.merges) if merging else result), plan, report
-
-    folded, plan, report = fold(Limits(merges=None if merge_branches else 0))
-    if not (plan.order or report.merged):
-        report.notes.append("nothing to fold: the program is unchanged")
-        return program, report
-    if verify:
-        args, kwargs = (inputs, {}) if inputs is not None else (program.example_inputs or (None, {}))
-
-        def check(after: ExportedProgram) -> Verification:
-            return verify_modules(functional.module(), after.module(), args, kwargs, rtol, atol)
-
-        found = check(folded)
-        _verified(report, plan, found, lambda folds, merges: check(fold(Limits(folds, merges))[0]))
-    return folded, report
-
-
-def _merged(
-    program: ExportedProgram, report: Report, skip: Collection[str], shared: str, limit: int | None
-) -> ExportedProgram:
-    """The program with its branches merged, as the report tells."""
-    careful = "duplicate" if shared == "duplicate" else "skip"
-
-    def write(graph: Graph, edits: Sequence[AnyEdit]) -> None:
-        nonlocal program
-        program = apply(program, graph, edits, careful)
-
-    merge_all(report, lambda: read(program, careful), write, lambda: View((), skip, symmetric=True), limit)
-    return program
+__all__ = ["fold_module"]
 
 
 @torch.inference_mode(False)
@@ -138,6 +41,7 @@ def fold_module(
     skip: Collection[str] = (),
     rtol: float | None = None,
     atol: float | None = None,
+    **others: Any,
 ) -> tuple[nn.Module, Report]:
     """Fold every batch norm that can vanish from a torch module, whose classes and names stay.
 
@@ -169,99 +73,145 @@ def fold_module(
         skip: names of batch norms to leave alone.
         rtol: tolerance of the check, against the largest absolute value of each output; None: by type.
         atol: absolute tolerance, added to it.
+        others: options of `fold_onnx` that a module cannot honour, which are refused by name.
 
     Returns:
-        The folded module and the ledger.
+        The folded module and the report.
 
     Raises:
         UsageError: torch cannot export the module (the message says what torch said), or a name is unknown.
         VerifyError: the folded module does not compute the same; the message names the first fold that broke
             it.
     """
-    check_options(shared, skip)
-    check_choice("parametrizations", parametrizations, ("keep", "remove"))
+    why = "a module keeps its classes and names; see bnfold.fold_program, bnfold.export and bnfold.fold_onnx"
+    refuse_others("fold_module", others, why)
+    options = Fold(shared, skip)
+    check = Check(verify, rtol=rtol, atol=atol)
+    choice("parametrizations", parametrizations, ("keep", "remove"))
+    check_module(module, "fold_module")
     args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    options = dict(kwargs or {})
-    _check_module(module)
-    plain, computed = module, parametrized(module) if parametrizations == "remove" else []
-    if computed:
-        plain = _copied(module)
-        remove(plain, computed)
-    raw, program = _exported(plain, args, options, dynamic_shapes)
-    probe = _copied(plain)
-    made = calls_of(probe, lambda: outputs(probe, args, options))
-    fates = Fates(plain, raw, program, made)
-    removed: dict[str, None] = {}
-    untied: dict[str, str] = {}
+    work = _Modules(module, args, dict(kwargs or {}), dynamic_shapes, options, parametrizations == "remove")
+    front = FrontEnd(read=work.read, write=work.write, check=work.check(check), solve=_possible)
 
-    def fold(target: nn.Module, only: Collection[str] | None) -> tuple[Plan, set[str]]:
-        graph = read(program)
-        check_names(graph.nodes, skip)
-        tied = modules.restrict(plain, program, graph, made, shared)
-        plan = _possible(graph, skip, only)
-        changed = {edit.old.store for edit in plan.edits if isinstance(edit, SetValue) and edit.old}
-        here = [name for name in computed if name in changed]
-        removed.update(dict.fromkeys(here))
-        remove(target, here)
-        for edit in plan.edits:
-            if isinstance(edit, SetValue) and edit.old in tied:
-                untied[edit.old.store] = tied[edit.old]
-        if untied and shared == "error":
-            raise UsageError(
-                f"the parameter {', '.join(untied)} is shared with {', '.join(untied.values())}, and they "
-                "need different values after the fold; allow that (shared='duplicate'), or keep what needs "
-                "it (shared='skip')"
-            )
-        found: dict[str, Fate] = {}
-        gone = set(plan.order)
-        for node in plan.order:  # all calls of one batch norm have the same fate
-            fate = fates(node, gone)
-            found[mean_of(node)] = fate if found.get(mean_of(node), fate) == fate else None
-        modules.apply(target, plan.edits, found)
-        return plan, {node.name for node in plan.order if found[mean_of(node)] is None}
-
-    folded = _copied(module)
-    plan, names = fold(folded, None)
-    note = "its call stays in eager mode, as the identity map"
-    report = Report([entry._replace(reason=note) if entry.name in names else entry for entry in plan.entries])
-    unseen = modules.unseen(plain, program)
-    if unseen:
-        some = ", ".join(unseen[:4]) + (f" and {len(unseen) - 4} more" if len(unseen) > 4 else "")
-        report.notes.append(f"not called on these inputs, and so not looked at: {some}")
-    if module.training and report.kept:
-        report.notes.append("the module is in training mode: if it is trained, call .eval() first")
-    if not plan.order:
+    done = run(front, copied(module), options)
+    folded, report = done.model, done.report
+    report.entries = [
+        entry._replace(reason="its call stays in eager mode, as the identity map")
+        if entry.name in work.as_calls
+        else entry
+        for entry in report.entries
+    ]
+    report.notes += work.notes(report)
+    if not done.order:
         report.notes.append("nothing to fold: the module is unchanged")
         return (module if inplace else folded), report
-    if names:
-        many = "batch norms stay as calls" if len(names) > 1 else "batch norm stays as a call"
-        report.notes.append(f"{len(names)} folded {many} of the identity map")
-    report.notes += [f"the parametrization of {name} is removed: it is a plain parameter" for name in removed]
-    report.notes += [
-        f"{name} is no longer tied to {other}" for name, other in untied.items() if name != other
-    ]
-    if verify:
+    report.notes += work.notes_of_folds()
+    if check.verify:
 
-        def check(after: nn.Module) -> Verification:
-            return verify_modules(_copied(module), _copied(after), args, options, rtol, atol)
+        def again(part: Part) -> Verification:
+            return front.check(module, run(front, copied(module), options, part=part).model)
 
-        def partly(only: Collection[str], _: int) -> Verification:
-            part = _copied(module)
-            fold(part, only)
-            return check(part)
-
-        _verified(report, plan, check(folded), partly)
+        judge(report, front.check(module, folded), done.work(), again)
     if inplace:
-        fold(module, None)
+        run(front, module, options)
         return module, report
     return folded, report
 
 
-def _possible(graph: Graph, skip: Collection[str], only: Collection[str] | None) -> Plan:
+class _Modules:
+    """The front end of one module: a graph of its program, edits on its copies."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        dynamic_shapes: Any,
+        options: Fold,
+        remove_parametrizations: bool,
+    ) -> None:
+        self.module, self.args, self.kwargs, self.options = module, args, kwargs, options
+        self.plain = module
+        self.computed = parametrized(module) if remove_parametrizations else []
+        if self.computed:
+            self.plain = copied(module)
+            remove(self.plain, self.computed)
+        raw, self.program = exported(self.plain, args, kwargs, dynamic_shapes)
+        probe = copied(self.plain)
+        self.made = calls_of(probe, lambda: outputs(probe, args, kwargs))
+        self.fates = Fates(self.plain, raw, self.program, self.made)
+        self.tied: Mapping[Constant, str] = {}
+        self.as_calls: set[str] = set()  # names of what folded and stays as a call
+        self.removed: dict[str, None] = {}  # parametrizations
+        self.untied: dict[str, str] = {}
+
+    def read(self, module: nn.Module, shared: str) -> Graph:
+        graph = read(self.program)
+        self.tied = modules.restrict(self.plain, self.program, graph, self.made, shared)
+        return graph
+
+    def write(self, target: nn.Module, graph: Graph, edits: Sequence[AnyEdit]) -> nn.Module:
+        values = [edit.old for edit in edits if isinstance(edit, SetValue) and edit.old is not None]
+        changed = {old.store for old in values}
+        here = [name for name in self.computed if name in changed]
+        self.removed.update(dict.fromkeys(here))
+        remove(target, here)
+        self.untied.update({old.store: self.tied[old] for old in values if old in self.tied})
+        if self.untied and self.options.shared == "error":
+            raise UsageError(
+                f"the parameter {', '.join(self.untied)} is shared with {', '.join(self.untied.values())}, "
+                "and they need different values after the fold; allow that (shared='duplicate'), or keep "
+                "what needs it (shared='skip')"
+            )
+        found: dict[str, Fate] = {}
+        gone = {edit.node: None for edit in edits if isinstance(edit, Bypass)}
+        for node in gone:  # all calls of one batch norm have the same fate
+            fate = self.fates(node, set(gone))
+            found[mean_of(node)] = fate if found.get(mean_of(node), fate) == fate else None
+        modules.apply(target, edits, found)
+        self.as_calls = {node.name for node in gone if found[mean_of(node)] is None}
+        return target
+
+    def check(self, check: Check) -> Callable[[nn.Module, nn.Module], Verification]:
+        def compare(before: nn.Module, after: nn.Module) -> Verification:
+            both = copied(before), copied(after)
+            return verify_modules(*both, self.args, self.kwargs, check.rtol, check.atol)
+
+        return compare
+
+    def notes(self, report: Report) -> list[str]:
+        """What holds whether anything folds or not."""
+        notes = []
+        unseen = modules.unseen(self.plain, self.program)
+        if unseen:
+            some = ", ".join(unseen[:4]) + (f" and {len(unseen) - 4} more" if len(unseen) > 4 else "")
+            notes.append(f"not called on these inputs, and so not looked at: {some}")
+        if self.module.training and report.kept:
+            notes.append("the module is in training mode: if it is trained, call .eval() first")
+        return notes
+
+    def notes_of_folds(self) -> list[str]:
+        """What the folds left behind."""
+        notes, count = [], len(self.as_calls)
+        if count:
+            many = "batch norms stay as calls" if count > 1 else "batch norm stays as a call"
+            notes.append(f"{count} folded {many} of the identity map")
+        gone = self.removed
+        notes += [f"the parametrization of {name} is removed: it is a plain parameter" for name in gone]
+        pairs = self.untied.items()
+        return notes + [f"{name} is no longer tied to {other}" for name, other in pairs if name != other]
+
+
+def _possible(
+    graph: Graph,
+    *,
+    skip: Collection[str],
+    allow: Callable[[Node], bool] | None,
+    progress: Callable[[int, int], None] | None,
+) -> Plan:
     """The best plan that a module can follow: folds are taken back until all that is left can be done."""
-    allow = None if only is None else (lambda node: node.name in only)
     while True:
-        plan = solve(graph, skip=skip, allow=allow)
+        plan = solve(graph, skip=skip, allow=allow, progress=progress)
         odd = {node.name for node in modules.unable(plan.edits)}
         blamed = {entry.name for entry in plan.entries if odd & set(entry.into)}
         numbers = [node for node in plan.order if node.name in blamed]
@@ -272,66 +222,3 @@ def _possible(graph: Graph, skip: Collection[str], only: Collection[str] | None)
         for node, why in stay.items():
             assert isinstance(node.role, Affine)
             node.role.stay = why
-
-
-def _copied(module: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(module)
-    except Exception as error:  # of any kind: modules may hold anything
-        raise UsageError(
-            f"{type(module).__name__} cannot be copied: {first_line(error)}\n"
-            "The older torch.nn.utils.weight_norm leaves such a tensor behind: call the module once under "
-            "torch.no_grad(), or use torch.nn.utils.parametrizations"
-        ) from error
-
-
-def _check_module(module: Any) -> None:
-    if not isinstance(module, nn.Module):
-        raise UsageError(f"fold_module takes a torch.nn.Module, not {type(module).__name__}")
-    values = [*module.parameters(), *module.buffers()]
-    if any(is_lazy(value) for value in values):
-        raise UsageError("the module has lazy parameters that hold nothing yet: run it once, then fold it")
-    if any(value.is_meta for value in values):
-        raise UsageError(
-            "the module has parameters on the meta device, without values: load its weights first"
-        )
-
-
-def _exported(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
-) -> tuple[ExportedProgram, ExportedProgram]:
-    """The module's program, and the same without in-place operators."""
-    try:
-        with quiet():
-            raw: ExportedProgram = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes)
-            return raw, raw.run_decompositions({})
-    except Exception as error:  # of any kind: this is all of torch's tracing on the user's code
-        raise UsageError(
-            f"torch.export cannot see the whole of {type(module).__name__}: {first_line(error)}\n"
-            "Fold the part of it that can be exported, or rewrite what depends on data"
-        ) from error
-
-
-def _verified(
-    report: Report, plan: Plan, found: Verification, partly: Callable[[Collection[str], int], Verification]
-) -> None:
-    """Note what the check found; raise `VerifyError` with the first fold or merge to blame if it failed.
-
-    partly: the check with these folds alone, and with so many merges.
-    """
-    report.verification = found
-    if found.status == "not run":
-        report.notes.append(f"not verified: {found.reason}")
-    if found.status != "failed":
-        return
-    order, merges = [node.name for node in plan.order], len(report.merged)
-
-    def passes(folds: int, merges: int = 0) -> bool:
-        return partly(frozenset(order[:folds]), merges).status != "failed"
-
-    if merges and passes(len(order)):
-        count = first_bad(merges, lambda merges: passes(len(order), merges))
-        bad = f"no fold broke it, but the merging of branches into {report.merged[count - 1].name} did"
-    else:
-        bad = f"the first fold that broke it is {order[first_bad(len(order), passes) - 1]}"
-    raise VerifyError(f"what was folded does not compute the same: {bad}\n{found}")

@@ -28,6 +28,7 @@ from bnfold.cli.terminal import (
     write_json,
 )
 from bnfold.errors import BnfoldError, UsageError, VerifyError
+from bnfold.options import Fold
 from bnfold.progress import progress
 
 
@@ -73,21 +74,23 @@ def fold(args: argparse.Namespace) -> int:
     from bnfold.api import fold_onnx as api
     from bnfold.onnx_graph.file import loaded as files
 
+    options = Fold(
+        shared=args.shared,
+        skip=args.skip,
+        target=args.target,
+        lower_batch_statistics=args.lower_batch_statistics,
+        merge_branches=args.merge_branches,
+        drop_dead_channels=args.drop_dead_channels,
+        input_ranges=dict(args.input_range),
+        precision=args.precision,
+    )
     begin = time.monotonic()
     with progress("Folding") as advance:
         loaded, report = api.fold_file(
             args.model,
-            verify=not args.no_verify,
-            shared=args.shared,
-            skip=args.skip,
-            target=args.target,
-            lower_batch_statistics=args.lower_batch_statistics,
-            precision=args.precision,
-            merge_branches=args.merge_branches,
-            drop_dead_channels=args.drop_dead_channels,
-            input_ranges=dict(args.input_range),
-            progress=advance,
-            **check,
+            options,
+            check,
+            advance,
         )
     say(args, f"read, folded and checked in {time.monotonic() - begin:.2f} s")
     if args.out:
@@ -119,7 +122,7 @@ def verify(args: argparse.Namespace) -> int:
     from bnfold.verify.models import verify as compare
 
     begin = time.monotonic()
-    result = compare(files.load(args.model), files.load(args.other), **check)
+    result = compare(files.load(args.model), files.load(args.other), check)
     say(args, f"compared in {time.monotonic() - begin:.2f} s")
     if args.json:
         write_json(args.json, result.to_dict())

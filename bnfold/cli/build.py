@@ -14,6 +14,7 @@ from bnfold.cli.terminal import (
     write_json,
 )
 from bnfold.errors import UsageError
+from bnfold.options import Check
 from bnfold.progress import progress
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def _in_precision(loaded: Loaded, args: argparse.Namespace) -> tuple[Loaded, Pre
 
     usual = {name: sizes[1] for name, sizes in args.shapes}
     inputs = load_inputs(args.input_data_path) if args.input_data_path else None
-    return convert(loaded, args.precision, inputs=inputs, shapes=None if inputs else usual)
+    return convert(loaded, args.precision, Check(inputs=inputs, shapes=None if inputs else usual))
 
 
 def _once(flag: str, given: list[tuple[str, Any]]) -> dict[str, Any]:

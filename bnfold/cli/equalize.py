@@ -15,6 +15,7 @@ from bnfold.cli.terminal import (
     write_json,
 )
 from bnfold.errors import UsageError
+from bnfold.options import Fold
 
 
 def equalize(args: argparse.Namespace) -> int:
@@ -27,14 +28,9 @@ def equalize(args: argparse.Namespace) -> int:
     from bnfold.onnx_graph.file import loaded as files
 
     begin = time.monotonic()
-    loaded, report = api_equalize.equalize_file(
-        args.model,
-        fold=not args.no_fold,
-        split_relu6=args.split_relu6,
-        verify=not args.no_verify,
-        shared=args.shared,
-        skip=args.skip,
-        **check,
+    options, model = Fold(args.shared, args.skip), files.load(args.model)
+    loaded, report = api_equalize.equalize_loaded(
+        model, options, check, fold=not args.no_fold, split_relu6=args.split_relu6
     )
     say(args, f"read, balanced and checked in {time.monotonic() - begin:.2f} s")
     if args.out:

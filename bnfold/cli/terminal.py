@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bnfold.errors import UsageError
+from bnfold.options import Check
 
 __all__ = [
     "check_of",
@@ -49,7 +50,7 @@ def _same(a: Path, b: Path) -> bool:
         return os.path.realpath(a) == os.path.realpath(b)
 
 
-def check_of(args: argparse.Namespace) -> dict[str, Any]:
+def check_of(args: argparse.Namespace) -> Check:
     """The arguments of the check, for the commands that have one."""
     shapes = dict(args.overwrite_input_shape)
     if len(shapes) < len(args.overwrite_input_shape):
@@ -59,13 +60,8 @@ def check_of(args: argparse.Namespace) -> dict[str, Any]:
         from bnfold.onnx_graph.run.inputs import load_inputs
 
         inputs = load_inputs(args.input_data_path)
-    return {
-        "rtol": args.check_rtol,
-        "atol": args.check_atol,
-        "inputs": inputs,
-        "shapes": shapes or None,
-        "seed": args.seed or 0,
-    }
+    verify = not getattr(args, "no_verify", False)
+    return Check(verify, inputs, shapes or None, args.seed or 0, args.check_rtol, args.check_atol)
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:

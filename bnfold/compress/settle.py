@@ -17,7 +17,7 @@ from bnfold.compress.groups import Group, Groups
 from bnfold.compress.layers import Cut, cut, silence
 from bnfold.errors import UsageError, first_line
 from bnfold.report.verification import Verification
-from bnfold.verify.models import first_bad
+from bnfold.verify.blame import first_bad
 from bnfold.verify.modules import outputs, verify_modules
 
 __all__ = ["Settled", "Wish", "cuts_of", "settle"]

@@ -7,7 +7,6 @@ no more than twice as far as the original did is as good as the original.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import onnx
@@ -18,8 +17,6 @@ from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.run import inputs
 from bnfold.onnx_graph.run import widened as precision
 from bnfold.onnx_graph.run.evaluators import Outputs
-from bnfold.onnx_graph.run.input_ranges import Range
-from bnfold.onnx_graph.run.inputs import Given
 from bnfold.onnx_graph.run.side_by_side import (
     PATIENCE,
     PATIENCE_FOR_ROUNDING,
@@ -31,6 +28,7 @@ from bnfold.onnx_graph.run.side_by_side import (
     run_pair,
     seeded,
 )
+from bnfold.options import Check
 from bnfold.report.verification import OutputError, Verification
 from bnfold.verify.difference import TOLERANCES, Tolerance, Truth, compare
 
@@ -38,65 +36,34 @@ from bnfold.verify.difference import TOLERANCES, Tolerance, Truth, compare
 def verify(
     original: str | Path | onnx.ModelProto | Loaded,
     folded: str | Path | onnx.ModelProto | Loaded,
-    *,
-    inputs: Given | None = None,
-    shapes: Mapping[str, Sequence[int]] | None = None,
-    seed: int = 0,
-    rtol: float | None = None,
-    atol: float | None = None,
-    ranges: Mapping[str, Range] | None = None,
+    check: Check = Check(),  # noqa: B008  (frozen)
 ) -> Verification:
     """Run both models on the same inputs and compare what they give.
 
     Args:
         original: the model to trust: a path, an `onnx.ModelProto`, or one that is loaded.
         folded: the model to judge, of any of these kinds.
-        inputs: arrays by input name, or a file or folder of them (see `inputs.load_inputs`); None: generated.
-        shapes: sizes of generated inputs by name; without them, those that the model leaves open are guessed.
-        seed: of the generated inputs.
-        rtol: max|difference| may be atol + rtol * max|output|; None: from TOLERANCES, by the type that the
-            model computes in. A half-precision model is compared twice, in its own type and as float32
-            copies, and a number given here holds for both.
-        atol: as rtol.
-        ranges: of inputs, which generated values keep to and given ones must (see `ranges.ranges_of`).
+        check: inputs (arrays by name, or a file or folder of them, see `inputs.load_inputs`), shapes, seed,
+            ranges and tolerances. A half-precision model is compared twice, in its own type and as float32
+            copies, and a tolerance given here holds for both.
 
     Raises:
         UsageError: the models' inputs or outputs differ in name, type or shape; the given inputs do not fit;
             or the models need onnxruntime to run, and it is not installed.
         ModelError: a model cannot be read.
     """
-    if inputs is not None and shapes:
-        raise UsageError("give inputs, or shapes of inputs to generate, not both")
     a, b = (m if isinstance(m, Loaded) else files.load(m) for m in (original, folded))
     _same_signature(a, b)
     a, b = seeded(a), seeded(b)
     kind = precision.working_type(a)
-    check = _Check("quantized" if kind == "float32" and precision.rounds_to_integers(a) else kind, rtol, atol)
+    kind = "quantized" if kind == "float32" and precision.rounds_to_integers(a) else kind
+    judge = _Check(kind, check.rtol, check.atol)
     try:
-        return check.run(a, b, Feeds(a, inputs, shapes, seed, ranges))
+        return judge.run(a, b, Feeds(a, check.inputs, check.shapes, check.seed, check.ranges))
     except NotRun as reason:
-        return check.verdict([], "", "not run", str(reason))
+        return judge.verdict([], "", "not run", str(reason))
     except Broken as reason:
-        return check.verdict([], "", "failed", str(reason))
-
-
-def first_bad(count: int, check: Callable[[int], bool]) -> int:
-    """Which fold broke the model: the length of the shortest failing prefix of the ledger, by bisection.
-
-    The last fold of that prefix, number `first_bad(...) - 1` from 0, is to blame. `check(k)` tells whether
-    the model with only the first k of the `count` folds passes. check(0), the original against itself, is
-    taken to pass and check(count) to fail; neither is called. It takes about log2(count) checks.
-    """
-    if count < 1:
-        raise ValueError("without folds none can be bad")
-    good, bad = 0, count
-    while bad - good > 1:
-        middle = (good + bad) // 2
-        if check(middle):
-            good = middle
-        else:
-            bad = middle
-    return bad
+        return judge.verdict([], "", "failed", str(reason))
 
 
 class _Check:

@@ -195,7 +195,7 @@ def test_an_interruption_leaves_nothing(tmp_path: Path, monkeypatch: Any) -> Non
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(bnfold.api.export, "fold_file", interrupted)
+    monkeypatch.setattr(bnfold.api.export, "fold", interrupted)
     module = small().train()
     with pytest.raises(KeyboardInterrupt):
         bnfold.export(module, torch.randn(IMAGE), tmp_path / "model.onnx")

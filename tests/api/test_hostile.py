@@ -13,6 +13,7 @@ from bnfold.api.convert import convert
 from bnfold.api.fold_onnx import fold_loaded
 from bnfold.errors import BnfoldError
 from bnfold.onnx_graph.file.loaded import load
+from bnfold.options import Check
 from tests.onnx_graph.build import Build
 from tests.onnx_graph.cases.random_graphs import random_model
 
@@ -36,7 +37,7 @@ def test_damaged_models_end_in_one_clear_error_or_in_a_fold(seed: int, tmp_path:
             del content[int(rng.integers(len(content))) :]
         path.write_bytes(content)
         try:
-            fold_loaded(load(path), verify=False)
+            fold_loaded(load(path), check=Check(verify=False))
             outcomes["folded"] += 1
         except BnfoldError as error:
             outcomes["refused"] += 1
@@ -78,4 +79,4 @@ def test_a_window_larger_than_its_input_is_one_clear_error() -> None:
     model = g.model()
     model.graph.input[0].type.tensor_type.shape.dim[3].dim_value = 1
     with pytest.raises(BnfoldError, match=r"conv.*window is larger than its input"):
-        fold_loaded(load(model), verify=False)
+        fold_loaded(load(model), check=Check(verify=False))

@@ -15,6 +15,7 @@ from onnx import numpy_helper
 
 import bnfold
 from bnfold.errors import BnfoldError
+from bnfold.options import Check
 from bnfold.verify.models import verify
 from tests.onnx_graph.cases.random_sums import random_sums
 from tests.onnx_graph.damage import damage
@@ -70,7 +71,7 @@ def test_random_sums_compute_the_same() -> None:
         if not all(value.any() for value in expected):
             continue  # a ReLU has cut all off
         if not difference(expected, run(merged, feed)) <= NEAR:  # rounding, or wrong? float64 tells
-            check = verify(model, merged, rtol=NEAR, inputs=feed)
+            check = verify(model, merged, Check(rtol=NEAR, inputs=feed))
             assert check.status == "passed", f"seed {seed}: {check}"
     assert unfit <= GRAPHS // 100
     missing = {*REASONS, "Conv", "Gemm", "MatMul"} - set(reached)
@@ -96,6 +97,6 @@ def test_damaged_sums_end_in_one_clear_error_or_a_model() -> None:
         except Exception:  # what cannot run, computes nothing that could change
             continue
         worst = difference(expected, run(folded, feed)) if all(v.any() for v in expected) else 0.0
-        assert worst <= NEAR or verify(model, folded, rtol=NEAR, inputs=feed).status == "passed", seed
+        assert worst <= NEAR or verify(model, folded, Check(rtol=NEAR, inputs=feed)).status == "passed", seed
     assert all(message and "\n" not in message for message in messages)
     assert min(ends.values()) > GRAPHS // 20, ends

@@ -15,13 +15,15 @@ from onnx import TensorProto, helper
 
 from bnfold.errors import UsageError
 from bnfold.onnx_graph.file.loaded import load
+from bnfold.options import Check
+from bnfold.verify.blame import first_bad
 from bnfold.verify.difference import (
     TOLERANCES,
     Tolerance,
     Truth,
     compare,
 )
-from bnfold.verify.models import first_bad, verify
+from bnfold.verify.models import verify
 from tests.onnx_graph.run.test_evaluators import BRAIN, DOUBLE, FLOAT, HALF, model, value
 
 EPSILON = float(np.float32(1e-5))  # as the attribute holds it
@@ -88,10 +90,10 @@ def test_the_error_is_what_it_is():
 
 
 def test_tolerances_can_be_set():
-    assert verify(linear(1.0), linear(1.01), rtol=0.02).status == "passed"
-    assert verify(linear(1.0), linear(1.01), rtol=0.005).status == "failed"
-    assert verify(linear(1.0), linear(1.01), rtol=0, atol=1.0).status == "passed"
-    assert verify(linear(1.0), linear(1.0), rtol=0, atol=0).status == "passed"
+    assert verify(linear(1.0), linear(1.01), Check(rtol=0.02)).status == "passed"
+    assert verify(linear(1.0), linear(1.01), Check(rtol=0.005)).status == "failed"
+    assert verify(linear(1.0), linear(1.01), Check(rtol=0, atol=1.0)).status == "passed"
+    assert verify(linear(1.0), linear(1.0), Check(rtol=0, atol=0)).status == "passed"
 
 
 @pytest.mark.parametrize("wrong", [0, 3, 6])
@@ -127,8 +129,8 @@ def test_dynamic_sizes_are_guessed_until_one_runs():
         {"k": k},
     )
     assert verify(proto, proto).status == "passed"
-    assert verify(proto, proto, shapes={"x": (1, 3, 48, 1)}).status == "passed"
-    result = verify(proto, proto, shapes={"x": (1, 3, 50, 50)})
+    assert verify(proto, proto, Check(shapes={"x": (1, 3, 48, 1)})).status == "passed"
+    result = verify(proto, proto, Check(shapes={"x": (1, 3, 50, 50)}))
     assert result.status == "not run"
     assert "50" in result.reason
 
@@ -138,7 +140,7 @@ def test_unknown_rank_is_not_run_until_a_shape_is_given():
     proto.graph.input[0].type.tensor_type.ClearField("shape")
     assert verify(proto, proto).status == "not run"
     assert "how many axes its input 'x' has" in verify(proto, proto).reason
-    assert verify(proto, proto, shapes={"x": (2, 3)}).status == "passed"
+    assert verify(proto, proto, Check(shapes={"x": (2, 3)})).status == "passed"
 
 
 def test_integer_and_boolean_inputs_and_outputs():
@@ -225,8 +227,10 @@ def test_nan_positions_must_agree():
         return model(nodes, [value("x", [4])], [value("y", [4])], {"k": np.float32(shift)})
 
     x = np.array([-1, 0, 1, 2], np.float32)
-    assert verify(proto(0), proto(0), inputs={"x": x}).status == "passed"  # NaN, -inf, 0, log 2 on both sides
-    result = verify(proto(0), proto(1e-7), inputs={"x": x})
+    assert (
+        verify(proto(0), proto(0), Check(inputs={"x": x})).status == "passed"
+    )  # NaN, -inf, 0, log 2 on both sides
+    result = verify(proto(0), proto(1e-7), Check(inputs={"x": x}))
     assert result.status == "failed"
     assert result.outputs[0].note == "NaN or infinity on one side only, at 1 of 4 places"
     assert result.to_dict()["outputs"][0]["max_abs"] is None
@@ -234,7 +238,7 @@ def test_nan_positions_must_agree():
 
 def test_inputs_on_which_nothing_is_finite_prove_nothing():
     proto = model([helper.make_node("Sqrt", ["x"], ["y"])], [value("x", [3])], [value("y", [3])])
-    result = verify(proto, proto, inputs={"x": np.full(3, -1, np.float32)})
+    result = verify(proto, proto, Check(inputs={"x": np.full(3, -1, np.float32)}))
     assert result.status == "not run"
     assert "NaN" in result.reason
     # Generated: if normal numbers give nothing finite, positive ones are tried.
@@ -312,13 +316,18 @@ def ill_conditioned(order: list[int], spoiled: float = 0.0) -> onnx.ModelProto:
 def test_rounding_of_the_original_is_no_fault_of_the_fold():
     x = {"x": np.ones(32, np.float32)}
     orders = [list(range(32)), list(range(31, -1, -1))]
-    results = [verify(ill_conditioned(orders[i]), ill_conditioned(orders[1 - i]), inputs=x) for i in (0, 1)]
+    results = [
+        verify(ill_conditioned(orders[i]), ill_conditioned(orders[1 - i]), Check(inputs=x)) for i in (0, 1)
+    ]
     # Of two ways to round, one is worse; at least where the better is judged by the worse, it must pass.
     passed = [r for r in results if r.status == "passed"]
     assert passed
     assert all(r.outputs[0].max_rel > 1e-5 for r in results)
     assert all("ill-conditioned" in r.outputs[0].note for r in passed)
-    assert verify(ill_conditioned(orders[0]), ill_conditioned(orders[1], 1.0), inputs=x).status == "failed"
+    assert (
+        verify(ill_conditioned(orders[0]), ill_conditioned(orders[1], 1.0), Check(inputs=x)).status
+        == "failed"
+    )
 
 
 def test_truth_decides_by_twice_the_own_error():
@@ -364,10 +373,10 @@ def test_quantized_activations_may_tip_by_a_step():
         return model(nodes, [value("x", [127])], [value("y", [127])], weights)
 
     x = {"x": np.arange(127, dtype=np.float32) / 64 + np.float32(0.5 / 64)}  # each on the edge of two steps
-    result = verify(proto(1), proto(1 + 1e-6), inputs=x)
+    result = verify(proto(1), proto(1 + 1e-6), Check(inputs=x))
     assert (result.status, result.rtol) == ("passed", TOLERANCES["quantized"].rtol)
     assert result.outputs[0].max_abs == 1 / 64
-    assert verify(proto(1), proto(1.1), inputs=x).status == "failed"
+    assert verify(proto(1), proto(1.1), Check(inputs=x)).status == "failed"
 
 
 def test_every_tolerance_says_why():

@@ -28,7 +28,6 @@ from bnfold.fold.graph import (
     Clamp,
     Closed,
     Constant,
-    Edit,
     Graph,
     Leaky,
     Linear,
@@ -38,6 +37,7 @@ from bnfold.fold.graph import (
     Role,
     SetValue,
 )
+from bnfold.fold.merge.view import AnyEdit
 from bnfold.torch_graph.arrays import to_tensor
 from bnfold.torch_graph.call import given, innermost
 from bnfold.torch_graph.module.holders import Holders, owner_of, tensors
@@ -188,7 +188,7 @@ def half_gone(graph: Graph, folded: Sequence[Node]) -> set[Node]:
     return {node for node in norms if node in gone and mean_of(node) in kept}
 
 
-def unable(edits: Sequence[Edit]) -> list[Node]:
+def unable(edits: Sequence[AnyEdit]) -> list[Node]:
     """Nodes of which the plan asks what only a graph could do."""
     return [
         edit.node
@@ -198,7 +198,7 @@ def unable(edits: Sequence[Edit]) -> list[Node]:
     ]
 
 
-def apply(module: nn.Module, edits: Sequence[Edit], fates: Mapping[str, Fate]) -> None:
+def apply(module: nn.Module, edits: Sequence[AnyEdit], fates: Mapping[str, Fate]) -> None:
     """Rewrite a module in place. `fates`: what becomes of a batch norm, by the name of its running mean."""
     bypassed: dict[str, Node] = {}
     held = Counter(id(tensor) for _, _, tensor in tensors(module))

@@ -15,6 +15,7 @@ import pytest
 from bnfold.api.fold_onnx import fold_loaded
 from bnfold.errors import BnfoldError
 from bnfold.onnx_graph.file.loaded import load
+from bnfold.options import Check, Fold
 from bnfold.passes.channels.drop import drop_dead_channels
 from bnfold.report.channels import Dropped
 from bnfold.verify.models import verify
@@ -34,7 +35,7 @@ REASONS = ("is a graph output", "is not constant", "one channel of it has to sta
 def dropped_from(model: onnx.ModelProto, fold: bool) -> tuple[onnx.ModelProto, Dropped]:
     loaded = load(model)
     if fold:
-        loaded, report = fold_loaded(loaded, verify=False, drop_dead_channels=True)
+        loaded, report = fold_loaded(loaded, Fold(drop_dead_channels=True), Check(verify=False))
         assert report.dropped is not None
         return loaded.to_proto(), report.dropped
     dropped = drop_dead_channels(loaded)
@@ -48,7 +49,7 @@ def same(model: onnx.ModelProto, result: onnx.ModelProto, seed: int) -> None:
     with np.errstate(invalid="ignore"):  # outputs of zeros
         apart = difference(run(model, feed), run(result, feed))
     if not apart <= NEAR:  # rounding, or wrong? float64 tells
-        check = verify(model, result, rtol=NEAR, inputs=feed)
+        check = verify(model, result, Check(rtol=NEAR, inputs=feed))
         assert check.status == "passed", f"seed {seed}: {check}"
 
 
@@ -98,7 +99,7 @@ def test_damaged_nets_end_in_one_clear_error_or_in_a_result() -> None:
     for seed in range(4 * GRAPHS):
         try:
             model = onnx.shape_inference.infer_shapes(Grower(seed).grow().model())
-            fold_loaded(load(damage(model, seed)), verify=False, drop_dead_channels=True)
+            fold_loaded(load(damage(model, seed)), Fold(drop_dead_channels=True), Check(verify=False))
             ends["dropped"] += 1
         except BnfoldError as error:
             messages.append(str(error))

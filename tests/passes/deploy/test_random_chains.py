@@ -13,6 +13,7 @@ import numpy as np
 from bnfold.api.fold_onnx import fold_loaded
 from bnfold.errors import BnfoldError
 from bnfold.onnx_graph.file.loaded import load
+from bnfold.options import Check, Fold
 from bnfold.passes.deploy import bnfold_ops as ops
 from bnfold.verify.models import verify
 from tests.onnx_graph.build import Build
@@ -96,7 +97,7 @@ def test_random_chains_compute_the_same() -> None:
         feed = feeds(model, seed)
         expected = run(model, feed, "reference" if grower.trains else "onnxruntime")
         if not difference(expected, run(result, feed)) <= NEAR:  # rounding, or wrong? float64 tells
-            verification = verify(model, result, rtol=NEAR, inputs=feed)
+            verification = verify(model, result, Check(rtol=NEAR, inputs=feed))
             assert verification.status == "passed", f"seed {seed}: {verification}"
     missing = {variant.name for variant in ops.variants()} - set(made)
     assert not missing, made  # or the graphs test less than they claim
@@ -107,7 +108,9 @@ def test_damaged_chains_end_in_one_clear_error_or_are_rewritten() -> None:
     for seed in range(GRAPHS):
         for options in ({"target": "tensorrt"}, {"lower_batch_statistics": True}):
             try:
-                fold_loaded(load(damage(Grower(seed).grow().model(), seed)), verify=False, **options)
+                fold_loaded(
+                    load(damage(Grower(seed).grow().model(), seed)), Fold(**options), Check(verify=False)
+                )
                 ends["rewritten"] += 1
             except BnfoldError as error:
                 messages.append(str(error))

@@ -19,6 +19,7 @@ from bnfold.cli.app import main
 from bnfold.errors import VerifyError
 from bnfold.onnx_graph.file.loaded import load
 from bnfold.onnx_graph.run.evaluators import evaluate
+from bnfold.options import Check
 from bnfold.passes.half.plain_norms import make_plain
 from bnfold.passes.half.rounded import rounded_copy
 from tests.passes.half.small_variance import small_variance
@@ -189,7 +190,7 @@ def test_a_half_model_is_refused_before_any_work(folder: Path, capsys: pytest.Ca
 def test_the_error_says_by_how_much() -> None:
     loaded = load(small_variance(1e-8, 1e-8, layers=2))
     with pytest.raises(VerifyError) as caught:
-        convert(loaded, "fp16", original=loaded, rtol=1e-6)
+        convert(loaded, "fp16", Check(rtol=1e-6), original=loaded)
     number = r"\d(\.\d+)?(e-\d+)?"
     assert re.fullmatch(
         rf"the float16 model strays too far from the float32 model: y is off by {number} of its largest "

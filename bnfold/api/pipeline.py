@@ -1,0 +1,206 @@
+"""Read, solve, write, merge, run the passes, check, blame: in that order, once, for every kind of model.
+
+A front end is four functions (`FrontEnd`): what makes a graph of a model, what carries a plan's edits out on
+the model, what merging may look at, and what compares two models. ONNX files, exported torch programs and
+torch modules each have one; so has a toy in tests/api/test_pipeline.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Generic, Protocol, TypeVar
+
+from bnfold.errors import UsageError
+from bnfold.fold.graph import Affine, Graph, Node
+from bnfold.fold.merge.plan import look, merge_all
+from bnfold.fold.merge.view import AnyEdit, View
+from bnfold.fold.solve import Plan, solve
+from bnfold.options import Fold
+from bnfold.report.fold import Report
+from bnfold.report.verification import Verification
+from bnfold.verify.blame import ALL, Part, Work, judge
+
+__all__ = ["Done", "FrontEnd", "Pass", "Progress", "Solve", "fold", "run"]
+
+M = TypeVar("M")
+Progress = Callable[[int, int, str], None]  # done, of how many, what
+
+
+class Solve(Protocol):
+    """What chooses the folds; `fold.solve.solve`, or one that takes back what a front end cannot write."""
+
+    def __call__(
+        self,
+        graph: Graph,
+        *,
+        skip: Collection[str],
+        allow: Callable[[Node], bool] | None,
+        progress: Callable[[int, int], None] | None,
+    ) -> Plan: ...
+
+
+def _same(model: M) -> M:
+    return model
+
+
+@dataclass(frozen=True)
+class FrontEnd(Generic[M]):
+    """One kind of model.
+
+    read: the solver's view of a model, told what becomes of a stored value whose users need different ones.
+    write: the edits, carried out; gives the new model, which may be the old one, edited in place.
+    view: what merging may look at, given the nodes that will be gone and the names to skip; None: no merging.
+    check: what a comparison of the model before and after finds.
+    copy: a model that `write` may edit while the old one is still needed; the model itself if `write` makes a
+    new one. solve: what plans. around: a context for all of the work but the check.
+    """
+
+    read: Callable[[M, str], Graph]
+    write: Callable[[M, Graph, Sequence[AnyEdit]], M]
+    check: Callable[[M, M], Verification]
+    view: Callable[[Collection[Node], Collection[str]], View] | None = None
+    copy: Callable[[M], M] = _same
+    solve: Solve = solve
+    around: Callable[[], AbstractContextManager[None]] = nullcontext
+
+
+@dataclass(frozen=True)
+class Pass(Generic[M]):
+    """What is done to the folded model. `name` goes on in "no fold broke it, but ... did"."""
+
+    name: str
+    run: Callable[[M, Report], M]
+
+
+@dataclass
+class Done(Generic[M]):
+    """A model, what became of it, and the names of what folded, in the order in which it did."""
+
+    model: M
+    report: Report
+    order: list[str]
+
+    def work(self, passes: Sequence[Pass[M]] = ()) -> Work:
+        """What was done, for `verify.blame.judge`."""
+        merges = [merge.name for merge in self.report.merged]
+        return Work(self.order, merges, [one.name for one in passes])
+
+
+def run(
+    front: FrontEnd[M],
+    model: M,
+    options: Fold,
+    passes: Sequence[Pass[M]] = (),
+    part: Part = ALL,
+    progress: Progress | None = None,
+) -> Done[M]:
+    """All but the check. `model` may be edited in place; `part`: how much of the work is done.
+
+    Raises:
+        UsageError: a name to skip is no batch norm's, or a stored value has to be copied and must not be.
+    """
+    with front.around():
+        return _run(front, model, options, passes, part, progress)
+
+
+def _run(
+    front: FrontEnd[M],
+    model: M,
+    options: Fold,
+    passes: Sequence[Pass[M]],
+    part: Part,
+    progress: Progress | None,
+) -> Done[M]:
+    graph = front.read(model, options.shared)
+    _check_names(graph.nodes, options.skip)
+    plan = front.solve(
+        graph,
+        skip=options.skip,
+        allow=None if part.folds is None else partial(_is_named, part.folds),
+        progress=None if progress is None else (lambda count, of: progress(count, of, "folding")),
+    )
+    done = Done(model, Report(plan.entries), [node.name for node in plan.order])
+    merges = options.merge_branches and front.view is not None and part.merges != 0
+    if front.view is not None and merges:
+        merges = look(graph, front.view(set(plan.order), options.skip), done.report)
+    done.model = front.write(model, graph, plan.edits)
+    del graph, plan  # it describes the model no longer
+    if merges:
+        _merge(front, done, options, part.merges)
+    for one in passes[: part.passes]:
+        done.model = one.run(done.model, done.report)
+    return done
+
+
+def fold(
+    front: FrontEnd[M],
+    model: M,
+    options: Fold,
+    kind: str,
+    *,
+    verify: bool,
+    passes: Sequence[Pass[M]] = (),
+    progress: Progress | None = None,
+) -> Done[M]:
+    """All of it. Without verification nobody needs the original: it is edited.
+
+    Args:
+        front: of this kind of model.
+        model: it is not changed if it is verified.
+        options: of the fold.
+        kind: what to call the model in notes.
+        verify: check the result, and look for what is to blame if it is wrong.
+        passes: what is done after folding and merging, in this order.
+        progress: told about how far the fold is.
+
+    Raises:
+        UsageError: as `run`. VerifyError: the result does not compute the same.
+    """
+    done = run(front, front.copy(model) if verify else model, options, passes, progress=progress)
+    report = done.report
+    if not (done.order or report.merged):
+        dropped = report.dropped is not None and report.dropped.layers
+        same = not (report.rewritten or report.notes or dropped)
+        report.notes.insert(0, f"nothing to fold{f': the {kind} is unchanged' if same else ''}")
+        if same:
+            done.model = model
+            return done
+    if verify:
+
+        def again(part: Part) -> Verification:
+            return front.check(model, run(front, front.copy(model), options, passes, part).model)
+
+        judge(report, front.check(model, done.model), done.work(passes), again)
+    return done
+
+
+def _merge(front: FrontEnd[M], done: Done[M], options: Fold, limit: int | None) -> None:
+    """Merge branches, in rounds; what is read is read anew each time, since the graph is another one then."""
+    assert front.view is not None
+
+    def write(graph: Graph, edits: Sequence[AnyEdit]) -> None:
+        done.model = front.write(done.model, graph, edits)
+
+    merge_all(
+        done.report,
+        lambda: front.read(done.model, "duplicate" if options.shared == "duplicate" else "skip"),
+        write,
+        partial(front.view, (), options.skip),
+        limit,
+    )
+
+
+def _is_named(names: Collection[str], node: Node) -> bool:
+    return node.name in names
+
+
+def _check_names(nodes: Collection[Node], skip: Collection[str]) -> None:
+    """Refuse to skip what is not there."""
+    names = [node.name for node in nodes if isinstance(node.role, Affine)] if skip else []
+    for name in skip:
+        if name not in names:
+            some = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+            raise UsageError(f"skip {name!r}: no such batch norm. Note: valid choices are {some or '(none)'}")

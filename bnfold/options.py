@@ -1,0 +1,119 @@
+"""What a caller may ask for, as two frozen objects that are checked once: how to fold, and how to check it.
+
+The public functions keep their keywords and pack them into these; the command line makes the same objects of
+its flags. An option that is added here and read where it matters is known everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from bnfold.errors import UsageError
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack as Unpack
+
+__all__ = ["PRECISIONS", "Check", "CheckKeywords", "Fold", "FoldKeywords", "choice", "refuse_others"]
+
+SHARED = ("duplicate", "skip", "error")
+TARGETS = ("onnx", "tensorrt")
+PRECISIONS = {"fp16": "float16", "bf16": "bfloat16"}
+INPUT_RANGES = "input ranges have nothing to do unless dead channels are dropped"
+
+
+class CheckKeywords(TypedDict, total=False):
+    """The fields of `Check`, as keywords of a function."""
+
+    verify: bool
+    inputs: Mapping[str, Any] | None
+    shapes: Mapping[str, Sequence[int]] | None
+    seed: int
+    rtol: float | None
+    atol: float | None
+
+
+class FoldKeywords(TypedDict, total=False):
+    """The fields of `Fold`, as keywords of a function."""
+
+    shared: str
+    skip: Collection[str]
+    target: str
+    lower_batch_statistics: bool
+    merge_branches: bool
+    drop_dead_channels: bool
+    input_ranges: Mapping[str, tuple[Any, Any]] | None
+    precision: str | None
+
+
+@dataclass(frozen=True, eq=False)
+class Check:
+    """How a result is compared with what it was made of.
+
+    verify: whether at all. inputs: arrays by input name (a file or a folder of them, for ONNX; a tuple of
+    arguments, for torch programs); None: generated from `seed`, in these `shapes` where a model leaves sizes
+    open. rtol, atol: max|difference| may be atol + rtol * max|output|; None: by the type that the model
+    computes in (verify/difference.py). ranges: what values inputs keep to, by name, as float64 arrays of
+    their ranks (onnx_graph/run/input_ranges.py).
+    """
+
+    verify: bool = True
+    inputs: Any = None
+    shapes: Mapping[str, Sequence[int]] | None = None
+    seed: int = 0
+    rtol: float | None = None
+    atol: float | None = None
+    ranges: Mapping[str, tuple[Any, Any]] | None = None
+
+    def __post_init__(self) -> None:
+        if self.inputs is not None and self.shapes:
+            raise UsageError("give inputs, or shapes of inputs to generate, not both")
+        for name in ("rtol", "atol"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise UsageError(f"{name}={value!r} is not a number from 0 on, such as 1e-5")
+
+
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """What is done to a model; `bnfold.fold_onnx` says what each option means."""
+
+    shared: str = "duplicate"
+    skip: Collection[str] = ()
+    target: str = "onnx"
+    lower_batch_statistics: bool = False
+    merge_branches: bool = True
+    drop_dead_channels: bool = False
+    input_ranges: Mapping[str, tuple[Any, Any]] | None = None
+    precision: str | None = None
+
+    def __post_init__(self) -> None:
+        choice("shared", self.shared, SHARED)
+        choice("target", self.target, TARGETS)
+        if self.precision is not None:
+            choice("precision", self.precision, PRECISIONS)
+        if isinstance(self.skip, str):
+            raise UsageError("skip takes a collection of names, not one string")
+        if self.input_ranges and not self.drop_dead_channels:
+            raise UsageError(INPUT_RANGES)
+
+
+def choice(name: str, value: str, valid: Collection[str]) -> None:
+    """Refuse a value that is none of the valid ones, and name those."""
+    if value not in valid:
+        raise UsageError(f"{name}={value!r} is unknown. Note: valid choices are {', '.join(valid)}")
+
+
+def refuse_others(function: str, given: Mapping[str, Any], why: str) -> None:
+    """Refuse options that a function does not take: those of other functions by name, with the reason.
+
+    Raises:
+        UsageError: an option of `Fold` or `Check`. TypeError: no option of bnfold at all, as Python says it.
+    """
+    known = {field.name for field in (*fields(Check), *fields(Fold))} - {"ranges"}
+    for name in given:
+        if name not in known:
+            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
+        raise UsageError(f"{function} has no {name}: {why}")

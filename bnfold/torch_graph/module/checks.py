@@ -1,0 +1,54 @@
+"""A module that somebody brings: can it be read, copied, exported? If not, the error says what to do."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+from torch.nn.parameter import is_lazy
+
+from bnfold.errors import UsageError, first_line
+from bnfold.torch_graph.quiet import quiet
+
+__all__ = ["check_module", "copied", "exported"]
+
+
+def copied(module: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(module)
+    except Exception as error:  # of any kind: modules may hold anything
+        raise UsageError(
+            f"{type(module).__name__} cannot be copied: {first_line(error)}\n"
+            "The older torch.nn.utils.weight_norm leaves such a tensor behind: call the module once under "
+            "torch.no_grad(), or use torch.nn.utils.parametrizations"
+        ) from error
+
+
+def check_module(module: Any, function: str) -> None:
+    if not isinstance(module, nn.Module):
+        raise UsageError(f"{function} takes a torch.nn.Module, not {type(module).__name__}")
+    values = [*module.parameters(), *module.buffers()]
+    if any(is_lazy(value) for value in values):
+        raise UsageError("the module has lazy parameters that hold nothing yet: run it once, then fold it")
+    if any(value.is_meta for value in values):
+        raise UsageError(
+            "the module has parameters on the meta device, without values: load its weights first"
+        )
+
+
+def exported(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
+) -> tuple[ExportedProgram, ExportedProgram]:
+    """The module's program, and the same without in-place operators."""
+    try:
+        with quiet():
+            raw: ExportedProgram = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes)
+            return raw, raw.run_decompositions({})
+    except Exception as error:  # of any kind: this is all of torch's tracing on the user's code
+        raise UsageError(
+            f"torch.export cannot see the whole of {type(module).__name__}: {first_line(error)}\n"
+            "Fold the part of it that can be exported, or rewrite what depends on data"
+        ) from error
