@@ -20,7 +20,7 @@ from bnfold.onnx_graph.model.site import (
     Scope,
     Site,
 )
-from bnfold.onnx_graph.ops.facts import asked
+from bnfold.onnx_graph.ops.facts import shape_by
 from bnfold.onnx_graph.ops.table import OPERATORS, UNKNOWN
 
 __all__ = ["infer"]
@@ -72,7 +72,7 @@ def _pass(scope: Scope, calls: Calls, last: bool = False) -> bool:
         ):
             resolve(first)
         if last and record.ranks is not None:
-            asked(record.ranks, site)
+            shape_by(record.ranks, site)
         for value in site.outputs:
             if value is None or (value.shape is not None and value.dtype):
                 continue
@@ -80,7 +80,7 @@ def _pass(scope: Scope, calls: Calls, last: bool = False) -> bool:
             source = site.values[0] if site.values else None
             if rule is not None and source is not None:
                 if value.shape is None:
-                    value.shape = asked(rule, site)
+                    value.shape = shape_by(rule, site)
                 value.dtype = value.dtype or source.dtype
             if complete and (value.count or value.is_output):
                 unknown = value.shape is None and (not value.dtype or value.dtype in FLOATS)

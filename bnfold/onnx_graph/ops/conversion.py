@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.fold.graph import Array, Move, Node, Role
-from bnfold.fold.moves import Identity
+from bnfold.fold.graph import Array, Node, Role
 from bnfold.onnx_graph.model.site import DTYPES, FLOATS, Site, numpy_dtype
-from bnfold.onnx_graph.ops.facts import Refused, rank_of
+from bnfold.onnx_graph.ops.facts import UNCHANGED, Refused, rank_of
 from bnfold.onnx_graph.ops.interval import Bounds
 from bnfold.onnx_graph.ops.operator import Half, Inputs, Operator
 
@@ -20,7 +19,6 @@ _CASTS = frozenset({1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 16})
 PLAIN = frozenset(DTYPES[code] for code in _CASTS)
 # TensorProto.DataType
 _FLOAT_TYPES = {1: "float32", 10: "float16", 11: "float64", 16: "bfloat16"}
-_SAME = Move(Identity())
 
 # Roles.
 
@@ -38,7 +36,7 @@ def _to_float(site: Site, name: str) -> Role:
     if name not in FLOATS:
         raise Refused(f"casts to {name or 'an unknown type'}")
     rank_of(site, 0)
-    return _SAME
+    return UNCHANGED
 
 
 # Constants.

@@ -12,7 +12,7 @@ import numpy as np
 from bnfold.fold.affine import MAPS
 from bnfold.fold.graph import Affine, Array, Map, Node, Product, Role, Same, Sum
 from bnfold.onnx_graph.model.site import Site
-from bnfold.onnx_graph.ops.facts import Refused, broadcast, fits, joint, room, shape_of
+from bnfold.onnx_graph.ops.facts import Refused, broadcast, broadcast_shapes, check_size, fits, shape_of
 from bnfold.onnx_graph.ops.interval import Bounds
 from bnfold.onnx_graph.ops.operator import Half, Inputs, Operator, Shape
 
@@ -96,10 +96,10 @@ def _broadcast(site: Site) -> Shape | None:
         shape = site.shape(slot)
         if shape is None:
             return None
-        if result is None or site.opset >= 7:
-            result = (
-                shape if result is None or (result == shape and None not in shape) else joint(result, shape)
-            )
+        if result is None:
+            result = shape
+        elif site.opset >= 7 and (result != shape or None in shape):
+            result = broadcast_shapes(result, shape)
     return result
 
 
@@ -119,7 +119,7 @@ def _computed(
             raise ValueError("not numpy's broadcasting")
         if a.dtype != b.dtype and site.op != "Pow":
             raise ValueError("two types")
-        room(np.broadcast_shapes(a.shape, b.shape), a.itemsize)
+        check_size(np.broadcast_shapes(a.shape, b.shape), a.itemsize)
         result = np.asarray(function(a, b))
         return result if compares else result.astype(a.dtype, copy=False)
 
@@ -136,7 +136,7 @@ def _divide(a: Array, b: Array) -> Array:
 
 
 def _chosen(site: Site, inputs: Inputs) -> Any:
-    room(np.broadcast_shapes(*(array.shape for array in inputs)), inputs[1].itemsize)
+    check_size(np.broadcast_shapes(*(array.shape for array in inputs)), inputs[1].itemsize)
     return np.where(*inputs)
 
 

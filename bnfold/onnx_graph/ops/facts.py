@@ -9,31 +9,18 @@ from typing import Any
 import numpy as np
 
 from bnfold.errors import ModelError
-from bnfold.fold.graph import Array, Constant, Dim
+from bnfold.fold.graph import Array, Constant, Move
+from bnfold.fold.moves import Identity
 from bnfold.onnx_graph.model.site import Site
 from bnfold.onnx_graph.ops.operator import Shape
 
 __all__ = [
-    "EPSILON",
-    "LARGEST",
-    "Refused",
-    "asked",
-    "axes_of",
-    "axis_of",
-    "broken",
-    "broadcast",
-    "fits",
-    "integers",
-    "ints",
-    "joint",
-    "number",
-    "out_shape_of",
-    "perhaps",
-    "rank_of",
-    "room",
-    "same_shape",
-    "shape_of",
-    "text",
+    *("EPSILON", "LARGEST", "UNCHANGED", "Refused", "broken"),
+    *("shape_of", "out_shape_of", "rank_of", "axis_of", "axes_of"),
+    *("integers", "known_integers", "number", "text"),
+    *("broadcast", "fits"),
+    *("shape_by", "same_shape", "broadcast_shapes"),
+    *("check_size", "ints"),
 ]
 
 EPSILON = float(np.float32(1e-5))  # where a norm does not state it: attributes are float32
@@ -41,6 +28,7 @@ COMPUTED = 1 << 28  # bytes of a computed constant
 # what a rule for shapes may stumble over in a damaged node
 DAMAGE = (IndexError, TypeError, ValueError, ArithmeticError)
 LARGEST = 1 << 20  # elements of a constant that is not a weight, and still gets a new value
+UNCHANGED = Move(Identity())  # the role of what changes nothing
 
 
 class Refused(Exception):
@@ -53,7 +41,7 @@ def broken(site: Site, what: str) -> ModelError:
     return ModelError(f"{name} ({site.op}): {what}; the model is damaged: export it again")
 
 
-def shape_of(site: Site, slot: int) -> tuple[Dim, ...]:
+def shape_of(site: Site, slot: int) -> Shape:
     """The shape of a data input. A constant there becomes a tensor, and takes a change by being rewritten."""
     site.operand(slot)
     shape = site.shape(slot)
@@ -62,7 +50,7 @@ def shape_of(site: Site, slot: int) -> tuple[Dim, ...]:
     return tuple(shape)
 
 
-def out_shape_of(site: Site, index: int = 0) -> tuple[Dim, ...]:
+def out_shape_of(site: Site, index: int = 0) -> Shape:
     """The shape of an output."""
     shape = site.out_shape(index)
     if shape is None:
@@ -95,7 +83,7 @@ def integers(site: Site, name: str, slot: int | None = None) -> tuple[int, ...] 
     return tuple(map(int, entries)) if isinstance(entries, (list, tuple)) else (int(entries),)
 
 
-def perhaps(site: Site, name: str, slot: int) -> tuple[int, ...] | None:
+def known_integers(site: Site, name: str, slot: int) -> tuple[int, ...] | None:
     """A list of integers, or None if it is left out or computed at run time."""
     if site.has(slot) and site.value(slot) is None:
         return None
@@ -124,7 +112,7 @@ def text(site: Site, name: str, default: str) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def fits(small: tuple[Dim, ...], large: tuple[Dim, ...]) -> bool:
+def fits(small: Shape, large: Shape) -> bool:
     """Whether an operand of shape `small` surely broadcasts against `large` without making it larger."""
     extra = len(large) - len(small)
     return extra >= 0 and all(
@@ -138,7 +126,7 @@ def _float64(array: Array, rank: int) -> Array:
     return array.reshape((1,) * (rank - array.ndim) + array.shape)
 
 
-def broadcast(site: Site, constant: Constant, slot: int, shape: tuple[Dim, ...]) -> Array:
+def broadcast(site: Site, constant: Constant, slot: int, shape: Shape) -> Array:
     """The constant at `slot` against a tensor of this shape: float64, of its rank."""
     if not fits(constant.shape, shape):
         raise Refused(f"its constant of shape {list(constant.shape)} makes the tensor larger")
@@ -150,7 +138,7 @@ def broadcast(site: Site, constant: Constant, slot: int, shape: tuple[Dim, ...])
     return _float64(value, len(shape))
 
 
-def asked(rule: Callable[[Site], Shape | None], site: Site) -> Shape | None:
+def shape_by(rule: Callable[[Site], Shape | None], site: Site) -> Shape | None:
     """What a rule of `Operator.shape` says; None for a damaged node."""
     try:
         return rule(site)
@@ -165,7 +153,7 @@ def same_shape(site: Site) -> Shape | None:
     return value.shape
 
 
-def joint(a: Shape, b: Shape) -> Shape:
+def broadcast_shapes(a: Shape, b: Shape) -> Shape:
     """The shape of two tensors broadcast against each other, as far as it is known."""
     if len(a) < len(b):
         a, b = b, a
@@ -179,7 +167,7 @@ def joint(a: Shape, b: Shape) -> Shape:
     return tuple(result)
 
 
-def room(shape: Sequence[int], itemsize: int) -> None:
+def check_size(shape: Sequence[int], itemsize: int) -> None:
     """Refuse to compute a constant that is too large: a few bytes of a model can ask for any size."""
     if min(shape, default=0) < 0 or math.prod(shape) * max(itemsize, 1) > COMPUTED:
         raise ValueError(f"a constant of shape {list(shape)} is too large")

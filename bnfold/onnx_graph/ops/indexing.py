@@ -12,15 +12,16 @@ from bnfold.fold.graph import Concat, Dim, Map, Move, Node, Pad, Role, Split
 from bnfold.onnx_graph.model.site import Site
 from bnfold.onnx_graph.ops.facts import (
     LARGEST,
+    UNCHANGED,
     Refused,
     axis_of,
+    check_size,
     integers,
     ints,
+    known_integers,
     number,
     out_shape_of,
-    perhaps,
     rank_of,
-    room,
     shape_of,
     text,
 )
@@ -28,8 +29,6 @@ from bnfold.onnx_graph.ops.interval import Bounds
 from bnfold.onnx_graph.ops.operator import Half, Inputs, Operator, Shape
 
 __all__ = ["INDEXING"]
-
-_SAME = Move(moves.Identity())
 
 # Roles.
 
@@ -75,13 +74,13 @@ def _take(
 
 def _chain(steps: list[object]) -> Role:
     if not steps:
-        return _SAME
+        return UNCHANGED
     return Move(steps[0] if len(steps) == 1 else axis_moves.Chain(tuple(steps)))
 
 
 def _slice(site: Site) -> Role:
     shape = shape_of(site, 0)
-    bounds = [perhaps(site, name, slot) for name, slot in (("starts", 1), ("ends", 2), ("steps", 4))]
+    bounds = [known_integers(site, name, slot) for name, slot in (("starts", 1), ("ends", 2), ("steps", 4))]
     axes = integers(site, "axes", 3)
     if axes is None:
         count = len(bounds[0] or bounds[1] or ()) or len(shape)
@@ -127,7 +126,7 @@ def _tile(site: Site) -> Role:
     shape, goal = shape_of(site, 0), out_shape_of(site)
     if len(shape) != len(goal):
         raise Refused("its output has another rank than its input")
-    repeats = perhaps(site, "repeats", 1)
+    repeats = known_integers(site, "repeats", 1)
     if repeats is not None and len(repeats) == len(shape) and min(repeats, default=1) > 0:
         return Move(axis_moves.Tiles(repeats))
     grown = (i for i, (a, b) in enumerate(zip(shape, goal, strict=True)) if a is None or a != b)
@@ -151,7 +150,7 @@ def _pad(site: Site) -> Role:
         raise Refused("its pads do not match its input")
     framed = tuple(sorted(axis for i, axis in enumerate(axes) if pads[i] or pads[len(axes) + i]))
     if not framed:
-        return _SAME
+        return UNCHANGED
     fill = None
     if text(site, "mode", "constant") == "constant" and max(pads) > 0:
         fill = number(site, "value", 2, 0.0)
@@ -191,7 +190,7 @@ def _concat_shape(site: Site) -> Shape | None:
 
 
 def _joined(site: Site, inputs: Inputs) -> Any:
-    room([sum(array.size for array in inputs)], inputs[0].itemsize)
+    check_size([sum(array.size for array in inputs)], inputs[0].itemsize)
     return np.concatenate(inputs, site.attr("axis", 1))
 
 
@@ -216,13 +215,13 @@ def _sliced(site: Site, inputs: Inputs) -> Any:
 def _gathered(site: Site, inputs: Inputs) -> Any:
     data, indices = inputs
     axis = site.attr("axis", 0)
-    room([indices.size, data.size // max(data.shape[axis], 1)], data.itemsize)
+    check_size([indices.size, data.size // max(data.shape[axis], 1)], data.itemsize)
     return np.take(data, indices.astype(np.int64), axis)  # negative ones count from the end, as in ONNX
 
 
 def _expanded(site: Site, inputs: Inputs) -> Any:
     shape = np.broadcast_shapes(inputs[0].shape, tuple(ints(inputs[1])))
-    room(shape, inputs[0].itemsize)
+    check_size(shape, inputs[0].itemsize)
     return np.broadcast_to(inputs[0], shape)
 
 

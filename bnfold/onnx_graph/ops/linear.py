@@ -8,12 +8,12 @@ from bnfold.fold.windows import PRODUCT
 from bnfold.onnx_graph.model.site import Site
 from bnfold.onnx_graph.ops.facts import (
     Refused,
-    asked,
     axis_of,
+    broadcast_shapes,
     broken,
-    joint,
     out_shape_of,
     rank_of,
+    shape_by,
     shape_of,
     text,
 )
@@ -258,7 +258,7 @@ def _ranks(site: Site) -> None:
     if x is not None and x.shape is None and x.init is None:
         x.shape, x.dtype = (None, left, *rest), x.dtype or site.dtype(1)
     if y is not None and y.shape is None:
-        y.shape = (asked(_conv_shape, site) if site.op == "Conv" else None) or (None, right, *rest)
+        y.shape = (shape_by(_conv_shape, site) if site.op == "Conv" else None) or (None, right, *rest)
         y.dtype = y.dtype or site.dtype(1)
 
 
@@ -273,7 +273,7 @@ def _matmul_shape(site: Site) -> Shape | None:
     a, b = site.shape(0), site.shape(1)
     if a is None or b is None or len(b) < 2 or len(a) < 2:
         return None
-    return (*joint(a[:-2], b[:-2]), a[-2], b[-1])
+    return (*broadcast_shapes(a[:-2], b[:-2]), a[-2], b[-1])
 
 
 LINEAR: dict[str, Operator] = {

@@ -11,13 +11,14 @@ from bnfold.fold import axis_moves, moves
 from bnfold.fold.graph import Dim, Move, Role
 from bnfold.onnx_graph.model.site import Site
 from bnfold.onnx_graph.ops.facts import (
+    UNCHANGED,
     Refused,
     axes_of,
     axis_of,
     integers,
     ints,
+    known_integers,
     out_shape_of,
-    perhaps,
     rank_of,
     same_shape,
     shape_of,
@@ -26,8 +27,6 @@ from bnfold.onnx_graph.ops.facts import (
 from bnfold.onnx_graph.ops.operator import Half, Inputs, Operator, Shape
 
 __all__ = ["SHAPING"]
-
-_SAME = Move(moves.Identity())
 
 # Roles.
 
@@ -61,7 +60,7 @@ def _flatten(site: Site) -> Role:
 
 def _reshape(site: Site) -> Role:
     before, after = _named(shape_of(site, 0)), out_shape_of(site)
-    target = perhaps(site, "shape", 1)
+    target = known_integers(site, "shape", 1)
     if target is None or len(target) != len(after):
         return _regroup(before, after, after)
     copies = not site.attr("allowzero", 0)
@@ -121,7 +120,7 @@ def _transpose(site: Site) -> Role:
 
 def _identity(site: Site) -> Role:
     rank_of(site, 0)
-    return _SAME
+    return UNCHANGED
 
 
 def _dropout(site: Site) -> Role:

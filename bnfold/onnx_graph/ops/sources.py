@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from bnfold.onnx_graph.model.site import Site
-from bnfold.onnx_graph.ops.facts import ints, room
+from bnfold.onnx_graph.ops.facts import check_size, ints
 from bnfold.onnx_graph.ops.operator import Half, Inputs, Operator
 
 __all__ = ["SOURCES"]
@@ -30,14 +30,14 @@ def _constant_of_shape(site: Site, inputs: Inputs) -> Any:
     fill = site.attr("value")
     fill = np.zeros(1, np.float32) if fill is None else fill
     shape = tuple(ints(inputs[0]))
-    room(shape, fill.itemsize)
+    check_size(shape, fill.itemsize)
     return np.broadcast_to(fill.reshape(()), shape)
 
 
 def _range(site: Site, inputs: Inputs) -> Any:
     start, limit, delta = (array.reshape(()) for array in inputs)
     count = max(math.ceil((limit - start) / delta), 0)
-    room([count], start.itemsize)
+    check_size([count], start.itemsize)
     return (start + np.arange(count, dtype=start.dtype) * delta).astype(start.dtype)
 
 
