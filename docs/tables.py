@@ -1,20 +1,21 @@
-"""Writes the tables of the pages anew from bench/results/: `python docs/tables.py`."""
+"""Writes the tables of the pages anew from bench/results/: `python -m docs.tables`."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import re
-import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "bench" / "results"
-sys.path.insert(0, str(ROOT / "tools"))  # for what a tool and its page show alike
+from tools._bench import equalize_table, precision_table
+from tools._claims import table as claims_table
+from tools._common import RESULTS, ROOT, markdown
+from tools._demos import slim_table
+from tools._gpu import goals
+
 PEERS = ("onnxruntime", "onnxsim", "onnxslim", "onnxoptimizer_all", "onnxscript")
 TOOLS = ("bnfold", "onnxruntime", "onnxsim", "onnxslim", "onnxscript", "onnxoptimizer")
 TORCH_NAMES = {
@@ -50,16 +51,8 @@ def left() -> str:
     )
     if len(fewer) > SHOWN:
         text += f" These are the {SHOWN} with the largest difference."
-    return "\n".join(
-        [
-            wrapped(text),
-            "",
-            "| network | batch norms | after the export | best other tool | bnfold |",
-            "|---|--:|--:|--:|--:|",
-            *(f"| {' | '.join(map(str, row))} |" for row in fewer[:SHOWN]),
-            f"| all {len(rows)} | {' | '.join(map(str, sums))} |",
-        ]
-    )
+    headings = ("network", "batch norms", "after the export", "best other tool", "bnfold")
+    return page_of(text, markdown(headings, [*fewer[:SHOWN], (f"all {len(rows)}", *sums)]))
 
 
 def torch_zoo() -> str:
@@ -86,8 +79,7 @@ def speed() -> str:
     first = next(iter(compared.values()))["machine"]
     rows = []
     for name, result in compared.items():
-        cells = " | ".join(seconds(result["tools"][tool]) for tool in TOOLS)
-        rows.append(f"| {name} | {result['batch_norms']} | {cells} |")
+        rows.append((name, result["batch_norms"], *(seconds(result["tools"][tool]) for tool in TOOLS)))
     after = f"Measured on {first['cores']} cores of an {first['cpu']}."
     if "huge" in results:
         huge = results["huge"]["tools"]["bnfold"]
@@ -101,17 +93,7 @@ def speed() -> str:
         "imports, the fastest of several runs (`tools/bench_fold`). In brackets: batch norms left, where "
         "there are any."
     )
-    return "\n".join(
-        [
-            wrapped(text),
-            "",
-            f"| model | batch norms | {' | '.join(TOOLS)} |",
-            f"|---|--:|{'--:|' * len(TOOLS)}",
-            *rows,
-            "",
-            wrapped(after),
-        ]
-    )
+    return page_of(text, markdown(("model", "batch norms", *TOOLS), rows), after)
 
 
 def seconds(found: dict[str, Any]) -> str:
@@ -136,18 +118,8 @@ def torch() -> str:
         "map, or more than that; the result is wrong (off by more than 1e-5 of its largest value); or the "
         f"tool fails with an error. In {never} of the networks every tool leaves something."
     )
-    return "\n".join(
-        [
-            wrapped(text),
-            "",
-            f"| tool | {' | '.join(headings)} |",
-            f"|---|{'--:|' * len(headings)}",
-            *(
-                f"| {TORCH_NAMES[tool]} | {' | '.join(map(str, row.values()))} |"
-                for tool, row in cases["totals"].items()
-            ),
-        ]
-    )
+    rows = [(TORCH_NAMES[tool], *row.values()) for tool, row in cases["totals"].items()]
+    return page_of(text, markdown(("tool", *headings), rows))
 
 
 def empty(found: dict[str, Any]) -> bool:
@@ -161,23 +133,15 @@ def torch_speed() -> str:
     rows = []
     for name, result in results.items():
         found = result["variants"]
-        cells = " | ".join(milliseconds(found[variant]) for variant in TORCH_VARIANTS)
-        rows.append(f"| {name} | {cells} |")
+        rows.append((name, *(milliseconds(found[variant]) for variant in TORCH_VARIANTS)))
     first = next(iter(results.values()))["machine"]
     text = (
         "**How long one image takes** in eager mode: milliseconds, median, on one thread of an "
         f"{first['cpu']}. In brackets: calls of batch norm, where there are any, those of the identity map "
         "included. *Again* is a copy of the network as it is: what the two differ by is noise."
     )
-    return "\n".join(
-        [
-            wrapped(text),
-            "",
-            "| network | as it is | again | bnfold `fold_module` | `fuse` of torch.fx |",
-            f"|---|{'--:|' * len(TORCH_VARIANTS)}",
-            *rows,
-        ]
-    )
+    headings = ("network", "as it is", "again", "bnfold `fold_module`", "`fuse` of torch.fx")
+    return page_of(text, markdown(headings, rows))
 
 
 def milliseconds(found: dict[str, Any]) -> str:
@@ -189,10 +153,7 @@ def milliseconds(found: dict[str, Any]) -> str:
 
 def merging() -> str:
     """Milliseconds of one image before and after branch merging, beside the networks' own switch."""
-    lines = [
-        "| network | runtime | linear nodes | as it is, ms | merged | timm's own switch |",
-        "|---|---|--:|--:|--:|--:|",
-    ]
+    rows = []
     for name, result in json.loads((RESULTS / "merge.json").read_text()).items():
         for runtime in ("onnxruntime", "torch"):
             found = result[runtime]["variants"]
@@ -201,34 +162,31 @@ def merging() -> str:
             for variant in ("merged", "timm"):
                 median = found[variant]["median"]
                 cells.append(f"{median:.1f} ({first['median'] / median:.2f}x)")
-            lines.append(f"| {name} | {runtime} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            rows.append((name, runtime, *cells))
+    headings = ("network", "runtime", "linear nodes", "as it is, ms", "merged", "timm's own switch")
+    return "\n".join(markdown(headings, rows, "ll"))
 
 
 def zoo_tensorrt() -> str:
     """What TensorRT-RTX makes of the same exports, as they are and folded."""
     totals = json.loads((RESULTS / "zoo_tensorrt.json").read_text())["totals"]
-    lines = [
-        "| export | | parsed and built | batch norms in them | layers of their own | layers of the engines |",
-        "|---|---|--:|--:|--:|--:|",
-    ]
+    rows = []
     for key, found in totals.items():
         kind, state = key.split(", ")
         cells = [found["batch_norms"], found["stand_alone"], found["layers"]] if found["built"] else ["-"] * 3
         built = f"{found['built']} of {found['networks']}"
-        lines.append(f"| {kind} | {STATES[state]} | {' | '.join(map(str, [built, *cells]))} |")
-    return "\n".join(lines)
+        rows.append((kind, STATES[state], built, *cells))
+    headings = ("export", "", "parsed and built", "batch norms in them", "layers of their own")
+    return "\n".join(markdown((*headings, "layers of the engines"), rows, "ll"))
 
 
 def claims() -> str:
     """With and without batch norm: what comes out of many runs."""
-    import _claims_table
-
     results = json.loads((RESULTS / "claims.json").read_text())
     summary, protocol = results["summary"], results["protocol"]
     images, rates, scales = (protocol[key] for key in ("images", "learning_rates", "scales"))
     seeds = protocol["seeds"]
-    rows = _claims_table.rows(summary, protocol)
+    rows = claims_table.rows(summary, protocol)
     text = (
         f"**{len(results['runs'])} runs** on {images['train']} training images, tested on {images['test']} "
         f"others: for each column {len(rates)} learning rates from {rates[0]:g} to {rates[-1]:g}, "
@@ -237,18 +195,9 @@ def claims() -> str:
         "Accuracies and gaps are in percent; where there is more than one value: median (least to largest)."
     )
     told = [pair_sentence(layers, found["paired"]) for layers, found in summary.items()]
-    columns = _claims_table.columns(summary)
-    return "\n".join(
-        [
-            wrapped(text),
-            "",
-            f"| | {' | '.join(columns)} |",
-            f"|---|{'--:|' * len(columns)}",
-            *(f"| {name} | {' | '.join(row)} |" for name, row in rows.items()),
-            "",
-            wrapped(" ".join(told)),
-        ]
-    )
+    columns = claims_table.columns(summary)
+    cells = ((name, *row) for name, row in rows.items())
+    return page_of(text, markdown(("", *columns), cells), " ".join(told))
 
 
 def pair_sentence(layers: str, pair: dict[str, Any]) -> str:
@@ -268,28 +217,23 @@ def gpu_results() -> list[dict[str, Any]]:
 
 def gpu_goals() -> str:
     """Which of the goals hold, on each device."""
-    import _bench_goals
-
     results = gpu_results()
-    columns = [_bench_goals.goals(result) for result in results] or [_bench_goals.goals({})]
+    columns = [goals.goals(result) for result in results] or [goals.goals({})]
     names = [result["device"]["name"] for result in results] or ["any GPU"]
     said = {True: "holds", False: "**does not hold**", None: "not measured yet"}
     rows = []
     for column in zip(*columns, strict=True):
         cells = (said[goal.holds] + (f": {goal.detail}" if goal.detail else "") for goal in column)
-        rows.append(f"| {column[0].text} | {' | '.join(cells)} |")
-    return "\n".join([f"| goal | {' | '.join(names)} |", f"|---|{'---|' * len(names)}", *rows])
+        rows.append((column[0].text, *cells))
+    return "\n".join(markdown(("goal", *names), rows, "l" * (1 + len(names))))
 
 
 def gpu_layers() -> str:
     """The layers of ResNet-50 at batch 128 in bfloat16, channels last, on each device."""
-    import _bench_goals
-
-    parts = [gpu_table(result, _bench_goals) for result in gpu_results()]
-    return "\n\n".join(parts) or "Not measured yet."
+    return "\n\n".join(map(gpu_table, gpu_results())) or "Not measured yet."
 
 
-def gpu_table(result: dict[str, Any], goals: Any) -> str:
+def gpu_table(result: dict[str, Any]) -> str:
     """One device: microseconds, part of the copy bandwidth, and how many times as long torch takes."""
     versions, tests = result["versions"], result.get("tests")
     speed = f"{result['copy']['gb_per_s']:.0f} GB/s" if "copy" in result else "not measured"
@@ -299,26 +243,21 @@ def gpu_table(result: dict[str, Any], goals: Any) -> str:
     )
     counts = tests and ", ".join(f"{tests[end]} {end}" for end in ("passed", "failed", "skipped"))
     text += f"Tests on the device: {counts} ({tests['outcome']})." if tests else "Its tests were not run."
-    lines = [
-        wrapped(text),
-        "",
-        "| layer | count | behind it | forward | backward | eval |",
-        "|---|--:|---|--:|--:|--:|",
-    ]
+    rows = []
     for case, count in goals.as_used(goals.BATCH, "bfloat16", "channels_last"):
-        cells = " | ".join(gpu_cell(result, case, which, goals) for which in goals.PASSES)
-        lines.append(f"| {case.layer.name} | {count} | {case.fusion.replace('_', ' + ')} | {cells} |")
-    sums = [
-        f"| all 53 layers, {each.title}, {each.which} | {each.ours:.2f} | {each.torch:.2f} | "
-        f"{each.torch / each.ours:.2f} |"
-        for each in goals.sums(result)
-    ]
+        cells = (gpu_cell(result, case, which) for which in goals.PASSES)
+        rows.append((case.layer.name, count, case.fusion.replace("_", " + "), *cells))
+    lines = markdown(("layer", "count", "behind it", "forward", "backward", "eval"), rows, "lrl")
+    sums = []
+    for each in goals.sums(result):
+        numbers = (f"{number:.2f}" for number in (each.ours, each.torch, each.torch / each.ours))
+        sums.append((f"all 53 layers, {each.title}, {each.which}", *numbers))
     if sums:
-        lines += ["", "| milliseconds | bnfold | torch | times |", "|---|--:|--:|--:|", *sums]
-    return "\n".join(lines)
+        lines += ["", *markdown(("milliseconds", "bnfold", "torch", "times"), sums)]
+    return page_of(text, lines)
 
 
-def gpu_cell(result: dict[str, Any], case: Any, which: str, goals: Any) -> str:
+def gpu_cell(result: dict[str, Any], case: goals.Case, which: str) -> str:
     """One pass of one layer."""
     time, part = goals.us(result, case, which, "bnfold"), goals.fraction(result, case, which)
     times = goals.ratio(result, case, which)
@@ -327,11 +266,15 @@ def gpu_cell(result: dict[str, Any], case: Any, which: str, goals: Any) -> str:
     return f"{time:.1f} us, {part:.0%}, {times:.2f} times"
 
 
-def deployed(name: str) -> str:
-    """Of the results NAME.json, by tools/_NAME_table.py: a text, and the lines of a table."""
-    made = importlib.import_module(f"_{name}_table")
+def deployed(name: str, made: ModuleType) -> str:
+    """Of the results NAME.json, by a module that makes of them a text, and the lines of a table."""
     result = json.loads((RESULTS / f"{name}.json").read_text())
-    return "\n".join([wrapped(made.text(result)), "", *made.lines(result)])
+    return page_of(made.text(result), made.lines(result))
+
+
+def page_of(text: str, lines: list[str], after: str = "") -> str:
+    """A text, a table, and what follows it."""
+    return "\n".join([wrapped(text), "", *lines, *(["", wrapped(after)] if after else [])])
 
 
 def wrapped(text: str, width: int = 118) -> str:
@@ -354,11 +297,11 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     },
     "docs/tensorrt.md": {"zoo_tensorrt": zoo_tensorrt},
     "docs/training.md": {"claims": claims},
-    "docs/precision.md": {"precision": partial(deployed, "precision")},
+    "docs/precision.md": {"precision": partial(deployed, "precision", precision_table)},
     "docs/compression.md": {
         "merging": merging,
-        "equalize": partial(deployed, "equalize"),
-        "slimming": partial(deployed, "slim"),
+        "equalize": partial(deployed, "equalize", equalize_table),
+        "slimming": partial(deployed, "slim", slim_table),
     },
     "docs/performance.md": {"gpu_goals": gpu_goals, "gpu_layers": gpu_layers},
 }

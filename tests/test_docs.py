@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import json
 import os
@@ -22,6 +21,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+
+from docs import tables
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -394,11 +395,6 @@ def test_the_picture_is_true() -> None:
 
 
 def test_the_tables_are_those_of_the_results() -> None:
-    spec = importlib.util.spec_from_file_location("tables", ROOT / "docs" / "tables.py")
-    assert spec is not None
-    assert spec.loader is not None
-    tables = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tables)
     for page in tables.PAGES:
         text = (ROOT / page).read_text(encoding="utf-8")
-        assert text == tables.renewed(page), f"{page}: run `python docs/tables.py`"
+        assert text == tables.renewed(page), f"{page}: run `python -m docs.tables`"

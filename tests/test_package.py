@@ -169,7 +169,7 @@ def test_everything_the_tools_install_is_pinned() -> None:
     ],
 )
 def test_what_the_tools_fetch_is_pinned_and_its_licence_told(file: str, count: int, licence: str) -> None:
-    text = (ROOT / f"tools/{file}.txt").read_text(encoding="utf-8")
+    text = (ROOT / f"tools/_setup/{file}.txt").read_text(encoding="utf-8")
     pins = re.findall(r"^(\S+)==(\S+)(?: --hash=sha256:[0-9a-f]{64})+$", text, re.MULTILINE)
     told = (ROOT / "docs/licences.md").read_text(encoding="utf-8")
     assert len(pins) == count

@@ -13,12 +13,12 @@ from bnfold.api.fold_onnx import fold_loaded, opened, ranges_in
 from bnfold.errors import UsageError
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.options import Check, CheckKeywords, Fold, FoldKeywords, refuse_others
+from bnfold.report.data import Span
 from bnfold.report.equalize import (
     EqualizeReport,
-    Kept,
+    KeptTensor,
     LayerRanges,
-    Moved,
-    Span,
+    RescaledRegion,
 )
 from bnfold.verify.blame import conclude
 from bnfold.verify.models import verify as compare
@@ -34,9 +34,10 @@ if TYPE_CHECKING:
         split_relu6: bool
 
     from bnfold.fold.carry.spread import State
-    from bnfold.fold.graph import Array, Edit, Graph, Node
-    from bnfold.fold.rescale.equalize import Equalized, Stuck
-    from bnfold.fold.rescale.int8_loss import Layer
+    from bnfold.fold.edits import Edit
+    from bnfold.fold.graph import Array, Graph, Node
+    from bnfold.fold.rescale.equalize import Equalized, NotRescaled
+    from bnfold.fold.rescale.int8_loss import WeightSizes
 
 __all__ = ["equalize_loaded", "equalize_onnx"]
 
@@ -145,8 +146,8 @@ def equalize_loaded(
 def balance(loaded: Loaded, split_relu6: bool, shared: str, report: EqualizeReport) -> Loaded:
     """The steps on a folded model, in place; fills the report in."""
     from bnfold.fold.absorb.absorb import OutOfRange
-    from bnfold.fold.graph import Clamp
     from bnfold.fold.rescale.equalize import equalize
+    from bnfold.fold.roles import Clamp
     from bnfold.onnx_graph.read import read
     from bnfold.onnx_graph.write import apply
     from bnfold.passes.split_clip import can_split, split
@@ -173,7 +174,7 @@ def balance(loaded: Loaded, split_relu6: bool, shared: str, report: EqualizeRepo
 
 def bounds_of(graph: Graph, state: State) -> Bounds:
     """The Clips whose channels are carried at different sizes, by name, and what their bounds become."""
-    from bnfold.fold.graph import Clamp
+    from bnfold.fold.roles import Clamp
 
     bounds: Bounds = {}
     for node in graph.nodes:
@@ -191,7 +192,8 @@ def edits_of(graph: Graph, state: State, bounds: Bounds) -> list[Edit]:
     import numpy as np
 
     from bnfold.fold.absorb.absorb import absorb
-    from bnfold.fold.graph import Clamp, SetValue
+    from bnfold.fold.edits import SetValue
+    from bnfold.fold.roles import Clamp
 
     own = dict.fromkeys(n for n in graph.nodes if isinstance(n.role, Clamp) and n.name in bounds)
     edits: list[Edit] = [edit for edit in absorb(graph, state) if edit.node not in own]
@@ -218,17 +220,19 @@ def tell(report: EqualizeReport, found: Equalized, clips: Collection[str]) -> No
         names = ([node.name for node in nodes] for nodes in (region.made_by, region.read_by))
         members = [tensor.name for tensor in region.members]
         report.regions.append(
-            Moved(region.tensor.name, which.tolist(), region.factors[which].tolist(), members, *names)
+            RescaledRegion(
+                region.tensor.name, which.tolist(), region.factors[which].tolist(), members, *names
+            )
         )
     report.kept = [_kept(entry, clips) for entry in found.stuck]
 
 
-def _kept(entry: Stuck, clips: Collection[str]) -> Kept:
+def _kept(entry: NotRescaled, clips: Collection[str]) -> KeptTensor:
     cure = PER_CHANNEL if entry.clip and entry.blocked_by in clips else ""
-    return Kept(entry.tensor, entry.blocked_by, entry.reason, cure)
+    return KeptTensor(entry.tensor, entry.blocked_by, entry.reason, cure)
 
 
-def _ranges(layer: Layer, before: State, after: State) -> LayerRanges:
+def _ranges(layer: WeightSizes, before: State, after: State) -> LayerRanges:
     spans = []
     for side in (0, 1):
         for state in (before, after):

@@ -10,8 +10,9 @@ from torch import nn
 
 from bnfold.api.pipeline import FrontEnd, run
 from bnfold.errors import UsageError
-from bnfold.fold.graph import Affine, Bypass, Constant, Graph, Node, SetValue
-from bnfold.fold.merge.view import AnyEdit
+from bnfold.fold.edits import Bypass, Edit, SetValue
+from bnfold.fold.graph import Constant, Graph, Node
+from bnfold.fold.roles import Affine
 from bnfold.fold.solve import Plan, solve
 from bnfold.options import Check, Fold, choice, refuse_others
 from bnfold.report.fold import Report
@@ -19,7 +20,7 @@ from bnfold.report.verification import Verification
 from bnfold.torch_graph.module import apply as modules
 from bnfold.torch_graph.module.checks import check_module, copied, exported
 from bnfold.torch_graph.module.parametrizations import parametrized, remove
-from bnfold.torch_graph.module.what_is_left import Fate, Fates, calls_of, mean_of
+from bnfold.torch_graph.module.what_is_left import Replacement, Replacements, calls_of, mean_of
 from bnfold.torch_graph.read import read
 from bnfold.verify.blame import Part, judge
 from bnfold.verify.modules import outputs, verify_modules
@@ -139,7 +140,7 @@ class _Modules:
         raw, self.program = exported(self.plain, args, kwargs, dynamic_shapes)
         probe = copied(self.plain)
         self.made = calls_of(probe, lambda: outputs(probe, args, kwargs))
-        self.fates = Fates(self.plain, raw, self.program, self.made)
+        self.replacements = Replacements(self.plain, raw, self.program, self.made)
         self.tied: Mapping[Constant, str] = {}
         self.as_calls: set[str] = set()  # names of what folded and stays as a call
         self.removed: dict[str, None] = {}  # parametrizations
@@ -150,7 +151,7 @@ class _Modules:
         self.tied = modules.restrict(self.plain, self.program, graph, self.made, shared)
         return graph
 
-    def write(self, target: nn.Module, graph: Graph, edits: Sequence[AnyEdit]) -> nn.Module:
+    def write(self, target: nn.Module, graph: Graph, edits: Sequence[Edit]) -> nn.Module:
         values = [edit.old for edit in edits if isinstance(edit, SetValue) and edit.old is not None]
         changed = {old.store for old in values}
         here = [name for name in self.computed if name in changed]
@@ -163,11 +164,12 @@ class _Modules:
                 "and they need different values after the fold; allow that (shared='duplicate'), or keep "
                 "what needs it (shared='skip')"
             )
-        found: dict[str, Fate] = {}
+        found: dict[str, Replacement] = {}
         gone = {edit.node: None for edit in edits if isinstance(edit, Bypass)}
-        for node in gone:  # all calls of one batch norm have the same fate
-            fate = self.fates(node, set(gone))
-            found[mean_of(node)] = fate if found.get(mean_of(node), fate) == fate else None
+        for node in gone:  # all calls of one batch norm have the same replacement
+            replacement = self.replacements(node, set(gone))
+            same = found.get(mean_of(node), replacement) == replacement
+            found[mean_of(node)] = replacement if same else None
         modules.apply(target, edits, found)
         self.as_calls = {node.name for node in gone if found[mean_of(node)] is None}
         return target

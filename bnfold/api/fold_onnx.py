@@ -13,8 +13,9 @@ import onnx
 from bnfold.api import convert
 from bnfold.api.pipeline import FrontEnd, Pass, Progress, fold
 from bnfold.errors import UsageError
+from bnfold.fold.edits import Edit
 from bnfold.fold.graph import Graph
-from bnfold.fold.merge.view import AnyEdit, View
+from bnfold.fold.merge.view import View
 from bnfold.onnx_graph.file.loaded import Loaded, load
 from bnfold.onnx_graph.merge import place
 from bnfold.onnx_graph.model.scopes import without_gc
@@ -181,7 +182,7 @@ def front_end(check: Check) -> FrontEnd[Loaded]:
     )
 
 
-def _write(loaded: Loaded, graph: Graph, edits: Sequence[AnyEdit]) -> Loaded:
+def _write(loaded: Loaded, graph: Graph, edits: Sequence[Edit]) -> Loaded:
     apply(loaded, graph, edits)
     return loaded
 

@@ -11,13 +11,14 @@ from torch.export import ExportedProgram
 
 from bnfold.api.pipeline import FrontEnd, fold
 from bnfold.errors import UsageError, first_line
+from bnfold.fold.edits import Edit
 from bnfold.fold.graph import Graph
-from bnfold.fold.merge.view import AnyEdit, View
+from bnfold.fold.merge.view import View
 from bnfold.options import Check, Fold, refuse_others
 from bnfold.report.fold import Report
 from bnfold.report.verification import Verification
-from bnfold.torch_graph.quiet import quiet
 from bnfold.torch_graph.read import read
+from bnfold.torch_graph.tracing import without_warnings
 from bnfold.torch_graph.write import apply
 from bnfold.verify.modules import verify_modules
 
@@ -69,7 +70,7 @@ def fold_program(
             "export the module first"
         )
     try:
-        with quiet():
+        with without_warnings():
             functional = program.run_decompositions({})  # nothing is decomposed, but in-place operators go
     except Exception as error:  # of any kind: this is all of torch's tracing
         raise UsageError(f"torch cannot make the program functional: {first_line(error)}") from error
@@ -86,7 +87,7 @@ def fold_program(
     return program if done.model is functional else done.model, done.report
 
 
-def _write(shared: str, program: ExportedProgram, graph: Graph, edits: Sequence[AnyEdit]) -> ExportedProgram:
+def _write(shared: str, program: ExportedProgram, graph: Graph, edits: Sequence[Edit]) -> ExportedProgram:
     return apply(program, graph, edits, shared)
 
 

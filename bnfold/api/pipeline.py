@@ -14,9 +14,11 @@ from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 from bnfold.errors import UsageError
-from bnfold.fold.graph import Affine, Graph, Node
-from bnfold.fold.merge.plan import look, merge_all
-from bnfold.fold.merge.view import AnyEdit, View
+from bnfold.fold.edits import Edit
+from bnfold.fold.graph import Graph, Node
+from bnfold.fold.merge.plan import merge_all, mergeable
+from bnfold.fold.merge.view import View
+from bnfold.fold.roles import Affine
 from bnfold.fold.solve import Plan, solve
 from bnfold.options import Fold
 from bnfold.report.fold import Report
@@ -59,7 +61,7 @@ class FrontEnd(Generic[M]):
     """
 
     read: Callable[[M, str], Graph]
-    write: Callable[[M, Graph, Sequence[AnyEdit]], M]
+    write: Callable[[M, Graph, Sequence[Edit]], M]
     check: Callable[[M, M], Verification]
     view: Callable[[Collection[Node], Collection[str]], View] | None = None
     copy: Callable[[M], M] = _same
@@ -125,7 +127,7 @@ def _run(
     done = Done(model, Report(plan.entries), [node.name for node in plan.order])
     merges = options.merge_branches and front.view is not None and part.merges != 0
     if front.view is not None and merges:
-        merges = look(graph, front.view(set(plan.order), options.skip), done.report)
+        merges = mergeable(graph, front.view(set(plan.order), options.skip), done.report)
     done.model = front.write(model, graph, plan.edits)
     del graph, plan  # it describes the model no longer
     if merges:
@@ -181,7 +183,7 @@ def _merge(front: FrontEnd[M], done: Done[M], options: Fold, limit: int | None) 
     """Merge branches, in rounds; what is read is read anew each time, since the graph is another one then."""
     assert front.view is not None
 
-    def write(graph: Graph, edits: Sequence[AnyEdit]) -> None:
+    def write(graph: Graph, edits: Sequence[Edit]) -> None:
         done.model = front.write(done.model, graph, edits)
 
     merge_all(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from bnfold.report.data import Data
 from bnfold.report.fold import Report
+from bnfold.report.table import table
 from bnfold.report.verification import Verification
 
 __all__ = ["GroupChange", "LayerChange", "SlimReport", "Step"]
@@ -47,7 +48,7 @@ class Step(NamedTuple):
 
 
 @dataclass
-class SlimReport:
+class SlimReport(Data):
     """What happened. ratio: of the batch norm channels that can go, the share asked for; reached: what went.
     threshold: the largest importance of a channel that went. verification: the slimmed network against the
     given one with the removed channels' weights set to 0. folded: the ledger of the fold.
@@ -73,28 +74,14 @@ class SlimReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, with all that `SlimReport` holds, and `totals`."""
-        return {
-            "ratio": self.ratio,
-            "reached": self.reached,
-            "threshold": self.threshold,
-            "totals": {what: list(self.total(what)) for what in _COLUMNS},
-            "layers": [layer._asdict() for layer in self.layers],
-            "groups": [group._asdict() for group in self.groups],
-            "steps": [step._asdict() for step in self.steps],
-            "notes": list(self.notes),
-            "verification": None if self.verification is None else self.verification.to_dict(),
-            "folded": None if self.folded is None else self.folded.to_dict(),
-        }
-
-    def to_json(self, indent: int | None = 1) -> str:
-        return json.dumps(self.to_dict(), indent=indent)
+        return super().to_dict() | {"totals": {what: list(self.total(what)) for what in _COLUMNS}}
 
     def __str__(self) -> str:
         rows: list[tuple[str, ...]] = [("layer", "kind", *_COLUMNS)]
         changed = [layer for layer in self.layers if any(a != b for a, b in layer[2:])]
         rows += [(layer.name, layer.kind, *map(_arrow, layer[2:])) for layer in changed]
         rows.append((f"all {len(self.layers)} layers", "", *(_arrow(self.total(what)) for what in _COLUMNS)))
-        lines = list(_table(rows))
+        lines = list(table(rows, right=(2, 3, 4), cut=False))
         lines.append(
             f"{self.reached:.1%} of the batch norm channels that can go are gone ({self.ratio:.1%} asked); "
             f"the most important of them has {self.threshold:.3g}"
@@ -104,7 +91,7 @@ class SlimReport:
         if self.steps:
             head = ("step", "value", "parameters", "batch norms")
             steps = [(s.name, _shown(s.value), f"{s.parameters}", f"{s.batch_norms}") for s in self.steps]
-            lines += ["", *_table([head, *steps], left=1)]
+            lines += ["", *table([head, *steps], right=(1, 2, 3), cut=False)]
         lines += [f"note: {note}" for note in self.notes]
         if self.verification is not None:
             lines.append(f"the right channels went: {self.verification.status}")
@@ -121,13 +108,3 @@ def _arrow(pair: Sequence[int]) -> str:
 
 def _shown(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
-
-
-def _table(rows: Sequence[tuple[str, ...]], left: int = 2) -> Iterable[str]:
-    """Aligned columns, the first `left` of them to the left."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for i, row in enumerate(rows):
-        cells = zip(row, widths, strict=True)
-        yield "  ".join(c.ljust(w) if at < left else c.rjust(w) for at, (c, w) in enumerate(cells)).rstrip()
-        if i == 0:
-            yield "  ".join("-" * width for width in widths)

@@ -9,8 +9,6 @@ import numpy as np
 
 from bnfold.fold.graph import Array
 
-__all__ = ["MAPS", "align", "all_finite", "along", "any_nonzero", "dead", "from_batch_norm", "varying"]
-
 TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -24,12 +22,20 @@ def all_finite(array: Array) -> bool:
     return bool(np.count_nonzero(np.isfinite(array)) == array.size)
 
 
-def from_batch_norm(gamma: Array, beta: Array, mean: Array, var: Array, eps: float) -> tuple[Array, Array]:
-    """`y = scale*x + shift` of a frozen batch norm (Ioffe and Szegedy, 2015, algorithm 2); arrays of shape
-    (C,).
+def from_batch_norm(gamma: Array, beta: Array, mean: Array, var: Array, eps: Any) -> tuple[Array, Array]:
+    """`y = scale*x + shift` of a frozen batch norm (Ioffe and Szegedy, 2015, algorithm 2), in float64.
+
+    Arrays of shape (C,), or those of several norms, (n, C), with eps (n, 1).
     """
-    scale: Array = np.asarray(gamma, np.float64) / np.sqrt(np.asarray(var, np.float64) + eps)
-    return scale, np.asarray(beta, np.float64) - scale * np.asarray(mean, np.float64)
+    with np.errstate(all="ignore"):
+        scale: Array = np.asarray(gamma, np.float64) / np.sqrt(np.asarray(var, np.float64) + eps)
+        return scale, np.asarray(beta, np.float64) - scale * np.asarray(mean, np.float64)
+
+
+def unsound(var: Array) -> Array:
+    """Where a running variance is one that no training gives: negative, infinite, or no number."""
+    wrong: Array = ~((var >= 0) & (var < np.inf))  # NaN fails both
+    return wrong
 
 
 def dead(scale: Array, var: Array) -> Array:
@@ -49,6 +55,11 @@ def along(array: Array, axis: int) -> Array:
     """The entries along one axis as a vector (length 1 if all are equal); it varies nowhere else."""
     vector: Array = array.reshape(array.shape[axis])
     return vector
+
+
+def at_axis(vector: Array, axis: int, rank: int) -> Array:
+    """A vector along one axis of an array of this rank; the reverse of `along`."""
+    return vector.reshape([-1 if i == axis else 1 for i in range(rank)])
 
 
 def align(array: Array, rank: int) -> Array:

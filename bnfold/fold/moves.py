@@ -1,8 +1,7 @@
 """How data is rearranged, as seen by an array with one number per channel.
 
 A move maps an array of the input's rank to one of the output's rank (`push`) and back (`pull`). Both raise
-`Stuck` with a reason if the array varies along an axis that the move mixes. Channels that `pull` leaves open
-are NaN.
+`Refused` if the array varies along an axis that the move mixes. Channels that `pull` leaves open are NaN.
 """
 
 from __future__ import annotations
@@ -14,32 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.fold.graph import Array, Dim
-
-__all__ = [
-    "DepthToSpace",
-    "Identity",
-    "Regroup",
-    "SpaceToDepth",
-    "Stretch",
-    "Stuck",
-    "Take",
-    "Transpose",
-    "flatten",
-]
-
+from bnfold.fold.graph import Array, Dim, Refused
 
 LARGEST = 1 << 26  # elements of one change: a file may claim any shape
 
 
-class Stuck(Exception):
-    """The array varies along an axis where it must not."""
-
-
 def check_size(shape: Sequence[int]) -> None:
-    """Raise `Stuck` rather than ask for more memory than any model needs."""
+    """Raise `Refused` rather than ask for more memory than any model needs."""
     if math.prod(shape) > LARGEST:
-        raise Stuck(f"would vary over {math.prod(shape)} elements")
+        raise Refused(f"would vary over {math.prod(shape)} elements")
 
 
 def flatten(array: Array, axes: tuple[int, ...]) -> Array:
@@ -48,7 +30,7 @@ def flatten(array: Array, axes: tuple[int, ...]) -> Array:
         if array.shape[axis] > 1:
             first = array.take([0], axis)
             if not np.array_equal(np.broadcast_to(first, array.shape), array, equal_nan=True):
-                raise Stuck(f"varies along axis {axis}")
+                raise Refused(f"varies along axis {axis}")
             array = first
     return array
 
@@ -98,19 +80,19 @@ def _regroup(array: Array, before: tuple[Dim, ...], after: tuple[Dim, ...]) -> A
             continue
         sizes = [before[i] for i in left] + [after[i] for i in right]
         if not all(isinstance(size, int) for size in sizes):
-            raise Stuck(f"is regrouped from {before} to {after} with a size that is not known")
+            raise Refused(f"is regrouped from {before} to {after} with a size that is not known")
         # expand within the group, so that a constant axis beside a varying one is spelt out
         kept += [int(before[i]) for i in left]  # type: ignore[arg-type]
         shape += [int(after[i]) for i in right]  # type: ignore[arg-type]
     if math.prod(kept) != math.prod(shape):
-        raise Stuck(f"is regrouped from {before} to {after}, which hold different numbers of elements")
+        raise Refused(f"is regrouped from {before} to {after}, which hold different numbers of elements")
     check_size(kept)
     array = np.broadcast_to(array, kept).reshape(shape)
     for axis in range(array.ndim):
         if array.shape[axis] > 1:
             try:
                 array = flatten(array, (axis,))
-            except Stuck:
+            except Refused:
                 continue
     return array
 
@@ -188,7 +170,7 @@ class Take:
     def push(self, array: Array) -> Array:
         if array.shape[self.axis] > 1:
             if self.indices is None:
-                raise Stuck(f"varies along axis {self.axis}, of which unknown entries are taken")
+                raise Refused(f"varies along axis {self.axis}, of which unknown entries are taken")
             array = array.take(self.indices, self.axis)
         return array.squeeze(self.axis) if self.scalar else array
 
@@ -210,7 +192,7 @@ class Take:
         result[tuple(where)] = np.broadcast_to(array, full)
         back = result[tuple(where)]
         if not np.array_equal(back, np.broadcast_to(array, full), equal_nan=True):
-            raise Stuck(f"takes an entry of axis {self.axis} twice, with different changes")
+            raise Refused(f"takes an entry of axis {self.axis} twice, with different changes")
         return result
 
 
@@ -266,3 +248,122 @@ class SpaceToDepth:
 
     def pull(self, array: Array) -> Array:
         return DepthToSpace(self.block).push(array)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Several moves, one after the other."""
+
+    moves: tuple[Any, ...]
+
+    def push(self, array: Array) -> Array:
+        for move in self.moves:
+            array = move.push(array)
+        return array
+
+    def pull(self, array: Array) -> Array:
+        for move in reversed(self.moves):
+            array = move.pull(array)
+        return array
+
+
+@dataclass(frozen=True)
+class DropAxes:
+    """Squeeze: `axes` (of size 1, whatever the other sizes are) disappear."""
+
+    axes: tuple[int, ...]
+
+    def push(self, array: Array) -> Array:
+        return array.squeeze(self.axes)
+
+    def pull(self, array: Array) -> Array:
+        return np.expand_dims(array, self.axes)
+
+
+@dataclass(frozen=True)
+class AddAxes:
+    """Unsqueeze: `axes` (of the output) are new and of size 1."""
+
+    axes: tuple[int, ...]
+
+    def push(self, array: Array) -> Array:
+        return np.expand_dims(array, self.axes)
+
+    def pull(self, array: Array) -> Array:
+        return array.squeeze(self.axes)
+
+
+class Crop(Take):
+    """Entries of an axis that is not a channel axis: a change that is uniform along it stays so for the rest
+    too.
+
+    (`Take` leaves the rest open, which suits channels: the rest of them goes elsewhere. The rest of an image
+    row does not, and no convolution could take a change that ends at the edge of the crop.)
+    """
+
+    def pull(self, array: Array) -> Array:
+        if self.scalar:
+            return np.expand_dims(array, self.axis)
+        return array if array.shape[self.axis] == 1 else super().pull(array)
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Tile: axis i is repeated `repeats[i]` times, as a whole."""
+
+    repeats: tuple[int, ...]
+
+    def push(self, array: Array) -> Array:
+        return np.tile(
+            array, [n if size > 1 else 1 for n, size in zip(self.repeats, array.shape, strict=True)]
+        )
+
+    def pull(self, array: Array) -> Array:
+        for axis, count in enumerate(self.repeats):
+            size = array.shape[axis]
+            if count == 1 or size == 1:
+                continue
+            parts = np.split(array, count, axis)
+            if not all(np.array_equal(parts[0], part, equal_nan=True) for part in parts[1:]):
+                raise Refused(f"differs between the repetitions along axis {axis}")
+            array = parts[0]
+        return array
+
+
+@dataclass(frozen=True)
+class Reshape:
+    """The same elements in the same order, where only the axes between a common head and tail differ.
+
+    Both products are equal, and so are the products of what lies between: this holds for sizes that are not
+    known, and then only a change that is constant between head and tail can pass.
+    """
+
+    before: tuple[Dim, ...]
+    after: tuple[Dim, ...]
+    head: int
+    tail: int
+
+    @classmethod
+    def between(cls, before: tuple[Dim, ...], after: tuple[Dim, ...]) -> Reshape:
+        """Finds the longest head and tail (None is a size that equals nothing)."""
+        most = min(len(before), len(after))
+        head = 0
+        while head < most and before[head] is not None and before[head] == after[head]:
+            head += 1
+        tail = 0
+        while tail < most - head and before[-1 - tail] is not None and before[-1 - tail] == after[-1 - tail]:
+            tail += 1
+        return cls(before, after, head, tail)
+
+    def push(self, array: Array) -> Array:
+        return self._turn(array, self.before, self.after)
+
+    def pull(self, array: Array) -> Array:
+        return self._turn(array, self.after, self.before)
+
+    def _turn(self, array: Array, before: tuple[Dim, ...], after: tuple[Dim, ...]) -> Array:
+        start, stop = array.shape[: self.head], array.shape[array.ndim - self.tail :]
+        middle = slice(self.head, len(before) - self.tail), slice(self.head, len(after) - self.tail)
+        if all(size == 1 for size in array.shape[middle[0]]):
+            return array.reshape(start + (1,) * len(after[middle[1]]) + stop)
+        return Regroup((*start, *before[middle[0]], *stop), (*start, *after[middle[1]], *stop)).push(array)

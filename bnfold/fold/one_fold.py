@@ -1,6 +1,6 @@
 """One fold: the ways to make one affine node vanish, the first that works, and what it commits.
 
-A try settles the scale first (undone before the node, or after it), then the shift (likewise), so that the
+A try moves the scale first (undone before the node, or after it), then the shift (likewise), so that the
 two can go different ways.
 """
 
@@ -16,14 +16,9 @@ import numpy as np
 from bnfold.fold.affine import any_nonzero
 from bnfold.fold.carry.guard import check_precision, check_range
 from bnfold.fold.carry.locks import Locks
-from bnfold.fold.carry.spread import (
-    Conflict,
-    Rule,
-    Spread,
-    State,
-    TooWide,
-)
-from bnfold.fold.graph import Affine, Array, Node, Tensor
+from bnfold.fold.carry.spread import Conflict, Rule, Spread, State, TooWide
+from bnfold.fold.graph import Array, Node, Tensor
+from bnfold.fold.roles import Affine
 
 __all__ = ["Run", "ends", "fold", "pair"]
 
@@ -122,7 +117,7 @@ def fold(run: Run, node: Node, limit: int, rules: Mapping[str, Mapping[type, Rul
 
 
 def _locked(state: State, node: Node) -> dict[str, Conflict]:
-    """The sides to which the shift cannot go: a look at the locks before the long way."""
+    """The sides to which the shift cannot go: asks the locks, before anything is tried."""
     found: dict[str, Conflict] = {}
     if state.locks is None:
         return found
@@ -235,7 +230,7 @@ def _commit(run: Run, node: Node, scale: Spread, shift: Spread) -> None:
         for tensor, extra in shift.values.items():
             if extra.size > 1 or extra.item() != 0.0:
                 state.q[tensor] = state.q[tensor] + extra if tensor in state.q else extra
-    state.stand_ins |= shift.stand_ins
+    state.new_biases |= shift.new_biases
     _gone(run, node, tuple(dict.fromkeys([*scale.absorbers, *shift.absorbers])))
 
 

@@ -1,15 +1,105 @@
-"""Matrix products as numpy broadcasts them (MatMul, `torch.matmul`, `bmm`), for every reader of graphs."""
+"""Roles that every reader of graphs builds alike: convolutions, matrix products, frozen batch norms.
+
+A reader says what its format stores and where; what that means for the solver stands here.
+"""
 
 from __future__ import annotations
 
-from bnfold.fold.graph import Constant, Contract, Dim, Linear
-from bnfold.fold.windows import PRODUCT
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-__all__ = ["by_weight", "is_kept", "of_tensors", "summed_axis"]
+import numpy as np
 
+from bnfold.fold.affine import dead, from_batch_norm, unsound
+from bnfold.fold.graph import Array, Constant, Dim, Node, Refused
+from bnfold.fold.roles import Affine, Contract, Linear
+from bnfold.fold.windows import PRODUCT, Windows
+
+_PADDED = "its windows see zero padding, where a shift would not be seen"
+_UNEVEN = "its taps overlap unevenly, so that a shift does not come out as a shift"
 _BATCHED = "its weight is a batch of matrices, and a shift would come out as another one for each"
 
 Shape = tuple[Dim, ...]
+
+
+def convolution(weight: Constant, groups: int, padded: bool, windows: Windows | None) -> Linear:
+    """A convolution with a weight (outputs, inputs of a group, *taps) at slot 1; a bias belongs at slot 2.
+
+    padded: some windows see zeros beside the tensor.
+    """
+    outputs, inputs, *taps = weight.shape
+    split, why = (groups, outputs // groups, inputs, *taps), _PADDED if padded else ""
+    return Linear(weight, 1, 0, 1, 1, split, 0, 1, 2, None, 2, padded=why, free=((0, 0),), windows=windows)
+
+
+def transposed_convolution(weight: Constant, groups: int, even: bool) -> Linear:
+    """The same with a weight (inputs, outputs of a group, *taps).
+
+    even: each output sees one input, as with windows of one tap; only this answers a constant field with one.
+    """
+    inputs, outputs, *taps = weight.shape
+    split, why = (groups, inputs // groups, outputs, *taps), "" if even else _UNEVEN
+    return Linear(weight, 1, 0, 1, 1, split, 0, 2, 1, None, 2, padded=why, free=((0, 0),))
+
+
+def by_matrix(
+    weight: Constant, slot: int, x: int, in_axis: int, out_axis: int, w_in: int, free: Any
+) -> Linear:
+    """A product with one matrix, summed over its axis `w_in`; all other arguments are those of `Linear`."""
+    return Linear(
+        weight, slot, x, in_axis, out_axis, weight.shape, None, 1 - w_in, w_in, free=free, windows=PRODUCT
+    )
+
+
+def with_bias(role: Linear, slot: int, bias: Constant | None, unknown: str = "") -> Linear:
+    """The role with the bias at this slot. unknown: why a bias that is there is not constant, or ""."""
+    role.bias, role.bias_slot, role.bias_open, role.bias_blocks_scale = bias, slot, unknown, bool(unknown)
+    return role
+
+
+def batch_norm(
+    constants: Mapping[str, tuple[int, Constant]],
+    values: Sequence[Array],
+    eps: float,
+    rank: int,
+    damaged: Callable[[str], Exception] = Refused,
+) -> Affine:
+    """A frozen batch norm: `y = gamma * (x - mean) / sqrt(var + eps) + beta`.
+
+    Args:
+        constants: where gamma, beta, mean and var are kept.
+        values: of these four, each of shape (channels,).
+        eps: added to the variance.
+        rank: of x; the channels lie on axis 1 (of a vector: 0).
+        damaged: makes the error for a variance that no training gives.
+
+    Raises:
+        Refused: scale and shift are not finite.
+    """
+    var = np.asarray(values[3], np.float64)
+    wrong = unsound(var)
+    if wrong.any():
+        channel = int(np.argmax(wrong))
+        raise damaged(f"its running variance is {float(var[channel]):.3g} in channel {channel}")
+    scale, shift = from_batch_norm(values[0], values[1], values[2], var, eps)
+    if not np.isfinite(shift).all():
+        channel = int(np.argmin(np.isfinite(shift)))
+        raise Refused(f"its parameters give no finite scale and shift in channel {channel}")
+    shape = (1, -1) + (1,) * (rank - 2) if rank > 1 else (-1,)
+    silent = tuple(np.flatnonzero(dead(scale, var)).tolist())
+    return Affine(
+        scale.reshape(shape), shift.reshape(shape), "norm", constants=constants, eps=eps, dead=silent
+    )
+
+
+def set_moments(node: Node) -> None:
+    """Tell the tensors around a batch norm what it knows of their means and variances."""
+    role = node.role
+    assert isinstance(role, Affine)
+    if role.kind == "norm":
+        gamma, beta, mean, var = (role.constants[name][1].load() for name in ("gamma", "beta", "mean", "var"))
+        node.at(role.x).moments = mean, var
+        node.outputs[0].moments = beta, gamma.astype(np.float64) ** 2
 
 
 def summed_axis(shape: Shape, x: int) -> int:

@@ -17,13 +17,10 @@ from bnfold.fold.absorb.absorb import OutOfRange, absorb
 from bnfold.fold.carry import table as carry
 from bnfold.fold.carry.locks import Locks
 from bnfold.fold.carry.spread import Conflict, Rule
-from bnfold.fold.graph import Affine, Closed, Edit, Graph, Node
-from bnfold.fold.one_fold import (
-    Run,
-    ends,
-    fold,
-    pair,
-)
+from bnfold.fold.edits import Edit
+from bnfold.fold.graph import Graph, Node
+from bnfold.fold.one_fold import Run, ends, fold, pair
+from bnfold.fold.roles import Affine, Closed
 from bnfold.report.fold import Entry
 
 __all__ = ["Plan", "solve"]
@@ -34,7 +31,7 @@ RULES: Mapping[str, Mapping[type, Rule]] = {"scale": carry.SCALE, "shift": carry
 
 @dataclass
 class Plan:
-    """What to write, and what to tell. `order` lists the folded nodes as they were committed."""
+    """What to write, and what to report. `order` lists the folded nodes as they were committed."""
 
     edits: list[Edit] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)

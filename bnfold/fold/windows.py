@@ -11,9 +11,11 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from bnfold.fold.graph import Refused
+
 __all__ = [
-    *("POINT", "PRODUCT", "Axis", "Unequal", "Windows"),
-    *("added", "axes_of", "count", "in_a_row", "settled", "stated"),
+    *("POINT", "PRODUCT", "Axis", "Windows"),
+    *("added", "axes_of", "count", "in_a_row", "with_valid_pads", "stated"),
 ]
 
 
@@ -31,10 +33,6 @@ class Windows:
 
 
 PRODUCT = Windows()
-
-
-class Unequal(Exception):
-    """The windows do not go together; the reason follows the names of both nodes."""
 
 
 class Axis(NamedTuple):
@@ -93,12 +91,12 @@ def added(a: Axis, b: Axis, size: int | None) -> Axis:
     """The taps of both, for the sum of two convolutions that read the same tensor (None: of unknown size).
 
     Raises:
-        Unequal: the strides differ, or the numbers of outputs do, or may.
+        Refused: the strides differ, or the numbers of outputs do, or may.
     """
     if a.stride != b.stride:
-        raise Unequal(f"have strides {a.stride} and {b.stride}")
+        raise Refused(f"have strides {a.stride} and {b.stride}")
     if a.end != b.end and (size is None or count(a, size) != count(b, size)):
-        raise Unequal("do not look at the same places: their pads do not match their kernels")
+        raise Refused("do not look at the same places: their pads do not match their kernels")
     return _spanned(a.stride, (a.first, b.first), (a.last, b.last), _steps(a, b), a.end)
 
 
@@ -106,28 +104,28 @@ def in_a_row(one: Axis, two: Axis) -> Axis:
     """The taps of a convolution that does what `two` does after `one`.
 
     Raises:
-        Unequal: the second one's padding is not what the first one gives outside the tensor.
+        Refused: the second one's padding is not what the first one gives outside the tensor.
     """
     if two.padded and (one.taps > 1 or one.padded):
-        raise Unequal("have zero padding between them, which the first one would not give")
+        raise Refused("have zero padding between them, which the first one would not give")
     steps = [one.step * (one.taps > 1), one.stride * two.step * (two.taps > 1)]
     first, last = one.first + one.stride * two.first, one.last + one.stride * two.last
     return _spanned(one.stride * two.stride, (first,), (last,), steps, one.end + one.stride * two.end)
 
 
-def settled(axis: Axis, size: int | None, symmetric: bool) -> Axis:
+def with_valid_pads(axis: Axis, size: int | None, symmetric: bool) -> Axis:
     """The axis with pads that can be stated: none negative, equal on both sides if `symmetric`.
 
     Raises:
-        Unequal: there are no such pads.
+        Refused: there are no such pads.
     """
     if symmetric and axis.head != axis.tail:
         other = axis._replace(end=axis.head - axis.last)
         if size is None or count(other, size) != count(axis, size):
-            raise Unequal("would need different pads on both sides, which torch does not have")
+            raise Refused("would need different pads on both sides, which torch does not have")
         axis = other
     if min(axis.head, axis.tail) < 0:
-        raise Unequal("would need a negative pad")
+        raise Refused("would need a negative pad")
     return axis
 
 

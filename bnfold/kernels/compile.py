@@ -24,7 +24,11 @@ MOST_BYTES = 256 * 2**20  # of the disk cache; what was not read for longest goe
 
 
 class KernelError(RuntimeError):
-    """A kernel cannot be had or run here; the text says why."""
+    """A kernel cannot be had or run here; the text says why. expected: there is nothing to warn of."""
+
+    def __init__(self, reason: str, expected: bool = False) -> None:
+        super().__init__(reason)
+        self.expected = expected
 
 
 @dataclass(frozen=True)

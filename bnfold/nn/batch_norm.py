@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from bnfold.errors import UsageError
 from bnfold.nn import functional
+from bnfold.nn.arguments import Arguments, Running
 
 __all__ = ["ACTIVATIONS", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "Fused", "add_activate"]
 
@@ -107,9 +108,8 @@ class Fused(nn.modules.batchnorm._BatchNorm):
             if batches is not None and self.momentum is None:
                 batches.add_(1)
                 momentum = -1.0
-        relu = self.activation == "relu"
-        parameters = (self.weight, self.bias, *running, batches)
-        return functional.batch_norm(x, residual, *parameters, batch, self.eps, momentum, relu)
+        given = Arguments(x, residual, self.weight, self.bias, self.eps, self.activation == "relu")
+        return functional.batch_norm(given, Running(*running, batches, momentum), batch)
 
     def without_batch_norm(self) -> nn.Module:
         """What is left of the module when its batch norm was folded away."""

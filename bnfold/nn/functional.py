@@ -15,56 +15,31 @@ from torch import Tensor
 from bnfold.kernels.compile import KernelError
 from bnfold.nn import kernel_calls as kernels
 from bnfold.nn import operators, reference, steps
+from bnfold.nn.arguments import Arguments, Running, Saved
 
 __all__ = ["batch_norm", "usable"]
 
 
-def batch_norm(
-    x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    batches: Tensor | None,
-    training: bool,
-    eps: float,
-    momentum: float,
-    relu: bool,
-) -> Tensor:
-    """`act((x - mean) / sqrt(var + eps) * weight + bias + residual)` on the kernels; see `usable`.
+def batch_norm(given: Arguments, running: Running, training: bool) -> Tensor:
+    """The batch norm on the kernels; see `usable`.
 
     Args:
-        x: (N, C, ...).
-        residual: as x, or None.
-        weight: (C,), or None.
-        bias: (C,), or None.
-        running_mean: (C,). Training: updated in place, or None. Otherwise it is the mean.
-        running_var: (C,), likewise.
-        batches: (), int64: batches seen; in training counted up in place, or None.
+        given: in any order of dimensions, dense or not.
+        running: without statistics only in training.
         training: whether mean and variance are the batch's own.
-        eps: added to the variance.
-        momentum: weight of the batch in the running statistics; negative: 1 / batches, counted already.
-        relu: whether negative values become zero.
 
     Returns:
         y as x, dense and in the same order of dimensions.
     """
-    x = kernels.dense(x)
-    if residual is not None:
-        residual = kernels.dense(residual, like=x)
+    x = kernels.dense(given.x)
+    residual = None if given.residual is None else kernels.dense(given.residual, like=x)
+    given = Arguments(x, residual, *given[2:])
     if torch.compiler.is_compiling():
-        return operators.batch_norm(
-            *(x, residual, weight, bias, running_mean, running_var, batches),
-            *(training, eps, momentum, relu),
-        )
+        return operators.batch_norm(given, running, training)
     if training:
-        running = (running_mean, running_var, batches)
-        arguments = (x, residual, weight, bias, *running, eps, momentum, relu)
-        return _Train.apply(*arguments)  # type: ignore[no-any-return, no-untyped-call]
-    noted = relu and residual is not None and torch.is_grad_enabled()
-    given = (x, residual, weight, bias, running_mean, running_var, eps, relu, noted)
-    return _Evaluate.apply(*given)  # type: ignore[no-any-return, no-untyped-call]
+        return _Train.apply(*given, *running)  # type: ignore[no-any-return, no-untyped-call]
+    noted = given.masked and torch.is_grad_enabled()
+    return _Evaluate.apply(*given, running.mean, running.var, noted)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def usable(x: Tensor, residual: Tensor | None, *parameters: Tensor | None) -> bool:
@@ -124,27 +99,13 @@ def _tried(device: torch.device) -> bool:
 
 
 class _Train(torch.autograd.Function):
-    """With the batch's own statistics."""
+    """With the batch's own statistics; takes `*Arguments, *Running`."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        residual: Tensor | None,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        batches: Tensor | None,
-        eps: float,
-        momentum: float,
-        relu: bool,
-    ) -> Tensor:
-        y, mean, invstd, mask = steps.forward(
-            x, residual, weight, bias, running_mean, running_var, batches, eps, momentum, relu
-        )
-        ctx.save_for_backward(x, weight, bias, mean, invstd, mask)
-        ctx.eps, ctx.relu, ctx.frozen, ctx.order = eps, relu, False, kernels.order_of(x)
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        given = Arguments(*arguments[:6])
+        y, mean, invstd, mask = steps.forward(given, Running(*arguments[6:]))
+        _save(ctx, given, mean, invstd, mask, frozen=False)
         return y
 
     @staticmethod
@@ -153,30 +114,25 @@ class _Train(torch.autograd.Function):
 
 
 class _Evaluate(torch.autograd.Function):
-    """With statistics that are known."""
+    """With statistics that are known; takes `*Arguments`, mean, var, and whether a mask is wanted."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        residual: Tensor | None,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        mean: Tensor,
-        var: Tensor,
-        eps: float,
-        relu: bool,
-        noted: bool,
-    ) -> Tensor:
-        noted = noted and any(ctx.needs_input_grad)
-        y, mask = steps.evaluate(x, residual, weight, bias, mean, var, eps, relu, noted)
-        ctx.save_for_backward(x, weight, bias, mean, var, mask)
-        ctx.eps, ctx.relu, ctx.frozen, ctx.order = eps, relu, True, kernels.order_of(x)
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        given, (mean, var, noted) = Arguments(*arguments[:6]), arguments[6:]
+        y, mask = steps.evaluate(given, mean, var, noted and any(ctx.needs_input_grad))
+        _save(ctx, given, mean, var, mask, frozen=True)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         return *_gradients(ctx, dy), None, None, None, None, None
+
+
+def _save(
+    ctx: Any, given: Arguments, mean: Tensor, second: Tensor, mask: Tensor | None, frozen: bool
+) -> None:
+    ctx.save_for_backward(given.x, given.weight, given.bias, mean, second, mask)
+    ctx.eps, ctx.relu, ctx.frozen, ctx.order = given.eps, given.relu, frozen, kernels.order_of(given.x)
 
 
 def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -185,8 +141,9 @@ def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     x = x.contiguous(memory_format=ctx.order)  # hooks may have saved it in another one
     if ctx.frozen:  # what was saved is the variance
         mean, second = reference.numbers(mean), reference.inverse_deviation(second, ctx.eps)
+    saved = Saved(x, mask, weight, bias, mean, second, ctx.relu)
     if not torch._C._has_storage(dy):  # many at once: is_grads_batched, or jacobian(vectorize=True)
-        dz = steps.dz_of(kernels.Saved(x, mask, weight, bias, mean, second, ctx.relu), dy)
+        dz = steps.dz_of(saved, dy)
         dx, dweight, dbias = reference.gradients(
             x, dz, weight, ctx.eps, (mean, second) if ctx.frozen else None
         )
@@ -194,44 +151,30 @@ def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     needs_x, needs_residual, *others = ctx.needs_input_grad[:4]
     # Without a ReLU, what the residual gets is dy itself.
     needs = (needs_x, needs_residual and ctx.relu, *others)
-    arguments = (x, kernels.dense(dy, like=x), mask, weight, bias, mean, second)
     dx, dresidual, dweight, dbias = _Gradients.apply(  # type: ignore[no-untyped-call]
-        *arguments, ctx.eps, ctx.relu, ctx.frozen, needs
+        kernels.dense(dy, like=x), *saved, ctx.eps, ctx.frozen, needs
     )
     return dx, dy if needs_residual and not ctx.relu else dresidual, dweight, dbias
 
 
 class _Gradients(torch.autograd.Function):
-    """The gradients as a function of x, dy and weight, differentiable again through reference.py."""
+    """The gradients as a function of dy, x and weight, differentiable again through reference.py.
+
+    Takes dy, `*Saved`, eps, frozen, and which gradients are wanted.
+    """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        dy: Tensor,
-        mask: Tensor | None,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        mean: Tensor,
-        invstd: Tensor,
-        eps: float,
-        relu: bool,
-        frozen: bool,
-        needs: tuple[bool, bool, bool, bool],
-    ) -> tuple[Tensor | None, ...]:
-        saved = kernels.Saved(x, mask, weight, bias, mean, invstd, relu)
-        dx, dresidual, dweight, dbias = steps.backward(saved, dy, frozen, needs[1])
-        ctx.save_for_backward(x, dy, mask, weight, bias, mean, invstd)
-        ctx.eps, ctx.relu, ctx.frozen, ctx.needs = eps, relu, frozen, needs
-        ctx.order = kernels.order_of(x)
-        return tuple(
-            each if needed else None
-            for each, needed in zip((dx, dresidual, dweight, dbias), needs, strict=True)
-        )
+    def forward(ctx: Any, dy: Tensor, *arguments: Any) -> tuple[Tensor | None, ...]:
+        saved = Saved(*arguments[:7])
+        ctx.eps, ctx.frozen, needs = arguments[7:]
+        ctx.save_for_backward(dy, *saved[:6])
+        ctx.relu, ctx.order = saved.relu, kernels.order_of(saved.x)
+        found = steps.backward(saved, dy, ctx.frozen, needs[1])
+        return tuple(each if needed else None for each, needed in zip(found, needs, strict=True))
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, dy, mask, weight, bias, mean, invstd = ctx.saved_tensors
+        dy, x, mask, weight, bias, mean, invstd = ctx.saved_tensors
         found: list[Tensor | None] = [None] * 11
         places = [place for place in (0, 1, 3) if ctx.needs_input_grad[place]]
         once_more = torch.is_grad_enabled()
@@ -239,7 +182,7 @@ class _Gradients(torch.autograd.Function):
             # Views, so that dy as a function of x is not gone through a second time.
             x, dy = (each.view_as(each).contiguous(memory_format=ctx.order) for each in (x, dy))
             weight = None if weight is None else weight.view_as(weight)
-            dz = steps.dz_of(kernels.Saved(x, mask, weight, bias, mean, invstd, ctx.relu), dy)
+            dz = steps.dz_of(Saved(x, mask, weight, bias, mean, invstd, ctx.relu), dy)
             statistics = (mean, invstd) if ctx.frozen else None
             dx, dweight, dbias = reference.gradients(x, dz, weight, ctx.eps, statistics)
             pairs = [
@@ -247,7 +190,7 @@ class _Gradients(torch.autograd.Function):
                 for result, gradient in zip((dx, dz, dweight, dbias), outer, strict=True)
                 if gradient is not None and result.requires_grad
             ]
-            inputs = {0: x, 1: dy, 3: weight}
+            inputs = {0: dy, 1: x, 3: weight}
             gradients = torch.autograd.grad(
                 [result for result, _ in pairs],
                 [inputs[place] for place in places],

@@ -10,7 +10,7 @@ import functools
 from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,13 +19,12 @@ from torch import Tensor
 from bnfold.kernels.compile import KernelError
 from bnfold.kernels.device import cuda_device
 from bnfold.kernels.launch import Device, Launch, Problem, plan, reading
+from bnfold.nn.arguments import Arguments, Running, Saved
 
 __all__ = [
     "KEEP_NOTHING",
     "NAMES",
     "Machine",
-    "NoKernels",
-    "Saved",
     "aligned",
     "apply",
     "apply_backward",
@@ -45,22 +44,6 @@ MOMENTS, SUMS = 24, 8  # bytes of the sets that blocks exchange (moments.cuh)
 NAMES = {torch.float32: "float", torch.float16: "bnfold::half", torch.bfloat16: "bnfold::bfloat16"}
 
 
-class NoKernels(KernelError):
-    """Of a kind of device that has none: nothing to be told of."""
-
-
-class Saved(NamedTuple):
-    """What backward needs of forward: x, the mask if one was noted, parameters, and the statistics used."""
-
-    x: Tensor
-    mask: Tensor | None
-    weight: Tensor | None
-    bias: Tensor | None
-    mean: Tensor
-    invstd: Tensor
-    relu: bool
-
-
 class Machine(Protocol):
     """What runs kernels: a CUDA device, or in tests a stand-in for one."""
 
@@ -76,11 +59,10 @@ def machine_of(x: Tensor) -> Machine:
     """What runs kernels on a tensor's device.
 
     Raises:
-        NoKernels: nothing does on this kind of device.
-        KernelError: this device cannot; the text says why.
+        KernelError: nothing does on this kind of device, or this device cannot; the text says why.
     """
     if x.device.type != "cuda":
-        raise NoKernels(f"there are no kernels for {x.device.type} tensors")
+        raise KernelError(f"there are no kernels for {x.device.type} tensors", expected=True)
     return cuda_device(x.device.index)
 
 
@@ -153,29 +135,19 @@ def aligned(x: Tensor) -> Tensor:
     return x if x.data_ptr() % 16 == 0 else x.clone()
 
 
-def forward(
-    x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    batches: Tensor | None,
-    eps: float,
-    momentum: float,
-    relu: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+def forward(given: Arguments, running: Running) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """As `reference.forward`; behind its results the mask, where there are both a residual and a ReLU."""
-    call = _Call("forward", x, (residual,), _type(weight, bias, running_mean))
+    x, residual, weight, bias, eps, relu = given
+    *kept, momentum = running
+    call = _Call("forward", x, (residual,), _type(weight, bias, running.mean))
     y = torch.empty_like(x)
-    mask = call.new_mask() if relu and residual is not None else None
+    mask = call.new_mask() if given.masked else None
     mean, invstd = _vectors(x, torch.float32)
     call(
-        *(x, residual, y, mask, weight, bias, mean, invstd),
-        *(running_mean, running_var, batches, *call.mailbox(MOMENTS)),
+        *(x, residual, y, mask, weight, bias, mean, invstd, *kept, *call.mailbox(MOMENTS)),
         numbers=(np.float32(eps), np.float32(momentum), np.int32(relu)),
     )
-    for changed in (running_mean, running_var, batches):
+    for changed in kept:
         if changed is not None:  # autograd shall see that it was
             torch.autograd.graph.increment_version(changed)
     return y, mean, invstd, mask
@@ -225,19 +197,9 @@ def sums(saved: Saved, dy: Tensor) -> tuple[Tensor, Tensor]:
     return dz, dz_x
 
 
-def apply(
-    x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor,
-    var: Tensor,
-    eps: float,
-    relu: bool,
-    *,
-    noted: bool = False,
-) -> tuple[Tensor, Tensor | None]:
+def apply(given: Arguments, mean: Tensor, var: Tensor, noted: bool) -> tuple[Tensor, Tensor | None]:
     """As `reference.apply`; behind it the mask, if it is to be noted."""
+    x, residual, weight, bias, eps, relu = given
     call = _Call("apply", x, (residual,), _type(weight, bias), mean.dtype)
     y = torch.empty_like(x)
     mask = call.new_mask() if noted else None
@@ -274,7 +236,7 @@ class _Call:
         aligned: bool = True,
     ) -> None:
         if x.dtype not in NAMES or not {*types} <= {x.dtype, torch.float32}:
-            raise NoKernels(f"{x.dtype} with parameters or statistics of {types[-1]}")
+            raise KernelError(f"{x.dtype} with parameters or statistics of {types[-1]}", expected=True)
         self.x = x
         self.machine = machine_of(x)
         self.array = array_of(x)
@@ -303,7 +265,7 @@ def _planned(kernel: str, types: tuple[str, ...], array: Array, aligned: bool, l
     found = plan(Problem(kernel, types, array.outer, array.channels, array.inner, aligned), limits)
     if found is None:
         if array.outer * array.inner * array.channels == 0:
-            raise NoKernels("there is nothing to do for an empty tensor")
+            raise KernelError("there is nothing to do for an empty tensor", expected=True)
         raise KernelError(f"no kernel reads {array.outer} x {array.channels} planes of {array.inner} values")
     return found
 
@@ -323,7 +285,7 @@ def _type(*parameters: Tensor | None) -> torch.dtype:
     """That of all parameters: kernels take them in one."""
     first, *others = {each.dtype for each in parameters if each is not None} or {torch.float32}
     if others:
-        raise NoKernels(f"parameters of {first} and {others[0]}")
+        raise KernelError(f"parameters of {first} and {others[0]}", expected=True)
     return first
 
 

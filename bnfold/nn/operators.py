@@ -17,6 +17,7 @@ from torch import Tensor
 
 from bnfold.nn import kernel_calls as kernels
 from bnfold.nn import reference, steps
+from bnfold.nn.arguments import Arguments, Running, Saved
 
 __all__ = ["batch_norm"]
 
@@ -36,26 +37,14 @@ for _name, _schema in _SCHEMAS.items():
     _library.define(_name + _schema)
 
 
-def batch_norm(
-    x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    batches: Tensor | None,
-    training: bool,
-    eps: float,
-    momentum: float,
-    relu: bool,
-) -> Tensor:
+def batch_norm(given: Arguments, running: Running, training: bool) -> Tensor:
     """As `functional.batch_norm`, for dense tensors."""
     operators: Any = torch.ops.bnfold
+    tensors, eps, relu = given[:4], given.eps, given.relu
     if training:
-        running = (running_mean, running_var, batches)
-        y, *_ = operators.batch_norm_train(x, residual, weight, bias, *running, eps, momentum, relu)
-        return y  # type: ignore[no-any-return]
-    y, _ = operators.batch_norm_evaluate(x, residual, weight, bias, running_mean, running_var, eps, relu)
+        y, *_ = operators.batch_norm_train(*tensors, *running[:3], eps, running.momentum, relu)
+    else:
+        y, _ = operators.batch_norm_evaluate(*tensors, *running[:2], eps, relu)
     return y  # type: ignore[no-any-return]
 
 
@@ -72,34 +61,35 @@ def _keeps_nothing(step: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tup
 
 
 @_keeps_nothing
-def _train(x: Tensor, residual: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
-    x, residual = _aligned(x, residual, rest[-1])
-    y, mean, invstd, mask = steps.forward(x, residual, *rest)
-    return y, mean, invstd, _given(mask, x)
+def _train(*arguments: Any) -> tuple[Tensor, ...]:
+    x, residual, weight, bias, running_mean, running_var, batches, eps, momentum, relu = arguments
+    given = _aligned(Arguments(x, residual, weight, bias, eps, relu))
+    running = Running(running_mean, running_var, batches, momentum)
+    y, mean, invstd, mask = steps.forward(given, running)
+    return y, mean, invstd, _given(mask, given.x)
 
 
 @_keeps_nothing
-def _evaluate(x: Tensor, residual: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
-    relu = rest[-1]
-    x, residual = _aligned(x, residual, relu)
-    arguments: Any = (x, residual, *rest, relu and residual is not None)
-    y, mask = steps.evaluate(*arguments)
-    return y, _given(mask, x)
+def _evaluate(*arguments: Any) -> tuple[Tensor, ...]:
+    x, residual, weight, bias, mean, var, eps, relu = arguments
+    given = _aligned(Arguments(x, residual, weight, bias, eps, relu))
+    y, mask = steps.evaluate(given, mean, var, given.masked)
+    return y, _given(mask, given.x)
 
 
 @_keeps_nothing
 def _backward(x: Tensor, dy: Tensor, mask: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     *parameters, frozen, needs_residual = rest
-    saved = kernels.Saved(x, mask if mask.numel() else None, *parameters)
+    saved = Saved(x, mask if mask.numel() else None, *parameters)
     dx, dresidual, dweight, dbias = steps.backward(saved, dy, frozen, needs_residual)
     return dx, x.new_empty(0) if dresidual is None else dresidual, dweight, dbias
 
 
-def _aligned(x: Tensor, residual: Tensor | None, relu: bool) -> tuple[Tensor, Tensor | None]:
+def _aligned(given: Arguments) -> Arguments:
     """So that the mask has the size that the shapes alone tell."""
-    if residual is None or not relu:
-        return x, residual
-    return kernels.aligned(x), kernels.aligned(residual)
+    if given.residual is None or not given.relu:
+        return given
+    return given._replace(x=kernels.aligned(given.x), residual=kernels.aligned(given.residual))
 
 
 def _given(mask: Tensor | None, x: Tensor) -> Tensor:

@@ -3,14 +3,15 @@
 The kernels are tested against them (in float64); they run where a kernel cannot; and, being differentiable,
 they are what second derivatives are taken of. Arithmetic is float32, or float64 for float64 activations.
 
-What the arguments are, everywhere: x, residual, y, dz, dx (N, C, ...); weight, bias, mean, invstd and all
-sums (C,); relu: whether negative values become zero behind the sum.
+What the arguments are, everywhere: x, y, dz, dx (N, C, ...); weight, mean, invstd and all sums (C,).
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from bnfold.nn.arguments import Arguments, Running
 
 __all__ = [
     "apply",
@@ -27,33 +28,19 @@ __all__ = [
 ]
 
 
-def forward(
-    x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    batches: Tensor | None,
-    eps: float,
-    momentum: float,
-    relu: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Training: y, mean and invstd = 1/sqrt(var + eps) of a batch that is not empty.
-
-    The running statistics and the count of batches, shape (), are updated in place. A momentum that is
-    negative stands for 1 / batches, counted already.
-    """
+def forward(given: Arguments, running: Running) -> tuple[Tensor, Tensor, Tensor]:
+    """Training: y, mean and invstd = 1/sqrt(var + eps) of a batch that is not empty."""
+    x, batches, momentum = given.x, running.batches, running.momentum
     mean, var = statistics(x)
     if batches is not None and momentum >= 0:
         batches.add_(1)
-    if running_mean is not None and running_var is not None:
+    if running.mean is not None and running.var is not None:
         count = x.numel() // x.shape[1]
         part = 1 / batches.to(mean.dtype) if batches is not None and momentum < 0 else momentum
-        for running, new in ((running_mean, mean), (running_var, var * (count / max(1, count - 1)))):
-            running.copy_((1 - part) * running.to(new.dtype) + part * new)
-    invstd = inverse_deviation(var, eps)
-    return normalized(x, residual, weight, bias, mean, invstd, relu), mean, invstd
+        for kept, new in ((running.mean, mean), (running.var, var * (count / max(1, count - 1)))):
+            kept.copy_((1 - part) * kept.to(new.dtype) + part * new)
+    invstd = inverse_deviation(var, given.eps)
+    return normalized(given, mean, invstd), mean, invstd
 
 
 def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,31 +55,14 @@ def inverse_deviation(var: Tensor, eps: float) -> Tensor:
     return 1 / (numbers(var) + eps).sqrt()
 
 
-def apply(
-    x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor,
-    var: Tensor,
-    eps: float,
-    relu: bool,
-) -> Tensor:
+def apply(given: Arguments, mean: Tensor, var: Tensor) -> Tensor:
     """Evaluation: y with statistics that are known."""
-    invstd = inverse_deviation(var, eps)
-    return normalized(x, residual, weight, bias, mean, invstd, relu)
+    return normalized(given, mean, inverse_deviation(var, given.eps))
 
 
-def normalized(
-    x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor,
-    invstd: Tensor,
-    relu: bool,
-) -> Tensor:
+def normalized(given: Arguments, mean: Tensor, invstd: Tensor) -> Tensor:
     """Y = act((x - mean) * invstd * weight + bias + residual), in x's type."""
+    x, residual, weight, bias, _, relu = given
     scale = invstd if weight is None else invstd * weight.to(invstd.dtype)
     y = (numbers(x) - wide(mean.to(scale.dtype), x)) * wide(scale, x)
     if bias is not None:

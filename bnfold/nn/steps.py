@@ -15,7 +15,7 @@ from torch import Tensor
 from bnfold.kernels.compile import KernelError
 from bnfold.nn import kernel_calls as kernels
 from bnfold.nn import reference
-from bnfold.nn.kernel_calls import Saved
+from bnfold.nn.arguments import Arguments, Running, Saved
 from bnfold.nn.moments import Moments, moments
 
 __all__ = ["backward", "dz_of", "evaluate", "fall_back", "forward", "moments_of", "spread", "sums"]
@@ -23,7 +23,7 @@ __all__ = ["backward", "dz_of", "evaluate", "fall_back", "forward", "moments_of"
 
 def fall_back(error: KernelError) -> None:
     """Warns, once for each reason, that torch's own operations stand in for a kernel."""
-    if not isinstance(error, kernels.NoKernels):
+    if not error.expected:
         _warn(str(error))
 
 
@@ -32,46 +32,24 @@ def _warn(reason: str) -> None:
     warnings.warn(f"bnfold.nn runs on torch's own operations: {reason}", stacklevel=3)
 
 
-def forward(
-    x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    batches: Tensor | None,
-    eps: float,
-    momentum: float,
-    relu: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+def forward(given: Arguments, running: Running) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Training: y, mean, invstd, and the mask where there are both a residual and a ReLU."""
-    running = (running_mean, running_var, batches)
     try:
-        return kernels.forward(x, residual, weight, bias, *running, eps, momentum, relu)
+        return kernels.forward(given, running)
     except KernelError as error:
         fall_back(error)
-    y, mean, invstd = reference.forward(x, residual, weight, bias, *running, eps, momentum, relu)
-    return y, mean, invstd, kernels.packed(~(y <= 0), x) if relu and residual is not None else None
+    y, mean, invstd = reference.forward(given, running)
+    return y, mean, invstd, kernels.packed(~(y <= 0), given.x) if given.masked else None
 
 
-def evaluate(
-    x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor,
-    var: Tensor,
-    eps: float,
-    relu: bool,
-    noted: bool,
-) -> tuple[Tensor, Tensor | None]:
+def evaluate(given: Arguments, mean: Tensor, var: Tensor, noted: bool) -> tuple[Tensor, Tensor | None]:
     """With statistics that are known: y, and the mask if it is to be noted."""
     try:
-        return kernels.apply(x, residual, weight, bias, mean, var, eps, relu, noted=noted)
+        return kernels.apply(given, mean, var, noted)
     except KernelError as error:
         fall_back(error)
-    y = reference.apply(x, residual, weight, bias, mean, var, eps, relu)
-    return y, kernels.packed(~(y <= 0), x) if noted else None
+    y = reference.apply(given, mean, var)
+    return y, kernels.packed(~(y <= 0), given.x) if noted else None
 
 
 def backward(
@@ -96,7 +74,8 @@ def dz_of(saved: Saved, dy: Tensor) -> Tensor:
         return dy
     with torch.no_grad():
         if mask is None:
-            kept = ~(reference.normalized(x, None, weight, bias, mean, invstd, False) <= 0)
+            y = reference.normalized(Arguments(x, weight=weight, bias=bias), mean, invstd)
+            kept = ~(y <= 0)
         else:
             kept = kernels.unpacked(mask, x)
     return torch.where(kept, dy, 0)

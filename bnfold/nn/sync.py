@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from bnfold.nn import reference, steps
+from bnfold.nn.arguments import Arguments, Saved
 from bnfold.nn.batch_norm import Fused, add_activate
-from bnfold.nn.kernel_calls import Saved, dense, order_of
+from bnfold.nn.kernel_calls import dense, order_of
 from bnfold.nn.moments import gathered
 
 __all__ = ["SyncBatchNorm"]
@@ -84,31 +85,22 @@ class SyncBatchNorm(Fused, nn.SyncBatchNorm):
         x = dense(x)
         alike = residual is None or residual.dtype == x.dtype
         added = dense(residual, like=x) if residual is not None and alike else None
-        parameters = (None if each is None else each.contiguous() for each in (self.weight, self.bias))
-        y: Tensor = _Synchronized.apply(  # type: ignore[no-untyped-call]
-            *(x, added, *parameters, *running),
-            *(self.eps, momentum, alike and self.activation == "relu", group),
-        )
+        weight, bias = (None if each is None else each.contiguous() for each in (self.weight, self.bias))
+        given = Arguments(x, added, weight, bias, self.eps, alike and self.activation == "relu")
+        y: Tensor = _Synchronized.apply(*given, *running, momentum, group)  # type: ignore[no-untyped-call]
         return y if alike else add_activate(self, y, residual)
 
 
 class _Synchronized(torch.autograd.Function):
-    """`act((x - mean) * invstd * weight + bias + residual)` with the moments of all ranks' inputs."""
+    """`act((x - mean) * invstd * weight + bias + residual)` with the moments of all ranks' inputs.
+
+    Takes `*Arguments`, running mean and variance, momentum (a number or a tensor), and the group.
+    """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        residual: Tensor | None,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        eps: float,
-        momentum: Any,
-        relu: bool,
-        group: Any,
-    ) -> Tensor:
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        given, (running_mean, running_var, momentum, group) = Arguments(*arguments[:6]), arguments[6:]
+        x = given.x
         total = gathered(steps.moments_of(x), group)
         if running_mean is not None and running_var is not None:
             # Without a branch on the count, which would wait for the device.
@@ -117,10 +109,10 @@ class _Synchronized(torch.autograd.Function):
             running_var += (part * (total.variance() - running_var)).to(running_var.dtype)
         kind = torch.float64 if x.dtype == torch.float64 else torch.float32
         mean, var = total.mean.to(kind), (total.m2 / total.count.clamp(min=1)).to(kind)
-        noted = relu and residual is not None
-        y, mask = steps.evaluate(x, residual, weight, bias, mean, var, eps, relu, noted)
-        ctx.save_for_backward(x, weight, bias, mean, reference.inverse_deviation(var, eps), total.count, mask)
-        ctx.group, ctx.relu, ctx.order = group, relu, order_of(x)
+        y, mask = steps.evaluate(given, mean, var, given.masked)
+        invstd = reference.inverse_deviation(var, given.eps)
+        ctx.save_for_backward(x, given.weight, given.bias, mean, invstd, total.count, mask)
+        ctx.group, ctx.relu, ctx.order = group, given.relu, order_of(x)
         return y
 
     @staticmethod

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from onnx import helper
 
+from bnfold.fold.edits import Operand, Resum, SetWindows
 from bnfold.fold.graph import Node
-from bnfold.fold.merge.view import Operand, Resum, SetWindows
 from bnfold.onnx_graph.model.new_nodes import emit, take_over
 from bnfold.onnx_graph.model.site import Site, Value
 from bnfold.onnx_graph.model.surgery import Surgery

@@ -6,20 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from bnfold.fold.graph import (
-    Affine,
-    Array,
-    Closed,
-    Concat,
-    Contract,
-    Graph,
-    Node,
-    Product,
-    Role,
-    Same,
-    Sum,
-    Tensor,
-)
+from bnfold.fold.graph import Graph, Node, Role, Tensor
+from bnfold.fold.role_builders import set_moments
+from bnfold.fold.roles import Affine, Closed, Concat, Contract, Product, Same, Sum
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.model.constants import constant_of, resolve
 from bnfold.onnx_graph.model.infer import infer
@@ -180,12 +169,8 @@ class _Reader:
     def affine(self, role: Affine, node: Node) -> None:
         """What an affine node adds to what is known of the tensors around it."""
         self.may_go(role, node)
-        x, parameters = node.inputs[role.x], role.constants
-        if "var" in parameters and x is not None:
-            names = ("gamma", "beta", "mean", "var")
-            gamma, beta, mean, var = (parameters[name][1].load() for name in names)
-            x.moments = (mean, var)
-            node.outputs[0].moments = (beta, _square(gamma))
+        if node.inputs[role.x] is not None:
+            set_moments(node)
 
     def may_go(self, role: Affine, node: Node) -> None:
         """Say why an affine node has to stay, where the operator itself does not know."""
@@ -212,8 +197,3 @@ def _part(site: Site) -> tuple[list[Value | None], Role] | None:
 def _is_data(role: Role, slot: int) -> bool:
     """Whether a constant there takes part as if it were a tensor."""
     return not isinstance(role, Closed) and (isinstance(role, _JOINS) or slot == getattr(role, "x", 0))
-
-
-def _square(array: Array) -> Array:
-    wide: Array = array.astype(np.float64)
-    return wide * wide

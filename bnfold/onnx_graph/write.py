@@ -9,8 +9,9 @@ import numpy as np
 import onnx
 
 from bnfold.errors import UsageError
-from bnfold.fold.graph import AddBias, Array, Bypass, Graph, Linear, Node, Rescale, Retype, SetValue
-from bnfold.fold.merge.view import AnyEdit, Resum, SetWindows
+from bnfold.fold.edits import AddBias, Bypass, Edit, Rescale, Resum, Retype, SetValue, SetWindows
+from bnfold.fold.graph import Array, Graph, Node
+from bnfold.fold.roles import Linear
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.merge import resum, set_windows
 from bnfold.onnx_graph.model.scopes import without_gc
@@ -27,7 +28,7 @@ Wish = tuple[Site, int, Array]
 def apply(
     loaded: Loaded,
     graph: Graph,
-    edits: Sequence[AnyEdit],
+    edits: Sequence[Edit],
     finish: Callable[[Surgery], None] | None = None,
 ) -> None:
     """Edit a model in place.
@@ -55,11 +56,11 @@ def apply(
 
 
 class _Writer:
-    def __init__(self, edits: Sequence[AnyEdit]) -> None:
+    def __init__(self, edits: Sequence[Edit]) -> None:
         self.surgery = Surgery(_site(edits[0].node).scope.model)
         self.wishes: dict[Value, list[Wish]] = {}
 
-    def apply(self, edits: Sequence[AnyEdit]) -> None:
+    def apply(self, edits: Sequence[Edit]) -> None:
         scales: list[Rescale] = []
         for edit in edits:
             if isinstance(edit, SetValue):

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-__all__ = ["Dropped", "Kept", "Layer", "Moved"]
+from bnfold.report.data import Data
+from bnfold.report.table import counted, first
+
+__all__ = ["CutLayer", "Dropped", "KeptChannels", "MovedConstant"]
 
 
-class Moved(NamedTuple):
+class MovedConstant(NamedTuple):
     """A constant that a layer read on an input channel, and now has in its bias."""
 
     channel: int
     value: float
 
 
-class Layer(NamedTuple):
+class CutLayer(NamedTuple):
     """A node that lost channels, counted from 0 as they were before.
 
     outputs, inputs: which; empty for what merely passes channels on. parameters: stored numbers fewer.
@@ -30,10 +33,13 @@ class Layer(NamedTuple):
     inputs: tuple[int, ...]
     parameters: int
     multiplications: int | None
-    moved: tuple[Moved, ...] = ()
+    moved: tuple[MovedConstant, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return self._asdict() | {"moved": [moved._asdict() for moved in self.moved]}
 
 
-class Kept(NamedTuple):
+class KeptChannels(NamedTuple):
     """Channels that a node makes constant, and that stay all the same."""
 
     name: str
@@ -44,11 +50,11 @@ class Kept(NamedTuple):
 
 
 @dataclass
-class Dropped:
+class Dropped(Data):
     """The whole of it. parameters: stored floating point numbers that the model has fewer."""
 
-    layers: list[Layer] = field(default_factory=list)
-    kept: list[Kept] = field(default_factory=list)
+    layers: list[CutLayer] = field(default_factory=list)
+    kept: list[KeptChannels] = field(default_factory=list)
     parameters: int = 0
 
     @property
@@ -64,16 +70,8 @@ class Dropped:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as docs/report.md describes it."""
-        return {
-            "channels": self.channels,
-            "parameters": self.parameters,
-            "multiplications": self.multiplications,
-            "layers": [
-                layer._asdict() | {"moved": [moved._asdict() for moved in layer.moved]}
-                for layer in self.layers
-            ],
-            "kept": [kept._asdict() for kept in self.kept],
-        }
+        counts = ("channels", "parameters", "multiplications")
+        return {name: getattr(self, name) for name in counts} | super().to_dict()
 
     def rows(self) -> Iterator[tuple[str, ...]]:
         """A table, its head first."""
@@ -87,24 +85,18 @@ class Dropped:
                 _less(len(layer.inputs)),
                 _less(layer.parameters),
                 _less(layer.multiplications),
-                _first(moved, 4),
+                first(moved, 4),
             )
 
     def summary(self) -> Iterator[str]:
         """Lines below the table."""
         many = "unknown" if self.multiplications is None else f"{self.multiplications:,}"
-        channels = f"{self.channels} channel{'s' * (self.channels != 1)}"
+        channels = counted(self.channels, "channel")
         yield f"{channels} dropped: {self.parameters:,} parameters, {many} multiplications"
         for kept in self.kept:
             where = f"{kept.blocked_by}: " if kept.blocked_by else ""
-            channels = _first(kept.channels, 8)
-            yield f"constant but kept: {kept.name} ({channels}): {where}{kept.reason}"
+            yield f"constant but kept: {kept.name} ({first(kept.channels, 8)}): {where}{kept.reason}"
 
 
 def _less(count: int | None) -> str:
     return "?" if count is None else f"{-count:,}" if count else ""
-
-
-def _first(items: Sequence[Any], count: int) -> str:
-    rest = f" and {len(items) - count} more" if len(items) > count else ""
-    return ", ".join(map(str, items[:count])) + rest

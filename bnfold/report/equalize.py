@@ -4,22 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from bnfold.report.data import Data, Span
 from bnfold.report.fold import Report
-from bnfold.report.table import table
+from bnfold.report.table import counted, first, table
 from bnfold.report.verification import Verification
 
-__all__ = ["EqualizeReport", "Kept", "LayerRanges", "Moved", "Span"]
+__all__ = ["EqualizeReport", "KeptTensor", "LayerRanges", "RescaledRegion"]
 
 SHOWN = 5  # reasons in the text; the JSON has them all
-
-
-class Span(NamedTuple):
-    """The smallest and largest among the channels' largest absolute weights, but for channels of zeros."""
-
-    low: float
-    high: float
 
 
 class LayerRanges(NamedTuple):
@@ -35,7 +29,7 @@ class LayerRanges(NamedTuple):
     bits_after: float
 
 
-class Moved(NamedTuple):
+class RescaledRegion(NamedTuple):
     """A region that is carried at another size.
 
     tensor: one that stands for the region, whose channels `channels` are carried at `factors` times their
@@ -50,7 +44,7 @@ class Moved(NamedTuple):
     read_by: list[str]
 
 
-class Kept(NamedTuple):
+class KeptTensor(NamedTuple):
     """A tensor at a layer that stays as it is: blocked_by names the node or tensor that stopped it, or ""."""
 
     tensor: str
@@ -60,7 +54,7 @@ class Kept(NamedTuple):
 
 
 @dataclass
-class EqualizeReport:
+class EqualizeReport(Data):
     """One model.
 
     layers: all with weights that count. regions: what is carried at another size. kept: what is not, and why.
@@ -70,28 +64,14 @@ class EqualizeReport:
     """
 
     layers: list[LayerRanges] = field(default_factory=list)
-    regions: list[Moved] = field(default_factory=list)
-    kept: list[Kept] = field(default_factory=list)
+    regions: list[RescaledRegion] = field(default_factory=list)
+    kept: list[KeptTensor] = field(default_factory=list)
     split: list[str] = field(default_factory=list)
     bits_before: float = 0.0
     bits_after: float = 0.0
     fold: Report | None = None
     verification: Verification | None = None
     notes: list[str] = field(default_factory=list)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return {
-            "layers": [_plain(layer) for layer in self.layers],
-            "regions": [region._asdict() for region in self.regions],
-            "kept": [kept._asdict() for kept in self.kept],
-            "split": list(self.split),
-            "bits_before": self.bits_before,
-            "bits_after": self.bits_after,
-            "notes": list(self.notes),
-            "fold": None if self.fold is None else self.fold.to_dict(),
-            "verification": None if self.verification is None else self.verification.to_dict(),
-        }
 
     def __str__(self) -> str:
         return "\n".join(self._lines())
@@ -105,25 +85,20 @@ class EqualizeReport:
             yield from table([head, *map(_row, changed)])
         channels = sum(len(region.channels) for region in self.regions)
         yield (
-            f"{_count(len(self.regions), 'region')} rescaled ({_count(channels, 'channel')}), "
-            f"{_count(len(self.split), 'Clip')} split; bits lost by a layer, in the mean: "
+            f"{counted(len(self.regions), 'region')} rescaled ({counted(channels, 'channel')}), "
+            f"{counted(len(self.split), 'Clip')} split; bits lost by a layer, in the mean: "
             f"{self.bits_before:.2f} -> {self.bits_after:.2f}"
         )
         reasons: dict[tuple[str, str], list[str]] = {}
         for kept in self.kept:
             reasons.setdefault((kept.reason, kept.cure), []).append(kept.tensor)
         for (reason, cure), tensors in list(reasons.items())[:SHOWN]:
-            more = f" and {len(tensors) - 3} more" if len(tensors) > 3 else ""
-            yield f"kept: {', '.join(tensors[:3])}{more}: {reason}{f' ({cure})' if cure else ''}"
+            yield f"kept: {first(tensors, 3)}: {reason}{f' ({cure})' if cure else ''}"
         if len(reasons) > SHOWN:
-            yield f"kept: {_count(len(reasons) - SHOWN, 'other reason')}"
+            yield f"kept: {counted(len(reasons) - SHOWN, 'other reason')}"
         yield from (f"note: {note}" for note in self.notes)
         if self.verification is not None:
             yield str(self.verification)
-
-
-def _plain(layer: LayerRanges) -> dict[str, Any]:
-    return {key: list(value) if isinstance(value, Span) else value for key, value in layer._asdict().items()}
 
 
 def _row(layer: LayerRanges) -> tuple[str, ...]:
@@ -140,7 +115,3 @@ def _row(layer: LayerRanges) -> tuple[str, ...]:
 def _ratio(span: Span) -> str:
     """How many times as large as the smallest channel the largest is."""
     return f"{span.high / span.low:.3g}" if span.low else "-"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from bnfold.report.channels import Dropped
+from bnfold.report.data import Data
 from bnfold.report.precision import PrecisionReport
+from bnfold.report.table import counted, first, table
 from bnfold.report.verification import Verification
 
 
@@ -60,7 +61,7 @@ class Apart(NamedTuple):
 
 
 @dataclass
-class Report:
+class Report(Data):
     """What happened to a model.
 
     merged: linear nodes that became one; apart: those that did not, and why. dropped: the dead channels
@@ -86,45 +87,28 @@ class Report:
         return [e for e in self.entries if e.outcome == "kept"]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data: {"entries": [...], "folded": n, "kept": n, "merged": [...], "apart": [...],
-        "rewritten": [...], "dropped": {...} or None, "notes": [...], "verification": {...} or None,
-        "precision": {...} or None}.
-        """
-        check = self.verification.to_dict() if self.verification is not None else None
-        return {
-            "entries": [e._asdict() for e in self.entries],
-            "folded": len(self.folded),
-            "kept": len(self.kept),
-            "merged": [merge._asdict() for merge in self.merged],
-            "apart": [apart._asdict() for apart in self.apart],
-            "rewritten": [rewrite._asdict() for rewrite in self.rewritten],
-            "dropped": None if self.dropped is None else self.dropped.to_dict(),
-            "notes": list(self.notes),
-            "verification": check,
-            "precision": self.precision.to_dict() if self.precision is not None else None,
-        }
-
-    def to_json(self, indent: int | None = 1) -> str:
-        return json.dumps(self.to_dict(), indent=indent)
+        """Plain data: the fields by their names, and how many entries are "folded" and "kept"."""
+        data = super().to_dict()
+        return {"entries": data["entries"], "folded": len(self.folded), "kept": len(self.kept)} | data
 
     def __str__(self) -> str:
         rows = [("name", "op", "outcome", "into / why")]
         rows += [(e.name, e.op, e.outcome, _story(e)) for e in self.entries]
-        lines = list(_table(rows))
+        lines = list(table(rows))
         lines.append(f"{len(self.folded)} folded, {len(self.kept)} kept")
         if self.merged:
             head, count = ("node", "operator", "multiplications", "took in"), len(self.merged)
-            lines += ["", *_table([head, *map(_row, self.merged)])]
+            lines += ["", *table([head, *map(_row, self.merged)])]
             all_ = sum(len(merge.replaces) + 1 for merge in self.merged)
             does = "linear nodes do" if count > 1 else "linear node does"
             lines.append(f"{count} {does} the work of {all_}")
         if self.rewritten:
             title = ("node", "operator", "replaces")
             new = [(r.name, r.op, ", ".join(r.replaces)) for r in self.rewritten]
-            lines += ["", *_table([title, *new]), f"{len(self.rewritten)} rewritten for the target"]
+            lines += ["", *table([title, *new]), f"{len(self.rewritten)} rewritten for the target"]
         if self.dropped is not None:
-            table = _table(self.dropped.rows()) if self.dropped.layers else ()
-            lines += ["", *table, *self.dropped.summary()]
+            layers = table(self.dropped.rows()) if self.dropped.layers else ()
+            lines += ["", *layers, *self.dropped.summary()]
         lines += [f"note: {note}" for note in (*self.notes, *_dead(self.entries))]
         if self.verification is not None:
             lines.append(str(self.verification))
@@ -135,7 +119,7 @@ class Report:
 
 def _row(merge: Merge) -> tuple[str, ...]:
     change = f"{merge.multiplications_before:,} -> {merge.multiplications_after:,}"
-    return merge.name, merge.op, change, _first(merge.replaces, 4)
+    return merge.name, merge.op, change, first(merge.replaces, 4)
 
 
 def _dead(entries: list[Entry]) -> Iterable[str]:
@@ -143,29 +127,12 @@ def _dead(entries: list[Entry]) -> Iterable[str]:
     found = [entry for entry in entries if entry.dead_channels]
     if found:
         count = sum(len(entry.dead_channels) for entry in found)
-        shown = [f"{entry.name} ({_first(entry.dead_channels, 8)})" for entry in found]
-        yield f"{count} dead channel{'s' * (count > 1)}, whose output never changes: {_first(shown, 4)}"
-
-
-def _first(items: Sequence[Any], count: int) -> str:
-    rest = f" and {len(items) - count} more" if len(items) > count else ""
-    return ", ".join(map(str, items[:count])) + rest
+        shown = [f"{entry.name} ({first(entry.dead_channels, 8)})" for entry in found]
+        yield f"{counted(count, 'dead channel')}, whose output never changes: {first(shown, 4)}"
 
 
 def _story(entry: Entry) -> str:
     if entry.outcome == "folded":
-        return _first(entry.into, 3)
+        return first(entry.into, 3)
     where = f"{entry.blocked_by}: " if entry.blocked_by else ""
     return where + entry.reason + (f" ({entry.cure})" if entry.cure else "")
-
-
-def _table(rows: Iterable[tuple[str, ...]]) -> Iterable[str]:
-    rows = list(rows)
-    widths = [min(48, max(len(row[i]) for row in rows)) for i in range(len(rows[0]) - 1)]
-    for i, row in enumerate(rows):
-        cells = [
-            cell if len(cell) <= w else cell[: w - 1] + "…" for cell, w in zip(row, widths, strict=False)
-        ]
-        yield "  ".join([cell.ljust(w) for cell, w in zip(cells, widths, strict=True)] + [row[-1]]).rstrip()
-        if i == 0:
-            yield "  ".join("-" * w for w in [*widths, 12])

@@ -5,25 +5,20 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from bnfold.report.data import Data, Span
+from bnfold.report.table import counted, first, table
 from bnfold.report.verification import OutputError
 
 
-class Kept(NamedTuple):
+class KeptNode(NamedTuple):
     """A node that computes in float32 still, and why."""
 
     node: str
     op: str
     reason: str
-
-
-class Span(NamedTuple):
-    """The smallest and largest among the channels' largest absolute values."""
-
-    low: float
-    high: float
 
 
 class Rescaled(NamedTuple):
@@ -43,7 +38,7 @@ class Rescaled(NamedTuple):
 
 
 @dataclass
-class PrecisionReport:
+class PrecisionReport(Data):
     """The conversion of one model.
 
     precision: "float16" or "bfloat16". half: how many nodes compute in it. kept: those that could and do not,
@@ -55,7 +50,7 @@ class PrecisionReport:
 
     precision: str
     half: int = 0
-    kept: list[Kept] = field(default_factory=list)
+    kept: list[KeptNode] = field(default_factory=list)
     casts: int = 0
     rescaled: list[Rescaled] = field(default_factory=list)
     stuck: list[tuple[str, str]] = field(default_factory=list)
@@ -69,27 +64,20 @@ class PrecisionReport:
     notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; an error that is no finite number is None."""
-        data = asdict(self)
-        data["kept"] = [kept._asdict() for kept in self.kept]
-        data["rescaled"] = [entry._asdict() for entry in self.rescaled]
-        data["stuck"] = [{"tensor": tensor, "reason": reason} for tensor, reason in self.stuck]
-        for output in (*data["outputs"], *data["convert_first"]):
-            for key in ("max_abs", "max_rel", "largest"):
-                if not math.isfinite(output[key]):
-                    output[key] = None
-        return data
+        """Plain data for JSON."""
+        stuck = [{"tensor": tensor, "reason": reason} for tensor, reason in self.stuck]
+        return super().to_dict() | {"stuck": stuck}
 
     def __str__(self) -> str:
-        counted = f"{_count(self.half, 'node')} converted, {len(self.kept)} left in float32"
-        lines = [f"{self.precision}: {counted}, {_count(self.casts, 'Cast')} added"]
+        nodes = f"{counted(self.half, 'node')} converted, {len(self.kept)} left in float32"
+        lines = [f"{self.precision}: {nodes}, {counted(self.casts, 'Cast')} added"]
         reasons: dict[str, list[str]] = {}
         for kept in self.kept:
             reasons.setdefault(kept.reason, []).append(kept.node)
-        for reason, nodes in list(reasons.items())[:SHOWN]:
-            lines.append(f"  float32: {_first(nodes)}: {reason}")
+        for reason, names in list(reasons.items())[:SHOWN]:
+            lines.append(f"  float32: {first(names, 3)}: {reason}")
         if len(reasons) > SHOWN:
-            lines.append(f"  float32: {_first(list(reasons)[SHOWN:], 0)} other reasons")
+            lines.append(f"  float32: {len(reasons) - SHOWN} other reasons")
         lines += [_moved(entry) for entry in self.rescaled[:SHOWN]]
         if len(self.rescaled) > SHOWN:
             lines.append(f"  rescaled: {len(self.rescaled) - SHOWN} more tensors")
@@ -101,22 +89,18 @@ class PrecisionReport:
     def _errors(self) -> Sequence[str]:
         if not self.outputs:
             return [f"{self.precision}: not compared with float32{': ' + self.reason if self.reason else ''}"]
-        first = {error.name: error for error in self.convert_first}
+        unfolded = {error.name: error for error in self.convert_first}
         rows = [("output", f"{self.precision} error", "convert first", "")]
         for error in self.outputs:
-            other = first.get(error.name)
+            other = unfolded.get(error.name)
             before = "" if other is None else _number(other.max_rel)
             verdict = "ok" if error.ok else f"WRONG {error.note}"
             rows.append((error.name, _number(error.max_rel), before, verdict))
-        widths = [max(len(row[i]) for row in rows) for i in range(4)]
-        table = []
-        for name, wrong, before, verdict in rows:
-            cells = [name.ljust(widths[0]), wrong.rjust(widths[1]), before.rjust(widths[2]), verdict]
-            table.append("  ".join(cells).rstrip())
+        lines = table(rows, right=(1, 2), cut=False, ruled=False)
         said = (
             f"against float32 with {self.evaluator}, each tensor rounded to {self.precision}: {self.status}"
         )
-        return [*table, f"{said}{': ' + self.reason if self.reason else ''} (tolerance {self.rtol:g})"]
+        return [*lines, f"{said}{': ' + self.reason if self.reason else ''} (tolerance {self.rtol:g})"]
 
 
 SHOWN = 5  # lines of each kind in the text; the JSON has them all
@@ -124,17 +108,6 @@ SHOWN = 5  # lines of each kind in the text; the JSON has them all
 
 def _number(value: float) -> str:
     return f"{value:.2g}" if math.isfinite(value) else "not finite"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def _first(names: Sequence[str], count: int = 3) -> str:
-    rest = len(names) - count
-    return (
-        (", ".join(names[:count]) + (f" and {rest} more" if rest > 0 else "")) if count else str(len(names))
-    )
 
 
 def _moved(entry: Rescaled) -> str:
@@ -149,7 +122,7 @@ def _moved(entry: Rescaled) -> str:
         if before is not None and after is not None:
             parts.append(f"{what} {_span(before)} -> {_span(after)}")
     told = f": {'; '.join(parts)}" if parts else ""
-    return f"  rescaled: {entry.tensor}, {_count(len(entry.channels), 'channel')} by {by}{told}"
+    return f"  rescaled: {entry.tensor}, {counted(len(entry.channels), 'channel')} by {by}{told}"
 
 
 def _span(span: Span) -> str:

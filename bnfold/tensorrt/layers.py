@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bnfold.report.table import table
+from bnfold.report.table import first, table
 
 __all__ = ["LINEAR", "Layer", "Node", "Place", "Placement", "layers_in", "place"]
 
@@ -101,7 +101,7 @@ class Placement:
         shown = (*self.batch_norms, *(self.relus if everything else ()))
         if shown:
             heading = ("node", "operator", "where it went", "engine layer")
-            yield from table([heading, *((p.name, p.op, _words(p), _first(p.layers)) for p in shown)])
+            yield from table([heading, *((p.name, p.op, _words(p), first(p.layers, 2)) for p in shown)])
         yield self.summary
         if self.relus:
             fused = _count(self.relus, "fused")
@@ -185,8 +185,4 @@ def _count(places: Sequence[Place], outcome: str) -> int:
 
 
 def _words(place: Place) -> str:
-    return OUTCOMES[place.outcome].format(with_=_first(place.hosts))
-
-
-def _first(names: Sequence[str], count: int = 2) -> str:
-    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
+    return OUTCOMES[place.outcome].format(with_=first(place.hosts, 2))

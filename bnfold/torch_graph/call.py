@@ -9,16 +9,12 @@ from typing import Any
 import torch
 from torch import fx
 
-from bnfold.fold.graph import Array, Constant, Dim
+from bnfold.fold.graph import Array, Constant, Dim, Refused
 from bnfold.torch_graph.arrays import dtype_name, to_array
 
-__all__ = ["FLOATS", "Call", "Refused", "Stored", "given", "innermost", "shape_of", "stack"]
+__all__ = ["FLOATS", "Call", "Stored", "given", "innermost", "shape_of", "stack"]
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-
-
-class Refused(Exception):
-    """The call does not let a change through, or it cannot be known whether it would."""
 
 
 def given(call: fx.Node) -> dict[str, Any]:

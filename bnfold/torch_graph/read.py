@@ -12,7 +12,9 @@ from torch import fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
-from bnfold.fold.graph import Affine, Closed, Concat, Constant, Graph, Node, Product, Role, Sum, Tensor
+from bnfold.fold.graph import Constant, Graph, Node, Role, Tensor
+from bnfold.fold.role_builders import set_moments
+from bnfold.fold.roles import Affine, Closed, Concat, Product, Sum
 from bnfold.torch_graph.arrays import dtype_name, to_array
 from bnfold.torch_graph.call import Call, Stored, innermost, shape_of
 from bnfold.torch_graph.ops.table import role_of
@@ -153,8 +155,8 @@ class _Reader:
             found.inputs.append(tensor)
         self.outputs(node, found)
         self.graph.nodes.append(found)
-        if isinstance(role, Affine):
-            self.moments(role, found)
+        if isinstance(role, Affine) and found.inputs[role.x] is not None:
+            set_moments(found)
 
     def operand(self, source: fx.Node) -> Tensor:
         """A constant as data of this call alone, which may be rewritten."""
@@ -209,12 +211,3 @@ class _Reader:
             name += "_"
         self.names.add(name)
         return name
-
-    @staticmethod
-    def moments(role: Affine, found: Node) -> None:
-        """What a batch norm knows of the tensors around it."""
-        x = found.inputs[role.x]
-        if role.kind == "norm" and x is not None:
-            gamma, beta, mean, var = (role.constants[k][1].load() for k in ("gamma", "beta", "mean", "var"))
-            x.moments = mean, var
-            found.outputs[0].moments = beta, gamma.astype("float64") ** 2

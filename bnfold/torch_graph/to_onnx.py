@@ -17,7 +17,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from bnfold.errors import UsageError, first_line
-from bnfold.torch_graph.quiet import quiet
+from bnfold.torch_graph.tracing import without_warnings
 
 __all__ = ["write"]
 
@@ -42,7 +42,7 @@ def write(
         UsageError: torch cannot export it.
     """
     try:
-        with quiet():
+        with without_warnings():
             exported = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes)
             count = _own_statistics(exported)
             program = torch.onnx.export(

@@ -21,23 +21,19 @@ from torch.export.graph_signature import (
 )
 
 from bnfold.errors import UsageError
-from bnfold.fold.graph import AddBias, Affine, Array, Bypass, Graph, Rescale, Retype, SetValue
-from bnfold.fold.merge.view import (
-    AnyEdit,
-    Operand,
-    Resum,
-    SetWindows,
-)
+from bnfold.fold.edits import AddBias, Bypass, Edit, Operand, Rescale, Resum, Retype, SetValue, SetWindows
+from bnfold.fold.graph import Array, Graph
+from bnfold.fold.roles import Affine
 from bnfold.torch_graph.arrays import to_tensor
 from bnfold.torch_graph.call import innermost
 
 __all__ = ["apply"]
 
 _NAMES = {"epsilon": "eps"}  # where a role has another name than ATen
-Wish = tuple[fx.Node, int, Array]
+NewValue = tuple[fx.Node, int, Array]  # a call, its slot, and what it should read there
 
 
-def apply(program: ExportedProgram, graph: Graph, edits: Sequence[AnyEdit], shared: str) -> ExportedProgram:
+def apply(program: ExportedProgram, graph: Graph, edits: Sequence[Edit], shared: str) -> ExportedProgram:
     """A new program with the edits made; what they do not name is shared with the old one.
 
     Raises:
@@ -49,13 +45,13 @@ def apply(program: ExportedProgram, graph: Graph, edits: Sequence[AnyEdit], shar
 class _Writer:
     def __init__(self, program: ExportedProgram, shared: str) -> None:
         self.program, self.shared = program, shared
-        self.twin: dict[fx.Node, fx.Node] = {}
+        self.copied: dict[fx.Node, fx.Node] = {}
         new = fx.Graph()
-        output = new.graph_copy(program.graph, self.twin)
+        output = new.graph_copy(program.graph, self.copied)
         assert output is not None
         old = next(node for node in program.graph.nodes if node.op == "output")
         new.output(output).meta = dict(old.meta)
-        for before, after in self.twin.items():  # fx gives a copy other names than the signature has
+        for before, after in self.copied.items():  # fx gives a copy other names than the signature has
             after.name = before.name
         new._codegen = copy.copy(program.graph._codegen)
         self.graph = new
@@ -65,14 +61,14 @@ class _Writer:
         self.state: dict[str, Any] = dict(program.state_dict)
         self.constants = dict(program.constants)
         self.specs = {spec.arg.name: spec for spec in self.inputs}
-        self.places = Counter(v.data_ptr() for v in self.state.values() if isinstance(v, torch.Tensor))
-        self.wishes: dict[fx.Node, list[Wish]] = {}
+        self.memory = Counter(v.data_ptr() for v in self.state.values() if isinstance(v, torch.Tensor))
+        self.new_values: dict[fx.Node, list[NewValue]] = {}
         self.biases: list[tuple[fx.Node, Array]] = []  # of operators that take none
 
-    def run(self, edits: Sequence[AnyEdit]) -> ExportedProgram:
+    def run(self, edits: Sequence[Edit]) -> ExportedProgram:
         bypassed: list[tuple[fx.Node, int]] = []
         for edit in edits:
-            node = self.twin[edit.node.source]
+            node = self.copied[edit.node.source]
             if isinstance(edit, SetValue):
                 self.set_value(node, edit)
             elif isinstance(edit, AddBias):
@@ -89,8 +85,8 @@ class _Writer:
                 self.resum(node, [self.operand(operand) for operand in edit.operands])
             else:
                 assert not isinstance(edit, (Rescale, Retype)), "no row of the table asks for this"
-        for source, wishes in self.wishes.items():
-            self.replace(source, wishes)
+        for source, values in self.new_values.items():
+            self.replace(source, values)
         for node, array in self.biases:
             self.add_bias(node, array)
         for node, slot in bypassed:
@@ -107,19 +103,19 @@ class _Writer:
         else:
             source = _get(node, _schema(node)[edit.key])
         if isinstance(source, fx.Node):
-            self.wishes.setdefault(source, []).append((node, edit.key, np.asarray(edit.value)))
+            self.new_values.setdefault(source, []).append((node, edit.key, np.asarray(edit.value)))
         else:
             self.argument(node, edit.key, np.asarray(edit.value))
 
-    def replace(self, source: fx.Node, wishes: list[Wish]) -> None:
-        """In place if all readers of a parameter wish for the same; else a new one for each wish."""
+    def replace(self, source: fx.Node, values: list[NewValue]) -> None:
+        """In place if all readers of a parameter want the same; else a new parameter for each of them."""
         spec = self.specs.get(source.name)
-        first = wishes[0][2]
-        alone = len(source.users) == len({node for node, _, _ in wishes}) and all(
-            np.array_equal(first, array) for _, _, array in wishes[1:]
+        first = values[0][2]
+        alone = len(source.users) == len({node for node, _, _ in values}) and all(
+            np.array_equal(first, array) for _, _, array in values[1:]
         )
         # two names of one memory are two parameters from now on
-        aliased = spec is not None and self.places[self.value(str(spec.target)).data_ptr()] > 1
+        aliased = spec is not None and self.memory[self.value(str(spec.target)).data_ptr()] > 1
         if spec is not None and alone and not aliased:
             old = self.value(str(spec.target))
             new = to_tensor(first, old)
@@ -135,7 +131,7 @@ class _Writer:
                 f"the parameter {spec.target!r} is shared by {names}, which need different ones after the "
                 "fold; allow that (shared='duplicate'), or keep what needs it (shared='skip')"
             )
-        for node, slot, array in wishes:
+        for node, slot, array in values:
             self.argument(node, slot, array, like=source.meta["val"])
 
     def value(self, target: str) -> torch.Tensor:
@@ -215,7 +211,7 @@ class _Writer:
 
     def operand(self, operand: Operand) -> fx.Node:
         """What a call reads at a slot, or gives."""
-        node, slot = self.twin[operand[0].source], operand[1]
+        node, slot = self.copied[operand[0].source], operand[1]
         value = node if slot < 0 else _get(node, _schema(node)[slot])
         assert isinstance(value, fx.Node)
         return value
@@ -291,7 +287,7 @@ def _like(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
 
 
 def _describe(node: fx.Node, tensor: torch.Tensor) -> None:
-    """Tell the graph of a parameter's new shape."""
+    """Note a parameter's new shape in the graph."""
     old = node.meta["val"]
     with old.fake_mode if hasattr(old, "fake_mode") else torch.no_grad():
         node.meta["val"] = torch.empty(tensor.shape, dtype=tensor.dtype, device=old.device)

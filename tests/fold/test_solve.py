@@ -7,11 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from bnfold.fold import graph
 from bnfold.fold import one_fold as folding
+from bnfold.fold import roles
 from bnfold.fold.carry import table as carry
 from bnfold.fold.carry.spread import Spread
-from bnfold.fold.graph import AddBias, Affine, Array, Bypass, Graph, Linear, Node, Role, SetValue, Tensor
+from bnfold.fold.edits import AddBias, Bypass, SetValue
+from bnfold.fold.graph import Array, Graph, Node, Role, Tensor
+from bnfold.fold.roles import Affine, Linear
 from bnfold.fold.solve import RULES, Plan, solve
 from bnfold.report.fold import Entry
 from tests.fold.nets import Net
@@ -219,9 +221,9 @@ def test_a_new_operator_is_one_rule() -> None:
 
 def test_every_role_has_both_rules() -> None:
     assert set(RULES["scale"]) == set(RULES["shift"])
-    roles = {kind for kind in vars(graph).values() if isinstance(kind, type) and issubclass(kind, Role)}
-    assert roles - {Role} == set(RULES["scale"])
-    assert len(roles) > 10
+    found = {kind for kind in vars(roles).values() if isinstance(kind, type) and issubclass(kind, Role)}
+    assert found - {Role} == set(RULES["scale"])
+    assert len(found) > 10
 
 
 def chain(length: int) -> Graph:

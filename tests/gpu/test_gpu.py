@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bnfold.nn import kernel_calls as kernels
 from bnfold.nn import reference
+from bnfold.nn.arguments import Arguments, Running, Saved
 from tests.gpu.device import CUDA, LIMITS, MARKS, TYPES, Case, excess, limited, ordered
 
 pytestmark = MARKS
@@ -41,10 +42,8 @@ def forward(case: Case, relu: bool, summed: bool) -> tuple[dict[str, Tensor], Te
     count = case.x.shape[1]
     running = (torch.zeros(count, device=CUDA), torch.ones(count, device=CUDA))
     batches = torch.tensor(3, device=CUDA)
-    y, mean, invstd, mask = kernels.forward(
-        *(case.x, case.residual if summed else None, case.weight, case.bias),
-        *(*running, batches, EPS, MOMENTUM, relu),
-    )
+    given = Arguments(case.x, case.residual if summed else None, case.weight, case.bias, EPS, relu)
+    y, mean, invstd, mask = kernels.forward(given, Running(*running, batches, MOMENTUM))
     assert batches.item() == 4
     found = {"y": y, "mean": mean, "invstd": invstd, "running_mean": running[0], "running_var": running[1]}
     return found, mask
@@ -56,10 +55,11 @@ def check(case: Case, relu: bool, summed: bool) -> dict[str, Tensor]:
     x, weight, bias = case.x.double(), case.weight.double(), case.bias.double()
     residual = case.residual.double() if summed else None
     running = [torch.zeros_like(weight), torch.ones_like(weight)]
-    y, mean, invstd = reference.forward(x, residual, weight, bias, *running, None, EPS, MOMENTUM, relu)
+    given = Arguments(x, residual, weight, bias, EPS, relu)
+    y, mean, invstd = reference.forward(given, Running(*running, None, MOMENTUM))
     wanted = {"y": y, "mean": mean, "invstd": invstd, "running_mean": running[0], "running_var": running[1]}
 
-    saved = kernels.Saved(case.x, mask, case.weight, case.bias, found["mean"], found["invstd"], relu)
+    saved = Saved(case.x, mask, case.weight, case.bias, found["mean"], found["invstd"], relu)
     dx, dresidual, dweight, dbias = kernels.backward(saved, case.dy, False, summed)
     frozen_dx, *_ = kernels.backward(saved, case.dy, True, False)
     assert (dresidual is None) == (not (relu and summed))
@@ -72,12 +72,11 @@ def check(case: Case, relu: bool, summed: bool) -> dict[str, Tensor]:
         found["dresidual"], wanted["dresidual"] = dresidual, dz
 
     statistics = (found["running_mean"], found["running_var"])
-    evaluated, _ = kernels.apply(
-        case.x, case.residual if summed else None, case.weight, case.bias, *statistics, EPS, relu
-    )
+    read = Arguments(case.x, case.residual if summed else None, case.weight, case.bias, EPS, relu)
+    evaluated, _ = kernels.apply(read, *statistics, False)
     wide = [each.double() for each in statistics]
     found["eval"] = evaluated
-    wanted["eval"] = reference.apply(x, residual, weight, bias, *wide, EPS, relu)
+    wanted["eval"] = reference.apply(given, *wide)
 
     count = case.x.numel() // case.x.shape[1]
     for key, value in wanted.items():
@@ -140,9 +139,8 @@ def test_parameters_of_the_same_type(last: bool) -> None:
         case.weight, case.bias = case.weight.to(kind), case.bias.to(kind)
         narrow = Case(case.x, case.residual, case.dy, case.weight.float(), case.bias.float())
         running = (torch.zeros(16, dtype=kind, device=CUDA), torch.ones(16, dtype=kind, device=CUDA))
-        y, *_ = kernels.forward(
-            *(case.x, case.residual, case.weight, case.bias, *running, None, EPS, MOMENTUM, True)
-        )
+        given = Arguments(case.x, case.residual, case.weight, case.bias, EPS, True)
+        y, *_ = kernels.forward(given, Running(*running, None, MOMENTUM))
         assert torch.equal(y, forward(narrow, True, True)[0]["y"])
         assert torch.allclose(running[0].float(), wide["running_mean"], atol=1e-2)
 
@@ -190,15 +188,14 @@ def test_more_than_two_to_the_31_values(last: bool) -> None:
         for _ in range(2)
     )
     weight, bias = torch.linspace(0.5, 1.5, 64, device=CUDA), torch.linspace(-1, 1, 64, device=CUDA)
-    y, mean, invstd, _ = kernels.forward(x, None, weight, bias, None, None, None, EPS, MOMENTUM, True)
-    saved = kernels.Saved(x, None, weight, bias, mean, invstd, True)
+    y, mean, invstd, _ = kernels.forward(Arguments(x, None, weight, bias, EPS, True), Running())
+    saved = Saved(x, None, weight, bias, mean, invstd, True)
     dx, _, dweight, dbias = kernels.backward(saved, dy, False, False)
     for channel in (0, 31, 63):
         one = slice(channel, channel + 1)
         wide = ordered(x[:, one], False).double()
-        wanted, batch_mean, inverse = reference.forward(
-            *(wide, None, weight[one].double(), bias[one].double(), None, None, None, EPS, MOMENTUM, True)
-        )
+        given = Arguments(wide, None, weight[one].double(), bias[one].double(), EPS, True)
+        wanted, batch_mean, inverse = reference.forward(given, Running())
         assert excess(y[:, one], wanted) <= 1
         dz = torch.where(y[:, one] > 0, dy[:, one], 0).double()
         wanted, of_weight, of_bias = reference.backward(

@@ -18,6 +18,7 @@ from torch import Tensor
 from bnfold.kernels.launch import Device
 from bnfold.nn import kernel_calls as kernels
 from bnfold.nn import reference
+from bnfold.nn.arguments import Arguments, Running, Saved
 from tests.kernels.host import KERNELS, HostError, unavailable
 from tests.kernels.machine import DEVICES, LITTLE, HostMachine, memory
 from tests.kernels.test_kernels import Case
@@ -63,14 +64,14 @@ def results(file: str, number: int, patch: pytest.MonkeyPatch, folder: Path, see
     parameters = (case.weight, case.bias, mean)
     if file in ("forward.cuh", "reduce.cuh"):
         running = case.running(case.x.dtype)
-        given = (case.x, case.residual, case.weight, case.bias)
-        y, *found, _ = kernels.forward(*given, *running, 1e-5, 0.1, True)
+        given = Arguments(case.x, case.residual, case.weight, case.bias, 1e-5, True)
+        y, *found, _ = kernels.forward(given, Running(*running))
         return [y, *found, *running]
-    saved = kernels.Saved(case.x, None, *parameters, var.rsqrt(), True)
+    saved = Saved(case.x, None, *parameters, var.rsqrt(), True)
     if file == "backward.cuh":
         found = kernels.backward(saved, case.dy, False, False)
         return [each for each in found if each is not None]
-    y, _ = kernels.apply(case.x, case.residual, *parameters, var, 1e-5, True)
+    y, _ = kernels.apply(Arguments(case.x, case.residual, *parameters[:2], 1e-5, True), mean, var, False)
     dx, _ = kernels.apply_backward(saved, case.dy, mean, var, False)
     return [y, dx]
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from bnfold.kernels.launch import ROWS
 from bnfold.nn import kernel_calls as kernels
 from bnfold.nn import reference
+from bnfold.nn.arguments import Arguments, Running, Saved
 from tests.kernels.host import unavailable
 from tests.kernels.machine import DEVICES, HostMachine, memory
 
@@ -110,16 +111,12 @@ def all_steps(case: Case, relu: bool, summed: bool) -> dict[str, Tensor]:
     """Everything that the kernels give for a case."""
     residual = case.residual if summed else None
     running = case.running(case.weight.dtype)
-    y, mean, invstd, mask = kernels.forward(
-        case.x, residual, case.weight, case.bias, *running, 1e-5, 0.1, relu
-    )
-    saved = kernels.Saved(case.x, mask, case.weight, case.bias, mean, invstd, relu)
+    given = Arguments(case.x, residual, case.weight, case.bias, 1e-5, relu)
+    y, mean, invstd, mask = kernels.forward(given, Running(*running))
+    saved = Saved(case.x, mask, case.weight, case.bias, mean, invstd, relu)
     dx, dresidual, dweight, dbias = kernels.backward(saved, case.dy, False, summed)
     frozen_dx, *_ = kernels.backward(saved, case.dy, True, False)
-    evaluated, again = kernels.apply(
-        *(case.x, residual, case.weight, case.bias, running[0], running[1], 1e-5, relu),
-        noted=mask is not None,
-    )
+    evaluated, again = kernels.apply(given, running[0], running[1], mask is not None)
     near, m2 = kernels.statistics(case.x)
     dz, dz_x = kernels.sums(saved, case.dy)
     count = case.x.numel() // case.x.shape[1]
@@ -141,7 +138,8 @@ def check(case: Case, relu: bool, summed: bool) -> dict[str, Tensor]:
     running = tuple(each.double() for each in case.running(torch.float32)[:2])
     batches = torch.tensor(3)
     added = residual if summed else None
-    y, mean, invstd = reference.forward(x, added, weight, bias, *running, batches, 1e-5, 0.1, relu)
+    given = Arguments(x, added, weight, bias, 1e-5, relu)
+    y, mean, invstd = reference.forward(given, Running(*running, batches))
     off, slope = case.off(), reference.wide(weight.abs(), x)
     close(found["y"], y, off * slope)
     assert found["y"].stride() == case.x.stride()
@@ -182,7 +180,7 @@ def check(case: Case, relu: bool, summed: bool) -> dict[str, Tensor]:
     close(found["frozen_dx"], frozen, steep * dz.abs() * inexact)
     close(found["dz"], dbias, 1e-6 * total.reshape(-1))
     statistics = (found["running_mean"].double(), found["running_var"].double())
-    evaluated = reference.apply(x, added, weight, bias, *statistics, 1e-5, relu)
+    evaluated = reference.apply(given, *statistics)
     size = (x - reference.wide(statistics[0], x)).abs() * reference.wide((statistics[1] + 1e-5).rsqrt(), x)
     close(found["evaluated"], evaluated, 3e-7 * slope * size)
     return found
@@ -238,7 +236,7 @@ def test_the_first_value_far_from_the_others(machine: HostMachine, name: str) ->
 def test_constant_input_is_normalized_to_zero(machine: HostMachine, name: str, value: float) -> None:
     case = Case.drawn(*SHAPES[name])
     case.x.fill_(value)
-    y, mean, invstd, _ = kernels.forward(case.x, None, None, None, None, None, None, 1e-5, 0.1, False)
+    y, mean, invstd, _ = kernels.forward(Arguments(case.x), Running())
     assert torch.equal(y, torch.zeros_like(y))
     assert torch.equal(mean, torch.full_like(mean, value))
     close(invstd, torch.full_like(invstd, 1e-5).double().rsqrt(), 1e-4)
@@ -260,16 +258,14 @@ def test_what_is_no_number_stays_none(machine: HostMachine, name: str) -> None:
 
 def test_absent_parameters_and_statistics(machine: HostMachine) -> None:
     case = Case.drawn((5, 6, 8, 4))
-    y, mean, invstd, mask = kernels.forward(case.x, None, None, None, None, None, None, 1e-5, 0.1, True)
-    wanted, *_ = reference.forward(case.x.double(), None, None, None, None, None, None, 1e-5, 0.1, True)
+    y, mean, invstd, mask = kernels.forward(Arguments(case.x, relu=True), Running())
+    wanted, *_ = reference.forward(Arguments(case.x.double(), relu=True), Running())
     assert mask is None
     close(y, wanted, case.off())
-    bias, *_ = kernels.forward(case.x, None, None, case.bias, None, None, None, 1e-5, 0.1, False)
-    wanted, *_ = reference.forward(
-        *(case.x.double(), None, None, case.bias.double(), None, None, None, 1e-5, 0.1, False)
-    )
+    bias, *_ = kernels.forward(Arguments(case.x, bias=case.bias), Running())
+    wanted, *_ = reference.forward(Arguments(case.x.double(), bias=case.bias.double()), Running())
     close(bias, wanted, case.off())
-    saved = kernels.Saved(case.x, None, None, None, mean, invstd, False)
+    saved = Saved(case.x, None, None, None, mean, invstd, False)
     dx, dresidual, _, _ = kernels.backward(saved, case.dy, False, True)
     wanted, *_ = reference.backward(
         case.x.double(), case.dy.double(), None, mean.double(), invstd.double(), False
@@ -282,8 +278,8 @@ def test_the_average_over_batches(machine: HostMachine) -> None:
     case = Case.drawn((5, 6, 8, 4))
     running = case.running(torch.float32)
     ours = tuple(each.clone() for each in running)
-    kernels.forward(case.x, None, None, None, *ours, 1e-5, -1.0, False)
-    reference.forward(case.x.double(), None, None, None, *running, 1e-5, -1.0, False)
+    kernels.forward(Arguments(case.x), Running(*ours, -1.0))
+    reference.forward(Arguments(case.x.double()), Running(*running, -1.0))
     close(ours[0], running[0])
     close(ours[1], running[1], 1e-6)
     assert ours[2] == 3  # whoever calls has counted

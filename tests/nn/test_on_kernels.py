@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 import bnfold.nn
 from bnfold.nn import functional, kernel_calls, operators, steps
+from bnfold.nn.arguments import Arguments, Running
 from tests.kernels.host import unavailable
 from tests.kernels.machine import DEVICES, HostMachine
 
@@ -215,8 +216,8 @@ def test_gradients_by_differences(training: bool, relu: bool, summed: bool) -> N
 
     def run(x: Tensor, weight: Tensor, bias: Tensor, *residual: Tensor) -> Tensor:
         running = (mean.clone(), var.clone(), torch.tensor(0))
-        given = (x, residual[0] if residual else None, weight, bias, *running)
-        return functional.batch_norm(*given, training, 1e-5, 0.1, relu)
+        given = Arguments(x, residual[0] if residual else None, weight, bias, 1e-5, relu)
+        return functional.batch_norm(given, Running(*running), training)
 
     inputs = (x, weight, bias, r) if summed else (x, weight, bias)
     assert torch.autograd.gradcheck(run, inputs)
@@ -347,11 +348,11 @@ def test_steps_of_types_that_have_no_kernels_are_the_twins(machine: HostMachine)
     weight, bias, zeros, ones = torch.rand(8), torch.rand(8), torch.zeros(8), torch.ones(8)
     wanted = torch.nn.functional.batch_norm(x, zeros, ones, weight, bias)
     double = [each.double() for each in (weight, bias, zeros, ones)]
-    y, _ = steps.evaluate(x.double(), None, *double, 1e-5, False, False)
+    y, _ = steps.evaluate(Arguments(x.double(), None, *double[:2]), *double[2:], False)
     torch.testing.assert_close(y, wanted.double(), rtol=1e-5, atol=1e-5)
-    y, _ = steps.evaluate(x, None, weight.double(), bias.double(), zeros, ones, 1e-5, False, False)
+    y, _ = steps.evaluate(Arguments(x, None, *double[:2]), zeros, ones, False)
     torch.testing.assert_close(y, wanted)
-    y, _ = steps.evaluate(x.bfloat16(), None, weight, bias.bfloat16(), zeros, ones, 1e-5, False, False)
+    y, _ = steps.evaluate(Arguments(x.bfloat16(), None, weight, bias.bfloat16()), zeros, ones, False)
     torch.testing.assert_close(y.float(), wanted, rtol=4e-2, atol=4e-2)
     assert steps.moments_of(x.double()).mean.dtype == torch.float64
     assert not machine.launches
@@ -478,11 +479,10 @@ def test_operators_keep_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel_calls, "machine_of", lambda x: machine)
     monkeypatch.setattr(kernel_calls, "_WORDS", {})
     x = torch.randn(40, 2, 24, 24, requires_grad=True)
-    given = (x, None, None, None, None, None, None)
-    wanted = functional.batch_norm(*given, True, 1e-5, 0.1, False)
+    wanted = functional.batch_norm(Arguments(x), Running(), True)
     assert kernel_calls._WORDS
     kernel_calls._WORDS.clear()
-    y = operators.batch_norm(*given, True, 1e-5, 0.1, False)
+    y = operators.batch_norm(Arguments(x), Running(), True)
     y.sum().backward()
     assert torch.equal(y, wanted)
     assert [launch.row for launch in machine.launches] == ["cooperative grid"] * 3

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bnfold.nn import kernel_calls, operators
+from bnfold.nn.arguments import Arguments, Running
 
 CASES: dict[str, dict[str, Any]] = {
     "all": {},
@@ -78,9 +79,8 @@ def test_backward(case: str, frozen: bool) -> None:
 
 def test_the_numbers_are_torchs() -> None:
     given = Given()
-    y = operators.batch_norm(
-        given.x, given.residual, *given.parameters, *given.running, True, 1e-5, 0.1, True
-    )
+    arguments = Arguments(given.x, given.residual, *given.parameters, 1e-5, True)
+    y = operators.batch_norm(arguments, Running(*given.running), True)
     wanted = torch.nn.functional.batch_norm(given.x, None, None, *given.parameters, True, 0.1, 1e-5)
     wanted = torch.relu(wanted + given.residual)
     torch.testing.assert_close(y, wanted)

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bnfold.fold.carry.spread import ODD_SHAPES
-from bnfold.fold.graph import Affine
+from bnfold.fold.roles import Affine
 from bnfold.fold.solve import RULES, solve
 from bnfold.onnx_graph.file.loaded import load
 from bnfold.onnx_graph.read import read

@@ -12,7 +12,8 @@ from onnx import TensorProto, helper, numpy_helper, parser
 from onnx.reference import ReferenceEvaluator
 
 from bnfold.errors import ModelError
-from bnfold.fold.graph import Affine, Closed, Graph, Linear, Map, Node, Sum, Tensor
+from bnfold.fold.graph import Graph, Node, Tensor
+from bnfold.fold.roles import Affine, Closed, Linear, Map, Sum
 from bnfold.onnx_graph.file.loaded import load
 from bnfold.onnx_graph.model.infer import infer
 from bnfold.onnx_graph.model.scopes import build

@@ -11,7 +11,8 @@ from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from bnfold.errors import UsageError
-from bnfold.fold.graph import AddBias, Bypass, Edit, Graph, Node, Rescale, SetValue
+from bnfold.fold.edits import AddBias, Bypass, Edit, Rescale, SetValue
+from bnfold.fold.graph import Graph, Node
 from bnfold.fold.solve import solve
 from bnfold.onnx_graph.file.loaded import Loaded, load
 from bnfold.onnx_graph.read import read

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
 from tests.api.test_fold_module import LESS, ROUNDING
 from tests.torch_graph.modules import CASES
-
-ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "bench" / "results"
+from tools._common import RESULTS
+from tools._zoo.names import NAMES, SIGNED
 
 CHAINS = {"chain50": 50, "chain500": 500, "chain5000": 5000}
 NETWORKS = {"resnet50": 53, "densenet121": 121, "nasnetalarge": 264}
@@ -41,17 +38,6 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def zoo_names() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("_zoo_names", ROOT / "tools" / "_zoo_names.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-NAMES: tuple[str, ...] = zoo_names().NAMES
-SIGNED: tuple[str, ...] = zoo_names().SIGNED
 # where all that keeps other tools from folding is what bnfold was made for
 AHEAD = (
     *("levit_128s", "mixnet_s", "visformer_tiny", "swiftformer_xs", "inception_next_atto", "nasnetalarge"),

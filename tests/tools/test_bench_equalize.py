@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import importlib
 import json
-import sys
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tools._common import RESULTS
 
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def bench() -> ModuleType:
     pytest.importorskip("skimage", reason="the photographs are scikit-image's")
     pytest.importorskip("torch", reason="the trained networks are torch's")
-    monkeypatch.setattr(sys, "path", [str(ROOT / "tools"), *sys.path])
-    return importlib.import_module("_bench_equalize")
+    return importlib.import_module("tools._bench.equalize")
 
 
 def test_measures(bench: ModuleType) -> None:
@@ -43,7 +40,7 @@ def test_no_photograph_is_on_both_sides(bench: ModuleType, monkeypatch: pytest.M
 
 def test_what_is_stored_shows_what_is_claimed() -> None:
     """One scale for a whole weight: closer to float32 with balanced ranges, in answers and in outputs."""
-    networks = json.loads((ROOT / "bench" / "results" / "equalize.json").read_text())["networks"]
+    networks = json.loads((RESULTS / "equalize.json").read_text())["networks"]
     ways = networks["MobileNetV2, ImageNet"]["ways"]
     before, after = (ways[way]["per_tensor"] for way in ("as it is", "equalized, Clips split"))
     assert after["same"] > before["same"]

@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
 import re
 import shutil
 import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
 from bnfold.kernels.launch import Device
-
-ROOT = Path(__file__).resolve().parents[2]
-TOOLS = ROOT / "tools"
-sys.path.insert(0, str(TOOLS))  # where they find each other
-layers = importlib.import_module("_bench_layers")
-goals = importlib.import_module("_bench_goals")
-kernels = importlib.import_module("_bench_kernels")
-modules = importlib.import_module("_bench_modules")
-check = importlib.import_module("_gpu_check")
-compiling = importlib.import_module("_gpu_compile")
-stored = importlib.import_module("_gpu_results")
-tests = importlib.import_module("_gpu_tests")
-sys.path.remove(str(TOOLS))
+from docs import tables as page
+from tools._common import ROOT, command
+from tools._gpu import check, goals, kernels, layers
 
 H100 = Device((9, 0), multiprocessors=132, shared_memory=227 * 1024, clusters=8, cooperative=True)
 SMALL = layers.Layer(16, 7, 7, {"alone": 1, "relu": 1, "add_relu": 1})
@@ -108,11 +94,11 @@ def test_arguments() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("tool", ["gpu_check", "bench_kernels"])
+@pytest.mark.parametrize(("tool", "module"), [("gpu_check", "check"), ("bench_kernels", "kernels")])
 @pytest.mark.parametrize("here", [True, False])
-def test_without_a_gpu(tool: str, here: bool, tmp_path: Path) -> None:
+def test_without_a_gpu(tool: str, module: str, here: bool, tmp_path: Path) -> None:
     output = tmp_path / "gpu.json"
-    python = [sys.executable, f"tools/_{tool}.py", "--output", str(output)]
+    python = command(f"tools._gpu.{module}", "--output", output)
     shell = [f"tools/{tool}"]
     if not here and shutil.which("bash") is None:
         pytest.skip("the tool is written for bash")
@@ -236,17 +222,7 @@ def test_results_are_complete() -> None:
 # the page
 
 
-def tables() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("tables", ROOT / "docs" / "tables.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_page_without_and_with_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = tables()
     monkeypatch.setattr(page, "RESULTS", tmp_path)
     assert page.gpu_goals().count("| not measured yet |") == 5
     assert page.gpu_layers() == "Not measured yet."

@@ -2,41 +2,30 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import json
 import re
 import statistics
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.tools.conftest import Ran
+from tools._claims import run as claims
+from tools._claims import summary, table
+from tools._common import RESULTS, ROOT
+
 pytest.importorskip("sklearn", reason="the digits lie in scikit-learn, of the extra train-demo")
 
-ROOT = Path(__file__).resolve().parents[2]
-TOOLS = ROOT / "tools"
 KINDS = ("without", "with")
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-@pytest.fixture
-def tool(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Imports a module of tools/ by its name. One thread, as these tools have it."""
-    monkeypatch.syspath_prepend(str(TOOLS))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield importlib.import_module
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def committed() -> Any:
-    return json.loads((ROOT / "bench" / "results" / "claims.json").read_text())
+    return json.loads((RESULTS / "claims.json").read_text())
 
 
 def check(known: dict[str, Any]) -> None:
@@ -57,27 +46,28 @@ def check(known: dict[str, Any]) -> None:
         assert run["batch_norm"] or run["recalibrated"] == run["test"]
 
 
-def test_a_quick_run_stores_and_draws_all(tool: Any, tmp_path: Path) -> None:
-    command = [sys.executable, str(TOOLS / "_claims.py"), "--quick", "--folder", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def test_a_quick_run_stores_and_draws_all(ran: Ran, tmp_path: Path) -> None:
+    arguments = ("_claims.claims", "--quick", "--folder", tmp_path)
+    done = ran(*arguments)
     assert (done.returncode, done.stderr) == (0, "")
     assert "8 layers, with" in done.stdout
     known = json.loads((tmp_path / "claims.json").read_text())
     check(known)
-    assert known["summary"] == tool("_claims_summary").summary(known["runs"])
+    assert known["summary"] == summary.summary(known["runs"])
     best = {kind: known["summary"]["3"][kind]["best"]["test"]["median"] for kind in KINDS}
     assert best["with"] >= 0.8
     picture = (tmp_path / "claims.png").read_bytes()
     assert picture.startswith(PNG)
 
-    again = subprocess.run([*command, "--redraw"], capture_output=True, text=True, check=True)
+    again = ran(*arguments, "--redraw")
+    assert again.returncode == 0
     assert again.stdout.partition("runs;")[0] == done.stdout.partition("runs;")[0]
     assert json.loads((tmp_path / "claims.json").read_text()) == known
     assert (tmp_path / "claims.png").read_bytes() == picture
 
 
-def test_a_run_is_the_same_again_and_batch_norm_is_all_that_differs(tool: Any) -> None:
-    claims = tool("_claims_run")
+@pytest.mark.usefixtures("one_thread")
+def test_a_run_is_the_same_again_and_batch_norm_is_all_that_differs() -> None:
     setting = claims.Setting(3, True, 0.1, 1.0, seed=2)
     first, again = (claims.run(setting, epochs=1) for _ in range(2))
     assert first == again
@@ -91,31 +81,31 @@ def test_a_run_is_the_same_again_and_batch_norm_is_all_that_differs(tool: Any) -
     assert torch.equal(nets[0][-1].weight, nets[1][-1].weight)
 
 
-def test_numbers_that_are_lost_are_told(tool: Any) -> None:
-    claims = tool("_claims_run")
+@pytest.mark.usefixtures("one_thread")
+def test_numbers_that_are_lost_are_told() -> None:
     found = claims.run(claims.Setting(8, False, 3.0, 4.0, seed=0), epochs=1)
     assert (found["ending"], found["steps"], found["loss"], found["test"]) == ("nan", None, None, 0.1)
 
 
-def test_the_spread_of_what_never_happened_is_none(tool: Any) -> None:
-    summary = tool("_claims_summary")
+def test_the_spread_of_what_never_happened_is_none() -> None:
     runs = [{"steps": 7}, {"steps": None}, {"steps": 3}]
     assert summary.spread(map(summary.steps, runs)) == {"least": 3, "median": 7, "largest": None}
     assert summary.spread([]) is None
-    assert tool("_claims_table").count({"least": 3, "median": 7, "largest": None}) == "7 (3 to never)"
+    assert table.count({"least": 3, "median": 7, "largest": None}) == "7 (3 to never)"
 
 
 # what is committed
 
 
-def test_the_results_are_complete(tool: Any, committed: Any) -> None:
+def test_the_results_are_complete(committed: Any) -> None:
     check(committed)
-    claims = tool("_claims")
+    from tools._claims.claims import LEARNING_RATES, SCALES, SEEDS
+
     protocol = committed["protocol"]
-    assert protocol["seeds"] == claims.SEEDS >= 5
-    assert tuple(protocol["learning_rates"]) == claims.LEARNING_RATES
-    assert tuple(protocol["scales"]) == claims.SCALES
-    assert committed["summary"] == tool("_claims_summary").summary(committed["runs"])
+    assert protocol["seeds"] == SEEDS >= 5
+    assert tuple(protocol["learning_rates"]) == LEARNING_RATES
+    assert tuple(protocol["scales"]) == SCALES
+    assert committed["summary"] == summary.summary(committed["runs"])
     assert (ROOT / "docs" / "claims.png").read_bytes().startswith(PNG)
 
 

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import onnx
 import pytest
 
+from tests.tools.conftest import Ran
+
 pytest.importorskip("sklearn", reason="the digits lie in scikit-learn, of the extra train-demo")
 pytest.importorskip("torch_pruning", reason="slimming needs the extra compress")
 
-ROOT = Path(__file__).resolve().parents[2]
 STEPS = ["trained", "pruned", "recalibrated", "fine-tuned", "recalibrated again", "folded"]
 
 
-def test_half_of_the_channels_and_all_batch_norms_leave(tmp_path: Path) -> None:
+def test_half_of_the_channels_and_all_batch_norms_leave(ran: Ran, tmp_path: Path) -> None:
     target, results = tmp_path / "net.onnx", tmp_path / "slim.json"
-    command = [sys.executable, str(ROOT / "tools" / "_slim_demo.py"), "--quick"]
-    command += ["--out", str(target), "--json", str(results)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = ran("_demos.slim_demo", "--quick", "--out", target, "--json", results)
     assert (done.returncode, done.stderr) == (0, "")
     [run] = json.loads(results.read_text())["runs"]
 
@@ -58,17 +55,14 @@ def test_half_of_the_channels_and_all_batch_norms_leave(tmp_path: Path) -> None:
     assert mean["tuned, 0.005"] == run["steps"][4]["value"]  # trained again, by the same seed
 
 
-def test_what_cannot_be_written_ends_the_tool_with_status_2(tmp_path: Path) -> None:
+def test_what_cannot_be_written_ends_the_tool_with_status_2(ran: Ran, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    command = [sys.executable, str(ROOT / "tools" / "_slim_demo.py")]
-    command += ["--out", str(tmp_path / "file" / "net.onnx")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    done = ran("_demos.slim_demo", "--out", tmp_path / "file" / "net.onnx")
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(r"slim_demo: .*'\S+file'\n", done.stderr)
 
 
-def test_seeds_are_counted_from_one() -> None:
-    command = [sys.executable, str(ROOT / "tools" / "_slim_demo.py"), "--seeds", "0"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def test_seeds_are_counted_from_one(ran: Ran) -> None:
+    done = ran("_demos.slim_demo", "--seeds", 0)
     assert done.returncode == 2
     assert done.stderr.endswith("slim_demo: error: --seeds: at least 1\n")

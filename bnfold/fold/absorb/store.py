@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from typing import Any
 
 import numpy as np
 
 from bnfold.fold.affine import all_finite
-from bnfold.fold.graph import Array, Constant, Key, Node, SetValue
+from bnfold.fold.edits import Edit, SetValue
+from bnfold.fold.graph import Array, Constant, Key, Node
 
 __all__ = ["OutOfRange", "as_float", "in_type", "store"]
 
@@ -72,3 +74,26 @@ def _check_channels(node: Node, value: Array, old: Constant, axis: int, dtype: A
         channel = int(np.argmax(lost))
         what = f"the weights of channel {channel} would leave the normal range of {dtype.name}"
         raise OutOfRange(node, f"{what} ({largest[channel]:.3g})")
+
+
+HELD = 1 << 28  # bytes of new weights that may stay in memory
+SMALL = 1 << 20  # smaller ones always do
+
+
+class ToDisk:
+    """Call it with each edit: beyond `HELD` bytes values move to a nameless temporary file."""
+
+    def __init__(self, held: int = HELD) -> None:
+        self.left = held
+
+    def __call__(self, edit: Edit) -> Edit:
+        """The edit, its value in memory or mapped."""
+        if isinstance(edit, SetValue) and edit.value.nbytes >= SMALL:
+            self.left -= edit.value.nbytes
+            if self.left < 0:
+                with tempfile.TemporaryFile() as file:
+                    mapped = np.memmap(file, edit.value.dtype, "w+", shape=edit.value.shape)
+                mapped[...] = edit.value
+                mapped.flush()
+                edit.value = mapped
+        return edit

@@ -6,14 +6,14 @@ from typing import Any
 
 from bnfold.fold import moves
 from bnfold.fold.carry.spread import Spread
-from bnfold.fold.graph import Array, Node
+from bnfold.fold.graph import Array, Node, Refused
 
 
 def flat(spread: Spread, node: Node, array: Array, axes: tuple[int, ...]) -> Array:
     try:
         return moves.flatten(array, axes)
-    except moves.Stuck as stuck:
-        raise spread.fail(node, f"needs the same change along the axis, but it {stuck}") from None
+    except Refused as refused:
+        raise spread.fail(node, f"needs the same change along the axis, but it {refused}") from None
 
 
 def uniform(spread: Spread, node: Node, array: Array) -> Array:

@@ -6,14 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.fold.affine import align, varying
-from bnfold.fold.carry.spread import (
-    Alternative,
-    Mismatch,
-    Spread,
-    same,
-)
-from bnfold.fold.graph import Array, Linear, Node, Product, Sum, Tensor
+from bnfold.fold.affine import align, at_axis, varying
+from bnfold.fold.carry.spread import Alternative, Mismatch, Spread, same
+from bnfold.fold.graph import Array, Node, Tensor
+from bnfold.fold.roles import Linear, Product, Sum
 
 __all__ = ["balance", "fit", "share", "through_weight"]
 
@@ -77,12 +73,12 @@ def _way(spread: Spread, node: Node, slots: list[int], missing: Array) -> Altern
             raise spread.fail(node, "its operands cancel")
         value = value / weight if spread.kind == "shift" else _root(spread, node, value, weight)
         spread.want(node.at(slots[0]), fit(spread, node, value, node.at(slots[0])), node)
-        spread.later(node, lambda: _settled(spread, node))
+        spread.later(node, lambda: _check(spread, node))
 
     return take
 
 
-def _settled(spread: Spread, node: Node) -> list[Alternative]:
+def _check(spread: Spread, node: Node) -> list[Alternative]:
     _, missing = _missing(spread, node)
     if not _holds(spread, node, missing):
         raise Mismatch(node, missing, spread.folds)
@@ -168,21 +164,14 @@ def _bias_size(spread: Spread, producer: Node, tensor: Tensor, missing: Array) -
     if role.bias is not None and extra.ndim > role.out_axis:
         value = np.asarray(role.bias.value, np.float64)
         if value.ndim == 1 and extra.shape[role.out_axis] in (1, value.size):
-            bias = value.reshape([-1 if axis == role.out_axis else 1 for axis in range(extra.ndim)])
+            bias = at_axis(value, role.out_axis, extra.ndim)
     return float(np.abs(extra + bias).max(initial=0.0))
 
 
 def through_weight(role: Linear, v: Array, rank: int) -> Array:
     """`W v` for a constant input v that varies along the input axis only: one number per output channel."""
-    weight = np.array(role.weight.value, np.float64).reshape(role.split)  # our own: multiplied in place
-    inner = role.split[role.w_in] * (role.split[role.w_group] if role.w_group is not None else 1)
-    vector = np.broadcast_to(v.reshape(v.shape[role.in_axis] if v.ndim == rank else v.size), (inner,))
-    shape = [1] * weight.ndim
-    shape[role.w_in] = role.split[role.w_in]
-    keep = [role.w_out]
-    if role.w_group is not None:
-        shape[role.w_group] = role.split[role.w_group]
-        keep = [role.w_group, role.w_out]
-    weight *= vector.reshape(shape)
-    out: Array = weight.sum(tuple(axis for axis in range(weight.ndim) if axis not in keep))
+    weight = role.matrices(np.array(role.weight.value, np.float64))  # our own: multiplied in place
+    vector = np.broadcast_to(v.reshape(v.shape[role.in_axis] if v.ndim == rank else v.size), (role.inputs,))
+    weight *= vector.reshape(role.groups, 1, -1, *(1,) * len(role.rest))
+    out: Array = weight.sum(tuple(range(2, weight.ndim)))
     return out.reshape(-1) * role.alpha

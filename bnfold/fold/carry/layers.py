@@ -7,17 +7,12 @@ from typing import Any
 import numpy as np
 
 from bnfold.fold import moves
-from bnfold.fold.affine import along, varying
+from bnfold.fold.affine import along, at_axis, varying
 from bnfold.fold.carry import equation
-from bnfold.fold.carry.common import (
-    data_slot,
-    flat,
-    other_side,
-    positive,
-    uniform,
-)
+from bnfold.fold.carry.common import data_slot, flat, other_side, positive, uniform
 from bnfold.fold.carry.spread import Spread
-from bnfold.fold.graph import Affine, Array, Closed, Gate, Linear, Node, Normalize, Recurrent, SoftmaxInput
+from bnfold.fold.graph import Array, Node
+from bnfold.fold.roles import Affine, Closed, Gate, Linear, Normalize, Recurrent, SoftmaxInput
 
 
 def closed(spread: Spread, node: Node, slot: int, f: Array) -> None:
@@ -133,29 +128,32 @@ def linear_shift(spread: Spread, node: Node, slot: int, d: Array) -> None:
         raise spread.fail(node, role.bias_open or f"its bias {role.bias.locked if role.bias else ''}")
 
     bias = spread.decode if slot >= 0 else spread.encode
-    if role.bias is not None or role.costs == 0 or node in spread.state.stand_ins or node in spread.stand_ins:
+    if (
+        role.bias is not None
+        or role.costs == 0
+        or node in spread.state.new_biases
+        or node in spread.new_biases
+    ):
         bias(node)
         return
 
-    def stand_in(_: Array | None) -> None:
-        if spread.stand_ins or spread.target.role.kind == "shift":  # type: ignore[attr-defined]
+    def new_bias(_: Array | None) -> None:
+        if spread.new_biases or spread.target.role.kind == "shift":  # type: ignore[attr-defined]
             raise spread.fail(node, "has no bias, and would need an Add of its own to take the shift")
-        spread.stand_ins.add(node)
+        spread.new_biases.add(node)
         bias(node)
 
     def onwards(_: Array | None) -> None:
         spread.plain(node)
         y = node.outputs[0]
         through = equation.through_weight(role, d / spread.scale_of(node.at(role.x)), node.at(role.x).rank)
-        shape = [1] * y.rank
-        shape[role.out_axis] = through.size
         spread.absorb(node)
         spread.carriers.add(node)
-        spread.want(y, through.reshape(shape) * spread.scale_of(y), node)
+        spread.want(y, at_axis(through, role.out_axis, y.rank) * spread.scale_of(y), node)
 
     if slot < 0 and node in spread.carriers:
         return
-    spread.later(node, lambda: [onwards, stand_in] if slot >= 0 else [stand_in])
+    spread.later(node, lambda: [onwards, new_bias] if slot >= 0 else [new_bias])
 
 
 def recurrent(spread: Spread, node: Node, slot: int, f: Array) -> None:

@@ -15,14 +15,9 @@ from functools import cache
 
 import numpy as np
 
-from bnfold.fold.carry.spread import (
-    Conflict,
-    Lock,
-    Rule,
-    Spread,
-    State,
-)
-from bnfold.fold.graph import Affine, Array, Graph, Node, Tensor
+from bnfold.fold.carry.spread import Conflict, Lock, Rule, Spread, State
+from bnfold.fold.graph import Array, Graph, Node, Tensor
+from bnfold.fold.roles import Affine
 
 __all__ = ["Locks"]
 

@@ -5,15 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from bnfold.fold import moves
-from bnfold.fold.carry.common import (
-    data_slot,
-    flat,
-    other_side,
-    positive,
-    uniform,
-)
+from bnfold.fold.carry.common import data_slot, flat, other_side, positive, uniform
 from bnfold.fold.carry.spread import Spread
-from bnfold.fold.graph import Array, Clamp, Leaky, Map, Node, Pad
+from bnfold.fold.graph import Array, Node, Refused
+from bnfold.fold.roles import Clamp, Leaky, Map, Pad
 
 
 def map_scale(spread: Spread, node: Node, slot: int, f: Array) -> None:
@@ -137,7 +132,7 @@ def pad_shift(spread: Spread, node: Node, slot: int, d: Array) -> None:
         if d.size > 1:
             try:
                 d = moves.flatten(d, tuple(range(d.ndim)))
-            except moves.Stuck:
+            except Refused:
                 why = "its padding is one value, and the shift differs from channel to channel"
                 raise spread.fail(node, why, "pad by reflection, or after the batch norm") from None
         spread.absorb(node)

@@ -11,15 +11,11 @@ import numpy as np
 from bnfold.fold import moves
 from bnfold.fold.affine import varying
 from bnfold.fold.carry import equation
-from bnfold.fold.carry.common import (
-    data_slot,
-    flat,
-    other_side,
-    positive,
-)
+from bnfold.fold.carry.common import data_slot, flat, other_side, positive
 from bnfold.fold.carry.spread import Alternative, Spread
 from bnfold.fold.carry.spread import same as same_values
-from bnfold.fold.graph import Array, Concat, Contract, Move, Node, Same, Split, Tensor
+from bnfold.fold.graph import Array, Node, Refused, Tensor
+from bnfold.fold.roles import Concat, Contract, Move, Same, Split
 
 
 def move(spread: Spread, node: Node, slot: int, f: Array) -> None:
@@ -27,8 +23,8 @@ def move(spread: Spread, node: Node, slot: int, f: Array) -> None:
     data_slot(spread, node, slot, role.x)
     try:
         moved = role.move.push(f) if slot >= 0 else role.move.pull(f)
-    except moves.Stuck as stuck:
-        raise spread.fail(node, str(stuck)) from None
+    except Refused as refused:
+        raise spread.fail(node, str(refused)) from None
     spread.want(other_side(node, slot, role.x), moved, node, slot < 0)
 
 
@@ -42,7 +38,7 @@ def split(spread: Spread, node: Node, slot: int, f: Array) -> None:
             spread.want(output, _part(f, axis, offset, size), node)
             offset += size
         return
-    if _along_places(f, axis):
+    if _is_spatial(f, axis):
         spread.want(node.at(0), f, node)
         return
     whole = _whole(f, axis, sum(sizes[: -1 - slot]), sizes[-1 - slot], sum(sizes))
@@ -52,14 +48,14 @@ def split(spread: Spread, node: Node, slot: int, f: Array) -> None:
 def concat(spread: Spread, node: Node, slot: int, f: Array) -> None:
     role: Concat = node.role  # type: ignore[assignment]
     axis, sizes = role.axis, role.sizes
-    if None in sizes or (slot >= 0 and _along_places(f, axis)):
+    if None in sizes or (slot >= 0 and _is_spatial(f, axis)):
         even = flat(spread, node, f, (axis,))
         for index in range(len(sizes)):
             spread.want(node.at(index), even, node)
         spread.want(node.outputs[0], even, node)
         return
     if slot >= 0:
-        *starts, total = _places(sizes)
+        *starts, total = _offsets(sizes)
         whole = _whole(f, axis, starts[slot], sizes[slot] or 0, total)
         spread.want(node.outputs[0], whole, node, True)
         return
@@ -71,13 +67,13 @@ def concat(spread: Spread, node: Node, slot: int, f: Array) -> None:
 
 
 @lru_cache(1024)
-def _places(sizes: tuple[int | None, ...]) -> tuple[int, ...]:
+def _offsets(sizes: tuple[int | None, ...]) -> tuple[int, ...]:
     """Where each part begins, and where the last one ends."""
     return tuple(accumulate([size or 0 for size in sizes], initial=0))
 
 
-def _along_places(f: Array, axis: int) -> bool:
-    """The parts lie beside each other in space, not in channels: what changes one changes all of them."""
+def _is_spatial(f: Array, axis: int) -> bool:
+    """The parts are joined in space, not in channels: what changes one changes all of them."""
     return bool(f.shape[axis] == 1 and (f.size > 1 or axis > 1))
 
 

@@ -16,8 +16,8 @@ from typing import TypeAlias
 
 import numpy as np
 
-from bnfold.fold.graph import Affine, Array, Node, Tensor
-from bnfold.fold.moves import Stuck
+from bnfold.fold.graph import Array, Node, Refused, Tensor
+from bnfold.fold.roles import Affine
 
 Rule: TypeAlias = "Callable[[Spread, Node, int, Array], None]"
 Alternative: TypeAlias = "Callable[[Array | None], None]"
@@ -76,7 +76,7 @@ class State:
     v: dict[Tensor, Array] = field(default_factory=dict)
     frozen: set[Tensor] = field(default_factory=set)  # carry a zero scale: no further change
     gone: dict[Node, int] = field(default_factory=dict)  # vanished affine nodes, and the number of their fold
-    stand_ins: set[Node] = field(default_factory=set)  # linear nodes that get an Add as their bias
+    new_biases: set[Node] = field(default_factory=set)  # linear nodes that get a bias, an Add behind them
     locks: dict[str, dict[Tensor, Lock]] | None = None
     calls: int = 0  # rule calls so far: a measure of the work
     undone: int = 0  # alternatives that were rolled back
@@ -87,7 +87,7 @@ class Spread:
 
     __slots__ = (
         *("absorbers", "carriers", "factors", "folds", "kind", "limit", "log", "neutral", "partial", "queue"),
-        *("rules", "stand_ins", "state", "target", "tries", "values", "via", "waiting", "zeros"),
+        *("rules", "new_biases", "state", "target", "tries", "values", "via", "waiting", "zeros"),
     )
 
     def __init__(self, state: State, target: Node, kind: str, rules: Mapping[type, Rule], limit: int) -> None:
@@ -99,7 +99,7 @@ class Spread:
         self.via: dict[Tensor, frozenset[int]] = {}
         self.folds: frozenset[int] = frozenset()
         self.absorbers: dict[Node, None] = {}
-        self.stand_ins: set[Node] = set()
+        self.new_biases: set[Node] = set()
         self.carriers: set[Node] = set()  # linear nodes without bias that pass a shift on
         self.queue: deque[Tensor] = deque()
         self.partial: dict[Tensor, None] = {}
@@ -260,8 +260,8 @@ class Spread:
         """Ask the rule of a node's role."""
         try:
             self.rules[type(node.role)](self, node, slot, value)
-        except Stuck as stuck:
-            raise self.fail(node, str(stuck)) from None
+        except Refused as refused:
+            raise self.fail(node, str(refused)) from None
         except (IndexError, ValueError):
             raise self.fail(node, ODD_SHAPES) from None
 
@@ -290,7 +290,7 @@ class Spread:
                 if self.tries > CHOICES:
                     raise first or self.fail(node, "too many choices were tried")
                 mark, waiting, absorbers = len(self.log), dict(self.waiting), dict(self.absorbers)
-                stand_ins, carriers = set(self.stand_ins), set(self.carriers)
+                new_biases, carriers = set(self.new_biases), set(self.carriers)
                 try:
                     alternative(missing)
                     self._drain()
@@ -302,7 +302,7 @@ class Spread:
                     first = first or conflict.bare()
                     self._undo(mark)
                     self.waiting, self.absorbers = waiting, absorbers
-                    self.stand_ins, self.carriers = stand_ins, carriers
+                    self.new_biases, self.carriers = new_biases, carriers
                     if missing is not None or not isinstance(conflict, Mismatch) or conflict.node is not node:
                         break
                     missing = conflict.residual

@@ -7,71 +7,31 @@ called with the slot that changed and the array, and calls `spread.want` for eac
 
 from __future__ import annotations
 
-from bnfold.fold.carry import layers as weights
-from bnfold.fold.carry import maps
-from bnfold.fold.carry import rearranging as moves
+from bnfold.fold import roles
+from bnfold.fold.carry import layers, maps, rearranging
 from bnfold.fold.carry.spread import Rule
-from bnfold.fold.graph import (
-    Affine,
-    Clamp,
-    Closed,
-    Concat,
-    Contract,
-    Gate,
-    Leaky,
-    Linear,
-    Map,
-    Move,
-    Normalize,
-    Pad,
-    Product,
-    Recurrent,
-    Same,
-    SoftmaxInput,
-    Split,
-    Sum,
-)
 
 __all__ = ["SCALE", "SHIFT"]
 
-SCALE: dict[type, Rule] = {
-    Closed: weights.closed,
-    Affine: weights.affine_scale,
-    Linear: weights.linear_scale,
-    Recurrent: weights.recurrent,
-    Map: maps.map_scale,
-    Leaky: maps.leaky_scale,
-    Clamp: maps.clamp_scale,
-    Gate: weights.gate,
-    Move: moves.move,
-    Pad: maps.pad_scale,
-    Split: moves.split,
-    Concat: moves.concat,
-    Sum: moves.sum_scale,
-    Product: moves.product_scale,
-    Same: moves.same,
-    Contract: moves.contract_scale,
-    Normalize: weights.normalize_scale,
-    SoftmaxInput: weights.closed,
+_RULES: dict[type, tuple[Rule, Rule]] = {
+    roles.Closed: (layers.closed, layers.closed),
+    roles.Affine: (layers.affine_scale, layers.affine_shift),
+    roles.Linear: (layers.linear_scale, layers.linear_shift),
+    roles.Recurrent: (layers.recurrent, layers.recurrent),
+    roles.Map: (maps.map_scale, maps.map_shift),
+    roles.Leaky: (maps.leaky_scale, maps.leaky_shift),
+    roles.Clamp: (maps.clamp_scale, maps.clamp_shift),
+    roles.Gate: (layers.gate, layers.gate),
+    roles.Move: (rearranging.move, rearranging.move),
+    roles.Pad: (maps.pad_scale, maps.pad_shift),
+    roles.Split: (rearranging.split, rearranging.split),
+    roles.Concat: (rearranging.concat, rearranging.concat),
+    roles.Sum: (rearranging.sum_scale, rearranging.sum_shift),
+    roles.Product: (rearranging.product_scale, rearranging.product_shift),
+    roles.Same: (rearranging.same, rearranging.same),
+    roles.Contract: (rearranging.contract_scale, rearranging.contract_shift),
+    roles.Normalize: (layers.normalize_scale, layers.normalize_shift),
+    roles.SoftmaxInput: (layers.closed, layers.softmax_shift),
 }
-
-SHIFT: dict[type, Rule] = {
-    Closed: weights.closed,
-    Affine: weights.affine_shift,
-    Linear: weights.linear_shift,
-    Recurrent: weights.recurrent,
-    Map: maps.map_shift,
-    Leaky: maps.leaky_shift,
-    Clamp: maps.clamp_shift,
-    Gate: weights.gate,
-    Move: moves.move,
-    Pad: maps.pad_shift,
-    Split: moves.split,
-    Concat: moves.concat,
-    Sum: moves.sum_shift,
-    Product: moves.product_shift,
-    Same: moves.same,
-    Contract: moves.contract_shift,
-    Normalize: weights.normalize_shift,
-    SoftmaxInput: weights.softmax_shift,
-}
+SCALE: dict[type, Rule] = {role: scale for role, (scale, _) in _RULES.items()}
+SHIFT: dict[type, Rule] = {role: shift for role, (_, shift) in _RULES.items()}

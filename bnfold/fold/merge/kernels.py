@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bnfold.fold.absorb.store import as_float
-from bnfold.fold.graph import Array, Dim, Linear
-from bnfold.fold.windows import POINT, Axis, Unequal, added, axes_of, in_a_row, settled
+from bnfold.fold.graph import Array, Dim, Refused
+from bnfold.fold.roles import Linear
+from bnfold.fold.windows import POINT, Axis, added, axes_of, in_a_row, with_valid_pads
 
 __all__ = [
     *("Form", "add_forms", "bias_of", "chain_forms", "chain_kernels", "diagonal", "form_of", "kernel_of"),
@@ -33,7 +34,7 @@ class Form:
 
     @property
     def cost(self) -> int:
-        """Multiplications for one output place, all channels; the number of weights as well."""
+        """Multiplications for one output position, all channels; the number of weights as well."""
         return self.outputs * self.inputs // self.groups * math.prod(axis.taps for axis in self.axes)
 
     @property
@@ -42,22 +43,20 @@ class Form:
         groups = self.groups
         return groups, self.outputs // groups, self.inputs // groups, *(axis.taps for axis in self.axes)
 
-    def settled(self, sizes: Sequence[Dim], symmetric: bool) -> Form:
-        """With pads that can be stated (`windows.settled`); `sizes`: of the spatial axes that it reads."""
+    def with_valid_pads(self, sizes: Sequence[Dim], symmetric: bool) -> Form:
+        """See `windows.with_valid_pads`; `sizes`: of the spatial axes that it reads."""
         pairs = zip(self.axes, sizes, strict=True)
-        return replace(self, axes=tuple(settled(axis, _known(size), symmetric) for axis, size in pairs))
+        return replace(
+            self, axes=tuple(with_valid_pads(axis, _known(size), symmetric) for axis, size in pairs)
+        )
 
 
 def form_of(role: Linear) -> Form | None:
     """The form of a linear node; None if it is not a plain convolution or a product with one matrix."""
-    if role.windows is None:
+    if role.windows is None or len(role.rest) != len(role.windows.strides):
         return None
-    split, groups = role.split, 1 if role.w_group is None else role.split[role.w_group]
-    taps = tuple(n for axis, n in enumerate(split) if axis not in (role.w_group, role.w_out, role.w_in))
-    if len(taps) != len(role.windows.strides):
-        return None
-    outputs, inputs = split[role.w_out] * groups, split[role.w_in] * groups
-    return Form(groups, outputs, inputs, axes_of(role.windows, taps)) if outputs and inputs else None
+    axes = axes_of(role.windows, role.rest)
+    return Form(role.groups, role.outputs, role.inputs, axes) if role.outputs and role.inputs else None
 
 
 def diagonal(channels: int, axes: int) -> Form:
@@ -69,10 +68,10 @@ def add_forms(a: Form, b: Form, sizes: Sequence[Dim]) -> Form:
     """The form of the sum of two maps of one tensor with these sizes of spatial axes.
 
     Raises:
-        Unequal: there is no such map.
+        Refused: there is no such map.
     """
     if (a.outputs, a.inputs) != (b.outputs, b.inputs):
-        raise Unequal("have different numbers of channels")
+        raise Refused("have different numbers of channels")
     rows = zip(a.axes, b.axes, sizes, strict=True)
     axes = tuple(added(one, other, _known(size)) for one, other, size in rows)
     return Form(math.gcd(a.groups, b.groups), a.outputs, a.inputs, axes)
@@ -82,20 +81,17 @@ def chain_forms(one: Form, two: Form) -> Form:
     """The form of `two` after `one`.
 
     Raises:
-        Unequal: there is no such map.
+        Refused: there is no such map.
     """
     if one.outputs != two.inputs:
-        raise Unequal("have different numbers of channels between them")
+        raise Refused("have different numbers of channels between them")
     axes = tuple(in_a_row(a, b) for a, b in zip(one.axes, two.axes, strict=True))
     return Form(math.gcd(one.groups, two.groups), two.outputs, one.inputs, axes)
 
 
 def kernel_of(role: Linear) -> Array:
     """The numbers of a linear node, in float64."""
-    order = [axis for axis in (role.w_group, role.w_out, role.w_in) if axis is not None]
-    order += [axis for axis in range(len(role.split)) if axis not in order]
-    kernel: Array = as_float(role.weight).reshape(role.split).transpose(order) * role.alpha
-    return kernel if role.w_group is not None else kernel[None]
+    return role.matrices(as_float(role.weight)) * role.alpha
 
 
 def stored_kernel(role: Linear, kernel: Array) -> Array:
@@ -129,8 +125,8 @@ def moved_to(form: Form, kernel: Array, goal: Form) -> Array:
     if kernel.shape == goal.shape:
         return kernel
     result = np.zeros(goal.shape)
-    places = [_places(axis, wide) for axis, wide in zip(form.axes, goal.axes, strict=True)]
-    result[(slice(None),) * 3 + tuple(places)] = kernel
+    taps = [_taps_in(axis, wide) for axis, wide in zip(form.axes, goal.axes, strict=True)]
+    result[(slice(None),) * 3 + tuple(taps)] = kernel
     return result
 
 
@@ -142,15 +138,15 @@ def chain_kernels(one: tuple[Form, Array], two: tuple[Form, Array], goal: Form) 
     result = np.zeros(goal.shape)
     for tap in np.ndindex(*b.shape[3:]):
         part = np.einsum("goc,gcik->goik", b[(slice(None),) * 3 + tap], flat, optimize=True)
-        places = []
+        taps = []
         for index, near, far, wide in zip(tap, first.axes, second.axes, goal.axes, strict=True):
-            places.append(_places(near, wide, near.stride * (far.first + index * far.step)))
-        result[(slice(None),) * 3 + tuple(places)] += part.reshape(*part.shape[:3], *a.shape[3:])
+            taps.append(_taps_in(near, wide, near.stride * (far.first + index * far.step)))
+        result[(slice(None),) * 3 + tuple(taps)] += part.reshape(*part.shape[:3], *a.shape[3:])
     return result
 
 
-def _places(axis: Axis, wide: Axis, moved: int = 0) -> slice:
-    """Which of the taps of a wider axis these are, if they look `moved` further."""
+def _taps_in(axis: Axis, wide: Axis, moved: int = 0) -> slice:
+    """Which of the taps of a wider axis these are, if all are shifted by `moved`."""
     begin, step = (axis.first + moved - wide.first) // wide.step, max(axis.step // wide.step, 1)
     return slice(begin, begin + (axis.taps - 1) * step + 1, step)
 

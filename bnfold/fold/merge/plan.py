@@ -44,41 +44,38 @@ import numpy as np
 
 from bnfold.fold.absorb.store import OutOfRange
 from bnfold.fold.carry.spread import ODD_SHAPES
-from bnfold.fold.graph import Affine, Graph, Linear, Sum
+from bnfold.fold.edits import Edit
+from bnfold.fold.graph import Graph
 from bnfold.fold.merge.rows import find_rows
 from bnfold.fold.merge.sums import find_sums
-from bnfold.fold.merge.view import AnyEdit, Found, View
-from bnfold.report.fold import (
-    Apart,
-    Entry,
-    Merge,
-    Report,
-)
+from bnfold.fold.merge.view import Found, View
+from bnfold.fold.roles import Affine, Linear, Sum
+from bnfold.report.fold import Apart, Entry, Merge, Report
 
-__all__ = ["MergePlan", "look", "merge", "merge_all"]
+__all__ = ["MergePlan", "mergeable", "merge", "merge_all"]
 
 ROUNDS = 8  # at most: each finds what the one before has made possible
 
 
 @dataclass
 class MergePlan:
-    """What to write, and what to tell.
+    """What to write, and what to report.
 
     apart: names of nodes that are not merged, and why. maps: names of affine nodes that vanish, and of those
     that take them in. again: the merged nodes stand beside others that may now be merged with them.
     """
 
-    edits: list[AnyEdit] = field(default_factory=list)
+    edits: list[Edit] = field(default_factory=list)
     merged: list[Merge] = field(default_factory=list)
     apart: dict[tuple[str, ...], str] = field(default_factory=dict)
     maps: dict[str, tuple[str, ...]] = field(default_factory=dict)
     again: bool = False
 
 
-def look(graph: Graph, view: View, report: Report) -> bool:
+def mergeable(graph: Graph, view: View, report: Report) -> bool:
     """Whether there is anything to merge, by the forms alone, in a graph that a fold is about to change.
 
-    If not, the report is told why.
+    If not, the report says why.
     """
     found = bool(_find(graph, view))
     if not found:
@@ -89,7 +86,7 @@ def look(graph: Graph, view: View, report: Report) -> bool:
 def merge_all(
     report: Report,
     read: Callable[[], Graph],
-    apply: Callable[[Graph, Sequence[AnyEdit]], None],
+    apply: Callable[[Graph, Sequence[Edit]], None],
     view: Callable[[], View],
     limit: int | None = None,
 ) -> None:
@@ -126,7 +123,7 @@ def merge(graph: Graph, view: View, limit: int | None = None) -> MergePlan:
             break
         hosts, gone = (tuple(node.name for node in nodes) for nodes in (found.hosts, found.gone))
         try:
-            with np.errstate(over="ignore"):  # what leaves its type's range is told by name
+            with np.errstate(over="ignore"):  # `in_type` reports what leaves its range
                 edits = found.write()
         except OutOfRange as error:
             plan.apart[hosts + gone] = error.reason

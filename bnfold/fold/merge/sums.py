@@ -1,4 +1,4 @@
-"""Sums of linear maps of one tensor become one linear map; see merge.py for the cases.
+"""Sums of linear maps of one tensor become one linear map; see plan.py for the cases.
 
 A sum is taken apart into a tree: sums and per-channel maps inside, linear nodes and plain tensors as leaves.
 Leaves that read the same tensor and go together are one block, and each block becomes one node. Parts of the
@@ -15,28 +15,12 @@ from typing import Any
 import numpy as np
 
 from bnfold.fold.affine import varying
-from bnfold.fold.graph import Affine, Array, Dim, Graph, Linear, Move, Node, Sum, Tensor
-from bnfold.fold.merge.kernels import (
-    Form,
-    add_forms,
-    bias_of,
-    diagonal,
-    form_of,
-    kernel_of,
-    moved_to,
-)
-from bnfold.fold.merge.view import (
-    AnyEdit,
-    Found,
-    Operand,
-    Resum,
-    StaysApart,
-    View,
-    edits_of,
-    places,
-)
+from bnfold.fold.edits import Edit, Operand, Resum
+from bnfold.fold.graph import Array, Dim, Graph, Node, Refused, Tensor
+from bnfold.fold.merge.kernels import Form, add_forms, bias_of, diagonal, form_of, kernel_of, moved_to
+from bnfold.fold.merge.view import Found, View, edits_of, positions
 from bnfold.fold.moves import Identity
-from bnfold.fold.windows import Unequal
+from bnfold.fold.roles import Affine, Linear, Move, Sum
 
 __all__ = ["find_sums"]
 
@@ -102,7 +86,7 @@ def find_sums(graph: Graph, view: View) -> list[Found]:
             continue
         try:
             found.append(_merge(tree, blocks, axis, view))
-        except StaysApart as reason:
+        except Refused as reason:
             view.apart[tuple(block.node.name for block in blocks if len(block.leaves) > 1)] = str(reason)
     return found
 
@@ -119,7 +103,7 @@ def _channel_axis(root: Node, view: View) -> int | None:
         for tensor in node.inputs:
             if tensor is None or depth > DEEP:
                 continue
-            maker = view.maker(tensor, view.place(root))
+            maker = view.maker(tensor, view.scope(root))
             if maker is None:
                 continue
             if isinstance(maker.role, Linear):
@@ -175,7 +159,7 @@ def _parts(node: Node, y: Tensor, axis: int, view: View, depth: int) -> list[Bra
 
 
 def _branch(tensor: Tensor, read: Operand, axis: int, view: View, depth: int) -> Branch:
-    maker = view.maker(tensor, view.place(read[0]))
+    maker = view.maker(tensor, view.scope(read[0]))
     if maker is not None and maker not in view.used and depth < DEEP:
         if isinstance(maker.role, Linear):
             if view.form(maker) is not None and maker.role.out_axis == axis:
@@ -211,7 +195,7 @@ def _joins(blocks: list[Block], leaf: Branch, form: Form, cost: int, view: View)
             continue
         try:
             block.form = _joined(block, leaf, form, cost, view)
-        except Unequal as reason:
+        except Refused as reason:
             why[block.node.name] = str(reason)
             continue
         block.leaves.append(leaf)
@@ -225,21 +209,21 @@ def _joined(block: Block, leaf: Branch, form: Form, cost: int, view: View) -> Fo
     """The form of a block with one more leaf.
 
     Raises:
-        Unequal: there is none, or it would cost more.
+        Refused: there is none, or it would cost more.
     """
     host, x = block.node, block.host.source
     role = host.role
     assert isinstance(role, Linear)
     assert x is not None
     if leaf.node is None and role.in_axis != role.out_axis:
-        raise Unequal("do not keep the channels on one axis")
+        raise Refused("do not keep the channels on one axis")
     if leaf.node is not None and not _alike(host, leaf.node):
-        raise Unequal("read or give their channels along different axes, or in different types")
+        raise Refused("read or give their channels along different axes, or in different types")
     sizes: tuple[Dim, ...] = (x.shape or ())[x.rank - len(block.form.axes) :]
-    whole = add_forms(block.form, form, sizes).settled(sizes, view.symmetric)
+    whole = add_forms(block.form, form, sizes).with_valid_pads(sizes, view.symmetric)
     if whole.cost > block.form.cost + cost:
         more = f"{whole.cost:,} for each output place, and {block.form.cost + cost:,} apart"
-        raise Unequal(f"would have more multiplications as one node: {more}")
+        raise Refused(f"would have more multiplications as one node: {more}")
     return whole
 
 
@@ -260,7 +244,7 @@ def _merge(tree: Branch, blocks: list[Block], axis: int, view: View) -> Found:
     """The merge of a tree whose blocks are known.
 
     Raises:
-        StaysApart: it would not pay, or what is left over cannot be added as it is.
+        Refused: it would not pay, or what is left over cannot be added as it is.
     """
     merged = {leaf for block in blocks if len(block.leaves) > 1 for leaf in block.leaves}
     kept: list[Branch] = []
@@ -277,7 +261,7 @@ def _merge(tree: Branch, blocks: list[Block], axis: int, view: View) -> Found:
             elif branch.node is not None and not branch.parts:
                 alone.append(branch)  # its own weights take what stands between it and the sum
             else:
-                raise StaysApart("what is added to them is scaled on the way")
+                raise Refused("what is added to them is scaled on the way")
             return
         assert branch.node is not None
         taken.append(branch.node)
@@ -295,11 +279,11 @@ def _merge(tree: Branch, blocks: list[Block], axis: int, view: View) -> Found:
     gone = tuple(node for node in (*taken, *linear) if node not in hosts and node not in view.gone)
     extra = _added_for_biases(used, taken)
     if addends - 1 + extra >= len(gone):
-        raise StaysApart("would not be fewer nodes")
+        raise Refused("would not be fewer nodes")
     view.used.update(taken, linear)
     y = tree.tensor
     before = sum(_cost(node, axis, view) for node in (*taken, *linear))
-    after = sum(block.form.cost * places(block.node.outputs[0], axis) for block in used)
+    after = sum(block.form.cost * positions(block.node.outputs[0], axis) for block in used)
     write = partial(_write, tree, used, tuple(branch.read for branch in kept), set(taken))
     assert y.producer is not None
     return Found(y.producer, hosts, gone, before, after, write)
@@ -320,13 +304,13 @@ def _cost(node: Node, axis: int, view: View) -> int:
     """Multiplications of a node that is there now."""
     if isinstance(node.role, Linear):
         form = view.form(node)
-        return (0 if form is None else form.cost) * places(node.outputs[0], axis)
+        return (0 if form is None else form.cost) * positions(node.outputs[0], axis)
     scales = isinstance(node.role, Affine) and node.role.kind != "shift" and node not in view.gone
     size = (node.outputs[0].shape or ())[axis] if scales else 0
-    return places(node.outputs[0], axis) * (size if isinstance(size, int) else 1)
+    return positions(node.outputs[0], axis) * (size if isinstance(size, int) else 1)
 
 
-def _write(tree: Branch, blocks: list[Block], kept: tuple[Operand, ...], taken: set[Node]) -> list[AnyEdit]:
+def _write(tree: Branch, blocks: list[Block], kept: tuple[Operand, ...], taken: set[Node]) -> list[Edit]:
     """The edits, with all numbers computed in float64."""
     of_leaf = {leaf: block for block in blocks for leaf in block.leaves}
     kernels: dict[Block, Array] = {block: np.zeros(block.form.shape) for block in blocks}
@@ -356,7 +340,7 @@ def _write(tree: Branch, blocks: list[Block], kept: tuple[Operand, ...], taken: 
     biases[blocks[0]] += constant
     assert tree.node is not None
     # first of all: a bias may become a node behind the host, which then gives what the readers read
-    edits: list[AnyEdit] = [Resum(tree.node, (*((block.node, -1) for block in blocks), *kept))]
+    edits: list[Edit] = [Resum(tree.node, (*((block.node, -1) for block in blocks), *kept))]
     for block in blocks:
         edits += edits_of(block.node, block.form, kernels[block], biases[block])
     return edits

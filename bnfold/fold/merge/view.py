@@ -5,60 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import TypeAlias
 
 from bnfold.fold.absorb.store import in_type, store
-from bnfold.fold.graph import (
-    AddBias,
-    Affine,
-    Array,
-    Constant,
-    Dim,
-    Edit,
-    Linear,
-    Move,
-    Node,
-    SetValue,
-    Tensor,
-)
-from bnfold.fold.merge.kernels import (
-    Form,
-    form_of,
-    per_output,
-    stored_kernel,
-)
+from bnfold.fold.edits import AddBias, Edit, SetValue, SetWindows
+from bnfold.fold.graph import Array, Constant, Dim, Node, Tensor
+from bnfold.fold.merge.kernels import Form, form_of, per_output, stored_kernel
 from bnfold.fold.moves import Identity
-from bnfold.fold.windows import Windows, stated
+from bnfold.fold.roles import Affine, Linear, Move
+from bnfold.fold.windows import stated
 
-__all__ = ["AnyEdit", "Found", "Resum", "SetWindows", "StaysApart", "View", "edits_of", "places"]
-
-Place = Callable[[Node], object]
-Operand = tuple[Node, int]  # what a node reads at a slot, or gives (slots -1, -2, ...)
-
-
-@dataclass(eq=False, slots=True)
-class SetWindows:
-    """Edit: a convolution gets other windows and groups; its weight is set as well, and fits them."""
-
-    node: Node
-    windows: Windows
-    taps: tuple[int, ...]
-    groups: int
-
-
-@dataclass(eq=False, slots=True)
-class Resum:
-    """Edit: who reads the node's output reads the sum of these instead. What is left unread is removed."""
-
-    node: Node
-    operands: tuple[Operand, ...]
-
-
-AnyEdit: TypeAlias = "Edit | SetWindows | Resum"
-
-
-class StaysApart(Exception):
-    """Nodes that are not merged, and why."""
+__all__ = ["Found", "View", "edits_of", "positions"]
 
 
 @dataclass(eq=False)
@@ -75,21 +31,21 @@ class Found:
     gone: tuple[Node, ...]
     before: int
     after: int
-    write: Callable[[], list[AnyEdit]]
+    write: Callable[[], list[Edit]]
 
 
 @dataclass
 class View:
     """A graph to look for merges in.
 
-    gone: affine nodes that will not be there any more. skip: names of affine nodes to leave alone. place:
-    where a node stands: only nodes of one graph are merged, not those of a body with those around it.
+    gone: affine nodes that will not be there any more. skip: names of affine nodes to leave alone. scope: the
+    graph or body that a node is in: nodes of a body are not merged with those around it.
     symmetric: the framework has one number for the pads on both sides.
     """
 
     gone: Collection[Node] = ()
     skip: Collection[str] = ()
-    place: Place = lambda node: None
+    scope: Callable[[Node], object] = lambda node: None
     symmetric: bool = False
     used: set[Node] = field(default_factory=set)  # by merges that were found
     forms: dict[Node, Form | None] = field(default_factory=dict)
@@ -117,10 +73,10 @@ class View:
             return x if x is not None and (x.dtype, x.shape) == (y.dtype, y.shape) else None
         return node.at(role.x) if node in self.gone and isinstance(role, Affine) else None
 
-    def maker(self, tensor: Tensor, place: object) -> Node | None:
+    def maker(self, tensor: Tensor, scope: object) -> Node | None:
         """The node that makes a tensor for one reader, and so may vanish with it."""
         node = tensor.producer
-        if node is None or len(tensor.readers) != 1 or tensor.fixed or self.place(node) != place:
+        if node is None or len(tensor.readers) != 1 or tensor.fixed or self.scope(node) != scope:
             return None
         return node
 
@@ -139,7 +95,7 @@ def _form(node: Node) -> Form | None:
     form = form_of(role)
     if form is None or x is None or x.constant is not None or x.shape is None or y.shape is None:
         return None
-    if any(_is_stuck(constant) for constant in (role.weight, role.bias) if constant is not None):
+    if any(_may_not_change(constant) for constant in (role.weight, role.bias) if constant is not None):
         return None
     whole = (
         x.dtype == y.dtype
@@ -149,17 +105,17 @@ def _form(node: Node) -> Form | None:
     return form if whole and y.shape[role.out_axis] == form.outputs else None
 
 
-def _is_stuck(constant: Constant) -> bool:
+def _may_not_change(constant: Constant) -> bool:
     return bool(constant.locked) or constant.quantized is not None
 
 
-def places(tensor: Tensor, axis: int) -> int:
-    """How many places a tensor has beside its channel axis, as far as sizes are known."""
+def positions(tensor: Tensor, axis: int) -> int:
+    """How many positions a tensor has beside its channel axis, as far as sizes are known."""
     sizes: list[Dim] = [size for i, size in enumerate(tensor.shape or ()) if i != axis]
     return math.prod(size for size in sizes if isinstance(size, int))
 
 
-def edits_of(node: Node, form: Form, kernel: Array, bias: Array) -> list[AnyEdit]:
+def edits_of(node: Node, form: Form, kernel: Array, bias: Array) -> list[Edit]:
     """What makes a linear node another one, of this form, with these numbers in its own type.
 
     Raises:
@@ -167,7 +123,7 @@ def edits_of(node: Node, form: Form, kernel: Array, bias: Array) -> list[AnyEdit
     """
     role = node.role
     assert isinstance(role, Linear)
-    edits: list[AnyEdit] = [
+    edits: list[Edit] = [
         SetValue(node, role.weight_slot, in_type(node, stored_kernel(role, kernel), role.weight), role.weight)
     ]
     if form.axes:

@@ -7,7 +7,7 @@ their tensors is the square root of what the readers have left over what the mak
 "Data-Free Quantization Through Weight Equalization and Bias Correction", for one maker and one reader).
 
 What is judged is the sum over all layers of the bits that int8 scales for whole tensors lose
-(`balance.Layer.lost`). A step that does not lower the sum is not taken.
+(`int8_loss.WeightSizes.lost`). A step that does not lower the sum is not taken.
 """
 
 from __future__ import annotations
@@ -17,21 +17,27 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from bnfold.fold.affine import at_axis
 from bnfold.fold.carry import table
 from bnfold.fold.carry.common import other_side, positive
 from bnfold.fold.carry.guard import CARRIED
 from bnfold.fold.carry.locks import Locks
-from bnfold.fold.carry.spread import (
-    Conflict,
-    Rule,
-    Spread,
-    State,
+from bnfold.fold.carry.spread import Conflict, Rule, Spread, State
+from bnfold.fold.graph import Array, Graph, Node, Tensor
+from bnfold.fold.rescale.carry_scale import (
+    axis_of,
+    carried_at,
+    carry,
+    channel_axis,
+    commit,
+    improve_all,
+    neighbours,
+    undo,
 )
-from bnfold.fold.graph import Array, Clamp, Graph, Linear, Node, Recurrent, Tensor
-from bnfold.fold.rescale.carry_scale import carry, commit, undo
-from bnfold.fold.rescale.int8_loss import Layer, layer_of
+from bnfold.fold.rescale.int8_loss import WeightSizes, weight_sizes
+from bnfold.fold.roles import Clamp
 
-__all__ = ["ENOUGH", "Equalized", "Region", "Stuck", "equalize"]
+__all__ = ["ENOUGH", "Equalized", "Region", "NotRescaled", "equalize"]
 
 ROUNDS = 32  # over all regions
 DEAD = 2.0**-20  # of the largest: such a channel has no range to speak of
@@ -58,7 +64,7 @@ class Region:
 
 
 @dataclass(frozen=True)
-class Stuck:
+class NotRescaled:
     """A tensor that stays as it is, though a layer makes or reads it."""
 
     tensor: str
@@ -72,9 +78,9 @@ class Equalized:
     """The changes to make; `before` and `after` are bits lost, the mean over the layers."""
 
     state: State = field(default_factory=State)
-    layers: list[Layer] = field(default_factory=list)
+    layers: list[WeightSizes] = field(default_factory=list)
     regions: list[Region] = field(default_factory=list)
-    stuck: list[Stuck] = field(default_factory=list)
+    stuck: list[NotRescaled] = field(default_factory=list)
     before: float = 0.0
     after: float = 0.0
 
@@ -85,7 +91,7 @@ class _Shared:
 
     axis: int
     size: int
-    ends: list[tuple[Layer, bool, Array]]  # with whether the layer reads it
+    ends: list[tuple[WeightSizes, bool, Array]]  # with whether the layer reads it
     spread: Spread
 
 
@@ -101,19 +107,17 @@ def equalize(
     """
     search = _Search(graph, frozenset(split), barred or {})
     before = search.total()
-    for _ in range(ROUNDS):
-        if not sum([search.improve(tensor) for tensor in graph.tensors]):
-            break
+    improve_all(graph, search.improve, ROUNDS)
     return search.result(before)
 
 
 class _Search:
     def __init__(self, graph: Graph, split: frozenset[Node], barred: Mapping[Node, str]) -> None:
         self.graph, self.barred, self.state = graph, barred, State()
-        self.layers = {node: layer for node in graph.nodes if (layer := layer_of(node)) is not None}
+        self.layers = {node: layer for node in graph.nodes if (layer := weight_sizes(node)) is not None}
         self.rules: dict[type, Rule] = {**table.SCALE, Clamp: _clamp_rule(split)}
         self.state.locks = Locks(graph, self.state, {"scale": self.rules, "shift": table.SHIFT}).locks
-        self.stuck: dict[Tensor, Stuck] = {}
+        self.stuck: dict[Tensor, NotRescaled] = {}
         self.owner: dict[Tensor, Tensor] = {}  # the tensor that stands for the region of this one
         self.moved: dict[Tensor, _Shared] = {}
 
@@ -131,35 +135,31 @@ class _Search:
             if found is None or not found.ends:
                 return False
             exponents = self.exponents(tensor, found)
-            shape = [1] * tensor.rank
-            shape[found.axis] = found.size
             for part in PARTS:
                 each = np.trunc(exponents * part)
-                if each.any() and self.better(tensor, np.exp2(each).reshape(shape), found):
+                factor = at_axis(np.exp2(each), found.axis, tensor.rank)
+                if each.any() and self.better(tensor, factor, found):
                     self.moved.setdefault(tensor, found)
                     return True
-            self.stuck[tensor] = Stuck(tensor.name, "", ENOUGH)
+            self.stuck[tensor] = NotRescaled(tensor.name, "", ENOUGH)
         except Conflict as conflict:
             clip = any(n.name == conflict.where and isinstance(n.role, Clamp) for n in self.graph.nodes)
-            self.stuck[tensor] = Stuck(tensor.name, conflict.where, conflict.reason, clip)
+            self.stuck[tensor] = NotRescaled(tensor.name, conflict.where, conflict.reason, clip)
         return False
 
     def at_a_layer(self, tensor: Tensor) -> bool:
-        nodes = [node for node, _ in tensor.readers] + [n for n in (tensor.producer,) if n is not None]
-        return tensor.constant is None and any(node in self.layers for node in nodes)
+        return tensor.constant is None and any(node in self.layers for node, _ in neighbours(tensor))
 
     def shared(self, tensor: Tensor) -> _Shared | None:
         """Follow a different number on each channel, and see where each of them arrives."""
-        axis = _channel_axis(tensor)
+        axis = axis_of(tensor)
         size = None if axis is None else (tensor.shape or ())[axis]
         if axis is None or not isinstance(size, int):
             raise Conflict(tensor.name, "the number of its channels is not known")
         if size < 2:
             return None
         marks = 1 + (np.arange(size) + np.random.default_rng(size).uniform(0.25, 0.75, size)) / size
-        shape = [1] * tensor.rank
-        shape[axis] = size
-        spread = carry(self.state, tensor, marks.reshape(shape), rules=self.rules)
+        spread = carry(self.state, tensor, at_axis(marks, axis, tensor.rank), rules=self.rules)
         ends = []
         for reached, value in spread.values.items():
             if value.size < 2:
@@ -178,16 +178,13 @@ class _Search:
                     ends.append((layer, reads, np.where(known, where, -1)))
         return _Shared(axis, size, ends, spread)
 
-    def around(self, tensor: Tensor) -> list[tuple[Layer, bool, int | None]]:
+    def around(self, tensor: Tensor) -> list[tuple[WeightSizes, bool, int | None]]:
         """The layers that make and read a tensor, and the axis of it that they take for its channels."""
-        found: list[tuple[Layer, bool, int | None]] = []
-        if tensor.producer in self.layers:
-            layer = self.layers[tensor.producer]
-            found.append((layer, False, layer.out_axis))
-        for node, slot in tensor.readers:
-            if node in self.layers and slot == getattr(node.role, "x", 0):
-                found.append((self.layers[node], True, self.layers[node].in_axis))
-        return found
+        return [
+            (self.layers[node], slot >= 0, channel_axis(node, slot))
+            for node, slot in neighbours(tensor)
+            if node in self.layers and (slot < 0 or slot == getattr(node.role, "x", 0))
+        ]
 
     def exponents(self, tensor: Tensor, found: _Shared) -> Array:
         """Of two, for each channel: half of what its readers have left over what its makers have."""
@@ -204,7 +201,7 @@ class _Search:
         mean = total / np.maximum(count, 1)
         wanted = np.round((mean[1] - mean[0]) / 2)
         wanted = np.where(both, wanted - np.round(np.median(wanted[both])), 0.0)
-        so_far = np.log2(self.state.p[tensor].reshape(-1)) if tensor in self.state.p else np.zeros(found.size)
+        so_far = np.log2(carried_at(self.state, tensor, found.axis))
         most = np.log2(min(FARTHEST, CARRIED.get(tensor.dtype, FARTHEST)))
         exponents: Array = np.clip(so_far + wanted, -most, most) - so_far
         return exponents
@@ -222,26 +219,19 @@ class _Search:
     def result(self, before: float) -> Equalized:
         regions = []
         for tensor, found in self.moved.items():
-            p = self.state.p.get(tensor)
-            if p is None:
+            if tensor not in self.state.p:
                 continue
             makers = [layer.node for layer, reads, _ in found.ends if not reads]
             readers = [layer.node for layer, reads, _ in found.ends if reads]
             members = [t for t, value in found.spread.values.items() if (value != 1).any()]
-            factors = np.broadcast_to(p, np.broadcast_shapes(p.shape, _column(tensor, found))).reshape(-1)
+            factors = np.broadcast_to(carried_at(self.state, tensor, found.axis), (found.size,))
             regions.append(Region(tensor, found.axis, factors, members, makers, readers))
         stuck = [entry for tensor, entry in self.stuck.items() if tensor not in self.moved]
         return Equalized(self.state, list(self.layers.values()), regions, stuck, before, self.total())
 
 
-def _column(tensor: Tensor, found: _Shared) -> list[int]:
-    shape = [1] * tensor.rank
-    shape[found.axis] = found.size
-    return shape
-
-
 def _clamp_rule(split: frozenset[Node]) -> Rule:
-    """That of Clip, without the wish for one factor where bounds may differ from channel to channel."""
+    """That of Clip, without its demand for one factor where bounds may differ from channel to channel."""
 
     def rule(spread: Spread, node: Node, slot: int, f: Array) -> None:
         if node not in split:
@@ -251,18 +241,3 @@ def _clamp_rule(split: frozenset[Node]) -> Rule:
         spread.want(other_side(node, slot), f, node)
 
     return rule
-
-
-def _channel_axis(tensor: Tensor) -> int | None:
-    """Where the channels of a tensor lie, for the layers around it."""
-    nodes = [(tensor.producer, -1)] if tensor.producer is not None else []
-    for node, slot in (*nodes, *tensor.readers):
-        role = node.role
-        if isinstance(role, Linear) and slot in (-1, role.x):
-            axis = role.in_axis if slot >= 0 else role.out_axis
-        elif isinstance(role, Recurrent) and slot == role.x:
-            axis = role.axis
-        else:
-            continue
-        return axis if axis < tensor.rank else None
-    return None

@@ -7,36 +7,25 @@ from typing import Any
 
 import numpy as np
 
+from bnfold.fold.affine import at_axis
 from bnfold.fold.carry import table
 from bnfold.fold.carry.locks import Locks
 from bnfold.fold.carry.spread import Conflict, State
-from bnfold.fold.graph import (
-    Affine,
-    Array,
-    Clamp,
-    Concat,
-    Graph,
-    Leaky,
-    Linear,
-    Map,
-    Move,
-    Node,
-    Pad,
-    Recurrent,
-    Same,
-    Split,
-    Sum,
-    Tensor,
+from bnfold.fold.graph import Array, Graph, Node, Tensor
+from bnfold.fold.rescale.carry_scale import (
+    axis_of,
+    carried_at,
+    carry,
+    channel_axis,
+    commit,
+    improve_all,
+    neighbours,
+    undo,
 )
-from bnfold.fold.rescale.carry_scale import carry, commit, undo
-from bnfold.fold.rescale.headroom import (
-    Headroom,
-    Narrow,
-    Seen,
-    headroom,
-)
+from bnfold.fold.rescale.headroom import Headroom, Narrow, Seen, headroom
+from bnfold.fold.roles import Clamp, Concat, Leaky, Map, Move, Pad, Same, Split, Sum
 
-__all__ = ["Fit", "Moved", "fit", "makers", "troubled"]
+__all__ = ["Fit", "RescaledTensor", "fit", "makers", "troubled"]
 
 # What is too small is brought up to these, as parts of the span from the smallest normal number to 1.
 WEIGHTS, VALUES = 0.5, 0.4
@@ -48,7 +37,7 @@ _PASS = (Map, Leaky, Clamp, Move, Pad, Split, Concat, Sum, Same)
 
 
 @dataclass
-class Moved:
+class RescaledTensor:
     """One tensor whose channels were rescaled; the largest value and weight of each of them, (before, after).
 
     factors: of the channels listed, powers of two. weights: of the node that makes the tensor, if it has any.
@@ -67,7 +56,7 @@ class Fit:
     """The changes to make, and what could not be brought into range: tensor name and reason."""
 
     state: State = field(default_factory=State)
-    moved: list[Moved] = field(default_factory=list)
+    moved: list[RescaledTensor] = field(default_factory=list)
     stuck: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -110,12 +99,9 @@ def fit(graph: Graph, seen: Seen, narrow: Narrow, margin: float) -> Fit:
     if not troubled(graph, result.state, seen, narrow) and not any(map(search.overflows, graph.tensors)):
         return result
     result.state.locks = Locks(graph, result.state, {"scale": table.SCALE, "shift": table.SHIFT}).locks
-    for _ in range(PASSES):
-        search.stuck.clear()
-        if not sum([search.improve(tensor) for tensor in graph.tensors]):
-            break
+    improve_all(graph, search.improve, PASSES)
     result.stuck = list(search.stuck.items())
-    search.tell()
+    search.report()
     return result
 
 
@@ -135,13 +121,7 @@ class _Search:
     def values(self, tensor: Tensor, axis: int) -> Array | None:
         """The largest value of each channel, as it is carried by now."""
         found = self.seen(tensor, axis)
-        if found is None:
-            return None
-        p = self.result.state.p.get(tensor)
-        if p is None:
-            return found
-        vector: Array = found * (p.reshape(-1) if p.size == p.shape[axis] else p.max())
-        return vector
+        return None if found is None else found * carried_at(self.result.state, tensor, axis)
 
     def overflows(self, tensor: Tensor) -> int:
         """How many channels could leave the type's range."""
@@ -151,6 +131,7 @@ class _Search:
 
     def improve(self, tensor: Tensor) -> bool:
         """Rescale one tensor if that leaves fewer channels in trouble."""
+        self.stuck.pop(tensor.name, None)
         axis = _axis(tensor)
         if axis is None or tensor.constant is not None or tensor.dtype != "float32":
             return False
@@ -166,17 +147,14 @@ class _Search:
         with np.errstate(invalid="ignore"):  # infinities of both signs meet only where low <= high
             middle = np.round((low + high) / 2)
         each = np.where(low <= high, np.clip(0, low, np.maximum(low, high)), middle)
-        shape = [1] * tensor.rank
-        shape[axis] = size
         whole = low.max()
         one = np.full((1,) * tensor.rank, 2.0 ** (whole if whole > 0 else min(0.0, high.min())))
         why = ""
-        for factor in (np.exp2(each).reshape(shape), one):
+        for factor in (at_axis(np.exp2(each), axis, tensor.rank), one):
             if (factor == 1).all():
                 continue
             try:
                 if self.better(tensor, axis, factor):
-                    self.stuck.pop(tensor.name, None)
                     return True
                 why = why or "another channel would leave the range instead"
             except Conflict as conflict:
@@ -189,7 +167,7 @@ class _Search:
     def better(self, tensor: Tensor, axis: int, factor: Array) -> bool:
         state = self.result.state
         spread = carry(state, tensor, factor)
-        around = {node for reached in spread.values for node in _around(reached)}
+        around = {node for reached in spread.values for node, _ in neighbours(reached)}
         before = self.score(around, spread.values)
         commit(state, spread)
         kept = {node: self.heads.pop(node, None) for node in around}
@@ -213,21 +191,16 @@ class _Search:
         with np.errstate(divide="ignore"):
             if values is not None:
                 high = np.minimum(high, np.floor(limit - np.log2(values)))
-            maker = tensor.producer
-            head = None if maker is None else self.head(maker)
-            if (
-                maker is not None
-                and head is not None
-                and _channel_axis(maker, -1) == axis
-                and head.rows.size == size
-            ):
-                rows = np.log2(head.rows)
-                high = np.minimum(high, np.floor(np.log2(narrow.largest / ROOM) - rows))
-                up = np.ceil(np.log2(narrow.tiny) * WEIGHTS - rows)
-                low = np.where(head.vanishing, np.maximum(low, up), low)
-            for node, slot in tensor.readers:
+            for node, slot in neighbours(tensor):
                 head = self.head(node)
-                if head is None or _channel_axis(node, slot) != axis or head.columns.size != size:
+                if head is None or channel_axis(node, slot, maps=True) != axis:
+                    continue
+                if slot < 0 and head.rows.size == size:
+                    rows = np.log2(head.rows)
+                    high = np.minimum(high, np.floor(np.log2(narrow.largest / ROOM) - rows))
+                    up = np.ceil(np.log2(narrow.tiny) * WEIGHTS - rows)
+                    low = np.where(head.vanishing, np.maximum(low, up), low)
+                if slot < 0 or head.columns.size != size:
                     continue
                 heavy = head.columns > narrow.largest
                 down = np.ceil(np.log2(head.columns) - np.log2(narrow.largest / ROOM))
@@ -237,22 +210,21 @@ class _Search:
                     low = np.where(head.fading, np.maximum(low, up), low)
         return low, high
 
-    def tell(self) -> None:
-        """What was moved, with the ranges before and after."""
+    def report(self) -> None:
+        """List what was rescaled, with the ranges before and after."""
         neutral = State()
         for tensor, axis in self.seeds.items():
-            p = self.result.state.p.get(tensor)
-            if p is None:
+            if tensor not in self.result.state.p:
                 continue
-            size = (tensor.shape or ())[axis]
-            factors = np.broadcast_to(p.reshape(-1) if p.size == p.shape[axis] else p.max(), (size,))  # type: ignore[arg-type]
+            size: Any = (tensor.shape or ())[axis]
+            factors = np.broadcast_to(carried_at(self.result.state, tensor, axis), (size,))
             which = np.flatnonzero(factors != 1)
-            moved = Moved(tensor, axis, which.tolist(), factors[which])
+            moved = RescaledTensor(tensor, axis, which.tolist(), factors[which])
             seen = self.seen(tensor, axis)
             if seen is not None and seen.size == factors.size:
                 moved.values = (seen[which], (seen * factors)[which])
             maker = tensor.producer
-            if maker is not None and _channel_axis(maker, -1) == axis:
+            if maker is not None and channel_axis(maker, tensor.slot, maps=True) == axis:
                 before = headroom(maker, neutral, self.seen, self.narrow)
                 after = headroom(maker, self.result.state, self.seen, self.narrow)
                 if before is not None and after is not None and before.rows.size == factors.size:
@@ -260,30 +232,7 @@ class _Search:
             self.result.moved.append(moved)
 
 
-def _around(tensor: Tensor) -> list[Node]:
-    nodes = [node for node, _ in tensor.readers]
-    return nodes if tensor.producer is None else [tensor.producer, *nodes]
-
-
 def _axis(tensor: Tensor) -> int | None:
-    """Where the channels of a tensor lie, for those who have weights for them."""
-    if tensor.rank < 2:
-        return None
-    nodes: list[tuple[Node, int]] = [(tensor.producer, -1)] if tensor.producer is not None else []
-    for node, slot in (*nodes, *tensor.readers):
-        axis = _channel_axis(node, slot)
-        if axis is not None and axis < tensor.rank:
-            return axis
-    return 1
-
-
-def _channel_axis(node: Node, slot: int) -> int | None:
-    role = node.role
-    if isinstance(role, Linear):
-        return role.in_axis if slot >= 0 else role.out_axis
-    if isinstance(role, Recurrent):
-        return role.axis if slot == role.x else None
-    if isinstance(role, Affine):
-        vary = [axis for axis, size in enumerate(role.scale.shape) if size > 1]
-        return vary[0] if len(vary) == 1 else None
-    return None
+    """Where the channels of a tensor lie, if it has any: on axis 1, unless there are weights for others."""
+    axis = axis_of(tensor, maps=True) if tensor.rank > 1 else None
+    return 1 if axis is None and tensor.rank > 1 else axis

@@ -14,15 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.fold.absorb.linear import (
-    channels,
-    decode,
-    encode,
-    factor,
-    per_channel,
-)
+from bnfold.fold.absorb.linear import decode, encode, factor, per_channel
 from bnfold.fold.carry.spread import State
-from bnfold.fold.graph import Affine, Array, Linear, Node, Recurrent, Tensor
+from bnfold.fold.graph import Array, Node, Tensor
+from bnfold.fold.roles import Affine, Linear, Recurrent
 
 __all__ = ["BFLOAT16", "FLOAT16", "LIMIT", "Headroom", "Narrow", "Seen", "headroom"]
 
@@ -83,27 +78,20 @@ def headroom(node: Node, state: State, seen: Seen, narrow: Narrow) -> Headroom |
 
 def _linear(node: Node, role: Linear, state: State, seen: Seen, narrow: Narrow) -> Headroom:
     x, y = node.at(role.x), node.outputs[0]
-    inputs, outputs = channels(role, role.w_in), channels(role, role.w_out)
-    size: Any = np.abs(role.weight.value.reshape(role.split))
+    size: Any = role.matrices(np.abs(role.weight.value))
     if x in state.p or y in state.p:
         (u, _), (p, _) = decode(state, x), encode(state, y)
-        u, p = per_channel(u, role.in_axis, inputs), per_channel(p, role.out_axis, outputs)
+        u, p = per_channel(u, role.in_axis, role.inputs), per_channel(p, role.out_axis, role.outputs)
         size = size * np.abs(factor(role, u, p))
-    # to (groups, outputs of one, inputs of one): all else is summed over
-    order = [role.w_out, role.w_in] if role.w_group is None else [role.w_group, role.w_out, role.w_in]
-    size = np.moveaxis(size, order, range(len(order)))
-    if role.w_group is None:
-        size = size[None]
     size = size.reshape(*size.shape[:3], -1)
-    groups = size.shape[0]
     x_size, y_size = (
-        _seen(seen, state, x, role.in_axis, inputs),
-        _seen(seen, state, y, role.out_axis, outputs),
+        _seen(seen, state, x, role.in_axis, role.inputs),
+        _seen(seen, state, y, role.out_axis, role.outputs),
     )
     return _judge(
         size,
-        np.ones((groups, 1, size.shape[2])) if x_size is None else x_size.reshape(groups, 1, -1),
-        np.zeros((groups, 1)) if y_size is None else y_size.reshape(groups, -1),
+        np.ones((role.groups, 1, size.shape[2])) if x_size is None else x_size.reshape(role.groups, 1, -1),
+        np.zeros((role.groups, 1)) if y_size is None else y_size.reshape(role.groups, -1),
         narrow,
     )
 
@@ -160,7 +148,7 @@ def _judge(weights: Array, x: Array, y: Array, narrow: Narrow) -> Headroom:
     vanishing, fading = np.zeros(rows.shape, bool), np.zeros(columns.shape, bool)
     if small.any() or fades.any():
         total = weights.sum(3, dtype=np.float64)
-        # what is less than the output's own rounding is lost anyway; whether that matters its readers tell
+        # what is less than the output's own rounding is lost anyway; its readers are asked if that matters
         whole = np.maximum(np.maximum((total * x).sum(2), y) * LIMIT, narrow.spacing / 2)
         lost = np.where(small, np.minimum(weights, narrow.spacing / 2), 0).sum(3, dtype=np.float64)
         vanishing = (lost * x).sum(2) > whole

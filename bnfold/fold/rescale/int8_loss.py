@@ -13,22 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.fold.absorb.linear import (
-    channels,
-    decode,
-    encode,
-    per_channel,
-)
+from bnfold.fold.absorb.linear import decode, encode, per_channel
 from bnfold.fold.carry.spread import State
-from bnfold.fold.graph import Array, Linear, Node, Recurrent
+from bnfold.fold.graph import Array, Node
+from bnfold.fold.roles import Linear, Recurrent
 
-__all__ = ["BITS", "Layer", "layer_of", "lost"]
+__all__ = ["BITS", "WeightSizes", "weight_sizes", "lost"]
 
 BITS = 7.0  # of an int8 beside the sign: a channel cannot lose more
 
 
 @dataclass(eq=False)
-class Layer:
+class WeightSizes:
     """The sizes of a layer's weights, (groups, outputs of one, inputs of one), and where its channels lie."""
 
     node: Node
@@ -68,20 +64,15 @@ def lost(ranges: Array) -> float:
     return float(np.minimum(np.log2(own.max() / own), BITS).mean())
 
 
-def layer_of(node: Node) -> Layer | None:
+def weight_sizes(node: Node) -> WeightSizes | None:
     """None for a node without a floating point weight that mixes channels."""
     role: Any = node.role
     if isinstance(role, Linear) and role.weight.quantized is None:
-        order = [role.w_out, role.w_in] if role.w_group is None else [role.w_group, role.w_out, role.w_in]
-        sizes = np.moveaxis(np.abs(role.weight.value.reshape(role.split)), order, range(len(order)))
-        if role.w_group is None:
-            sizes = sizes[None]
-        sizes = sizes.reshape(*sizes.shape[:3], -1).max(3, initial=0.0).astype(np.float64)
-        if sizes.shape[0] * sizes.shape[1] != channels(role, role.w_out):
-            return None
-        return Layer(node, sizes, role.in_axis, role.out_axis) if np.isfinite(sizes).all() else None
+        weight = role.matrices(np.abs(role.weight.value))
+        sizes = weight.reshape(*weight.shape[:3], -1).max(3, initial=0.0).astype(np.float64)
+        return WeightSizes(node, sizes, role.in_axis, role.out_axis) if np.isfinite(sizes).all() else None
     if isinstance(role, Recurrent) and role.weight.quantized is None:
         weight = np.abs(role.weight.value)
         sizes = weight.reshape(1, -1, weight.shape[2]).astype(np.float64)
-        return Layer(node, sizes, role.axis, None) if np.isfinite(sizes).all() else None
+        return WeightSizes(node, sizes, role.axis, None) if np.isfinite(sizes).all() else None
     return None

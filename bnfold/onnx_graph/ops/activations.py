@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.fold.graph import Array, Clamp, Gate, Leaky, Map, Node, Role, Sum
+from bnfold.fold.graph import Array, Node, Refused, Role
+from bnfold.fold.roles import Clamp, Gate, Leaky, Map, Sum
 from bnfold.onnx_graph.model.site import Site
-from bnfold.onnx_graph.ops.facts import Refused, broadcast, number, rank_of, same_shape, shape_of
+from bnfold.onnx_graph.ops.facts import broadcast, number, rank_of, same_shape, shape_of
 from bnfold.onnx_graph.ops.interval import Bounds
 from bnfold.onnx_graph.ops.operator import Half, Inputs, Operator
 

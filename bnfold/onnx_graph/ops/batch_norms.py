@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.fold.affine import dead, from_batch_norm
-from bnfold.fold.graph import Affine, Constant, Moments
+from bnfold.fold.affine import dead, from_batch_norm, unsound
+from bnfold.fold.graph import Constant, Moments
+from bnfold.fold.roles import Affine
 from bnfold.onnx_graph.file.wire import CUT_FROM, TOKEN_SIZE
 from bnfold.onnx_graph.model.site import FLOATS, Site
 from bnfold.onnx_graph.ops.facts import EPSILON
@@ -99,9 +100,8 @@ def _stack(
     stored = np.frombuffer(blob, _FLOAT32).reshape(len(group), 4, channels)
     gamma, beta, mean, var = (stored[:, i].astype(np.float64) for i in range(4))
     eps = np.array([eps for _, eps, _ in group])[:, None]
-    with np.errstate(all="ignore"):
-        scale, shift = from_batch_norm(gamma, beta, mean, var + eps, 0.0)
-    sound: Any = np.all((var >= 0) & (var < np.inf) & np.isfinite(shift), axis=1)
+    scale, shift = from_batch_norm(gamma, beta, mean, var, eps)
+    sound: Any = ~unsound(var).any(1) & np.isfinite(shift).all(1)
     plain: Any = scale.all(1) & (scale[:, 0] != 1.0) & shift.any(1)
     wide = (len(group), 1, channels, *(1,) * (rank - 2))
     rows = zip(

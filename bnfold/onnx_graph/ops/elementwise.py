@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from bnfold.fold.affine import MAPS
-from bnfold.fold.graph import Affine, Array, Map, Node, Product, Role, Same, Sum
+from bnfold.fold.graph import Array, Node, Refused, Role
+from bnfold.fold.roles import Affine, Map, Product, Same, Sum
 from bnfold.onnx_graph.model.site import Site
-from bnfold.onnx_graph.ops.facts import Refused, broadcast, broadcast_shapes, check_size, fits, shape_of
+from bnfold.onnx_graph.ops.facts import broadcast, broadcast_shapes, check_size, fits, shape_of
 from bnfold.onnx_graph.ops.interval import Bounds
 from bnfold.onnx_graph.ops.operator import Half, Inputs, Operator, Shape
 

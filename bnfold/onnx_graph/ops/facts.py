@@ -9,19 +9,11 @@ from typing import Any
 import numpy as np
 
 from bnfold.errors import ModelError
-from bnfold.fold.graph import Array, Constant, Move
+from bnfold.fold.graph import Array, Constant, Refused
 from bnfold.fold.moves import Identity
+from bnfold.fold.roles import Move
 from bnfold.onnx_graph.model.site import Site
 from bnfold.onnx_graph.ops.operator import Shape
-
-__all__ = [
-    *("EPSILON", "LARGEST", "UNCHANGED", "Refused", "broken"),
-    *("shape_of", "out_shape_of", "rank_of", "axis_of", "axes_of"),
-    *("integers", "known_integers", "number", "text"),
-    *("broadcast", "fits"),
-    *("shape_by", "same_shape", "broadcast_shapes"),
-    *("check_size", "ints"),
-]
 
 EPSILON = float(np.float32(1e-5))  # where a norm does not state it: attributes are float32
 COMPUTED = 1 << 28  # bytes of a computed constant
@@ -29,10 +21,6 @@ COMPUTED = 1 << 28  # bytes of a computed constant
 DAMAGE = (IndexError, TypeError, ValueError, ArithmeticError)
 LARGEST = 1 << 20  # elements of a constant that is not a weight, and still gets a new value
 UNCHANGED = Move(Identity())  # the role of what changes nothing
-
-
-class Refused(Exception):
-    """The node does not let a change through, or it cannot be known whether it would."""
 
 
 def broken(site: Site, what: str) -> ModelError:

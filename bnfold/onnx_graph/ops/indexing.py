@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.fold import axis_moves, moves
-from bnfold.fold.graph import Concat, Dim, Map, Move, Node, Pad, Role, Split
+from bnfold.fold import moves
+from bnfold.fold.graph import Dim, Node, Refused, Role
+from bnfold.fold.roles import Concat, Map, Move, Pad, Split
 from bnfold.onnx_graph.model.site import Site
 from bnfold.onnx_graph.ops.facts import (
     LARGEST,
     UNCHANGED,
-    Refused,
     axis_of,
     check_size,
     integers,
@@ -69,13 +69,13 @@ def _take(
         raise Refused(f"takes entries beyond its axis {axis} of size {size}")
     entries = None if indices is None else tuple(index % size for index in indices)
     places = (axis == 1 and len(shape) == 3) if scalar else axis > 1
-    return (axis_moves.Crop if places else moves.Take)(axis, entries, size, scalar)
+    return (moves.Crop if places else moves.Take)(axis, entries, size, scalar)
 
 
 def _chain(steps: list[object]) -> Role:
     if not steps:
         return UNCHANGED
-    return Move(steps[0] if len(steps) == 1 else axis_moves.Chain(tuple(steps)))
+    return Move(steps[0] if len(steps) == 1 else moves.Chain(tuple(steps)))
 
 
 def _slice(site: Site) -> Role:
@@ -117,7 +117,7 @@ def _gather(site: Site) -> Role:
     if axis != 0:
         raise Refused(f"takes entries by indices of rank {rank}")
     lookup = moves.Take(0, None, None, scalar=True), moves.Stretch(tuple(range(rank)), lead=rank)
-    return Move(axis_moves.Chain(lookup))
+    return Move(moves.Chain(lookup))
 
 
 def _tile(site: Site) -> Role:
@@ -128,7 +128,7 @@ def _tile(site: Site) -> Role:
         raise Refused("its output has another rank than its input")
     repeats = known_integers(site, "repeats", 1)
     if repeats is not None and len(repeats) == len(shape) and min(repeats, default=1) > 0:
-        return Move(axis_moves.Tiles(repeats))
+        return Move(moves.Tiles(repeats))
     grown = (i for i, (a, b) in enumerate(zip(shape, goal, strict=True)) if a is None or a != b)
     return Move(moves.Stretch(tuple(grown)))
 

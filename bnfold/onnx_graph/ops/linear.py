@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from bnfold.fold import role_builders as products
-from bnfold.fold.graph import Constant, Contract, Dim, Linear, Recurrent, Role
-from bnfold.fold.windows import PRODUCT
+from bnfold.fold import role_builders as builders
+from bnfold.fold.graph import Constant, Dim, Refused, Role
+from bnfold.fold.roles import Contract, Linear, Recurrent
 from bnfold.onnx_graph.model.site import Site
 from bnfold.onnx_graph.ops.facts import (
-    Refused,
     axis_of,
     broadcast_shapes,
     broken,
@@ -22,8 +21,6 @@ from bnfold.onnx_graph.ops.windows import counts, windows
 
 __all__ = ["LINEAR"]
 
-_PADDED = "its windows see zero padding, where a shift would not be seen"
-_UNEVEN = "its taps overlap unevenly, so that a shift does not come out as a shift"
 _OPEN = "its bias is not constant"
 
 
@@ -36,13 +33,9 @@ def _weight(site: Site, slot: int) -> Constant:
 
 def _with_bias(role: Linear, site: Site, slot: int) -> Linear:
     """The role, with the bias at this slot: a constant, left out, or computed at run time."""
-    role.bias_slot = slot
-    if site.has(slot):
-        role.bias = site.constant(slot)
-        if role.bias is None:
-            role.bias_open = f"{_OPEN}: it {site.why_not_constant(slot)}"
-            role.bias_blocks_scale = True
-    return role
+    bias = site.constant(slot) if site.has(slot) else None
+    why = f"{_OPEN}: it {site.why_not_constant(slot)}" if site.has(slot) and bias is None else ""
+    return builders.with_bias(role, slot, bias, why)
 
 
 def _channels(site: Site, shape: tuple[Dim, ...], weight: Constant, wanted: int) -> None:
@@ -69,48 +62,16 @@ def _layout(site: Site) -> tuple[Constant, int, tuple[Dim, ...]]:
 
 def _conv(site: Site) -> Role:
     weight, groups, shape = _layout(site)
-    outputs, inputs, *kernel = weight.shape
-    grid = windows(site, tuple(kernel), shape[2:])
-    role = Linear(
-        weight=weight,
-        weight_slot=1,
-        x=0,
-        in_axis=1,
-        out_axis=1,
-        split=(groups, outputs // groups, inputs, *kernel),
-        w_group=0,
-        w_out=1,
-        w_in=2,
-        padded=_PADDED if grid.padded else "",
-        free=((0, 0),),
-        groups=groups,
-        windows=grid.stated,
-    )
-    return _with_bias(role, site, 2)
+    grid = windows(site, weight.shape[2:], shape[2:])
+    return _with_bias(builders.convolution(weight, groups, grid.padded, grid.stated), site, 2)
 
 
 def _conv_transpose(site: Site) -> Role:
     weight, groups, shape = _layout(site)
-    inputs, outputs, *kernel = weight.shape
     beyond = any(any(site.attr(name, None) or ()) for name in ("output_padding", "output_shape"))
-    grid = windows(site, tuple(kernel), shape[2:])
-    # only a point for a point answers a constant field with a constant field
+    grid = windows(site, weight.shape[2:], shape[2:])
     even = not beyond and not grid.padded and all(w.taps == 1 and w.stride == 1 for w in grid.windows)
-    role = Linear(
-        weight=weight,
-        weight_slot=1,
-        x=0,
-        in_axis=1,
-        out_axis=1,
-        split=(groups, inputs // groups, outputs, *kernel),
-        w_group=0,
-        w_out=2,
-        w_in=1,
-        padded="" if even else _UNEVEN,
-        free=((0, 0),),
-        groups=groups,
-    )
-    return _with_bias(role, site, 2)
+    return _with_bias(builders.transposed_convolution(weight, groups, even), site, 2)
 
 
 def _gemm(site: Site) -> Role:
@@ -128,22 +89,10 @@ def _gemm(site: Site) -> Role:
             site, f"its weight of shape {list(weight.shape)} does not match an input of {size} features"
         )
     beta = float(site.attr("beta", 1.0))
-    role = Linear(
-        weight=weight,
-        weight_slot=slot,
-        x=x,
-        in_axis=inner[x],
-        out_axis=x ^ 1,
-        split=weight.shape,
-        w_group=None,
-        w_out=1 - inner[slot],
-        w_in=inner[slot],
-        free=((1 - inner[x], x),),
-        alpha=float(site.attr("alpha", 1.0)),
-        beta=beta if site.has(2) and beta != 0 else 1.0,
-        bias_slot=2,
-        windows=PRODUCT,
-    )
+    free = ((1 - inner[x], x),)
+    role = builders.by_matrix(weight, slot, x, inner[x], 1 - x, inner[slot], free)
+    role.alpha, role.beta = float(site.attr("alpha", 1.0)), beta if site.has(2) and beta != 0 else 1.0
+    role.bias_slot = 2
     if beta != 0:  # else C is not even looked at
         role = _with_bias(role, site, 2)
     if role.bias is not None and x == 1 and len(role.bias.shape) < 2:
@@ -164,13 +113,13 @@ def _matmul(site: Site) -> Role:
         raise Refused("its weight is a vector")
     if len(shape) == 0:
         raise Refused("its input is a single number")
-    size, wanted = shape[products.summed_axis(shape, x)], weight.shape[-2 if slot == 1 else -1]
+    size, wanted = shape[builders.summed_axis(shape, x)], weight.shape[-2 if slot == 1 else -1]
     if isinstance(size, int) and size != wanted:
         raise broken(
             site, f"its weight of shape {list(weight.shape)} does not match an input of shape {list(shape)}"
         )
     plain = slot == 1 and outer == 2 and len(shape) == 2  # it becomes a Gemm
-    return products.by_weight(weight, slot, shape, rank, costs=0 if plain else 1)
+    return builders.by_weight(weight, slot, shape, rank, costs=0 if plain else 1)
 
 
 def _product(site: Site) -> Role:
@@ -179,7 +128,7 @@ def _product(site: Site) -> Role:
     y = out_shape_of(site)
     if min(len(shape) for shape in shapes) < 2:
         raise Refused("multiplies by a vector")
-    return products.of_tensors(shapes, y, _rows_sum_to_one(site, len(shapes[0])))
+    return builders.of_tensors(shapes, y, _rows_sum_to_one(site, len(shapes[0])))
 
 
 def _rows_sum_to_one(site: Site, rank: int) -> bool:
@@ -211,7 +160,7 @@ def _einsum(site: Site) -> Role:
         goals: list[int | None] = []
         for label, size in zip(term, shape, strict=True):
             goal = right.find(label)
-            goals.append(goal if goal >= 0 and products.is_kept(size, y[goal]) else None)
+            goals.append(goal if goal >= 0 and builders.is_kept(size, y[goal]) else None)
         kept = [goal for goal in goals if goal is not None]
         if kept != sorted(kept):
             raise Refused(f"its equation {equation!r} transposes an operand")

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 
 import numpy as np
 
-from bnfold.fold.affine import dead, from_batch_norm
-from bnfold.fold.graph import Affine, Array, Constant, Node, Normalize, Role, SoftmaxInput
+from bnfold.fold.graph import Array, Constant, Node, Refused, Role
+from bnfold.fold.role_builders import batch_norm
+from bnfold.fold.roles import Normalize, SoftmaxInput
 from bnfold.onnx_graph.model.site import Site
-from bnfold.onnx_graph.ops.facts import (
-    EPSILON,
-    Refused,
-    axis_of,
-    broken,
-    rank_of,
-    same_shape,
-    shape_of,
-)
+from bnfold.onnx_graph.ops.facts import EPSILON, axis_of, broken, rank_of, same_shape, shape_of
 from bnfold.onnx_graph.ops.interval import Bounds
 from bnfold.onnx_graph.ops.operator import Half, Operator
 
@@ -52,23 +44,7 @@ def _batch_norm(site: Site) -> Role:
     if isinstance(channels, int) and channels != count:
         raise broken(site, f"it has parameters for {count} channels, and its input has {channels}")
     eps = float(site.attr("epsilon", EPSILON))
-    scale, shift = _affine(site, values, eps)
-    wide = (1, count) + (1,) * (len(shape) - 2) if len(shape) > 1 else (1,)
-    silent = tuple(np.flatnonzero(dead(scale, values[3])).tolist())
-    return Affine(scale.reshape(wide), shift.reshape(wide), "norm", constants=constants, eps=eps, dead=silent)
-
-
-def _affine(site: Site, values: list[Array], eps: float) -> tuple[Array, Array]:
-    var = values[3]
-    if not (var.min(initial=0) >= 0 and var.max(initial=0) < math.inf):  # NaN fails both
-        channel = int(np.argmax(~((var >= 0) & (var < math.inf))))
-        raise broken(site, f"its running variance is {float(var[channel]):.3g} in channel {channel}")
-    with np.errstate(all="ignore"):
-        scale, shift = from_batch_norm(values[0], values[1], values[2], var, eps)
-    if not np.isfinite(shift).all():
-        channel = int(np.argmax(~np.isfinite(shift)))
-        raise Refused(f"its parameters give no finite scale and shift in channel {channel}")
-    return scale, shift
+    return batch_norm(constants, values, eps, len(shape), partial(broken, site))
 
 
 def _check_frozen(site: Site) -> None:

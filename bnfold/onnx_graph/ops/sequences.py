@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from bnfold.fold.axis_moves import Crop
-from bnfold.fold.graph import Move
-from bnfold.fold.moves import Take
+from bnfold.fold.moves import Crop, Take
+from bnfold.fold.roles import Move
 from bnfold.onnx_graph.model.site import Site
 
 __all__ = ["is_only_indexed", "part_sizes", "slice_from"]

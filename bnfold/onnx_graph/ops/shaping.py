@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.fold import axis_moves, moves
-from bnfold.fold.graph import Dim, Move, Role
+from bnfold.fold import moves
+from bnfold.fold.graph import Dim, Refused, Role
+from bnfold.fold.roles import Move
 from bnfold.onnx_graph.model.site import Site
 from bnfold.onnx_graph.ops.facts import (
     UNCHANGED,
-    Refused,
     axes_of,
     axis_of,
     integers,
@@ -38,7 +38,7 @@ def _squeeze(site: Site) -> Role:
         if not all(isinstance(size, int) for size in shape):
             raise Refused("drops axes of a size that is not known")
         axes = tuple(axis for axis, size in enumerate(shape) if size == 1)
-    return Move(axis_moves.DropAxes(axes))
+    return Move(moves.DropAxes(axes))
 
 
 def _unsqueeze(site: Site) -> Role:
@@ -48,7 +48,7 @@ def _unsqueeze(site: Site) -> Role:
         raise Refused("its axes are not given")
     if rank + len(axes) != len(out_shape_of(site)):
         raise Refused("its axes do not match its output")
-    return Move(axis_moves.AddAxes(axes))
+    return Move(moves.AddAxes(axes))
 
 
 def _flatten(site: Site) -> Role:
@@ -92,7 +92,7 @@ def _regroup(before: tuple[Dim, ...], wanted: tuple[Dim, ...], inferred: tuple[D
     gaps = [axis for axis, size in enumerate(after) if not isinstance(size, int) and size not in before]
     if len(gaps) == 1:
         after[gaps[0]] = _missing(before, after[: gaps[0]] + after[gaps[0] + 1 :])
-    return Move(axis_moves.Reshape.between(before, tuple(after)))
+    return Move(moves.Reshape.between(before, tuple(after)))
 
 
 def _missing(before: tuple[Dim, ...], after: list[Dim]) -> Dim:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from bnfold.fold.graph import Closed, Role
+from bnfold.fold.graph import Refused, Role
+from bnfold.fold.roles import Closed
 from bnfold.onnx_graph.model.site import FLOATS, Site
 from bnfold.onnx_graph.ops.activations import ACTIVATIONS
 from bnfold.onnx_graph.ops.conversion import CONVERSION
 from bnfold.onnx_graph.ops.elementwise import ELEMENTWISE
-from bnfold.onnx_graph.ops.facts import Refused
 from bnfold.onnx_graph.ops.indexing import INDEXING
 from bnfold.onnx_graph.ops.linear import LINEAR
 from bnfold.onnx_graph.ops.norms import NORMS

@@ -13,8 +13,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from bnfold.fold.graph import Constant, Graph, Node, Tensor
-from bnfold.fold.moves import Stuck
+from bnfold.fold.graph import Constant, Graph, Node, Refused, Tensor
 from bnfold.onnx_graph.model.site import FLOATS, Site
 from bnfold.onnx_graph.ops.facts import LARGEST
 from bnfold.onnx_graph.ops.interval import Bounds, collapsed, unknown
@@ -27,7 +26,7 @@ __all__ = ["Facts", "prove"]
 Facts: TypeAlias = "dict[Tensor, Bounds]"
 
 # what a rule may stumble over in a node whose attributes or shapes do not match
-_DAMAGE = (IndexError, KeyError, TypeError, ValueError, ArithmeticError, Stuck)
+_DAMAGE = (IndexError, KeyError, TypeError, ValueError, ArithmeticError, Refused)
 
 
 def prove(graph: Graph, given: Mapping[str, Bounds] | None = None) -> Facts:

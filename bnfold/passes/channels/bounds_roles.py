@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 
-from bnfold.fold.graph import (
+from bnfold.fold.graph import Array, Node, Refused, Role
+from bnfold.fold.roles import (
     Affine,
-    Array,
     Clamp,
     Concat,
     Gate,
     Leaky,
     Linear,
     Move,
-    Node,
     Normalize,
     Pad,
     Product,
-    Role,
     Split,
     Sum,
 )
-from bnfold.fold.moves import Stuck
 from bnfold.onnx_graph.ops.interval import Bounds, unknown
 from bnfold.onnx_graph.ops.operator import BoundsRule
 from bnfold.passes.channels.matrices import through
@@ -79,7 +76,7 @@ def _move(node: Node, inputs: list[Bounds]) -> Bounds:
     x, y = inputs[role.x], node.outputs[0]
     try:
         return x.each(role.move.push)
-    except Stuck:
+    except Refused:
         whole = x.flat(range(x.lo.ndim))
         return whole.each(lambda end: end.reshape((1,) * y.rank))
 

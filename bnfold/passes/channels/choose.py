@@ -10,7 +10,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from bnfold.fold.graph import Array, Graph, Linear, Node, Tensor
+from bnfold.fold.graph import Array, Graph, Node, Tensor
+from bnfold.fold.roles import Linear
 from bnfold.onnx_graph.ops.facts import broken
 from bnfold.passes.channels.bounds import Facts
 from bnfold.passes.channels.classes import Reason

@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from bnfold.fold.graph import AddBias, Affine, Array, Edit, Linear, Node, SetValue
+from bnfold.fold.edits import AddBias, Edit, SetValue
+from bnfold.fold.graph import Array, Node
+from bnfold.fold.roles import Affine, Linear
 from bnfold.onnx_graph.model.site import numpy_dtype
 from bnfold.passes.channels.choose import Choice
 from bnfold.passes.channels.matrices import sums
 from bnfold.passes.channels.stored import cut, why_not
-from bnfold.report.channels import Moved
+from bnfold.report.channels import MovedConstant
 
 __all__ = ["Cut", "TooLarge", "linear"]
 
@@ -34,7 +36,7 @@ class Cut:
     edits: list[Edit] = field(default_factory=list)
     attributes: dict[str, int | list[int] | None] = field(default_factory=dict)
     multiplications: int | None = 0
-    moved: tuple[Moved, ...] = ()
+    moved: tuple[MovedConstant, ...] = ()
 
 
 def linear(choice: Choice, node: Node) -> Cut:
@@ -56,7 +58,7 @@ def linear(choice: Choice, node: Node) -> Cut:
     if inputs is not None and x is not None and role.groups == 1:
         values = np.where(inputs, choice.constants(x), 0.0)
         values = np.where(np.isnan(values), 0.0, values)  # nobody has a weight for these
-        result.moved = tuple(Moved(c, float(values[c])) for c in np.flatnonzero(values).tolist())
+        result.moved = tuple(MovedConstant(c, float(values[c])) for c in np.flatnonzero(values).tolist())
         if result.moved:
             added = sums(role)[0] @ values
             added = added if keep is None else added[keep]

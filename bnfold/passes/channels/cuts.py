@@ -6,25 +6,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from bnfold.fold.graph import (
-    Affine,
-    Array,
-    Concat,
-    Constant,
-    Leaky,
-    Linear,
-    Map,
-    Move,
-    Node,
-    Normalize,
-    Product,
-    Role,
-    Same,
-    SetValue,
-    Split,
-    Sum,
-    Tensor,
-)
+from bnfold.fold.edits import SetValue
+from bnfold.fold.graph import Array, Constant, Node, Role, Tensor
+from bnfold.fold.roles import Affine, Concat, Leaky, Linear, Map, Move, Normalize, Product, Same, Split, Sum
 from bnfold.onnx_graph.model.site import Site
 from bnfold.onnx_graph.ops.facts import broken, integers
 from bnfold.passes.channels.choose import Choice

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 import numpy as np
 import onnx
 
-from bnfold.fold.graph import AddBias, Array, Edit, Graph, Linear, Node, SetValue
+from bnfold.fold.edits import AddBias, Edit, SetValue
+from bnfold.fold.graph import Array, Graph, Node
+from bnfold.fold.roles import Linear
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.file.tensors import constants
 from bnfold.onnx_graph.model.scopes import without_gc
@@ -25,7 +27,7 @@ from bnfold.passes.channels.cut_layers import Cut, TooLarge
 from bnfold.passes.channels.cuts import cut_of
 from bnfold.passes.channels.grouping import group
 from bnfold.passes.channels.kept import kept_constants
-from bnfold.report.channels import Dropped, Layer
+from bnfold.report.channels import CutLayer, Dropped
 
 __all__ = ["drop_dead_channels"]
 
@@ -71,7 +73,7 @@ def drop_dead_channels(
         return dropped
 
 
-def _layers(choice: Choice, cuts: dict[Node, Cut]) -> list[Layer]:
+def _layers(choice: Choice, cuts: dict[Node, Cut]) -> list[CutLayer]:
     found = []
     for node, cut in cuts.items():
         if not cut.edits and not cut.attributes:
@@ -84,7 +86,7 @@ def _layers(choice: Choice, cuts: dict[Node, Cut]) -> list[Layer]:
             inputs = _places(choice.gone(node.at(node.role.x)))
         elif not fewer:
             continue  # a shape, or the bounds of a slice
-        found.append(Layer(node.name, node.op, outputs, inputs, fewer, cut.multiplications, cut.moved))
+        found.append(CutLayer(node.name, node.op, outputs, inputs, fewer, cut.multiplications, cut.moved))
     return found
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.fold.graph import Array, Concat, Move, Node, Product, Role, Same, Split, Sum, Tensor
+from bnfold.fold.graph import Array, Node, Role, Tensor
+from bnfold.fold.roles import Concat, Move, Product, Same, Split, Sum
 from bnfold.onnx_graph.model.site import Site
 from bnfold.passes.channels.classes import Reason
 from bnfold.passes.channels.groups import Channels, Groups, Rule

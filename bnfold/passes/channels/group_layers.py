@@ -4,20 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from bnfold.fold.graph import (
-    Affine,
-    Array,
-    Clamp,
-    Gate,
-    Leaky,
-    Linear,
-    Map,
-    Node,
-    Normalize,
-    Pad,
-    Role,
-    SoftmaxInput,
-)
+from bnfold.fold.graph import Array, Node, Role
+from bnfold.fold.roles import Affine, Clamp, Gate, Leaky, Linear, Map, Normalize, Pad, SoftmaxInput
 from bnfold.passes.channels.classes import Reason
 from bnfold.passes.channels.groups import Groups, Rule
 from bnfold.passes.channels.matrices import is_matrix

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bnfold.fold.graph import Closed, Concat, Graph, Node, Product, Role, Same, Sum
-from bnfold.fold.moves import Stuck
+from bnfold.fold.graph import Graph, Node, Refused, Role
+from bnfold.fold.roles import Closed, Concat, Product, Same, Sum
 from bnfold.onnx_graph.model.site import Site
 from bnfold.onnx_graph.ops.activations import Function
 from bnfold.onnx_graph.ops.table import record_of
@@ -28,7 +28,7 @@ def group(graph: Graph) -> Groups:
             rule = _closed
         try:
             rule(groups, node)
-        except (Stuck, IndexError, ValueError) as stuck:
+        except (Refused, IndexError, ValueError) as stuck:
             groups.keep_all(node, f"mixes channels: {stuck}")
         for slot, tensor in enumerate(node.inputs):
             if not _is_data(node.role, slot):

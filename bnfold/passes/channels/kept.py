@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from bnfold.fold.graph import Graph, Linear, Map, Node, Product, Role, Same, Sum
+from bnfold.fold.graph import Graph, Node, Role
+from bnfold.fold.roles import Linear, Map, Product, Same, Sum
 from bnfold.passes.channels.choose import PADDED, Choice
 from bnfold.passes.channels.classes import Reason
-from bnfold.report.channels import Kept
+from bnfold.report.channels import KeptChannels
 
 __all__ = ["kept_constants"]
 
@@ -15,11 +16,11 @@ _JOINED = "joins it with what is not constant"
 _WORDS: dict[type[Role], str] = {Map: "sees padding beside it", Product: _JOINED, Same: _JOINED, Sum: _JOINED}
 
 
-def kept_constants(graph: Graph, choice: Choice) -> list[Kept]:
+def kept_constants(graph: Graph, choice: Choice) -> list[KeptChannels]:
     """One entry for each node and reason; a channel is told where it first is constant."""
     told: set[int] = set()
     lost = _where_lost(graph, choice)
-    found: list[Kept] = []
+    found: list[KeptChannels] = []
     for node in graph.nodes:
         by_reason: dict[Reason, list[int]] = {}
         for place, root in _constant_at(choice, node):
@@ -30,7 +31,7 @@ def kept_constants(graph: Graph, choice: Choice) -> list[Kept]:
             if root in choice.live:
                 reason = lost.get(root, reason)
             by_reason.setdefault(reason, []).append(place)
-        found += [Kept(node.name, node.op, tuple(p), r.text, r.where) for r, p in by_reason.items()]
+        found += [KeptChannels(node.name, node.op, tuple(p), r.text, r.where) for r, p in by_reason.items()]
     return found
 
 

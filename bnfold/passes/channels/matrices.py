@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 
-from bnfold.fold.graph import Array, Linear
+from bnfold.fold.graph import Array
+from bnfold.fold.roles import Linear
 from bnfold.onnx_graph.ops.interval import Bounds, unknown
 
 __all__ = ["bias_of", "is_matrix", "read_by", "sums", "through"]
@@ -26,14 +26,9 @@ def is_matrix(role: Linear) -> bool:
 
 def _pieces(role: Linear) -> Iterator[tuple[slice, Array]]:
     """(groups, some outputs, inputs, taps), and which outputs these are."""
-    weight: Any = role.weight.load().reshape(role.split)  # of other ranks on the way
-    front = [axis for axis in (role.w_group, role.w_out, role.w_in) if axis is not None]
-    weight = np.moveaxis(weight, front, range(len(front)))
-    if role.w_group is None:
-        weight = weight[None]
-    shape: list[int] = list(weight.shape)
-    groups, outputs, inputs, *taps = shape
-    weight = weight.reshape(groups, outputs, inputs, math.prod(taps))
+    weight = role.matrices(role.weight.load())
+    groups, outputs, inputs = weight.shape[:3]
+    weight = weight.reshape(groups, outputs, inputs, math.prod(role.rest))
     step = max(1, PIECE // max(1, weight.size // max(outputs, 1)))
     for start in range(0, outputs, step):
         where = slice(start, min(start + step, outputs))
@@ -82,9 +77,8 @@ def through(role: Linear, x: Bounds, y_rank: int) -> Bounds:
     bias = bias_of(role, y_rank)
     if bias is None or not is_matrix(role):
         return unknown(y_rank)
-    groups = 1 if role.w_group is None else role.split[role.w_group]
-    inputs = role.split[role.w_in]
-    lo, hi = (end.reshape(groups, inputs) for end in x.along(role.in_axis, groups * inputs))
+    ends = x.along(role.in_axis, role.inputs)
+    lo, hi = (end.reshape(role.groups, -1) for end in ends)
     if role.padded:  # a tap sees the channel, or zero
         lo, hi = np.minimum(lo, 0.0), np.maximum(hi, 0.0)
     bounds = [_extreme(role, lo, hi, sign) for sign in (1.0, -1.0)]

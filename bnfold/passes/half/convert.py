@@ -10,7 +10,7 @@ import numpy as np
 from bnfold.fold.absorb.absorb import OutOfRange, absorb
 from bnfold.fold.carry.spread import State
 from bnfold.fold.graph import Array, Graph, Tensor
-from bnfold.fold.rescale.fit_range import Moved, fit, makers, troubled
+from bnfold.fold.rescale.fit_range import RescaledTensor, fit, makers, troubled
 from bnfold.fold.rescale.headroom import BFLOAT16, FLOAT16, Narrow
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.model.constants import constant_of
@@ -26,7 +26,8 @@ from bnfold.passes.half.plain_norms import make_plain
 from bnfold.passes.half.plan import MARGIN, plan
 from bnfold.passes.half.ranges import Range, carried, measure
 from bnfold.passes.half.write import write
-from bnfold.report.precision import Kept, PrecisionReport, Rescaled, Span
+from bnfold.report.data import Span
+from bnfold.report.precision import KeptNode, PrecisionReport, Rescaled
 
 __all__ = ["converted", "feeds_of", "ranges_of", "whole"]
 
@@ -148,7 +149,7 @@ def _seen(ranges: Mapping[str, Range]) -> Any:
     return seen
 
 
-def _rescaled(moved: Moved) -> Rescaled:
+def _rescaled(moved: RescaledTensor) -> Rescaled:
     def spans(pair: tuple[Array, Array] | None) -> tuple[Span | None, Span | None]:
         if pair is None:
             return None, None
@@ -180,7 +181,7 @@ def _write(
     if report is not None:
         report.casts = casts
         report.half = sum(chosen.is_half(site) and bool(any(chosen.slots[site])) for site in chosen.slots)
-        report.kept = [Kept(site.name, site.op, reason) for site, reason in chosen.stays.items()]
+        report.kept = [KeptNode(site.name, site.op, reason) for site, reason in chosen.stays.items()]
 
 
 def _outside(graph: Graph, ranges: Mapping[str, Range], narrow: Narrow) -> dict[str, str]:

@@ -6,7 +6,7 @@ In a module only parameters, buffers and submodules can change, not the code tha
    untied;
 2. a bias may be added where the owner of the weight has an empty place for one;
 3. what the code says (bounds of a clamp, slopes, fills of a padding, numbers) stays;
-4. a batch norm may vanish if all calls of its module do; eager.py says what then becomes of the module.
+4. a batch norm may vanish if all calls of its module do; what_is_left.py says what becomes of the module.
 """
 
 from __future__ import annotations
@@ -21,29 +21,15 @@ import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
 
-from bnfold.fold.graph import (
-    AddBias,
-    Affine,
-    Bypass,
-    Clamp,
-    Closed,
-    Constant,
-    Graph,
-    Leaky,
-    Linear,
-    Map,
-    Node,
-    Pad,
-    Role,
-    SetValue,
-)
-from bnfold.fold.merge.view import AnyEdit
+from bnfold.fold.edits import AddBias, Bypass, Edit, SetValue
+from bnfold.fold.graph import Constant, Graph, Node, Role
+from bnfold.fold.roles import Affine, Clamp, Closed, Leaky, Linear, Map, Pad
 from bnfold.torch_graph.arrays import to_tensor
 from bnfold.torch_graph.call import given, innermost
 from bnfold.torch_graph.module.holders import Holders, owner_of, tensors
 from bnfold.torch_graph.module.what_is_left import (
     Calls,
-    Fate,
+    Replacement,
     mean_of,
     path_of,
     what_is_left,
@@ -188,7 +174,7 @@ def half_gone(graph: Graph, folded: Sequence[Node]) -> set[Node]:
     return {node for node in norms if node in gone and mean_of(node) in kept}
 
 
-def unable(edits: Sequence[AnyEdit]) -> list[Node]:
+def unable(edits: Sequence[Edit]) -> list[Node]:
     """Nodes of which the plan asks what only a graph could do."""
     return [
         edit.node
@@ -198,8 +184,8 @@ def unable(edits: Sequence[AnyEdit]) -> list[Node]:
     ]
 
 
-def apply(module: nn.Module, edits: Sequence[AnyEdit], fates: Mapping[str, Fate]) -> None:
-    """Rewrite a module in place. `fates`: what becomes of a batch norm, by the name of its running mean."""
+def apply(module: nn.Module, edits: Sequence[Edit], replacements: Mapping[str, Replacement]) -> None:
+    """Rewrite a module in place. replacements: of batch norms, by the name of the running mean."""
     bypassed: dict[str, Node] = {}
     held = Counter(id(tensor) for _, _, tensor in tensors(module))
     tied = {key for key, count in held.items() if count > 1}
@@ -216,10 +202,10 @@ def apply(module: nn.Module, edits: Sequence[AnyEdit], fates: Mapping[str, Fate]
         elif isinstance(edit, Bypass):
             bypassed.setdefault(mean_of(edit.node), edit.node)
     for mean, node in bypassed.items():
-        fate = fates[mean]
+        replacement = replacements[mean]
         _make_identity_map(module, node, tied)  # in any case: somebody may hold it outside of the module
-        if fate is not None:
-            _take_out(module, path_of(node), fate)
+        if replacement is not None:
+            _take_out(module, path_of(node), replacement)
 
 
 def _put(module: nn.Module, target: str, array: Any, tied: set[int]) -> None:
@@ -242,10 +228,10 @@ def _overlaps(tensor: torch.Tensor) -> bool:
     return any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
-def _take_out(module: nn.Module, path: str, fate: tuple[str, ...] | str) -> None:
+def _take_out(module: nn.Module, path: str, replacement: tuple[str, ...] | str) -> None:
     """Replace a batch norm, wherever it is registered, by what is left of it."""
     gone = module.get_submodule(path)
-    new = what_is_left(gone, fate)
+    new = what_is_left(gone, replacement)
     for parent in list(module.modules()):
         for name, child in list(parent._modules.items()):
             if child is gone:

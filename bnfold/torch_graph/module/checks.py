@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 from torch.nn.parameter import is_lazy
 
 from bnfold.errors import UsageError, first_line
-from bnfold.torch_graph.quiet import quiet
+from bnfold.torch_graph.tracing import without_warnings
 
 __all__ = ["check_module", "copied", "exported"]
 
@@ -44,7 +44,7 @@ def exported(
 ) -> tuple[ExportedProgram, ExportedProgram]:
     """The module's program, and the same without in-place operators."""
     try:
-        with quiet():
+        with without_warnings():
             raw: ExportedProgram = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes)
             return raw, raw.run_decompositions({})
     except Exception as error:  # of any kind: this is all of torch's tracing on the user's code

@@ -9,13 +9,13 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-__all__ = ["InFloat64", "wide"]
+__all__ = ["InFloat64", "to_float64"]
 
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
 _ROUNDING = (torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16)  # name a type by being called
 
 
-def wide(leaf: Any) -> Any:
+def to_float64(leaf: Any) -> Any:
     """A floating point tensor in float64, or that type instead of another one; all else as it is."""
     if isinstance(leaf, torch.Tensor) and leaf.dtype in _NARROW:
         return leaf.double()
@@ -40,15 +40,15 @@ class InFloat64(TorchFunctionMode):
     ) -> Any:
         if getattr(func, "__name__", "") == "__get__":  # shape, dtype, ...: no reason to widen the tensor
             found = func(*args)
-            return found if isinstance(found, torch.Tensor) else wide(found)
+            return found if isinstance(found, torch.Tensor) else to_float64(found)
         if func in _ROUNDING:
-            return wide(args[0])
+            return to_float64(args[0])
         given = dict(kwargs or {})
         target = given.get("out", args[0] if args and _writes(func) else None)
         if isinstance(target, torch.Tensor) and target.dtype in _NARROW:
             raise TypeError(f"{getattr(func, '__name__', func)} writes into a stored tensor")
-        wide_args, wide_kwargs = pytree.tree_map(wide, (tuple(args), given))
-        return pytree.tree_map(wide, func(*wide_args, **wide_kwargs))
+        exact, named = pytree.tree_map(to_float64, (tuple(args), given))
+        return pytree.tree_map(to_float64, func(*exact, **named))
 
 
 def _writes(func: Any) -> bool:

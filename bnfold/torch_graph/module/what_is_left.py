@@ -25,13 +25,14 @@ from typing import Any, TypeAlias
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from bnfold.fold.graph import Affine, Concat, Contract, Linear, Node, Normalize, Product, Sum
+from bnfold.fold.graph import Node
+from bnfold.fold.roles import Affine, Concat, Contract, Linear, Normalize, Product, Sum
 from bnfold.torch_graph.call import given, stack
 
-__all__ = ["Calls", "Fate", "Fates", "calls_of", "mean_of", "path_of", "what_is_left"]
+__all__ = ["Calls", "Replacement", "Replacements", "calls_of", "mean_of", "path_of", "what_is_left"]
 
 # names of submodules that are left of the batch norm's module, the method that tells, or None: its call stays
-Fate: TypeAlias = "tuple[str, ...] | str | None"
+Replacement: TypeAlias = "tuple[str, ...] | str | None"
 METHOD = "without_batch_norm"
 
 # what these compute is the batch norm and nothing else
@@ -84,7 +85,7 @@ def calls_of(module: nn.Module, run: Callable[[], object]) -> Calls:
     return calls
 
 
-class Fates:
+class Replacements:
     """Answers for one module; `raw` is its export, and `program` the same without in-place operators.
 
     `made`: the calls that it makes.
@@ -102,7 +103,7 @@ class Fates:
                 for path in dict.fromkeys(stack(call)):
                     self.calls[path].append(call)
 
-    def __call__(self, node: Node, folded: Collection[Node]) -> Fate:
+    def __call__(self, node: Node, folded: Collection[Node]) -> Replacement:
         """What is left of the module that makes this call; `folded`: all nodes that vanish."""
         path, mean = path_of(node), mean_of(node)
         owner = self.module.get_submodule(path)
@@ -130,17 +131,17 @@ def _is_norm_role(node: Node) -> bool:
     return isinstance(node.role, Affine) and node.role.kind == "norm"
 
 
-def what_is_left(gone: nn.Module, fate: tuple[str, ...] | str) -> nn.Module:
+def what_is_left(gone: nn.Module, replacement: tuple[str, ...] | str) -> nn.Module:
     """The module that takes the place of a batch norm's."""
-    if isinstance(fate, str):
-        left: nn.Module = getattr(gone, fate)()
+    if isinstance(replacement, str):
+        left: nn.Module = getattr(gone, replacement)()
         return left.train(gone.training)
-    rest = nn.Sequential(OrderedDict((name, gone.get_submodule(name)) for name in fate))
+    rest = nn.Sequential(OrderedDict((name, gone.get_submodule(name)) for name in replacement))
     rest.training = gone.training
-    return rest if fate else nn.Identity().train(gone.training)
+    return rest if replacement else nn.Identity().train(gone.training)
 
 
-def _in_a_row(owner: nn.Module, path: str, norm: fx.Node, calls: list[fx.Node]) -> Fate:
+def _in_a_row(owner: nn.Module, path: str, norm: fx.Node, calls: list[fx.Node]) -> Replacement:
     """The submodules that are called behind the batch norm, if each takes what the one before it gives."""
     names: list[str] = []
     last = norm

@@ -8,21 +8,10 @@ from functools import partial
 
 import numpy as np
 
-from bnfold.fold import axis_moves, moves
-from bnfold.fold.graph import (
-    Clamp,
-    Concat,
-    Constant,
-    Dim,
-    Leaky,
-    Map,
-    Move,
-    Pad,
-    Role,
-    SoftmaxInput,
-    Split,
-)
-from bnfold.torch_graph.call import FLOATS, Call, Refused
+from bnfold.fold import moves
+from bnfold.fold.graph import Constant, Dim, Refused, Role
+from bnfold.fold.roles import Clamp, Concat, Leaky, Map, Move, Pad, SoftmaxInput, Split
+from bnfold.torch_graph.call import FLOATS, Call
 
 __all__ = ["DATA"]
 
@@ -125,7 +114,7 @@ def _flip(call: Call) -> Role:
 
 
 def _reshape(call: Call) -> Role:
-    return Move(axis_moves.Reshape.between(call.x, call.out))
+    return Move(moves.Reshape.between(call.x, call.out))
 
 
 def _permute(call: Call) -> Role:
@@ -150,8 +139,8 @@ def _expand(call: Call) -> Role:
 def _take(axis: int, indices: tuple[int, ...], shape: tuple[Dim, ...], scalar: bool = False) -> Move:
     """Entries of one axis. Other channels stay open; other rows, columns or tokens change with these."""
     size = shape[axis]
-    places = (axis == 1 and len(shape) == 3) if scalar else axis > 1
-    return Move((axis_moves.Crop if places else moves.Take)(axis, indices, int(size), scalar))  # type: ignore[arg-type]
+    spatial = (axis == 1 and len(shape) == 3) if scalar else axis > 1
+    return Move((moves.Crop if spatial else moves.Take)(axis, indices, int(size), scalar))  # type: ignore[arg-type]
 
 
 def _slice(call: Call) -> Role:

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
 from torch import fx
 
 from bnfold.fold import moves
-from bnfold.fold.affine import MAPS, dead, from_batch_norm
-from bnfold.fold.graph import Affine, Closed, Constant, Linear, Move, Normalize, Product, Role, Sum
-from bnfold.fold.windows import PRODUCT, Windows
-from bnfold.torch_graph.call import Call, Refused
+from bnfold.fold import role_builders as builders
+from bnfold.fold.affine import MAPS
+from bnfold.fold.graph import Constant, Refused, Role
+from bnfold.fold.roles import Affine, Closed, Linear, Move, Normalize, Product, Sum
+from bnfold.fold.windows import Windows
+from bnfold.torch_graph.call import Call
 
 __all__ = ["LAYERS"]
 
 _BATCH_STATISTICS = "uses batch statistics"
+_PARAMETERS = (  # and what stands for one that is left out
+    *(("gamma", "weight", 1.0), ("beta", "bias", 0.0)),
+    *(("mean", "running_mean", 0.0), ("var", "running_var", 1.0)),
+)
 LARGEST = 1 << 20  # elements of a constant operand that may get a new value
 
 
@@ -28,11 +33,12 @@ def _weight(call: Call, name: str = "weight") -> Constant:
     return weight
 
 
-def _bias(call: Call) -> dict[str, Any]:
-    slot, bias = call.slot("bias"), call.constant("bias")
-    if bias is None and call["bias"] is not None:
-        return {"bias_slot": slot, "bias_open": "its bias is computed at run time", "bias_blocks_scale": True}
-    return {"bias": bias, "bias_slot": slot}
+def _with_bias(call: Call, role: Linear) -> Linear:
+    bias = call.constant("bias")
+    open_ = bias is None and call["bias"] is not None
+    return builders.with_bias(
+        role, call.slot("bias"), bias, "its bias is computed at run time" if open_ else ""
+    )
 
 
 def _conv(call: Call, transposed: bool = False) -> Role:
@@ -46,29 +52,11 @@ def _conv(call: Call, transposed: bool = False) -> Role:
         padded = padding == "same" and any(taps > 1 for taps in kernel)
     else:
         padded = any(call.integers("padding", count))
-    if transposed:
-        stride, extra = call.integers("stride", count), call.integers("output_padding", count)
-        even = not padded and set(kernel) == {1} and set(stride) == {1} and not any(extra)
-        why = "" if even else "its taps overlap unevenly, so that a shift does not come out as a shift"
-    else:
-        why = "its windows see zero padding, where a shift would not be seen" if padded else ""
-    windows = None if transposed else _windows(call, kernel)
-    return Linear(
-        weight=weight,
-        weight_slot=call.slot("weight"),
-        x=0,
-        in_axis=1,
-        out_axis=1,
-        split=(groups, weight.shape[0] // groups, weight.shape[1], *kernel),
-        w_group=0,
-        w_out=2 if transposed else 1,
-        w_in=1 if transposed else 2,
-        padded=why,
-        free=((0, 0),),
-        groups=groups,
-        windows=windows,
-        **_bias(call),
-    )
+    if not transposed:
+        return _with_bias(call, builders.convolution(weight, groups, padded, _windows(call, kernel)))
+    stride, extra = call.integers("stride", count), call.integers("output_padding", count)
+    even = not padded and set(kernel) == {1} and set(stride) == {1} and not any(extra)
+    return _with_bias(call, builders.transposed_convolution(weight, groups, even))
 
 
 def _windows(call: Call, kernel: tuple[int, ...]) -> Windows:
@@ -84,63 +72,28 @@ def _windows(call: Call, kernel: tuple[int, ...]) -> Windows:
 
 
 def _linear(call: Call) -> Role:
-    weight, rank = _weight(call), len(call.x)
-    return Linear(
-        weight=weight,
-        weight_slot=call.slot("weight"),
-        x=0,
-        in_axis=rank - 1,
-        out_axis=rank - 1,
-        split=weight.shape,
-        w_group=None,
-        w_out=0,
-        w_in=1,
-        free=tuple((axis, axis) for axis in range(rank - 1)),
-        windows=PRODUCT,
-        **_bias(call),
-    )
+    last = len(call.x) - 1
+    free = tuple((axis, axis) for axis in range(last))
+    return _with_bias(call, builders.by_matrix(_weight(call), call.slot("weight"), 0, last, last, 1, free))
 
 
 def _batch_norm(call: Call) -> Role:
     """Frozen: `y = weight * (x - mean) / sqrt(var + eps) + bias`, channels on axis 1."""
     if call["training"]:
         return Closed(_BATCH_STATISTICS, listed=True)
-    shape = call.x
     if any(user.args[1] != 0 for user in call.node.users if call.op != "batch_norm"):
         raise Refused("gives its statistics to other nodes")
     mean = call.constant("running_mean")
     if mean is None:
         raise Refused("its running statistics are not constant")
-    count = mean.shape[0]
-    constants, values = {}, []
-    for key, name, default in (
-        *(("gamma", "weight", 1.0), ("beta", "bias", 0.0)),
-        *(("mean", "running_mean", 0.0), ("var", "running_var", 1.0)),
-    ):
+    constants = {}
+    for key, name, default in _PARAMETERS:
         constant = call.constant(name)
         if constant is None and call[name] is not None:
             raise Refused(f"its {name} is not constant")
-        constant = constant or _default(default, count, mean.dtype)
-        constants[key] = (call.slot(name), constant)
-        values.append(constant.load())
-    var = values[3].astype(np.float64)
-    if not (var.min(initial=0) >= 0 and var.max(initial=0) < np.inf):  # NaN fails both
-        channel = int(np.argmax(~((var >= 0) & (var < np.inf))))
-        raise Refused(f"its running variance is {float(var[channel]):.3g} in channel {channel}")
-    with np.errstate(all="ignore"):
-        scale, shift = from_batch_norm(values[0], values[1], values[2], var, float(call["eps"]))
-    if not np.isfinite(shift).all():
-        channel = int(np.argmax(~np.isfinite(shift)))
-        raise Refused(f"its parameters give no finite scale and shift in channel {channel}")
-    wide = (1, count) + (1,) * (len(shape) - 2)
-    return Affine(
-        scale.reshape(wide),
-        shift.reshape(wide),
-        "norm",
-        constants=constants,
-        eps=float(call["eps"]),
-        dead=tuple(np.flatnonzero(dead(scale, var)).tolist()),
-    )
+        constants[key] = call.slot(name), constant or _default(default, mean.shape[0], mean.dtype)
+    values = [constant.load() for _, constant in constants.values()]
+    return builders.batch_norm(constants, values, float(call["eps"]), len(call.x))
 
 
 def _default(value: float, count: int, dtype: str) -> Constant:

@@ -6,10 +6,9 @@ from collections.abc import Callable
 
 from torch import fx
 
-from bnfold.fold import role_builders as products
-from bnfold.fold.graph import Linear, Role
-from bnfold.fold.windows import PRODUCT
-from bnfold.torch_graph.call import Call, Refused
+from bnfold.fold import role_builders as builders
+from bnfold.fold.graph import Refused, Role
+from bnfold.torch_graph.call import Call
 
 __all__ = ["PRODUCTS"]
 
@@ -25,12 +24,12 @@ def _matmul(call: Call) -> Role:
         shapes = call.tensor(left), call.tensor(right)
         if min(map(len, shapes)) < 2:
             raise Refused("multiplies by a vector")
-        return products.of_tensors(shapes, call.out, _rows_sum_to_one(call[left]))
+        return builders.of_tensors(shapes, call.out, _rows_sum_to_one(call[left]))
     if len(weight.shape) < 2:
         raise Refused("its weight is a vector")
     shape = call.tensor(call.names[1 - slot])
     plain = slot == 1 and len(weight.shape) == len(shape) == 2  # it becomes addmm
-    return products.by_weight(weight, slot, shape, len(call.out), costs=0 if plain else 1)
+    return builders.by_weight(weight, slot, shape, len(call.out), costs=0 if plain else 1)
 
 
 def _addmm(call: Call) -> Role:
@@ -40,23 +39,10 @@ def _addmm(call: Call) -> Role:
         raise Refused("its weight is computed at run time")
     if call["beta"] == 0 or bias is None or bias.shape != weight.shape[1:]:
         raise Refused("its bias is not one constant for each output")
-    return Linear(
-        weight=weight,
-        weight_slot=call.slot("mat2"),
-        x=call.slot("mat1"),
-        in_axis=1,
-        out_axis=1,
-        split=weight.shape,
-        w_group=None,
-        w_out=1,
-        w_in=0,
-        free=((0, 0),),
-        alpha=float(call["alpha"]),
-        beta=float(call["beta"]),
-        bias=bias,
-        bias_slot=call.slot("self"),
-        windows=PRODUCT,
-    )
+    slot, x = call.slot("mat2"), call.slot("mat1")
+    role = builders.by_matrix(weight, slot, x, 1, 1, 0, ((0, 0),))
+    role.alpha, role.beta = float(call["alpha"]), float(call["beta"])
+    return builders.with_bias(role, call.slot("self"), bias)
 
 
 def _rows_sum_to_one(source: fx.Node) -> bool:

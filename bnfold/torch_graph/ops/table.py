@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from bnfold.fold.graph import Closed, Role
-from bnfold.torch_graph.call import FLOATS, Call, Refused
+from bnfold.fold.graph import Refused, Role
+from bnfold.fold.roles import Closed
+from bnfold.torch_graph.call import FLOATS, Call
 from bnfold.torch_graph.ops.data import DATA
 from bnfold.torch_graph.ops.layers import LAYERS
 from bnfold.torch_graph.ops.products import PRODUCTS

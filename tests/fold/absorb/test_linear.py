@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from bnfold.fold.absorb import linear as scaling
-from bnfold.fold.graph import AddBias, Array, SetValue
+from bnfold.fold.edits import AddBias, SetValue
+from bnfold.fold.graph import Array
 from bnfold.fold.solve import Plan, solve
 from tests.fold.nets import Net
 

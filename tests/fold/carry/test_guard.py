@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from bnfold.fold.absorb import absorb as absorbing
-from bnfold.fold.absorb.spill import Spill
+from bnfold.fold.absorb.store import ToDisk
 from bnfold.fold.carry.guard import CARRIED, KAPPA
-from bnfold.fold.graph import SetValue
+from bnfold.fold.edits import SetValue
 from bnfold.fold.solve import solve
 from tests.fold.nets import Net
 
@@ -56,14 +56,14 @@ def test_large_new_weights_move_to_a_file_and_keep_their_values() -> None:
     value = np.arange(1 << 18, dtype=np.float32).reshape(512, 512)
     node = Net().conv(Net().tensor(4)).producer
     assert node is not None
-    edit = Spill(held=0)(SetValue(node, 1, value.copy()))
+    edit = ToDisk(held=0)(SetValue(node, 1, value.copy()))
     assert isinstance(edit, SetValue)
     assert isinstance(edit.value, np.memmap)
     np.testing.assert_array_equal(edit.value, value)
-    small = Spill(held=0)(SetValue(node, 1, value[:2].copy()))
+    small = ToDisk(held=0)(SetValue(node, 1, value[:2].copy()))
     assert isinstance(small, SetValue)
     assert not isinstance(small.value, np.memmap)
-    assert absorbing.Spill is Spill
+    assert absorbing.ToDisk is ToDisk
 
 
 @pytest.mark.parametrize(("scale", "folds"), [(1e-30, True), (1e-39, False)])

@@ -9,10 +9,12 @@ import pytest
 
 from bnfold.fold.absorb.absorb import absorb
 from bnfold.fold.carry.spread import Conflict, State
-from bnfold.fold.graph import Linear, SetValue, Tensor
+from bnfold.fold.edits import SetValue
+from bnfold.fold.graph import Tensor
 from bnfold.fold.rescale.carry_scale import carry, commit, undo
 from bnfold.fold.rescale.fit_range import fit, troubled
 from bnfold.fold.rescale.headroom import BFLOAT16, FLOAT16, headroom
+from bnfold.fold.roles import Linear
 from tests.fold.nets import Net
 
 MARGIN = 8.0

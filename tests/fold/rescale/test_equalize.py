@@ -9,9 +9,11 @@ import pytest
 
 from bnfold.fold.absorb.absorb import absorb
 from bnfold.fold.carry.spread import State
-from bnfold.fold.graph import Clamp, Concat, Linear, Node, SetValue, Tensor
+from bnfold.fold.edits import SetValue
+from bnfold.fold.graph import Node, Tensor
 from bnfold.fold.rescale.equalize import ENOUGH, Equalized, equalize
-from bnfold.fold.rescale.int8_loss import BITS, layer_of, lost
+from bnfold.fold.rescale.int8_loss import BITS, lost, weight_sizes
+from bnfold.fold.roles import Clamp, Concat, Linear
 from tests.fold.nets import Net
 
 # rows and columns that make up for each other
@@ -46,7 +48,7 @@ def weights(net: Net, state: State) -> dict[str, Any]:
 
 
 def sums(net: Net, found: Equalized) -> tuple[float, float]:
-    layers = [layer for node in net.graph.nodes if (layer := layer_of(node)) is not None]
+    layers = [layer for node in net.graph.nodes if (layer := weight_sizes(node)) is not None]
     return tuple(sum(layer.lost(s) for layer in layers) for s in (State(), found.state))  # type: ignore
 
 

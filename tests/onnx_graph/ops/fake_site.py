@@ -8,7 +8,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from bnfold.fold.graph import Closed, Constant, Role
+from bnfold.fold.graph import Constant, Role
+from bnfold.fold.roles import Closed
 from bnfold.onnx_graph.ops.table import role_of
 
 __all__ = ["X", "FakeSite", "Runtime", "f32", "ints", "read", "refused", "run", "varying"]

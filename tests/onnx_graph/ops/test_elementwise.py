@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from onnx import TensorProto
 
-from bnfold.fold.graph import Affine, Clamp, Gate, Leaky, Map, Product, Role, Same, Sum
+from bnfold.fold.graph import Role
+from bnfold.fold.roles import Affine, Clamp, Gate, Leaky, Map, Product, Same, Sum
 from tests.onnx_graph.ops.fake_site import RNG, Runtime, X, f32, ints, read, refused
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bnfold.errors import ModelError
-from bnfold.fold.graph import Contract, Linear, Recurrent
+from bnfold.fold.roles import Contract, Linear, Recurrent
 from bnfold.onnx_graph.ops.table import role_of
 from tests.onnx_graph.ops.fake_site import FakeSite, Runtime, X, f32, read, refused, run, varying
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bnfold.errors import ModelError
-from bnfold.fold.graph import Affine, Normalize, SoftmaxInput
+from bnfold.fold.roles import Affine, Normalize, SoftmaxInput
 from bnfold.onnx_graph.ops.table import role_of
 from tests.onnx_graph.ops.fake_site import RNG, FakeSite, Runtime, X, f32, read, refused
 

@@ -11,8 +11,8 @@ import onnx.defs
 import pytest
 
 import bnfold
-from bnfold.fold.graph import Map
 from bnfold.fold.rescale.headroom import FLOAT16
+from bnfold.fold.roles import Map
 from bnfold.onnx_graph.file.loaded import load
 from bnfold.onnx_graph.model import infer as inference
 from bnfold.onnx_graph.model.scopes import build

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bnfold.fold.graph import Closed, Map
+from bnfold.fold.roles import Closed, Map
 from bnfold.onnx_graph.ops.operator import Operator
 from bnfold.onnx_graph.ops.table import OPERATORS, record_of, role_of
 from tests.onnx_graph.ops.fake_site import FakeSite, Runtime, X, f32, ints, read, refused

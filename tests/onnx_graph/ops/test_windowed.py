@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto
 
-from bnfold.fold.graph import Map
+from bnfold.fold.roles import Map
 from bnfold.onnx_graph.ops.table import role_of
 from tests.onnx_graph.ops.fake_site import FakeSite, Runtime, X, f32, ints, read, refused, run, varying
 

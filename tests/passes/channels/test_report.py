@@ -14,7 +14,7 @@ import pytest
 import bnfold
 from bnfold.cli import flags as arguments
 from bnfold.cli.app import main
-from bnfold.report.channels import Dropped, Layer
+from bnfold.report.channels import CutLayer, Dropped
 from tests.onnx_graph.look import difference, feeds, run
 from tests.passes.channels.dropping import Net, counted
 
@@ -136,7 +136,7 @@ def keys(value: Any) -> set[str]:
 
 def test_all_keys_are_told_in_the_help_and_in_the_docs() -> None:
     _, report = bnfold.fold_onnx(net(), drop_dead_channels=True)
-    found = keys(report.to_dict()["dropped"]) | set(Layer._fields)
+    found = keys(report.to_dict()["dropped"]) | set(CutLayer._fields)
     page = (Path(__file__).parents[3] / "docs" / "report.md").read_text(encoding="utf-8")
     section = page[page.index("## `dropped`") : page.index("## `verification`")]
     help_text = arguments.FOLD_EPILOG[arguments.FOLD_EPILOG.index('"dropped"') :]
@@ -147,11 +147,11 @@ def test_all_keys_are_told_in_the_help_and_in_the_docs() -> None:
 
 
 def test_long_lists_are_cut() -> None:
-    from bnfold.report.channels import Kept, Moved
+    from bnfold.report.channels import KeptChannels, MovedConstant
 
-    moved = tuple(Moved(i, i / 8) for i in range(9))
-    layer = Layer("a", "Conv", (), tuple(range(9)), 1234567, 2345678, moved)
-    dropped = Dropped([layer], [Kept("b", "Relu", tuple(range(12)), "stays", "c")], 1234567)
+    moved = tuple(MovedConstant(i, i / 8) for i in range(9))
+    layer = CutLayer("a", "Conv", (), tuple(range(9)), 1234567, 2345678, moved)
+    dropped = Dropped([layer], [KeptChannels("b", "Relu", tuple(range(12)), "stays", "c")], 1234567)
     assert list(dropped.rows())[1] == (
         "a", "Conv", "", "-9", "-1,234,567", "-2,345,678", "0, 0.125, 0.25, 0.375 and 5 more",
     )  # fmt: skip

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bnfold.torch_graph.module.float64 import InFloat64, wide
+from bnfold.torch_graph.module.float64 import InFloat64, to_float64
 from tests.torch_graph.modules import CASES, Fn, randomize
 
 TOKENS = (2, 3, 6)
@@ -34,7 +34,7 @@ def test_as_a_float64_copy_computes(name: str) -> None:
     with torch.no_grad():
         want = copy.deepcopy(module).double()(x.double())
         with InFloat64():
-            found = module(wide(x))
+            found = module(to_float64(x))
     assert found.dtype == torch.float64
     assert torch.allclose(found, want, rtol=0, atol=1e-12 * float(want.abs().max()))
     assert all(value.dtype != torch.float64 for value in module.state_dict().values())
@@ -49,7 +49,7 @@ def test_types_that_the_code_names_are_widened_as_well() -> None:
     module, x = Fn(run, l=nn.Linear(6, 4)), torch.randn(TOKENS)
     with torch.no_grad():
         with InFloat64():
-            found = module(wide(x))
+            found = module(to_float64(x))
         want = copy.deepcopy(module.l).double()(x.double()) / 3
     assert torch.allclose(found, want, rtol=0, atol=1e-15)
 

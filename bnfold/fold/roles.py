@@ -1,0 +1,273 @@
+"""The roles that nodes play.
+
+A role is data. It says how an operator behaves under a change `t' = p*t + q` of the tensors around it, not
+what the operator is called; one rule of `carry/table.py` serves each class of role.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from bnfold.fold.graph import Array, Constant, Key, Role
+from bnfold.fold.windows import Windows
+
+
+@dataclass(frozen=True, slots=True)
+class Closed(Role):
+    """Its float inputs and outputs must stay as they are. `listed`: a batch norm that is not affine has a
+    line in the ledger all the same.
+    """
+
+    reason: str = "is not linear"
+    listed: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class Affine(Role):
+    """`y = scale*x + shift`; the only role that may vanish, and the one that the solver is asked to make
+    vanish.
+
+    kind "norm": both are stored, so that a node that stays absorbs any change (p != 0). "scale": only the
+    scale is (Mul by a constant). "shift": only the shift is (Add of a constant). Arrays are float64, of the
+    tensor's rank. `stay` says why it may not vanish ("" if it may); it then still absorbs.
+    """
+
+    scale: Array
+    shift: Array
+    kind: str
+    x: int = 0
+    constants: Mapping[str, tuple[int, Constant]] = field(
+        default_factory=dict
+    )  # "gamma", "beta", "mean", "var" | "value"
+    eps: float = 0.0
+    form: str = ""  # how the constant enters: "x*c" "x/c" "x+c" "x-c" "c-x"
+    stay: str = ""
+    listed: bool = True  # has its own line in the ledger
+    dead: tuple[int, ...] = ()  # channels whose output never changes: for the ledger only
+    plain: bool = False  # seen to have no scale of 0, some shift, and not 1 as its first scale
+
+
+@dataclass(eq=False, slots=True)
+class Linear(Role):
+    """Conv, ConvTranspose, Gemm, MatMul with a constant weight: `y = W x + bias`, free along its other axes.
+
+    `split` is the weight's shape with the groups made explicit: one axis for groups (`w_group`, or None), one
+    for the outputs (`w_out`) and one for the inputs (`w_in`); the rest (kernel, batch) is summed over or
+    passed through.
+    """
+
+    weight: Constant
+    weight_slot: int
+    x: int
+    in_axis: int  # of x
+    out_axis: int  # of y
+    split: tuple[int, ...]
+    w_group: int | None
+    w_out: int
+    w_in: int
+    bias: Constant | None = None
+    bias_slot: int | None = None  # None: the operator has no bias input
+    bias_open: str = ""  # why the bias cannot be changed ("" if it can)
+    bias_blocks_scale: bool = False  # the bias is computed at run time: the output cannot be scaled either
+    padded: str = ""  # why an input shift cannot be absorbed ("" if it can)
+    free: tuple[tuple[int, int], ...] = ()  # axes of x that reappear as axes of y
+    alpha: float = 1.0
+    beta: float = 1.0
+    costs: int = 0  # nodes that a missing bias would add
+    windows: Windows | None = None  # None: neither a plain convolution nor a product with one matrix
+
+    @property
+    def groups(self) -> int:
+        return 1 if self.w_group is None else self.split[self.w_group]
+
+    @property
+    def outputs(self) -> int:
+        """Output channels of all groups together."""
+        return self.groups * self.split[self.w_out]
+
+    @property
+    def inputs(self) -> int:
+        """Input channels of all groups together."""
+        return self.groups * self.split[self.w_in]
+
+    @property
+    def rest(self) -> tuple[int, ...]:
+        """The sizes of the other axes: the taps of a convolution, the batch of a stack of matrices."""
+        channels = (self.w_group, self.w_out, self.w_in)
+        return tuple(size for axis, size in enumerate(self.split) if axis not in channels)
+
+    def matrices(self, values: Array) -> Array:
+        """The weight, or numbers laid out like it, seen as matrices: one for each group and tap.
+
+        Args:
+            values: of the weight's shape, perhaps with axes in front (a stack of weights).
+
+        Returns:
+            Of shape (*those in front, groups, outputs of a group, inputs of a group, *rest): a view.
+        """
+        front = values.ndim - len(self.weight.shape)
+        values = values.reshape(values.shape[:front] + self.split)
+        order = [front + axis for axis in (self.w_out, self.w_in)]
+        if self.w_group is not None:
+            return np.moveaxis(values, [front + self.w_group, *order], range(front, front + 3))
+        return np.expand_dims(np.moveaxis(values, order, range(front, front + 2)), front)
+
+
+@dataclass(eq=False, slots=True)
+class Recurrent(Role):
+    """LSTM, GRU, RNN: input weights (directions, gates, inputs) and bias absorb."""
+
+    weight: Constant
+    weight_slot: int
+    bias: Constant | None
+    bias_slot: int
+    x: int = 0
+    axis: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Map(Role):
+    """Elementwise, or a window or reduction within channels: `f(p*x + q) = p*f(x) + q` under conditions.
+
+    sign: of p that pass: "any", "positive", or "absolute" (Abs: p -> |p|). shift: why q does not pass ("" if
+    it does). flat: axes along which p and q must be constant (reduced, resized, windowed). squeezed: axes of
+    x that y does not have. gain: multiplies q (ReduceSum: the number of summands; 0: not known).
+    """
+
+    sign: str = "positive"
+    shift: str = ""
+    flat: tuple[int, ...] = ()
+    squeezed: tuple[int, ...] = ()
+    gain: float = 1.0
+    uniform: bool = False  # one p and one q for the whole tensor
+    flip: str = ""  # the operator that serves a negative p instead (ReduceMax <-> ReduceMin)
+
+
+@dataclass(eq=False, slots=True)
+class Leaky(Role):
+    """LeakyRelu, PRelu: like a positive map, and a negative p swaps the two halves: slope -> 1/slope, p ->
+    p/slope.
+    """
+
+    slope: Array  # float64, of the tensor's rank
+    constant: Constant | None = None
+    key: Key = "alpha"
+
+
+@dataclass(eq=False, slots=True)
+class Clamp(Role):
+    """Clip: one p and one q for all channels, absorbed by the bounds; a negative p swaps them."""
+
+    low: float
+    high: float
+    keys: tuple[Key, Key] = (1, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Gate(Role):
+    """HardSigmoid(alpha*x + beta): the input absorbs one p and one q; the output is closed. Celu: alpha, both
+    sides.
+    """
+
+    alpha: float
+    beta: float | None  # None: Celu, whose output carries p
+
+
+@dataclass(frozen=True, slots=True)
+class Move(Role):
+    """Data is rearranged. `move` is one of the classes of moves.py and maps p and q like the data."""
+
+    move: Any
+    x: int = 0
+
+
+@dataclass(eq=False, slots=True)
+class Pad(Role):
+    """The tensor is framed along `axes`. fill None: by its own values; else by a constant, kept at `key`."""
+
+    axes: tuple[int, ...]
+    fill: float | None
+    key: Key = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Split(Role):
+    """One input, several outputs: consecutive slices along one axis."""
+
+    axis: int
+    sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Concat(Role):
+    """Inputs side by side along one axis. `sizes`: None where unknown."""
+
+    axis: int
+    sizes: tuple[int | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sum(Role):
+    """`y = sum(coefficients[i] * x[i])`, broadcast: all share p, and split q."""
+
+    coefficients: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Product(Role):
+    """`y = prod(x[i] ** powers[i])`, broadcast: p multiplies, q is zero on all."""
+
+    powers: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Same(Role):
+    """Max, Min, Where, and the like: one (p > 0, q) on all `slots` and the output."""
+
+    slots: tuple[int, ...]
+    sign: str = "positive"
+
+
+@dataclass(frozen=True, slots=True)
+class Contract(Role):
+    """Two tensors multiplied at run time (MatMul, Einsum): p of an operand passes to y along the axes that it
+    keeps.
+
+    `axes[i]`: for each axis of operand i, the axis of y, or None where it is summed over. `stochastic` names
+    the operand whose rows sum to one (Softmax), so that the other one's q passes as well; None if there is
+    none.
+    """
+
+    axes: tuple[tuple[int | None, ...], tuple[int | None, ...]]
+    stochastic: int | None = None
+
+
+@dataclass(eq=False, slots=True)
+class Normalize(Role):
+    """InstanceNorm, GroupNorm, LayerNorm, RMSNorm: removes the input's own mean and variance, then scale and
+    shift.
+
+    Output: own scale and bias absorb, if p and q vary along `axes` (of y) only. Input: q constant along
+    `over`; p one number (an eps that is scaled along).
+    """
+
+    scale: Constant | None
+    scale_slot: int
+    bias: Constant | None
+    bias_slot: int | None
+    axes: tuple[int, ...]  # axes of y that the parameters cover
+    over: tuple[int, ...]  # axes of x that are normalized over
+    removes_mean: bool
+    eps: float
+    groups: int = 0  # parameters are one per group (GroupNormalization before opset 21)
+
+
+@dataclass(frozen=True, slots=True)
+class SoftmaxInput(Role):
+    """Softmax, LogSoftmax: a shift that is uniform along the axis changes nothing; all else is closed."""
+
+    axis: int

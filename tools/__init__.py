@@ -1,0 +1,1 @@
+"""What the executables beside this file run."""

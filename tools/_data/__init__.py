@@ -1,0 +1,1 @@
+"""Images and models for the tools."""

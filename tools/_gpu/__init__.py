@@ -1,0 +1,1 @@
+"""What tools/gpu_check and tools/bench_kernels run."""

@@ -1,0 +1,1 @@
+"""bnfold and other tools for the same job, and what each leaves."""
