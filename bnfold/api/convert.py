@@ -125,12 +125,8 @@ def _compare(
     atol: float | None,
 ) -> None:
     """The converted model, rounded as a device rounds it, against the float32 model."""
-    from bnfold.onnx_graph.run.side_by_side import (
-        Broken,
-        NotRun,
-        run_pair,
-        seeded,
-    )
+    from bnfold.onnx_graph.run.evaluators import CannotRun
+    from bnfold.onnx_graph.run.side_by_side import Broken, run_pair, seeded
     from bnfold.passes.half.rounded import rounded_copy
     from bnfold.verify.difference import TOLERANCES, Tolerance
 
@@ -141,7 +137,7 @@ def _compare(
     report.rtol, report.atol = tolerance.rtol, tolerance.atol
     try:
         ran = run_pair(seeded(original), rounded_copy(seeded(result)), [feed])
-    except (NotRun, UsageError) as reason:
+    except (CannotRun, UsageError) as reason:
         report.status, report.reason = "not run", str(reason)
         report.notes.append(f"not compared with float32: {reason}")
         return
@@ -172,19 +168,14 @@ def _compare_convert_first(
     report: PrecisionReport,
 ) -> None:
     """The same for the unfolded model, converted whole."""
-    from bnfold.onnx_graph.run.side_by_side import (
-        Broken,
-        NotRun,
-        run_pair,
-        seeded,
-    )
+    from bnfold.onnx_graph.run.side_by_side import Broken, run_pair, seeded
     from bnfold.passes.half.rounded import rounded_copy
     from bnfold.verify.difference import TOLERANCES
 
     try:
         first = whole(original, half, ranges)
         ran = run_pair(seeded(original), rounded_copy(seeded(first)), [feed])
-    except (BnfoldError, Broken, NotRun) as reason:
+    except (BnfoldError, Broken) as reason:
         report.notes.append(f"the model could not be converted without folding it first: {reason}")
         return
     report.convert_first = _errors(ran.original, ran.folded, TOLERANCES[half])

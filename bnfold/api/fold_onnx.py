@@ -10,16 +10,14 @@ from typing import TYPE_CHECKING, Any, overload
 
 import onnx
 
-from bnfold.api import convert
 from bnfold.api.pipeline import FrontEnd, Pass, Progress, fold
 from bnfold.errors import UsageError
 from bnfold.fold.edits import Edit
 from bnfold.fold.graph import Graph
 from bnfold.fold.merge.view import View
 from bnfold.onnx_graph.file.loaded import Loaded, load
-from bnfold.onnx_graph.merge import place
 from bnfold.onnx_graph.model.scopes import without_gc
-from bnfold.onnx_graph.read import read
+from bnfold.onnx_graph.read import read, scope_of
 from bnfold.onnx_graph.run.input_ranges import Range, ranges_of
 from bnfold.onnx_graph.run.inputs import wanted
 from bnfold.onnx_graph.write import apply
@@ -149,6 +147,8 @@ def fold_loaded(
     precision = options.precision
     if precision is None:
         return _folded(loaded, options, check, progress)
+    from bnfold.api import convert  # a dozen modules that nothing else needs
+
     convert.check(loaded, precision)
     if options.input_ranges and check.inputs is None:
         raise UsageError("with input ranges, half precision is measured on inputs that you give")
@@ -188,7 +188,7 @@ def _write(loaded: Loaded, graph: Graph, edits: Sequence[Edit]) -> Loaded:
 
 
 def _view(gone: Collection[Any], skip: Collection[str]) -> View:
-    return View(gone, skip, place)
+    return View(gone, skip, scope_of)
 
 
 def passes_of(options: Fold, ranges: Mapping[str, Range]) -> list[Pass[Loaded]]:

@@ -72,7 +72,7 @@ def fold(args: argparse.Namespace) -> int:
     check = check_of(args)
 
     from bnfold.api import fold_onnx as api
-    from bnfold.onnx_graph.file import loaded as files
+    from bnfold.onnx_graph.file.save import save
 
     options = Fold(
         shared=args.shared,
@@ -95,7 +95,7 @@ def fold(args: argparse.Namespace) -> int:
     say(args, f"read, folded and checked in {time.monotonic() - begin:.2f} s")
     if args.out:
         begin = time.monotonic()
-        files.save(loaded, args.out, force=args.force, external=args.save_as_external_data or None)
+        save(loaded, args.out, force=args.force, external=args.save_as_external_data or None)
         say(args, f"written in {time.monotonic() - begin:.2f} s")
     if args.json:
         write_json(args.json, report.to_dict())

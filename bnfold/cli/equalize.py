@@ -25,16 +25,17 @@ def equalize(args: argparse.Namespace) -> int:
     check = check_of(args)
 
     from bnfold.api import equalize as api_equalize
-    from bnfold.onnx_graph.file import loaded as files
+    from bnfold.onnx_graph.file.loaded import load
+    from bnfold.onnx_graph.file.save import save
 
     begin = time.monotonic()
-    options, model = Fold(args.shared, args.skip), files.load(args.model)
+    options, model = Fold(args.shared, args.skip), load(args.model)
     loaded, report = api_equalize.equalize_loaded(
         model, options, check, fold=not args.no_fold, split_relu6=args.split_relu6
     )
     say(args, f"read, balanced and checked in {time.monotonic() - begin:.2f} s")
     if args.out:
-        files.save(loaded, args.out, force=args.force, external=args.save_as_external_data or None)
+        save(loaded, args.out, force=args.force, external=args.save_as_external_data or None)
     if args.json:
         write_json(args.json, report.to_dict())
     print(printable(str(report)))

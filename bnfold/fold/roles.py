@@ -87,12 +87,14 @@ class Linear(Role):
     @property
     def outputs(self) -> int:
         """Output channels of all groups together."""
-        return self.groups * self.split[self.w_out]
+        size = self.split[self.w_out]
+        return size if self.w_group is None else size * self.split[self.w_group]
 
     @property
     def inputs(self) -> int:
         """Input channels of all groups together."""
-        return self.groups * self.split[self.w_in]
+        size = self.split[self.w_in]
+        return size if self.w_group is None else size * self.split[self.w_group]
 
     @property
     def rest(self) -> tuple[int, ...]:

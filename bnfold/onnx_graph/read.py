@@ -25,7 +25,7 @@ from bnfold.onnx_graph.ops.batch_norms import Norm, read_together
 from bnfold.onnx_graph.ops.sequences import is_only_indexed, slice_from
 from bnfold.onnx_graph.ops.table import OPERATORS, UNKNOWN, role_of
 
-__all__ = ["read"]
+__all__ = ["read", "scope_of"]
 
 _JOINS = (Sum, Product, Same, Concat, Contract)  # all inputs are data
 # what a row may stumble over in a node whose attributes or inputs are not what the operator asks for
@@ -49,6 +49,12 @@ def read(loaded: Loaded, shared: str = "duplicate") -> Graph:
         for scope in scopes:
             reader.scope(scope)
         return reader.graph
+
+
+def scope_of(node: Node) -> Scope:
+    """The graph, body or function that a node of the solver's view is in."""
+    site: Site = node.source
+    return site.scope
 
 
 class _Reader:

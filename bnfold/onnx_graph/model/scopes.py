@@ -251,7 +251,7 @@ def _capture(value: Value, scope: Scope) -> None:
 
 
 def _resolve(scope: Scope, pending: list[tuple[Site, int, str]]) -> list[tuple[Site, int, str]]:
-    """Reads of values that are defined further down: nodes may stand in any order."""
+    """Reads of values that are defined further down: nodes may be listed in any order."""
     if not pending:
         return pending
     left = []
@@ -273,7 +273,7 @@ def _resolve(scope: Scope, pending: list[tuple[Site, int, str]]) -> list[tuple[S
 
 
 def _sorted(scope: Scope) -> list[Site]:
-    """Producers before readers, and otherwise as they stand."""
+    """Producers before readers, and otherwise in the order of the file."""
     order: list[Site] = []
     state: dict[Site, Iterator[Site]] = {}
     done: set[Site] = set()

@@ -1,4 +1,4 @@
-"""One node being read: its attributes, its constant inputs, and what is known of its tensors."""
+"""A model in memory: its scopes, its nodes, its values, and what is known of each."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Model:
     bound: frozenset[str] = frozenset()  # initializers that training_info updates
     functions: frozenset[tuple[str, str, str]] = frozenset()  # domain, name, overload
     locks: bool = False  # a constant may be locked
-    names: set[str] = field(default_factory=set)  # of nodes, as the ledger tells them
+    names: set[str] = field(default_factory=set)  # of nodes, as reports give them
     scopes: list[Scope] = field(default_factory=list)  # all of them, bodies included
     computed: int = 0  # bytes of constants that were computed to see whether they are any
 
@@ -100,7 +100,10 @@ class Value:
 
 
 class Site:
-    """A node where it stands. Inputs are numbered 0, 1, ...; an input that is left out is not there."""
+    """An `onnx.NodeProto` with what is known of it: scope, inputs and outputs, decoded attributes.
+
+    Inputs and outputs are `Value`s, numbered 0, 1, ...; None for one that is left out.
+    """
 
     __slots__ = (
         *("_attributes", "alive", "bodies", "name", "node", "op", "opset", "outputs", "private", "scope"),
@@ -138,7 +141,7 @@ class Site:
 
     @property
     def refers(self) -> bool:
-        """An attribute is taken from the call of the function in which the node stands."""
+        """Whether an attribute is taken from the call of the function that the node is in."""
         return self.scope.in_function and any(a.ref_attr_name for a in self.node.attribute)
 
     def _value(self, i: int) -> Value | None:

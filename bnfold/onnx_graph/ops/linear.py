@@ -33,8 +33,10 @@ def _weight(site: Site, slot: int) -> Constant:
 
 def _with_bias(role: Linear, site: Site, slot: int) -> Linear:
     """The role, with the bias at this slot: a constant, left out, or computed at run time."""
-    bias = site.constant(slot) if site.has(slot) else None
-    why = f"{_OPEN}: it {site.why_not_constant(slot)}" if site.has(slot) and bias is None else ""
+    if not site.has(slot):
+        return role
+    bias = site.constant(slot)
+    why = "" if bias is not None else f"{_OPEN}: it {site.why_not_constant(slot)}"
     return builders.with_bias(role, slot, bias, why)
 
 
@@ -63,7 +65,7 @@ def _layout(site: Site) -> tuple[Constant, int, tuple[Dim, ...]]:
 def _conv(site: Site) -> Role:
     weight, groups, shape = _layout(site)
     grid = windows(site, weight.shape[2:], shape[2:])
-    return _with_bias(builders.convolution(weight, groups, grid.padded, grid.stated), site, 2)
+    return _with_bias(builders.convolution(weight, groups, not grid.padded, grid.stated), site, 2)
 
 
 def _conv_transpose(site: Site) -> Role:
@@ -71,7 +73,7 @@ def _conv_transpose(site: Site) -> Role:
     beyond = any(any(site.attr(name, None) or ()) for name in ("output_padding", "output_shape"))
     grid = windows(site, weight.shape[2:], shape[2:])
     even = not beyond and not grid.padded and all(w.taps == 1 and w.stride == 1 for w in grid.windows)
-    return _with_bias(builders.transposed_convolution(weight, groups, even), site, 2)
+    return _with_bias(builders.convolution(weight, groups, even, transposed=True), site, 2)
 
 
 def _gemm(site: Site) -> Role:

@@ -1,6 +1,6 @@
 """Weights of linear layers as matrices (groups, outputs, inputs): their bounds, zeros and sums over the taps.
 
-They are looked at a few million entries at a time.
+They are read a few million entries at a time.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ __all__ = ["Chain", "from_norm", "from_scale"]
 
 @dataclass
 class Chain:
-    """What one node will do in the place of `sites`: it gives the output of the last one."""
+    """What one node will do instead of `sites`: it gives the output of the last one."""
 
     sites: list[Site]
     x: Value

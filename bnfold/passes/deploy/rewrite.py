@@ -46,7 +46,7 @@ def rewrite(
         skip: names of batch norms to leave alone.
 
     Returns:
-        What was put in the place of batch norms, and notes for people on all else.
+        What batch norms were replaced by, and notes for people on all else.
 
     Raises:
         ModelError: the model has operators of the domain bnfold that are not those of this bnfold.
@@ -126,7 +126,7 @@ class _Rewriter:
             self.left.setdefault(reason, []).append(site.name)
 
     def fuse(self, chain: Chain) -> bool:
-        """Put one node of ours in the place of a chain, if our operators can do that."""
+        """Replace a chain by one node of ours, if our operators can do that."""
         variant, dtype, rank = chain.variant, chain.x.dtype, len(chain.x.shape or ())
         opset = chain.last.opset
         if dtype not in ops.TYPES or rank not in ops.RANKS or opset < ops.lowest_opset(variant, dtype):

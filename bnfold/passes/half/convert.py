@@ -18,7 +18,7 @@ from bnfold.onnx_graph.model.infer import infer
 from bnfold.onnx_graph.model.scopes import build, default_opset
 from bnfold.onnx_graph.read import read
 from bnfold.onnx_graph.run.evaluators import CannotRun
-from bnfold.onnx_graph.run.side_by_side import Feeds, NotRun
+from bnfold.onnx_graph.run.side_by_side import Feeds
 from bnfold.onnx_graph.write import apply
 from bnfold.passes.half.functions import typeless
 from bnfold.passes.half.opset import raised
@@ -46,7 +46,7 @@ def feeds_of(
     """The inputs on which ranges are measured; None, and why in the report, where the model cannot be fed."""
     try:
         return Feeds(loaded, inputs, shapes, seed)
-    except NotRun as reason:
+    except CannotRun as reason:
         report.reason = str(reason)
         return None
 

@@ -15,8 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bnfold.api.convert import convert
 from bnfold.errors import ModelError, UsageError
-from bnfold.onnx_graph.file import loaded as files
 from bnfold.onnx_graph.file.loaded import Loaded, load
+from bnfold.onnx_graph.file.save import save
 from bnfold.onnx_graph.run import evaluators as run
 from bnfold.options import Check
 
@@ -374,7 +374,7 @@ def test_external_data_and_free_sizes(tmp_path: Path) -> None:
     loaded = load(tmp_path / "m.onnx")
     result, report = convert(loaded, "fp16")
     assert report.status == "passed"
-    files.save(result, tmp_path / "half.onnx")
+    save(result, tmp_path / "half.onnx")
     again = onnx.load(tmp_path / "half.onnx")
     onnx.checker.check_model(str(tmp_path / "half.onnx"), full_check=True)
     assert {t.data_type for t in again.graph.initializer} == {H}
