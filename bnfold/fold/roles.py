@@ -113,10 +113,10 @@ class Linear(Role):
         """
         front = values.ndim - len(self.weight.shape)
         values = values.reshape(values.shape[:front] + self.split)
-        order = [front + axis for axis in (self.w_out, self.w_in)]
-        if self.w_group is not None:
-            return np.moveaxis(values, [front + self.w_group, *order], range(front, front + 3))
-        return np.expand_dims(np.moveaxis(values, order, range(front, front + 2)), front)
+        channels = [axis for axis in (self.w_group, self.w_out, self.w_in) if axis is not None]
+        order = channels + [axis for axis in range(len(self.split)) if axis not in channels]
+        values = values.transpose(*range(front), *(front + axis for axis in order))
+        return values if self.w_group is not None else np.expand_dims(values, front)
 
 
 @dataclass(eq=False, slots=True)

@@ -13,10 +13,9 @@ from bnfold.fold.edits import AddBias, Bypass, Edit, Operand, Rescale, Resum, Re
 from bnfold.fold.graph import Array, Graph, Node
 from bnfold.fold.roles import Linear
 from bnfold.onnx_graph.file.loaded import Loaded
-from bnfold.onnx_graph.model.evaluate import numpy_dtype
 from bnfold.onnx_graph.model.new_nodes import append, emit, take_over
 from bnfold.onnx_graph.model.scopes import without_gc
-from bnfold.onnx_graph.model.site import FLOATS, Site, Value
+from bnfold.onnx_graph.model.site import FLOATS, Site, Value, numpy_dtype
 from bnfold.onnx_graph.model.surgery import Surgery
 from bnfold.onnx_graph.requantize import rescaled
 

@@ -19,6 +19,7 @@ from bnfold.onnx_graph.file.tensors import constants
 from bnfold.onnx_graph.model.scopes import without_gc
 from bnfold.onnx_graph.model.site import DTYPES, FLOATS, Value
 from bnfold.onnx_graph.model.surgery import Surgery
+from bnfold.onnx_graph.ops.interval import Bounds
 from bnfold.onnx_graph.read import read
 from bnfold.onnx_graph.run.input_ranges import Range
 from bnfold.onnx_graph.write import apply
@@ -28,7 +29,6 @@ from bnfold.passes.channels.cut_layers import Cut
 from bnfold.passes.channels.cuts import cut_of
 from bnfold.passes.channels.grouping import group
 from bnfold.passes.channels.groups import Reason
-from bnfold.passes.channels.interval import Bounds
 from bnfold.report.channels import CutLayer, Dropped, KeptChannels
 
 __all__ = ["drop_dead_channels"]
