@@ -4,7 +4,7 @@ To be read in this order:
 
     drop            the whole pass, in its steps
 
-    matrices        1. What is proven of each channel (intervals are `onnx_graph.ops.interval`): through weights,
+    matrices        1. What is proven of each channel (`onnx_graph.ops.interval`): through weights,
     linear_forms       and through several linear layers at once;
     bounds_roles       a rule for each role, beside those of operators (`onnx_graph.ops`),
     bounds             and the walk through the graph.
