@@ -82,7 +82,7 @@ SMALL = 1 << 20  # smaller ones always do
 
 
 def to_disk(edits: Iterable[Edit], held: int = HELD) -> list[Edit]:
-    """The edits, made one after the other: beyond `held` bytes new values move to nameless temporary files."""
+    """The edits, one after the other: beyond `held` bytes new values move to nameless temporary files."""
     made = []
     for edit in edits:
         if isinstance(edit, SetValue) and edit.value.nbytes >= SMALL:
