@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, overload
 
 import onnx
 
-from bnfold.api import convert
 from bnfold.api.pipeline import FrontEnd, Pass, Progress, fold
 from bnfold.errors import UsageError
 from bnfold.fold.edits import Edit
@@ -148,6 +147,8 @@ def fold_loaded(
     precision = options.precision
     if precision is None:
         return _folded(loaded, options, check, progress)
+    from bnfold.api import convert  # a dozen modules that nothing else needs
+
     convert.check(loaded, precision)
     if options.input_ranges and check.inputs is None:
         raise UsageError("with input ranges, half precision is measured on inputs that you give")

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from bnfold.compress.layers import NotPrunable, Removal, sides
+from bnfold.compress.layers import Removal, sides
 from bnfold.errors import UsageError, first_line
+from bnfold.fold.graph import Refused
 
 __all__ = ["Group", "PruningGroups", "Member"]
 
@@ -242,7 +243,7 @@ class PruningGroups:
             layer = self._parts[member.layer]
             try:
                 known = member.side in sides(layer)
-            except NotPrunable as reason:
+            except Refused as reason:
                 return f"{member.layer}: {reason}"
             if not known or max(member.at) >= (_size(layer, member.side) or math.inf):
                 return f"how its channels reach {member.layer} is not understood"
@@ -302,7 +303,7 @@ def _size(layer: nn.Module, side: str) -> int:
     """How many channels this side of a layer has; 0 if that is not told, or it works with any number."""
     try:
         sizes = sides(layer)[side].sizes
-    except (NotPrunable, KeyError):
+    except (Refused, KeyError):
         return 0
     return int(getattr(layer, sizes[0])) if sizes else 0
 

@@ -9,13 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Removal", "Side", "NotPrunable", "mask", "prune", "sides"]
+from bnfold.fold.graph import Refused
+
+__all__ = ["Removal", "Side", "mask", "prune", "sides"]
 
 _Norms = nn.modules.batchnorm._NormBase  # batch and instance norms
-
-
-class NotPrunable(Exception):
-    """A layer from which no channel can be taken; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -46,17 +44,17 @@ def sides(layer: nn.Module) -> dict[str, Side]:
     """The sides of a layer.
 
     Raises:
-        NotPrunable: it is no such layer.
+        Refused: it is no layer from which a channel can be taken.
     """
     for kind, of in _KINDS.items():
         if isinstance(layer, kind):
             found = of(layer)
             break
     else:
-        raise NotPrunable(f"{type(layer).__name__} does not treat each channel by itself")
+        raise Refused(f"{type(layer).__name__} does not treat each channel by itself")
     names = {name for side in found.values() for name in side.axes}
     if any(name not in layer._parameters and name not in layer._buffers for name in names):
-        raise NotPrunable("its weight is computed from other parameters")
+        raise Refused("its weight is computed from other parameters")
     return found
 
 
@@ -65,7 +63,7 @@ def _of_conv(layer: Any) -> dict[str, Side]:
     if 1 < blocks == layer.in_channels == layer.out_channels:
         return {"both": Side({"weight": 0, "bias": 0}, ("in_channels", "out_channels", "groups"))}
     if 1 < blocks in (layer.in_channels, layer.out_channels):
-        raise NotPrunable(
+        raise Refused(
             f"each of its {blocks} groups has one channel on one side, and another number on the other"
         )
     last = int(layer.transposed)  # a transposed one has its inputs first

@@ -11,7 +11,7 @@ from bnfold.fold.role_builders import set_moments
 from bnfold.fold.roles import Affine, Closed, Concat, Contract, Product, Same, Sum
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.model.constants import constant_of, resolve
-from bnfold.onnx_graph.model.evaluate import EVALUATE
+from bnfold.onnx_graph.model.infer import infer
 from bnfold.onnx_graph.model.scopes import build, without_gc
 from bnfold.onnx_graph.model.site import (
     BIGGEST_OPERAND,
@@ -22,14 +22,12 @@ from bnfold.onnx_graph.model.site import (
     Value,
 )
 from bnfold.onnx_graph.ops.batch_norms import Norm, read_together
-from bnfold.onnx_graph.ops.infer import infer
 from bnfold.onnx_graph.ops.sequences import is_only_indexed, slice_from
-from bnfold.onnx_graph.ops.table import BLIND, role_of
+from bnfold.onnx_graph.ops.table import OPERATORS, UNKNOWN, role_of
 
 __all__ = ["read", "scope_of"]
 
 _JOINS = (Sum, Product, Same, Concat, Contract)  # all inputs are data
-_BLIND_OPS = frozenset(op for op, _ in BLIND)
 # what a row may stumble over in a node whose attributes or inputs are not what the operator asks for
 _DAMAGE = (AttributeError, IndexError, KeyError, TypeError, ValueError, ArithmeticError)
 
@@ -79,7 +77,8 @@ class _Reader:
         if norm is not None:
             self.norm(site, norm)
             return
-        if op in EVALUATE or op == "DequantizeLinear":
+        record = OPERATORS.get(op, UNKNOWN)
+        if record.evaluate is not None or op == "DequantizeLinear":
             first = site.outputs[0] if site.outputs else None
             if first is not None and constant_of(first) is not None:
                 return  # it is no part of the flow
@@ -93,9 +92,9 @@ class _Reader:
                 role = replace(role, listed=True)
         node = Node(site.name, op, role, [], [], site)
         inputs = node.inputs
-        blind = op in _BLIND_OPS
+        unseen = record.unseen
         for slot, value in enumerate(values):
-            if value is None or (blind and (op, slot) in BLIND):
+            if value is None or slot in unseen:
                 inputs.append(None)
                 continue
             tensor = value.tensor

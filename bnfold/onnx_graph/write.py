@@ -13,10 +13,9 @@ from bnfold.fold.edits import AddBias, Bypass, Edit, Operand, Rescale, Resum, Re
 from bnfold.fold.graph import Array, Graph, Node
 from bnfold.fold.roles import Linear
 from bnfold.onnx_graph.file.loaded import Loaded
-from bnfold.onnx_graph.model.evaluate import numpy_dtype
 from bnfold.onnx_graph.model.new_nodes import append, emit, take_over
 from bnfold.onnx_graph.model.scopes import without_gc
-from bnfold.onnx_graph.model.site import FLOATS, Site, Value
+from bnfold.onnx_graph.model.site import FLOATS, Site, Value, numpy_dtype
 from bnfold.onnx_graph.model.surgery import Surgery
 from bnfold.onnx_graph.requantize import rescaled
 
@@ -43,7 +42,7 @@ def apply(
         finish: what else is to be done, before the file's lists are brought up to date.
 
     Raises:
-        UsageError: a stored value would have to be duplicated, and `read` was told that this is an error.
+        UsageError: a stored value would have to be duplicated, and the model was read with shared="error".
     """
     if not edits:
         return
@@ -63,22 +62,17 @@ class _Writer:
 
     def apply(self, edits: Sequence[Edit]) -> None:
         scales: list[Rescale] = []
+        rules: dict[type[Any], Callable[[Any], None]] = {
+            SetValue: self.set_value,
+            Bypass: self.bypass,
+            AddBias: self.add_bias,
+            Retype: self.retype,
+            Rescale: scales.append,
+            SetWindows: self.set_windows,
+            Resum: self.resum,
+        }
         for edit in edits:
-            if isinstance(edit, SetValue):
-                self.set_value(edit)
-            elif isinstance(edit, Bypass):
-                self.surgery.bypass(_site(edit.node), edit.node.role.x)  # type: ignore[attr-defined]
-            elif isinstance(edit, AddBias):
-                self.add_bias(edit.node, edit.value)
-            elif isinstance(edit, Retype):
-                site = _site(edit.node)
-                site.node.op_type = site.op = edit.op
-            elif isinstance(edit, SetWindows):
-                self.set_windows(edit)
-            elif isinstance(edit, Resum):
-                self.resum(edit)
-            else:
-                scales.append(edit)
+            rules[type(edit)](edit)
         self.rescale(scales)
         # computed constants first: the nodes that compute them, and read stored ones, may go
         stored: list[tuple[Value, onnx.TensorProto, list[Change]]] = []
@@ -139,7 +133,15 @@ class _Writer:
                 made.append((array, new))
             surgery.connect(site, slot, new)
 
-    def add_bias(self, node: Node, array: Array) -> None:
+    def bypass(self, edit: Bypass) -> None:
+        self.surgery.bypass(_site(edit.node), edit.node.role.x)  # type: ignore[attr-defined]
+
+    def retype(self, edit: Retype) -> None:
+        site = _site(edit.node)
+        site.node.op_type = site.op = edit.op
+
+    def add_bias(self, edit: AddBias) -> None:
+        node, array = edit.node, edit.value
         site, role = _site(node), node.role
         assert isinstance(role, Linear)
         if site.op == "MatMul":

@@ -20,12 +20,11 @@ from bnfold.fold.rescale.equalize import Equalized, NotRescaled, equalize
 from bnfold.fold.rescale.int8_loss import WeightSizes
 from bnfold.fold.roles import Clamp
 from bnfold.onnx_graph.file.loaded import Loaded
-from bnfold.onnx_graph.model.evaluate import numpy_dtype
+from bnfold.onnx_graph.model.infer import infer
 from bnfold.onnx_graph.model.new_nodes import append
 from bnfold.onnx_graph.model.scopes import build, without_gc
-from bnfold.onnx_graph.model.site import FLOATS, Site
+from bnfold.onnx_graph.model.site import FLOATS, Site, numpy_dtype
 from bnfold.onnx_graph.model.surgery import Surgery
-from bnfold.onnx_graph.ops.infer import infer
 from bnfold.onnx_graph.read import read
 from bnfold.onnx_graph.write import apply
 from bnfold.report.data import Span

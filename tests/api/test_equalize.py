@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import bnfold
 from bnfold.cli.app import main
-from bnfold.cli.arguments_compress import EQUALIZE_EPILOG
+from bnfold.cli.equalize import EPILOG as EQUALIZE_EPILOG
 from bnfold.onnx_graph.file.loaded import load
 from bnfold.onnx_graph.run.evaluators import evaluate
 from tests.onnx_graph.cases.random_graphs import random_model

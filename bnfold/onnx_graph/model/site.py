@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import ml_dtypes
+import numpy as np
 import onnx
 
 from bnfold.fold.graph import Array, Constant, Dim, Tensor
@@ -13,7 +15,7 @@ from bnfold.fold.graph import Array, Constant, Dim, Tensor
 if TYPE_CHECKING:
     from bnfold.onnx_graph.file.loaded import Loaded
 
-__all__ = ["DTYPES", "FLOATS", "Model", "Scope", "Site", "Value"]
+__all__ = ["DTYPES", "FLOATS", "Model", "Scope", "Site", "Value", "numpy_dtype"]
 
 # names of onnx.TensorProto.DataType, as numpy and ml_dtypes spell them
 _NAMES = """
@@ -24,6 +26,12 @@ _NAMES = """
 DTYPES = dict(enumerate(_NAMES.split(), 1))
 FLOATS = frozenset({"float32", "float16", "bfloat16", "float64"})
 BIGGEST_OPERAND = 1 << 24  # elements of a constant operand that may be rewritten
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """The dtype of this name, those of ml_dtypes included; raises ValueError for an unknown one."""
+    own = getattr(ml_dtypes, name, None)
+    return np.dtype(own) if own is not None else np.dtype(name)
 
 
 @dataclass(eq=False)

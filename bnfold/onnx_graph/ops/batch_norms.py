@@ -1,8 +1,8 @@
 """Frozen batch norms, read many at a time: those that leave no question, which is nearly all of them.
 
 Deep nets have hundreds, each with four short arrays, and a dozen calls of numpy for each would be most of the
-time that reading takes. Norms of the same size are stacked and computed together; the row of the table
-(`norm_ops`) reads the others, and those whose values are damaged.
+time that reading takes. Norms of the same size are stacked and computed together; the record of the
+operator (`norms`) reads the others, and those whose values are damaged.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""SplitToSequence followed by SequenceAt, as the torch exporter writes a split: each SequenceAt is a slice.
-"""
+"""SplitToSequence followed by SequenceAt, as torch exports a split: each SequenceAt is a slice."""
 
 from __future__ import annotations
 

@@ -18,9 +18,9 @@ import onnx
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-from bnfold.onnx_graph.ops.facts import EPSILON
-
 Array = np.ndarray[Any, Any]
+
+_EPSILON = float(np.float32(1e-5))  # where a batch norm does not state it: attributes are float32
 
 # Seconds for an output element: of operators that stay Python loops, then of others; and for a multiply-add.
 _SLOW = {
@@ -276,7 +276,7 @@ class BatchNormalization(OpRun):
             updated = tuple((old * keep + new * (1 - keep)).astype(old.dtype) for old, new in running)
         column = (1, -1) + (1,) * (x.ndim - 2) if x.ndim > 1 else (-1,)
         s, b, m, v = (a.reshape(column) for a in (s, b, m, v))
-        y = ((values - m) / np.sqrt(v + attrs.get("epsilon", EPSILON)) * s + b).astype(x.dtype)
+        y = ((values - m) / np.sqrt(v + attrs.get("epsilon", _EPSILON)) * s + b).astype(x.dtype)
         return (y, *updated)[: max(1, len(self.onnx_node.output))]
 
 

@@ -20,9 +20,9 @@ __all__ = ["cut_of"]
 
 # what a rule stumbles over where shapes do not match
 _DAMAGE = (AssertionError, IndexError, KeyError, TypeError, ValueError)
-# with the axis of the channels, and the indices of those that stay: of the input for Move and Split, else of
-# the output
-Rule: TypeAlias = "Callable[[Choice, Node, int, Array], Cut]"
+# with the axis of the channels and the indices of those that stay: of the output, for BY_INPUT of the input
+Rule: TypeAlias = "Callable[[Node, int, Array], Cut]"
+BY_INPUT = ("Gather", "Slice", "Split")
 
 
 def cut_of(choice: Choice, node: Node) -> Cut:
@@ -40,9 +40,8 @@ def cut_of(choice: Choice, node: Node) -> Cut:
             return _concat(choice, node)
         if rule is None:
             return Cut()
-        by_input = isinstance(role, Move | Split)
-        found = _keep(choice, node.inputs[getattr(role, "x", 0)] if by_input else node.outputs[0])
-        return Cut() if found is None else rule(choice, node, *found)
+        found = _keep(choice, node.at(0) if node.op in BY_INPUT else node.outputs[0])
+        return Cut() if found is None else rule(node, *found)
     except _DAMAGE:
         raise broken(node.source, "its stored values do not fit the shapes around it") from None
 
@@ -70,21 +69,21 @@ def _constants(
 # Nodes that store something for each channel of their output
 
 
-def _affine(choice: Choice, node: Node, axis: int, keep: Array) -> Cut:
+def _affine(node: Node, axis: int, keep: Array) -> Cut:
     role = node.role
     assert isinstance(role, Affine)
     rank, axis = (1, 0) if role.kind == "norm" else (node.outputs[0].rank, axis)  # a norm has vectors
     return _constants(node, rank, axis, keep, role.constants.values())
 
 
-def _leaky(choice: Choice, node: Node, axis: int, keep: Array) -> Cut:
+def _leaky(node: Node, axis: int, keep: Array) -> Cut:
     role = node.role
     assert isinstance(role, Leaky)
     own = [] if role.constant is None else [(int(role.key), role.constant)]
     return _constants(node, node.outputs[0].rank, axis, keep, own)
 
 
-def _normalize(choice: Choice, node: Node, axis: int, keep: Array) -> Cut:
+def _normalize(node: Node, axis: int, keep: Array) -> Cut:
     role = node.role
     assert isinstance(role, Normalize)
     if axis not in role.axes:
@@ -93,7 +92,7 @@ def _normalize(choice: Choice, node: Node, axis: int, keep: Array) -> Cut:
     return _constants(node, len(role.axes), role.axes.index(axis), keep, own)
 
 
-def _joined(choice: Choice, node: Node, axis: int, keep: Array) -> Cut:
+def _joined(node: Node, axis: int, keep: Array) -> Cut:
     """Constant operands."""
     slots = node.role.slots if isinstance(node.role, Same) else range(len(node.inputs))
     operands = [(slot, tensor.constant) for slot in slots if (tensor := node.inputs[slot]) is not None]
@@ -111,7 +110,7 @@ def _concat(choice: Choice, node: Node) -> Cut:
     return result
 
 
-def _map(choice: Choice, node: Node, axis: int, keep: Array) -> Cut:
+def _map(node: Node, axis: int, keep: Array) -> Cut:
     """Resize, if it is given the size of every axis."""
     if node.op != "Resize" or not node.source.has(3):
         return Cut()
@@ -135,14 +134,13 @@ def _integers(node: Node, name: str, slot: int, values: list[int]) -> Cut:
     return Cut([SetValue(node, slot, np.asarray(values, dtype), constant)])
 
 
-# Nodes that store indices or sizes along the channels of their input
+# Nodes that store shapes, or indices along the channels
 
 
-def _move(choice: Choice, node: Node, axis: int, keep: Array) -> Cut:
-    y = _keep(choice, node.outputs[0])
-    if node.op in ("Reshape", "Expand") and y is not None:
-        return _reshape(node, *y)
-    if node.op not in ("Slice", "Gather"):
+def _move(node: Node, axis: int, keep: Array) -> Cut:
+    if node.op in ("Reshape", "Expand"):
+        return _reshape(node, axis, keep)
+    if node.op not in BY_INPUT:
         return Cut()
     size = (node.at(0).shape or ())[axis]
     assert isinstance(size, int)
@@ -184,7 +182,7 @@ def _gather(node: Node, axis: int, size: int, keep: Array) -> Cut:
     return Cut([SetValue(node, 1, new[new >= 0].astype(indices.dtype), constant)])
 
 
-def _split(choice: Choice, node: Node, axis: int, keep: Array) -> Cut:
+def _split(node: Node, axis: int, keep: Array) -> Cut:
     role = node.role
     assert isinstance(role, Split)
     if axis != role.axis:

@@ -19,6 +19,7 @@ from bnfold.onnx_graph.file.tensors import constants
 from bnfold.onnx_graph.model.scopes import without_gc
 from bnfold.onnx_graph.model.site import DTYPES, FLOATS, Value
 from bnfold.onnx_graph.model.surgery import Surgery
+from bnfold.onnx_graph.ops.interval import Bounds
 from bnfold.onnx_graph.read import read
 from bnfold.onnx_graph.run.input_ranges import Range
 from bnfold.onnx_graph.write import apply
@@ -28,7 +29,6 @@ from bnfold.passes.channels.cut_layers import Cut
 from bnfold.passes.channels.cuts import cut_of
 from bnfold.passes.channels.grouping import group
 from bnfold.passes.channels.groups import Reason
-from bnfold.passes.channels.interval import Bounds
 from bnfold.report.channels import CutLayer, Dropped, KeptChannels
 
 __all__ = ["drop_dead_channels"]
@@ -177,16 +177,10 @@ def _words(node: Node) -> str:
 
 
 def _write(loaded: Loaded, graph: Graph, choice: Choice, cuts: dict[Node, Cut]) -> None:
-    edits: list[Edit] = []
-    done: set[tuple[Node, int | str]] = set()
+    edits: dict[tuple[Node, object], Edit] = {}
     for cut in cuts.values():
-        for edit in cut.edits:
-            if isinstance(edit, SetValue):
-                if (edit.node, edit.key) in done:  # a bias that took constants on the way is cut already
-                    continue
-                done.add((edit.node, edit.key))
-            edits.append(edit)
-
+        for edit in cut.edits:  # a bias behind a MatMul that took constants is cut already
+            edits.setdefault((edit.node, getattr(edit, "key", None)), edit)
     smaller: list[tuple[Value, int, int]] = []
     for node in cuts:
         for value, tensor in zip(node.source.outputs, node.outputs, strict=True):
@@ -201,7 +195,7 @@ def _write(loaded: Loaded, graph: Graph, choice: Choice, cuts: dict[Node, Cut]) 
         for value, axis, size in smaller:
             _resize(value, axis, size)
 
-    apply(loaded, graph, edits, finish)
+    apply(loaded, graph, list(edits.values()), finish)
 
 
 def _resize(value: Value, axis: int, size: int) -> None:

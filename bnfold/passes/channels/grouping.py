@@ -31,7 +31,8 @@ from bnfold.fold.roles import (
     Sum,
 )
 from bnfold.onnx_graph.model.site import Site
-from bnfold.passes.channels.functions import FUNCTIONS
+from bnfold.onnx_graph.ops.activations import Function
+from bnfold.onnx_graph.ops.table import record_of
 from bnfold.passes.channels.groups import Channels, Groups
 from bnfold.passes.channels.matrices import is_matrix
 from bnfold.passes.channels.sizes import reads_of_sizes, taken
@@ -64,7 +65,7 @@ def group(graph: Graph) -> Groups:
 
 def _apply(groups: Groups, node: Node) -> None:
     role = node.role
-    passes = _same if node.op in FUNCTIONS else PASSES.get(type(role))
+    passes = _same if isinstance(record_of(node.op).bounds, Function) else PASSES.get(type(role))
     if node.source.scope.in_function:
         groups.keep_all(node, "is inside a function")
     elif passes is None and type(role) not in RULES:

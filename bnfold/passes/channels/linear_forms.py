@@ -15,8 +15,8 @@ import numpy as np
 from bnfold.fold.graph import Array, Node, Tensor
 from bnfold.fold.moves import Identity
 from bnfold.fold.roles import Affine, Linear, Move, Sum
+from bnfold.onnx_graph.ops.interval import Bounds
 from bnfold.onnx_graph.ops.windows import windows
-from bnfold.passes.channels.interval import Bounds
 from bnfold.passes.channels.matrices import bias_of, is_matrix, sums
 
 __all__ = ["Forms"]

@@ -12,7 +12,7 @@ import numpy as np
 
 from bnfold.fold.graph import Array
 from bnfold.fold.roles import Linear
-from bnfold.passes.channels.interval import Bounds, unknown
+from bnfold.onnx_graph.ops.interval import Bounds, unknown
 
 __all__ = ["bias_of", "is_matrix", "read_by", "sums", "through"]
 

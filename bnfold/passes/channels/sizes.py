@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from bnfold.fold.graph import Array, Graph, Tensor
 from bnfold.onnx_graph.model.site import Scope, Site
 from bnfold.onnx_graph.ops.facts import integers
-from bnfold.onnx_graph.ops.table import BLIND
+from bnfold.onnx_graph.ops.table import record_of
 
 __all__ = ["cut_size", "reads_of_sizes", "slice_bounds", "taken"]
 
@@ -17,10 +17,11 @@ def reads_of_sizes(graph: Graph) -> Iterator[tuple[Tensor, Callable[[int], bool]
     scopes: list[Scope] = graph.nodes[0].source.scope.model.scopes if graph.nodes else []
     for scope in scopes:
         for site in scope.sites:
-            for slot, value in enumerate(site.values):
-                if value is None or value.tensor is None or (site.op, slot) not in BLIND:
-                    continue
-                if site.op != "CastLike":  # which reads the type only
+            if site.op == "CastLike":  # which reads the type only
+                continue
+            for slot in record_of(site.op).unseen:
+                value = site.values[slot] if slot < len(site.values) else None
+                if value is not None and value.tensor is not None:
                     yield value.tensor, _axes_of_shape(site, value.tensor.rank)
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from bnfold.fold.graph import Array
-from bnfold.onnx_graph.model.evaluate import numpy_dtype
 from bnfold.onnx_graph.model.new_nodes import emit, take_over
-from bnfold.onnx_graph.model.site import DTYPES, FLOATS, Value
+from bnfold.onnx_graph.model.site import DTYPES, FLOATS, Value, numpy_dtype
 from bnfold.onnx_graph.model.surgery import Surgery
 from bnfold.passes.deploy.norms import Norm
 from bnfold.passes.deploy.terms import Term, materialize

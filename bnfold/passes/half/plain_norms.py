@@ -14,11 +14,11 @@ from onnx import AttributeProto
 from bnfold.fold.affine import all_finite, from_batch_norm
 from bnfold.fold.graph import Array
 from bnfold.onnx_graph.file.loaded import Loaded
+from bnfold.onnx_graph.model.infer import infer
 from bnfold.onnx_graph.model.scopes import build, without_gc
 from bnfold.onnx_graph.model.site import Scope, Site
 from bnfold.onnx_graph.model.surgery import Surgery
 from bnfold.onnx_graph.ops.facts import EPSILON
-from bnfold.onnx_graph.ops.infer import infer
 
 __all__ = ["make_plain"]
 

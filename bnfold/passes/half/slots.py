@@ -1,7 +1,7 @@
 """Which inputs and outputs of a node may be half precision: asked of onnx's own operator schemas.
 
 A type that a schema fixes (the scales of a Resize), or a variable that does not admit the half type, stays
-float32; no list of exceptions is kept by hand.
+float32. What the schemas do not say is in the operator's record (`Operator.float32`).
 """
 
 from __future__ import annotations
@@ -11,16 +11,9 @@ from typing import Any, NamedTuple
 
 import onnx.defs
 
-from bnfold.onnx_graph.model.scopes import CONTROL
 from bnfold.onnx_graph.model.site import Site
 
 __all__ = ["Slots", "schema_of", "slots_of"]
-
-# What the schemas do not say.
-_FLOAT32 = {
-    "BitCast": "looks at the bits of float32",
-    "MeanVarianceNormalization": "is defined with float32 constants",
-}
 
 
 class Slots(NamedTuple):
@@ -46,8 +39,6 @@ def slots_of(site: Site, half: str) -> Slots | str:
     """
     reads = [slot for slot, value in enumerate(site.values) if value is not None and value.dtype == "float32"]
     makes = [j for j, value in enumerate(site.outputs) if value is not None and value.dtype == "float32"]
-    if site.op in CONTROL:
-        return f"{site.op} is control flow, whose body stays float32"
     if not reads and not makes:
         return Slots()
     if site.node.domain not in ("", "ai.onnx"):
@@ -55,8 +46,6 @@ def slots_of(site: Site, half: str) -> Slots | str:
     schema = schema_of(site.op, site.opset)
     if schema is None:
         return f"{site.op} is not known in opset {site.opset}"
-    if site.op in _FLOAT32:
-        return f"{site.op} {_FLOAT32[site.op]}"
     allowed = f"tensor({half})"
     inputs = frozenset(slot for slot in reads if _admits(schema.inputs, slot, allowed))
     outputs = frozenset(j for j in makes if _admits(schema.outputs, j, allowed))

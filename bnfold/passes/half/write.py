@@ -12,10 +12,9 @@ from onnx import TensorProto
 
 from bnfold.fold.graph import Array
 from bnfold.onnx_graph.model.constants import constant_of
-from bnfold.onnx_graph.model.evaluate import numpy_dtype
 from bnfold.onnx_graph.model.new_nodes import append
 from bnfold.onnx_graph.model.scopes import without_gc
-from bnfold.onnx_graph.model.site import Scope, Site, Value
+from bnfold.onnx_graph.model.site import Scope, Site, Value, numpy_dtype
 from bnfold.onnx_graph.model.surgery import Surgery
 from bnfold.passes.half.plan import Plan
 
@@ -87,9 +86,9 @@ class _Writer:
             self.surgery.replace(value, tensor, array)
             value.dtype = self.half
             return
-        twin = self.surgery.constant(f"{value.name}_{self.suffix}", array, value.scope, after=value)
+        second = self.surgery.constant(f"{value.name}_{self.suffix}", array, value.scope, after=value)
         for site, slot in halves:
-            self.surgery.connect(site, slot, twin)
+            self.surgery.connect(site, slot, second)
 
     def rounded(self, array: Array) -> Array:
         with np.errstate(over="ignore"):
@@ -119,9 +118,9 @@ class _Writer:
         if info is not None:
             info.elem_type = CODES[self.half]
         if others:
-            wide = self.cast(value, f"{value.name}_fp32", "float32", maker)
+            full = self.cast(value, f"{value.name}_fp32", "float32", maker)
             for site, slot in others:
-                self.surgery.connect(site, slot, wide)
+                self.surgery.connect(site, slot, full)
 
     def renamed(self, value: Value, maker: Site) -> Value:
         """The maker's output under another name; a Cast behind it gives the graph output."""

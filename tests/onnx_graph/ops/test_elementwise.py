@@ -1,4 +1,4 @@
-"""Rows of elementwise_ops.py: arithmetic, activations, choices."""
+"""Roles of the elementwise operators: arithmetic, activations, choices."""
 
 from __future__ import annotations
 
