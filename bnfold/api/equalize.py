@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -109,9 +109,9 @@ def equalize_loaded(
     loaded: Loaded, options: Fold, check: Check, *, fold: bool = True, split_relu6: bool = False
 ) -> tuple[Loaded, EqualizeReport]:
     """`equalize_onnx` for a model that is loaded; the result is ready to be saved."""
-    usual = Fold(shared=options.shared)
-    for name in (field.name for field in fields(Fold)):
-        if not fold and getattr(options, name) != getattr(usual, name):
+    usual = vars(Fold(shared=options.shared))
+    for name, value in vars(options).items():
+        if not fold and (value or usual[name]) and value != usual[name]:
             raise UsageError(f"{name} is about the fold of batch norms: without a fold it says nothing")
     report = EqualizeReport()
     check = replace(check, ranges=ranges_in(loaded, options))

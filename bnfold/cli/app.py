@@ -24,17 +24,17 @@ SLOGAN = "Train with batch norm, deploy without it."
 
 
 class Command(Protocol):
-    """A module that is a command. IDLE: when which of its flags have no effect."""
+    """A module that is a command: its help, when which of its flags have no effect, what adds its arguments
+    to a parser, and what does it and gives the exit status.
+    """
 
     SUMMARY: str
     EPILOG: str
     IDLE: list[Idle]
 
-    def add(self, parser: argparse.ArgumentParser) -> None:
-        """Add its arguments."""
+    def add(self, parser: argparse.ArgumentParser) -> None: ...
 
-    def run(self, args: argparse.Namespace) -> int:
-        """Do it; gives the exit status."""
+    def run(self, args: argparse.Namespace) -> int: ...
 
 
 COMMANDS: dict[str, Command] = {

@@ -40,7 +40,6 @@ IDLE = [flags.NO_JSON]
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Add its arguments."""
     count = flags.parsed(flags.decimal, bool, "a whole number from 1 on")
     seconds = flags.parsed(float, lambda x: 0 < x < math.inf, "a number of seconds")
     parser.add_argument("model", metavar="A.onnx", type=Path, help="the model to compare with")
@@ -80,7 +79,6 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Time; gives the exit status."""
     paths = [args.model, *args.others]
     if len(set(paths)) < len(paths):
         raise UsageError("one model is named twice; copy it to time it beside itself")

@@ -50,17 +50,14 @@ exit status: 0 done; 1 half precision strays too far; 2 bad input or usage; noth
 """
 IDLE = [
     flags.Idle(
-        ["--input-data-path"],
-        " without --precision fp16 or bf16",
-        lambda a: a.precision not in PRECISIONS,
-    ),
+        ["--input-data-path"], " without --precision fp16 or bf16", lambda a: a.precision not in PRECISIONS
+    )
 ]
 WARNINGS = 3  # of TensorRT's that are shown without -v
 Shape: TypeAlias = "tuple[int, ...]"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Add its arguments."""
     parser.add_argument("model", metavar="MODEL.onnx", type=Path, help="the model; it is not changed")
     parser.add_argument("engine", metavar="ENGINE", type=Path, help="the file to write, such as model.engine")
     parser.add_argument(
@@ -77,7 +74,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--precision",
-        choices=("fp32", "fp16", "bf16"),
+        choices=("fp32", *PRECISIONS),
         help="the types of the engine: fp16 and bf16 convert a float32 model first, as `bnfold fold` does; "
         "fp32 refuses a model that is half already (default: the types of the model)",
     )
@@ -120,7 +117,6 @@ def _profile(text: str) -> tuple[Shape, Shape, Shape]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Build; gives the exit status."""
     if args.engine.suffix == ".onnx":
         raise UsageError(f"{args.engine} would be an engine, not an ONNX model: name it .engine or .plan")
     check_target(args.engine, args.force, never=[args.model, args.input_data_path])
@@ -164,13 +160,9 @@ def run(args: argparse.Namespace) -> int:
         print(printable(str(types)))
     for line in _story(built, args.verbose):
         print(printable(line))
-    target = f" for compute capability {', '.join(built.compute_capabilities)}" * bool(
-        built.compute_capabilities
-    )
-    size = in_bytes(memoryview(built.plan).nbytes)
-    print(
-        printable(f"wrote {args.engine} ({size}), built by {built.builder}{target} in {built.seconds:.1f} s")
-    )
+    size, gpus = in_bytes(memoryview(built.plan).nbytes), ", ".join(built.compute_capabilities)
+    by = built.builder + f" for compute capability {gpus}" * bool(gpus)
+    print(printable(f"wrote {args.engine} ({size}), built by {by} in {built.seconds:.1f} s"))
     return 0
 
 

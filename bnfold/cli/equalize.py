@@ -59,7 +59,6 @@ IDLE = [
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Add its arguments."""
     flags.add(parser, flags.MODEL)
     parser.add_argument("--no-fold", action="store_true", help="leave the batch norms as they are")
     parser.add_argument(
@@ -82,7 +81,6 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Equalize; gives the exit status."""
     check_outputs(args)
     check, options = flags.check_of(args), flags.fold_of(args)
 

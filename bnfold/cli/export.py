@@ -25,7 +25,6 @@ IDLE = [flags.NO_RANGES]
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Add its arguments."""
     parser.add_argument("model", metavar="package.module:factory", help="what makes the torch module")
     parser.add_argument("out", metavar="OUT.onnx", type=Path, help="the file to write")
     parser.add_argument(
@@ -47,7 +46,6 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Export; gives the exit status."""
     check_target(args.out, args.force, never=[args.weights])
     check_target(args.json, args.force, never=[args.weights, args.out])
     options = flags.fold_of(args)

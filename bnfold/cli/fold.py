@@ -67,20 +67,13 @@ IDLE = [
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Add its arguments."""
-    flags.add(
-        parser,
-        flags.MODEL,
-        flags.FOLD,
-        flags.WRITING,
-        out="the folded model; without it, only explain",
-    )
+    flags.add(parser, flags.MODEL, out="the folded model; without it, only explain")
+    flags.add(parser, flags.FOLD, flags.WRITING)
     flags.add(parser.add_argument_group("the check"), flags.CHECK)
     flags.add(parser, flags.OUTPUT)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Fold; gives the exit status."""
     check_outputs(args)
     check, options = flags.check_of(args), flags.fold_of(args)
 

@@ -14,20 +14,6 @@ from typing import Any
 
 from bnfold.errors import UsageError
 
-__all__ = [
-    "as_json",
-    "check_outputs",
-    "check_target",
-    "complain",
-    "in_bytes",
-    "finish",
-    "printable",
-    "say",
-    "show",
-    "size",
-    "timed",
-]
-
 
 def check_target(
     path: Path | None, force: bool, *, never: Sequence[Path | None], replaces: Path | None = None

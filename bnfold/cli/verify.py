@@ -36,7 +36,6 @@ IDLE = [flags.NO_JSON]
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Add its arguments."""
     parser.add_argument("model", metavar="A.onnx", type=Path, help="the model to trust")
     parser.add_argument("other", metavar="B.onnx", type=Path, help="the model to judge")
     flags.add(parser.add_argument_group("the check"), flags.CHECK)
@@ -44,7 +43,6 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compare; gives the exit status."""
     check_target(args.json, args.force, never=[args.model, args.other, args.input_data_path])
     check = flags.check_of(args)
 

@@ -42,7 +42,7 @@ def apply(
         finish: what else is to be done, before the file's lists are brought up to date.
 
     Raises:
-        UsageError: a stored value would have to be duplicated, and `read` was told that this is an error.
+        UsageError: a stored value would have to be duplicated, and the model was read with shared="error".
     """
     if not edits:
         return
