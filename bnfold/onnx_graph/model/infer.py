@@ -14,7 +14,7 @@ import onnx
 from bnfold.onnx_graph.model.constants import resolve
 from bnfold.onnx_graph.model.scopes import CONTROL, declare
 from bnfold.onnx_graph.model.site import (
-    DTYPES,
+    CODES,
     FLOATS,
     Model,
     Scope,
@@ -26,7 +26,6 @@ from bnfold.onnx_graph.ops.table import OPERATORS, UNKNOWN
 __all__ = ["infer"]
 
 Calls = dict[tuple[str, str, str], list[Site]]
-_CODES = {name: code for code, name in DTYPES.items()}
 
 
 def infer(model: Model, scopes: list[Scope]) -> None:
@@ -135,7 +134,7 @@ def _as_model(model: Model, scope: Scope) -> onnx.ModelProto:
     for name in scope.proto.input:
         value = scope.values[name]
         info = proto.graph.input.add(name=name)
-        info.type.tensor_type.elem_type = _CODES.get(value.dtype, 0)
+        info.type.tensor_type.elem_type = CODES.get(value.dtype, 0)
         for dim in value.shape or ():
             entry = info.type.tensor_type.shape.dim.add()
             if isinstance(dim, int):
