@@ -136,17 +136,8 @@ def _takes(loaded: Loaded, site: Site, half: str) -> bool:
     for value in site.values:
         if value is None or any(entry.name == value.name for entry in graph.input):
             continue
-        tensor = graph.input.add(name=value.name).type.tensor_type
-        dtype = half if value.dtype == "float32" else value.dtype
-        tensor.elem_type = CODES.get(dtype, 0)
-        if value.shape is not None:
-            tensor.shape.SetInParent()
-            for dim in value.shape:
-                entry = tensor.shape.dim.add()
-                if isinstance(dim, int):
-                    entry.dim_value = dim
-                elif dim:
-                    entry.dim_param = dim
+        code = CODES.get(half if value.dtype == "float32" else value.dtype, 0)
+        graph.input.append(onnx.helper.make_tensor_value_info(value.name, code, value.shape))
     wanted = {}
     for value in site.outputs:
         if value is not None:
