@@ -101,7 +101,7 @@ def _stack(
     gamma, beta, mean, var = (stored[:, i].astype(np.float64) for i in range(4))
     eps = np.array([eps for _, eps, _ in group])[:, None]
     scale, shift = from_batch_norm(gamma, beta, mean, var, eps)
-    sound: Any = ~unsound(var).any(1) & np.isfinite(shift).all(1)
+    sound: Any = (~unsound(var) & np.isfinite(shift)).all(1)
     plain: Any = scale.all(1) & (scale[:, 0] != 1.0) & shift.any(1)
     wide = (len(group), 1, channels, *(1,) * (rank - 2))
     rows = zip(
