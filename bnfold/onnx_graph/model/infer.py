@@ -13,15 +13,15 @@ import onnx
 
 from bnfold.onnx_graph.model.constants import resolve
 from bnfold.onnx_graph.model.scopes import CONTROL, declare
-from bnfold.onnx_graph.model.site import (
+from bnfold.onnx_graph.ops.facts import shape_by
+from bnfold.onnx_graph.ops.table import OPERATORS, UNKNOWN
+from bnfold.onnx_graph.site import (
     CODES,
     FLOATS,
     Model,
     Scope,
     Site,
 )
-from bnfold.onnx_graph.ops.facts import shape_by
-from bnfold.onnx_graph.ops.table import OPERATORS, UNKNOWN
 
 __all__ = ["infer"]
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from bnfold.fold.graph import Array, Node, Refused, Role
-from bnfold.onnx_graph.model.site import CODES, DTYPES, FLOATS, Site, numpy_dtype
 from bnfold.onnx_graph.ops.facts import UNCHANGED, rank_of
 from bnfold.onnx_graph.ops.interval import Bounds
 from bnfold.onnx_graph.ops.operator import Half, Inputs, Operator
+from bnfold.onnx_graph.site import CODES, DTYPES, FLOATS, Site, numpy_dtype
 
 __all__ = ["CONVERSION", "PLAIN"]
 

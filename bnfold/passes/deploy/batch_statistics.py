@@ -6,8 +6,8 @@ import numpy as np
 
 from bnfold.fold.graph import Array
 from bnfold.onnx_graph.model.new_nodes import emit, take_over
-from bnfold.onnx_graph.model.site import CODES, FLOATS, Value, numpy_dtype
 from bnfold.onnx_graph.model.surgery import Surgery
+from bnfold.onnx_graph.site import CODES, FLOATS, Value, numpy_dtype
 from bnfold.passes.deploy.norms import Norm
 from bnfold.passes.deploy.terms import Term, materialize
 

@@ -15,12 +15,12 @@ import onnx
 from onnx import AttributeProto, TensorProto, numpy_helper
 
 from bnfold.onnx_graph.file.loaded import Loaded
-from bnfold.onnx_graph.model.site import CODES, Site
 from bnfold.onnx_graph.ops.facts import EPSILON
 from bnfold.onnx_graph.ops.operator import Half
 from bnfold.onnx_graph.ops.table import record_of
 from bnfold.onnx_graph.read import analysed
 from bnfold.onnx_graph.run import widened as precision
+from bnfold.onnx_graph.site import CODES, Site
 from bnfold.passes.half.slots import HALVES
 
 __all__ = ["rounded_copy"]

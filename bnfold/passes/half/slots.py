@@ -16,7 +16,7 @@ import onnx.shape_inference
 
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.model.scopes import default_opset
-from bnfold.onnx_graph.model.site import CODES, Model, Scope, Site
+from bnfold.onnx_graph.site import CODES, Model, Scope, Site
 
 __all__ = ["HALVES", "Slots", "of_function", "schema_of", "slots_of", "typeless"]
 

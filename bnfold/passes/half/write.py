@@ -14,8 +14,8 @@ from bnfold.fold.graph import Array
 from bnfold.onnx_graph.model.constants import constant_of
 from bnfold.onnx_graph.model.new_nodes import append
 from bnfold.onnx_graph.model.scopes import without_gc
-from bnfold.onnx_graph.model.site import CODES, Scope, Site, Value, numpy_dtype
 from bnfold.onnx_graph.model.surgery import Surgery
+from bnfold.onnx_graph.site import CODES, Scope, Site, Value, numpy_dtype
 from bnfold.passes.half.plan import Plan
 
 __all__ = ["write"]
