@@ -13,7 +13,10 @@ from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.model.constants import constant_of, resolve
 from bnfold.onnx_graph.model.infer import infer
 from bnfold.onnx_graph.model.scopes import build, without_gc
-from bnfold.onnx_graph.model.site import (
+from bnfold.onnx_graph.ops.batch_norms import Norm, read_together
+from bnfold.onnx_graph.ops.sequences import is_only_indexed, slice_from
+from bnfold.onnx_graph.ops.table import OPERATORS, UNKNOWN, role_of
+from bnfold.onnx_graph.site import (
     BIGGEST_OPERAND,
     FLOATS,
     Model,
@@ -21,9 +24,6 @@ from bnfold.onnx_graph.model.site import (
     Site,
     Value,
 )
-from bnfold.onnx_graph.ops.batch_norms import Norm, read_together
-from bnfold.onnx_graph.ops.sequences import is_only_indexed, slice_from
-from bnfold.onnx_graph.ops.table import OPERATORS, UNKNOWN, role_of
 
 __all__ = ["analysed", "read", "scope_of"]
 

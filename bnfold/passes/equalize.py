@@ -22,9 +22,9 @@ from bnfold.fold.roles import Clamp
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.model.new_nodes import append
 from bnfold.onnx_graph.model.scopes import without_gc
-from bnfold.onnx_graph.model.site import FLOATS, Site, numpy_dtype
 from bnfold.onnx_graph.model.surgery import Surgery
 from bnfold.onnx_graph.read import analysed, read
+from bnfold.onnx_graph.site import FLOATS, Site, numpy_dtype
 from bnfold.onnx_graph.write import apply
 from bnfold.report.data import Span
 from bnfold.report.equalize import EqualizeReport, KeptTensor, LayerRanges, RescaledRegion

@@ -16,8 +16,8 @@ from bnfold.fold.affine import dead, from_batch_norm, unsound
 from bnfold.fold.graph import Constant, Moments
 from bnfold.fold.roles import Affine
 from bnfold.onnx_graph.file.wire import CUT_FROM, TOKEN_SIZE
-from bnfold.onnx_graph.model.site import FLOATS, Site
 from bnfold.onnx_graph.ops.facts import EPSILON
+from bnfold.onnx_graph.site import FLOATS, Site
 
 __all__ = ["Norm", "read_together"]
 

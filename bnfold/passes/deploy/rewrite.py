@@ -17,9 +17,9 @@ from bnfold.errors import ModelError
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.model.new_nodes import take_over
 from bnfold.onnx_graph.model.scopes import without_gc
-from bnfold.onnx_graph.model.site import Model, Scope, Site
 from bnfold.onnx_graph.model.surgery import Surgery
 from bnfold.onnx_graph.read import analysed
+from bnfold.onnx_graph.site import Model, Scope, Site
 from bnfold.passes.deploy import bnfold_ops as ops
 from bnfold.passes.deploy.batch_statistics import statistics_in_standard_ops
 from bnfold.passes.deploy.chains import Chain, from_norm, from_scale

@@ -19,11 +19,11 @@ from bnfold.onnx_graph.read import analysed, read
 from bnfold.onnx_graph.run.evaluators import CannotRun
 from bnfold.onnx_graph.run.side_by_side import Feeds
 from bnfold.onnx_graph.write import apply
-from bnfold.passes.half.functions import typeless
 from bnfold.passes.half.opset import raised
 from bnfold.passes.half.plain_norms import make_plain
 from bnfold.passes.half.plan import MARGIN, plan
 from bnfold.passes.half.ranges import Range, carried, measure
+from bnfold.passes.half.slots import typeless
 from bnfold.passes.half.write import write
 from bnfold.report.data import Span
 from bnfold.report.precision import KeptNode, PrecisionReport, Rescaled

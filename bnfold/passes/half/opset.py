@@ -19,9 +19,9 @@ import onnx.defs
 
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.model.scopes import default_opset
-from bnfold.onnx_graph.model.site import Site
 from bnfold.onnx_graph.ops.table import record_of
 from bnfold.onnx_graph.read import analysed
+from bnfold.onnx_graph.site import Site
 from bnfold.passes.half.slots import schema_of
 
 __all__ = ["raised"]

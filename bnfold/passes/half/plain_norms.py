@@ -15,10 +15,10 @@ from bnfold.fold.affine import all_finite, from_batch_norm
 from bnfold.fold.graph import Array
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.model.scopes import without_gc
-from bnfold.onnx_graph.model.site import Scope, Site
 from bnfold.onnx_graph.model.surgery import Surgery
 from bnfold.onnx_graph.ops.facts import EPSILON
 from bnfold.onnx_graph.read import analysed
+from bnfold.onnx_graph.site import Scope, Site
 
 __all__ = ["make_plain"]
 
