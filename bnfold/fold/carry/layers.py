@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from bnfold.fold import moves
-from bnfold.fold.affine import along, at_axis, varying
+from bnfold.fold.affine import along, at_axis, line, varying
 from bnfold.fold.carry import equation
 from bnfold.fold.carry.common import data_slot, flat, other_side, positive, uniform
 from bnfold.fold.carry.spread import Spread
@@ -84,6 +84,7 @@ def linear_scale(spread: Spread, node: Node, slot: int, f: Array) -> None:
         goal_tensor = other_side(node, slot, role.x)
         if node.at(role.x) in spread.state.q or node.outputs[0] in spread.state.q:
             raise spread.fail(node, "passes a change along its free axes only where there is no shift")
+        spread.plain(node)
         shape = [1] * goal_tensor.rank
         for source, goal in free.items():
             shape[goal] = f.shape[source]
@@ -145,11 +146,13 @@ def linear_shift(spread: Spread, node: Node, slot: int, d: Array) -> None:
 
     def onwards(_: Array | None) -> None:
         spread.plain(node)
-        y = node.outputs[0]
-        through = equation.through_weight(role, d / spread.scale_of(node.at(role.x)), node.at(role.x).rank)
+        x, y = node.at(role.x), node.outputs[0]
+        # what passes along free axes, and takes itself off, is left out
+        u, p = 1.0 / line(spread.scale_of(x), role.in_axis), line(spread.scale_of(y), role.out_axis)
+        through = equation.through_weight(role, d * u, x.rank)
         spread.absorb(node)
         spread.carriers.add(node)
-        spread.want(y, at_axis(through, role.out_axis, y.rank) * spread.scale_of(y), node)
+        spread.want(y, at_axis(through, role.out_axis, y.rank) * p, node)
 
     if slot < 0 and node in spread.carriers:
         return
