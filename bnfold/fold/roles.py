@@ -79,6 +79,7 @@ class Linear(Role):
     bias_slot: int | None = None  # None: the operator has no bias input
     bias_open: str = ""  # why the bias cannot be changed ("" if it can)
     bias_blocks_scale: bool = False  # the bias is computed at run time: the output cannot be scaled either
+    bias_unread: bool = False  # what is stored there counts for nothing (beta = 0), but its shape has to fit
     padded: str = ""  # why an input shift cannot be absorbed ("" if it can)
     free: tuple[tuple[int, int], ...] = ()  # axes of x that reappear as axes of y
     alpha: float = 1.0

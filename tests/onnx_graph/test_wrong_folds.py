@@ -41,7 +41,7 @@ def test_what_was_folded_wrongly_is_folded_right(name: str) -> None:
 
 def test_the_wrong_ones_are_known_by_name() -> None:
     told = (PLACE / "README.md").read_text()
-    assert len(NAMES) >= 7
+    assert len(NAMES) >= 8
     assert all(name in told for name in NAMES)
 
 
@@ -100,4 +100,22 @@ def test_a_constant_that_stays_keeps_the_shape_that_it_is_stored_in() -> None:
     g.output(g.op("Sigmoid", g.bn(y, shift=False)))
     model = g.model()
     folded, _ = bnfold.fold_onnx(model, verify=False)
+    assert off(model, folded) <= NEAR
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5])
+@pytest.mark.parametrize("c", ["stored", "one", "wide", "computed"])
+@pytest.mark.parametrize("flip", [0, 1])
+def test_a_gemm_that_grows_narrower_has_a_bias_that_fits(beta: float, c: str, flip: int) -> None:
+    g = Build(17, seed=5)
+    x = g.input("x", [1, 9])
+    shape = {"stored": (7,), "one": (1,), "wide": (1, 7), "computed": (7,)}[c]
+    bias = g.const(g.normal(shape), "c")
+    bias = g.op("Abs", g.input("c_in", [7])) if c == "computed" else bias
+    y = g.op("Gemm", x, g.weight((7, 9) if flip else (9, 7), 9), bias, beta=beta, transB=flip)
+    g.output(g.op("Gemm", y, g.weight((7, 4), 7), g.const(g.normal((4,)), "d"), beta=beta))
+    model = g.model()
+    folded, report = bnfold.fold_onnx(model, verify=False)
+    onnx.checker.check_model(folded, full_check=True)
+    assert len(report.merged) == (beta == 0 or c != "computed")
     assert off(model, folded) <= NEAR
