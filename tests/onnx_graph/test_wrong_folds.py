@@ -41,7 +41,7 @@ def test_what_was_folded_wrongly_is_folded_right(name: str) -> None:
 
 def test_the_wrong_ones_are_known_by_name() -> None:
     told = (PLACE / "README.md").read_text()
-    assert len(NAMES) >= 8
+    assert len(NAMES) >= 9
     assert all(name in told for name in NAMES)
 
 
@@ -118,4 +118,41 @@ def test_a_gemm_that_grows_narrower_has_a_bias_that_fits(beta: float, c: str, fl
     folded, report = bnfold.fold_onnx(model, verify=False)
     onnx.checker.check_model(folded, full_check=True)
     assert len(report.merged) == (beta == 0 or c != "computed")
+    assert off(model, folded) <= NEAR
+
+
+@pytest.mark.parametrize("signs", ["positive", "mixed"])
+@pytest.mark.parametrize("ones", [(), (1,)])
+@pytest.mark.parametrize("point", [None, 3])
+def test_one_scale_of_integers_takes_a_batch_norm_from_one_side(
+    signs: Any, ones: tuple[int, ...], point: int | None
+) -> None:
+    for op in ("Conv", "Gemm", "MatMul"):
+        g = Build(17, seed=6, signs=signs)
+        last = (1, 1) if op == "Conv" else ()
+        shape = (5, 3, 1, 1) if op == "Conv" else (3, 5)
+        x = g.bn(g.input("x", [2, 3, *(4, 4)[: len(last)]]), shift=op != "MatMul")
+        parts = [g.const(g.rng.integers(-128, 127, shape), "integers", dtype="int8")]
+        parts += [g.const(np.full(ones, 0.01), "step")]
+        parts += [g.const(np.full(ones, point), "zero_point", dtype="int8")] if point is not None else []
+        weight = g.op("DequantizeLinear", *parts)
+        y = g.op(op, x, weight, *([] if op == "MatMul" else [g.const(g.normal((5,)), "bias")]))
+        g.output(g.bn(y, shift=op != "MatMul"))
+        model = g.model()
+        folded, report = bnfold.fold_onnx(model, verify=False)
+        onnx.checker.check_model(folded, full_check=True)
+        assert (len(report.folded), len(report.kept)) == (1, 1)
+        assert "its weight is quantized" in report.kept[0].reason
+        assert off(model, folded) <= NEAR
+
+
+def test_one_scale_of_integers_takes_one_number_from_the_other_side() -> None:
+    g = Build(17, seed=6)
+    x = g.op("Mul", g.input("x", [2, 3, 4, 4]), g.const(np.float32(-1.5), "number"))
+    weight = g.op("DequantizeLinear", g.const(g.rng.integers(-99, 99, (5, 3, 1, 1)), "i", dtype="int8"),
+                  g.const(np.float32(0.01), "step"))  # fmt: skip
+    g.output(g.bn(g.op("Conv", x, weight, g.const(g.normal((5,)), "bias"))))
+    model = g.model()
+    folded, report = bnfold.fold_onnx(model, verify=False)
+    assert not report.kept
     assert off(model, folded) <= NEAR

@@ -104,7 +104,9 @@ def linear_scale(spread: Spread, node: Node, slot: int, f: Array) -> None:
 
 
 def _quantized(spread: Spread, node: Node, role: Linear, slot: int, f: Array) -> None:
-    """Integers behind a scale take a factor along the scale's own axis only (or one number)."""
+    """Integers behind a scale take a factor along the scale's own axis only (or one number); where there is
+    one scale for all, along one axis, whichever comes first.
+    """
     axes = role.weight.quantized or ()
     split_axis = role.w_in if slot >= 0 else role.w_out
     before_groups = 1 if role.w_group is not None else 0
@@ -114,6 +116,15 @@ def _quantized(spread: Spread, node: Node, role: Linear, slot: int, f: Array) ->
     whole = moves.flatten(f, ()) if f.size == 1 else None
     if role.weight.quantized == () or (whole is None and stored not in axes) or spread.zeros:
         raise spread.fail(node, "its weight is quantized, and its scale does not run along this axis")
+    ends = (node.at(role.x), role.in_axis), (node.outputs[0], role.out_axis)
+    if len(axes) > 1 and all(_differs(line(spread.scale_of(end), axis)) for end, axis in ends):
+        raise spread.fail(node, "its weight is quantized, and its scale runs along its other channels by now")
+
+
+def _differs(p: Any) -> bool:
+    """Factors (NaN: not known yet) are not all the same."""
+    known = np.asarray(p)[~np.isnan(p)]
+    return bool((known != known[:1]).any())
 
 
 def linear_shift(spread: Spread, node: Node, slot: int, d: Array) -> None:
