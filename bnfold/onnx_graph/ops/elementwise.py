@@ -152,8 +152,6 @@ def _extreme_bounds(choose: Callable[[Array, Array], Array], node: Node, inputs:
 
 
 def _either(node: Node, inputs: list[Bounds]) -> Bounds:
-    mask = node.source.shape(0)
-    assert mask is not None
     rank = node.outputs[0].rank
     return inputs[1].hull(inputs[2]).each(lambda end: end.reshape((1,) * (rank - end.ndim) + end.shape))
 
