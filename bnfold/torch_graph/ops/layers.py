@@ -12,7 +12,7 @@ from bnfold.fold import moves
 from bnfold.fold import role_builders as builders
 from bnfold.fold.affine import MAPS
 from bnfold.fold.graph import Constant, Refused, Role
-from bnfold.fold.roles import Affine, Closed, Linear, Move, Normalize, Product, Sum
+from bnfold.fold.roles import Affine, Closed, Linear, Move, Normalize
 from bnfold.fold.windows import Windows
 from bnfold.torch_graph.call import Call
 
@@ -104,21 +104,6 @@ def _closed(call: Call, reason: str, listed: bool = False) -> Role:
     return Closed(reason, listed)
 
 
-# with a constant: the kind of affine map, and how the constant enters on the left and on the right
-_FORMS = {
-    "add": ("shift", "x+c", "x+c"),
-    "sub": ("shift", "c-x", "x-c"),
-    "mul": ("scale", "x*c", "x*c"),
-    "div": ("scale", "", "x/c"),
-}
-_BETWEEN: dict[str, Role] = {
-    "add": Sum((1.0, 1.0)),
-    "sub": Sum((1.0, -1.0)),
-    "mul": Product((1, 1)),
-    "div": Product((1, -1)),
-}
-
-
 def _arithmetic(call: Call) -> Role:
     """Two tensors, or an affine map if one side is a constant that fits the other."""
     if call["alpha"] not in (None, 1) or call["rounding_mode"] is not None:
@@ -130,9 +115,10 @@ def _arithmetic(call: Call) -> Role:
         sides[1] = Constant("", lambda: full, (), "float64")
     slot = 1 if sides[1] is not None else 0
     constant = sides[slot]
+    kind, forms, between = builders.ARITHMETIC[call.op]
     if constant is None:
-        return _BETWEEN[call.op]
-    kind, form = _FORMS[call.op][0], _FORMS[call.op][1 + slot]
+        return between
+    form = forms[slot]
     if not form:
         raise Refused("divides by its input")
     shape = call.tensor(("self", "other")[1 - slot])
@@ -176,7 +162,7 @@ LAYERS: dict[str, Callable[[Call], Role]] = {
         ("_native_batch_norm_legit", "_native_batch_norm_legit_functional", "native_batch_norm"),
         partial(_closed, reason=_BATCH_STATISTICS, listed=True),
     ),
-    **dict.fromkeys(("add", "sub", "mul", "div"), _arithmetic),
+    **dict.fromkeys(builders.ARITHMETIC, _arithmetic),
     **dict.fromkeys(("layer_norm", "native_layer_norm"), _layer_norm),
     **dict.fromkeys(("group_norm", "native_group_norm"), _group_norm),
 }
