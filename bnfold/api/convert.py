@@ -64,7 +64,7 @@ def convert(
         report.notes.append("the model is quantized: its types are left as they are")
         return loaded, report
     feeds = feeds_of(loaded, how.inputs, how.shapes, how.seed, report)
-    result, feed, ranges = converted(loaded, half, feeds, report)
+    result, feed, ranges = converted(loaded, feeds, report)
     if how.verify and feed is not None:
         _compare(original or loaded, result, feed, report, how.rtol, how.atol)
         if original is not None:
@@ -112,7 +112,7 @@ def converted_whole(
     check(loaded, precision)
     report = PrecisionReport(PRECISIONS[precision])
     ranges, _ = ranges_of(loaded, feeds_of(loaded, inputs, None, seed, report), report)
-    return whole(loaded, report.precision, ranges, report), report
+    return whole(loaded, ranges, report), report
 
 
 def _compare(
@@ -162,7 +162,7 @@ def _compare_convert_first(
 ) -> None:
     """The same for the unfolded model, converted whole."""
     try:
-        first = whole(original, half, ranges)
+        first = whole(original, ranges, PrecisionReport(half))
         ran = run_pair(seeded(original), rounded_copy(seeded(first)), [feed])
     except (BnfoldError, Broken) as reason:
         report.notes.append(f"the model could not be converted without folding it first: {reason}")

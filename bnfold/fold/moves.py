@@ -275,6 +275,17 @@ class Crop(Take):
         return array if array.shape[self.axis] == 1 else super().pull(array)
 
 
+def entries(
+    axis: int, indices: tuple[int, ...] | None, size: int | None, rank: int, scalar: bool = False
+) -> Take:
+    """Entries of an axis of a tensor of this rank; scalar: one, and the axis disappears.
+
+    Other channels stay open (`Take`); other rows, columns or tokens change with these (`Crop`).
+    """
+    places = (axis == 1 and rank == 3) if scalar else axis > 1
+    return (Crop if places else Take)(axis, indices, size, scalar)
+
+
 @dataclass(frozen=True)
 class Tiles:
     """Tile: axis i is repeated `repeats[i]` times, as a whole."""

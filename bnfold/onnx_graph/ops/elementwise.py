@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from bnfold.fold.affine import MAPS
+from bnfold.fold.affine import MAPS, align
 from bnfold.fold.graph import Array, Node, Refused, Role
 from bnfold.fold.role_builders import ARITHMETIC
 from bnfold.fold.roles import Affine, Map, Same, Sum
@@ -144,10 +144,7 @@ def _extreme_bounds(choose: Binary, node: Node, inputs: list[Bounds]) -> Bounds:
 
 
 def _either(node: Node, inputs: list[Bounds]) -> Bounds:
-    mask = node.source.shape(0)
-    assert mask is not None
-    rank = node.outputs[0].rank
-    return inputs[1].hull(inputs[2]).each(lambda end: end.reshape((1,) * (rank - end.ndim) + end.shape))
+    return inputs[1].hull(inputs[2]).each(lambda end: align(end, node.outputs[0].rank))
 
 
 _among = partial(Operator, shape=_broadcast)

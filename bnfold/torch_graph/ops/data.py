@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -9,7 +10,7 @@ from functools import partial
 import numpy as np
 
 from bnfold.fold import moves
-from bnfold.fold.graph import Constant, Dim, Refused, Role
+from bnfold.fold.graph import Constant, Refused, Role
 from bnfold.fold.roles import Clamp, Concat, Leaky, Map, Move, Pad, SoftmaxInput, Split
 from bnfold.torch_graph.call import FLOATS, Call
 
@@ -54,12 +55,9 @@ def _along_axis(constant: Constant, wide: tuple[int, ...]) -> Constant:
 
 
 def _clamp(call: Call) -> Role:
-    low, high = (call["min"], call["max"]) if call.op == "clamp" else (call["min_val"], call["max_val"])
     keys = ("min", "max") if call.op == "clamp" else ("min_val", "max_val")
-    bounds = [
-        float(default if bound is None else bound) for bound, default in ((low, -np.inf), (high, np.inf))
-    ]
-    return Clamp(bounds[0], bounds[1], keys)
+    low, high = (call[key] for key in keys)
+    return Clamp(-math.inf if low is None else float(low), math.inf if high is None else float(high), keys)
 
 
 def _spatial(call: Call, count: int) -> tuple[int, ...]:
@@ -102,11 +100,12 @@ def _sum(call: Call) -> Role:
 
 
 def _flip(call: Call) -> Role:
-    shape, dims = call.x, [axis % len(call.x) for axis in call["dims"]]
-    if len(dims) != 1 or not isinstance(shape[dims[0]], int):
+    rank, dims = len(call.x), call["dims"]
+    axis = dims[0] % rank if len(dims) == 1 else None
+    size = None if axis is None else call.x[axis]
+    if axis is None or not isinstance(size, int):
         raise Refused("turns round more than one axis, or one of a size that is not known")
-    size: int = shape[dims[0]]
-    return _take(dims[0], tuple(range(size))[::-1], shape)
+    return Move(moves.entries(axis, tuple(range(size))[::-1], size, rank))
 
 
 def _reshape(call: Call) -> Role:
@@ -132,13 +131,6 @@ def _expand(call: Call) -> Role:
     return Move(moves.Stretch(axes, lead))
 
 
-def _take(axis: int, indices: tuple[int, ...], shape: tuple[Dim, ...], scalar: bool = False) -> Move:
-    """Entries of one axis. Other channels stay open; other rows, columns or tokens change with these."""
-    size = shape[axis]
-    spatial = (axis == 1 and len(shape) == 3) if scalar else axis > 1
-    return Move((moves.Crop if spatial else moves.Take)(axis, indices, int(size), scalar))  # type: ignore[arg-type]
-
-
 def _slice(call: Call) -> Role:
     shape = call.x
     axis = call["dim"] % len(shape)
@@ -148,7 +140,7 @@ def _slice(call: Call) -> Role:
         return Move(moves.Identity())
     if not isinstance(size, int) or not all(b is None or isinstance(b, int) for b in (start, stop, step)):
         raise Refused("takes entries that are not known")
-    return _take(axis, tuple(range(size)[slice(start, stop, step)]), shape)
+    return Move(moves.entries(axis, tuple(range(size)[slice(start, stop, step)]), size, len(shape)))
 
 
 def _select(call: Call) -> Role:
@@ -156,7 +148,7 @@ def _select(call: Call) -> Role:
     axis, size = call["dim"] % len(shape), shape[call["dim"]]
     if not isinstance(size, int) or not isinstance(call["index"], int):
         raise Refused("takes an entry that is not known")
-    return _take(axis, (call["index"] % size,), shape, scalar=True)
+    return Move(moves.entries(axis, (call["index"] % size,), size, len(shape), scalar=True))
 
 
 def _split(call: Call) -> Role:
@@ -233,14 +225,8 @@ DATA: dict[str, Callable[[Call], Role]] = {
     "select": _select,
     **dict.fromkeys(("split", "split_with_sizes", "chunk"), _split),
     "cat": _cat,
-    **dict.fromkeys(
-        (
-            "pad",
-            "constant_pad_nd",
-            *(f"re{kind}_pad{n}d" for kind in ("flection", "plication") for n in (1, 2, 3)),
-        ),
-        _pad,
-    ),
+    **dict.fromkeys(("pad", "constant_pad_nd"), _pad),
+    **{f"{kind}_pad{n}d": _pad for n in (1, 2, 3) for kind in ("reflection", "replication")},
     "pixel_shuffle": _pixel_shuffle,
     "channel_shuffle": _channel_shuffle,
     **dict.fromkeys(("softmax", "_softmax", "log_softmax", "_log_softmax"), _softmax),

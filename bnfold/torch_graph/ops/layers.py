@@ -10,7 +10,7 @@ from torch import fx
 
 from bnfold.fold import moves
 from bnfold.fold import role_builders as builders
-from bnfold.fold.affine import MAPS
+from bnfold.fold.affine import MAPS, align
 from bnfold.fold.graph import Constant, Refused, Role
 from bnfold.fold.roles import Affine, Closed, Linear, Move, Normalize
 from bnfold.fold.windows import Windows
@@ -124,8 +124,7 @@ def _arithmetic(call: Call) -> Role:
     shape = call.tensor(("self", "other")[1 - slot])
     if shape != call.out or np.prod(constant.shape, dtype=float) > LARGEST:
         raise Refused(f"its constant of shape {list(constant.shape)} makes the tensor larger")
-    c = constant.load().astype(np.float64)
-    c = c.reshape((1,) * (len(shape) - c.ndim) + c.shape)
+    c = align(constant.load().astype(np.float64), len(shape))
     if not c.size or not np.isfinite(c).all() or (form == "x/c" and not c.all()):
         raise Refused("its constant is empty, zero or not finite")
     scale, shift = MAPS[form](c)
