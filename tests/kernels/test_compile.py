@@ -1,7 +1,7 @@
 """Every kernel that the launch table picks compiles for its architecture, without a GPU; and the cache.
 
-Those with float32 parameters are compiled for each architecture. Those with parameters of the activations' type
-differ only in how these few are loaded: each is compiled for one. BNFOLD_INSTANCES=all compiles all for each.
+Those with float32 parameters are compiled for each architecture. Those with parameters of the activations'
+type, which differ only in how these few are loaded, for one each; with BNFOLD_INSTANCES=all for each too.
 """
 
 from __future__ import annotations
