@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from typing import Any
 
 from tools._bench import equalize_table, precision_table
 from tools._claims import table as claims_table
-from tools._common import RESULTS, ROOT, markdown
+from tools._common import RESULTS, ROOT, markdown, read
 from tools._demos import slim_table
 from tools._gpu import goals
 
@@ -32,7 +31,7 @@ STATES = {"given": "as it is", "folded": "folded for TensorRT"}
 
 def left() -> str:
     """What is left of the batch norms in torch's default export."""
-    summary = json.loads((RESULTS / "zoo.json").read_text())
+    summary = read(RESULTS / "zoo.json")
     rows: list[tuple[str, int, int, int, int]] = []
     for name, network in summary["networks"].items():
         count = network["default"]["left"]
@@ -57,7 +56,7 @@ def left() -> str:
 
 def torch_zoo() -> str:
     """What the two functions for torch leave of the same networks."""
-    summary = json.loads((RESULTS / "zoo_torch.json").read_text())
+    summary = read(RESULTS / "zoo_torch.json")
     sums, rows = summary["totals"], summary["networks"].values()
     above = sum(row["left_by_fold_program"] > row["left_by_fold_onnx"] for row in rows)
     alone, calls = sums["kept_by_fold_module_alone"], sums["identity_maps_of_fold_module"]
@@ -74,7 +73,7 @@ def torch_zoo() -> str:
 
 def speed() -> str:
     """Seconds of load, fold and save."""
-    results = json.loads((RESULTS / "fold.json").read_text())
+    results = read(RESULTS / "fold.json")
     compared = {name: result for name, result in results.items() if "onnxruntime" in result["tools"]}
     first = next(iter(compared.values()))["machine"]
     rows = []
@@ -108,7 +107,7 @@ def seconds(found: dict[str, Any]) -> str:
 
 def torch() -> str:
     """How often each tool for torch leaves nothing, something, or a network that is not the same."""
-    cases = json.loads((RESULTS / "fold_torch.json").read_text())["cases"]
+    cases = read(RESULTS / "fold_torch.json")["cases"]
     headings = list(next(iter(cases["totals"].values())))
     networks = cases["networks"].values()
     never = sum(not any(empty(found) for found in network["tools"].values()) for network in networks)
@@ -129,7 +128,7 @@ def empty(found: dict[str, Any]) -> bool:
 
 def torch_speed() -> str:
     """Milliseconds of one image in eager mode."""
-    results = json.loads((RESULTS / "fold_torch.json").read_text())["speed"]
+    results = read(RESULTS / "fold_torch.json")["speed"]
     rows = []
     for name, result in results.items():
         found = result["variants"]
@@ -154,7 +153,7 @@ def milliseconds(found: dict[str, Any]) -> str:
 def merging() -> str:
     """Milliseconds of one image before and after branch merging, beside the networks' own switch."""
     rows = []
-    for name, result in json.loads((RESULTS / "merge.json").read_text()).items():
+    for name, result in read(RESULTS / "merge.json").items():
         for runtime in ("onnxruntime", "torch"):
             found = result[runtime]["variants"]
             first = found["as it is"]
@@ -169,7 +168,7 @@ def merging() -> str:
 
 def zoo_tensorrt() -> str:
     """What TensorRT-RTX makes of the same exports, as they are and folded."""
-    totals = json.loads((RESULTS / "zoo_tensorrt.json").read_text())["totals"]
+    totals = read(RESULTS / "zoo_tensorrt.json")["totals"]
     rows = []
     for key, found in totals.items():
         kind, state = key.split(", ")
@@ -182,7 +181,7 @@ def zoo_tensorrt() -> str:
 
 def claims() -> str:
     """With and without batch norm: what comes out of many runs."""
-    results = json.loads((RESULTS / "claims.json").read_text())
+    results = read(RESULTS / "claims.json")
     summary, protocol = results["summary"], results["protocol"]
     images, rates, scales = (protocol[key] for key in ("images", "learning_rates", "scales"))
     seeds = protocol["seeds"]
@@ -212,7 +211,7 @@ def pair_sentence(layers: str, pair: dict[str, Any]) -> str:
 
 def gpu_results() -> list[dict[str, Any]]:
     """What tools/gpu_check found, one device each."""
-    return [json.loads(path.read_text()) for path in sorted(RESULTS.glob("gpu_*.json"))]
+    return [read(path) for path in sorted(RESULTS.glob("gpu_*.json"))]
 
 
 def gpu_goals() -> str:
@@ -268,7 +267,7 @@ def gpu_cell(result: dict[str, Any], case: goals.Case, which: str) -> str:
 
 def deployed(name: str, made: ModuleType) -> str:
     """Of the results NAME.json, by a module that makes of them a text, and the lines of a table."""
-    result = json.loads((RESULTS / f"{name}.json").read_text())
+    result = read(RESULTS / f"{name}.json")
     return page_of(made.text(result), made.lines(result))
 
 

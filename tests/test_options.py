@@ -111,6 +111,7 @@ def test_equalize_honours_what_it_takes_of_the_fold() -> None:
     assert report.fold is not None
     assert report.fold.dropped is not None
     assert report.verification is None or report.verification.ok
+    bnfold.equalize_onnx(model, fold=False, skip=[], input_ranges={})
     with pytest.raises(UsageError, match="drop_dead_channels is about the fold"):
         bnfold.equalize_onnx(model, fold=False, drop_dead_channels=True)
 

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bnfold.errors import BnfoldError, ModelError, UsageError, VerifyError
+from bnfold.fold.graph import Array
+from bnfold.onnx_graph.file.loaded import Loaded
+from bnfold.onnx_graph.model.scopes import default_opset
+from bnfold.onnx_graph.run import widened
+from bnfold.onnx_graph.run.evaluators import CannotRun
+from bnfold.onnx_graph.run.side_by_side import Broken, run_pair, seeded
 from bnfold.options import PRECISIONS, Check, choice
 from bnfold.passes.half.convert import (
     converted,
@@ -13,12 +19,10 @@ from bnfold.passes.half.convert import (
     ranges_of,
     whole,
 )
+from bnfold.passes.half.ranges import Range
+from bnfold.passes.half.rounded import rounded_copy
 from bnfold.report.precision import PrecisionReport
-
-if TYPE_CHECKING:
-    from bnfold.fold.graph import Array
-    from bnfold.onnx_graph.file.loaded import Loaded
-    from bnfold.passes.half.ranges import Range
+from bnfold.verify.difference import TOLERANCES, Tolerance, compare
 
 __all__ = ["check", "convert", "converted_whole"]
 
@@ -53,12 +57,10 @@ def convert(
         ModelError: the model's operators are older than opset 7.
         VerifyError: an output is off by more than the tolerance; the message says by how much.
     """
-    from bnfold.onnx_graph.run import widened as types
-
     check(loaded, precision)
     half = PRECISIONS[precision]
     report = PrecisionReport(half)
-    if types.rounds_to_integers(loaded):
+    if widened.rounds_to_integers(loaded):
         report.notes.append("the model is quantized: its types are left as they are")
         return loaded, report
     feeds = feeds_of(loaded, how.inputs, how.shapes, how.seed, report)
@@ -74,11 +76,8 @@ def convert(
 
 def check(loaded: Loaded, precision: str) -> None:
     """Refuse, before any work, what cannot be converted; the errors of `convert`."""
-    from bnfold.onnx_graph.model.scopes import default_opset
-    from bnfold.onnx_graph.run.widened import working_type
-
     choice("precision", precision, PRECISIONS)
-    working = working_type(loaded)
+    working = widened.working_type(loaded)
     if working in PRECISIONS.values():
         raise UsageError(
             f"the model computes in {working} already; precision={precision} starts from float32"
@@ -125,15 +124,6 @@ def _compare(
     atol: float | None,
 ) -> None:
     """The converted model, rounded as a device rounds it, against the float32 model."""
-    from bnfold.onnx_graph.run.side_by_side import (
-        Broken,
-        NotRun,
-        run_pair,
-        seeded,
-    )
-    from bnfold.passes.half.rounded import rounded_copy
-    from bnfold.verify.difference import TOLERANCES, Tolerance
-
     usual = TOLERANCES[report.precision]
     tolerance = Tolerance(
         usual.rtol if rtol is None else rtol, usual.atol if atol is None else atol, usual.why
@@ -141,7 +131,7 @@ def _compare(
     report.rtol, report.atol = tolerance.rtol, tolerance.atol
     try:
         ran = run_pair(seeded(original), rounded_copy(seeded(result)), [feed])
-    except (NotRun, UsageError) as reason:
+    except (CannotRun, UsageError) as reason:
         report.status, report.reason = "not run", str(reason)
         report.notes.append(f"not compared with float32: {reason}")
         return
@@ -156,7 +146,6 @@ def _compare(
 
 
 def _errors(exact: Mapping[str, Any], found: Mapping[str, Any], tolerance: Any) -> list[Any]:
-    from bnfold.verify.difference import compare
 
     errors = []
     for name, value in exact.items():
@@ -172,19 +161,10 @@ def _compare_convert_first(
     report: PrecisionReport,
 ) -> None:
     """The same for the unfolded model, converted whole."""
-    from bnfold.onnx_graph.run.side_by_side import (
-        Broken,
-        NotRun,
-        run_pair,
-        seeded,
-    )
-    from bnfold.passes.half.rounded import rounded_copy
-    from bnfold.verify.difference import TOLERANCES
-
     try:
         first = whole(original, half, ranges)
         ran = run_pair(seeded(original), rounded_copy(seeded(first)), [feed])
-    except (BnfoldError, Broken, NotRun) as reason:
+    except (BnfoldError, Broken) as reason:
         report.notes.append(f"the model could not be converted without folding it first: {reason}")
         return
     report.convert_first = _errors(ran.original, ran.folded, TOLERANCES[half])

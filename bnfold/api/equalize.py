@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -13,13 +13,8 @@ from bnfold.api.fold_onnx import fold_loaded, opened, ranges_in
 from bnfold.errors import UsageError
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.options import Check, CheckKeywords, Fold, FoldKeywords, refuse_others
-from bnfold.report.data import Span
-from bnfold.report.equalize import (
-    EqualizeReport,
-    KeptTensor,
-    LayerRanges,
-    RescaledRegion,
-)
+from bnfold.passes.equalize import balance
+from bnfold.report.equalize import EqualizeReport
 from bnfold.verify.blame import conclude
 from bnfold.verify.models import verify as compare
 
@@ -33,16 +28,8 @@ if TYPE_CHECKING:
         fold: bool
         split_relu6: bool
 
-    from bnfold.fold.carry.spread import State
-    from bnfold.fold.edits import Edit
-    from bnfold.fold.graph import Array, Graph, Node
-    from bnfold.fold.rescale.equalize import Equalized, NotRescaled
-    from bnfold.fold.rescale.int8_loss import WeightSizes
 
 __all__ = ["equalize_loaded", "equalize_onnx"]
-
-PER_CHANNEL = "--split-relu6, split_relu6=True: bounds for each channel"
-Bounds = dict[str, "tuple[Array, Array]"]
 
 
 @overload
@@ -122,9 +109,9 @@ def equalize_loaded(
     loaded: Loaded, options: Fold, check: Check, *, fold: bool = True, split_relu6: bool = False
 ) -> tuple[Loaded, EqualizeReport]:
     """`equalize_onnx` for a model that is loaded; the result is ready to be saved."""
-    usual = Fold(shared=options.shared)
-    for name in (field.name for field in fields(Fold)):
-        if not fold and getattr(options, name) != getattr(usual, name):
+    usual = vars(Fold(shared=options.shared))
+    for name, value in vars(options).items():
+        if not fold and (value or usual[name]) and value != usual[name]:
             raise UsageError(f"{name} is about the fold of batch norms: without a fold it says nothing")
     report = EqualizeReport()
     check = replace(check, ranges=ranges_in(loaded, options))
@@ -141,103 +128,3 @@ def equalize_loaded(
         found = compare(loaded, result, check)
         conclude(report, found, "the equalized model does not compute the same")
     return result, report
-
-
-def balance(loaded: Loaded, split_relu6: bool, shared: str, report: EqualizeReport) -> Loaded:
-    """The steps on a folded model, in place; fills the report in."""
-    from bnfold.fold.absorb.absorb import OutOfRange
-    from bnfold.fold.rescale.equalize import equalize
-    from bnfold.fold.roles import Clamp
-    from bnfold.onnx_graph.read import read
-    from bnfold.onnx_graph.write import apply
-    from bnfold.passes.split_clip import can_split, split
-
-    graph = read(loaded, shared=shared)
-    clips = [node for node in graph.nodes if isinstance(node.role, Clamp) and can_split(node)]
-    barred: dict[Node, str] = {}
-    while True:  # each time a layer is left alone that was not before
-        found = equalize(graph, split=clips if split_relu6 else (), barred=barred)
-        bounds = bounds_of(graph, found.state)
-        try:
-            edits = edits_of(graph, found.state, bounds)
-            break
-        except OutOfRange as error:
-            if error.node in barred:
-                raise
-            barred[error.node] = error.reason
-    tell(report, found, {node.name for node in clips} if not split_relu6 else set())
-    report.split = list(bounds)
-    apply(loaded, graph, edits)
-    split(loaded, bounds)
-    return loaded
-
-
-def bounds_of(graph: Graph, state: State) -> Bounds:
-    """The Clips whose channels are carried at different sizes, by name, and what their bounds become."""
-    from bnfold.fold.roles import Clamp
-
-    bounds: Bounds = {}
-    for node in graph.nodes:
-        role = node.role
-        p = state.p.get(node.at(0)) if isinstance(role, Clamp) else None
-        if isinstance(role, Clamp) and p is not None and (p != p.flat[0]).any():
-            low, high = role.low * p, role.high * p
-            if (low != low.flat[0]).any() or (high != high.flat[0]).any():
-                bounds[node.name] = (low, high)
-    return bounds
-
-
-def edits_of(graph: Graph, state: State, bounds: Bounds) -> list[Edit]:
-    """What the writer has to do; the Clips in `bounds` keep the outermost of theirs."""
-    import numpy as np
-
-    from bnfold.fold.absorb.absorb import absorb
-    from bnfold.fold.edits import SetValue
-    from bnfold.fold.roles import Clamp
-
-    own = dict.fromkeys(n for n in graph.nodes if isinstance(n.role, Clamp) and n.name in bounds)
-    edits: list[Edit] = [edit for edit in absorb(graph, state) if edit.node not in own]
-    for node in own:
-        role, (low, high) = node.role, bounds[node.name]
-        assert isinstance(role, Clamp)
-        for key, new, old in zip(role.keys, (low.min(), high.max()), (role.low, role.high), strict=True):
-            if new != old:
-                edits.append(SetValue(node, key, np.asarray(new, np.float64)))
-    return edits
-
-
-def tell(report: EqualizeReport, found: Equalized, clips: Collection[str]) -> None:
-    """What was found, in names and numbers. clips: those that could be split, and may not."""
-    import numpy as np
-
-    from bnfold.fold.carry.spread import State
-
-    before = State()
-    report.layers = [_ranges(layer, before, found.state) for layer in found.layers]
-    report.bits_before, report.bits_after = found.before, found.after
-    for region in found.regions:
-        which = np.flatnonzero(region.factors != 1)
-        names = ([node.name for node in nodes] for nodes in (region.made_by, region.read_by))
-        members = [tensor.name for tensor in region.members]
-        report.regions.append(
-            RescaledRegion(
-                region.tensor.name, which.tolist(), region.factors[which].tolist(), members, *names
-            )
-        )
-    report.kept = [_kept(entry, clips) for entry in found.stuck]
-
-
-def _kept(entry: NotRescaled, clips: Collection[str]) -> KeptTensor:
-    cure = PER_CHANNEL if entry.clip and entry.blocked_by in clips else ""
-    return KeptTensor(entry.tensor, entry.blocked_by, entry.reason, cure)
-
-
-def _ranges(layer: WeightSizes, before: State, after: State) -> LayerRanges:
-    spans = []
-    for side in (0, 1):
-        for state in (before, after):
-            own = layer.ranges(state)[side]
-            own = own[own > 0]
-            spans.append(Span(float(own.min()), float(own.max())) if own.size else Span(0.0, 0.0))
-    bits = layer.lost(before), layer.lost(after)
-    return LayerRanges(layer.node.name, layer.node.op, spans[0], spans[1], spans[2], spans[3], *bits)

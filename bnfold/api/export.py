@@ -17,7 +17,8 @@ from bnfold.api import convert
 from bnfold.api.fold_onnx import front_end, passes_of, ranges_in
 from bnfold.api.pipeline import fold, run
 from bnfold.errors import UsageError, first_line
-from bnfold.onnx_graph.file.loaded import Loaded, load, save
+from bnfold.onnx_graph.file.loaded import Loaded, load
+from bnfold.onnx_graph.file.save import save
 from bnfold.onnx_graph.file.whole_files import check_target
 from bnfold.onnx_graph.run import widened
 from bnfold.onnx_graph.run.evaluators import CannotRun, evaluate

@@ -16,6 +16,7 @@ from bnfold.fold.roles import Affine
 from bnfold.fold.solve import Plan, solve
 from bnfold.options import Check, Fold, choice, refuse_others
 from bnfold.report.fold import Report
+from bnfold.report.table import first
 from bnfold.report.verification import Verification
 from bnfold.torch_graph.module import apply as modules
 from bnfold.torch_graph.module.checks import check_module, copied, exported
@@ -186,8 +187,7 @@ class _Modules:
         notes = []
         unseen = modules.unseen(self.plain, self.program)
         if unseen:
-            some = ", ".join(unseen[:4]) + (f" and {len(unseen) - 4} more" if len(unseen) > 4 else "")
-            notes.append(f"not called on these inputs, and so not looked at: {some}")
+            notes.append(f"not called on these inputs, and so not looked at: {first(unseen, 4)}")
         if self.module.training and report.kept:
             notes.append("the module is in training mode: if it is trained, call .eval() first")
         return notes

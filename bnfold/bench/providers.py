@@ -14,6 +14,7 @@ import onnx
 
 from bnfold.errors import BnfoldError, ModelError, UsageError, first_line
 from bnfold.onnx_graph.run.evaluators import MISSING
+from bnfold.report.table import shortened
 
 __all__ = ["PROVIDERS", "OnnxRacer", "Provider", "runtime"]
 
@@ -131,5 +132,4 @@ def _elsewhere(session: Any, path: Path, wanted: str) -> list[str]:
 
 
 def _line(error: Exception) -> str:
-    text = first_line(error)
-    return text if len(text) <= 300 else text[:299] + "…"
+    return shortened(first_line(error), 300)

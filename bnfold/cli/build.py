@@ -1,54 +1,137 @@
-"""The commands of deployment: `bnfold build`, `bnfold bench`."""
+"""`bnfold build MODEL.onnx ENGINE`."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from bnfold.cli.terminal import (
-    check_target,
-    in_bytes,
-    printable,
-    say,
-    write_json,
-)
+from bnfold.cli import flags
+from bnfold.cli.terminal import as_json, check_target, in_bytes, printable, say
 from bnfold.errors import UsageError
-from bnfold.options import Check
+from bnfold.options import PRECISIONS, Check
 from bnfold.progress import progress
 
 if TYPE_CHECKING:
     from bnfold.onnx_graph.file.loaded import Loaded
     from bnfold.report.precision import PrecisionReport
 
-HALF = ("fp16", "bf16")
+SUMMARY = "build a TensorRT engine, and say where each batch norm went"
+EPILOG = """\
+examples:
+  bnfold build model.onnx model.engine
+  bnfold build model.onnx model.engine --shapes x:1x3x224x224,8x3x224x224,32x3x224x224
+  bnfold build model.onnx model.engine --flavour tensorrt-rtx --compute-capability 8.9
+  bnfold build folded.onnx half.engine --precision fp16 --input-data-path images.npz
+
+An engine computes in the types that the ONNX file states; --precision rewrites them for the engine alone.
+
+the JSON report:
+  {"builder": str,                 what built the engine, with its version
+   "compute_capabilities": [str],  for which GPUs; empty: the builder's own choice
+   "shapes": {str: str},           as --shapes takes them, for the inputs with open sizes
+   "bytes": int,                   size of the engine
+   "seconds": number,              how long it took
+   "batch_norms": [                one for each batch norm that is left in the model
+     {"name": str,                 the node
+      "op": str,                   its operator
+      "outcome": str,              "fused" (in the layer of a conv or matmul), "stand-alone", "absent"
+      "with": [str],               the convs and matmuls in the same layers
+      "layers": [str]}],           the engine's layers
+   "relus": [object],              the same for each ReLU
+   "layers": [                     all layers of the engine
+     {"name": str, "type": str,    in TensorRT's words
+      "nodes": [str]}],            what it computes
+   "notes": [str], "warnings": [str],  bnfold's and TensorRT's
+   "precision": object             what --precision did, or null; docs/report.md has its keys
+  }
+
+exit status: 0 done; 1 half precision strays too far; 2 bad input or usage; nothing is written but with 0
+"""
+IDLE = [
+    flags.Idle(
+        ["--input-data-path"], " without --precision fp16 or bf16", lambda a: a.precision not in PRECISIONS
+    )
+]
 WARNINGS = 3  # of TensorRT's that are shown without -v
+Shape: TypeAlias = "tuple[int, ...]"
 
 
-def build(args: argparse.Namespace) -> int:
-    """`bnfold build MODEL.onnx ENGINE`."""
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL.onnx", type=Path, help="the model; it is not changed")
+    parser.add_argument("engine", metavar="ENGINE", type=Path, help="the file to write, such as model.engine")
+    parser.add_argument(
+        "--shapes",
+        metavar="NAME:MIN,OPT,MAX",
+        type=flags.named(
+            _profile,
+            lambda shapes: all(map(all, shapes)),
+            "its smallest, usual and largest shape, such as x:1x3x224x224,8x3x224x224,32x3x224x224",
+        ),
+        action=flags.ByName,
+        help="the smallest, usual and largest shape of an input with open sizes, such as "
+        "x:1x3x8x8,8x3x8x8,32x3x8x8; one shape alone stands for all three (repeatable)",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", *PRECISIONS),
+        help="the types of the engine: fp16 and bf16 convert a float32 model first, as `bnfold fold` does; "
+        "fp32 refuses a model that is half already (default: the types of the model)",
+    )
+    parser.add_argument(
+        "--input-data-path",
+        metavar="PATH",
+        type=Path,
+        help="inputs on which --precision measures ranges (default: random ones)",
+    )
+    parser.add_argument(
+        "--flavour",
+        choices=("tensorrt", "tensorrt-rtx"),
+        help="what builds (default: tensorrt if it is installed, else tensorrt-rtx, which needs no GPU)",
+    )
+    parser.add_argument(
+        "--compute-capability",
+        metavar="8.0",
+        action="append",
+        default=[],
+        help="a GPU to build for (repeatable; tensorrt-rtx only)",
+    )
+    parser.add_argument(
+        "--timing-cache",
+        metavar="FILE",
+        type=Path,
+        help="measurements of earlier builds: read if it is there, and written anew (tensorrt only)",
+    )
+    flags.add(
+        parser,
+        flags.OUTPUT,
+        force="write over existing files, by rename",
+        verbose="list the ReLUs and all layers as well, and all that TensorRT complains of",
+    )
+
+
+def _profile(text: str) -> tuple[Shape, Shape, Shape]:
+    shapes = [tuple(map(flags.decimal, shape.split("x"))) for shape in text.split(",")]
+    low, usual, high = shapes * 3 if len(shapes) == 1 else shapes
+    return low, usual, high
+
+
+def run(args: argparse.Namespace) -> int:
     if args.engine.suffix == ".onnx":
         raise UsageError(f"{args.engine} would be an engine, not an ONNX model: name it .engine or .plan")
-    shapes = _once("--shapes", args.shapes)
-    if args.input_data_path and args.precision not in HALF:
-        raise UsageError("--input-data-path has nothing to do without --precision fp16 or bf16")
     check_target(args.engine, args.force, never=[args.model, args.input_data_path])
-    if args.json:
-        check_target(args.json, args.force, never=[args.model, args.engine])
-    if args.timing_cache:  # which is meant to be written anew
-        check_target(args.timing_cache, True, never=[args.model, args.engine, args.json])
+    check_target(args.json, args.force, never=[args.model, args.engine])
+    check_target(args.timing_cache, True, never=[args.model, args.engine, args.json])  # is written anew
 
-    import json
-
-    from bnfold.onnx_graph.file import loaded as files
     from bnfold.onnx_graph.file.data_file import locations_of
+    from bnfold.onnx_graph.file.loaded import load
     from bnfold.onnx_graph.file.whole_files import Output
     from bnfold.tensorrt import engine
     from bnfold.tensorrt.model import ParseError
 
-    original = files.load(args.model)
+    original = load(args.model)
     for name in locations_of(original.proto):
-        for path in filter(None, (args.engine, args.json, args.timing_cache)):
+        for path in (args.engine, args.json, args.timing_cache):
             check_target(path, True, never=[args.model.parent / name])
     loaded, types = _in_precision(original, args)
     try:
@@ -56,7 +139,7 @@ def build(args: argparse.Namespace) -> int:
             built = engine.build(
                 loaded,
                 flavour=args.flavour,
-                shapes=shapes,
+                shapes=args.shapes,
                 compute_capabilities=args.compute_capability,
                 timing_cache=_content(args.timing_cache),
                 progress=advance,
@@ -70,52 +153,16 @@ def build(args: argparse.Namespace) -> int:
             output.write(args.timing_cache, [built.timing_cache])
         if args.json:
             found = {**built.to_dict(), "precision": None if types is None else types.to_dict()}
-            output.write(args.json, [json.dumps(found, indent=1).encode() + b"\n"])
+            output.write(args.json, [as_json(found)])
         output.write(args.engine, [memoryview(built.plan)])
         output.commit()
     if types is not None:
         print(printable(str(types)))
     for line in _story(built, args.verbose):
         print(printable(line))
-    target = f" for compute capability {', '.join(built.compute_capabilities)}" * bool(
-        built.compute_capabilities
-    )
-    size = in_bytes(memoryview(built.plan).nbytes)
-    print(
-        printable(f"wrote {args.engine} ({size}), built by {built.builder}{target} in {built.seconds:.1f} s")
-    )
-    return 0
-
-
-def bench(args: argparse.Namespace) -> int:
-    """`bnfold bench A.onnx [B.onnx ...]`."""
-    paths = [args.model, *args.others]
-    shapes = _once("--overwrite-input-shape", args.overwrite_input_shape)
-    if len(set(paths)) < len(paths):
-        raise UsageError("one model is named twice; copy it to time it beside itself")
-    if args.json:
-        check_target(args.json, args.force, never=[*paths, args.input_data_path])
-    elif args.force:
-        raise UsageError("--force has nothing to do without --json")
-
-    from bnfold.bench.compare import compare
-    from bnfold.onnx_graph.run.inputs import load_inputs
-
-    with progress("Timing") as advance:
-        standings = compare(
-            paths,
-            provider=args.provider,
-            inputs=load_inputs(args.input_data_path) if args.input_data_path else None,
-            shapes=shapes,
-            threads=args.threads,
-            seconds=args.seconds,
-            rounds=args.runs,
-            seed=args.seed or 0,
-            progress=advance,
-        )
-    if args.json:
-        write_json(args.json, standings.to_dict())
-    print(printable(str(standings)))
+    size, gpus = in_bytes(memoryview(built.plan).nbytes), ", ".join(built.compute_capabilities)
+    by = built.builder + f" for compute capability {gpus}" * bool(gpus)
+    print(printable(f"wrote {args.engine} ({size}), built by {by} in {built.seconds:.1f} s"))
     return 0
 
 
@@ -123,7 +170,7 @@ def _in_precision(loaded: Loaded, args: argparse.Namespace) -> tuple[Loaded, Pre
     """The model in the types that were asked for, and what became of its numbers."""
     if args.precision is None:
         return loaded, None
-    if args.precision not in HALF:
+    if args.precision not in PRECISIONS:
         from bnfold.onnx_graph.run.widened import working_type
 
         working = working_type(loaded)
@@ -131,17 +178,10 @@ def _in_precision(loaded: Loaded, args: argparse.Namespace) -> tuple[Loaded, Pre
             raise UsageError(f"--precision {args.precision}: the model computes in {working} already")
         return loaded, None
     from bnfold.api.convert import convert
-    from bnfold.onnx_graph.run.inputs import load_inputs
 
-    usual = {name: sizes[1] for name, sizes in args.shapes}
-    inputs = load_inputs(args.input_data_path) if args.input_data_path else None
+    usual = {name: sizes[1] for name, sizes in (args.shapes or {}).items()}
+    inputs = flags.inputs_of(args)
     return convert(loaded, args.precision, Check(inputs=inputs, shapes=None if inputs else usual))
-
-
-def _once(flag: str, given: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(dict(given)) < len(given):
-        raise UsageError(f"{flag} names one input twice")
-    return dict(given)
 
 
 def _content(cache: Path | None) -> bytes | None:

@@ -1,57 +1,94 @@
-"""The command of compression: `bnfold equalize`."""
+"""`bnfold equalize IN.onnx [OUT.onnx]`."""
 
 from __future__ import annotations
 
 import argparse
-import time
 
-from bnfold.cli.terminal import (
-    check_of,
-    check_outputs,
-    complain,
-    printable,
-    say,
-    size,
-    write_json,
-)
-from bnfold.errors import UsageError
-from bnfold.options import Fold
+from bnfold.cli import flags
+from bnfold.cli.terminal import check_outputs, finish, timed
+
+SUMMARY = "fold, then balance weight ranges for int8, exactly"
+EPILOG = """\
+examples:
+  bnfold equalize model.onnx balanced.onnx
+  bnfold equalize model.onnx balanced.onnx --split-relu6 --json report.json
+  bnfold equalize model.onnx smaller.onnx --drop-dead-channels --input-range x:0,1
+  bnfold equalize model.onnx                     explain: which ranges could be balanced, and which not
+
+Batch norms are folded first. Channels between layers are carried at other sizes, all powers of two: float32
+computes the same bits, and an int8 scale for a whole weight loses less. Quantize afterwards.
+
+the JSON report:
+  {"layers": [             one for each layer with a weight that mixes channels
+     {"node": str,         its name
+      "op": str,           its operator
+      "outputs_before": [number, number],   the largest weight of an output channel: smallest, largest of them
+      "outputs_after": [number, number],
+      "inputs_before": [number, number],    the same for input channels
+      "inputs_after": [number, number],
+      "bits_before": number,   lost of int8 scales for whole tensors: by an output channel of the weight in
+      "bits_after": number}],  the mean, by an input channel, and of the numbers that it reads
+   "regions": [            what is carried at another size
+     {"tensor": str,       one that stands for the region
+      "channels": [int],   those that change
+      "factors": [number], by how much, powers of two
+      "tensors": [str],    all that follow it
+      "made_by": [str],    the layers whose outputs are multiplied
+      "read_by": [str]}],  the layers whose inputs are divided
+   "kept": [               tensors at a layer that stay as they are
+     {"tensor": str,
+      "blocked_by": str,   the node or tensor that stopped it, or ""
+      "reason": str,
+      "cure": str}],       what would let it go, or ""
+   "split": [str],         Clips that got bounds for each channel
+   "bits_before": number,  the mean over the layers
+   "bits_after": number,
+   "notes": [str],
+   "fold": object          the report of `bnfold fold`, or null with --no-fold
+   "verification": object  as in `bnfold verify --help`, or null if the check was skipped
+  }
+""" + flags.DONE
+NOT_HERE = ("--precision", "--target")  # what is done to the result, by `bnfold fold`
+OF_THE_FOLD = [flag for flag in (*flags.FOLD, "--no-merge-branches") if flag != "--shared"]
+IDLE = [
+    flags.Idle(OF_THE_FOLD, " with --no-fold", lambda a: a.no_fold),
+    flags.NO_RANGES,
+    flags.Idle(list(flags.CHECK), " with --no-verify", lambda a: a.no_verify),
+    *flags.NO_OUT,
+]
 
 
-def equalize(args: argparse.Namespace) -> int:
-    """`bnfold equalize IN.onnx [OUT.onnx]`."""
-    _refuse_idle_flags(args)
-    check_outputs(args)
-    check = check_of(args)
-
-    from bnfold.api import equalize as api_equalize
-    from bnfold.onnx_graph.file import loaded as files
-
-    begin = time.monotonic()
-    options, model = Fold(args.shared, args.skip), files.load(args.model)
-    loaded, report = api_equalize.equalize_loaded(
-        model, options, check, fold=not args.no_fold, split_relu6=args.split_relu6
+def add(parser: argparse.ArgumentParser) -> None:
+    flags.add(parser, flags.MODEL)
+    parser.add_argument("--no-fold", action="store_true", help="leave the batch norms as they are")
+    parser.add_argument(
+        "--split-relu6",
+        action="store_true",
+        help="where it pays, let a Min with a bound for each channel follow a Clip, such as a Relu6, which "
+        "holds all channels together otherwise",
     )
-    say(args, f"read, balanced and checked in {time.monotonic() - begin:.2f} s")
-    if args.out:
-        files.save(loaded, args.out, force=args.force, external=args.save_as_external_data or None)
-    if args.json:
-        write_json(args.json, report.to_dict())
-    print(printable(str(report)))
-    if report.verification is not None and report.verification.status == "not run":
-        complain(f"warning: nothing was verified: {report.verification.reason}", 0)
-    if args.out:
-        print(printable(f"wrote {args.out} ({size(args.model)} -> {size(args.out)})"))
-    else:
-        print("nothing was written: name an output file")
-    return 0
+    flags.add(
+        parser,
+        flags.FOLD,
+        flags.WRITING,
+        without=NOT_HERE,
+        skip="the fold leaves the node of this name alone (repeatable)",
+        shared="weights whose users need different changes: copy them, leave them, or stop (%(default)s)",
+        no_verify="do not run the models to check that nothing changed",
+    )
+    flags.add(parser.add_argument_group("the check"), flags.CHECK)
+    flags.add(parser, flags.OUTPUT)
 
 
-def _refuse_idle_flags(args: argparse.Namespace) -> None:
-    """A flag that would have no effect is a mistake worth telling."""
-    if args.no_fold and args.skip:
-        raise UsageError("--skip has nothing to do with --no-fold")
-    if args.no_verify:
-        for flag in ("check_rtol", "check_atol", "input_data_path", "overwrite_input_shape", "seed"):
-            if getattr(args, flag) not in (None, []):
-                raise UsageError(f"--{flag.replace('_', '-')} has nothing to do with --no-verify")
+def run(args: argparse.Namespace) -> int:
+    check_outputs(args)
+    check, options = flags.check_of(args), flags.fold_of(args)
+
+    from bnfold.api.equalize import equalize_loaded
+    from bnfold.onnx_graph.file.loaded import load
+
+    with timed(args, "read, balanced and checked"):
+        loaded, report = equalize_loaded(
+            load(args.model), options, check, fold=not args.no_fold, split_relu6=args.split_relu6
+        )
+    return finish(args, loaded, report)

@@ -1,4 +1,5 @@
-"""A torch module from a name on the command line, `package.module:factory`, and its weights from a file.
+"""A torch module from a name on the command line, `package.module:factory`, its weights from a file, and
+inputs to run it with.
 
 The factory is the user's own code: it is imported and called, like any program of theirs. The weights are
 data, and nothing in them is run.
@@ -7,18 +8,21 @@ data, and nothing in them is run.
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from bnfold.errors import UsageError, first_line
+from bnfold.onnx_graph.run.input_ranges import inside
 
-__all__ = ["load_module"]
+__all__ = ["load_module", "random_inputs"]
 
 _PARALLEL = "module."  # before every name, where DistributedDataParallel was saved whole
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "network")  # keys under which training scripts save
@@ -86,3 +90,15 @@ def _load(module: nn.Module, path: Path) -> None:
         module.load_state_dict(state)
     except (RuntimeError, AttributeError, TypeError) as error:
         raise UsageError(f"{path}: not the weights of this module: {' '.join(str(error).split())}") from None
+
+
+def random_inputs(
+    module: nn.Module, shapes: Sequence[Sequence[int]], ranges: Mapping[str, tuple[float, float]]
+) -> tuple[torch.Tensor, ...]:
+    """Normally distributed numbers of these shapes; those of a parameter of `forward` keep to its range."""
+    inputs = [torch.randn(*shape) for shape in shapes]
+    for i, name in zip(range(len(inputs)), inspect.signature(module.forward).parameters, strict=False):
+        if name in ranges:
+            low, high = (np.asarray(end, np.float64) for end in ranges[name])
+            inputs[i] = torch.from_numpy(inside({name: inputs[i].numpy()}, {name: (low, high)})[name])
+    return tuple(inputs)

@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from bnfold.errors import UsageError
-from bnfold.options import Check
-
-__all__ = [
-    "check_of",
-    "check_outputs",
-    "check_target",
-    "complain",
-    "in_bytes",
-    "printable",
-    "say",
-    "size",
-    "write_json",
-]
 
 
 def check_target(
-    path: Path, force: bool, *, never: Sequence[Path | None], replaces: Path | None = None
+    path: Path | None, force: bool, *, never: Sequence[Path | None], replaces: Path | None = None
 ) -> None:
     """Refuse, before any work, a file that cannot or must not be written.
 
@@ -34,6 +24,8 @@ def check_target(
     """
     from bnfold.onnx_graph.file import whole_files as output
 
+    if path is None:
+        return
     if any(other is not None and _same(path, other) for other in never):
         raise UsageError(f"{path} has two uses in this command; name another file")
     if not force and replaces is not None and _same(path, replaces):
@@ -50,29 +42,43 @@ def _same(a: Path, b: Path) -> bool:
         return os.path.realpath(a) == os.path.realpath(b)
 
 
-def check_of(args: argparse.Namespace) -> Check:
-    """The arguments of the check, for the commands that have one."""
-    shapes = dict(args.overwrite_input_shape)
-    if len(shapes) < len(args.overwrite_input_shape):
-        raise UsageError("--overwrite-input-shape names one input twice")
-    inputs = None
-    if args.input_data_path:
-        from bnfold.onnx_graph.run.inputs import load_inputs
-
-        inputs = load_inputs(args.input_data_path)
-    verify = not getattr(args, "no_verify", False)
-    return Check(verify, inputs, shapes or None, args.seed or 0, args.check_rtol, args.check_atol)
+def check_outputs(args: argparse.Namespace) -> None:
+    """Refuse, before any work, what a command that reads a model cannot or must not write."""
+    check_target(args.out, args.force, never=[args.input_data_path], replaces=args.model)
+    check_target(args.json, args.force, never=[args.model, args.input_data_path, args.out])
 
 
-def write_json(path: Path, data: dict[str, Any]) -> None:
-    """A report as a file: whole, or not at all."""
-    import json
+def finish(args: argparse.Namespace, loaded: Any, report: Any, hint: str = "") -> int:
+    """Write the model (a `Loaded`), if it has a place, and tell what became of it; `hint`: if it has none."""
+    from bnfold.onnx_graph.file.save import save
 
+    if args.out:
+        with timed(args, "written"):
+            save(loaded, args.out, force=args.force, external=args.save_as_external_data or None)
+    show(args, report)
+    if report.verification is not None and report.verification.status == "not run":
+        complain(f"warning: nothing was verified: {report.verification.reason}", 0)
+    if args.out:
+        print(printable(f"wrote {args.out} ({size(args.model)} -> {size(args.out)})"))
+    else:
+        print(f"nothing was written: name an output file{hint}")
+    return 0
+
+
+def show(args: argparse.Namespace, report: Any) -> None:
+    """A report in words and, if that was asked for, as a JSON file: whole, or not at all."""
     from bnfold.onnx_graph.file.whole_files import Output
 
-    with Output() as output:
-        output.write(path, [json.dumps(data, indent=1).encode() + b"\n"])
-        output.commit()
+    if args.json:
+        with Output() as output:
+            output.write(args.json, [as_json(report.to_dict())])
+            output.commit()
+    print(printable(str(report)))
+
+
+def as_json(data: dict[str, Any]) -> bytes:
+    """What a file of JSON holds."""
+    return json.dumps(data, indent=1).encode() + b"\n"
 
 
 def size(path: Path) -> str:
@@ -100,21 +106,15 @@ def say(args: argparse.Namespace, text: str) -> None:
         print(printable(f"bnfold: {text}"), file=sys.stderr)
 
 
+@contextmanager
+def timed(args: argparse.Namespace, what: str) -> Iterator[None]:
+    """With -v, how long it took that something was done."""
+    begin = time.monotonic()
+    yield
+    say(args, f"{what} in {time.monotonic() - begin:.2f} s")
+
+
 def complain(text: str, status: int) -> int:
     """What went wrong, in one line on stderr; gives the exit status back."""
     print("bnfold: " + printable(" ".join(text.split())), file=sys.stderr)
     return status
-
-
-def check_outputs(args: argparse.Namespace) -> None:
-    """Refuse, before any work, what a command that reads a model cannot or must not write."""
-    if not args.out:
-        if args.save_as_external_data:
-            raise UsageError("--save-as-external-data has nothing to do without an output file")
-        if args.force and not args.json:
-            raise UsageError("--force has nothing to do without an output file")
-    read = [path for path in (args.model, args.input_data_path) if path]
-    if args.out:
-        check_target(args.out, args.force, never=[args.input_data_path], replaces=args.model)
-    if args.json:
-        check_target(args.json, args.force, never=[*read, args.out])

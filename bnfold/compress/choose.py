@@ -14,7 +14,7 @@ from bnfold.compress.groups import Group, Member
 from bnfold.compress.layers import sides
 from bnfold.errors import UsageError
 
-__all__ = ["IMPORTANCES", "Choice", "Importance", "choose", "importance_of"]
+__all__ = ["IMPORTANCES", "Selection", "Importance", "choose", "importance_of"]
 
 Importance = Callable[[str, list[Tensor]], Any]
 IMPORTANCES = ("mean", "max", "weighted")
@@ -75,7 +75,7 @@ def _reading(module: nn.Module, group: Group) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Selection:
     """gone: by the name of a group, its channels that go. threshold: the largest importance of one that went.
     reached: the share of the batch norms' channels that go. most: the share that could have gone.
     """
@@ -88,7 +88,7 @@ class Choice:
 
 def choose(
     groups: Collection[Group], values: Mapping[str, Tensor], ratio: float, floor: float, round_to: int
-) -> Choice:
+) -> Selection:
     """Which channels go: the least important of all groups, until their batch norms lose `ratio` of theirs.
 
     Args:
@@ -128,7 +128,7 @@ def choose(
     gone = {name: frozenset(at for unit in some for at in unit.channels) for name, some in went.items()}
     threshold = max((unit.importance for some in went.values() for unit in some), default=0.0)
     reached = sum(weights[name] * len(some) for name, some in went.items())
-    return Choice(gone, threshold, reached / total if total else 0.0, most / total if total else 0.0)
+    return Selection(gone, threshold, reached / total if total else 0.0, most / total if total else 0.0)
 
 
 class _Unit(NamedTuple):

@@ -22,10 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from bnfold.compress.layers import Cut, Stays, sides
+from bnfold.compress.layers import Removal, sides
 from bnfold.errors import UsageError, first_line
+from bnfold.fold.graph import Refused
 
-__all__ = ["Group", "Groups", "Member"]
+__all__ = ["Group", "PruningGroups", "Member"]
 
 _Norm = nn.modules.batchnorm._BatchNorm
 _HOMOGENEOUS = ("ReluBackward", "LeakyReluBackward")
@@ -41,10 +42,10 @@ class Member:
     at: tuple[int, ...]
     of: tuple[int, ...]
 
-    def cut(self, gone: Collection[int]) -> Cut:
+    def removal(self, gone: Collection[int]) -> Removal:
         """What leaves this layer with these channels of the group."""
         pairs = zip(self.at, self.of, strict=True)
-        return Cut(self.layer, self.side, frozenset(at for at, of in pairs if of in gone))
+        return Removal(self.layer, self.side, frozenset(at for at, of in pairs if of in gone))
 
 
 @dataclass
@@ -67,7 +68,7 @@ class Group:
     spread: frozenset[tuple[str, str]] = frozenset()
 
 
-class Groups:
+class PruningGroups:
     """All groups of a module, in the order of its layers.
 
     Args:
@@ -110,7 +111,7 @@ class Groups:
         """Whether these channels of a group can go without others, which only a smaller group tells."""
         part = self._with(self._parts[group.name], sorted(gone))
         small = {(m.layer, m.side): frozenset(m.at) for m in self._members(part)}
-        large = {(m.layer, m.side): m.cut(gone).gone for m in group.members}
+        large = {(m.layer, m.side): m.removal(gone).gone for m in group.members}
         small = {key: at for key, at in small.items() if key not in group.spread}
         return small == {key: at for key, at in large.items() if at}
 
@@ -242,7 +243,7 @@ class Groups:
             layer = self._parts[member.layer]
             try:
                 known = member.side in sides(layer)
-            except Stays as reason:
+            except Refused as reason:
                 return f"{member.layer}: {reason}"
             if not known or max(member.at) >= (_size(layer, member.side) or math.inf):
                 return f"how its channels reach {member.layer} is not understood"
@@ -302,7 +303,7 @@ def _size(layer: nn.Module, side: str) -> int:
     """How many channels this side of a layer has; 0 if that is not told, or it works with any number."""
     try:
         sizes = sides(layer)[side].sizes
-    except (Stays, KeyError):
+    except (Refused, KeyError):
         return 0
     return int(getattr(layer, sizes[0])) if sizes else 0
 

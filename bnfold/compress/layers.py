@@ -1,4 +1,4 @@
-"""Layers whose channels can be taken out one by one: where a channel lies, its removal, its silence."""
+"""Layers whose channels can be taken out one by one: where a channel lies, its removal, its mask."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Cut", "Side", "Stays", "cut", "silence", "sides"]
+from bnfold.fold.graph import Refused
+
+__all__ = ["Removal", "Side", "mask", "prune", "sides"]
 
 _Norms = nn.modules.batchnorm._NormBase  # batch and instance norms
-
-
-class Stays(Exception):
-    """A layer from which no channel can be taken; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Cut:
+class Removal:
     """Channels to take from one side of a layer: "out", "in", or "both", where the two are one."""
 
     layer: str
@@ -46,17 +44,17 @@ def sides(layer: nn.Module) -> dict[str, Side]:
     """The sides of a layer.
 
     Raises:
-        Stays: it is no such layer.
+        Refused: it is no layer from which a channel can be taken.
     """
     for kind, of in _KINDS.items():
         if isinstance(layer, kind):
             found = of(layer)
             break
     else:
-        raise Stays(f"{type(layer).__name__} does not treat each channel by itself")
+        raise Refused(f"{type(layer).__name__} does not treat each channel by itself")
     names = {name for side in found.values() for name in side.axes}
     if any(name not in layer._parameters and name not in layer._buffers for name in names):
-        raise Stays("its weight is computed from other parameters")
+        raise Refused("its weight is computed from other parameters")
     return found
 
 
@@ -65,7 +63,7 @@ def _of_conv(layer: Any) -> dict[str, Side]:
     if 1 < blocks == layer.in_channels == layer.out_channels:
         return {"both": Side({"weight": 0, "bias": 0}, ("in_channels", "out_channels", "groups"))}
     if 1 < blocks in (layer.in_channels, layer.out_channels):
-        raise Stays(
+        raise Refused(
             f"each of its {blocks} groups has one channel on one side, and another number on the other"
         )
     last = int(layer.transposed)  # a transposed one has its inputs first
@@ -97,9 +95,9 @@ _KINDS: dict[Any, Callable[[Any], dict[str, Side]]] = {
 
 
 @torch.no_grad()
-def cut(module: nn.Module, cuts: Collection[Cut]) -> None:
+def prune(module: nn.Module, removals: Collection[Removal]) -> None:
     """Take channels out of a module's layers. What is left keeps its values; gradients are dropped."""
-    for each in cuts:
+    for each in removals:
         layer: Any = module.get_submodule(each.layer)
         side = sides(layer)[each.side]
         for name, axis in side.axes.items():
@@ -119,13 +117,13 @@ def cut(module: nn.Module, cuts: Collection[Cut]) -> None:
 
 
 @torch.no_grad()
-def silence(module: nn.Module, cuts: Collection[Cut]) -> None:
-    """Make the channels say nothing, and nobody listen to them, in layers of the same size: weights of 0.
+def mask(module: nn.Module, removals: Collection[Removal]) -> None:
+    """Set the weights that make the channels, and those that read them, to 0; sizes stay.
 
-    The module then computes what it does without them, whatever is between the layers, as long as `cuts` are
-    all that belong together. Where they are not, the two differ.
+    The module then computes what it does without them, whatever is between the layers, as long as `removals`
+    are all that belong together. Where they are not, the two differ.
     """
-    for each in cuts:
+    for each in removals:
         layer = module.get_submodule(each.layer)
         side = sides(layer)[each.side]
         for name, axis in side.axes.items():

@@ -1,6 +1,6 @@
 """Train with a penalty on the scales, take out the channels that it made small, recalibrate, fold.
 
-1. Which channels belong together: groups.py. 2. Which go: choose.py and settle.py, with a check. 3. They
+1. Which channels belong together: groups.py. 2. Which go: choose.py and plan.py, with a check. 3. They
 leave: layers.py. 4. `bnfold.nn.recalibrate`, the caller's fine-tuning, `bnfold.fold_module`.
 """
 
@@ -12,18 +12,18 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from bnfold.api.fold_module import fold_module
-from bnfold.compress.choose import IMPORTANCES, Importance
+from bnfold.compress.choose import Importance
 from bnfold.compress.count import Count, counts, parameters
-from bnfold.compress.groups import Groups
-from bnfold.compress.layers import cut
+from bnfold.compress.groups import PruningGroups
+from bnfold.compress.layers import prune
+from bnfold.compress.plan import PruneOptions, PrunePlan, plan_pruning
 from bnfold.compress.report import GroupChange, LayerChange, SlimReport, Step
-from bnfold.compress.settle import Settled, Wish, settle
 from bnfold.errors import UsageError, first_line
 from bnfold.nn.recalibrate import recalibrate
+from bnfold.torch_graph.module.checks import check_module, copied
 from bnfold.verify.modules import outputs
 
 __all__ = ["prunable", "slim"]
@@ -90,17 +90,16 @@ def slim(
         VerifyError: the fold changed what the network computes.
     """
     args, options = _arguments(module, example_inputs, kwargs, ignored)
-    wish = Wish(ratio, importance, floor, round_to, verify)
-    _check_wish(wish)
+    asked = PruneOptions(ratio, importance, floor, round_to, verify)
     if finetune is not None and isinstance(loader, Iterator):
         raise UsageError("with finetune, loader is read twice: give one that can be, a list or a DataLoader")
-    plain = _copied(module).eval()
+    plain = copied(module).eval()
     before = _run(plain, args, options)
-    groups = Groups(copy.deepcopy(plain), args, options, ignored)
-    settled = settle(plain, groups, args, options, wish)
+    groups = PruningGroups(copy.deepcopy(plain), args, options, ignored)
+    plan = plan_pruning(plain, groups, args, options, asked)
 
     steps: list[Step] = []
-    work = module if inplace else _copied(module)
+    work = module if inplace else copied(module)
     modes = {part: part.training for part in work.modules()}
 
     def step(name: str, now: nn.Module) -> None:
@@ -109,9 +108,9 @@ def slim(
         steps.append(Step(name, parameters(now), norms, _value(evaluate, now)))
 
     step("trained", plain)
-    cut(work, settled.cuts)
+    prune(work, plan.removals)
     step("pruned", work)
-    report = _report(wish, settled, groups, before, counts(work, args, options))
+    report = _report(asked, plan, groups, before, counts(work, args, options))
     report.steps = steps
     if loader is not None:
         recalibrate(work, loader)
@@ -154,9 +153,9 @@ def prunable(
         UsageError: as for `slim`.
     """
     args, options = _arguments(module, example_inputs, kwargs, ignored)
-    plain = _copied(module).eval()
+    plain = copied(module).eval()
     _run(plain, args, options)
-    groups = Groups(plain, args, options, ignored).all
+    groups = PruningGroups(plain, args, options, ignored).all
     found = {norm.layer for group in groups if not group.why for norm in group.ruling}
     return tuple(name for name, _ in module.named_modules() if name in found)
 
@@ -165,16 +164,10 @@ def _arguments(
     module: Any, example_inputs: Any, kwargs: Mapping[str, Any] | None, ignored: Collection[str]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """What the module is called with, once it is known to be one that can be slimmed."""
-    if not isinstance(module, nn.Module):
-        raise UsageError(f"slim takes a torch.nn.Module, not {type(module).__name__}")
+    check_module(module, "slim")
     inner = "_orig_mod" if hasattr(module, "_orig_mod") else "module"
     if inner == "_orig_mod" or isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise UsageError(f"{type(module).__name__} wraps a module: slim its .{inner}, and wrap the result")
-    values = [*module.parameters(), *module.buffers()]
-    if any(is_lazy(value) for value in values):
-        raise UsageError("the module has lazy parameters that hold nothing yet: run it once, then slim it")
-    if any(value.is_meta for value in values):
-        raise UsageError("the module has parameters on the meta device, without values: load its weights")
     if not any(isinstance(part, _Norm) and part.weight is not None for part in module.modules()):
         raise UsageError(f"{type(module).__name__} has no batch norm with a scale to prune by")
     if isinstance(ignored, str):
@@ -192,27 +185,6 @@ def _arguments(
 def _followed(leaf: Any) -> Any:
     """A tensor that gradients can be followed through; those from inference mode cannot."""
     return leaf.clone() if isinstance(leaf, torch.Tensor) and leaf.is_inference() else leaf
-
-
-def _check_wish(wish: Wish) -> None:
-    if not 0 < wish.ratio < 1:
-        raise UsageError(f"ratio={wish.ratio!r}: the share of channels to remove is between 0 and 1")
-    if not 0 <= wish.floor < 1:
-        raise UsageError(f"floor={wish.floor!r}: the share of channels that stays is at least 0 and below 1")
-    if not isinstance(wish.round_to, int) or wish.round_to < 1:
-        raise UsageError(f"round_to={wish.round_to!r}: a whole number from 1 on")
-    if not callable(wish.importance) and wish.importance not in IMPORTANCES:
-        raise UsageError(
-            f"importance={wish.importance!r} is unknown. Note: valid choices are {', '.join(IMPORTANCES)}, "
-            "or a function"
-        )
-
-
-def _copied(module: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(module)
-    except Exception as error:  # of any kind: modules may hold anything
-        raise UsageError(f"{type(module).__name__} cannot be copied: {first_line(error)}") from error
 
 
 def _run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Count]:
@@ -239,7 +211,11 @@ def _value(evaluate: Callable[[nn.Module], float] | None, module: nn.Module) -> 
 
 
 def _report(
-    wish: Wish, settled: Settled, groups: Groups, before: dict[str, Count], after: dict[str, Count]
+    asked: PruneOptions,
+    plan: PrunePlan,
+    groups: PruningGroups,
+    before: dict[str, Count],
+    after: dict[str, Count],
 ) -> SlimReport:
     layers = []
     for name, old in before.items():
@@ -255,20 +231,20 @@ def _report(
         )
     changes = []
     for group in groups.all:
-        gone = tuple(sorted(settled.choice.gone.get(group.name, ())))
+        gone = tuple(sorted(plan.choice.gone.get(group.name, ())))
         makers = tuple(member.layer for member in group.members if member.side != "in")
         channels = (group.channels, group.channels - len(gone))
         changes.append(GroupChange(group.name, makers, channels, gone, group.why))
-    choice = settled.choice
-    found = SlimReport(wish.ratio, choice.reached, choice.threshold, layers, changes)
-    found.verification = settled.verification
-    if choice.most < wish.ratio:
+    choice = plan.choice
+    found = SlimReport(asked.ratio, choice.reached, choice.threshold, layers, changes)
+    found.verification = plan.verification
+    if choice.most < asked.ratio:
         found.notes.append(
-            f"no more than {choice.most:.1%} could go: floor={wish.floor:g} and round_to={wish.round_to} "
+            f"no more than {choice.most:.1%} could go: floor={asked.floor:g} and round_to={asked.round_to} "
             "keep the rest"
         )
     if groups.unseen:
         found.notes.append(f"not seen by torch-pruning, and so not pruned: {', '.join(groups.unseen)}")
-    if settled.verification is not None and settled.verification.status == "not run":
-        found.notes.append(f"not verified: {settled.verification.reason}")
+    if plan.verification is not None and plan.verification.status == "not run":
+        found.notes.append(f"not verified: {plan.verification.reason}")
     return found

@@ -22,33 +22,43 @@ _BATCHED = "its weight is a batch of matrices, and a shift would come out as ano
 Shape = tuple[Dim, ...]
 
 
-def convolution(weight: Constant, groups: int, padded: bool, windows: Windows | None) -> Linear:
-    """A convolution with a weight (outputs, inputs of a group, *taps) at slot 1; a bias belongs at slot 2.
+def convolution(
+    weight: Constant, groups: int, even: bool, windows: Windows | None = None, transposed: bool = False
+) -> Linear:
+    """A convolution. Its weight is at slot 1, and a bias belongs at slot 2.
 
-    padded: some windows see zeros beside the tensor.
+    Args:
+        weight: (outputs, inputs of a group, *taps); transposed: (inputs, outputs of a group, *taps).
+        groups: of channels.
+        even: a constant input gives a constant output: no window sees zeros beside the tensor; transposed:
+            each output sees one input.
+        windows: as numbers, if they are known.
+        transposed: ConvTranspose.
     """
-    outputs, inputs, *taps = weight.shape
-    split, why = (groups, outputs // groups, inputs, *taps), _PADDED if padded else ""
-    return Linear(weight, 1, 0, 1, 1, split, 0, 1, 2, None, 2, padded=why, free=((0, 0),), windows=windows)
-
-
-def transposed_convolution(weight: Constant, groups: int, even: bool) -> Linear:
-    """The same with a weight (inputs, outputs of a group, *taps).
-
-    even: each output sees one input, as with windows of one tap; only this answers a constant field with one.
-    """
-    inputs, outputs, *taps = weight.shape
-    split, why = (groups, inputs // groups, outputs, *taps), "" if even else _UNEVEN
-    return Linear(weight, 1, 0, 1, 1, split, 0, 2, 1, None, 2, padded=why, free=((0, 0),))
+    first, second, *taps = weight.shape
+    return Linear(
+        weight=weight,
+        weight_slot=1,
+        x=0,
+        in_axis=1,
+        out_axis=1,
+        split=(groups, first // groups, second, *taps),
+        w_group=0,
+        w_out=2 if transposed else 1,
+        w_in=1 if transposed else 2,
+        bias_slot=2,
+        padded="" if even else _UNEVEN if transposed else _PADDED,
+        free=((0, 0),),
+        windows=windows,
+    )
 
 
 def by_matrix(
     weight: Constant, slot: int, x: int, in_axis: int, out_axis: int, w_in: int, free: Any
 ) -> Linear:
     """A product with one matrix, summed over its axis `w_in`; all other arguments are those of `Linear`."""
-    return Linear(
-        weight, slot, x, in_axis, out_axis, weight.shape, None, 1 - w_in, w_in, free=free, windows=PRODUCT
-    )
+    shape, w_out = weight.shape, 1 - w_in
+    return Linear(weight, slot, x, in_axis, out_axis, shape, None, w_out, w_in, free=free, windows=PRODUCT)
 
 
 def with_bias(role: Linear, slot: int, bias: Constant | None, unknown: str = "") -> Linear:

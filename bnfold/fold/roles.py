@@ -87,12 +87,14 @@ class Linear(Role):
     @property
     def outputs(self) -> int:
         """Output channels of all groups together."""
-        return self.groups * self.split[self.w_out]
+        size = self.split[self.w_out]
+        return size if self.w_group is None else size * self.split[self.w_group]
 
     @property
     def inputs(self) -> int:
         """Input channels of all groups together."""
-        return self.groups * self.split[self.w_in]
+        size = self.split[self.w_in]
+        return size if self.w_group is None else size * self.split[self.w_group]
 
     @property
     def rest(self) -> tuple[int, ...]:
@@ -111,10 +113,10 @@ class Linear(Role):
         """
         front = values.ndim - len(self.weight.shape)
         values = values.reshape(values.shape[:front] + self.split)
-        order = [front + axis for axis in (self.w_out, self.w_in)]
-        if self.w_group is not None:
-            return np.moveaxis(values, [front + self.w_group, *order], range(front, front + 3))
-        return np.expand_dims(np.moveaxis(values, order, range(front, front + 2)), front)
+        channels = [axis for axis in (self.w_group, self.w_out, self.w_in) if axis is not None]
+        order = channels + [axis for axis in range(len(self.split)) if axis not in channels]
+        values = values.transpose(*range(front), *(front + axis for axis in order))
+        return values if self.w_group is not None else np.expand_dims(values, front)
 
 
 @dataclass(eq=False, slots=True)

@@ -169,30 +169,24 @@ def backward(
     saved: Saved, dy: Tensor, frozen: bool, needs_residual: bool
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """Dx, the residual's gradient where it is wanted and not dy itself, dweight and dbias."""
-    saved, dy, fits = _for_mask(saved, dy)
-    x, mask, weight, bias, mean, invstd, relu = saved
-    call = _Call("backward", x, (dy,), _type(weight, bias), aligned=fits)
-    dx = torch.empty_like(x)
-    dresidual = torch.empty_like(x) if needs_residual and relu else None
-    dweight, dbias = _vectors(x, _type(weight, bias))
+    call, tensors = _backward_call("backward", saved, dy)
+    dx = torch.empty_like(saved.x)
+    dresidual = torch.empty_like(dx) if needs_residual and saved.relu else None
+    dweight, dbias = _vectors(dx, _type(saved.weight, saved.bias))
     call(
-        *(x, dy, mask, weight, bias, mean, invstd, dx, dresidual),
-        *(dweight, dbias, None, None, *call.mailbox(SUMS)),
-        numbers=(np.int32(relu), np.int32(frozen)),
+        *(*tensors, dx, dresidual, dweight, dbias, None, None, *call.mailbox(SUMS)),
+        numbers=(np.int32(saved.relu), np.int32(frozen)),
     )
     return dx, dresidual, dweight, dbias
 
 
 def sums(saved: Saved, dy: Tensor) -> tuple[Tensor, Tensor]:
     """As `reference.sums`, float32, of dy where the value passed the ReLU."""
-    saved, dy, fits = _for_mask(saved, dy)
-    x, mask, weight, bias, mean, invstd, relu = saved
-    call = _Call("backward", x, (dy,), _type(weight, bias), aligned=fits)
-    dz, dz_x = _vectors(x, torch.float32)
+    call, tensors = _backward_call("backward", saved, dy)
+    dz, dz_x = _vectors(saved.x, torch.float32)
     call(
-        *(x, dy, mask, weight, bias, mean, invstd, None, None),
-        *(None, None, dz, dz_x, *call.mailbox(SUMS)),
-        numbers=(np.int32(relu), np.int32(False)),
+        *(*tensors, None, None, None, None, dz, dz_x, *call.mailbox(SUMS)),
+        numbers=(np.int32(saved.relu), np.int32(False)),
     )
     return dz, dz_x
 
@@ -212,15 +206,10 @@ def apply_backward(
     saved: Saved, dy: Tensor, mean_dz: Tensor, mean_dz_x: Tensor, needs_residual: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Dx and the residual's gradient, from the means over all values of dz and dz * (x - mean), float32."""
-    saved, dy, fits = _for_mask(saved, dy)
-    x, mask, weight, bias, mean, invstd, relu = saved
-    call = _Call("apply_backward", x, (dy,), _type(weight, bias), aligned=fits)
-    dx = torch.empty_like(x)
-    dresidual = torch.empty_like(x) if needs_residual and relu else None
-    call(
-        *(x, dy, mask, weight, bias, mean, invstd, mean_dz, mean_dz_x, dx, dresidual),
-        numbers=(np.int32(relu),),
-    )
+    call, tensors = _backward_call("apply_backward", saved, dy)
+    dx = torch.empty_like(saved.x)
+    dresidual = torch.empty_like(dx) if needs_residual and saved.relu else None
+    call(*tensors, mean_dz, mean_dz_x, dx, dresidual, numbers=(np.int32(saved.relu),))
     return dx, dresidual
 
 
@@ -289,14 +278,14 @@ def _type(*parameters: Tensor | None) -> torch.dtype:
     return first
 
 
-def _for_mask(saved: Saved, dy: Tensor) -> tuple[Saved, Tensor, bool]:
-    """The tensors, and whether they may be read in vectors: backward must read as the mask was noted."""
-    x, mask, *_ = saved
-    if mask is None:
-        return saved, dy, True
-    if mask.numel() == x.numel():
-        return saved, dy, False
-    return saved._replace(x=aligned(x)), aligned(dy), True
+def _backward_call(kernel: str, saved: Saved, dy: Tensor) -> tuple[_Call, tuple[Tensor | None, ...]]:
+    """The call and its first tensors. x and dy must be read in the vectors that the mask was noted for."""
+    x, mask, weight, bias, mean, invstd, _ = saved
+    single = mask is not None and mask.numel() == x.numel()
+    if mask is not None and not single:
+        x, dy = aligned(x), aligned(dy)
+    call = _Call(kernel, x, (dy,), _type(weight, bias), aligned=not single)
+    return call, (x, dy, mask, weight, bias, mean, invstd)
 
 
 _WORDS: dict[tuple[torch.device, int], Tensor] = {}

@@ -42,18 +42,8 @@ class SyncBatchNorm(Fused, nn.SyncBatchNorm):
         activation: str | None = None,
         **options: Any,
     ) -> None:
-        options["process_group"] = process_group
-        super().__init__(
-            num_features,
-            eps,
-            momentum,
-            affine,
-            track_running_stats,
-            device,
-            dtype,
-            activation=activation,
-            **options,
-        )
+        options |= {"process_group": process_group, "activation": activation}
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **options)
 
     @classmethod
     def convert_sync_batchnorm(cls, module: nn.Module, process_group: Any = None) -> nn.Module:

@@ -11,9 +11,12 @@ from bnfold.fold.role_builders import set_moments
 from bnfold.fold.roles import Affine, Closed, Concat, Contract, Product, Same, Sum
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.model.constants import constant_of, resolve
-from bnfold.onnx_graph.model.evaluate import EVALUATE
+from bnfold.onnx_graph.model.infer import infer
 from bnfold.onnx_graph.model.scopes import build, without_gc
-from bnfold.onnx_graph.model.site import (
+from bnfold.onnx_graph.ops.batch_norms import Norm, read_together
+from bnfold.onnx_graph.ops.sequences import is_only_indexed, slice_from
+from bnfold.onnx_graph.ops.table import OPERATORS, UNKNOWN, role_of
+from bnfold.onnx_graph.site import (
     BIGGEST_OPERAND,
     FLOATS,
     Model,
@@ -21,15 +24,10 @@ from bnfold.onnx_graph.model.site import (
     Site,
     Value,
 )
-from bnfold.onnx_graph.ops.batch_norms import Norm, read_together
-from bnfold.onnx_graph.ops.infer import infer
-from bnfold.onnx_graph.ops.sequences import is_only_indexed, slice_from
-from bnfold.onnx_graph.ops.table import BLIND, role_of
 
-__all__ = ["read"]
+__all__ = ["analysed", "read", "scope_of"]
 
 _JOINS = (Sum, Product, Same, Concat, Contract)  # all inputs are data
-_BLIND_OPS = frozenset(op for op, _ in BLIND)
 # what a row may stumble over in a node whose attributes or inputs are not what the operator asks for
 _DAMAGE = (AttributeError, IndexError, KeyError, TypeError, ValueError, ArithmeticError)
 
@@ -53,6 +51,19 @@ def read(loaded: Loaded, shared: str = "duplicate") -> Graph:
         return reader.graph
 
 
+def analysed(loaded: Loaded) -> Model:
+    """What a pass begins with: names, nodes and shapes. The main graph is `scopes[0]`. Raises as `read`."""
+    model, scopes = build(loaded, "duplicate")
+    infer(model, scopes)
+    return model
+
+
+def scope_of(node: Node) -> Scope:
+    """The graph, body or function that a node of the solver's view is in."""
+    site: Site = node.source
+    return site.scope
+
+
 class _Reader:
     def __init__(self, model: Model) -> None:
         self.model = model
@@ -73,7 +84,8 @@ class _Reader:
         if norm is not None:
             self.norm(site, norm)
             return
-        if op in EVALUATE or op == "DequantizeLinear":
+        record = OPERATORS.get(op, UNKNOWN)
+        if record.evaluate is not None or op == "DequantizeLinear":
             first = site.outputs[0] if site.outputs else None
             if first is not None and constant_of(first) is not None:
                 return  # it is no part of the flow
@@ -87,9 +99,9 @@ class _Reader:
                 role = replace(role, listed=True)
         node = Node(site.name, op, role, [], [], site)
         inputs = node.inputs
-        blind = op in _BLIND_OPS
+        unseen = record.unseen
         for slot, value in enumerate(values):
-            if value is None or (blind and (op, slot) in BLIND):
+            if value is None or slot in unseen:
                 inputs.append(None)
                 continue
             tensor = value.tensor

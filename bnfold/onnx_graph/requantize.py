@@ -41,7 +41,6 @@ def rescaled(
     if not negative.any():
         if zero is not None and zero.shape != new_scale.shape:
             zero = np.broadcast_to(zero.reshape(-1) if zero.size == 1 else zero, new_scale.shape).copy()
-            return None, new_scale, zero, axis
         return None, new_scale, zero, axis
     new, new_zero = negated(stored, zero, negative, axis)
     return new, new_scale, new_zero, axis
@@ -51,30 +50,28 @@ def negated(stored: Array, zero: Array | None, negative: Array, axis: int) -> tu
     """Integers and zero points with the opposite difference where `negative` (one, or one a channel) is set.
 
     `-w` keeps a zero point of 0, but -(-128) is no int8; `~w`, that is -1-w, with `~zero` is exact for every
-    integer, and so is its unsigned twin, the largest number minus w.
+    integer, and so is its unsigned counterpart, the largest number minus w.
     """
-    if stored.dtype.kind not in "iu" and not stored.dtype.name.startswith(
-        ("int", "uint")
-    ):  # eight-bit floats
+    if stored.dtype.kind not in "iu" and "int" not in stored.dtype.name:  # eight-bit floats
         sign = np.where(_against(negative, stored.ndim, axis), -1.0, 1.0).astype(np.float32)
         return (stored.astype(np.float32) * sign).astype(stored.dtype), zero
-    wide = stored.astype(np.int64 if stored.dtype.itemsize > 2 else np.int32)
+    wider = stored.astype(np.int64 if stored.dtype.itemsize > 2 else np.int32)
     zeros = (
-        np.zeros(negative.shape, wide.dtype)
+        np.zeros(negative.shape, wider.dtype)
         if zero is None
-        else np.broadcast_to(zero.astype(wide.dtype), negative.shape)
+        else np.broadcast_to(zero.astype(wider.dtype), negative.shape)
     )
     signed = not stored.dtype.name.startswith("uint")
     bits = int("".join(filter(str.isdigit, stored.dtype.name)))
     lowest = -(1 << (bits - 1))
     along = negative.size > 1
     rest = tuple(a for a in range(stored.ndim) if not along or a != axis)
-    has_lowest = (wide == lowest).any(axis=rest) if signed else np.ones((), bool)
+    has_lowest = (wider == lowest).any(axis=rest) if signed else np.ones((), bool)
     simple = negative & (zeros == 0) & ~np.asarray(has_lowest).reshape(-1 if along and signed else ())
     other = negative & ~simple
     top = -1 if signed else (1 << bits) - 1
     at_simple, at_other = (_against(mask, stored.ndim, axis) for mask in (simple, other))
-    result = np.where(at_simple, -wide, np.where(at_other, top - wide, wide)).astype(stored.dtype)
+    result = np.where(at_simple, -wider, np.where(at_other, top - wider, wider)).astype(stored.dtype)
     if zero is None and not other.any():
         return result, None
     return result, np.where(other, top - zeros, zeros).astype(stored.dtype)

@@ -9,21 +9,20 @@ import numpy as np
 import onnx
 
 from bnfold.errors import UsageError
-from bnfold.fold.edits import AddBias, Bypass, Edit, Rescale, Resum, Retype, SetValue, SetWindows
+from bnfold.fold.edits import AddBias, Bypass, Edit, Operand, Rescale, Resum, Retype, SetValue, SetWindows
 from bnfold.fold.graph import Array, Graph, Node
 from bnfold.fold.roles import Linear
 from bnfold.onnx_graph.file.loaded import Loaded
-from bnfold.onnx_graph.merge import resum, set_windows
-from bnfold.onnx_graph.model.evaluate import numpy_dtype
+from bnfold.onnx_graph.model.new_nodes import append, emit, take_over
 from bnfold.onnx_graph.model.scopes import without_gc
-from bnfold.onnx_graph.model.site import FLOATS, Site, Value
 from bnfold.onnx_graph.model.surgery import Surgery
 from bnfold.onnx_graph.requantize import rescaled
+from bnfold.onnx_graph.site import FLOATS, Site, Value, numpy_dtype
 
 __all__ = ["apply"]
 
 BIAS_SLOT = 2  # of Conv, ConvTranspose and Gemm
-Wish = tuple[Site, int, Array]
+Change = tuple[Site, int, Array]  # a node, its input, and what it reads there from now on
 
 
 def apply(
@@ -43,7 +42,7 @@ def apply(
         finish: what else is to be done, before the file's lists are brought up to date.
 
     Raises:
-        UsageError: a stored value would have to be duplicated, and `read` was told that this is an error.
+        UsageError: a stored value would have to be duplicated, and the model was read with shared="error".
     """
     if not edits:
         return
@@ -59,42 +58,36 @@ def apply(
 class _Writer:
     def __init__(self, edits: Sequence[Edit]) -> None:
         self.surgery = Surgery(_site(edits[0].node).scope.model)
-        self.wishes: dict[Value, list[Wish]] = {}
+        self.changes: dict[Value, list[Change]] = {}
 
     def apply(self, edits: Sequence[Edit]) -> None:
         scales: list[Rescale] = []
+        rules: dict[type[Any], Callable[[Any], None]] = {
+            SetValue: self.set_value,
+            Bypass: self.bypass,
+            AddBias: self.add_bias,
+            Retype: self.retype,
+            Rescale: scales.append,
+            SetWindows: self.set_windows,
+            Resum: self.resum,
+        }
         for edit in edits:
-            if isinstance(edit, SetValue):
-                self.set_value(edit)
-            elif isinstance(edit, Bypass):
-                self.surgery.bypass(_site(edit.node), edit.node.role.x)  # type: ignore[attr-defined]
-            elif isinstance(edit, AddBias):
-                self.add_bias(edit.node, edit.value)
-            elif isinstance(edit, Retype):
-                site = _site(edit.node)
-                site.node.op_type = site.op = edit.op
-            elif isinstance(edit, SetWindows):
-                set_windows(_site(edit.node), edit)
-            elif isinstance(edit, Resum):
-                self.surgery.prune = True  # a merged node may be read by nobody
-                resum(self.surgery, edit)
-            else:
-                scales.append(edit)
+            rules[type(edit)](edit)
         self.rescale(scales)
         # computed constants first: the nodes that compute them, and read stored ones, may go
-        stored: list[tuple[Value, onnx.TensorProto, list[Wish]]] = []
-        for value, wishes in self.wishes.items():
+        stored: list[tuple[Value, onnx.TensorProto, list[Change]]] = []
+        for value, changes in self.changes.items():
             tensor = self.surgery.replaceable(value)
             if tensor is None:
-                self.copy(value, wishes)
+                self.copy(value, changes)
             else:
-                stored.append((value, tensor, wishes))
+                stored.append((value, tensor, changes))
         self.surgery.sweep()
-        for value, tensor, wishes in stored:
+        for value, tensor, changes in stored:
             if self.surgery.prune:
-                wishes = [wish for wish in wishes if wish[0].alive]
-            if wishes:
-                self.replace(value, tensor, wishes)
+                changes = [change for change in changes if change[0].alive]
+            if changes:
+                self.replace(value, tensor, changes)
 
     def set_value(self, edit: SetValue) -> None:
         site, key = _site(edit.node), edit.key
@@ -108,17 +101,17 @@ class _Writer:
         if value is None:
             self.give(site, key, array, f"{site.name}_{key}")
         else:
-            self.wishes.setdefault(value, []).append((site, key, array))
+            self.changes.setdefault(value, []).append((site, key, array))
 
-    def give(self, site: Site, slot: int, array: Array, wish: str) -> None:
-        """An input that was left out."""
-        value = self.surgery.constant(wish, array, site.scope, before=site)
+    def give(self, site: Site, slot: int, array: Array, stem: str) -> None:
+        """Store an input that was left out, under a name made of `stem`."""
+        value = self.surgery.constant(stem, array, site.scope, before=site)
         self.surgery.connect(site, slot, value)
 
-    def replace(self, value: Value, tensor: onnx.TensorProto, wishes: list[Wish]) -> None:
-        """In place if all readers wish for the same; else a new constant for each wish."""
-        surgery, first, count = self.surgery, wishes[0][2], len(wishes)
-        if value.count == count and (count == 1 or all(_equal(first, array) for _, _, array in wishes)):
+    def replace(self, value: Value, tensor: onnx.TensorProto, changes: list[Change]) -> None:
+        """In place if all readers get the same array; else a new constant for each array."""
+        surgery, first, count = self.surgery, changes[0][2], len(changes)
+        if value.count == count and (count == 1 or all(_equal(first, array) for _, _, array in changes)):
             surgery.replace(value, tensor, first)
             return
         if surgery.model.shared == "error":
@@ -127,20 +120,28 @@ class _Writer:
                 f"the stored value {value.name!r} is shared by {names}, which need different ones "
                 "after the fold; allow that (shared='duplicate'), or keep what needs it (shared='skip')"
             )
-        self.copy(value, wishes)
+        self.copy(value, changes)
 
-    def copy(self, value: Value, wishes: list[Wish]) -> None:
-        """A new constant for each wish."""
+    def copy(self, value: Value, changes: list[Change]) -> None:
+        """A new constant for each array."""
         surgery = self.surgery
         made: list[tuple[Array, Value]] = []
-        for site, slot, array in wishes:
-            twin = next((other for known, other in made if _equal(known, array)), None)
-            if twin is None:
-                twin = surgery.constant(f"{value.name}_bnfold", array, value.scope, after=value)
-                made.append((array, twin))
-            surgery.connect(site, slot, twin)
+        for site, slot, array in changes:
+            new = next((other for known, other in made if _equal(known, array)), None)
+            if new is None:
+                new = surgery.constant(f"{value.name}_bnfold", array, value.scope, after=value)
+                made.append((array, new))
+            surgery.connect(site, slot, new)
 
-    def add_bias(self, node: Node, array: Array) -> None:
+    def bypass(self, edit: Bypass) -> None:
+        self.surgery.bypass(_site(edit.node), edit.node.role.x)  # type: ignore[attr-defined]
+
+    def retype(self, edit: Retype) -> None:
+        site = _site(edit.node)
+        site.node.op_type = site.op = edit.op
+
+    def add_bias(self, edit: AddBias) -> None:
+        node, array = edit.node, edit.value
         site, role = _site(node), node.role
         assert isinstance(role, Linear)
         if site.op == "MatMul":
@@ -156,29 +157,53 @@ class _Writer:
         """A plain matrix product becomes a Gemm; any other gets an Add behind it."""
         surgery, proto, y = self.surgery, site.node, site.outputs[0]
         assert y is not None
-        rank = len(node.outputs[0].shape or ())
-        wish = f"{proto.name or y.name}_bias"
+        rank, stem = len(node.outputs[0].shape or ()), proto.name or y.name
         if role.weight_slot == 1 and rank == len(role.weight.shape) == 2 and site.opset >= 7:
             proto.op_type = site.op = "Gemm"
-            self.give(site, BIAS_SLOT, array, wish)
+            self.give(site, BIAS_SLOT, array, f"{stem}_bias")
             return
         axis = role.out_axis
         if site.opset >= 7:
             array = array.reshape((-1,) + (1,) * (rank - 1 - axis))
-        inner = Value(surgery.name(f"{y.name}_matmul"), site.scope, site, 0)
-        inner.shape, inner.dtype = y.shape, y.dtype
-        site.scope.values[inner.name] = inner
-        site.outputs[0], proto.output[0] = inner, inner.name
-        bias = surgery.constant(wish, array, site.scope, before=site)
-        add = surgery.node("Add", f"{proto.name or y.name}_bias_add", [inner, bias], y.name, site)
-        y.site, y.slot = add, 0
-        add.outputs.append(y)
-        if site.opset < 7:  # before numpy's broadcasting
-            add.node.attribute.add(name="broadcast", i=1, type=onnx.AttributeProto.INT)
-            add.node.attribute.add(name="axis", i=axis, type=onnx.AttributeProto.INT)
+        bias = surgery.constant(f"{stem}_bias", array, site.scope, before=site)
+        stated = {} if site.opset >= 7 else {"broadcast": 1, "axis": axis}  # 7: numpy's broadcasting
+        append(surgery, y, f"{y.name}_matmul", ("Add", f"{stem}_bias_add"), [bias], site, **stated)
+
+    def set_windows(self, edit: SetWindows) -> None:
+        """State windows and groups anew, in numbers."""
+        windows = edit.windows
+        stated = {
+            "strides": windows.strides,
+            "dilations": windows.dilations,
+            "pads": (*windows.heads, *windows.tails),
+            "kernel_shape": edit.taps,
+            "group": edit.groups,
+            "auto_pad": None,
+        }
+        self.surgery.restate(_site(edit.node), stated)
+
+    def resum(self, edit: Resum) -> None:
+        """Let one value, or the sum of several, be read instead of what a node gives."""
+        surgery, site = self.surgery, _site(edit.node)
+        surgery.prune = True  # a merged node may be read by nobody
+        first, *others = map(_value, edit.operands)
+        y = site.outputs[0]
+        assert y is not None
+        if not others:
+            if first.shape != y.shape:  # of the first of two in a row: the description of its output is old
+                first.shape = y.shape
+                surgery.stale[first.scope].add(first.name)
+            surgery.connect(site, 0, first)
+            surgery.bypass(site, 0)
+            return
+        whole = first
+        for value in others[:-1]:
+            whole = emit(surgery, "Add", [whole, value], f"{y.name}_part", site)
+        take_over(surgery, site, 0, ("", "Add"), [whole, others[-1]], site.node.name)
+        surgery.kill(site)
 
     def rescale(self, edits: list[Rescale]) -> None:
-        """New scales behind DequantizeLinear: once if all readers want the same, else for copies."""
+        """New scales for what DequantizeLinear gives: once if all readers get the same, else for copies."""
         groups: dict[Value, list[Rescale]] = {}
         for edit in edits:
             assert isinstance(edit.key, int)
@@ -192,25 +217,22 @@ class _Writer:
                 self.scale(value.site, group[0].factor)
                 continue
             for edit in group:
-                self.scale(self.twin(_site(edit.node), edit.key), edit.factor)  # type: ignore[arg-type]
+                self.scale(self.copy_for(_site(edit.node), edit.key), edit.factor)  # type: ignore[arg-type]
 
-    def twin(self, reader: Site, slot: int) -> Site:
+    def copy_for(self, reader: Site, slot: int) -> Site:
         """A copy of the node that makes this input, for this reader alone."""
         value = reader.values[slot]
         assert value is not None
         assert value.site is not None
         source, surgery = value.site, self.surgery
-        name = surgery.name(f"{value.name}_bnfold")
-        site = surgery.node(source.op, name, list(source.values), name, source)
+        copy = surgery.value(f"{value.name}_bnfold", value.scope, value)
+        copy.constant, copy.resolved = value.constant, True
+        site = surgery.node(source.op, copy.name, source.values, [copy], source)
         site.node.attribute.extend(source.node.attribute)
         site.node.domain = source.node.domain
-        copy = Value(name, value.scope, site, 0)
-        copy.shape, copy.dtype, copy.constant, copy.resolved = value.shape, value.dtype, value.constant, True
-        value.scope.values[name] = copy
-        site.outputs.append(copy)
         surgery.connect(reader, slot, copy)
         if source.op == "Transpose":  # of a DequantizeLinear, which needs a copy as well
-            self.twin(site, 0)
+            self.copy_for(site, 0)
         return site
 
     def scale(self, site: Site, factor: Array) -> None:
@@ -235,12 +257,20 @@ class _Writer:
             if value is None:
                 self.give(site, slot, array, f"{site.name}_zero_point")
             else:
-                self.wishes.setdefault(value, []).append((site, slot, array))
+                self.changes.setdefault(value, []).append((site, slot, array))
 
 
 def _site(node: Node) -> Site:
     site: Site = node.source
     return site
+
+
+def _value(operand: Operand) -> Value:
+    node, slot = operand
+    site = _site(node)
+    value = site.values[slot] if slot >= 0 else site.outputs[-1 - slot]
+    assert value is not None
+    return value
 
 
 def _equal(a: Array, b: Array) -> bool:

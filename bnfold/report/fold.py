@@ -73,10 +73,10 @@ class Report(Data):
     merged: list[Merge] = field(default_factory=list)
     apart: list[Apart] = field(default_factory=list)
     rewritten: list[Rewrite] = field(default_factory=list)
-    verification: Verification | None = None
-    notes: list[str] = field(default_factory=list)
-    precision: PrecisionReport | None = None
     dropped: Dropped | None = None
+    notes: list[str] = field(default_factory=list)
+    verification: Verification | None = None
+    precision: PrecisionReport | None = None
 
     @property
     def folded(self) -> list[Entry]:

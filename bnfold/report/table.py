@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
-__all__ = ["counted", "first", "table"]
+__all__ = ["counted", "first", "shortened", "table"]
 
 WIDEST = 48  # a cell; a longer one is cut
 RULE = 12  # below the heading of the last column
@@ -25,7 +25,7 @@ def table(
     if cut:
         widths = [*(min(WIDEST, width) for width in widths[:-1]), widths[-1]]
     for i, row in enumerate(rows):
-        cells = enumerate(map(_cut, row, widths))
+        cells = enumerate(map(shortened, row, widths))
         yield "  ".join(f"{cell:{'>' if at in right else '<'}{widths[at]}}" for at, cell in cells).rstrip()
         if ruled and i == 0:
             yield "  ".join(
@@ -44,5 +44,6 @@ def counted(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def _cut(cell: str, width: int) -> str:
-    return cell if len(cell) <= width else cell[: width - 1] + "…"
+def shortened(text: str, width: int) -> str:
+    """A text of at most that many characters."""
+    return text if len(text) <= width else text[: width - 1] + "…"

@@ -18,12 +18,13 @@ from bnfold.errors import BnfoldError, ModelError, UsageError, first_line
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.run.inputs import wanted
 from bnfold.progress import Advance
+from bnfold.report.table import shortened
 from bnfold.tensorrt import flavours, model
-from bnfold.tensorrt.layers import Placement, layers_in, place
+from bnfold.tensorrt.layers import Placement, layers_in, placement
 from bnfold.tensorrt.log import Log, recording
+from bnfold.tensorrt.monitor import BuildMonitor
 from bnfold.tensorrt.plugin import load_plugin
 from bnfold.tensorrt.profiles import Profile, as_text, profiles
-from bnfold.tensorrt.watch import Watch
 
 __all__ = ["FLAVOURS", "RTX", "Engine", "build", "reason", "toolkit"]
 
@@ -128,13 +129,13 @@ def build(
     prepared = model.prepare(loaded, plugins=not rtx)
     notes = _plugin_notes(prepared, rtx)
 
-    with recording(trt) as (logger, log), Watch(trt, progress) as watch:
+    with recording(trt) as (logger, log), BuildMonitor(trt, progress) as monitor:
         builder = _started(trt, builder_name, logger, log)
         network = builder.create_network(_network_flags(trt))
         with model.parsed(trt, prepared, network, logger, log):
             config = builder.create_builder_config()
             config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # it lists layers with their nodes
-            config.progress_monitor = watch.monitor
+            config.progress_monitor = monitor.interface
             if targets:
                 config.num_compute_capabilities = len(targets)
                 for i, target in enumerate(targets):
@@ -142,7 +143,7 @@ def build(
             cache = None if timing_cache is None else _cache(config, timing_cache, log)
             _add_profile(builder, network, config, wanted_shapes, log)
             plan = builder.build_serialized_network(network, config)
-        watch.check()
+        monitor.check()
         if plan is None:
             raise ModelError(f"{loaded.where}{builder_name} cannot build an engine: {reason(log.errors)}")
         if cache is not None:
@@ -157,7 +158,7 @@ def build(
         builder=builder_name,
         compute_capabilities=tuple(compute_capabilities),
         profiles=wanted_shapes,
-        placement=None if layers is None else place(prepared.nodes, layers),
+        placement=None if layers is None else placement(prepared.nodes, layers),
         timing_cache=cache,
         seconds=time.monotonic() - begin,
         notes=notes,
@@ -257,5 +258,5 @@ def reason(errors: Sequence[str]) -> str:
     for text in errors:
         short = re.sub(r"^(\w+::\w+: )?Error Code \d+: ", "", " ".join(text.split()))
         short = re.sub(r"\.?\s*\bIn \S+ at \S+:\d+\s*", "", short).replace("(())", "").strip()
-        return short if len(short) <= 300 else short[:299] + "…"
+        return shortened(short, 300)
     return "it does not say why"

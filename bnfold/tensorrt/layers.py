@@ -16,7 +16,7 @@ from typing import Any
 
 from bnfold.report.table import first, table
 
-__all__ = ["LINEAR", "Layer", "Node", "Place", "Placement", "layers_in", "place"]
+__all__ = ["LINEAR", "EngineLayer", "ModelNode", "NodePlacement", "Placement", "layers_in", "placement"]
 
 # What a batch norm may disappear into.
 LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -35,7 +35,7 @@ Path = tuple[str, ...]  # a node's name, then those of the calls that it lies in
 
 
 @dataclass(frozen=True)
-class Node:
+class ModelNode:
     """A node of the model. name: as the ledger tells it; op: with its domain, if that is not ONNX's own."""
 
     name: str
@@ -47,7 +47,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Layer:
+class EngineLayer:
     """A layer of an engine. kind: TensorRT's word; nodes: what it computes, as paths."""
 
     name: str
@@ -59,7 +59,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Place:
+class NodePlacement:
     """Where a node went. outcome: see OUTCOMES; layers: by name; hosts: convs and matmuls that share them."""
 
     name: str
@@ -82,9 +82,9 @@ class Place:
 class Placement:
     """Where the batch norms and the ReLUs of a model went, and all layers of the engine."""
 
-    batch_norms: tuple[Place, ...]
-    relus: tuple[Place, ...]
-    layers: tuple[Layer, ...]
+    batch_norms: tuple[NodePlacement, ...]
+    relus: tuple[NodePlacement, ...]
+    layers: tuple[EngineLayer, ...]
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -123,14 +123,14 @@ class Placement:
         )
 
 
-def layers_in(text: str, names: Mapping[str, str]) -> list[Layer]:
+def layers_in(text: str, names: Mapping[str, str]) -> list[EngineLayer]:
     """The layers that TensorRT lists. names: of nodes, by what they are called in the list."""
     layers = []
     for line in text.split("\n"):  # which, unlike splitlines, leaves the separators \x1e and \x1f alone
         match = _LAYER.match(line)
         if match:
             nodes = [_path(found, names) for found in _NODE.findall(match["nodes"])]
-            layers.append(Layer(match["name"], match["kind"], tuple(dict.fromkeys(nodes))))
+            layers.append(EngineLayer(match["name"], match["kind"], tuple(dict.fromkeys(nodes))))
     return layers
 
 
@@ -139,10 +139,10 @@ def _path(text: str, names: Mapping[str, str]) -> Path:
     return tuple(names.get(part, part) for part in (name, *(_CALL.sub("", call) for call in calls)))
 
 
-def place(nodes: Sequence[Node], layers: Sequence[Layer]) -> Placement:
+def placement(nodes: Sequence[ModelNode], layers: Sequence[EngineLayer]) -> Placement:
     """Where each batch norm and ReLU went. One in a function counts once for each call that has a layer."""
     ops = {node.name: node.op for node in nodes}
-    carriers: dict[str, dict[Path, list[Layer]]] = {node.name: {} for node in nodes}
+    carriers: dict[str, dict[Path, list[EngineLayer]]] = {node.name: {} for node in nodes}
     homes = _homes(ops, layers)
     for layer in layers:
         for path in layer.nodes:
@@ -151,20 +151,22 @@ def place(nodes: Sequence[Node], layers: Sequence[Layer]) -> Placement:
                 if layer not in found:
                     found.append(layer)
 
-    def places(wanted: Sequence[Node]) -> Iterator[Place]:
+    def places(wanted: Sequence[ModelNode]) -> Iterator[NodePlacement]:
         for node in wanted:
             for path, found in (carriers[node.name] or {(node.name,): []}).items():
                 near = [homes[layer] for layer in found]
                 outcome = "fused" if near and all(near) else "stand-alone" if near else "absent"
                 with_ = tuple(dict.fromkeys(host for some in near for host in some))
-                yield Place(" in ".join(path), node.op, outcome, tuple(layer.name for layer in found), with_)
+                yield NodePlacement(
+                    " in ".join(path), node.op, outcome, tuple(layer.name for layer in found), with_
+                )
 
     norms = [node for node in nodes if node.is_batch_norm]
     relus = [node for node in nodes if node.op == "Relu"]
     return Placement(tuple(places(norms)), tuple(places(relus)), tuple(layers))
 
 
-def _homes(ops: Mapping[str, str], layers: Sequence[Layer]) -> dict[Layer, tuple[str, ...]]:
+def _homes(ops: Mapping[str, str], layers: Sequence[EngineLayer]) -> dict[EngineLayer, tuple[str, ...]]:
     """The convs and matmuls that each layer computes.
 
     A generated elementwise layer is said to compute a conv too if it adds no more than the conv's bias: where
@@ -180,9 +182,9 @@ def _homes(ops: Mapping[str, str], layers: Sequence[Layer]) -> dict[Layer, tuple
     return homes
 
 
-def _count(places: Sequence[Place], outcome: str) -> int:
+def _count(places: Sequence[NodePlacement], outcome: str) -> int:
     return sum(place.outcome == outcome for place in places)
 
 
-def _words(place: Place) -> str:
+def _words(place: NodePlacement) -> str:
     return OUTCOMES[place.outcome].format(with_=first(place.hosts, 2))

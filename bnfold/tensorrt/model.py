@@ -12,10 +12,11 @@ from types import ModuleType
 from typing import Any
 
 from bnfold.errors import ModelError
-from bnfold.onnx_graph.file import loaded as files
 from bnfold.onnx_graph.file.loaded import Loaded
+from bnfold.onnx_graph.file.save import save
 from bnfold.onnx_graph.model import scopes
-from bnfold.tensorrt.layers import Node
+from bnfold.report.table import shortened
+from bnfold.tensorrt.layers import ModelNode
 from bnfold.tensorrt.log import Log
 
 __all__ = ["ParseError", "Prepared", "parsed", "prepare"]
@@ -49,11 +50,11 @@ class Prepared:
     """
 
     loaded: Loaded
-    nodes: tuple[Node, ...]
+    nodes: tuple[ModelNode, ...]
     names: dict[str, str]
 
     @property
-    def ours(self) -> tuple[Node, ...]:
+    def ours(self) -> tuple[ModelNode, ...]:
         """The nodes of bnfold's own operators."""
         return tuple(node for node in self.nodes if node.op.startswith(f"{DOMAIN}."))
 
@@ -78,13 +79,13 @@ def prepare(loaded: Loaded, *, plugins: bool) -> Prepared:
         model, _ = scopes.build(copy, "duplicate")
     except ModelError as error:
         raise ModelError(f"{loaded.where}{error}") from None
-    nodes: list[Node] = []
+    nodes: list[ModelNode] = []
     names: dict[str, str] = {}
     for scope in model.scopes:
         for site in scope.sites:
             name = _plain(site.name, names)
             names[name] = site.name
-            nodes.append(Node(site.name, site.op))
+            nodes.append(ModelNode(site.name, site.op))
             if site.node.name != name:
                 site.node.name = name
             if site.node.domain == DOMAIN and not plugins:
@@ -116,12 +117,12 @@ def parsed(trt: ModuleType, prepared: Prepared, network: Any, logger: Any, log: 
     loaded = prepared.loaded
     parser = trt.OnnxParser(network, logger)
     with tempfile.TemporaryDirectory(prefix="bnfold-") as folder:
-        chunks = loaded.inlined()  # never by TensorRT itself: it would follow a path to any file
-        if sum(map(len, chunks)) <= files.LARGEST:
-            fine = parser.parse(b"".join(chunks))
+        message = loaded.message()  # never read by TensorRT itself: it would follow a path to any file
+        if message is not None:
+            fine = parser.parse(message)
         else:
             path = Path(folder) / "model.onnx"
-            files.save(loaded, path, external=True)
+            save(loaded, path, external=True)
             fine = parser.parse_from_file(str(path))
         if not fine:
             raise _failure(trt, prepared, parser, log)
@@ -151,5 +152,4 @@ def _short(reason: str) -> str:
     if text == "false":  # all that is said of an operator that has no importer
         return "TensorRT has no such operator"
     # the words of an assertion, without its condition
-    text = re.sub(r"^[^\"]* && \"(.*)\"$", r"\1", text).removesuffix(".")
-    return text if len(text) <= 300 else text[:299] + "…"
+    return shortened(re.sub(r"^[^\"]* && \"(.*)\"$", r"\1", text).removesuffix("."), 300)

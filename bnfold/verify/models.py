@@ -16,13 +16,12 @@ from bnfold.onnx_graph.file import loaded as files
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.run import inputs
 from bnfold.onnx_graph.run import widened as precision
-from bnfold.onnx_graph.run.evaluators import Outputs
+from bnfold.onnx_graph.run.evaluators import CannotRun, Outputs
 from bnfold.onnx_graph.run.side_by_side import (
     PATIENCE,
     PATIENCE_FOR_ROUNDING,
     Broken,
     Feeds,
-    NotRun,
     Ran,
     in_float64,
     run_pair,
@@ -60,7 +59,7 @@ def verify(
     judge = _Check(kind, check.rtol, check.atol)
     try:
         return judge.run(a, b, Feeds(a, check.inputs, check.shapes, check.seed, check.ranges))
-    except NotRun as reason:
+    except CannotRun as reason:
         return judge.verdict([], "", "not run", str(reason))
     except Broken as reason:
         return judge.verdict([], "", "failed", str(reason))
@@ -99,13 +98,13 @@ class _Check:
         wide = own = None
         label = f"{self.kind} as float32"
         try:
-            wide = run_pair(precision.float32_copy(a), precision.float32_copy(b), feeds, narrow=True)
-        except NotRun as reason:
+            wide = run_pair(precision.float32_copy(a), precision.float32_copy(b), feeds, as_float32=True)
+        except CannotRun as reason:
             self.notes.append(f"not compared as float32 copies: {reason}")
         try:
             source = feeds if wide is None else [wide.feed]
             own = run_pair(a, b, source, patience=PATIENCE if wide is None else PATIENCE_FOR_ROUNDING)
-        except NotRun as reason:
+        except CannotRun as reason:
             if wide is None:
                 raise
             self.notes.append(f"not compared in {self.kind} itself: {reason}")

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import bnfold
 from bnfold.cli.app import main
-from bnfold.cli.arguments_compress import EQUALIZE_EPILOG
+from bnfold.cli.equalize import EPILOG as EQUALIZE_EPILOG
 from bnfold.onnx_graph.file.loaded import load
 from bnfold.onnx_graph.run.evaluators import evaluate
 from tests.onnx_graph.cases.random_graphs import random_model
@@ -409,15 +409,15 @@ def test_force_writes_over_the_input(folder: Path) -> None:
 
 
 def test_beyond_the_tolerance_nothing_is_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bnfold.onnx_graph import write
+    from bnfold.passes import equalize
 
-    whole = write.apply
+    whole = equalize.apply
 
     def broken(loaded: Any, graph: Any, edits: Any) -> None:  # forgets one of the edits
         whole(loaded, graph, edits[:-1] if loaded.proto.graph.node[0].name == "one" else edits)
 
     onnx.save(bnfold.fold_onnx(model())[0], "folded.onnx")
-    monkeypatch.setattr(write, "apply", broken)
+    monkeypatch.setattr(equalize, "apply", broken)
     assert main(["equalize", "folded.onnx", "out.onnx"]) == 1
     assert not (folder / "out.onnx").exists()
 

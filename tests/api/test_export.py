@@ -179,7 +179,7 @@ def test_a_file_that_is_there_stays_without_force(tmp_path: Path) -> None:
 def test_a_failed_check_writes_nothing_and_names_the_fold(tmp_path: Path, monkeypatch: Any) -> None:
     from bnfold.onnx_graph.ops import table as operators
 
-    monkeypatch.setitem(operators.ROLES, "Sigmoid", operators.ROLES["Relu"])  # were a rule wrong
+    monkeypatch.setitem(operators.OPERATORS, "Sigmoid", operators.OPERATORS["Relu"])  # were a rule wrong
     module = randomize(nn.Sequential(conv(6, 4), nn.Sigmoid(), bn(4), conv(4, 4), bn(4)), negative=False)
     norm = module[2]
     with torch.no_grad():  # scales alone, no shift

@@ -17,7 +17,7 @@ from bnfold.bench import compare as comparing
 from bnfold.bench.compare import compare
 from bnfold.bench.providers import OnnxRacer
 from bnfold.errors import BnfoldError, UsageError
-from tests.cli.test_app import refused, run
+from tests.cli.command import refused, run
 from tests.onnx_graph.build import Build
 
 QUICK = ("--runs", "5")

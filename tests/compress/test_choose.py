@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from bnfold.compress.choose import choose, importance_of
-from bnfold.compress.groups import Group, Groups, Member
+from bnfold.compress.groups import Group, Member, PruningGroups
 from bnfold.errors import UsageError
 from tests.compress import nets
 
@@ -81,7 +81,7 @@ def measured(kind: object) -> list[float]:
         net.p.weight.copy_(torch.tensor([-1.0, 0.5]))
         net.q.weight.copy_(torch.tensor([3.0, 0.5]))
         net.d.weight.copy_(torch.tensor([[2.0, -10.0]]))
-    found = next(g for g in Groups(net, (torch.randn(2, 2),), {}, ()).all if not g.why)
+    found = next(g for g in PruningGroups(net, (torch.randn(2, 2),), {}, ()).all if not g.why)
     return importance_of(net, found, kind).tolist()  # type: ignore[arg-type]
 
 
@@ -96,7 +96,7 @@ def test_a_scale_that_is_not_a_number_is_not_removed() -> None:
     net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 1)).eval()
     with torch.no_grad():
         net[1].weight.copy_(torch.tensor([float("nan"), 1.0, 2.0]))
-    found = Groups(net, (torch.randn(2, 2),), {}, ()).all[0]
+    found = PruningGroups(net, (torch.randn(2, 2),), {}, ()).all[0]
     assert importance_of(net, found, "mean").tolist() == [float("inf"), 1, 2]
     assert importance_of(net, found, "weighted")[0] == float("inf")
 

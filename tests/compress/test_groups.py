@@ -11,17 +11,17 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from bnfold.compress.groups import Group, Groups
-from bnfold.compress.layers import Cut, cut
-from bnfold.compress.settle import Wish, settle
+from bnfold.compress.groups import Group, PruningGroups
+from bnfold.compress.layers import Removal, prune
+from bnfold.compress.plan import PruneOptions, plan_pruning
 from bnfold.errors import UsageError
 from tests.compress.nets import Made, example, ready, residual_net, unit
 
-WISH = Wish(0.4, "mean", 0.1, 1, verify=True)
+OPTIONS = PruneOptions(0.4, "mean", 0.1, 1, verify=True)
 
 
 def groups_of(net: nn.Module, ignored: tuple[str, ...] = ()) -> dict[str, Group]:
-    return {group.name: group for group in Groups(copy.deepcopy(net), (example(),), {}, ignored).all}
+    return {group.name: group for group in PruningGroups(copy.deepcopy(net), (example(),), {}, ignored).all}
 
 
 def members(group: Group) -> dict[str, str]:
@@ -231,9 +231,9 @@ STAY: dict[str, tuple[Callable[[], nn.Module], str]] = {
 def test_channels_that_have_to_stay_do_and_the_reason_is_told(name: str) -> None:
     make, why = STAY[name]
     net = ready(make())
-    groups = Groups(copy.deepcopy(net), (example(),), {}, ())
+    groups = PruningGroups(copy.deepcopy(net), (example(),), {}, ())
     with pytest.raises(UsageError, match="nothing to prune in Made: all channels have to stay") as raised:
-        settle(net, groups, (example(),), {}, WISH)
+        plan_pruning(net, groups, (example(),), {}, OPTIONS)
     first = next(line for line in str(raised.value).splitlines() if line.startswith("  a"))
     assert why in first
     assert {group.name: group.why for group in groups.all}[
@@ -251,9 +251,9 @@ def test_channels_of_one_layer_that_can_only_go_together_stay() -> None:
             b=unit(16, 4),
         )
     )
-    groups = Groups(copy.deepcopy(net), (example(),), {}, ())
+    groups = PruningGroups(copy.deepcopy(net), (example(),), {}, ())
     with pytest.raises(UsageError, match=r"c\.0 \(16 channels\): some of its channels can only go together"):
-        settle(net, groups, (example(),), {}, WISH)
+        plan_pruning(net, groups, (example(),), {}, OPTIONS)
 
 
 def test_what_torch_pruning_does_not_see_is_named() -> None:
@@ -264,7 +264,7 @@ def test_what_torch_pruning_does_not_see_is_named() -> None:
         return result
 
     net = ready(Made(part, a=unit(3, 8), b=unit(8, 8), c=unit(8, 4)))
-    groups = Groups(copy.deepcopy(net), (example(),), {}, ())
+    groups = PruningGroups(copy.deepcopy(net), (example(),), {}, ())
     assert groups.unseen == ["a.0"]
     assert {group.name for group in groups.all} == {"b.0", "c.0"}
 
@@ -363,27 +363,27 @@ GO: dict[str, Callable[[], nn.Module]] = {
 
 def test_groups_of_convolutions_in_groups_stay_equal() -> None:
     net = ready(GO["convolutions in groups"]())
-    groups = Groups(copy.deepcopy(net), (example(),), {}, ())
+    groups = PruningGroups(copy.deepcopy(net), (example(),), {}, ())
     assert {group.name: group.blocks for group in groups.all if not group.why} == {
         "a.0": 3,
         "b.0": 12,
         "c.0": 4,
     }
-    gone = settle(net, groups, (example(),), {}, WISH).choice.gone
+    gone = plan_pruning(net, groups, (example(),), {}, OPTIONS).choice.gone
     for name, (size, blocks) in {"a.0": (4, 3), "b.0": (2, 12), "c.0": (3, 4)}.items():
         lost = [sum(at // size == block for at in gone.get(name, ())) for block in range(blocks)]
         assert len(set(lost)) == 1
     assert len(gone) > 1
 
 
-def silent(net: nn.Module, cuts: list[Cut]) -> nn.Module:
+def silent(net: nn.Module, removals: list[Removal]) -> nn.Module:
     """The network with hooks that set channels to 0 where layers make them."""
     net = copy.deepcopy(net)
 
     def hook(gone: list[int], axis: int) -> Callable[..., Tensor]:
         return lambda layer, inputs, output: output.index_fill(axis, torch.tensor(gone), 0)
 
-    for each in cuts:
+    for each in removals:
         layer = net.get_submodule(each.layer)
         if each.side != "in":
             layer.register_forward_hook(hook(sorted(each.gone), -1 if isinstance(layer, nn.Linear) else 1))
@@ -399,16 +399,16 @@ def flat(made: Any) -> list[Tensor]:
 @torch.no_grad()
 def test_the_network_without_channels_is_the_one_in_which_they_are_silent(name: str, seed: int) -> None:
     net = ready(GO[name](), seed)
-    groups = Groups(copy.deepcopy(net), (example(),), {}, ())
-    settled = settle(net, groups, (example(),), {}, WISH)
-    assert 0.3 < settled.choice.reached < 0.5
+    groups = PruningGroups(copy.deepcopy(net), (example(),), {}, ())
+    plan = plan_pruning(net, groups, (example(),), {}, OPTIONS)
+    assert 0.3 < plan.choice.reached < 0.5
     small = copy.deepcopy(net)
-    cut(small, settled.cuts)
+    prune(small, plan.removals)
     numbers = [sum(value.numel() for value in each.parameters()) for each in (net, small)]
     assert numbers[1] < numbers[0]
     # In a layer behind the removed channels (a batch norm behind a concat, say) they are 0 by another hook.
     other = torch.randn(5, 3, 8, 8, dtype=torch.float64)
-    for one, two in zip(flat(small(other)), flat(silent(net, settled.cuts)(other)), strict=True):
+    for one, two in zip(flat(small(other)), flat(silent(net, plan.removals)(other)), strict=True):
         assert one.shape == two.shape
         assert torch.allclose(one, two, rtol=0, atol=1e-10)
         assert one.abs().max() > 1e-3

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bnfold.compress import slim
-from bnfold.compress.groups import Groups
+from bnfold.compress.groups import PruningGroups
 from bnfold.nn import functional, kernel_calls
 from tests.compress.nets import example, residual_net
 from tests.kernels.host import unavailable
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")
 
 def test_the_same_channels_go(monkeypatch: pytest.MonkeyPatch) -> None:
     net, x = residual_net().float(), example().float()
-    plain = Groups(copy.deepcopy(net), (x,), {}, ()).all
+    plain = PruningGroups(copy.deepcopy(net), (x,), {}, ()).all
     slimmed, expected = slim(net, x, fold=False)
     stand_in = HostMachine(DEVICES["cluster"])
     monkeypatch.setattr(kernel_calls, "machine_of", lambda x: stand_in)
@@ -28,7 +28,7 @@ def test_the_same_channels_go(monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.enable_grad():
         y = net.norm(net.stem(x))
     assert "Relu" not in y.grad_fn.name()  # one operator, in which a graph of gradients sees no ReLU
-    assert Groups(copy.deepcopy(net), (x,), {}, ()).all == plain
+    assert PruningGroups(copy.deepcopy(net), (x,), {}, ()).all == plain
     same, report = slim(net, x, fold=False)
     assert [group.removed for group in report.groups] == [group.removed for group in expected.groups]
     assert report.verification is not None

@@ -359,7 +359,7 @@ ERRORS: dict[str, tuple[Any, dict[str, Any], str]] = {
         {},
         r"^OptimizedModule wraps a module: slim its ._orig_mod",
     ),
-    "lazy": (lazy, {}, r"^the module has lazy parameters that hold nothing yet: run it once, then slim it$"),
+    "lazy": (lazy, {}, r"^the module has lazy parameters that hold nothing yet: run it once first$"),
     "meta": (lambda: residual_net().to("meta"), {}, r"^the module has parameters on the meta device"),
     "not to copy": (uncopied, {}, r"^Made cannot be copied: Only Tensors created explicitly"),
     "not to follow": (

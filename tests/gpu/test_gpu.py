@@ -54,7 +54,7 @@ def check(case: Case, relu: bool, summed: bool) -> dict[str, Tensor]:
     found, mask = forward(case, relu, summed)
     x, weight, bias = case.x.double(), case.weight.double(), case.bias.double()
     residual = case.residual.double() if summed else None
-    running = [torch.zeros_like(weight), torch.ones_like(weight)]
+    running = (torch.zeros_like(weight), torch.ones_like(weight))
     given = Arguments(x, residual, weight, bias, EPS, relu)
     y, mean, invstd = reference.forward(given, Running(*running, None, MOMENTUM))
     wanted = {"y": y, "mean": mean, "invstd": invstd, "running_mean": running[0], "running_var": running[1]}

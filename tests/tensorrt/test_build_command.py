@@ -15,7 +15,7 @@ import pytest
 
 from bnfold.onnx_graph.file.loaded import load
 from bnfold.tensorrt import engine
-from tests.cli.test_app import contents, refused, run
+from tests.cli.command import contents, refused, run
 from tests.tensorrt import models
 
 TARGET = ("--flavour", "tensorrt-rtx", "--compute-capability", "8.0")

@@ -8,7 +8,7 @@ import pytest
 import bnfold
 from bnfold.onnx_graph.file.loaded import load
 from bnfold.tensorrt import engine
-from bnfold.tensorrt.layers import Layer, Node, Placement, layers_in, place
+from bnfold.tensorrt.layers import EngineLayer, ModelNode, Placement, layers_in, placement
 from tests.tensorrt import models
 
 LISTED = """\
@@ -43,20 +43,24 @@ def operators(placement: Placement) -> str:
 
 def test_a_list_is_read() -> None:
     assert layers_in(LISTED, {"c": "conv one"}) == [
-        Layer("__myl_Move_0", "kgen", ()),
-        Layer("conv_1", "correlation", (("conv one",), ("r",))),
-        Layer("a_2", "kgen", (("bn2",), ("mul", "n"))),
-        Layer("a_3", "kgen", (("add", "n"), ("bn2",))),
+        EngineLayer("__myl_Move_0", "kgen", ()),
+        EngineLayer("conv_1", "correlation", (("conv one",), ("r",))),
+        EngineLayer("a_2", "kgen", (("bn2",), ("mul", "n"))),
+        EngineLayer("a_3", "kgen", (("add", "n"), ("bn2",))),
     ]
     assert layers_in("Engine generation completed in 0.03 seconds.", {}) == []
 
 
 def test_nodes_are_placed() -> None:
     nodes = [
-        *(Node("c", "Conv"), Node("r", "Relu"), Node("bn1", "BatchNormalization")),
-        *(Node("bn2", "BatchNormalization"), Node("n", "bnfold.BnfoldBatchNorm"), Node("mul", "Mul")),
+        *(ModelNode("c", "Conv"), ModelNode("r", "Relu"), ModelNode("bn1", "BatchNormalization")),
+        *(
+            ModelNode("bn2", "BatchNormalization"),
+            ModelNode("n", "bnfold.BnfoldBatchNorm"),
+            ModelNode("mul", "Mul"),
+        ),
     ]
-    placed = place(nodes, layers_in(LISTED, {}))
+    placed = placement(nodes, layers_in(LISTED, {}))
     assert [(p.name, p.outcome, p.layers, p.hosts) for p in placed.batch_norms] == [
         ("bn1", "absent", (), ()),
         ("bn2", "stand-alone", ("a_2", "a_3"), ()),
@@ -75,19 +79,24 @@ def test_nodes_are_placed() -> None:
 
 
 def test_one_layer_with_a_conv_and_one_without_is_not_fused() -> None:
-    layers = [Layer("a", "", (("c",), ("bn",))), Layer("b", "", (("bn",),))]
-    [norm] = place([Node("c", "Conv"), Node("bn", "BatchNormalization")], layers).batch_norms
+    layers = [EngineLayer("a", "", (("c",), ("bn",))), EngineLayer("b", "", (("bn",),))]
+    [norm] = placement([ModelNode("c", "Conv"), ModelNode("bn", "BatchNormalization")], layers).batch_norms
     assert (norm.outcome, norm.hosts, norm.layers) == ("stand-alone", ("c",), ("a", "b"))
 
 
 def test_a_layer_that_adds_a_convs_bias_is_not_the_convs() -> None:
-    nodes = [Node("c", "Conv"), Node("m", "Gemm"), Node("bn", "BatchNormalization"), Node("r", "Relu")]
-    layers = [
-        Layer("conv_0", "correlation", (("c",),)),
-        Layer("MulAdd_1", "kgen", (("bn",), ("c",))),
-        Layer("MulSumRelu_2", "kgen", (("m",), ("r",))),
+    nodes = [
+        ModelNode("c", "Conv"),
+        ModelNode("m", "Gemm"),
+        ModelNode("bn", "BatchNormalization"),
+        ModelNode("r", "Relu"),
     ]
-    placed = place(nodes, layers)
+    layers = [
+        EngineLayer("conv_0", "correlation", (("c",),)),
+        EngineLayer("MulAdd_1", "kgen", (("bn",), ("c",))),
+        EngineLayer("MulSumRelu_2", "kgen", (("m",), ("r",))),
+    ]
+    placed = placement(nodes, layers)
     assert [(p.outcome, p.hosts) for p in placed.batch_norms] == [("stand-alone", ())]
     assert [(p.outcome, p.hosts) for p in placed.relus] == [("fused", ("m",))]
 

@@ -14,7 +14,7 @@ from bnfold.errors import BnfoldError, ModelError, UsageError
 from bnfold.onnx_graph.file.loaded import load
 from bnfold.tensorrt import engine, run
 from bnfold.tensorrt.run import EngineFile
-from tests.cli.test_app import refused
+from tests.cli.command import refused
 from tests.tensorrt import models
 
 PROFILE = ((1, 6), (4, 6), (8, 6))

@@ -13,13 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from bnfold.kernels.launch import Device
 from docs import tables as page
 from tools._common import ROOT, command
 from tools._gpu import check, goals, kernels, layers
 
-H100 = Device((9, 0), multiprocessors=132, shared_memory=227 * 1024, clusters=8, cooperative=True)
-SMALL = layers.Layer(16, 7, 7, {"alone": 1, "relu": 1, "add_relu": 1})
 ORIGIN = {
     "device": {"name": "Made Up 100", "capability": [9, 0], "multiprocessors": 132, "memory": 8, "l2": 5},
     "driver": "1.2",

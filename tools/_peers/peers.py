@@ -55,9 +55,9 @@ class Tool:
 
 TOOLS = {
     "bnfold": Tool(
-        "import bnfold.api.fold_onnx, bnfold.options, bnfold.onnx_graph.file.loaded",
+        "import bnfold.api.fold_onnx, bnfold.options, bnfold.onnx_graph.file.save",
         "folded, report = bnfold.api.fold_onnx.fold_file(SOURCE, check=bnfold.options.Check(verify=False))\n"
-        "bnfold.onnx_graph.file.loaded.save(folded, TARGET, force=True)",
+        "bnfold.onnx_graph.file.save.save(folded, TARGET, force=True)",
         ("onnx", "numpy"),
     ),
     "onnxruntime": Tool(

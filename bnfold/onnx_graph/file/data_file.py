@@ -1,32 +1,15 @@
-"""One data file beside a model: what goes into it, its name, and when an old one has had its day."""
+"""The data file beside a model: which tensors go into it, and where in it each of them lies."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import re
-import secrets
 from collections.abc import Iterator
-from mmap import ACCESS_READ, mmap
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import onnx
 from onnx import TensorProto
 
-from bnfold.errors import ModelError
 from bnfold.onnx_graph.file.external import is_external, locations
-from bnfold.onnx_graph.file.tensors import (
-    Bytes,
-    constants,
-    encode,
-    put,
-    raw_size,
-    tensors,
-)
-
-if TYPE_CHECKING:
-    from bnfold.onnx_graph.file.loaded import Loaded
+from bnfold.onnx_graph.file.loaded import Loaded
+from bnfold.onnx_graph.file.tensors import Bytes, constants, encode, put, raw_size, tensors
 
 # Bytes. Smaller tensors stay in the model file: they are mostly shapes and axes, which readers want at hand.
 EXTERNAL_FROM = 1024
@@ -52,19 +35,19 @@ class DataFile:
         # Not the bytes but the tensors that have them: those of a thousand files cannot be open at once.
         self._content: list[tuple[int, TensorProto]] = []
         self._end = 0
-        places: dict[object, tuple[int, int]] = {}
+        known: dict[object, tuple[int, int]] = {}
         for old, (new, movable) in zip(tensors(loaded.proto), constants(self.proto), strict=True):
             if not is_external(old) and not (movable and _is_large(old, loaded)):
                 continue
-            # Tensors with the same place before have so again.
+            # Tensors that shared their bytes before do so again.
             key: object = object()
             if is_external(old):
                 key = (tuple(sorted(locations(old).items())), old.data_type, tuple(old.dims))
             elif old.raw_data:
                 key = old.raw_data
-            if key not in places:
-                places[key] = self._place(old)
-            offset, length = places[key]
+            if key not in known:
+                known[key] = self._reserve(old)
+            offset, length = known[key]
             put(new, old.data_type, tuple(old.dims), b"")
             new.ClearField("raw_data")
             new.data_location = TensorProto.EXTERNAL
@@ -85,7 +68,8 @@ class DataFile:
             yield data
             at = offset + len(data)
 
-    def _place(self, tensor: TensorProto) -> tuple[int, int]:
+    def _reserve(self, tensor: TensorProto) -> tuple[int, int]:
+        """Offset and length of a tensor's bytes, behind all others."""
         length = len(self._bytes(tensor))
         step = PAGE if length >= PAGE_FROM else LINE
         offset = -(-self._end // step) * step
@@ -112,44 +96,6 @@ def _is_large(tensor: TensorProto, loaded: Loaded) -> bool:
     return size is not None and size >= EXTERNAL_FROM
 
 
-def data_name(model: Path) -> str:
-    """A free name for a data file beside `model`: an old pair must be whole until its model is replaced."""
-    name = f"{model.name}.data"
-    while os.path.lexists(model.with_name(name)):
-        name = f"{model.name}-{secrets.token_hex(4)}.data"
-    return name
-
-
 def locations_of(model: onnx.ModelProto) -> set[str]:
     """The data files that a model refers to, as it names them."""
     return {locations(tensor).get("location", "") for tensor in tensors(model) if is_external(tensor)}
-
-
-def own_data(model: Path) -> set[str]:
-    """The data files that the model at this path refers to and that, by their names, were written with it."""
-    ours = re.compile(re.escape(model.name) + r"(-[0-9a-f]{8})?\.data")
-    try:
-        names = {name for name in os.listdir(model.parent) if ours.fullmatch(name)}
-        if not names or not model.is_file():
-            return set()
-        from bnfold.onnx_graph.file.loaded import load
-
-        return names & locations_of(load(model).proto)
-    except (OSError, ModelError):
-        return set()
-
-
-def remove_unused(model: Path, names: set[str]) -> None:
-    """Remove these data files beside `model`, but for those that another model there mentions."""
-    for name in names:
-        # Better too many files than too few.
-        with contextlib.suppress(OSError):
-            if not any(_mentions(other, name) for other in model.parent.iterdir() if other != model):
-                model.with_name(name).unlink(missing_ok=True)
-
-
-def _mentions(path: Path, name: str) -> bool:
-    if ".onnx" not in path.name or path.suffix == ".data" or not path.is_file() or path.stat().st_size == 0:
-        return False
-    with open(path, "rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
-        return content.find(name.encode()) >= 0

@@ -25,7 +25,7 @@ def is_external(tensor: TensorProto) -> bool:
 
 
 def locations(tensor: TensorProto) -> dict[str, str]:
-    """What the tensor says of its place: location, offset, length."""
+    """Where the tensor says that its numbers are: location, offset, length."""
     return {entry.key: str(entry.value) for entry in tensor.external_data}  # bytes if it is not UTF-8
 
 
@@ -41,20 +41,20 @@ class DataFiles:
         """The raw data of an external tensor, read-only, from the page cache.
 
         Raises:
-            ModelError: the place is not allowed, not there, or too small; it names the tensor and the file.
+            ModelError: the file is not allowed, not there, or too small; it names the tensor and the file.
         """
-        place = locations(tensor)
-        location = place.get("location", "")
+        stated = locations(tensor)
+        location = stated.get("location", "")
         whose = f"{self.model}: tensor {tensor.name!r}: its data file {location!r}"
         try:
             size = raw_size(tensor.data_type, tensor.dims)
         except ValueError as error:
             raise ModelError(f"{self.model}: tensor {tensor.name!r}: {error}") from None
         content = self._file(location, whose)
-        offset = _number(place.get("offset", "0"), "offset", whose)
+        offset = _number(stated.get("offset", "0"), "offset", whose)
         rest = len(content) - offset
-        if "length" in place:
-            length = _number(place["length"], "length", whose)
+        if "length" in stated:
+            length = _number(stated["length"], "length", whose)
         else:
             length = rest if size is None else size
         if offset > len(content) or length > rest:

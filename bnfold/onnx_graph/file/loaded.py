@@ -1,4 +1,4 @@
-"""Models as files: loaded without reading the weights, saved without holding them, whole at every moment."""
+"""A model from a file: its structure parsed, its weights mapped and read only when they are asked for."""
 
 from __future__ import annotations
 
@@ -15,16 +15,8 @@ from onnx import TensorProto
 from bnfold.errors import ModelError, UsageError
 from bnfold.onnx_graph.file import tensors as data
 from bnfold.onnx_graph.file import wire
-from bnfold.onnx_graph.file.data_file import (
-    DataFile,
-    data_name,
-    locations_of,
-    own_data,
-    remove_unused,
-)
 from bnfold.onnx_graph.file.external import DataFiles, is_external
 from bnfold.onnx_graph.file.tensors import Array, Bytes
-from bnfold.onnx_graph.file.whole_files import Output, check_target
 
 # protobuf's limit for one message.
 LARGEST = (1 << 31) - 1
@@ -46,7 +38,7 @@ class Loaded:
         self.proto = _parse(self._skeleton)
         self._touched = False
         self.inode: tuple[int, int] | None = None  # of the file that is mapped, whatever is at `path` by now
-        # A file with external data has this key somewhere; to look for it is faster than to ask every tensor.
+        # A file with external data has this key somewhere; searching is faster than asking every tensor.
         self.is_external = b"location" in self._skeleton and any(map(is_external, data.tensors(self.proto)))
         self._files = None if path is None else DataFiles(path)
 
@@ -148,6 +140,11 @@ class Loaded:
             data.put(tensor, tensor.data_type, tuple(tensor.dims), payloads.add(raw))
         return self.serialized(proto, payloads)
 
+    def message(self) -> bytes | None:
+        """`inlined` as one piece; None where that is too large for one protobuf message."""
+        pieces = self.inlined()
+        return b"".join(pieces) if sum(map(len, pieces)) <= LARGEST else None
+
     def serialized(self, proto: onnx.ModelProto, payloads: wire.Payloads | None = None) -> list[Bytes]:
         """Another skeleton with tokens of this model, serialized with what they stand for."""
         try:
@@ -210,57 +207,6 @@ def load(source: str | Path | onnx.ModelProto) -> Loaded:
         if content[:40].startswith(b"version https://git-lfs"):
             reason = "only a pointer to a model in Git LFS; fetch it with `git lfs pull`"
         raise ModelError(f"{path}: {reason}") from None
-
-
-def save(loaded: Loaded, path: str | Path, *, force: bool = False, external: bool | None = None) -> None:
-    """Write a model to a file: whole, or not at all. A model that was not edited is written byte for byte.
-
-    Args:
-        loaded: the model; it stays as it is.
-        path: the file to write.
-        force: replace the file at `path`, which may be the one that the model came from.
-        external: whether large tensors go into a data file, `<name>.data` beside the model (with more letters
-            if that is taken); None: if some were in one. A data file that bnfold wrote for the model that is
-            replaced is removed.
-
-    Raises:
-        UsageError: there is no such folder, or something is at `path` already.
-        ModelError: a tensor's data cannot be read, or are too large for one file.
-        BnfoldError: the system refuses, because the disk is full, say.
-    """
-    path = Path(path)
-    check_target(path, force)
-    external = loaded.is_external if external is None else external
-    before = own_data(path)
-    after: set[str] = set()
-    with Output() as output:
-        if not external:
-            chunks = loaded.inlined()
-            if sum(map(len, chunks)) > LARGEST:
-                raise ModelError(f"{path}: over 2 GiB, too large for one file; add --save-as-external-data")
-        elif loaded.is_external and not loaded.edited and _is_at(loaded, path):
-            # (Elsewhere it would share data files with the original: to replace one would break the other.)
-            chunks, after = list(loaded.chunks()), before
-        else:
-            name = data_name(path)
-            data_file = DataFile(loaded, name)
-            if data_file:
-                output.write(path.with_name(name), data_file.chunks())
-            chunks, after = loaded.serialized(data_file.proto), {name}
-        output.write(path, chunks)
-        output.commit()
-    if before - after:
-        if loaded.path is not None and loaded.path.absolute() != path.absolute():
-            after |= locations_of(loaded.proto)
-        remove_unused(path, before - after)
-
-
-def _is_at(loaded: Loaded, path: Path) -> bool:
-    try:
-        status = path.stat()
-    except OSError:
-        return False
-    return loaded.inode == (status.st_dev, status.st_ino)
 
 
 def _mapped(path: Path) -> tuple[mmap, tuple[int, int]]:

@@ -19,7 +19,7 @@ AT_ONCE = 1 << 19
 
 
 def check_target(path: Path, force: bool) -> None:
-    """Refuse a place where no file can or must be written.
+    """Refuse a path at which no file can or must be written.
 
     Raises:
         UsageError: no such folder, or something is there that `force` does not cover.
@@ -40,7 +40,7 @@ def check_target(path: Path, force: bool) -> None:
                 raise UsageError(f"{path} exists already; add --force to write over it, or name another file")
             if path.exists() and not path.is_file():
                 raise UsageError(f"{path} is not a regular file; name another one")
-    except (OSError, ValueError) as error:  # no permission to look, a name too long, a zero byte in it
+    except (OSError, ValueError) as error:  # no permission to ask, a name too long, a zero byte in it
         raise UsageError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}") from None
 
 

@@ -32,6 +32,7 @@ TOKEN_SIZE = _TOKEN.size
 # For what is added to a table: of the whole process, so that no two tables give one token two meanings.
 _NUMBERS = itertools.count(1 << 48)
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_DAMAGE = (IndexError, ValueError)  # by a walk over bytes that a parser should judge
 
 
 def _tag(field: int) -> int:
@@ -59,7 +60,7 @@ class Payloads:
         """`source`: what parts will be cut from."""
         self.magic = secrets.token_bytes(16)
         self._source = memoryview(source)
-        # Start and end of each part. An object for each would cost more: Python's garbage collector looks
+        # Start and end of each part. An object for each would cost more: Python's garbage collector goes
         # through all objects again and again as they grow in number.
         self._parts = array("q")
         self._added: dict[int, memoryview] = {}
@@ -106,7 +107,7 @@ def cut(model: Readable, cut_from: int = CUT_FROM) -> tuple[bytes, Payloads]:
     payloads = Payloads(model)
     try:
         return b"".join(_Walk(model, cut_from, payloads.add_part).run()), payloads
-    except _Odd:
+    except _DAMAGE:
         return model[:], Payloads()
 
 
@@ -114,37 +115,32 @@ def splice(skeleton: bytes, payloads: Payloads) -> list[Piece]:
     """The serialized model in pieces: `b"".join` of them undoes `cut`. The payloads are not copied.
 
     Raises:
-        ValueError: a token stands elsewhere than in the `raw_data` of a tensor.
+        ValueError: a token is elsewhere than in the `raw_data` of a tensor.
     """
-    places = []
+    tokens = []
     at = skeleton.find(payloads.magic)
     while at >= 0:
-        places.append(at)
+        tokens.append(at)
         at = skeleton.find(payloads.magic, at + TOKEN_SIZE)
 
     def replace(start: int, stop: int) -> memoryview | None:
         return payloads.get(skeleton[start:stop])
 
-    walk = _Walk(skeleton, TOKEN_SIZE, replace, places)
+    walk = _Walk(skeleton, TOKEN_SIZE, replace, tokens)
     try:
         pieces = walk.run()
-    except _Odd:
+    except _DAMAGE:
         pieces = [skeleton]
-    if walk.replaced != len(places):
+    if walk.replaced != len(tokens):
         raise ValueError("the weights of a tensor were moved to where no weights belong")
     return pieces
 
 
-class _Odd(Exception):
-    """These bytes are for a parser to judge."""
-
-
 class _Walk:
-    """One pass over a message: `replace` sees each payload, and the lengths around what it replaces are
-    mended.
+    """One pass over a message: `replace` sees each payload, and the lengths around what it replaces change.
 
-    Only fields of at least `smallest` bytes are looked into; with `places` (sorted) only those around such a
-    place.
+    Only fields of at least `smallest` bytes are searched; with `offsets` (sorted) only those around one of
+    them.
     """
 
     def __init__(
@@ -152,9 +148,9 @@ class _Walk:
         data: Readable,
         smallest: int,
         replace: Callable[[int, int], Piece | None],
-        places: Sequence[int] | None = None,
+        offsets: Sequence[int] | None = None,
     ) -> None:
-        self.data, self.smallest, self.replace, self.places = data, smallest, replace, places
+        self.data, self.smallest, self.replace, self.offsets = data, smallest, replace, offsets
         self.next = 0
         self.pieces: list[Piece] = []
         self.replaced = 0
@@ -169,62 +165,59 @@ class _Walk:
     def _message(self, at: int, end: int, table: Table, depth: int) -> int | None:
         """Append the pieces of the message in [at, end), give its new size. If nothing changes: None."""
         if depth == 0:
-            raise _Odd
+            raise ValueError
         data, smallest, pieces = self.data, self.smallest, self.pieces
         copied = start = at  # up to `copied` all is in `pieces`
         new_size = end - at
-        try:
-            while at < end:
-                tag = data[at]
+        while at < end:
+            tag = data[at]
+            at += 1
+            if tag >= 0x80:
+                tag, at = self._varint(at - 1)
+            kind = tag & 7
+            if kind == _BYTES:
+                head = at
+                size = data[at]
                 at += 1
-                if tag >= 0x80:
-                    tag, at = self._varint(at - 1)
-                kind = tag & 7
-                if kind == _BYTES:
-                    head = at
-                    size = data[at]
-                    at += 1
-                    if size >= 0x80:
-                        more = data[at]
-                        if more < 0x80:
-                            size += (more - 1) << 7
-                            at += 1
-                        else:
-                            size, at = self._varint(head)
-                    stop = at + size
-                    if size >= smallest and self.next < stop and tag in table:
-                        if stop > end:
-                            raise _Odd
-                        # The new size goes before what is yet to be found out.
-                        mark = len(pieces)
-                        pieces.append(b"")
-                        inner = table[tag]
-                        if inner is None:
-                            found = self._payload(at, stop)
-                        else:
-                            found = self._message(at, stop, inner, depth - 1)
-                        if found is None:
-                            del pieces[mark:]
-                        else:
-                            header = _varint(found)
-                            pieces[mark] = data[copied:head] + header
-                            new_size += len(header) + found - (stop - head)
-                            copied = stop
-                    at = stop
-                elif kind == _VARINT:
-                    while data[at] >= 0x80:
+                if size >= 0x80:
+                    more = data[at]
+                    if more < 0x80:
+                        size += (more - 1) << 7
                         at += 1
+                    else:
+                        size, at = self._varint(head)
+                stop = at + size
+                if size >= smallest and self.next < stop and tag in table:
+                    if stop > end:
+                        raise ValueError
+                    # The new size goes before what is yet to be found out.
+                    mark = len(pieces)
+                    pieces.append(b"")
+                    inner = table[tag]
+                    if inner is None:
+                        found = self._payload(at, stop)
+                    else:
+                        found = self._message(at, stop, inner, depth - 1)
+                    if found is None:
+                        del pieces[mark:]
+                    else:
+                        header = _varint(found)
+                        pieces[mark] = data[copied:head] + header
+                        new_size += len(header) + found - (stop - head)
+                        copied = stop
+                at = stop
+            elif kind == _VARINT:
+                while data[at] >= 0x80:
                     at += 1
-                elif kind == _FIXED32:
-                    at += 4
-                elif kind == _FIXED64:
-                    at += 8
-                else:
-                    raise _Odd
-        except IndexError:
-            raise _Odd from None
+                at += 1
+            elif kind == _FIXED32:
+                at += 4
+            elif kind == _FIXED64:
+                at += 8
+            else:
+                raise ValueError
         if at != end:
-            raise _Odd
+            raise ValueError
         if copied == start:
             return None
         if copied < end:
@@ -241,8 +234,8 @@ class _Walk:
         return len(new)
 
     def _find_next(self) -> None:
-        if self.places is not None:
-            self.next = self.places[self.replaced] if self.replaced < len(self.places) else len(self.data)
+        if self.offsets is not None:
+            self.next = self.offsets[self.replaced] if self.replaced < len(self.offsets) else len(self.data)
 
     def _varint(self, at: int) -> tuple[int, int]:
         """The number at `at`, and where it ends."""
@@ -253,7 +246,7 @@ class _Walk:
             value |= (byte & 0x7F) << shift
             if byte < 0x80:
                 return value, at
-        raise _Odd
+        raise ValueError
 
 
 def _varint(value: int) -> bytes:

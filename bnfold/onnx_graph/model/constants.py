@@ -11,20 +11,16 @@ import onnx
 
 from bnfold.errors import ModelError
 from bnfold.fold.graph import Array, Constant
-from bnfold.onnx_graph.model.evaluate import (
-    EVALUATE,
-    FROM_INPUT,
-    PLAIN,
-    UNSEEN,
-    numpy_dtype,
-    quantized_type,
-)
-from bnfold.onnx_graph.model.site import (
+from bnfold.onnx_graph.ops.conversion import PLAIN
+from bnfold.onnx_graph.ops.operator import Evaluate
+from bnfold.onnx_graph.ops.table import OPERATORS, UNKNOWN
+from bnfold.onnx_graph.site import (
     DTYPES,
     FLOATS,
     Model,
     Site,
     Value,
+    numpy_dtype,
 )
 
 __all__ = ["constant_of", "dequantize", "resolve", "stored_in"]
@@ -68,7 +64,7 @@ def resolve(value: Value) -> None:
         if (
             site is None
             or value.slot != 0
-            or (site.op not in EVALUATE and site.op != "DequantizeLinear")
+            or (site.op != "DequantizeLinear" and OPERATORS.get(site.op, UNKNOWN).evaluate is None)
             or site.refers
         ):
             return
@@ -119,10 +115,10 @@ class _Stored:
 class _Computed:
     """Evaluates the node that makes a constant."""
 
-    __slots__ = ("array", "depth", "inputs", "site")
+    __slots__ = ("array", "depth", "inputs", "rule", "site")
 
-    def __init__(self, site: Site, inputs: list[Constant | None]) -> None:
-        self.site, self.inputs = site, inputs
+    def __init__(self, site: Site, rule: Evaluate, inputs: list[Constant | None]) -> None:
+        self.site, self.rule, self.inputs = site, rule, inputs
         self.depth = 1 + max(
             (getattr(entry.load, "depth", 0) for entry in inputs if entry is not None), default=0
         )
@@ -143,7 +139,7 @@ class _Computed:
     def evaluate(self) -> Array:
         arrays = [None if entry is None else entry.load() for entry in self.inputs]
         with np.errstate(all="ignore"):
-            return np.asarray(EVALUATE[self.site.op](self.site, arrays))
+            return np.asarray(self.rule(self.site, arrays))
 
     def keep(self, array: Array) -> None:
         if array.nbytes <= KEPT:
@@ -151,9 +147,11 @@ class _Computed:
 
 
 def _computed(value: Value, site: Site) -> Constant | None:
+    record = OPERATORS[site.op]
+    assert record.evaluate is not None
     inputs: list[Constant | None] = []
     for slot, source in enumerate(site.values):
-        if source is None or (site.op, slot) in UNSEEN:
+        if source is None or slot in record.unseen:
             inputs.append(None)
             continue
         constant = constant_of(source)
@@ -161,22 +159,19 @@ def _computed(value: Value, site: Site) -> Constant | None:
             return None
         inputs.append(constant)
     parents = [entry for entry in inputs if entry is not None]
-    load = _Computed(site, inputs)
-    if load.depth > DEEPEST or (not parents and site.op not in ("Constant", "Shape", "Size")):
+    load = _Computed(site, record.evaluate, inputs)
+    if load.depth > DEEPEST:
         return None
     locked = _locked(value, parents)
     quantized = _quantized(site, parents)
-    if site.op == "Identity":
+    if site.op == "Identity" and parents:
         return replace(parents[0], locked=locked, quantized=quantized)
-    dtype = parents[0].dtype if parents else ""
-    if site.op in ("Cast", "CastLike"):
-        dtype = site.dtype(1) if site.op == "CastLike" else DTYPES.get(site.attr("to"), "")
-        if dtype not in FLOATS and parents[0].dtype in FLOATS:
-            quantized = None
-    elif site.op == "QuantizeLinear":
-        dtype = quantized_type(site)
-    if site.op in FROM_INPUT and dtype in PLAIN and not site.attr("block_size", 0):
-        return Constant(value.name, load, parents[0].shape, dtype, locked, quantized, value)
+    if record.result_type is not None and parents:
+        dtype = record.result_type(site)
+        if site.op != "QuantizeLinear" and dtype not in FLOATS and parents[0].dtype in FLOATS:
+            quantized = None  # cast to integers
+        if dtype in PLAIN and not site.attr("block_size", 0):
+            return Constant(value.name, load, parents[0].shape, dtype, locked, quantized, value)
     array = _look(load, site.scope.model)
     if array is None:
         return None

@@ -1,16 +1,14 @@
-"""What the rewritings share: new nodes behind a node, and one node in the place of several."""
+"""New nodes: behind a node, between a node and its readers, or instead of several."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from onnx import helper
-
-from bnfold.onnx_graph.model.site import Site, Value
 from bnfold.onnx_graph.model.surgery import Surgery
+from bnfold.onnx_graph.site import Site, Value
 
-__all__ = ["emit", "only_reader", "same_shape", "take_over"]
+__all__ = ["append", "emit", "only_reader", "same_shape", "take_over"]
 
 
 def only_reader(value: Value) -> Site | None:
@@ -27,17 +25,35 @@ def same_shape(a: Value, b: Value) -> bool:
 
 
 def emit(
-    surgery: Surgery, op: str, inputs: Sequence[Value], wish: str, after: Site, **attributes: Any
+    surgery: Surgery, op: str, inputs: Sequence[Value], stem: str, after: Site, **attributes: Any
 ) -> Value:
-    """The value of a new node of the default domain, which stands behind `after`."""
-    value = Value(surgery.name(wish), after.scope, None, 0)
+    """The output, named after `stem`, of a new node of the default domain behind `after`."""
+    value = surgery.value(stem, after.scope)
     value.dtype = inputs[0].dtype
-    site = surgery.node(op, surgery.name(f"{wish}_{op.lower()}"), list(inputs), value.name, after)
-    site.node.attribute.extend(helper.make_attribute(name, entry) for name, entry in attributes.items())
-    site.outputs.append(value)
-    value.site = site
-    after.scope.values[value.name] = value
+    surgery.node(op, surgery.name(f"{stem}_{op.lower()}"), inputs, [value], after, **attributes)
     return value
+
+
+def append(
+    surgery: Surgery,
+    y: Value,
+    stem: str,
+    op: tuple[str, str],
+    more: Sequence[Value],
+    after: Site,
+    **attributes: Any,
+) -> Value:
+    """Let a new node behind `after` give `y`, from what was `y` so far, and `more`.
+
+    op: operator and name of the node. Returns what was `y`, now under a name made of `stem`.
+    """
+    maker, slot = y.site, y.slot
+    assert maker is not None
+    inner = surgery.value(stem, y.scope, y)
+    inner.site, inner.slot, maker.outputs[slot] = maker, slot, inner
+    maker.node.output[slot] = inner.name
+    surgery.node(*op, [inner, *more], [y], after, **attributes)
+    return inner
 
 
 def take_over(
@@ -48,8 +64,8 @@ def take_over(
     inputs: Sequence[Value],
     name: str,
     **attributes: Any,
-) -> Site:
-    """A new node, of an operator of a domain, that gives an output of `last` in its place, right behind it.
+) -> None:
+    """A new node right behind `last` gives one of its outputs instead. op: domain and operator.
 
     Kill `last` once all its outputs are taken. What it alone read is left without readers then:
     `Surgery.finish` removes the nodes that computed it.
@@ -57,10 +73,6 @@ def take_over(
     y = last.outputs[slot]
     assert y is not None
     domain, op_type = op
-    site = surgery.node(op_type, name or f"{y.name}_bnfold", list(inputs), y.name, last)
-    site.node.domain = domain
+    site = surgery.node(op_type, name or f"{y.name}_bnfold", inputs, [y], last, **attributes)
+    site.node.domain, last.outputs[slot] = domain, None
     site.op = f"{domain}.{op_type}" if domain else op_type
-    site.node.attribute.extend(helper.make_attribute(key, entry) for key, entry in attributes.items())
-    site.outputs.append(y)
-    y.site, y.slot, last.outputs[slot] = site, 0, None
-    return site

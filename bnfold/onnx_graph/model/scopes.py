@@ -12,7 +12,7 @@ import onnx
 from bnfold.errors import ModelError
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.model.constants import resolve
-from bnfold.onnx_graph.model.site import (
+from bnfold.onnx_graph.site import (
     DTYPES,
     Model,
     Scope,
@@ -251,7 +251,7 @@ def _capture(value: Value, scope: Scope) -> None:
 
 
 def _resolve(scope: Scope, pending: list[tuple[Site, int, str]]) -> list[tuple[Site, int, str]]:
-    """Reads of values that are defined further down: nodes may stand in any order."""
+    """Reads of values that are defined further down: nodes may be listed in any order."""
     if not pending:
         return pending
     left = []
@@ -273,7 +273,7 @@ def _resolve(scope: Scope, pending: list[tuple[Site, int, str]]) -> list[tuple[S
 
 
 def _sorted(scope: Scope) -> list[Site]:
-    """Producers before readers, and otherwise as they stand."""
+    """Producers before readers, and otherwise in the order of the file."""
     order: list[Site] = []
     state: dict[Site, Iterator[Site]] = {}
     done: set[Site] = set()

@@ -7,7 +7,7 @@ Everything that no call names stays where it is, field for field.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -17,8 +17,8 @@ import onnx
 from bnfold.fold.graph import Array
 from bnfold.onnx_graph.file.wire import CUT_FROM
 from bnfold.onnx_graph.model.constants import stored_in
-from bnfold.onnx_graph.model.site import (
-    DTYPES,
+from bnfold.onnx_graph.site import (
+    CODES,
     Model,
     Scope,
     Site,
@@ -28,7 +28,6 @@ from bnfold.onnx_graph.model.site import (
 __all__ = ["Surgery"]
 
 _FLOAT32 = np.dtype("<f4")
-_CODES = {name: code for code, name in DTYPES.items()}
 
 
 class _List:
@@ -132,10 +131,10 @@ class Surgery:
                 return
         name = x.name
         renamed = y.name != name
-        for reader, place in readers:
-            reader.values[place] = x
+        for reader, at in readers:
+            reader.values[at] = x
             if renamed:
-                reader.node.input[place] = name
+                reader.node.input[at] = name
         x.uses += readers
         x.count += len(readers)
         y.count = 0
@@ -169,15 +168,15 @@ class Surgery:
 
     # constants
 
-    def name(self, wish: str) -> str:
-        """A name that nothing in the model has yet."""
+    def name(self, stem: str) -> str:
+        """A name that nothing in the model has yet: `stem`, with a number if it is taken."""
         if not self.taken:
             for scope in self.model.scopes:
                 self.taken.update(scope.values)
-        name, number = wish, 1
+        name, number = stem, 1
         while name in self.taken:
             number += 1
-            name = f"{wish}_{number}"
+            name = f"{stem}_{number}"
         self.taken.add(name)
         return name
 
@@ -203,13 +202,13 @@ class Surgery:
         self.model.loaded.set_array(tensor, array)
 
     def constant(
-        self, wish: str, array: Array, scope: Scope, after: Any = None, before: Site | None = None
+        self, stem: str, array: Array, scope: Scope, after: Any = None, before: Site | None = None
     ) -> Value:
         """A new stored value: an initializer behind that of `after`, or in a function a Constant node.
 
         `after`: the Value that it replaces for some of its readers. `before`: the node that reads it.
         """
-        name = self.name(wish)
+        name = self.name(stem)
         value = Value(name, scope)
         value.shape, value.dtype = array.shape, _name(array.dtype)
         scope.values[name] = value
@@ -239,17 +238,49 @@ class Surgery:
             _describe(scope.proto.input.add(name=name), array)
         return value
 
-    def node(self, op: str, name: str, inputs: list[Value | None], output: str, after: Site) -> Site:
-        """A new node of the default domain behind another one; the caller gives it attributes."""
+    # nodes
+
+    def value(self, stem: str, scope: Scope, like: Value | None = None) -> Value:
+        """A value under a new name, with the shape and type of `like`, that a node is yet to give."""
+        value = Value(self.name(stem), scope)
+        if like is not None:
+            value.shape, value.dtype = like.shape, like.dtype
+        scope.values[value.name] = value
+        return value
+
+    def node(
+        self,
+        op: str,
+        name: str,
+        inputs: Iterable[Value | None],
+        outputs: Sequence[Value],
+        after: Site,
+        **attributes: Any,
+    ) -> Site:
+        """A new node of the default domain behind another one, which gives `outputs` from now on."""
         scope = after.scope
         node = scope.proto.node.add(op_type=op, name=name)
-        node.output.append(output)
+        node.output.extend([value.name for value in outputs])
+        node.attribute.extend([onnx.helper.make_attribute(*entry) for entry in attributes.items()])
         site = Site(node, op, scope)
         site.name = name
-        for slot, value in enumerate(inputs):
-            self.connect(site, slot, value)
+        for slot, value in enumerate(outputs):
+            value.site, value.slot = site, slot
+            site.outputs.append(value)
+        for slot, source in enumerate(inputs):
+            self.connect(site, slot, source)
         self.nodes[scope].added.append((node, after.node, 0.5))
         return site
+
+    def restate(self, site: Site, attributes: Mapping[str, Any]) -> None:
+        """State attributes of a node anew, behind its other ones; None removes one."""
+        others = [entry for entry in site.node.attribute if entry.name not in attributes]
+        del site.node.attribute[:]
+        site.node.attribute.extend(others)
+        for name, value in attributes.items():
+            if value is not None:
+                site.node.attribute.append(onnx.helper.make_attribute(name, value))
+        site._attributes = None
 
     # the end
 
@@ -318,7 +349,7 @@ def _drop(field: Any, names: set[str], key: str) -> None:
 
 def _describe(info: onnx.ValueInfoProto, array: Array) -> None:
     tensor = info.type.tensor_type
-    tensor.elem_type = _CODES[array.dtype.name]
+    tensor.elem_type = CODES[array.dtype.name]
     del tensor.shape.dim[:]
     tensor.shape.SetInParent()
     for size in np.shape(array):

@@ -1,35 +1,26 @@
-"""What the rows of the table of operators ask of a node. A fact that is not known refuses, with a reason."""
+"""What the rules of the operators ask of a node. A fact that is not known refuses, with a reason."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from bnfold.errors import ModelError
-from bnfold.fold.graph import Array, Constant, Dim, Refused
-from bnfold.onnx_graph.model.site import Site
-
-__all__ = [
-    "EPSILON",
-    "LARGEST",
-    "Refused",
-    "axes_of",
-    "axis_of",
-    "broken",
-    "broadcast",
-    "fits",
-    "integers",
-    "number",
-    "out_shape_of",
-    "rank_of",
-    "shape_of",
-    "text",
-    "wide",
-]
+from bnfold.fold.graph import Array, Constant, Refused
+from bnfold.fold.moves import Identity
+from bnfold.fold.roles import Move
+from bnfold.onnx_graph.ops.operator import Shape
+from bnfold.onnx_graph.site import Site
 
 EPSILON = float(np.float32(1e-5))  # where a norm does not state it: attributes are float32
+COMPUTED = 1 << 28  # bytes of a computed constant
+# what a rule for shapes may stumble over in a damaged node
+DAMAGE = (IndexError, TypeError, ValueError, ArithmeticError)
 LARGEST = 1 << 20  # elements of a constant that is not a weight, and still gets a new value
+UNCHANGED = Move(Identity())  # the role of what changes nothing
 
 
 def broken(site: Site, what: str) -> ModelError:
@@ -38,7 +29,7 @@ def broken(site: Site, what: str) -> ModelError:
     return ModelError(f"{name} ({site.op}): {what}; the model is damaged: export it again")
 
 
-def shape_of(site: Site, slot: int) -> tuple[Dim, ...]:
+def shape_of(site: Site, slot: int) -> Shape:
     """The shape of a data input. A constant there becomes a tensor, and takes a change by being rewritten."""
     site.operand(slot)
     shape = site.shape(slot)
@@ -47,7 +38,7 @@ def shape_of(site: Site, slot: int) -> tuple[Dim, ...]:
     return tuple(shape)
 
 
-def out_shape_of(site: Site, index: int = 0) -> tuple[Dim, ...]:
+def out_shape_of(site: Site, index: int = 0) -> Shape:
     """The shape of an output."""
     shape = site.out_shape(index)
     if shape is None:
@@ -80,6 +71,13 @@ def integers(site: Site, name: str, slot: int | None = None) -> tuple[int, ...] 
     return tuple(map(int, entries)) if isinstance(entries, (list, tuple)) else (int(entries),)
 
 
+def known_integers(site: Site, name: str, slot: int) -> tuple[int, ...] | None:
+    """A list of integers, or None if it is left out or computed at run time."""
+    if site.has(slot) and site.value(slot) is None:
+        return None
+    return integers(site, name, slot)
+
+
 def axes_of(site: Site, rank: int, slot: int | None = None) -> tuple[int, ...] | None:
     """The `axes` of a node, from the front and in order; None if they are left out."""
     axes = integers(site, "axes", slot)
@@ -102,7 +100,7 @@ def text(site: Site, name: str, default: str) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def fits(small: tuple[Dim, ...], large: tuple[Dim, ...]) -> bool:
+def fits(small: Shape, large: Shape) -> bool:
     """Whether an operand of shape `small` surely broadcasts against `large` without making it larger."""
     extra = len(large) - len(small)
     return extra >= 0 and all(
@@ -110,13 +108,13 @@ def fits(small: tuple[Dim, ...], large: tuple[Dim, ...]) -> bool:
     )
 
 
-def wide(array: Array, rank: int) -> Array:
+def _float64(array: Array, rank: int) -> Array:
     """In float64, with axes of size 1 in front up to this rank."""
     array = np.asarray(array, np.float64)
     return array.reshape((1,) * (rank - array.ndim) + array.shape)
 
 
-def broadcast(site: Site, constant: Constant, slot: int, shape: tuple[Dim, ...]) -> Array:
+def broadcast(site: Site, constant: Constant, slot: int, shape: Shape) -> Array:
     """The constant at `slot` against a tensor of this shape: float64, of its rank."""
     if not fits(constant.shape, shape):
         raise Refused(f"its constant of shape {list(constant.shape)} makes the tensor larger")
@@ -125,4 +123,44 @@ def broadcast(site: Site, constant: Constant, slot: int, shape: tuple[Dim, ...])
         raise Refused("its constant can be overridden by the caller")
     if value.size > LARGEST:
         raise Refused(f"its constant has more than {LARGEST} elements")
-    return wide(value, len(shape))
+    return _float64(value, len(shape))
+
+
+def shape_by(rule: Callable[[Site], Shape | None], site: Site) -> Shape | None:
+    """What a rule of `Operator.shape` says; None for a damaged node."""
+    try:
+        return rule(site)
+    except DAMAGE:
+        return None
+
+
+def same_shape(site: Site) -> Shape | None:
+    """The shape of the first input: a rule of `Operator.shape`."""
+    value = site.values[0]
+    assert value is not None
+    return value.shape
+
+
+def broadcast_shapes(a: Shape, b: Shape) -> Shape:
+    """The shape of two tensors broadcast against each other, as far as it is known."""
+    if len(a) < len(b):
+        a, b = b, a
+    result = list(a)
+    for i, size in enumerate(b, len(a) - len(b)):
+        other = a[i]
+        if other == 1 or (isinstance(size, int) and size > 1):
+            result[i] = size
+        elif size not in (1, other) and not (isinstance(other, int) and other > 1):
+            result[i] = None
+    return tuple(result)
+
+
+def check_size(shape: Sequence[int], itemsize: int) -> None:
+    """Refuse to compute a constant that is too large: a few bytes of a model can ask for any size."""
+    if min(shape, default=0) < 0 or math.prod(shape) * max(itemsize, 1) > COMPUTED:
+        raise ValueError(f"a constant of shape {list(shape)} is too large")
+
+
+def ints(array: Any) -> list[int]:
+    """All entries."""
+    return [int(entry) for entry in np.asarray(array).reshape(-1)]

@@ -1,23 +1,23 @@
-"""Rows for the operators with weights (Conv, Gemm, MatMul, LSTM, ...), and for products of two tensors."""
+"""The operators with weights (Conv, Gemm, MatMul, LSTM, ...), and products of two tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from bnfold.fold import role_builders as builders
-from bnfold.fold.graph import Constant, Dim, Role
+from bnfold.fold.graph import Constant, Dim, Refused, Role
 from bnfold.fold.roles import Contract, Linear, Recurrent
-from bnfold.onnx_graph.model.site import Site
 from bnfold.onnx_graph.ops.facts import (
-    Refused,
     axis_of,
+    broadcast_shapes,
     broken,
     out_shape_of,
     rank_of,
+    shape_by,
     shape_of,
     text,
 )
-from bnfold.onnx_graph.ops.windows import windows
+from bnfold.onnx_graph.ops.operator import Half, Operator, Shape
+from bnfold.onnx_graph.ops.windows import counts, windows
+from bnfold.onnx_graph.site import Site
 
 __all__ = ["LINEAR"]
 
@@ -32,9 +32,11 @@ def _weight(site: Site, slot: int) -> Constant:
 
 
 def _with_bias(role: Linear, site: Site, slot: int) -> Linear:
-    """The role, told of the bias at this slot: a constant, left out, or computed at run time."""
-    bias = site.constant(slot) if site.has(slot) else None
-    why = f"{_OPEN}: it {site.why_not_constant(slot)}" if site.has(slot) and bias is None else ""
+    """The role, with the bias at this slot: a constant, left out, or computed at run time."""
+    if not site.has(slot):
+        return role
+    bias = site.constant(slot)
+    why = "" if bias is not None else f"{_OPEN}: it {site.why_not_constant(slot)}"
     return builders.with_bias(role, slot, bias, why)
 
 
@@ -63,7 +65,7 @@ def _layout(site: Site) -> tuple[Constant, int, tuple[Dim, ...]]:
 def _conv(site: Site) -> Role:
     weight, groups, shape = _layout(site)
     grid = windows(site, weight.shape[2:], shape[2:])
-    return _with_bias(builders.convolution(weight, groups, grid.padded, grid.stated), site, 2)
+    return _with_bias(builders.convolution(weight, groups, not grid.padded, grid.stated), site, 2)
 
 
 def _conv_transpose(site: Site) -> Role:
@@ -71,7 +73,7 @@ def _conv_transpose(site: Site) -> Role:
     beyond = any(any(site.attr(name, None) or ()) for name in ("output_padding", "output_shape"))
     grid = windows(site, weight.shape[2:], shape[2:])
     even = not beyond and not grid.padded and all(w.taps == 1 and w.stride == 1 for w in grid.windows)
-    return _with_bias(builders.transposed_convolution(weight, groups, even), site, 2)
+    return _with_bias(builders.convolution(weight, groups, even, transposed=True), site, 2)
 
 
 def _gemm(site: Site) -> Role:
@@ -180,13 +182,59 @@ def _recurrent(site: Site) -> Role:
     )  # X is (steps, batch, inputs), or (batch, steps, inputs): the last axis in both
 
 
-LINEAR: dict[str, Callable[[Site], Role]] = {
-    "Conv": _conv,
-    "ConvTranspose": _conv_transpose,
-    "Einsum": _einsum,
-    "GRU": _recurrent,
-    "Gemm": _gemm,
-    "LSTM": _recurrent,
-    "MatMul": _matmul,
-    "RNN": _recurrent,
+# Shapes.
+
+
+def _conv_shape(site: Site) -> Shape | None:
+    x, weight = site.shape(0), site.shape(1)
+    if weight is None or len(weight) < 3:
+        return None
+    if x is None or len(x) != len(weight):
+        return None
+    spatial = counts(site, x[2:], weight[2:])
+    return None if spatial is None else (x[0], weight[0], *spatial)
+
+
+def _ranks(site: Site) -> None:
+    """Ranks and channels of a convolution's input and output, where nothing else tells them."""
+    weight = site.shape(1)
+    if weight is None or len(weight) < 3 or not site.outputs:
+        return
+    left, right = (weight[1], weight[0]) if site.op == "Conv" else (weight[0], weight[1])
+    groups = site.attr("group", 1)
+    if isinstance(left, int) and isinstance(right, int):
+        left, right = (left * groups, right) if site.op == "Conv" else (left, right * groups)
+    rest = (None,) * (len(weight) - 2)
+    x, y = site.values[0], site.outputs[0]
+    if x is not None and x.shape is None and x.init is None:
+        x.shape, x.dtype = (None, left, *rest), x.dtype or site.dtype(1)
+    if y is not None and y.shape is None:
+        y.shape = (shape_by(_conv_shape, site) if site.op == "Conv" else None) or (None, right, *rest)
+        y.dtype = y.dtype or site.dtype(1)
+
+
+def _gemm_shape(site: Site) -> Shape | None:
+    a, b = site.shape(0), site.shape(1)
+    if a is None or b is None or len(a) != 2 or len(b) != 2:
+        return None
+    return a[1 if site.attr("transA", 0) else 0], b[0 if site.attr("transB", 0) else 1]
+
+
+def _matmul_shape(site: Site) -> Shape | None:
+    a, b = site.shape(0), site.shape(1)
+    if a is None or b is None or len(b) < 2 or len(a) < 2:
+        return None
+    return (*broadcast_shapes(a[:-2], b[:-2]), a[-2], b[-1])
+
+
+LINEAR: dict[str, Operator] = {
+    "Conv": Operator(role=_conv, shape=_conv_shape, ranks=_ranks, half=Half.WEIGHTS),
+    "ConvTranspose": Operator(role=_conv_transpose, ranks=_ranks, half=Half.WEIGHTS),
+    "DFT": Operator(changed=20),
+    "Einsum": Operator(role=_einsum),
+    "GRU": Operator(role=_recurrent),
+    "Gemm": Operator(role=_gemm, shape=_gemm_shape, half=Half.WEIGHTS),
+    "LSTM": Operator(role=_recurrent),
+    "MatMul": Operator(role=_matmul, shape=_matmul_shape, half=Half.WEIGHTS),
+    "RNN": Operator(role=_recurrent),
 }

@@ -1,22 +1,18 @@
-"""Rows for the operators that normalize: frozen batch norm, which may vanish, and those with statistics."""
+"""The operators that normalize: frozen batch norm, which may vanish, and those with statistics."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
-from bnfold.fold.graph import Array, Constant, Role
+import numpy as np
+
+from bnfold.fold.graph import Array, Constant, Node, Refused, Role
 from bnfold.fold.role_builders import batch_norm
 from bnfold.fold.roles import Normalize, SoftmaxInput
-from bnfold.onnx_graph.model.site import Site
-from bnfold.onnx_graph.ops.facts import (
-    EPSILON,
-    Refused,
-    axis_of,
-    broken,
-    rank_of,
-    shape_of,
-)
+from bnfold.onnx_graph.ops.facts import EPSILON, axis_of, broken, rank_of, same_shape, shape_of
+from bnfold.onnx_graph.ops.interval import Bounds
+from bnfold.onnx_graph.ops.operator import Half, Operator
+from bnfold.onnx_graph.site import Site
 
 __all__ = ["NORMS"]
 
@@ -119,12 +115,27 @@ def _softmax(site: Site) -> Role:
     return SoftmaxInput(axis)
 
 
-NORMS: dict[str, Callable[[Site], Role]] = {
-    "BatchNormalization": _batch_norm,
-    "GroupNormalization": _group_norm,
-    "InstanceNormalization": _instance_norm,
-    "LayerNormalization": _layer_norm,
-    "LogSoftmax": _softmax,
-    "RMSNormalization": _rms_norm,
-    "Softmax": _softmax,
+def _fractions(node: Node, inputs: list[Bounds]) -> Bounds:
+    """Of a Softmax."""
+    shape = (1,) * node.outputs[0].rank
+    return Bounds(np.zeros(shape), np.ones(shape))
+
+
+_like = partial(Operator, shape=same_shape)
+_squares = partial(Operator, half=Half.SQUARES)
+
+NORMS: dict[str, Operator] = {
+    "BatchNormalization": _like(role=_batch_norm, half=Half.WEIGHTS),
+    "GroupNormalization": _like(role=_group_norm, half=Half.SQUARES, changed=21),
+    "Hardmax": Operator(changed=13),
+    "InstanceNormalization": _like(role=_instance_norm, half=Half.SQUARES),
+    "LRN": _like(closed="divides by its neighbouring channels", half=Half.SQUARES),
+    "LayerNormalization": _like(role=_layer_norm, half=Half.SQUARES),
+    "LogSoftmax": _like(role=_softmax, changed=13),
+    "LpNormalization": _squares(),
+    "MeanVarianceNormalization": _squares(
+        float32="MeanVarianceNormalization is defined with float32 constants"
+    ),
+    "RMSNormalization": _squares(role=_rms_norm),
+    "Softmax": _like(role=_softmax, bounds=_fractions, changed=13),
 }

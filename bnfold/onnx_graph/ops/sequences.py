@@ -1,11 +1,10 @@
-"""SplitToSequence followed by SequenceAt, as the torch exporter writes a split: each SequenceAt is a slice.
-"""
+"""SplitToSequence followed by SequenceAt, as torch exports a split: each SequenceAt is a slice."""
 
 from __future__ import annotations
 
 from bnfold.fold.moves import Crop, Take
 from bnfold.fold.roles import Move
-from bnfold.onnx_graph.model.site import Site
+from bnfold.onnx_graph.site import Site
 
 __all__ = ["is_only_indexed", "part_sizes", "slice_from"]
 

@@ -1,28 +1,21 @@
-"""Rows for what takes a maximum or a mean: pools, reductions, and resampling of images."""
+"""What takes a maximum or a mean: pools, reductions, and resampling of images."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 
-from bnfold.fold.graph import Role
+from bnfold.fold.graph import Node, Refused, Role
 from bnfold.fold.roles import Map
-from bnfold.onnx_graph.model.site import Site
-from bnfold.onnx_graph.ops.facts import (
-    Refused,
-    axes_of,
-    integers,
-    out_shape_of,
-    rank_of,
-    shape_of,
-    text,
-)
-from bnfold.onnx_graph.ops.windows import Window, windows
+from bnfold.onnx_graph.ops.facts import axes_of, integers, out_shape_of, rank_of, shape_of, text
+from bnfold.onnx_graph.ops.interval import Bounds
+from bnfold.onnx_graph.ops.operator import Half, Operator, Shape
+from bnfold.onnx_graph.ops.windows import Window, counts, windows
+from bnfold.onnx_graph.site import Site
 
-__all__ = ["WINDOWS"]
+__all__ = ["WINDOWED"]
 
 _COUNTED = "its windows count zero padding, where a shift would not be seen"
 _EMPTY = "a window of it may see padding only"
@@ -128,20 +121,106 @@ def _grid_sample(site: Site) -> Role:
     return Map("any", reason, _spatial(site))
 
 
-WINDOWS: dict[str, Callable[[Site], Role]] = {
-    "AveragePool": _average_pool,
-    "GlobalAveragePool": partial(_global, sign="any"),
-    "GlobalLpPool": partial(_global, sign="absolute", shifts=False),
-    "GlobalMaxPool": partial(_global, sign="positive"),
-    "GridSample": _grid_sample,
-    "LpPool": _lp_pool,
-    "MaxPool": _max_pool,
-    "ReduceL1": partial(_reduce, sign="absolute", shifts=False),
-    "ReduceL2": partial(_reduce, sign="absolute", shifts=False),
-    "ReduceMax": partial(_reduce, sign="positive", flip="ReduceMin"),
-    "ReduceMean": partial(_reduce, sign="any"),
-    "ReduceMin": partial(_reduce, sign="positive", flip="ReduceMax"),
-    "ReduceSum": partial(_reduce, sign="any", adds=True),
-    "Resize": _resize,
-    "Upsample": _resize,
+# Shapes.
+
+
+def _pool_shape(site: Site) -> Shape | None:
+    x, kernel = site.shape(0), site.attr("kernel_shape")
+    if x is None or not kernel or len(x) != len(kernel) + 2:
+        return None
+    spatial = counts(site, x[2:], kernel)
+    return None if spatial is None else (*x[:2], *spatial)
+
+
+def _global_shape(site: Site) -> Shape | None:
+    x = site.shape(0)
+    return None if x is None else (*x[:2], *(1,) * (len(x) - 2))
+
+
+# Bounds.
+
+
+_MANY = Bounds(np.asarray(0.0), np.asarray(np.inf))  # summands, so many that nobody knows
+
+
+def _known(node: Node) -> Map:
+    if not isinstance(node.role, Map):
+        raise ValueError("its axes are not known")
+    return node.role
+
+
+def _entries(node: Node, inputs: list[Bounds]) -> Bounds:
+    """Of some of the entries along the flat axes, or the largest of them; zeros count where a row says so."""
+    role = _known(node)
+    x = inputs[0].flat(role.flat)
+    if role.shift and node.op != "MaxPool":
+        x = x.with_value(0.0)
+    return _squeezed(role, x)
+
+
+def _squeezed(role: Map, x: Bounds) -> Bounds:
+    return x.each(lambda end: end.squeeze(role.squeezed)) if role.squeezed else x
+
+
+def _total(node: Node, inputs: list[Bounds]) -> Bounds:
+    role = _known(node)
+    x = inputs[0].flat(role.flat)
+    count = Bounds(np.asarray(role.gain), np.asarray(role.gain)) if role.gain else _MANY
+    return _squeezed(role, x.times(count))
+
+
+def _length(node: Node, inputs: list[Bounds]) -> Bounds:
+    """A norm: zero for zeros, and never negative."""
+    role = _known(node)
+    x = inputs[0].flat(role.flat)
+    zero = (x.lo == 0) & (x.hi == 0)
+    return _squeezed(role, Bounds(np.zeros(zero.shape), np.where(zero, 0.0, np.inf)))
+
+
+def _weighted(node: Node, inputs: list[Bounds]) -> Bounds:
+    """Weights sum to one; those of the cubic modes may be negative, so that only one value is sure."""
+    role = _known(node)
+    x, mode = inputs[0].flat(role.flat), node.source.attr("mode", "")
+    if role.shift:
+        x = x.with_value(0.0)
+    if mode in ("", "nearest", "linear", "bilinear"):
+        return x
+    one = x.constant
+    return Bounds(np.where(one, x.lo, -np.inf), np.where(one, x.hi, np.inf))
+
+
+_pool = partial(Operator, shape=_pool_shape)
+_whole = partial(Operator, shape=_global_shape)
+_reduces = partial(Operator, moved=("axes", 18))
+_LENGTH = partial(_reduce, sign="absolute", shifts=False)
+
+WINDOWED: dict[str, Operator] = {
+    "AveragePool": _pool(role=_average_pool, bounds=_entries, half=Half.SUMS),
+    "CumSum": Operator(closed="has no rule: it adds up a growing number of entries", half=Half.SUMS),
+    "GlobalAveragePool": _whole(role=partial(_global, sign="any"), bounds=_entries, half=Half.SUMS),
+    "GlobalLpPool": _whole(
+        role=partial(_global, sign="absolute", shifts=False), bounds=_length, half=Half.SQUARES
+    ),
+    "GlobalMaxPool": _whole(role=partial(_global, sign="positive"), bounds=_entries, half=Half.MOVES),
+    "GridSample": Operator(role=_grid_sample, bounds=_weighted, changed=20),
+    "LpPool": _pool(role=_lp_pool, bounds=_length, half=Half.SQUARES),
+    "MaxPool": _pool(role=_max_pool, bounds=_entries, half=Half.MOVES),
+    "ReduceL1": _reduces(role=_LENGTH, bounds=_length, half=Half.SUMS),
+    "ReduceL2": _reduces(role=_LENGTH, bounds=_length, half=Half.SQUARES),
+    "ReduceLogSum": _reduces(),
+    "ReduceLogSumExp": _reduces(),
+    "ReduceMax": _reduces(
+        role=partial(_reduce, sign="positive", flip="ReduceMin"), bounds=_entries, half=Half.MOVES
+    ),
+    "ReduceMean": _reduces(role=partial(_reduce, sign="any"), bounds=_entries, half=Half.SUMS),
+    "ReduceMin": _reduces(
+        role=partial(_reduce, sign="positive", flip="ReduceMax"), bounds=_entries, half=Half.MOVES
+    ),
+    "ReduceProd": _reduces(),
+    "ReduceSum": Operator(
+        role=partial(_reduce, sign="any", adds=True), bounds=_total, half=Half.SUMS, moved=("axes", 13)
+    ),
+    "ReduceSumSquare": _reduces(half=Half.SQUARES),
+    "Resize": Operator(role=_resize, bounds=_weighted),
+    "Upsample": Operator(role=_resize, bounds=_weighted),
 }

@@ -7,10 +7,9 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from bnfold.errors import ModelError
-from bnfold.fold.graph import Dim
+from bnfold.fold.graph import Dim, Refused
 from bnfold.fold.windows import Windows
-from bnfold.onnx_graph.model.site import Site
-from bnfold.onnx_graph.ops.facts import Refused
+from bnfold.onnx_graph.site import Site
 
 __all__ = ["Grid", "Window", "counts", "windows"]
 

@@ -13,8 +13,8 @@ import numpy as np
 import onnx
 
 from bnfold.errors import BnfoldError
-from bnfold.onnx_graph.file import loaded as files
 from bnfold.onnx_graph.file.loaded import Loaded
+from bnfold.onnx_graph.file.save import save
 
 Array = np.ndarray[Any, Any]
 Outputs = dict[str, Any]  # an array each; a list for a sequence, a dict for a map, None for an empty optional
@@ -25,11 +25,11 @@ LARGEST_FOR_REFERENCE = 1 << 28
 
 
 class CannotRun(BnfoldError):
-    """This evaluator cannot run this model (on this feed); the message is its reason, in one line."""
+    """A model cannot be run, on what it is fed or at all; the message is the reason, in one line."""
 
 
 class Evaluator(Protocol):
-    """A model made ready to run. `name` tells by what, with the version."""
+    """A model made ready to run. name: of what runs it, with the version."""
 
     name: str
 
@@ -82,12 +82,12 @@ class OnnxRuntime:
 
         if loaded.path is not None and not loaded.edited:
             return session(str(loaded.path))
-        message = _message(loaded)
+        message = loaded.message()
         if message is not None:
             return session(message)
         with tempfile.TemporaryDirectory(prefix="bnfold-") as folder:
             path = Path(folder) / "model.onnx"
-            files.save(loaded, path, external=True)
+            save(loaded, path, external=True)
             return session(str(path))
 
     def run(self, feed: Mapping[str, Array]) -> Outputs:
@@ -188,12 +188,6 @@ def evaluate(loaded: Loaded, feed: Mapping[str, Array]) -> tuple[Outputs, str]:
 def _refuse_large(loaded: Loaded) -> None:
     if sum(math.prod(t.dims) for t in loaded.proto.graph.initializer) > LARGEST_FOR_REFERENCE:
         raise CannotRun("the model has too many weights for it")
-
-
-def _message(loaded: Loaded) -> bytes | None:
-    """The serialized model, data files included, or None where it is too large for one message."""
-    chunks = loaded.inlined()
-    return b"".join(chunks) if sum(map(len, chunks)) <= files.LARGEST else None
 
 
 def _one_line(error: Exception) -> str:

@@ -43,8 +43,8 @@ def _range(known: Mapping[str, Input], name: str, low: Any, high: Any) -> Range:
         sizes = found.dims[rank - end.ndim :] if end.ndim <= rank else None
         if sizes is None or any(n not in (1, size) for n, size in zip(end.shape, sizes, strict=True)):
             raise UsageError(f"the range of the input {name!r} has shape {end.shape}; it takes {found}")
-    wide = [end.reshape((1,) * (rank - end.ndim) + end.shape) for end in ends]
-    return wide[0], wide[1]
+    low, high = (end.reshape((1,) * (rank - end.ndim) + end.shape) for end in ends)
+    return low, high
 
 
 def inside(feed: Mapping[str, Array], ranges: Mapping[str, Range]) -> dict[str, Array]:

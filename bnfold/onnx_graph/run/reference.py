@@ -2,7 +2,7 @@
 
 It runs what onnxruntime cannot (convolutions in float64 and bfloat16, opset 1 to 6). Two things are in the
 way: its windowed operators are Python loops (minutes for one image), and its batch norm is wrong below opset
-14 (it takes batch statistics from opset 9 on, and fails in 7 and 8; seen in onnx 1.23). Our own stand in for
+14 (it takes batch statistics from opset 9 on, and fails in 7 and 8; seen in onnx 1.23). Our own replace
 these here; each follows the operator's specification, accumulates in at least float32, and loops over the
 taps of the kernel only.
 """
@@ -18,9 +18,9 @@ import onnx
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-from bnfold.onnx_graph.ops.facts import EPSILON
-
 Array = np.ndarray[Any, Any]
+
+_EPSILON = float(np.float32(1e-5))  # where a batch norm does not state it: attributes are float32
 
 # Seconds for an output element: of operators that stay Python loops, then of others; and for a multiply-add.
 _SLOW = {
@@ -52,7 +52,7 @@ def evaluator(model: onnx.ModelProto) -> ReferenceEvaluator:
 def seconds(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> float:
     """A rough estimate of the evaluation's time, from shape inference. `shapes`: of the inputs.
 
-    `model` may lack its large tensors' data. What the shapes do not tell counts as nothing.
+    `model` may lack its large tensors' data. What the shapes do not give counts as nothing.
     """
     model = _with_shapes(model, shapes)
     try:
@@ -159,7 +159,7 @@ def _taps(axes: Sequence[_Axis]) -> Iterator[tuple[tuple[int, ...], tuple[slice,
         yield tap, (slice(None), slice(None), *(a.tap(k) for a, k in zip(axes, tap, strict=True)))
 
 
-def _wide(*arrays: Array) -> list[Array]:
+def _accumulated(*arrays: Array) -> list[Array]:
     """float16 and bfloat16 in float32, as the kernels accumulate; others as they are."""
     return [a.astype(np.float32) if a.dtype.itemsize < 4 else a for a in arrays]
 
@@ -170,7 +170,7 @@ def _add_bias(y: Array, bias: Array | None) -> Array:
 
 class Conv(OpRun):
     def _run(self, X: Array, W: Array, B: Array | None = None, **attrs: Any) -> tuple[Array]:
-        x, w = _wide(X, W)
+        x, w = _accumulated(X, W)
         axes = _axes(x.shape, w.shape[2:], attrs)
         groups = attrs.get("group") or 1
         n, m, out = x.shape[0], w.shape[0], [a.out for a in axes]
@@ -188,7 +188,7 @@ class Conv(OpRun):
 
 class ConvTranspose(OpRun):
     def _run(self, X: Array, W: Array, B: Array | None = None, **attrs: Any) -> tuple[Array]:
-        x, w = _wide(X, W)
+        x, w = _accumulated(X, W)
         kernel, n, rank = w.shape[2:], x.shape[0], x.ndim - 2
         strides, dilations = attrs.get("strides") or [1] * rank, attrs.get("dilations") or [1] * rank
         pads, more = attrs.get("pads") or [0] * (2 * rank), attrs.get("output_padding") or [0] * rank
@@ -242,15 +242,15 @@ class MaxPool(OpRun):
 
 class AveragePool(OpRun):
     def _run(self, x: Array, **attrs: Any) -> tuple[Array]:
-        (wide,) = _wide(x)
+        (values,) = _accumulated(x)
         axes = _axes(x.shape, attrs["kernel_shape"], attrs)
-        counted = np.ones((1, 1, *x.shape[2:]), wide.dtype)
+        counted = np.ones((1, 1, *x.shape[2:]), values.dtype)
         if attrs.get("count_include_pad"):  # the padding counts, what ceil_mode adds beyond it does not
             counted = np.pad(counted, [(0, 0), (0, 0)] + [(a.begin, a.end) for a in axes], constant_values=1)
             counted = np.pad(counted, [(0, 0), (0, 0)] + [(0, a.extra) for a in axes])
         else:
             counted = _pad(counted, axes, 0)
-        padded = _pad(wide, axes, 0)
+        padded = _pad(values, axes, 0)
         total: Any = sum(padded[part] for _, part in _taps(axes))
         return ((total / sum(counted[part] for _, part in _taps(axes))).astype(x.dtype),)
 
@@ -264,19 +264,19 @@ class BatchNormalization(OpRun):
             training = bool(attrs.get("training_mode"))
         else:
             training = len(self.onnx_node.output) > 1 or (opset < 7 and not attrs.get("is_test"))
-        wide, s, b, m, v = _wide(x, scale, bias, mean, var)
+        values, s, b, m, v = _accumulated(x, scale, bias, mean, var)
         if s.ndim != 1 or attrs.get("spatial") == 0:
             raise NotImplementedError("BatchNormalization with spatial = 0")
         updated: tuple[Array, ...] = ()
         if training:
             keep = attrs.get("momentum", 0.9)
             over = tuple(i for i in range(x.ndim) if i != 1)
-            m, v = wide.mean(over), wide.var(over)
+            m, v = values.mean(over), values.var(over)
             running = zip((mean, var), (m, v), strict=True)
             updated = tuple((old * keep + new * (1 - keep)).astype(old.dtype) for old, new in running)
         column = (1, -1) + (1,) * (x.ndim - 2) if x.ndim > 1 else (-1,)
         s, b, m, v = (a.reshape(column) for a in (s, b, m, v))
-        y = ((wide - m) / np.sqrt(v + attrs.get("epsilon", EPSILON)) * s + b).astype(x.dtype)
+        y = ((values - m) / np.sqrt(v + attrs.get("epsilon", _EPSILON)) * s + b).astype(x.dtype)
         return (y, *updated)[: max(1, len(self.onnx_node.output))]
 
 

@@ -14,15 +14,15 @@ from bnfold.errors import UsageError
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.run import evaluators as run
 from bnfold.onnx_graph.run import inputs
-from bnfold.onnx_graph.run import widened as precision
 from bnfold.onnx_graph.run.evaluators import CannotRun, Evaluator, Outputs
 from bnfold.onnx_graph.run.input_ranges import Range, inside, outside
 from bnfold.onnx_graph.run.inputs import Given, Input
+from bnfold.onnx_graph.run.widened import float64_copy, nodes
 
 Array = np.ndarray[Any, Any]
 
-# Seconds that the reference evaluator may take, by rough estimate: to compare at all, and to tell a fault
-# from rounding.
+# Seconds that the reference evaluator may take, by rough estimate: to compare at all, and to distinguish a
+# fault from rounding.
 PATIENCE, PATIENCE_FOR_ROUNDING = 600.0, 60.0
 
 
@@ -37,16 +37,17 @@ _RANDOM = (
 )
 
 
-class NotRun(Exception):
-    """Nothing can be known; the message is the reason."""
-
-
 class Broken(Exception):
-    """The folded model does not run where the original does."""
+    """The second model does not run where the first does; the message is the reason."""
 
 
 class Feeds:
-    """What to feed: what was given, or guesses until one runs."""
+    """What to feed: what was given, or guesses until one runs.
+
+    Raises:
+        CannotRun: nothing was given, and the model does not say enough to guess.
+        UsageError: what was given does not fit.
+    """
 
     def __init__(
         self,
@@ -65,7 +66,7 @@ class Feeds:
             elif text := outside(self._given, self._ranges):
                 raise UsageError(text)
         except inputs.NoGuess as error:
-            raise NotRun(str(error)) from None
+            raise CannotRun(str(error)) from None
 
     def __iter__(self) -> Iterator[dict[str, Array]]:
         if self._given is not None:
@@ -98,30 +99,34 @@ def run_pair(
     b: Loaded,
     feeds: Feeds | list[Mapping[str, Array]],
     *,
-    narrow: bool = False,
+    as_float32: bool = False,
     patience: float = PATIENCE,
 ) -> Ran:
     """Both models in the first evaluator that can run the original, on the first feed that runs.
 
-    narrow: the models are float32 copies, the feeds in the type of what they came from. patience: seconds.
+    as_float32: the models are float32 copies, and the feeds still in the type of what they came from.
+    patience: seconds that the reference evaluator may take.
 
     Raises:
-        NotRun: no evaluator runs the original, or nothing finite comes out.
+        CannotRun: no evaluator runs the original, or nothing finite comes out.
         Broken: the original runs, the other does not.
-        UsageError: as NotRun, while onnxruntime is not installed.
+        UsageError: as CannotRun, while onnxruntime is not installed.
     """
     reasons = []
     for make in run.EVALUATORS:
         try:
             evaluator = make(a)
-            feed, original = _first_that_runs(evaluator, feeds, narrow, patience)
+            feed, original = _first_that_runs(evaluator, feeds, as_float32, patience)
         except CannotRun as error:
             reasons.append(f"{make.label}: {error}")
             continue
+        if not _has_finite(original):
+            why = "every output is empty, NaN or infinite on these inputs, which shows nothing"
+            raise CannotRun(f"{why}; give other inputs")
         name = evaluator.name
         del evaluator  # its weights make room for the other model's
         try:
-            return Ran(original, make(b).run(_ready(feed, narrow)), feed, name)
+            return Ran(original, make(b).run(_ready(feed, as_float32)), feed, name)
         except CannotRun as error:
             if _versions(a) == _versions(b):
                 reason = f"the second model does not run in {name}, where the first does: {error}"
@@ -129,50 +134,47 @@ def run_pair(
             reasons.append(f"{make.label}, the second model: {error}")
     if any(run.MISSING in reason for reason in reasons):
         raise UsageError(f"the models cannot be run to compare them: {'; '.join(reasons)}")
-    raise NotRun("; ".join(reasons))
+    raise CannotRun("; ".join(reasons))
 
 
 def _first_that_runs(
-    evaluator: Evaluator, feeds: Feeds | list[Mapping[str, Array]], narrow: bool, patience: float
+    evaluator: Evaluator, feeds: Feeds | list[Mapping[str, Array]], as_float32: bool, patience: float
 ) -> tuple[Mapping[str, Array], Outputs]:
+    """The first feed that runs, and its outputs; where these are not finite, a feed of positive numbers."""
     problem, tries = "", 0
     for feed in feeds:
         tries += 1
-        seconds = evaluator.seconds(_ready(feed, narrow))
+        seconds = evaluator.seconds(_ready(feed, as_float32))
         if seconds > patience:
             raise CannotRun(f"it would take about {seconds:.0f} s")
         try:
-            outputs = evaluator.run(_ready(feed, narrow))
+            outputs = evaluator.run(_ready(feed, as_float32))
         except CannotRun as error:
             problem = problem or str(error)
             continue
-        if _tells(outputs):
-            return feed, outputs
-        other = feeds.positive(feed) if isinstance(feeds, Feeds) else None
-        if other is not None and _tells(outputs := evaluator.run(_ready(other, narrow))):
-            return other, outputs
-        raise NotRun(
-            "every output is empty, NaN or infinite on these inputs, which shows nothing; give other inputs"
-        )
+        other = None
+        if not _has_finite(outputs) and isinstance(feeds, Feeds):
+            other = feeds.positive(feed)
+        return (feed, outputs) if other is None else (other, evaluator.run(_ready(other, as_float32)))
     if tries > 1:
         problem += f" ({tries - 1} other guesses at the shapes fail too: give shapes or inputs)"
     raise CannotRun(problem)
 
 
-def _ready(feed: Mapping[str, Array], narrow: bool) -> Mapping[str, Array]:
-    return _cast(feed, ("float16", "bfloat16"), np.float32) if narrow else feed
+def _ready(feed: Mapping[str, Array], as_float32: bool) -> Mapping[str, Array]:
+    return _cast(feed, ("float16", "bfloat16"), np.float32) if as_float32 else feed
 
 
 def _cast(feed: Mapping[str, Array], names: tuple[str, ...], to: type[np.floating[Any]]) -> dict[str, Array]:
     return {k: array.astype(to) if array.dtype.name in names else array for k, array in feed.items()}
 
 
-def _tells(value: Any) -> bool:
-    """Whether there is anything finite to compare."""
+def _has_finite(value: Any) -> bool:
+    """Whether anything in it is finite and can be compared."""
     if isinstance(value, dict):
-        return any(_tells(v) for v in value.values())
+        return any(_has_finite(v) for v in value.values())
     if isinstance(value, (list, tuple)):
-        return any(_tells(v) for v in value)
+        return any(_has_finite(v) for v in value)
     if value is None:
         return False
     array = np.asarray(value)
@@ -182,11 +184,11 @@ def _tells(value: Any) -> bool:
 
 
 def seeded(loaded: Loaded) -> Loaded:
-    """The model itself, or a copy in which random nodes draw the same numbers whatever stands around them."""
-    if not any(node.op_type in (*_RANDOM, "Dropout") for node in precision.nodes(loaded.proto)):
+    """The model itself, or a copy in which random nodes draw the same numbers whatever is around them."""
+    if not any(node.op_type in (*_RANDOM, "Dropout") for node in nodes(loaded.proto)):
         return loaded
     loaded = loaded.copy()
-    for node in precision.nodes(loaded.proto):
+    for node in nodes(loaded.proto):
         if node.domain in ("", "ai.onnx") and not any(a.name == "seed" for a in node.attribute):
             seed = zlib.crc32(node.output[0].encode()) % 1000
             if node.op_type in _RANDOM:
@@ -204,7 +206,7 @@ def in_float64(a: Loaded, feed: Mapping[str, Array]) -> tuple[Outputs | None, st
         seconds = run.reference_seconds(a, feed)
         if seconds > PATIENCE_FOR_ROUNDING:
             return None, f"in float64 it would take about {seconds:.0f} s"
-        exact = run.Reference(precision.float64_copy(a)).run(_cast(feed, ("float32",), np.float64))
+        exact = run.Reference(float64_copy(a)).run(_cast(feed, ("float32",), np.float64))
     except CannotRun as error:
         return None, f"onnx reference evaluator: {error}"
     return exact, ""

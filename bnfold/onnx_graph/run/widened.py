@@ -1,4 +1,4 @@
-"""The same model in a wider type, so that an error of the fold can be told from rounding.
+"""The same model in a wider type, which shows whether an error of the fold is mere rounding.
 
 A float16 model rounds at every step, by more than most faults of a fold would show; its float32 copy has the
 same weights (already rounded, now widened, which is exact) and next to no rounding of its own. A float64 copy
@@ -80,14 +80,14 @@ def rounds_to_integers(loaded: Loaded) -> bool:
 
 def _copy(loaded: Loaded, goal: int) -> Loaded:
     narrow, dtype = _WIDENED[goal], _NUMPY[goal]
-    wide = loaded.copy()
-    for tensor in tensors(wide.proto):
+    result = loaded.copy()
+    for tensor in tensors(result.proto):
         if tensor.data_type in narrow:
             with np.errstate(invalid="ignore"):  # a signalling NaN in the weights is none of our business
-                wide.set_array(tensor, np.asarray(wide.array(tensor)).astype(dtype))
-    for typ in _types(wide.proto):
+                result.set_array(tensor, np.asarray(result.array(tensor)).astype(dtype))
+    for typ in _types(result.proto):
         _widen(typ, narrow, goal)
-    for node in nodes(wide.proto):
+    for node in nodes(result.proto):
         for attribute in node.attribute:
             if (
                 attribute.name in _TYPE_ATTRIBUTES
@@ -95,7 +95,7 @@ def _copy(loaded: Loaded, goal: int) -> Loaded:
                 and attribute.i in narrow
             ):
                 attribute.i = goal
-    return wide
+    return result
 
 
 def _bodies(model: onnx.ModelProto) -> Iterator[onnx.GraphProto | onnx.FunctionProto]:

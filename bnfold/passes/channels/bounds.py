@@ -1,7 +1,8 @@
 """What is proven of each channel: the interval in which its values lie, whatever the model is fed.
 
-Bounds flow forward through the graph, by one rule for each operator or role. No statistics are used: a
-running variance of zero says what a channel did in training, and not what it can do.
+Bounds flow forward through the graph, by the rule of a node's role or else its operator (`Operator.bounds`).
+No statistics are used: a running variance of zero says what a channel did in training, and not what it can
+do.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from typing import TypeAlias
 import numpy as np
 
 from bnfold.fold.graph import Constant, Graph, Node, Refused, Tensor
-from bnfold.onnx_graph.model.site import FLOATS, Site
 from bnfold.onnx_graph.ops.facts import LARGEST
+from bnfold.onnx_graph.ops.interval import Bounds, collapsed, unknown
+from bnfold.onnx_graph.ops.table import record_of
+from bnfold.onnx_graph.site import FLOATS, Site
 from bnfold.passes.channels.bounds_roles import BY_ROLE
-from bnfold.passes.channels.facts_ops import BY_OP
-from bnfold.passes.channels.interval import Bounds, settled, unknown
 from bnfold.passes.channels.linear_forms import Forms
 
 __all__ = ["Facts", "prove"]
@@ -69,7 +70,7 @@ def _stored(constant: Constant) -> Bounds:
 def _asked(node: Node, inputs: list[Bounds], forms: Forms) -> list[Bounds]:
     site: Site = node.source
     nothing = [unknown(tensor.rank) for tensor in node.outputs]
-    rule = BY_OP.get(node.op) or BY_ROLE.get(type(node.role))
+    rule = BY_ROLE.get(type(node.role)) or record_of(node.op).bounds
     if rule is None or site.refers or site.scope.in_function:
         return nothing
     try:
@@ -91,4 +92,4 @@ def _kept(tensor: Tensor, bounds: Bounds) -> Bounds:
             return unknown(tensor.rank)
     if max(array.size for array in bounds) > LARGEST:
         bounds = bounds.flat(range(tensor.rank))
-    return settled(bounds, tensor.dtype)
+    return collapsed(bounds, tensor.dtype)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeAlias
-
 import numpy as np
 
 from bnfold.fold.graph import Array, Node, Refused, Role
@@ -22,13 +19,11 @@ from bnfold.fold.roles import (
     Split,
     Sum,
 )
-from bnfold.passes.channels.interval import Bounds, unknown
+from bnfold.onnx_graph.ops.interval import Bounds, unknown
+from bnfold.onnx_graph.ops.operator import BoundsRule
 from bnfold.passes.channels.matrices import through
 
-__all__ = ["BY_ROLE", "Rule"]
-
-# from the bounds of the inputs to those of the first output, or of all
-Rule: TypeAlias = "Callable[[Node, list[Bounds]], Bounds | list[Bounds]]"
+__all__ = ["BY_ROLE"]
 
 
 def _linear(node: Node, inputs: list[Bounds]) -> Bounds:
@@ -174,7 +169,7 @@ def _normalize(node: Node, inputs: list[Bounds]) -> Bounds:
     return Bounds(np.where(zero, bias, -np.inf), np.where(zero, bias, np.inf))
 
 
-BY_ROLE: dict[type[Role], Rule] = {
+BY_ROLE: dict[type[Role], BoundsRule] = {
     Affine: _affine,
     Clamp: _clamp,
     Concat: _concat,

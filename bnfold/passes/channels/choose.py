@@ -10,14 +10,12 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from bnfold.fold.graph import Array, Graph, Node, Tensor
+from bnfold.fold.graph import Array, Node, Tensor
 from bnfold.fold.roles import Linear
 from bnfold.onnx_graph.ops.facts import broken
 from bnfold.passes.channels.bounds import Facts
-from bnfold.passes.channels.classes import Reason
-from bnfold.passes.channels.groups import Groups
+from bnfold.passes.channels.groups import Groups, Reason, why_not_cut
 from bnfold.passes.channels.matrices import read_by
-from bnfold.passes.channels.stored import why_not
 
 __all__ = ["PADDED", "Choice", "choose"]
 
@@ -26,13 +24,16 @@ PADDED = "sees zero padding beside a constant that is not zero"
 
 
 class Choice:
-    """The sets that leave, and what is known of the constants in them."""
+    """The sets that leave, and what is known of the constants in them.
+
+    sets: by tensor, the set of each channel. leaving: by set. reasons: why sets stay.
+    """
 
     def __init__(self, groups: Groups, facts: Facts) -> None:
         self.groups, self.facts = groups, facts
-        self.sets = {tensor: groups.classes.found(c.sets) for tensor, c in groups.channels.items()}
-        self.leaving = np.zeros(len(groups.classes.parent), bool)
-        self.reasons: dict[int, Reason] = dict(groups.classes.reasons)
+        self.sets = {tensor: groups.sets.roots(c.sets) for tensor, c in groups.channels.items()}
+        self.leaving: Array = np.zeros(len(groups.sets.parent), bool)
+        self.reasons: dict[int, Reason] = dict(groups.sets.reasons)
         self.live: set[int] = set()  # those that stay since a layer reads them where they are not constant
 
     def gone(self, tensor: Tensor | None) -> Array | None:
@@ -44,7 +45,7 @@ class Choice:
         return gone if gone.any() else None
 
     def keep(self, tensor: Tensor | None) -> Array | None:
-        """The places of the channels that stay; None if all do."""
+        """The indices of the channels that stay; None if all do."""
         gone = self.gone(tensor)
         return None if gone is None else np.flatnonzero(~gone)
 
@@ -55,20 +56,14 @@ class Choice:
         return np.where(bounds.constant, bounds.lo, np.nan)
 
 
-def choose(graph: Graph, groups: Groups, facts: Facts, kept: dict[int, Reason]) -> Choice:
-    """The largest choice that leaves each tensor a channel.
-
-    Args:
-        graph: what `groups` and `facts` were found in.
-        groups: the sets.
-        facts: what is proven.
-        kept: sets that must stay for other reasons.
+def choose(groups: Groups, facts: Facts, locked: dict[int, Reason]) -> Choice:
+    """The largest choice that leaves each tensor a channel. locked: sets that must stay for other reasons.
 
     Raises:
         ModelError: a layer cannot run, since its weight does not fit what it reads.
     """
     choice = Choice(groups, facts)
-    choice.reasons.update(kept)
+    choice.reasons.update(locked)
     lone: set[int] = set()  # sets that stay as the last of a tensor
     tried: set[int] = set()
     while True:
@@ -114,7 +109,7 @@ def _fill(choice: Choice) -> dict[int, Reason]:
     count = len(choice.leaving)
     choice.leaving = np.zeros(count, bool)
     own = np.zeros(count, bool)
-    own[choice.groups.classes.found(np.arange(count))] = True  # one number stands for each set
+    own[choice.groups.sets.roots(np.arange(count))] = True
     own[list(choice.reasons)] = False
     read: dict[Node, tuple[int, Array]] = {}
     while True:
@@ -144,15 +139,15 @@ def _blocked(choice: Choice, node: Node, read: dict[Node, tuple[int, Array]]) ->
         read[node] = count, read_by(role, None if gone is None else ~gone)
     values = choice.constants(x)
     sets, needed, full = choice.sets[x], read[node][1], _no_room(role)
-    for place in np.flatnonzero(needed & ~(values == 0)).tolist():
-        if np.isnan(values[place]):
-            yield int(sets[place]), Reason(_LIVE, node.name)
+    for channel in np.flatnonzero(needed & ~(values == 0)).tolist():
+        if np.isnan(values[channel]):
+            yield int(sets[channel]), Reason(_LIVE, node.name)
         elif full:
-            yield int(sets[place]), Reason(full, node.name)
+            yield int(sets[channel]), Reason(full, node.name)
 
 
 def _no_room(role: Linear) -> str:
     """Why no constant but zero can move into the bias; "" if it can."""
     if role.padded:
         return PADDED
-    return role.bias_open or ("" if role.bias is None else why_not(role.bias))
+    return role.bias_open or ("" if role.bias is None else why_not_cut(role.bias))

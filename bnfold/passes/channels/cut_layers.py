@@ -8,25 +8,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from bnfold.fold.absorb.store import OutOfRange
 from bnfold.fold.edits import AddBias, Edit, SetValue
-from bnfold.fold.graph import Array, Node
+from bnfold.fold.graph import Array, Constant, Node
 from bnfold.fold.roles import Affine, Linear
-from bnfold.onnx_graph.model.evaluate import numpy_dtype
+from bnfold.onnx_graph.site import numpy_dtype
 from bnfold.passes.channels.choose import Choice
+from bnfold.passes.channels.groups import why_not_cut
 from bnfold.passes.channels.matrices import sums
-from bnfold.passes.channels.stored import cut, why_not
 from bnfold.report.channels import MovedConstant
 
-__all__ = ["Cut", "TooLarge", "linear"]
-
-
-class TooLarge(Exception):
-    """A bias would overflow its type: the constants that move into it must stay where they are."""
-
-    def __init__(self, node: Node, channels: Array, dtype: str) -> None:
-        super().__init__(node.name)
-        self.node, self.channels = node, channels
-        self.text = f"its bias would overflow {dtype}"
+__all__ = ["Cut", "cut", "linear"]
 
 
 @dataclass
@@ -39,8 +31,20 @@ class Cut:
     moved: tuple[MovedConstant, ...] = ()
 
 
+def cut(array: Array, axis: int, rank: int, keep: Array) -> Array:
+    """The entries to keep along an axis of a tensor of this rank, against which the array is broadcast."""
+    own = axis - (rank - array.ndim)
+    if own < 0 or array.shape[own] == 1:
+        return array
+    return np.ascontiguousarray(np.take(array, keep, own))
+
+
 def linear(choice: Choice, node: Node) -> Cut:
-    """The new weight and bias of a node of which inputs or outputs leave."""
+    """The new weight and bias of a node of which inputs or outputs leave.
+
+    Raises:
+        OutOfRange: a bias would overflow its type, so the constants must not move into it.
+    """
     role = node.role
     assert isinstance(role, Linear)
     x, y = node.inputs[role.x], node.outputs[0]
@@ -62,10 +66,10 @@ def linear(choice: Choice, node: Node) -> Cut:
         if result.moved:
             added = sums(role)[0] @ values
             added = added if keep is None else added[keep]
-    result.edits += _bias(node, role, keep, added, inputs)
-    places = _places(node, role)
+    result.edits += _bias(node, role, keep, added)
+    uses = _uses(node, role)
     fewer = math.prod(role.weight.shape) - weight.size
-    result.multiplications = None if places is None else places * fewer
+    result.multiplications = None if uses is None else uses * fewer
     return result
 
 
@@ -85,27 +89,19 @@ def _weight(role: Linear, inputs: Array | None, outputs: Array | None) -> Array:
     return np.ascontiguousarray(whole)
 
 
-def _bias(
-    node: Node, role: Linear, keep: Array | None, added: Array | None, inputs: Array | None
-) -> Iterator[Edit]:
+def _bias(node: Node, role: Linear, keep: Array | None, added: Array | None) -> Iterator[Edit]:
     y = node.outputs[0]
     if role.bias is not None:
         assert role.bias_slot is not None
-        old = role.bias.load()
-        axis, rank = (0, 1) if old.ndim == 1 else (role.out_axis, y.rank)
-        new = old if keep is None else cut(old, axis, rank, keep)
-        if added is not None:
-            shape = [-1 if i == role.out_axis else 1 for i in range(y.rank)] if old.ndim > 1 else [-1]
-            more = added.reshape(shape) / role.beta
-            new = _stored(node, new.astype(np.float64) + more, role.bias.dtype, inputs)
-        if new is not old:
-            yield SetValue(node, role.bias_slot, new, role.bias)
+        axis, rank = (0, 1) if len(role.bias.shape) == 1 else (role.out_axis, y.rank)
+        more = None if added is None else added / role.beta
+        yield from _new_value(node, (node, role.bias_slot, role.bias), axis, rank, keep, more)
     elif added is not None:
         behind = _shift_behind(node, role) if role.costs else None
         if behind is not None:
-            yield from _into_shift(node, behind, keep, added, inputs)
+            yield from _new_value(node, behind, role.out_axis, y.rank, keep, added)
             return
-        new = _stored(node, added, role.weight.dtype, inputs)
+        new = _stored(node, added, role.weight.dtype)
         if role.w_group is None and role.out_axis < y.rank - 1:  # a bias along rows
             new = new.reshape((-1,) + (1,) * (y.rank - 1 - role.out_axis))
         yield AddBias(node, new)
@@ -113,48 +109,49 @@ def _bias(
         yield AddBias(node, np.zeros((1,), numpy_dtype(role.weight.dtype)))
 
 
-def _shift_behind(node: Node, role: Linear) -> Node | None:
-    """The Add of a constant along the outputs that alone reads a MatMul, whose bias it is."""
+def _shift_behind(node: Node, role: Linear) -> tuple[Node, int, Constant] | None:
+    """The Add that alone reads a MatMul and whose constant is its bias: the node, the slot, the constant."""
     y = node.outputs[0]
     if len(y.readers) != 1 or y.fixed:
         return None
     reader = y.readers[0][0]
     if not isinstance(reader.role, Affine) or reader.op != "Add":
         return None
-    _, constant = reader.role.constants["value"]
-    if why_not(constant):
-        return None
-    place = role.out_axis - (y.rank - len(constant.shape))
-    return reader if place >= 0 and constant.shape[place] == role.split[role.w_out] else None
+    slot, constant = reader.role.constants["value"]
+    own = role.out_axis - (y.rank - len(constant.shape))
+    fits = own >= 0 and constant.shape[own] == role.split[role.w_out]
+    return (reader, slot, constant) if fits and not why_not_cut(constant) else None
 
 
-def _into_shift(
-    node: Node, behind: Node, keep: Array | None, added: Array, inputs: Array | None
+def _new_value(
+    node: Node,
+    of: tuple[Node, int, Constant],
+    axis: int,
+    rank: int,
+    keep: Array | None,
+    added: Array | None,
 ) -> Iterator[Edit]:
-    """Into the constant of the Add behind a MatMul."""
-    role, y = node.role, node.outputs[0]
-    assert isinstance(role, Linear)
-    assert isinstance(behind.role, Affine)
-    slot, constant = behind.role.constants["value"]
+    """The stored bias `of` a node: cut along an axis of a tensor of that rank, with what moves into it."""
+    owner, slot, constant = of
     old = constant.load()
-    new = old if keep is None else cut(old, role.out_axis, y.rank, keep)
-    shape = [1] * old.ndim
-    shape[role.out_axis - (y.rank - old.ndim)] = -1
-    value = new.astype(np.float64) + added.reshape(shape)
-    yield SetValue(behind, slot, _stored(node, value, constant.dtype, inputs), constant)
+    new = old if keep is None else cut(old, axis, rank, keep)
+    if added is not None:
+        whole = new.astype(np.float64) + added.reshape((-1,) + (1,) * (rank - 1 - axis))
+        new = _stored(node, whole, constant.dtype)
+    if new is not old:
+        yield SetValue(owner, slot, new, constant)
 
 
-def _stored(node: Node, value: Array, dtype: str, inputs: Array | None) -> Array:
+def _stored(node: Node, value: Array, dtype: str) -> Array:
     kind = numpy_dtype(dtype)
     with np.errstate(over="ignore"):
         result = np.asarray(value, np.float64).astype(kind)
     if not np.isfinite(result.astype(np.float64)).all():
-        assert inputs is not None
-        raise TooLarge(node, inputs, dtype)
+        raise OutOfRange(node, f"its bias would overflow {dtype}")
     return result
 
 
-def _places(node: Node, role: Linear) -> int | None:
+def _uses(node: Node, role: Linear) -> int | None:
     """How often the whole weight is used for one entry of the batch (axis 0); None if that is not known."""
     spread = node.op == "ConvTranspose"
     tensor, axis = (node.at(role.x), role.in_axis) if spread else (node.outputs[0], role.out_axis)

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
 
 import numpy as np
 
 from bnfold.fold.edits import SetValue
 from bnfold.fold.graph import Array, Constant, Node, Role, Tensor
 from bnfold.fold.roles import Affine, Concat, Leaky, Linear, Map, Move, Normalize, Product, Same, Split, Sum
-from bnfold.onnx_graph.model.site import Site
 from bnfold.onnx_graph.ops.facts import broken, integers
+from bnfold.onnx_graph.site import Site
 from bnfold.passes.channels.choose import Choice
-from bnfold.passes.channels.cut_layers import Cut, linear
+from bnfold.passes.channels.cut_layers import Cut, cut, linear
 from bnfold.passes.channels.sizes import cut_size, slice_bounds
-from bnfold.passes.channels.stored import cut
 
 __all__ = ["cut_of"]
 
 # what a rule stumbles over where shapes do not match
 _DAMAGE = (AssertionError, IndexError, KeyError, TypeError, ValueError)
-Stored = tuple[int, Constant, int, Array]  # slot, value, axis of the tensor, the places to keep
+# with the axis of the channels and the indices of those that stay: of the output, for BY_INPUT of the input
+Rule: TypeAlias = "Callable[[Node, int, Array], Cut]"
+BY_INPUT = ("Gather", "Slice", "Split")
 
 
 def cut_of(choice: Choice, node: Node) -> Cut:
@@ -28,83 +30,98 @@ def cut_of(choice: Choice, node: Node) -> Cut:
 
     Raises:
         ModelError: the node cannot run, since what it stores does not fit what it reads.
-        TooLarge: a bias would overflow.
+        OutOfRange: a bias would overflow.
     """
-    rule = RULES.get(type(node.role))
+    role, rule = node.role, RULES.get(type(node.role))
     try:
-        return Cut() if rule is None else rule(choice, node)
+        if isinstance(role, Linear):
+            return linear(choice, node)
+        if isinstance(role, Concat):
+            return _concat(choice, node)
+        if rule is None:
+            return Cut()
+        found = _keep(choice, node.at(0) if node.op in BY_INPUT else node.outputs[0])
+        return Cut() if found is None else rule(node, *found)
     except _DAMAGE:
         raise broken(node.source, "its stored values do not fit the shapes around it") from None
 
 
 def _keep(choice: Choice, tensor: Tensor | None) -> tuple[int, Array] | None:
-    """The axis of the channels and those that stay; None if all do."""
+    """The axis of the channels and the indices of those that stay; None if all do."""
     keep = choice.keep(tensor)
     return None if keep is None or tensor is None else (choice.groups.channels[tensor].axis, keep)
 
 
-def _constants(node: Node, rank: int, stored: Iterator[Stored]) -> Cut:
+def _constants(
+    node: Node, rank: int, axis: int, keep: Array, stored: Iterable[tuple[int, Constant | None]]
+) -> Cut:
+    """Stored values by slot, cut along an axis of a tensor of that rank."""
     result = Cut()
-    for slot, constant, axis, keep in stored:
-        old = constant.load()
-        new = cut(old, axis, rank, keep)
-        if new is not old:
-            result.edits.append(SetValue(node, slot, new, constant))
+    for slot, constant in stored:
+        if constant is not None:
+            old = constant.load()
+            new = cut(old, axis, rank, keep)
+            if new is not old:
+                result.edits.append(SetValue(node, slot, new, constant))
     return result
 
 
-def _affine(choice: Choice, node: Node) -> Cut:
-    role, y = node.role, node.outputs[0]
+# Nodes that store something for each channel of their output
+
+
+def _affine(node: Node, axis: int, keep: Array) -> Cut:
+    role = node.role
     assert isinstance(role, Affine)
-    found = _keep(choice, y)
-    if found is None:
-        return Cut()
-    axis, keep = found
-    if role.kind == "norm":  # vectors
-        return _constants(node, 1, ((slot, c, 0, keep) for slot, c in role.constants.values()))
-    return _constants(node, y.rank, ((slot, c, axis, keep) for slot, c in role.constants.values()))
+    rank, axis = (1, 0) if role.kind == "norm" else (node.outputs[0].rank, axis)  # a norm has vectors
+    return _constants(node, rank, axis, keep, role.constants.values())
 
 
-def _leaky(choice: Choice, node: Node) -> Cut:
-    role, y = node.role, node.outputs[0]
+def _leaky(node: Node, axis: int, keep: Array) -> Cut:
+    role = node.role
     assert isinstance(role, Leaky)
-    found = _keep(choice, y)
-    if found is None or role.constant is None:
-        return Cut()
-    return _constants(node, y.rank, iter([(int(role.key), role.constant, *found)]))
+    own = [] if role.constant is None else [(int(role.key), role.constant)]
+    return _constants(node, node.outputs[0].rank, axis, keep, own)
 
 
-def _normalize(choice: Choice, node: Node) -> Cut:
-    role, found = node.role, _keep(choice, node.outputs[0])
+def _normalize(node: Node, axis: int, keep: Array) -> Cut:
+    role = node.role
     assert isinstance(role, Normalize)
-    if found is None or found[0] not in role.axes:
+    if axis not in role.axes:
         return Cut()
-    place, keep = role.axes.index(found[0]), found[1]
     own = [(role.scale_slot, role.scale), (role.bias_slot or 0, role.bias)]
-    return _constants(node, len(role.axes), ((slot, c, place, keep) for slot, c in own if c is not None))
+    return _constants(node, len(role.axes), role.axes.index(axis), keep, own)
 
 
-def _joined(choice: Choice, node: Node) -> Cut:
+def _joined(node: Node, axis: int, keep: Array) -> Cut:
     """Constant operands."""
-    y = node.outputs[0]
-    found = _keep(choice, y)
-    if found is None:
-        return Cut()
     slots = node.role.slots if isinstance(node.role, Same) else range(len(node.inputs))
-    operands = ((slot, tensor.constant) for slot in slots if (tensor := node.inputs[slot]) is not None)
-    return _constants(node, y.rank, ((slot, c, *found) for slot, c in operands if c is not None))
+    operands = [(slot, tensor.constant) for slot in slots if (tensor := node.inputs[slot]) is not None]
+    return _constants(node, node.outputs[0].rank, axis, keep, operands)
 
 
 def _concat(choice: Choice, node: Node) -> Cut:
+    """Constant operands, each of which loses channels of its own."""
+    result = Cut()
+    for slot, tensor in enumerate(node.inputs):
+        found = _keep(choice, tensor)
+        if found is not None and tensor is not None:
+            part = _constants(node, node.outputs[0].rank, *found, [(slot, tensor.constant)])
+            result.edits += part.edits
+    return result
+
+
+def _map(node: Node, axis: int, keep: Array) -> Cut:
+    """Resize, if it is given the size of every axis."""
+    if node.op != "Resize" or not node.source.has(3):
+        return Cut()
+    sizes, axes = node.source.value(3), integers(node.source, "axes")
     rank = node.outputs[0].rank
-
-    def stored() -> Iterator[Stored]:
-        for slot, tensor in enumerate(node.inputs):
-            found = _keep(choice, tensor)
-            if found is not None and tensor is not None and tensor.constant is not None:
-                yield slot, tensor.constant, *found
-
-    return _constants(node, rank, stored())
+    along = list(range(rank)) if axes is None else [entry % rank for entry in axes]
+    if sizes is None or sizes.size != len(along) or axis not in along:
+        return Cut()
+    new = sizes.tolist()
+    new[along.index(axis)] = len(keep)
+    return _integers(node, "sizes", 3, new)
 
 
 def _integers(node: Node, name: str, slot: int, values: list[int]) -> Cut:
@@ -117,87 +134,61 @@ def _integers(node: Node, name: str, slot: int, values: list[int]) -> Cut:
     return Cut([SetValue(node, slot, np.asarray(values, dtype), constant)])
 
 
-def _map(choice: Choice, node: Node) -> Cut:
-    """Resize, if it is told the size of every axis."""
-    found = _keep(choice, node.outputs[0])
-    if found is None or node.op != "Resize" or not node.source.has(3):
-        return Cut()
-    sizes, axes = node.source.value(3), integers(node.source, "axes")
-    rank = node.outputs[0].rank
-    places = list(range(rank)) if axes is None else [axis % rank for axis in axes]
-    if sizes is None or sizes.size != len(places) or found[0] not in places:
-        return Cut()
-    new = sizes.tolist()
-    new[places.index(found[0])] = len(found[1])
-    return _integers(node, "sizes", 3, new)
+# Nodes that store shapes, or indices along the channels
 
 
-def _move(choice: Choice, node: Node) -> Cut:
-    role = node.role
-    assert isinstance(role, Move)
-    x, y = _keep(choice, node.inputs[role.x]), _keep(choice, node.outputs[0])
-    if x is None:
+def _move(node: Node, axis: int, keep: Array) -> Cut:
+    if node.op in ("Reshape", "Expand"):
+        return _reshape(node, axis, keep)
+    if node.op not in BY_INPUT:
         return Cut()
-    if node.op in ("Reshape", "Expand") and y is not None:
-        return _reshape(node, *y)
-    if node.op == "Slice":
-        return _slice(node, *x)
-    return _gather(choice, node, *x) if node.op == "Gather" else Cut()
+    size = (node.at(0).shape or ())[axis]
+    assert isinstance(size, int)
+    return _slice(node, axis, size, keep) if node.op == "Slice" else _gather(node, axis, size, keep)
 
 
 def _reshape(node: Node, axis: int, keep: Array) -> Cut:
     wanted = list(integers(node.source, "shape", 1) or ())
-    place = axis - (node.outputs[0].rank - len(wanted))  # Expand may name fewer axes
-    if place < 0 or wanted[place] in (-1, 0) or (node.op == "Expand" and wanted[place] == 1):
+    own = axis - (node.outputs[0].rank - len(wanted))  # Expand may name fewer axes
+    if own < 0 or wanted[own] in (-1, 0) or (node.op == "Expand" and wanted[own] == 1):
         return Cut()
-    wanted[place] = len(keep)
+    wanted[own] = len(keep)
     return _integers(node, "shape", 1, wanted)
 
 
-def _slice(node: Node, axis: int, keep: Array) -> Cut:
-    tensor = node.inputs[0]
-    assert tensor is not None
-    assert tensor.shape is not None
-    size = tensor.shape[axis]
-    bounds = slice_bounds(node.source, tensor.rank, axis)
+def _slice(node: Node, axis: int, size: int, keep: Array) -> Cut:
+    bounds = slice_bounds(node.source, node.at(0).rank, axis)
     assert bounds is not None
-    assert isinstance(size, int)
-    place, starts, ends = bounds
-    if place is None:
+    entry, starts, ends = bounds
+    if entry is None:
         return Cut()
-    run = range(size)[starts[place] : ends[place]]
-    starts[place], count = cut_size(keep, run.start, len(run))
-    ends[place] = starts[place] + count
+    run = range(size)[starts[entry] : ends[entry]]
+    starts[entry], count = cut_size(keep, run.start, len(run))
+    ends[entry] = starts[entry] + count
     result = _integers(node, "starts", 1, starts)
     more = _integers(node, "ends", 2, ends)
     return Cut(result.edits + more.edits, {**result.attributes, **more.attributes})
 
 
-def _gather(choice: Choice, node: Node, axis: int, keep: Array) -> Cut:
+def _gather(node: Node, axis: int, size: int, keep: Array) -> Cut:
     site: Site = node.source
-    tensor = node.inputs[0]
-    assert tensor is not None
-    assert tensor.shape is not None
-    size, indices = tensor.shape[axis], site.value(1)
-    if int(site.attr("axis", 0)) % tensor.rank != axis or indices is None:
+    indices = site.value(1)
+    if int(site.attr("axis", 0)) % node.at(0).rank != axis or indices is None:
         return Cut()
-    assert isinstance(size, int)
-    places = np.full(size, -1)
-    places[keep] = np.arange(len(keep))
-    new = places[indices.reshape(-1) % size]
+    moved = np.full(size, -1)
+    moved[keep] = np.arange(len(keep))
+    new = moved[indices.reshape(-1) % size]
     constant = site.constant(1)
     return Cut([SetValue(node, 1, new[new >= 0].astype(indices.dtype), constant)])
 
 
-def _split(choice: Choice, node: Node) -> Cut:
-    role, found = node.role, _keep(choice, node.inputs[0])
+def _split(node: Node, axis: int, keep: Array) -> Cut:
+    role = node.role
     assert isinstance(role, Split)
-    if found is None or found[0] != role.axis:
+    if axis != role.axis:
         return Cut()
-    sizes, first = [], 0
-    for size in role.sizes:
-        sizes.append(cut_size(found[1], first, size)[1])
-        first += size
+    ends = np.cumsum(role.sizes)
+    sizes = [cut_size(keep, int(end) - size, size)[1] for end, size in zip(ends, role.sizes, strict=True)]
     if node.source.opset < 13:
         return Cut(attributes={"split": sizes})
     result = Cut([SetValue(node, 1, np.asarray(sizes, np.int64), node.source.constant(1))])
@@ -206,11 +197,9 @@ def _split(choice: Choice, node: Node) -> Cut:
     return result
 
 
-RULES: dict[type[Role], Callable[[Choice, Node], Cut]] = {
+RULES: dict[type[Role], Rule] = {
     Affine: _affine,
-    Concat: _concat,
     Leaky: _leaky,
-    Linear: linear,
     Map: _map,
     Move: _move,
     Normalize: _normalize,

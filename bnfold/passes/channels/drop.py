@@ -1,4 +1,7 @@
-"""Find the dead channels of a model, and take them out of it."""
+"""The pass as a whole: find the channels that leave, take them out of the model, report what stays and why.
+
+Read it first: each step is a module of its own, in the order in which `drop_dead_channels` calls them.
+"""
 
 from __future__ import annotations
 
@@ -6,30 +9,32 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
-import onnx
 
+from bnfold.fold.absorb.store import OutOfRange
 from bnfold.fold.edits import AddBias, Edit, SetValue
-from bnfold.fold.graph import Array, Graph, Node
-from bnfold.fold.roles import Linear
+from bnfold.fold.graph import Array, Graph, Node, Role
+from bnfold.fold.roles import Linear, Map, Product, Same, Sum
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.file.tensors import constants
 from bnfold.onnx_graph.model.scopes import without_gc
-from bnfold.onnx_graph.model.site import DTYPES, FLOATS, Value
 from bnfold.onnx_graph.model.surgery import Surgery
+from bnfold.onnx_graph.ops.interval import Bounds
 from bnfold.onnx_graph.read import read
 from bnfold.onnx_graph.run.input_ranges import Range
+from bnfold.onnx_graph.site import DTYPES, FLOATS, Value
 from bnfold.onnx_graph.write import apply
 from bnfold.passes.channels.bounds import prove
-from bnfold.passes.channels.choose import Choice, choose
-from bnfold.passes.channels.classes import Reason
-from bnfold.passes.channels.cut_layers import Cut, TooLarge
+from bnfold.passes.channels.choose import PADDED, Choice, choose
+from bnfold.passes.channels.cut_layers import Cut
 from bnfold.passes.channels.cuts import cut_of
 from bnfold.passes.channels.grouping import group
-from bnfold.passes.channels.interval import Bounds
-from bnfold.passes.channels.kept import kept_constants
-from bnfold.report.channels import CutLayer, Dropped
+from bnfold.passes.channels.groups import Reason
+from bnfold.report.channels import CutLayer, Dropped, KeptChannels
 
 __all__ = ["drop_dead_channels"]
+
+_JOINED = "joins it with what is not constant"
+_WORDS: dict[type[Role], str] = {Map: "sees padding beside it", Product: _JOINED, Same: _JOINED, Sum: _JOINED}
 
 
 def drop_dead_channels(
@@ -55,18 +60,17 @@ def drop_dead_channels(
         groups = group(graph)
         stay: dict[int, Reason] = {}
         while True:
-            choice = choose(graph, groups, facts, stay)
+            choice = choose(groups, facts, stay)
             try:
                 cuts = {node: cut_of(choice, node) for node in graph.nodes}
                 break
-            except TooLarge as large:
-                role = large.node.role
+            except OutOfRange as error:  # the constants that would move into this bias stay
+                role = error.node.role
                 assert isinstance(role, Linear)
-                tensor = large.node.inputs[role.x]
-                assert tensor is not None
-                moving = large.channels & (choice.constants(tensor) != 0)
-                stay |= {int(s): Reason(large.text, large.node.name) for s in choice.sets[tensor][moving]}
-        dropped = Dropped(list(_layers(choice, cuts)), kept_constants(graph, choice))
+                tensor = error.node.at(role.x)
+                moving = choice.leaving[choice.sets[tensor]] & (choice.constants(tensor) != 0)
+                stay |= {int(s): Reason(error.reason, error.node.name) for s in choice.sets[tensor][moving]}
+        dropped = Dropped(list(_layers(choice, cuts)), _kept_constants(graph, choice))
         before = _count(loaded)
         _write(loaded, graph, choice, cuts)
         dropped.parameters = before - _count(loaded)
@@ -82,8 +86,8 @@ def _layers(choice: Choice, cuts: dict[Node, Cut]) -> list[CutLayer]:
         outputs: tuple[int, ...] = ()
         inputs: tuple[int, ...] = ()
         if isinstance(node.role, Linear):
-            outputs = _places(choice.gone(node.outputs[0]))
-            inputs = _places(choice.gone(node.at(node.role.x)))
+            outputs = _indices(choice.gone(node.outputs[0]))
+            inputs = _indices(choice.gone(node.at(node.role.x)))
         elif not fewer:
             continue  # a shape, or the bounds of a slice
         found.append(CutLayer(node.name, node.op, outputs, inputs, fewer, cut.multiplications, cut.moved))
@@ -98,21 +102,85 @@ def _fewer(edit: Edit) -> int:
     return -edit.value.size if isinstance(edit, AddBias) else 0
 
 
-def _places(gone: Array | None) -> tuple[int, ...]:
+def _indices(gone: Array | None) -> tuple[int, ...]:
     return () if gone is None else tuple(np.flatnonzero(gone).tolist())
 
 
-def _write(loaded: Loaded, graph: Graph, choice: Choice, cuts: dict[Node, Cut]) -> None:
-    edits: list[Edit] = []
-    done: set[tuple[Node, int | str]] = set()
-    for cut in cuts.values():
-        for edit in cut.edits:
-            if isinstance(edit, SetValue):
-                if (edit.node, edit.key) in done:  # a bias that took constants on the way is cut already
-                    continue
-                done.add((edit.node, edit.key))
-            edits.append(edit)
+# What is constant and stays
 
+
+def _kept_constants(graph: Graph, choice: Choice) -> list[KeptChannels]:
+    """What is constant and stays all the same: which node makes it so, what keeps it, and why.
+
+    One entry for each node and reason; a channel is in that of the node where it first is constant.
+    """
+    seen: set[int] = set()
+    lost = _where_lost(graph, choice)
+    found: list[KeptChannels] = []
+    for node in graph.nodes:
+        by_reason: dict[Reason, list[int]] = {}
+        for channel, root in _constant_at(choice, node):
+            reason = choice.reasons.get(root)
+            if root in seen or reason is None:
+                continue
+            seen.add(root)
+            if root in choice.live:
+                reason = lost.get(root, reason)
+            by_reason.setdefault(reason, []).append(channel)
+        found += [KeptChannels(node.name, node.op, tuple(p), r.text, r.where) for r, p in by_reason.items()]
+    return found
+
+
+def _constant_at(choice: Choice, node: Node) -> list[tuple[int, int]]:
+    """The indices and sets of the channels that are constant in the first output, and stay."""
+    y = node.outputs[0] if node.outputs else None
+    sets = None if y is None else choice.sets.get(y)
+    if y is None or sets is None:
+        return []
+    found = np.flatnonzero(~np.isnan(choice.constants(y)) & ~choice.leaving[sets])
+    return [(channel, int(sets[channel])) for channel in found.tolist()]
+
+
+def _where_lost(graph: Graph, choice: Choice) -> dict[int, Reason]:
+    """For each set the first node that reads it constant and gives something else on it."""
+    lost: dict[int, Reason] = {}
+    for node in graph.nodes:
+        y = node.outputs[0] if node.outputs else None
+        sets = None if y is None else choice.sets.get(y)
+        if y is None or sets is None:
+            continue
+        live = np.isnan(choice.constants(y))
+        for x in node.inputs:
+            if x is None or x not in choice.sets or x.constant is not None:
+                continue
+            known = ~np.isnan(choice.constants(x))
+            if isinstance(node.role, Linear) and node.role.groups > 1:  # a group is one set
+                roots = set(choice.sets[x][known].tolist()).intersection(sets[live].tolist())
+            else:
+                alike = len(known) == len(live)  # else a part, or one of several
+                roots = set(sets[known & live].tolist()) if alike else set()
+            for root in roots:
+                lost.setdefault(root, Reason(_words(node), node.name))
+    return lost
+
+
+def _words(node: Node) -> str:
+    role = node.role
+    if isinstance(role, Linear):
+        if role.split[role.w_in] > 1:
+            return "works in groups, and others of its group are not constant"
+        return PADDED if role.padded else "does not keep it constant"
+    return _WORDS.get(type(role), "does not keep it constant")
+
+
+# The edits
+
+
+def _write(loaded: Loaded, graph: Graph, choice: Choice, cuts: dict[Node, Cut]) -> None:
+    edits: dict[tuple[Node, object], Edit] = {}
+    for cut in cuts.values():
+        for edit in cut.edits:  # a bias behind a MatMul that took constants is cut already
+            edits.setdefault((edit.node, getattr(edit, "key", None)), edit)
     smaller: list[tuple[Value, int, int]] = []
     for node in cuts:
         for value, tensor in zip(node.source.outputs, node.outputs, strict=True):
@@ -122,21 +190,12 @@ def _write(loaded: Loaded, graph: Graph, choice: Choice, cuts: dict[Node, Cut]) 
 
     def finish(surgery: Surgery) -> None:
         for node, cut in cuts.items():
-            for name, entry in cut.attributes.items():
-                _set(node.source.node, name, entry)
+            if cut.attributes:
+                surgery.restate(node.source, cut.attributes)
         for value, axis, size in smaller:
             _resize(value, axis, size)
 
-    apply(loaded, graph, edits, finish)
-
-
-def _set(node: onnx.NodeProto, name: str, value: int | list[int] | None) -> None:
-    """Give a node an integer attribute, or take it away."""
-    others = [attribute for attribute in node.attribute if attribute.name != name]
-    del node.attribute[:]
-    node.attribute.extend(others)
-    if value is not None:
-        node.attribute.append(onnx.helper.make_attribute(name, value))
+    apply(loaded, graph, list(edits.values()), finish)
 
 
 def _resize(value: Value, axis: int, size: int) -> None:

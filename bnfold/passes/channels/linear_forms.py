@@ -2,7 +2,7 @@
 
 Bounds that go through one layer after the other forget that the same channel enters by several ways. A 1x1
 conv of a sum of 1x1 convs, the trunk of a net with linear bottlenecks, is one linear map of the bounded
-channels before it, at the same place of the image; its bounds are much narrower.
+channels before it, at the same pixel; its bounds are much narrower.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 from bnfold.fold.graph import Array, Node, Tensor
 from bnfold.fold.moves import Identity
 from bnfold.fold.roles import Affine, Linear, Move, Sum
+from bnfold.onnx_graph.ops.interval import Bounds
 from bnfold.onnx_graph.ops.windows import windows
-from bnfold.passes.channels.interval import Bounds
 from bnfold.passes.channels.matrices import bias_of, is_matrix, sums
 
 __all__ = ["Forms"]
@@ -24,8 +24,8 @@ __all__ = ["Forms"]
 LARGEST = 1 << 22  # entries of one form
 
 
-class Form(NamedTuple):
-    """`sum(matrix @ source) + shift` along one axis; all else of source and sum is at the same place."""
+class LinearForm(NamedTuple):
+    """`sum(matrix @ source) + shift` along one axis; on the other axes, each entry of the same entry."""
 
     axis: int
     parts: Mapping[Tensor, Array]
@@ -41,7 +41,7 @@ class Forms:
 
     def __init__(self, facts: Mapping[Tensor, Bounds]) -> None:
         self.facts = facts
-        self.known: dict[Tensor, Form] = {}
+        self.known: dict[Tensor, LinearForm] = {}
 
     def tighten(self, node: Node, bounds: Bounds) -> Bounds:
         """The bounds of a node's first output, narrower where it has a form."""
@@ -57,7 +57,7 @@ class Forms:
         low, high = (end.reshape(shape) for end in self._bounds(found))
         return Bounds(np.maximum(bounds.lo, low), np.minimum(bounds.hi, high))
 
-    def _bounds(self, form: Form) -> tuple[Array, Array]:
+    def _bounds(self, form: LinearForm) -> tuple[Array, Array]:
         lo, hi = form.shift, form.shift
         for source, matrix in form.parts.items():
             below, above = self.facts[source].along(form.axis, matrix.shape[1])
@@ -66,7 +66,7 @@ class Forms:
             hi = hi + _times(up, above, np.inf) + _times(down, below, np.inf)
         return lo, hi
 
-    def _of(self, node: Node) -> Form | None:
+    def _of(self, node: Node) -> LinearForm | None:
         role = node.role
         if isinstance(role, Linear):
             return self._linear(node, role)
@@ -77,7 +77,7 @@ class Forms:
             return self.known.get(x)
         return self._affine(node, role) if isinstance(role, Affine) else None
 
-    def _linear(self, node: Node, role: Linear) -> Form | None:
+    def _linear(self, node: Node, role: Linear) -> LinearForm | None:
         x = node.inputs[role.x]
         bias = bias_of(role, node.outputs[0].rank)
         if x is None or bias is None or role.groups > 1 or not _is_pointwise(node, role):
@@ -89,19 +89,19 @@ class Forms:
         if len(weight) * sum(matrix.shape[1] for matrix in inner.parts.values()) > LARGEST:
             return None
         parts = {source: weight @ matrix for source, matrix in inner.parts.items()}
-        return Form(role.out_axis, parts, weight @ inner.shift + bias.lo.reshape(-1))
+        return LinearForm(role.out_axis, parts, weight @ inner.shift + bias.lo.reshape(-1))
 
-    def _form(self, x: Tensor, axis: int, size: int) -> Form | None:
-        """The form of a tensor; without one it stands for itself."""
+    def _form(self, x: Tensor, axis: int, size: int) -> LinearForm | None:
+        """The form of a tensor; without one, the tensor itself."""
         found = self.known.get(x)
         if found is not None:
             return found if found.axis == axis else None
         bounds = self.facts.get(x)
         if bounds is None or size * size > LARGEST or not _bounded(bounds):
             return None
-        return Form(axis, {x: np.eye(size)}, np.zeros(size))
+        return LinearForm(axis, {x: np.eye(size)}, np.zeros(size))
 
-    def _sum(self, node: Node, role: Sum) -> Form | None:
+    def _sum(self, node: Node, role: Sum) -> LinearForm | None:
         y = node.outputs[0]
         axes = {self.known[x].axis for x in node.inputs if x is not None and x in self.known}
         if len(axes) != 1 or any(x is None or x.shape != y.shape for x in node.inputs):
@@ -118,9 +118,9 @@ class Forms:
             shift = shift + coefficient * form.shift
             for source, matrix in form.parts.items():
                 parts[source] = parts.get(source, 0) + coefficient * matrix
-        return Form(axis, parts, shift)
+        return LinearForm(axis, parts, shift)
 
-    def _affine(self, node: Node, role: Affine) -> Form | None:
+    def _affine(self, node: Node, role: Affine) -> LinearForm | None:
         x = node.inputs[role.x]
         form = None if x is None else self.known.get(x)
         if form is None:
@@ -130,7 +130,7 @@ class Forms:
             return None
         scale = np.broadcast_to(role.scale.reshape(-1), (size,))
         parts = {source: scale[:, None] * matrix for source, matrix in form.parts.items()}
-        return Form(form.axis, parts, scale * form.shift + role.shift.reshape(-1))
+        return LinearForm(form.axis, parts, scale * form.shift + role.shift.reshape(-1))
 
 
 def _bounded(bounds: Bounds) -> bool:
@@ -139,7 +139,7 @@ def _bounded(bounds: Bounds) -> bool:
 
 
 def _is_pointwise(node: Node, role: Linear) -> bool:
-    """Each place of the output sees the same place of the input."""
+    """Each pixel of the output sees the same pixel of the input."""
     if not is_matrix(role) or role.padded or role.in_axis != role.out_axis:
         return False
     if role.w_group is None:

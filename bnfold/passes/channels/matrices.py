@@ -1,6 +1,6 @@
 """Weights of linear layers as matrices (groups, outputs, inputs): their bounds, zeros and sums over the taps.
 
-They are looked at a few million entries at a time.
+They are read a few million entries at a time.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 from bnfold.fold.graph import Array
 from bnfold.fold.roles import Linear
-from bnfold.passes.channels.interval import Bounds, unknown
+from bnfold.onnx_graph.ops.interval import Bounds, unknown
 
 __all__ = ["bias_of", "is_matrix", "read_by", "sums", "through"]
 

@@ -1,26 +1,27 @@
-"""Numbers that depend on how many channels there are: shapes that are read, and places on an axis."""
+"""Numbers that depend on how many channels there are: shapes that are read, and indices on an axis."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
 from bnfold.fold.graph import Array, Graph, Tensor
-from bnfold.onnx_graph.model.site import Scope, Site
 from bnfold.onnx_graph.ops.facts import integers
-from bnfold.onnx_graph.ops.table import BLIND
+from bnfold.onnx_graph.ops.table import record_of
+from bnfold.onnx_graph.site import Scope, Site
 
 __all__ = ["cut_size", "reads_of_sizes", "slice_bounds", "taken"]
 
 
 def reads_of_sizes(graph: Graph) -> Iterator[tuple[Tensor, Callable[[int], bool]]]:
-    """Each tensor whose shape a node looks at, and whether that uses the size of an axis."""
+    """Each tensor whose shape a node reads, and whether that uses the size of an axis."""
     scopes: list[Scope] = graph.nodes[0].source.scope.model.scopes if graph.nodes else []
     for scope in scopes:
         for site in scope.sites:
-            for slot, value in enumerate(site.values):
-                if value is None or value.tensor is None or (site.op, slot) not in BLIND:
-                    continue
-                if site.op != "CastLike":  # which looks at the type only
+            if site.op == "CastLike":  # which reads the type only
+                continue
+            for slot in record_of(site.op).unseen:
+                value = site.values[slot] if slot < len(site.values) else None
+                if value is not None and value.tensor is not None:
                     yield value.tensor, _axes_of_shape(site, value.tensor.rank)
 
 
@@ -37,7 +38,7 @@ def _axes_of_shape(site: Site, rank: int) -> Callable[[int], bool]:
         part = taken(reader, 1, 0, len(entries)) if slot == 0 and reader.op in ("Gather", "Slice") else None
         if part is None:
             return lambda axis: True
-        used.update(entries[place] for place in part)
+        used.update(entries[index] for index in part)
     return lambda axis: axis in used
 
 
@@ -56,16 +57,16 @@ def _gathered(site: Site, rank: int, axis: int, size: int) -> list[int] | None:
     value = site.value(1)
     if value is None or value.ndim > 1:
         return None
-    places = [int(place) for place in value.reshape(-1)]
-    return [place % size for place in places] if all(-size <= place < size for place in places) else None
+    indices = [int(index) for index in value.reshape(-1)]
+    return [index % size for index in indices] if all(-size <= index < size for index in indices) else None
 
 
 def _sliced(site: Site, rank: int, axis: int, size: int) -> list[int] | None:
     bounds = slice_bounds(site, rank, axis)
     if bounds is None:
         return None
-    place, starts, ends = bounds
-    return list(range(size))[starts[place] : ends[place]] if place is not None else list(range(size))
+    entry, starts, ends = bounds
+    return list(range(size))[starts[entry] : ends[entry]] if entry is not None else list(range(size))
 
 
 def slice_bounds(site: Site, rank: int, axis: int) -> tuple[int | None, list[int], list[int]] | None:
@@ -76,11 +77,11 @@ def slice_bounds(site: Site, rank: int, axis: int) -> tuple[int | None, list[int
     steps, axes = integers(site, "steps", 4), integers(site, "axes", 3)
     if starts is None or ends is None:
         return None
-    axes = tuple(range(len(starts))) if axes is None else tuple(entry % rank for entry in axes)
-    places = [place for place, entry in enumerate(axes) if entry == axis]
-    if len(places) > 1 or (places and steps is not None and steps[places[0]] != 1):
+    axes = tuple(range(len(starts))) if axes is None else tuple(other % rank for other in axes)
+    entries = [entry for entry, other in enumerate(axes) if other == axis]
+    if len(entries) > 1 or (entries and steps is not None and steps[entries[0]] != 1):
         return None
-    return (places[0] if places else None), list(starts), list(ends)
+    return (entries[0] if entries else None), list(starts), list(ends)
 
 
 def cut_size(keep: Array, start: int, count: int) -> tuple[int, int]:

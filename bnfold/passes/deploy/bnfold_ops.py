@@ -82,11 +82,11 @@ def function(variant: Variant, opset: int) -> onnx.FunctionProto:
     """The body, in operators of this version of the default domain."""
     nodes = _normalized(opset) if variant.statistics else []
     last = "normalized" if variant.statistics else "x"
-    wide = variant.statistics and opset >= 15
+    in_float32 = variant.statistics and opset >= 15
     steps = [("Mul", "scale"), ("Add", "shift"), *([("Add", "residual")] * variant.add)]
     for op, operand in steps:
         other = operand
-        if wide:
+        if in_float32:
             other = f"{operand}_wide"
             nodes.append(helper.make_node("Cast", [operand], [other], to=onnx.TensorProto.FLOAT))
         nodes.append(helper.make_node(op, [last, other], [f"with_{operand}"]))
@@ -94,7 +94,7 @@ def function(variant: Variant, opset: int) -> onnx.FunctionProto:
     if variant.relu:
         nodes.append(helper.make_node("Relu", [last], ["relu"]))
         last = "relu"
-    if wide:
+    if in_float32:
         nodes.append(helper.make_node("CastLike", [last, "x"], ["y"]))
     else:
         nodes[-1].output[0] = "y"

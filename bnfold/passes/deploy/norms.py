@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bnfold.onnx_graph.model.site import Site, Value
 from bnfold.onnx_graph.ops.facts import EPSILON
+from bnfold.onnx_graph.site import Site, Value
 from bnfold.passes.deploy.terms import (
     Computed,
     Known,
@@ -88,8 +88,8 @@ def read_norm(site: Site) -> Norm | None:
         with np.errstate(all="ignore"):  # a scale that is not finite fits no type: the norm stays
             inverse = Known(1 / np.sqrt(var.array + epsilon))
     else:
-        wide = add(var, known(np.array(epsilon), rank))
-        inverse = Computed("Reciprocal", (Computed("Sqrt", (wide,)),))
+        radicand = add(var, known(np.array(epsilon), rank))
+        inverse = Computed("Reciprocal", (Computed("Sqrt", (radicand,)),))
     scale = multiply(gamma, inverse)
     offset = multiply(scale, multiply(mean, _minus_one(rank)))
     cancels = _cancels(offset, gamma, beta)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
-from onnx import helper
+from typing import Any
 
-from bnfold.onnx_graph.model.site import Scope, Site, Value
+import numpy as np
+
 from bnfold.onnx_graph.model.surgery import Surgery
 from bnfold.onnx_graph.ops.sequences import is_only_indexed, part_sizes
+from bnfold.onnx_graph.site import Scope, Site
 
 __all__ = ["split_plainly"]
 
@@ -27,26 +28,18 @@ def _replace(surgery: Surgery, site: Site) -> None:
     assert sequence is not None
     assert x is not None
     axis = int(site.attr("axis", 0))
-    inputs: list[Value | None] = [x]
-    if site.opset >= 13:
-        inputs.append(
-            surgery.constant(f"{sequence.name}_sizes", np.array(sizes, np.int64), scope, before=site)
-        )
-    parts: list[Value] = []
-    split = surgery.node("Split", site.node.name or f"{sequence.name}_split", inputs, "", site)
-    del split.node.output[:]
-    for size in sizes:
-        part = Value(surgery.name(f"{sequence.name}_part"), scope, split, len(parts))
+    parts = [surgery.value(f"{sequence.name}_part", scope) for _ in sizes]
+    for size, part in zip(sizes, parts, strict=True):
         part.dtype = x.dtype
         if x.shape is not None:
             part.shape = (*x.shape[: axis % len(x.shape)], size, *x.shape[axis % len(x.shape) + 1 :])
-        scope.values[part.name] = part
-        split.outputs.append(part)
-        split.node.output.append(part.name)
-        parts.append(part)
-    split.node.attribute.append(helper.make_attribute("axis", axis))
-    if site.opset < 13:
-        split.node.attribute.append(helper.make_attribute("split", list(sizes)))
+    inputs, stated = [x], dict[str, Any](axis=axis)
+    if site.opset >= 13:
+        array = np.array(sizes, np.int64)
+        inputs.append(surgery.constant(f"{sequence.name}_sizes", array, scope, before=site))
+    else:
+        stated["split"] = list(sizes)
+    surgery.node("Split", site.node.name or f"{sequence.name}_split", inputs, parts, site, **stated)
     for reader, _ in list(surgery.uses(sequence)):
         index = reader.value(1)
         assert index is not None

@@ -8,10 +8,9 @@ from typing import TypeAlias
 import numpy as np
 
 from bnfold.fold.graph import Array
-from bnfold.onnx_graph.model.evaluate import numpy_dtype
 from bnfold.onnx_graph.model.new_nodes import emit
-from bnfold.onnx_graph.model.site import Site, Value
 from bnfold.onnx_graph.model.surgery import Surgery
+from bnfold.onnx_graph.site import Site, Value, numpy_dtype
 
 __all__ = ["Computed", "Known", "Read", "Term", "add", "fits", "known", "materialize", "multiply"]
 
@@ -86,25 +85,25 @@ def fits(term: Term, dtype: str) -> bool:
     return bool(lost.max(initial=0) <= LOST * np.abs(term.array).max(initial=0))
 
 
-def materialize(surgery: Surgery, term: Term, channels: int, dtype: str, wish: str, after: Site) -> Value:
+def materialize(surgery: Surgery, term: Term, channels: int, dtype: str, stem: str, after: Site) -> Value:
     """The value that a term is: a stored constant with all its channels, or what new nodes give."""
     if isinstance(term, Known):
         shape = (1, channels, *term.array.shape[2:])
-        return _constant(surgery, np.broadcast_to(term.array, shape), dtype, wish, after)
+        return _constant(surgery, np.broadcast_to(term.array, shape), dtype, stem, after)
     if isinstance(term, Read):
         if term.shape is None:
             return term.value
-        target = surgery.constant(f"{wish}_shape", np.array(term.shape, np.int64), after.scope, before=after)
-        return emit(surgery, "Reshape", [term.value, target], wish, after)
+        target = surgery.constant(f"{stem}_shape", np.array(term.shape, np.int64), after.scope, before=after)
+        return emit(surgery, "Reshape", [term.value, target], stem, after)
     operands = [
-        _constant(surgery, operand.array, dtype, f"{wish}_operand", after)
+        _constant(surgery, operand.array, dtype, f"{stem}_operand", after)
         if isinstance(operand, Known)
-        else materialize(surgery, operand, channels, dtype, wish, after)
+        else materialize(surgery, operand, channels, dtype, stem, after)
         for operand in term.operands
     ]
-    return emit(surgery, term.op, operands, wish, after)
+    return emit(surgery, term.op, operands, stem, after)
 
 
-def _constant(surgery: Surgery, array: Array, dtype: str, wish: str, after: Site) -> Value:
+def _constant(surgery: Surgery, array: Array, dtype: str, stem: str, after: Site) -> Value:
     stored = np.ascontiguousarray(array.astype(numpy_dtype(dtype)))
-    return surgery.constant(wish, stored, after.scope, before=after)
+    return surgery.constant(stem, stored, after.scope, before=after)

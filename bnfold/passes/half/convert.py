@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from bnfold.fold.absorb.absorb import OutOfRange, absorb
+from bnfold.fold.carry.spread import State
+from bnfold.fold.graph import Array, Graph, Tensor
+from bnfold.fold.rescale.fit_range import RescaledTensor, fit, makers, troubled
+from bnfold.fold.rescale.headroom import BFLOAT16, FLOAT16, Narrow
+from bnfold.onnx_graph.file.loaded import Loaded
+from bnfold.onnx_graph.model.constants import constant_of
+from bnfold.onnx_graph.model.scopes import default_opset
+from bnfold.onnx_graph.read import analysed, read
+from bnfold.onnx_graph.run.evaluators import CannotRun
+from bnfold.onnx_graph.run.side_by_side import Feeds
+from bnfold.onnx_graph.write import apply
+from bnfold.passes.half.opset import raised
+from bnfold.passes.half.plain_norms import make_plain
+from bnfold.passes.half.plan import MARGIN, plan
+from bnfold.passes.half.ranges import Range, carried, measure
+from bnfold.passes.half.slots import typeless
+from bnfold.passes.half.write import write
 from bnfold.report.data import Span
-from bnfold.report.precision import (
-    KeptNode,
-    PrecisionReport,
-    Rescaled,
-)
-
-if TYPE_CHECKING:
-    from bnfold.fold.graph import Array, Graph, Tensor
-    from bnfold.fold.rescale.fit_range import RescaledTensor
-    from bnfold.fold.rescale.headroom import Narrow
-    from bnfold.onnx_graph.file.loaded import Loaded
-    from bnfold.onnx_graph.run.side_by_side import Feeds
-    from bnfold.passes.half.ranges import Range
+from bnfold.report.precision import KeptNode, PrecisionReport, Rescaled
 
 __all__ = ["converted", "feeds_of", "ranges_of", "whole"]
 
 BFLOAT16_FROM = 22  # the opset in which the last of the common operators, Conv and the pools, takes it
 STAYS = "the opset stays"
+TYPES = {"float16": FLOAT16, "bfloat16": BFLOAT16}
 
 
 def feeds_of(
@@ -35,11 +42,10 @@ def feeds_of(
     seed: int,
     report: PrecisionReport,
 ) -> Feeds | None:
-    from bnfold.onnx_graph.run.side_by_side import Feeds, NotRun
-
+    """The inputs on which ranges are measured; None, and why in the report, where the model cannot be fed."""
     try:
         return Feeds(loaded, inputs, shapes, seed)
-    except NotRun as reason:
+    except CannotRun as reason:
         report.reason = str(reason)
         return None
 
@@ -53,18 +59,16 @@ def converted(
         The converted model (`loaded` itself if nothing became half), the inputs on which ranges were
         measured (None: they were not), and the ranges of `loaded`.
     """
-    from bnfold.passes.half.plain_norms import make_plain
-
     ranges, feed = ranges_of(loaded, feeds, report)
     model = loaded.copy()
-    raised = _raise_opset(model, half, ranges)
+    opset = _raise_opset(model, half, ranges)
     make_plain(model)
-    _write(model, half, _rescale(model, ranges, _narrow(half), report), report)
+    _write(model, half, _rescale(model, ranges, TYPES[half], report), report)
     if report.half:
-        report.notes += [raised] if raised else []
+        report.notes += [opset] if opset else []
         return model, feed, ranges
-    told = f"nothing became {half}: the model is as it was"
-    report.notes += [raised, told] if raised.startswith(STAYS) else [told]
+    nothing = f"nothing became {half}: the model is as it was"
+    report.notes += [opset, nothing] if opset.startswith(STAYS) else [nothing]
     report.rescaled, report.casts = [], 0
     return loaded, feed, ranges
 
@@ -72,30 +76,22 @@ def converted(
 def whole(
     loaded: Loaded, half: str, ranges: Mapping[str, Range], report: PrecisionReport | None = None
 ) -> Loaded:
+    """A copy converted as a whole, whatever the numbers are: what a plain converter makes of it."""
     result = loaded.copy()
     _raise_opset(result, half, ranges)
     _write(result, half, {}, report, guarded=False)
     return result
 
 
-def _narrow(half: str) -> Narrow:
-    from bnfold.fold.rescale.headroom import BFLOAT16, FLOAT16
-
-    return FLOAT16 if half == "float16" else BFLOAT16
-
-
 def _raise_opset(model: Loaded, half: str, ranges: Mapping[str, Range]) -> str:
     """What became of the opset, in words; "" if it may stay."""
-    from bnfold.onnx_graph.model.scopes import default_opset
-    from bnfold.passes.half.opset import raised
-
     opset = default_opset(model.proto.opset_import)
     if half != "bfloat16" or opset >= BFLOAT16_FROM:
         return ""
     why = raised(model, BFLOAT16_FROM, {name: len(seen.shape) for name, seen in ranges.items()})
     if why:
-        told = f"{STAYS} {opset}, in which fewer operators take bfloat16: {why}"
-        return f"{told}; export with opset {BFLOAT16_FROM} for all of them"
+        fewer = f"{STAYS} {opset}, in which fewer operators take bfloat16: {why}"
+        return f"{fewer}; export with opset {BFLOAT16_FROM} for all of them"
     return f"opset {opset} became {BFLOAT16_FROM}, from which on convolutions take bfloat16"
 
 
@@ -103,20 +99,12 @@ def ranges_of(
     model: Loaded, feeds: Any, report: PrecisionReport
 ) -> tuple[dict[str, Range], Mapping[str, Array] | None]:
     """What was seen of each tensor of the graph, and on which inputs."""
-    from bnfold.onnx_graph.model.constants import constant_of
-    from bnfold.onnx_graph.model.scopes import build
-    from bnfold.onnx_graph.ops.infer import infer
-    from bnfold.onnx_graph.run.evaluators import CannotRun
-    from bnfold.passes.half.ranges import measure
-
     if feeds is None:
         report.notes.append(f"ranges were not measured, and nothing was compared: {report.reason}")
         return {}, None
-    graph, scopes = build(model, "duplicate")
-    infer(graph, scopes)
     values = [
         value
-        for value in scopes[0].values.values()
+        for value in analysed(model).scopes[0].values.values()
         if value.dtype == "float32" and value.site is not None and constant_of(value) is None
     ]
     problem = ""
@@ -134,13 +122,6 @@ def _rescale(
     model: Loaded, ranges: Mapping[str, Range], narrow: Narrow, report: PrecisionReport
 ) -> Mapping[str, Range]:
     """Bring channels into range, in float32 still; the ranges that they have then."""
-    from bnfold.fold.absorb.absorb import OutOfRange, absorb
-    from bnfold.fold.rescale.fit_range import fit
-    from bnfold.onnx_graph.read import read
-    from bnfold.onnx_graph.write import apply
-    from bnfold.passes.half.plan import MARGIN
-    from bnfold.passes.half.ranges import carried
-
     graph = read(model)
     result = fit(graph, _seen(ranges), narrow, MARGIN)
     report.stuck = result.stuck
@@ -151,7 +132,7 @@ def _rescale(
     except OutOfRange as error:
         report.stuck.append((error.node.name, error.reason))
         return ranges
-    report.rescaled = [_told(moved) for moved in result.moved]
+    report.rescaled = [_rescaled(moved) for moved in result.moved]
     factors = {tensor.name: factor for tensor, factor in result.state.p.items()}
     apply(model, graph, edits)
     return {n: carried(seen, factors[n]) if n in factors else seen for n, seen in ranges.items()}
@@ -165,7 +146,7 @@ def _seen(ranges: Mapping[str, Range]) -> Any:
     return seen
 
 
-def _told(moved: RescaledTensor) -> Rescaled:
+def _rescaled(moved: RescaledTensor) -> Rescaled:
     def spans(pair: tuple[Array, Array] | None) -> tuple[Span | None, Span | None]:
         if pair is None:
             return None, None
@@ -185,33 +166,21 @@ def _write(
     guarded: bool = True,
 ) -> None:
     """Types and Casts. Without `guarded`, as a converter does it that does not look at numbers."""
-    from bnfold.onnx_graph.model.scopes import build
-    from bnfold.onnx_graph.ops.infer import infer
-    from bnfold.onnx_graph.read import read
-    from bnfold.passes.half import write as writer
-    from bnfold.passes.half.functions import typeless
-    from bnfold.passes.half.plan import plan
-
-    narrow = _narrow(half)
-    troubled = _troubled(read(model), ranges, narrow) if guarded else {}
-    graph, scopes = build(model, "duplicate")
-    infer(graph, scopes)
-    root = scopes[0]
+    narrow = TYPES[half]
+    outside = _outside(read(model), ranges, narrow) if guarded else {}
+    root = analysed(model).scopes[0]
     by_name = {site.name: site for site in root.sites}
-    reasons = {by_name[name]: reason for name, reason in troubled.items() if name in by_name}
+    reasons = {by_name[name]: reason for name, reason in outside.items() if name in by_name}
     chosen = plan(root, narrow, ranges, reasons, typeless(root, half), guarded=guarded)
-    casts = writer.write(root, chosen, half)
+    casts = write(root, chosen, half)
     if report is not None:
         report.casts = casts
         report.half = sum(chosen.is_half(site) and bool(any(chosen.slots[site])) for site in chosen.slots)
         report.kept = [KeptNode(site.name, site.op, reason) for site, reason in chosen.stays.items()]
 
 
-def _troubled(graph: Graph, ranges: Mapping[str, Range], narrow: Narrow) -> dict[str, str]:
+def _outside(graph: Graph, ranges: Mapping[str, Range], narrow: Narrow) -> dict[str, str]:
     """Nodes whose weights or inputs the type cannot hold, by name, and those that make such inputs."""
-    from bnfold.fold.carry.spread import State
-    from bnfold.fold.rescale.fit_range import makers, troubled
-
     found: dict[str, str] = {}
     for node, head in troubled(graph, State(), _seen(ranges), narrow).items():
         name = narrow.name

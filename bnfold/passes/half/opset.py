@@ -4,12 +4,13 @@ bfloat16 came to the operators one by one: to Add with opset 13, to Conv with op
 widen the types that an operator takes, and for them the number in the file is all that has to change. Some
 turned an attribute into an input, which is moved. What else a version may have changed is read from onnx's
 schemas: an attribute or input that went away, another default. A few changed their meaning under the same
-signature, and are listed.
+signature, as their records say (`Operator.changed`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,28 +18,14 @@ import onnx
 import onnx.defs
 
 from bnfold.onnx_graph.file.loaded import Loaded
-from bnfold.onnx_graph.model.scopes import build, default_opset
-from bnfold.onnx_graph.model.site import Site
-from bnfold.onnx_graph.ops.infer import infer
+from bnfold.onnx_graph.model.scopes import default_opset
+from bnfold.onnx_graph.ops.table import record_of
+from bnfold.onnx_graph.read import analysed
+from bnfold.onnx_graph.site import Site
 from bnfold.passes.half.slots import schema_of
 
 __all__ = ["raised"]
 
-# From these versions on the same node means something else (Split has to be told how many).
-_CHANGED = {
-    **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), 13),
-    "GroupNormalization": 21,
-    "DFT": 20,
-    "GridSample": 20,
-    "Split": 18,
-}
-# Attributes of integers that became the second input: attribute, and from which version on.
-_REDUCE = ("Mean", "Max", "Min", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare")
-_MOVED = {
-    **dict.fromkeys(("Squeeze", "Unsqueeze", "ReduceSum"), ("axes", 13)),
-    "Split": ("split", 13),
-    **{f"Reduce{what}": ("axes", 18) for what in _REDUCE},
-}
 _OPTIONAL = onnx.defs.OpSchema.FormalParameterOption.Optional
 
 
@@ -51,8 +38,7 @@ def raised(loaded: Loaded, opset: int, ranks: Mapping[str, int]) -> str:
     old = default_opset(proto.opset_import)
     if old >= opset:
         return ""
-    model, scopes = build(loaded, "duplicate")
-    infer(model, scopes)
+    model = analysed(loaded)
     edits: list[tuple[Site, Callable[[Site, onnx.GraphProto], None]]] = []
     for scope in model.scopes:
         for site in scope.sites:
@@ -79,9 +65,9 @@ def raised(loaded: Loaded, opset: int, ranks: Mapping[str, int]) -> str:
 
 def _edit(site: Site, new: int, ranks: Mapping[str, int]) -> Callable[[Site, onnx.GraphProto], None] | None:
     """What makes a node of the newer version of this one, where that is known."""
-    attribute, version = _MOVED.get(site.op, ("", 0))
+    attribute, version = record_of(site.op).moved or ("", 0)
     if site.opset < version <= new and attribute in site.attributes and not site.scope.in_function:
-        return _move_attribute
+        return partial(_move_attribute, attribute)
     if site.op in ("Softmax", "LogSoftmax") and site.opset < 13 <= new:
         rank = site.rank(0) or ranks.get(site.node.input[0])
         if rank and site.attr("axis", 1) in (-1, rank - 1):  # over the last axis it was the same before
@@ -89,13 +75,12 @@ def _edit(site: Site, new: int, ranks: Mapping[str, int]) -> Callable[[Site, onn
     return None
 
 
-def _move_attribute(site: Site, graph: onnx.GraphProto) -> None:
-    name = _MOVED[site.op][0]
-    wish = f"{site.name} {name}"  # names of nodes, as they are told here, are unique
+def _move_attribute(name: str, site: Site, graph: onnx.GraphProto) -> None:
+    tensor = f"{site.name} {name}"  # names of sites are unique
     array = np.array(site.attr(name), np.int64).reshape(-1)
-    graph.initializer.append(onnx.numpy_helper.from_array(array, wish))
+    graph.initializer.append(onnx.numpy_helper.from_array(array, tensor))
     _drop(site.node, name)
-    site.node.input.append(wish)
+    site.node.input.append(tensor)
 
 
 def _last_axis(site: Site, graph: onnx.GraphProto) -> None:
@@ -118,8 +103,8 @@ def _changed(site: Site, new: int) -> str:
     if before.since_version == after.since_version:
         return ""
     changed = f"{op} changed in opset {after.since_version}"
-    if old < _CHANGED.get(op, 0) <= new and not (op == "Split" and site.has(1)):
-        return f"{op} changed in opset {_CHANGED[op]}"
+    if old < record_of(op).changed <= new and not (op == "Split" and site.has(1)):  # which says the sizes
+        return f"{op} changed in opset {record_of(op).changed}"
     if any(name in before.attributes and name not in after.attributes for name in site.attributes):
         return changed
     for name, meant in after.attributes.items():

@@ -11,63 +11,23 @@ import numpy as np
 
 from bnfold.fold.rescale.headroom import Narrow
 from bnfold.onnx_graph.model.constants import constant_of
-from bnfold.onnx_graph.model.site import (
-    Model,
+from bnfold.onnx_graph.ops.operator import Half
+from bnfold.onnx_graph.ops.table import record_of
+from bnfold.onnx_graph.site import (
     Scope,
     Site,
     Value,
 )
 from bnfold.passes.half.ranges import Range
-from bnfold.passes.half.slots import Slots, schema_of, slots_of
+from bnfold.passes.half.slots import Slots, of_function, schema_of, slots_of
 
 __all__ = ["MARGIN", "Plan", "plan"]
 
 # How many times as large as measured a value may become on other inputs.
 MARGIN = 8.0
-_SUMS = frozenset(
-    {"ReduceMean", "GlobalAveragePool", "AveragePool", "ReduceSum", "ReduceL1", "CumSum", "Mean"}
-)
-_SQUARED = """
-    ReduceSumSquare ReduceL2 LpPool GlobalLpPool LpNormalization InstanceNormalization GroupNormalization
-    LayerNormalization RMSNormalization MeanVarianceNormalization LRN
-"""
-_SQUARES = frozenset(_SQUARED.split())
 _FLOAT = 1  # TensorProto.FLOAT, as the attribute stash_type has it
-# Whose numbers are scales of integers: a quantized weight is read as it was stored.
-_QUANTIZED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
-# These change no number: between nodes that stay float32 they stay as well.
-_PASSES = """
-    Relu Identity Reshape Flatten Squeeze Unsqueeze Transpose Concat Split Slice Gather Pad MaxPool
-    GlobalMaxPool ReduceMax ReduceMin Expand Tile DepthToSpace SpaceToDepth Dropout Clip Max Min
-"""
-_PASSING = frozenset(_PASSES.split())
-
-
-# A small number that is added, or a small bound, keeps these from dividing by zero: they stay with it.
-_SINGULAR = frozenset({"Sqrt", "Pow", "Log", "Reciprocal", "Div"})
-# Arithmetic of sizes and indices, where it ends in a Cast to integers: half precision has those up to 2048.
-_COUNTING = _PASSING | frozenset(
-    (
-        "Add",
-        "Cast",
-        "Ceil",
-        "Div",
-        "Floor",
-        "Min",
-        "Mod",
-        "Mul",
-        "Neg",
-        "Pow",
-        "Range",
-        "Round",
-        "Sqrt",
-        "Sub",
-        "Where",
-    )
-)
 _INTEGERS = frozenset((2, 3, 4, 5, 6, 7, 12, 13))  # of TensorProto's types
-# Their small weights are judged with what they are added to (fold/narrow.py).
-_JUDGED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"})
+_COUNTING = Half.COUNTS | Half.PASSES  # half precision has integers up to 2048
 
 
 @dataclass
@@ -108,10 +68,11 @@ def plan(
             continue
         if _is_constant(site):
             continue  # stored in whatever type its readers need
-        if site.op in _QUANTIZED:
-            found.stays[site] = "its scale belongs to integers"
+        reason = record_of(site.op).float32
+        if reason:
+            found.stays[site] = reason
             continue
-        slots = _of_function(site, scope.model, typeless) or slots_of(site, narrow.name)
+        slots = of_function(site, scope.model, typeless) or slots_of(site, narrow.name)
         if isinstance(slots, str):
             found.stays[site] = slots
             continue
@@ -126,20 +87,14 @@ def plan(
     return found
 
 
+def _does(site: Site, what: Half) -> bool:
+    """Whether its operator does any of these."""
+    return bool(record_of(site.op).half & what)
+
+
 def _is_constant(site: Site) -> bool:
     value = site.outputs[0] if site.outputs else None
     return value is not None and constant_of(value) is not None and site.op != "DequantizeLinear"
-
-
-def _of_function(site: Site, model: Model, typeless: frozenset[tuple[str, str, str]]) -> Slots | str | None:
-    key = (site.node.domain, site.node.op_type, site.node.overload)
-    if key not in model.functions:
-        return None
-    if key not in typeless:
-        return f"calls the function {site.node.op_type}, whose body is float32"
-    reads = (slot for slot, value in enumerate(site.values) if value is not None and value.dtype == "float32")
-    makes = (j for j, value in enumerate(site.outputs) if value is not None and value.dtype == "float32")
-    return Slots(frozenset(reads), frozenset(makes))
 
 
 def _numbers(site: Site, slots: Slots, narrow: Narrow, ranges: Mapping[str, Range]) -> str:
@@ -182,7 +137,7 @@ def _constant(site: Site, value: Value, array: Any, narrow: Narrow) -> str:
     largest = float(size.max(initial=0))
     if largest > narrow.largest and site.op != "Clip":  # no bound is what such a bound of a Clip means
         return f"its constant {value.name} reaches {largest:.3g}, beyond {narrow.name}'s largest number"
-    if _is_lost(array, narrow) and site.op not in _JUDGED:
+    if _is_lost(array, narrow) and not _does(site, Half.WEIGHTS):
         return f"its constant {value.name} only reaches {largest:.3g}, and would vanish in {narrow.name}"
     return ""
 
@@ -194,17 +149,17 @@ def _is_lost(array: Any, narrow: Narrow) -> bool:
 
 def _inside(site: Site, narrow: Narrow, ranges: Mapping[str, Range]) -> str:
     """A sum inside the node that could overflow where a runtime keeps it in half precision."""
-    op, source = site.op, site.values[0] if site.values else None
+    source, half = site.values[0] if site.values else None, record_of(site.op).half
     seen = ranges.get(source.name) if source is not None else None
-    if op == "BatchNormalization" and site.attr("training_mode", 0):
+    if site.op == "BatchNormalization" and site.attr("training_mode", 0):
         return "computes a variance, a sum of squares"
-    if seen is None or not (op in _SUMS or op in _SQUARES):
+    if seen is None or not half & (Half.SUMS | Half.SQUARES):
         return ""
-    schema = schema_of(op, site.opset)
+    schema = schema_of(site.op, site.opset)
     if schema is not None and "stash_type" in schema.attributes and site.attr("stash_type", _FLOAT) == _FLOAT:
         return ""  # the standard has it compute in float32
     count = _count(site, seen, ranges)
-    power, word = (2, "squares") if op in _SQUARES else (1, "numbers")
+    power, word = (2, "squares") if Half.SQUARES in half else (1, "numbers")
     if seen.largest**power * count > narrow.largest:
         return f"adds up {count} {word} of up to {seen.largest**power:.3g}"
     return ""
@@ -231,12 +186,13 @@ def _protected(found: Plan, narrow: Narrow) -> None:
     for site in found.stays:
         known = [constant_of(value) for value in site.values if value is not None]
         lost = any(c is not None and _is_lost(np.asarray(c.load()), narrow) for c in known)
-        if lost and site.op not in _JUDGED:
+        if lost and not _does(site, Half.WEIGHTS):
             pending.append((site, site.name))
     while pending:
         site, source = pending.pop()
         for reader in _readers(site):
-            if reader in found.slots and reader not in found.stays and reader.op in _SINGULAR | _PASSING:
+            follows = _does(reader, Half.SINGULAR | Half.PASSES)
+            if follows and reader in found.slots and reader not in found.stays:
                 found.stays[reader] = f"reads what {source} keeps from being zero"
                 if reader.op != "Div":
                     pending.append((reader, source))
@@ -250,7 +206,7 @@ def _counted(found: Plan) -> None:
         if site in found.slots and site not in found.stays:
             found.stays[site] = "computes integers"
             makers = [value.site for value in site.values if value is not None and value.dtype == "float32"]
-            pending += [maker for maker in makers if maker is not None and maker.op in _COUNTING]
+            pending += [maker for maker in makers if maker is not None and _does(maker, _COUNTING)]
 
 
 def _readers(site: Site) -> list[Site]:
@@ -263,7 +219,7 @@ def _surrounded(found: Plan) -> None:
     while True:
         more = []
         for site in found.slots:
-            if site in found.stays or site.op not in _PASSING:
+            if site in found.stays or not _does(site, Half.PASSES):
                 continue
             makers = [
                 value.site

@@ -15,21 +15,15 @@ import onnx
 from onnx import AttributeProto, TensorProto, numpy_helper
 
 from bnfold.onnx_graph.file.loaded import Loaded
-from bnfold.onnx_graph.model.scopes import build
-from bnfold.onnx_graph.model.site import Site
 from bnfold.onnx_graph.ops.facts import EPSILON
-from bnfold.onnx_graph.ops.infer import infer
+from bnfold.onnx_graph.ops.operator import Half
+from bnfold.onnx_graph.ops.table import record_of
+from bnfold.onnx_graph.read import analysed
 from bnfold.onnx_graph.run import widened as precision
-from bnfold.passes.half.write import CODES
+from bnfold.onnx_graph.site import CODES, Site
+from bnfold.passes.half.slots import HALVES
 
 __all__ = ["rounded_copy"]
-
-# What these give needs no rounding anew: they pick, move or compare numbers that are half already.
-_MOVES = """
-    Relu Identity Reshape Flatten Squeeze Unsqueeze Transpose Concat Split Slice Gather MaxPool GlobalMaxPool
-    ReduceMax ReduceMin Expand Tile DepthToSpace SpaceToDepth Max Min Neg Abs Constant
-"""
-_EXACT = frozenset(_MOVES.split())
 
 
 def rounded_copy(loaded: Loaded) -> Loaded:
@@ -38,20 +32,19 @@ def rounded_copy(loaded: Loaded) -> Loaded:
     Its inputs and outputs of half precision become float32. Bodies of control flow and of functions are
     computed in float32, and what they give is rounded.
     """
-    model, scopes = build(loaded, "duplicate")
-    infer(model, scopes)
+    root = analysed(loaded).scopes[0]
     halves = {
         name: CODES[value.dtype]
-        for name, value in scopes[0].values.items()
-        if value.dtype in CODES and value.site is not None and value.site.op not in _EXACT
+        for name, value in root.values.items()
+        if value.dtype in HALVES and value.site is not None and not record_of(value.site.op).half & Half.EXACT
     }
-    wide = precision.float32_copy(loaded)
-    graph = wide.proto.graph
-    for site in scopes[0].sites:
-        if site.op == "BatchNormalization" and site.dtype(1) in CODES and not site.attr("training_mode", 0):
+    copy = precision.float32_copy(loaded)
+    graph = copy.proto.graph
+    for site in root.sites:
+        if site.op == "BatchNormalization" and site.dtype(1) in HALVES and not site.attr("training_mode", 0):
             _in_half(site, graph)
     nodes: list[onnx.NodeProto] = []
-    taken = {*scopes[0].values}
+    taken = {*root.values}
     for node in graph.node:
         nodes.append(node)
         for slot, name in enumerate(node.output):
@@ -64,7 +57,7 @@ def rounded_copy(loaded: Loaded) -> Loaded:
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
     graph.node.extend(copies)
-    return wide
+    return copy
 
 
 def _in_half(site: Site, graph: onnx.GraphProto) -> None:
@@ -89,11 +82,11 @@ def _in_half(site: Site, graph: onnx.GraphProto) -> None:
     node.attribute.add(name="epsilon", type=AttributeProto.FLOAT, f=0.0)
 
 
-def _name(wish: str, taken: set[str]) -> str:
-    while wish in taken:
-        wish += "_"
-    taken.add(wish)
-    return wish
+def _name(name: str, taken: set[str]) -> str:
+    while name in taken:
+        name += "_"
+    taken.add(name)
+    return name
 
 
 def _cast(source: str, goal: str, code: int) -> onnx.NodeProto:

@@ -7,23 +7,18 @@ their types, and names; bodies of control flow and functions are not touched.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import onnx
-from onnx import AttributeProto, TensorProto
+from onnx import TensorProto
 
 from bnfold.fold.graph import Array
 from bnfold.onnx_graph.model.constants import constant_of
-from bnfold.onnx_graph.model.evaluate import numpy_dtype
+from bnfold.onnx_graph.model.new_nodes import append
 from bnfold.onnx_graph.model.scopes import without_gc
-from bnfold.onnx_graph.model.site import Scope, Site, Value
 from bnfold.onnx_graph.model.surgery import Surgery
+from bnfold.onnx_graph.site import CODES, Scope, Site, Value, numpy_dtype
 from bnfold.passes.half.plan import Plan
 
-__all__ = ["CODES", "write"]
-
-CODES = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
+__all__ = ["write"]
 
 
 def write(scope: Scope, plan: Plan, half: str) -> int:
@@ -89,9 +84,9 @@ class _Writer:
             self.surgery.replace(value, tensor, array)
             value.dtype = self.half
             return
-        twin = self.surgery.constant(f"{value.name}_{self.suffix}", array, value.scope, after=value)
+        second = self.surgery.constant(f"{value.name}_{self.suffix}", array, value.scope, after=value)
         for site, slot in halves:
-            self.surgery.connect(site, slot, twin)
+            self.surgery.connect(site, slot, second)
 
     def rounded(self, array: Array) -> Array:
         with np.errstate(over="ignore"):
@@ -121,21 +116,16 @@ class _Writer:
         if info is not None:
             info.elem_type = CODES[self.half]
         if others:
-            wide = self.cast(value, f"{value.name}_fp32", "float32", maker)
+            full = self.cast(value, f"{value.name}_fp32", "float32", maker)
             for site, slot in others:
-                self.surgery.connect(site, slot, wide)
+                self.surgery.connect(site, slot, full)
 
     def renamed(self, value: Value, maker: Site) -> Value:
         """The maker's output under another name; a Cast behind it gives the graph output."""
-        inner = Value(self.surgery.name(f"{value.name}_{self.suffix}"), self.scope, maker, value.slot)
-        inner.shape, inner.dtype = value.shape, self.half
-        self.scope.values[inner.name] = inner
-        maker.outputs[value.slot] = inner
-        maker.node.output[value.slot] = inner.name
-        site = self.surgery.node("Cast", self.surgery.name(f"{value.name}_cast"), [inner], value.name, maker)
-        self.to(site.node, TensorProto.FLOAT)
-        value.site, value.slot = site, 0
-        site.outputs.append(value)
+        op = "Cast", self.surgery.name(f"{value.name}_cast")
+        stem = f"{value.name}_{self.suffix}"
+        inner = append(self.surgery, value, stem, op, [], maker, to=int(TensorProto.FLOAT))
+        inner.dtype = self.half
         self.casts += 1
         return inner
 
@@ -145,20 +135,13 @@ class _Writer:
         for site, slot in uses:
             self.surgery.connect(site, slot, half)
 
-    def cast(self, value: Value, wish: str, dtype: str, maker: Site | None) -> Value:
-        name = self.surgery.name(wish)
+    def cast(self, value: Value, stem: str, dtype: str, maker: Site | None) -> Value:
+        made = self.surgery.value(stem, self.scope, value)
+        made.dtype = dtype
         anchor = maker if maker is not None else self.scope.sites[0]
-        site = self.surgery.node("Cast", name, [value], name, anchor)
+        to = CODES[dtype]
+        site = self.surgery.node("Cast", made.name, [value], [made], anchor, to=to)
         if maker is None:  # an input of the graph: ahead of all nodes
             self.surgery.nodes[self.scope].added[-1] = (site.node, anchor.node, -0.5)
-        self.to(site.node, CODES.get(dtype, TensorProto.FLOAT))
-        made = Value(name, self.scope, site, 0)
-        made.shape, made.dtype = value.shape, dtype
-        self.scope.values[name] = made
-        site.outputs.append(made)
         self.casts += 1
         return made
-
-    @staticmethod
-    def to(node: onnx.NodeProto, code: Any) -> None:
-        node.attribute.add(name="to", type=AttributeProto.INT, i=int(code))

@@ -32,7 +32,7 @@ def check_module(module: Any, function: str) -> None:
         raise UsageError(f"{function} takes a torch.nn.Module, not {type(module).__name__}")
     values = [*module.parameters(), *module.buffers()]
     if any(is_lazy(value) for value in values):
-        raise UsageError("the module has lazy parameters that hold nothing yet: run it once, then fold it")
+        raise UsageError("the module has lazy parameters that hold nothing yet: run it once first")
     if any(value.is_meta for value in values):
         raise UsageError(
             "the module has parameters on the meta device, without values: load its weights first"

@@ -82,11 +82,7 @@ def _average_pool(call: Call, count: int) -> Role:
     return Map("any", counted if padded and call["count_include_pad"] else "", _spatial(call, count))
 
 
-def _adaptive(call: Call, count: int) -> Role:
-    return Map("any", "", _spatial(call, count))
-
-
-def _upsample(call: Call, count: int) -> Role:
+def _windowed(call: Call, count: int) -> Role:
     return Map("any", "", _spatial(call, count))
 
 
@@ -218,9 +214,9 @@ DATA: dict[str, Callable[[Call], Role]] = {
     **{f"max_pool{n}d": partial(_max_pool, count=n) for n in (1, 2, 3)},
     **{f"max_pool{n}d_with_indices": partial(_max_pool, count=n) for n in (1, 2, 3)},
     **{f"avg_pool{n}d": partial(_average_pool, count=n) for n in (1, 2, 3)},
-    **{f"{p}adaptive_avg_pool{n}d": partial(_adaptive, count=n) for n in (1, 2, 3) for p in ("", "_")},
-    **{f"upsample_nearest{n}d": partial(_upsample, count=n) for n in (1, 2, 3)},
-    "upsample_bilinear2d": partial(_upsample, count=2),
+    **{f"{p}adaptive_avg_pool{n}d": partial(_windowed, count=n) for n in (1, 2, 3) for p in ("", "_")},
+    **{f"upsample_nearest{n}d": partial(_windowed, count=n) for n in (1, 2, 3)},
+    "upsample_bilinear2d": partial(_windowed, count=2),
     "mean": partial(_reduce, sign="any"),
     "sum": _sum,
     "flip": _flip,

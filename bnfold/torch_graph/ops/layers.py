@@ -35,10 +35,8 @@ def _weight(call: Call, name: str = "weight") -> Constant:
 
 def _with_bias(call: Call, role: Linear) -> Linear:
     bias = call.constant("bias")
-    open_ = bias is None and call["bias"] is not None
-    return builders.with_bias(
-        role, call.slot("bias"), bias, "its bias is computed at run time" if open_ else ""
-    )
+    why = "its bias is computed at run time" if bias is None and call["bias"] is not None else ""
+    return builders.with_bias(role, call.slot("bias"), bias, why)
 
 
 def _conv(call: Call, transposed: bool = False) -> Role:
@@ -53,10 +51,10 @@ def _conv(call: Call, transposed: bool = False) -> Role:
     else:
         padded = any(call.integers("padding", count))
     if not transposed:
-        return _with_bias(call, builders.convolution(weight, groups, padded, _windows(call, kernel)))
+        return _with_bias(call, builders.convolution(weight, groups, not padded, _windows(call, kernel)))
     stride, extra = call.integers("stride", count), call.integers("output_padding", count)
     even = not padded and set(kernel) == {1} and set(stride) == {1} and not any(extra)
-    return _with_bias(call, builders.transposed_convolution(weight, groups, even))
+    return _with_bias(call, builders.convolution(weight, groups, even, transposed=True))
 
 
 def _windows(call: Call, kernel: tuple[int, ...]) -> Windows:

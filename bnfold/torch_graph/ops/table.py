@@ -1,8 +1,7 @@
 """The table of ATen operators: what role each plays for the solver. To add an operator is to add a row.
 
-A row reads one call and returns a role of fold/graph.py, or refuses (`call.Refused`), with a reason that
-follows the call's name in the ledger. The rows lie in layer_ops.py, product_ops.py and data_ops.py. No row:
-it is closed.
+A row reads one call and returns a role of fold/roles.py, or raises `Refused` with a reason that follows the
+call's name in the ledger. The rows lie in layers.py, products.py and data.py. No row: it is closed.
 """
 
 from __future__ import annotations
@@ -22,33 +21,9 @@ ROLES: dict[str, Callable[[Call], Role]] = {**LAYERS, **PRODUCTS, **DATA}
 
 _CURVES = frozenset(
     (
-        *(
-            "sigmoid",
-            "silu",
-            "gelu",
-            "tanh",
-            "elu",
-            "celu",
-            "selu",
-            "mish",
-            "softplus",
-            "softsign",
-            "hardswish",
-        ),
-        *(
-            "hardsigmoid",
-            "hardshrink",
-            "erf",
-            "exp",
-            "log",
-            "sqrt",
-            "rsqrt",
-            "reciprocal",
-            "pow",
-            "sin",
-            "cos",
-        ),
-        *("square", "log_sigmoid"),
+        *("sigmoid", "silu", "gelu", "tanh", "elu", "celu", "selu", "mish", "softplus", "softsign"),
+        *("hardswish", "hardsigmoid", "hardshrink", "log_sigmoid", "erf", "exp", "log", "sqrt", "rsqrt"),
+        *("reciprocal", "pow", "sin", "cos", "square"),
     )
 )
 _OTHER = ("Scalar", "dtype", "out")  # overloads that take no tensor, read bits anew, or write elsewhere

@@ -17,7 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bnfold.errors import ModelError
 from bnfold.onnx_graph.file.external import KEPT
-from bnfold.onnx_graph.file.loaded import load, save
+from bnfold.onnx_graph.file.loaded import load
+from bnfold.onnx_graph.file.save import save
 from bnfold.onnx_graph.file.tensors import tensors
 from tests.onnx_graph.samples import chain, everything, value, weights
 
@@ -357,7 +358,8 @@ def test_a_result_over_two_gigabytes_must_be_external(tmp_path: Path) -> None:
 
 MEMORY = """
 import os, sys
-from bnfold.onnx_graph.file.loaded import load, save
+from bnfold.onnx_graph.file.loaded import load
+from bnfold.onnx_graph.file.save import save
 import numpy as np
 def anonymous():
     with open("/proc/self/status") as status:
@@ -398,7 +400,8 @@ def test_memory_holds_no_weights(before: bool, after: bool, tmp_path: Path) -> N
 STEPS = """
 import os, resource, signal, sys
 from bnfold.errors import BnfoldError
-from bnfold.onnx_graph.file.loaded import load, save
+from bnfold.onnx_graph.file.loaded import load
+from bnfold.onnx_graph.file.save import save
 import numpy as np
 source, target, external, limit = sys.argv[1:]
 def child(end):

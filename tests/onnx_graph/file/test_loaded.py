@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from bnfold.errors import BnfoldError, ModelError, UsageError
-from bnfold.onnx_graph.file.loaded import Loaded, load, save
+from bnfold.onnx_graph.file.loaded import Loaded, load
+from bnfold.onnx_graph.file.save import save
 from bnfold.onnx_graph.file.tensors import tensors
 from tests.onnx_graph.samples import UNKNOWN, chain, everything, weights
 

@@ -1,4 +1,4 @@
-"""Rows of linear_ops.py: operators with weights, and products of two tensors."""
+"""Roles of linear.py: operators with weights, and products of two tensors."""
 
 from __future__ import annotations
 

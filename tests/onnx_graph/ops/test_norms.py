@@ -1,4 +1,4 @@
-"""Rows of norm_ops.py: batch norm that may vanish, and operators that normalize by themselves."""
+"""Roles of norms.py: batch norm that may vanish, and operators that normalize by themselves."""
 
 from __future__ import annotations
 

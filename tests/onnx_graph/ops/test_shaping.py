@@ -1,4 +1,4 @@
-"""Rows of shape_ops.py: what moves data."""
+"""Roles of what moves data: shaping.py, indexing.py, conversion.py."""
 
 from __future__ import annotations
 

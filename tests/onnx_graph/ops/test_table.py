@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from bnfold.fold.roles import Closed, Map
-from bnfold.onnx_graph.ops.table import BLIND, ROLES, role_of
+from bnfold.onnx_graph.ops.operator import Operator
+from bnfold.onnx_graph.ops.table import OPERATORS, record_of, role_of
 from tests.onnx_graph.ops.fake_site import FakeSite, Runtime, X, f32, ints, read, refused
 
 
@@ -23,13 +24,13 @@ def test_closed_operators_say_why() -> None:
 
 def test_an_operator_is_added_by_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refused(read("Ramp", X, domain="my.own")) == "Ramp is not linear"
-    monkeypatch.setitem(ROLES, "my.own.Ramp", lambda site: Map("positive", f"{site.name} bends at zero"))
+    record = Operator(role=lambda site: Map("positive", f"{site.name} bends at zero"))
+    monkeypatch.setitem(OPERATORS, "my.own.Ramp", record)
     assert read("Ramp", X, domain="my.own", y=X) == Map("positive", "node bends at zero")
 
 
-def test_blind_slots() -> None:
-    assert {("Shape", 0), ("CastLike", 1), ("EyeLike", 0)} <= BLIND
-    assert ("CastLike", 0) not in BLIND
+def test_unseen_slots() -> None:
+    assert [record_of(op).unseen for op in ("Shape", "CastLike", "EyeLike", "Relu")] == [(0,), (1,), (0,), ()]
 
 
 def test_constants_beside_tensors_become_tensors() -> None:

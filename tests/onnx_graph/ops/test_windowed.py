@@ -1,4 +1,4 @@
-"""Rows of window_ops.py: pools, reductions, resampling."""
+"""Roles of windowed.py: pools, reductions, resampling."""
 
 from __future__ import annotations
 

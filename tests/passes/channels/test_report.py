@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 import bnfold
-from bnfold.cli import flags as arguments
+from bnfold.cli import fold
 from bnfold.cli.app import main
 from bnfold.report.channels import CutLayer, Dropped
 from tests.onnx_graph.look import difference, feeds, run
@@ -139,7 +139,7 @@ def test_all_keys_are_told_in_the_help_and_in_the_docs() -> None:
     found = keys(report.to_dict()["dropped"]) | set(CutLayer._fields)
     page = (Path(__file__).parents[3] / "docs" / "report.md").read_text(encoding="utf-8")
     section = page[page.index("## `dropped`") : page.index("## `verification`")]
-    help_text = arguments.FOLD_EPILOG[arguments.FOLD_EPILOG.index('"dropped"') :]
+    help_text = fold.EPILOG[fold.EPILOG.index('"dropped"') :]
     assert set(re.findall(r'"(\w+)":', help_text[: help_text.index('"notes"')])) - {"dropped"} == found | {
         "reason", "blocked_by"
     }  # fmt: skip

@@ -15,9 +15,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bnfold.api.convert import convert
 from bnfold.errors import ModelError, UsageError
-from bnfold.onnx_graph.file import loaded as files
 from bnfold.onnx_graph.file.loaded import Loaded, load
+from bnfold.onnx_graph.file.save import save
 from bnfold.onnx_graph.run import evaluators as run
+from bnfold.options import Check
 
 F, H = TensorProto.FLOAT, TensorProto.FLOAT16
 CODES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
@@ -63,7 +64,7 @@ def converted(proto: onnx.ModelProto, precision: str = "fp16", **options: Any) -
     """Converted, valid, run by onnxruntime, and compared: inputs and outputs keep names and types."""
     loaded = load(proto)
     before = loaded.proto.SerializeToString()
-    result, report = convert(loaded, precision, **options)
+    result, report = convert(loaded, precision, Check(**options))
     assert loaded.proto.SerializeToString() == before
     half = result.to_proto()
     onnx.checker.check_model(half, full_check=True)
@@ -373,7 +374,7 @@ def test_external_data_and_free_sizes(tmp_path: Path) -> None:
     loaded = load(tmp_path / "m.onnx")
     result, report = convert(loaded, "fp16")
     assert report.status == "passed"
-    files.save(result, tmp_path / "half.onnx")
+    save(result, tmp_path / "half.onnx")
     again = onnx.load(tmp_path / "half.onnx")
     onnx.checker.check_model(str(tmp_path / "half.onnx"), full_check=True)
     assert {t.data_type for t in again.graph.initializer} == {H}

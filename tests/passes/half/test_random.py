@@ -22,6 +22,7 @@ from bnfold.onnx_graph.file.loaded import Loaded, load
 from bnfold.onnx_graph.read import read
 from bnfold.onnx_graph.run.evaluators import evaluate
 from bnfold.onnx_graph.write import apply
+from bnfold.options import Check
 from bnfold.report.precision import PrecisionReport
 from bnfold.verify.difference import TOLERANCES
 from tests.onnx_graph.cases.random_graphs import random_model
@@ -73,7 +74,7 @@ def judge(report: PrecisionReport, plain: Loaded, precision: str, x: dict[str, A
     bad = [error for error in report.outputs if not error.max_rel <= TOLERANCES[report.precision].rtol]
     if not bad:
         return
-    _, inherent = convert(plain, precision, original=plain, inputs=x, rtol=ANY)
+    _, inherent = convert(plain, precision, Check(inputs=x, rtol=ANY), original=plain)
     known = {error.name: error.max_rel for error in inherent.convert_first}
     for error in bad:
         assert error.max_rel <= 4 * known[error.name], (seed, known, str(report))
@@ -97,7 +98,7 @@ def test_what_was_carried_away_comes_back(first: int) -> None:
             size = max(float(np.abs(one[name]).max()), 1e-3)
             np.testing.assert_allclose(two[name], one[name], 0, NEAR * size, err_msg=f"seed {seed}: {name}")
         Seen.counts["exact"] += all(np.array_equal(one[name], two[name]) for name in one)
-        result, report = convert(far, "fp16", original=far, inputs=x, rtol=ANY)
+        result, report = convert(far, "fp16", Check(inputs=x, rtol=ANY), original=far)
         onnx.checker.check_model(result.to_proto(), full_check=True)
         judge(report, plain, "fp16", x, seed)
         worst = max(error.max_rel for error in report.convert_first)
@@ -112,7 +113,7 @@ def test_what_was_carried_away_comes_back(first: int) -> None:
 def test_half_precision_stays_within_its_tolerance(first: int, precision: str) -> None:
     for seed in range(first, min(first + BATCH, GRAPHS)):
         plain = folded(seed)
-        result, report = convert(plain, precision, inputs=feed(plain, seed), rtol=ANY)
+        result, report = convert(plain, precision, Check(inputs=feed(plain, seed), rtol=ANY))
         judge(report, plain, precision, feed(plain, seed), seed)
         proto = result.to_proto()
         onnx.checker.check_model(proto, full_check=True)

@@ -12,10 +12,11 @@ import pytest
 from onnx import helper
 
 from bnfold.onnx_graph.file.loaded import load
+from bnfold.onnx_graph.ops.activations import Function
+from bnfold.onnx_graph.ops.interval import Bounds, collapsed
+from bnfold.onnx_graph.ops.table import OPERATORS
 from bnfold.onnx_graph.read import read
 from bnfold.passes.channels.bounds import prove
-from bnfold.passes.channels.functions import FUNCTIONS, image
-from bnfold.passes.channels.interval import Bounds, settled
 from tests.onnx_graph.build import Build
 from tests.onnx_graph.look import feeds, run
 from tests.passes.channels.planted import Grower
@@ -129,6 +130,9 @@ def test_bounds(rule: str) -> None:
     assert bounds.hi.max() == pytest.approx(high, abs=1e-7)
 
 
+FUNCTIONS = {op: record.bounds for op, record in OPERATORS.items() if isinstance(record.bounds, Function)}
+
+
 @pytest.mark.parametrize(
     ("op", "attributes"), [*((op, {}) for op in FUNCTIONS), ("Gelu", {"approximate": "tanh"})]
 )
@@ -148,14 +152,14 @@ def test_functions_hold_their_bounds_and_their_values(op: str, attributes: dict[
         low, high = np.sort(rng.uniform(-8, 8, 2))
         grid = np.linspace(low, high, 201, dtype=np.float32)
         [found] = run(model, {"x": grid}, evaluator)
-        bounds = image(FUNCTIONS[op], site, Bounds(np.array([low]), np.array([high])))
+        bounds = FUNCTIONS[op].image(site, Bounds(np.array([low]), np.array([high])))
         slack = 1e-5 * (1 + float(np.abs(found).max()))
         assert bounds.lo.item() <= found.min() + slack
         assert bounds.hi.item() >= found.max() - slack
         if FUNCTIONS[op].lowest is not None:  # as narrow as the grid can tell
             assert bounds.lo.item() >= found.min() - slack - (high - low) / 200
             assert bounds.hi.item() <= found.max() + slack
-        point = image(FUNCTIONS[op], site, Bounds(np.array([low]), np.array([low])))
+        point = FUNCTIONS[op].image(site, Bounds(np.array([low]), np.array([low])))
         assert point.lo.item() == point.hi.item() == pytest.approx(found[0], rel=1e-5, abs=1e-5)
 
 
@@ -209,11 +213,11 @@ def test_rows_and_columns_are_one_linear_map_too() -> None:
 def test_what_only_rounding_tells_apart_is_one_value() -> None:
     one = np.array([1.0, 1.0, 0.0, 1e-40, 0.0, 1e5])
     two = np.array([1.0 + 1e-8, 1.0 + 1e-6, 1e-40, 2e-40, 1e-30, 1e5])
-    found = settled(Bounds(one, two), "float32")
+    found = collapsed(Bounds(one, two), "float32")
     assert found.constant.tolist() == [True, False, True, True, False, True]
     assert found.lo[2:4].tolist() == [0.0, 0.0]
-    assert not settled(Bounds(one, two), "float64").constant[:2].any()
-    assert settled(Bounds(one, two), "float16").constant.tolist() == [True] * 5 + [
+    assert not collapsed(Bounds(one, two), "float64").constant[:2].any()
+    assert collapsed(Bounds(one, two), "float16").constant.tolist() == [True] * 5 + [
         False
     ]  # 1e5 is infinite there
 

@@ -1,4 +1,4 @@
-"""Channels that can go: chosen, and checked against the network in which they say nothing.
+"""Channels that can go: chosen, and checked against the network in which they are masked.
 
 A group that turns out to be impossible is taken out, with the reason, and the choice is made anew.
 """
@@ -12,22 +12,26 @@ from typing import Any
 
 from torch import nn
 
-from bnfold.compress.choose import Choice, Importance, choose, importance_of
-from bnfold.compress.groups import Group, Groups
-from bnfold.compress.layers import Cut, cut, silence
+from bnfold.compress.choose import IMPORTANCES, Importance, Selection, choose, importance_of
+from bnfold.compress.groups import Group, PruningGroups
+from bnfold.compress.layers import Removal, mask, prune
 from bnfold.errors import UsageError, first_line
 from bnfold.report.verification import Verification
 from bnfold.verify.blame import first_bad
 from bnfold.verify.modules import outputs, verify_modules
 
-__all__ = ["Settled", "Wish", "cuts_of", "settle"]
+__all__ = ["PrunePlan", "PruneOptions", "removals_of", "plan_pruning"]
 
 _SHOWN = 12  # reasons in one message
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What is asked for: see `slim`."""
+class PruneOptions:
+    """What is asked for: see `slim`.
+
+    Raises:
+        UsageError: a number or a name that makes no sense.
+    """
 
     ratio: float
     importance: str | Importance
@@ -35,58 +39,77 @@ class Wish:
     round_to: int
     verify: bool
 
+    def __post_init__(self) -> None:
+        if not 0 < self.ratio < 1:
+            raise UsageError(f"ratio={self.ratio!r}: the share of channels to remove is between 0 and 1")
+        if not 0 <= self.floor < 1:
+            raise UsageError(
+                f"floor={self.floor!r}: the share of channels that stays is at least 0 and below 1"
+            )
+        if not isinstance(self.round_to, int) or self.round_to < 1:
+            raise UsageError(f"round_to={self.round_to!r}: a whole number from 1 on")
+        if not callable(self.importance) and self.importance not in IMPORTANCES:
+            raise UsageError(
+                f"importance={self.importance!r} is unknown. Note: valid choices are "
+                f"{', '.join(IMPORTANCES)}, or a function"
+            )
+
 
 @dataclass(frozen=True)
-class Settled:
+class PrunePlan:
     """The channels that go, and what the check of them found."""
 
-    choice: Choice
-    cuts: list[Cut]
+    choice: Selection
+    removals: list[Removal]
     verification: Verification | None
 
 
-def settle(
-    module: nn.Module, groups: Groups, args: tuple[Any, ...], kwargs: Mapping[str, Any], wish: Wish
-) -> Settled:
+def plan_pruning(
+    module: nn.Module,
+    groups: PruningGroups,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    asked: PruneOptions,
+) -> PrunePlan:
     """Choose until all that is chosen can go. `module` is in eval mode, and not changed.
 
     Raises:
         UsageError: nothing can go, or nothing needs to.
     """
-    values = {g.name: importance_of(module, g, wish.importance) for g in groups.all if not g.why}
+    values = {g.name: importance_of(module, g, asked.importance) for g in groups.all if not g.why}
     while True:
         able = [group for group in groups.all if not group.why]
         if not able:
             raise UsageError(_nothing(module, groups))
-        choice = choose(able, values, wish.ratio, wish.floor, wish.round_to)
+        choice = choose(able, values, asked.ratio, asked.floor, asked.round_to)
         if not choice.gone:
             raise UsageError(
-                f"ratio={wish.ratio:g} with floor={wish.floor:g} and round_to={wish.round_to} removes no "
+                f"ratio={asked.ratio:g} with floor={asked.floor:g} and round_to={asked.round_to} removes no "
                 f"channel: {sum(g.channels for g in able)} in {len(able)} groups could go"
             )
         chosen = [group for group in able if group.name in choice.gone]
         if _mark(groups, chosen, choice):
             continue
-        check = _Check(module, chosen, choice, args, dict(kwargs), wish.verify)
+        check = _Check(module, chosen, choice, args, dict(kwargs), asked.verify)
         if check(len(chosen)):
-            return Settled(choice, cuts_of(chosen, choice.gone), check.found)
+            return PrunePlan(choice, removals_of(chosen, choice.gone), check.found)
         bad = first_bad(len(chosen), check)
         check(bad)  # for its reason
         chosen[bad - 1].why = check.reason
 
 
-def cuts_of(groups: Collection[Group], gone: Mapping[str, Collection[int]]) -> list[Cut]:
+def removals_of(groups: Collection[Group], gone: Mapping[str, Collection[int]]) -> list[Removal]:
     """What leaves each side of each layer: numbers of its channels as they are before any cut."""
     found: dict[tuple[str, str], frozenset[int]] = {}
     for group in groups:
         for member in group.members:
-            each = member.cut(gone[group.name])
+            each = member.removal(gone[group.name])
             key = each.layer, each.side
             found[key] = found.get(key, frozenset()) | each.gone
-    return [Cut(*key, some) for key, some in found.items() if some]
+    return [Removal(*key, some) for key, some in found.items() if some]
 
 
-def _mark(groups: Groups, chosen: Collection[Group], choice: Choice) -> bool:
+def _mark(groups: PruningGroups, chosen: Collection[Group], choice: Selection) -> bool:
     """Take groups out of which no channels, or none of just these, can go; whether there were any."""
     holders: dict[tuple[str, str, int], str] = {}
     marked = False
@@ -101,27 +124,23 @@ def _mark(groups: Groups, chosen: Collection[Group], choice: Choice) -> bool:
     return marked
 
 
+@dataclass
 class _Check:
-    """Whether the network without the channels of the first groups is the one in which they say nothing."""
+    """Whether the network without the channels of the first groups computes what the masked one does."""
 
-    def __init__(
-        self,
-        module: nn.Module,
-        chosen: list[Group],
-        choice: Choice,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        compare: bool,
-    ) -> None:
-        self.module, self.chosen, self.choice = module, chosen, choice
-        self.args, self.kwargs, self.compare = args, kwargs, compare
-        self.found: Verification | None = None
-        self.reason = ""
+    module: nn.Module
+    chosen: list[Group]
+    choice: Selection
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    compare: bool
+    found: Verification | None = None
+    reason: str = ""
 
     def __call__(self, count: int) -> bool:
-        cuts = cuts_of(self.chosen[:count], self.choice.gone)
+        removals = removals_of(self.chosen[:count], self.choice.gone)
         small = copy.deepcopy(self.module)
-        cut(small, cuts)
+        prune(small, removals)
         try:
             outputs(small, self.args, self.kwargs)
         except Exception as error:  # of any kind: the module's code may hold a number of channels
@@ -129,14 +148,14 @@ class _Check:
             return False
         if not self.compare:
             return True
-        silent = copy.deepcopy(self.module)
-        silence(silent, cuts)
-        self.found = verify_modules(silent, small, self.args, self.kwargs, None, None)
+        masked = copy.deepcopy(self.module)
+        mask(masked, removals)
+        self.found = verify_modules(masked, small, self.args, self.kwargs, None, None)
         self.reason = "removing some of them changes what the others compute"
         return self.found.status != "failed"
 
 
-def _nothing(module: nn.Module, groups: Groups) -> str:
+def _nothing(module: nn.Module, groups: PruningGroups) -> str:
     unseen = [f"  {name}: torch-pruning does not see it" for name in groups.unseen]
     lines = [f"nothing to prune in {type(module).__name__}: all channels have to stay"]
     every = [f"  {group.name} ({group.channels} channels): {group.why}" for group in groups.all] + unseen

@@ -12,7 +12,7 @@ import numpy as np
 
 from bnfold.fold.graph import Array
 
-__all__ = ["Bounds", "settled", "unknown"]
+__all__ = ["Bounds", "collapsed", "unknown"]
 
 # significant bits and smallest normal and largest number of each type
 _TYPES = {
@@ -80,7 +80,7 @@ def unknown(rank: int) -> Bounds:
     return Bounds(np.full((1,) * rank, -np.inf), np.full((1,) * rank, np.inf))
 
 
-def settled(bounds: Bounds, dtype: str) -> Bounds:
+def collapsed(bounds: Bounds, dtype: str) -> Bounds:
     """The bounds, where an interval too narrow for the type to tell its ends apart becomes one value.
 
     Where the ends are less than half a unit in the last place apart, only rounding tells values apart; what

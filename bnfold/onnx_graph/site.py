@@ -1,4 +1,4 @@
-"""One node being read: its attributes, its constant inputs, and what is known of its tensors."""
+"""A model in memory: its scopes, its nodes, its values, and what is known of each."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import ml_dtypes
+import numpy as np
 import onnx
 
 from bnfold.fold.graph import Array, Constant, Dim, Tensor
@@ -13,7 +15,7 @@ from bnfold.fold.graph import Array, Constant, Dim, Tensor
 if TYPE_CHECKING:
     from bnfold.onnx_graph.file.loaded import Loaded
 
-__all__ = ["DTYPES", "FLOATS", "Model", "Scope", "Site", "Value"]
+__all__ = ["CODES", "DTYPES", "FLOATS", "Model", "Scope", "Site", "Value", "numpy_dtype"]
 
 # names of onnx.TensorProto.DataType, as numpy and ml_dtypes spell them
 _NAMES = """
@@ -22,8 +24,15 @@ _NAMES = """
     float4_e2m1fn float8_e8m0fnu uint2 int2
 """
 DTYPES = dict(enumerate(_NAMES.split(), 1))
+CODES = {name: code for code, name in DTYPES.items()}
 FLOATS = frozenset({"float32", "float16", "bfloat16", "float64"})
 BIGGEST_OPERAND = 1 << 24  # elements of a constant operand that may be rewritten
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """The dtype of this name, those of ml_dtypes included; raises ValueError for an unknown one."""
+    own = getattr(ml_dtypes, name, None)
+    return np.dtype(own) if own is not None else np.dtype(name)
 
 
 @dataclass(eq=False)
@@ -36,7 +45,7 @@ class Model:
     bound: frozenset[str] = frozenset()  # initializers that training_info updates
     functions: frozenset[tuple[str, str, str]] = frozenset()  # domain, name, overload
     locks: bool = False  # a constant may be locked
-    names: set[str] = field(default_factory=set)  # of nodes, as the ledger tells them
+    names: set[str] = field(default_factory=set)  # of nodes, as reports give them
     scopes: list[Scope] = field(default_factory=list)  # all of them, bodies included
     computed: int = 0  # bytes of constants that were computed to see whether they are any
 
@@ -92,7 +101,10 @@ class Value:
 
 
 class Site:
-    """A node where it stands. Inputs are numbered 0, 1, ...; an input that is left out is not there."""
+    """An `onnx.NodeProto` with what is known of it: scope, inputs and outputs, decoded attributes.
+
+    Inputs and outputs are `Value`s, numbered 0, 1, ...; None for one that is left out.
+    """
 
     __slots__ = (
         *("_attributes", "alive", "bodies", "name", "node", "op", "opset", "outputs", "private", "scope"),
@@ -130,7 +142,7 @@ class Site:
 
     @property
     def refers(self) -> bool:
-        """An attribute is taken from the call of the function in which the node stands."""
+        """Whether an attribute is taken from the call of the function that the node is in."""
         return self.scope.in_function and any(a.ref_attr_name for a in self.node.attribute)
 
     def _value(self, i: int) -> Value | None:

@@ -1,4 +1,4 @@
-"""Watching a build: how far it is, and whether the user wants to stop it."""
+"""How far a build is, and whether the user wants to stop it."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any
 
 from bnfold.progress import Advance
 
-__all__ = ["Watch"]
+__all__ = ["BuildMonitor"]
 
 
-class Watch:
+class BuildMonitor:
     """Reports a build's progress, and stops it at Ctrl-C.
 
     Python's own answer to Ctrl-C is an exception, wherever the program is. Inside a call from TensorRT's C++
-    it would be lost, or end the process without a word: so the wish is noted, and told to TensorRT at its
-    next step.
+    it would be lost, or end the process without a word: so it is noted, and TensorRT is told at its next
+    step.
     """
 
     def __init__(self, trt: ModuleType, advance: Advance | None) -> None:
-        self.monitor = _monitor(trt)(self)
+        self.interface = _interface(trt)(self)  # what TensorRT calls
         self._advance = advance
         self._phases: dict[str, list[int]] = {}  # steps done and in all, the outermost phase first
         self._parents: dict[str, str | None] = {}
@@ -30,7 +30,7 @@ class Watch:
         self._stopped = False
         self._before: Any = None
 
-    def __enter__(self) -> Watch:  # noqa: PYI034 - typing has Self from Python 3.11 on
+    def __enter__(self) -> BuildMonitor:  # noqa: PYI034 - typing has Self from Python 3.11 on
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGINT, self._stop)
         return self
@@ -78,21 +78,21 @@ class Watch:
 
 
 @functools.cache
-def _monitor(trt: ModuleType) -> Any:
+def _interface(trt: ModuleType) -> Any:
     """The class of TensorRT's interface."""
 
-    class Monitor(trt.IProgressMonitor):  # type: ignore[name-defined,misc]
-        def __init__(self, watch: Watch) -> None:
+    class ProgressMonitor(trt.IProgressMonitor):  # type: ignore[name-defined,misc]
+        def __init__(self, build: BuildMonitor) -> None:
             trt.IProgressMonitor.__init__(self)
-            self._watch = watch
+            self._build = build
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            self._watch.begin(phase_name, parent_phase, num_steps)
+            self._build.begin(phase_name, parent_phase, num_steps)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            return self._watch.step(phase_name, step)
+            return self._build.step(phase_name, step)
 
         def phase_finish(self, phase_name: str) -> None:
-            self._watch.end(phase_name)
+            self._build.end(phase_name)
 
-    return Monitor
+    return ProgressMonitor

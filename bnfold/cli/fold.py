@@ -1,0 +1,84 @@
+"""`bnfold fold IN.onnx [OUT.onnx]`."""
+
+from __future__ import annotations
+
+import argparse
+
+from bnfold.cli import flags
+from bnfold.cli.terminal import check_outputs, finish, timed
+from bnfold.progress import progress
+
+SUMMARY = "fold every batch norm that can vanish, and say why the others cannot"
+EPILOG = """\
+examples:
+  bnfold fold model.onnx                         explain: what can fold, what cannot, and why
+  bnfold fold model.onnx folded.onnx             fold, check that nothing changed, write
+  bnfold fold model.onnx folded.onnx --json report.json --overwrite-input-shape x:1,3,224,224
+  bnfold fold model.onnx folded.onnx --target tensorrt
+  bnfold fold model.onnx half.onnx --precision fp16 --input-data-path images.npz
+  bnfold fold model.onnx folded.onnx --no-merge-branches
+  bnfold fold model.onnx smaller.onnx --drop-dead-channels --input-range x:0,1
+
+the JSON report:
+  {"entries": [            one for each batch norm, and each other per-channel map that was looked at
+     {"name": str,         the node
+      "op": str,           its operator
+      "outcome": str,      "folded" or "kept"
+      "into": [str],       the nodes whose weights absorbed it
+      "reason": str,       why it was kept, or how it was folded
+      "blocked_by": str,   the node or tensor that stopped it, or ""
+      "cure": str,         what would let it go, or ""
+      "dead_channels": [int]}],   those whose output never changes
+   "folded": int, "kept": int,
+   "merged": [             linear nodes that became one
+     {"name": str,         the one that is left
+      "op": str,           its operator
+      "replaces": [str],   the nodes that it took in
+      "multiplications_before": int, "multiplications_after": int}],   of one run
+   "apart": [              linear nodes that read one tensor, or each other, and stay several
+     {"names": [str], "reason": str}],
+   "rewritten": [          kept batch norms that became other nodes for the target
+     {"name": str,         the new node
+      "op": str,           its operator, or "standard operators"
+      "replaces": [str]}], the nodes whose work it does
+   "dropped": {            dead channels, or null without --drop-dead-channels
+     "channels": int,      output channels that layers lost, all together
+     "parameters": int,    stored numbers fewer
+     "multiplications": int,   fewer for one entry of the batch; null if sizes are not known
+     "layers": [{          one for each node that lost channels or stored numbers
+        "name": str, "op": str,
+        "outputs": [int], "inputs": [int],   which channels, as they were counted before
+        "parameters": int, "multiplications": int,
+        "moved": [{"channel": int, "value": number}]}],   constants that are in its bias now
+     "kept": [{            channels that are constant and stay
+        "name": str, "op": str, "channels": [int], "reason": str, "blocked_by": str}]},
+   "notes": [str],
+   "verification": object  as in `bnfold verify --help`, or null if the check was skipped
+   "precision": object     what --precision did, or null; docs/report.md has its keys
+  }
+""" + flags.DONE
+IDLE = [
+    flags.Idle(["--lower-batch-statistics"], ": --target tensorrt does more", lambda a: a.target != "onnx"),
+    flags.NO_RANGES,
+    flags.Idle(flags.TOLERANCES, " with --no-verify", lambda a: a.no_verify),
+    flags.Idle(list(flags.CHECK), " with --no-verify", lambda a: a.no_verify and not a.precision),
+    *flags.NO_OUT,
+]
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    flags.add(parser, flags.MODEL, out="the folded model; without it, only explain")
+    flags.add(parser, flags.FOLD, flags.WRITING)
+    flags.add(parser.add_argument_group("the check"), flags.CHECK)
+    flags.add(parser, flags.OUTPUT)
+
+
+def run(args: argparse.Namespace) -> int:
+    check_outputs(args)
+    check, options = flags.check_of(args), flags.fold_of(args)
+
+    from bnfold.api import fold_onnx as api
+
+    with timed(args, "read, folded and checked"), progress("Folding") as advance:
+        loaded, report = api.fold_file(args.model, options, check, advance)
+    return finish(args, loaded, report, " to fold into it")

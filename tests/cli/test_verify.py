@@ -1,0 +1,37 @@
+"""`bnfold verify`: what it says of two models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import helper
+
+from tests.cli.command import model, refused, run
+
+
+def test_verify(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    onnx.save(model(seed=1), "other.onnx")
+    assert run("fold", "in.onnx", "out.onnx") == 0
+    assert run("verify", "in.onnx", "out.onnx", "--json", "same.json") == 0
+    assert run("verify", "in.onnx", "other.onnx", "--json", "differ.json") == 1
+    same, differ = (json.loads((folder / name).read_text()) for name in ("same.json", "differ.json"))
+    assert (same["status"], differ["status"]) == ("passed", "failed")
+    assert capsys.readouterr().err == ""
+    error = refused(capsys, folder, 2, "verify", "in.onnx", "missing.onnx")
+    assert "missing.onnx" in error
+
+
+def test_what_cannot_be_run_is_not_called_verified(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    strange = model()
+    strange.graph.node.append(helper.make_node("Riddle", ["y"], ["z"], name="riddle", domain="nobody"))
+    strange.opset_import.append(helper.make_opsetid("nobody", 1))
+    strange.graph.output[0].name = "z"
+    onnx.save(strange, "strange.onnx")
+    assert run("fold", "strange.onnx", "out.onnx") == 0
+    out, err = capsys.readouterr()
+    assert "not run" in out
+    assert err.startswith("bnfold: warning: nothing was verified: ")
+    assert run("verify", "strange.onnx", "out.onnx") == 2
