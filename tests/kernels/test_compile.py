@@ -1,7 +1,8 @@
 """Every kernel that the launch table picks compiles for its architecture, without a GPU; and the cache.
 
-Those with float32 parameters are compiled for each architecture. Those with parameters of the activations'
-type, which differ only in how these few are loaded, for one each; with BNFOLD_INSTANCES=all for each too.
+All that differ in layout, exchange or type of the activations are compiled for each architecture. Those with
+parameters of two bytes, or that read single values of two bytes, differ only in how these are loaded: they are
+compiled for one each. BNFOLD_INSTANCES=all compiles all for each.
 """
 
 from __future__ import annotations
@@ -42,9 +43,10 @@ def gated(kernel: str, arch: str) -> list[str]:
     """The instances of a kernel that are compiled for an architecture."""
     found = []
     for name in instances(kernel, ARCHITECTURES[arch]):
-        _, *others = name.split("<")[1].split(", ")[: KERNELS[kernel].types]
+        activations, *others, width = name.split("<")[1].split(", ")[: KERNELS[kernel].types + 1]
         able = [each for each, capability in ARCHITECTURES.items() if name in instances(kernel, capability)]
-        if EVERY or {*others} <= {"float"} or able[zlib.crc32(name.encode()) % len(able)] == arch:
+        usual = {*others} <= {"float"} and (width != "1" or activations == "float")
+        if EVERY or usual or able[zlib.crc32(name.encode()) % len(able)] == arch:
             found.append(name)
     return found
 
