@@ -1,8 +1,8 @@
 """Every kernel that the launch table picks compiles for its architecture, without a GPU; and the cache.
 
 All that differ in layout, exchange or type of the activations are compiled for each architecture. Those with
-parameters of two bytes, or that read single values of two bytes, differ only in how these are loaded: they are
-compiled for one each. BNFOLD_INSTANCES=all compiles all for each.
+parameters of two bytes, or that read single values of two bytes, differ only in how these are loaded: each is
+compiled for one. BNFOLD_INSTANCES=all compiles all for each.
 """
 
 from __future__ import annotations
