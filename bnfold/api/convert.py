@@ -13,12 +13,7 @@ from bnfold.onnx_graph.run import widened
 from bnfold.onnx_graph.run.evaluators import CannotRun
 from bnfold.onnx_graph.run.side_by_side import Broken, run_pair, seeded
 from bnfold.options import PRECISIONS, Check, choice
-from bnfold.passes.half.convert import (
-    converted,
-    feeds_of,
-    ranges_of,
-    whole,
-)
+from bnfold.passes.half.convert import converted, feeds_of, ranges_of, whole
 from bnfold.passes.half.ranges import Range
 from bnfold.passes.half.rounded import rounded_copy
 from bnfold.report.precision import PrecisionReport

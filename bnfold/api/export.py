@@ -164,11 +164,7 @@ class _Against:
     """The folded file beside the module: in its own type, and in float64."""
 
     def __init__(
-        self,
-        module: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        check: Check,
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], check: Check
     ) -> None:
         leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         self.inputs = [to_array(leaf) for leaf in leaves]

@@ -110,12 +110,7 @@ def recalibrate(
 class _Run:
     """Passes over the data, each measuring what some batch norms see."""
 
-    def __init__(
-        self,
-        module: nn.Module,
-        loader: Iterable[Any],
-        device: Any,
-    ) -> None:
+    def __init__(self, module: nn.Module, loader: Iterable[Any], device: Any) -> None:
         self.module, self.loader, self.device = module, loader, device
         self.first: dict[_Norm, int] = {}  # values per channel in the first batch
 

@@ -27,13 +27,7 @@ from bnfold.fold.roles import Affine, Clamp, Closed, Leaky, Linear, Map, Pad
 from bnfold.torch_graph.arrays import to_tensor
 from bnfold.torch_graph.call import given, innermost
 from bnfold.torch_graph.module.holders import Holders, owner_of, tensors
-from bnfold.torch_graph.module.what_is_left import (
-    Calls,
-    Replacement,
-    mean_of,
-    path_of,
-    what_is_left,
-)
+from bnfold.torch_graph.module.what_is_left import Calls, Replacement, mean_of, path_of, what_is_left
 
 __all__ = ["apply", "half_gone", "restrict", "unable", "unseen"]
 

@@ -11,9 +11,12 @@ import numpy as np
 from bnfold.fold import moves
 from bnfold.fold.graph import Constant, Dim, Refused, Role
 from bnfold.fold.roles import Clamp, Concat, Leaky, Map, Move, Pad, SoftmaxInput, Split
-from bnfold.torch_graph.call import FLOATS, Call
+from bnfold.torch_graph.arrays import FLOATS
+from bnfold.torch_graph.call import Call
 
-__all__ = ["DATA"]
+__all__ = ["DATA", "RESHAPES"]
+
+RESHAPES = ("view", "_unsafe_view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze")
 
 
 def _map(call: Call, sign: str = "positive") -> Role:
@@ -54,12 +57,9 @@ def _along_axis(constant: Constant, wide: tuple[int, ...]) -> Constant:
 
 
 def _clamp(call: Call) -> Role:
-    low, high = (call["min"], call["max"]) if call.op == "clamp" else (call["min_val"], call["max_val"])
     keys = ("min", "max") if call.op == "clamp" else ("min_val", "max_val")
-    bounds = [
-        float(default if bound is None else bound) for bound, default in ((low, -np.inf), (high, np.inf))
-    ]
-    return Clamp(bounds[0], bounds[1], keys)
+    low, high = call[keys[0]], call[keys[1]]
+    return Clamp(-np.inf if low is None else float(low), np.inf if high is None else float(high), keys)
 
 
 def _spatial(call: Call, count: int) -> tuple[int, ...]:
@@ -211,8 +211,11 @@ DATA: dict[str, Callable[[Call], Role]] = {
         ("clone", "contiguous", "detach", "alias", "to", "_to_copy", "type_as", "lift_fresh_copy"), _same
     ),
     "dropout": _dropout,
-    **{f"max_pool{n}d": partial(_max_pool, count=n) for n in (1, 2, 3)},
-    **{f"max_pool{n}d_with_indices": partial(_max_pool, count=n) for n in (1, 2, 3)},
+    **{
+        f"max_pool{n}d{also}": partial(_max_pool, count=n)
+        for n in (1, 2, 3)
+        for also in ("", "_with_indices")
+    },
     **{f"avg_pool{n}d": partial(_average_pool, count=n) for n in (1, 2, 3)},
     **{f"{p}adaptive_avg_pool{n}d": partial(_windowed, count=n) for n in (1, 2, 3) for p in ("", "_")},
     **{f"upsample_nearest{n}d": partial(_windowed, count=n) for n in (1, 2, 3)},
@@ -223,9 +226,7 @@ DATA: dict[str, Callable[[Call], Role]] = {
     **{f"adaptive_max_pool{n}d": partial(_max_pool, count=n) for n in (1, 2, 3)},
     "amax": partial(_reduce, sign="positive"),
     "amin": partial(_reduce, sign="positive"),
-    **dict.fromkeys(
-        ("view", "_unsafe_view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze"), _reshape
-    ),
+    **dict.fromkeys(RESHAPES, _reshape),
     "permute": _permute,
     **dict.fromkeys(("transpose", "t"), _transpose),
     "expand": _expand,
