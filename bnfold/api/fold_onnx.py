@@ -176,7 +176,7 @@ def front_end(check: Check) -> FrontEnd[Loaded]:
         read=read,
         write=_write,
         check=partial(compare, check=check),
-        view=_view,
+        view=partial(View, scope=scope_of),
         copy=Loaded.copy,
         around=without_gc,  # when it looks again, all that the steps made is garbage: one look does
     )
@@ -185,10 +185,6 @@ def front_end(check: Check) -> FrontEnd[Loaded]:
 def _write(loaded: Loaded, graph: Graph, edits: Sequence[Edit]) -> Loaded:
     apply(loaded, graph, edits)
     return loaded
-
-
-def _view(gone: Collection[Any], skip: Collection[str]) -> View:
-    return View(gone, skip, scope_of)
 
 
 def passes_of(options: Fold, ranges: Mapping[str, Range]) -> list[Pass[Loaded]]:

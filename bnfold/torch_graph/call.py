@@ -80,18 +80,14 @@ class Call:
     node: fx.Node
     stored: dict[fx.Node, Stored]
     locked: Callable[[fx.Node], str]
-    names: list[str] = field(default_factory=list)
-    arguments: dict[str, Any] = field(default_factory=dict)
+    names: list[str] = field(init=False)
+    arguments: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
-        schema = self.node.target._schema  # type: ignore[union-attr]
-        stated = given(self.node)
-        for argument in schema.arguments:
-            self.names.append(argument.name)
-            if argument.name in stated:
-                self.arguments[argument.name] = stated[argument.name]
-            elif argument.has_default_value():
-                self.arguments[argument.name] = argument.default_value
+        declared = self.node.target._schema.arguments  # type: ignore[union-attr]
+        defaults = {each.name: each.default_value for each in declared if each.has_default_value()}
+        self.names = [each.name for each in declared]
+        self.arguments = defaults | given(self.node)
 
     @property
     def op(self) -> str:

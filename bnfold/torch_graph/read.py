@@ -127,19 +127,18 @@ class _Reader:
         return tensor
 
     def call(self, node: fx.Node) -> None:
-        operator_ = isinstance(node.target, torch._ops.OpOverload)
-        call = Call(node, self.program.stored, self.program.locked) if operator_ else None
-        role: Role = role_of(call) if call is not None else Closed("is not an operator of ATen")
-        slots: list[Any]
-        if call is None or isinstance(role, Closed):
-            slots = list(node.all_input_nodes)
-        elif isinstance(role, Concat):
-            slots = list(call["tensors"])
-        else:
-            slots = [call[name] for name in call.names]
-            while slots and not isinstance(slots[-1], fx.Node):
-                slots.pop()  # `alpha` of an addition and the like
-        op = call.op if call is not None else str(node.target)
+        role: Role = Closed("is not an operator of ATen")
+        slots: list[Any] = list(node.all_input_nodes)
+        op = str(node.target)
+        if isinstance(node.target, torch._ops.OpOverload):
+            call = Call(node, self.program.stored, self.program.locked)
+            role, op = role_of(call), call.op
+            if isinstance(role, Concat):
+                slots = list(call["tensors"])
+            elif not isinstance(role, Closed):
+                slots = [call[name] for name in call.names]
+                while slots and not isinstance(slots[-1], fx.Node):
+                    slots.pop()  # `alpha` of an addition and the like
         op = "batch_norm" if "batch_norm" in op else op  # whatever torch makes of it
         found = Node(self.name(node, op), op, role, [], [], node)
         joins = isinstance(role, _JOINS)

@@ -51,9 +51,7 @@ def _prelu(call: Call) -> Role:
 
 def _along_axis(constant: Constant, wide: tuple[int, ...]) -> Constant:
     """Seen against the tensor; the writer gives the operator its own shape back."""
-    return Constant(
-        constant.store, lambda: constant.load().reshape(wide), wide, constant.dtype, constant.locked
-    )
+    return replace(constant, load=lambda: constant.load().reshape(wide), shape=wide)
 
 
 def _clamp(call: Call) -> Role:
@@ -86,7 +84,7 @@ def _windowed(call: Call, count: int) -> Role:
     return Map("any", "", _spatial(call, count))
 
 
-def _reduce(call: Call, sign: str) -> Role:
+def _reduce(call: Call, sign: str) -> Map:
     rank = len(call.x)
     given = [call["dim"]] if isinstance(call["dim"], int) else call["dim"] or range(rank)
     flat = tuple(sorted({axis % rank for axis in given}))
@@ -95,7 +93,6 @@ def _reduce(call: Call, sign: str) -> Role:
 
 def _sum(call: Call) -> Role:
     role = _reduce(call, "any")
-    assert isinstance(role, Map)
     sizes = [call.x[axis] for axis in role.flat]
     known = [size for size in sizes if isinstance(size, int)]
     return replace(role, gain=float(np.prod(known)) if len(known) == len(sizes) else 0.0)
@@ -211,11 +208,8 @@ DATA: dict[str, Callable[[Call], Role]] = {
         ("clone", "contiguous", "detach", "alias", "to", "_to_copy", "type_as", "lift_fresh_copy"), _same
     ),
     "dropout": _dropout,
-    **{
-        f"max_pool{n}d{also}": partial(_max_pool, count=n)
-        for n in (1, 2, 3)
-        for also in ("", "_with_indices")
-    },
+    **{f"max_pool{n}d": partial(_max_pool, count=n) for n in (1, 2, 3)},
+    **{f"max_pool{n}d_with_indices": partial(_max_pool, count=n) for n in (1, 2, 3)},
     **{f"avg_pool{n}d": partial(_average_pool, count=n) for n in (1, 2, 3)},
     **{f"{p}adaptive_avg_pool{n}d": partial(_windowed, count=n) for n in (1, 2, 3) for p in ("", "_")},
     **{f"upsample_nearest{n}d": partial(_windowed, count=n) for n in (1, 2, 3)},
@@ -224,8 +218,7 @@ DATA: dict[str, Callable[[Call], Role]] = {
     "sum": _sum,
     "flip": _flip,
     **{f"adaptive_max_pool{n}d": partial(_max_pool, count=n) for n in (1, 2, 3)},
-    "amax": partial(_reduce, sign="positive"),
-    "amin": partial(_reduce, sign="positive"),
+    **dict.fromkeys(("amax", "amin"), partial(_reduce, sign="positive")),
     **dict.fromkeys(RESHAPES, _reshape),
     "permute": _permute,
     **dict.fromkeys(("transpose", "t"), _transpose),
@@ -234,14 +227,8 @@ DATA: dict[str, Callable[[Call], Role]] = {
     "select": _select,
     **dict.fromkeys(("split", "split_with_sizes", "chunk"), _split),
     "cat": _cat,
-    **dict.fromkeys(
-        (
-            "pad",
-            "constant_pad_nd",
-            *(f"re{kind}_pad{n}d" for kind in ("flection", "plication") for n in (1, 2, 3)),
-        ),
-        _pad,
-    ),
+    **dict.fromkeys(("pad", "constant_pad_nd"), _pad),
+    **{f"{kind}_pad{n}d": _pad for kind in ("reflection", "replication") for n in (1, 2, 3)},
     "pixel_shuffle": _pixel_shuffle,
     "channel_shuffle": _channel_shuffle,
     **dict.fromkeys(("softmax", "_softmax", "log_softmax", "_log_softmax"), _softmax),
