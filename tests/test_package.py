@@ -74,14 +74,6 @@ def loaded_by(*arguments: str) -> set[str]:
     return {line.rsplit("|", 1)[1].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}
 
 
-def test_running_models_needs_no_fold() -> None:
-    """Not even by a detour: a proof of a fold must not rest on what folds."""
-    code = "import sys, {0}.evaluators, {0}.reference, {0}.side_by_side; print(*sys.modules)"
-    code = code.format("bnfold.onnx_graph.run")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert [name for name in done.stdout.split() if name.startswith("bnfold.fold")] == []
-
-
 def test_importing_bnfold_is_light() -> None:
     loaded = loaded_by("-c", "import bnfold; bnfold.__version__; bnfold.BnfoldError")
     assert "bnfold" in loaded

@@ -1,4 +1,7 @@
-"""`bnfold.fold_onnx`: the pipeline for ONNX models, which are edited in place, in a copy."""
+"""`bnfold.fold_onnx`: the pipeline for ONNX models, which are edited in place, in a copy.
+
+What not every fold needs (the check, half precision, dead channels: fifty modules) loads when it is used.
+"""
 
 from __future__ import annotations
 
@@ -18,18 +21,17 @@ from bnfold.fold.merge.view import View
 from bnfold.onnx_graph.file.loaded import Loaded, load
 from bnfold.onnx_graph.model.scopes import without_gc
 from bnfold.onnx_graph.read import read, scope_of
-from bnfold.onnx_graph.run.input_ranges import Range, ranges_of
-from bnfold.onnx_graph.run.inputs import wanted
 from bnfold.onnx_graph.write import apply
 from bnfold.options import Check, CheckKeywords, Fold, FoldKeywords
-from bnfold.passes.channels.drop import drop_dead_channels as drop
 from bnfold.passes.deploy.rewrite import rewrite
 from bnfold.report.fold import Report
-from bnfold.verify.models import verify as compare
+from bnfold.report.verification import Verification
 
 if TYPE_CHECKING:
     import onnx_ir
     from typing_extensions import Unpack
+
+    from bnfold.onnx_graph.run.input_ranges import Range
 
     class Keywords(FoldKeywords, CheckKeywords, total=False):
         """All that `fold_onnx` takes beside the model."""
@@ -147,7 +149,7 @@ def fold_loaded(
     precision = options.precision
     if precision is None:
         return _folded(loaded, options, check, progress)
-    from bnfold.api import convert  # a dozen modules that nothing else needs
+    from bnfold.api import convert
 
     convert.check(loaded, precision)
     if options.input_ranges and check.inputs is None:
@@ -167,7 +169,12 @@ def _folded(loaded: Loaded, options: Fold, check: Check, progress: Progress | No
 
 def ranges_in(loaded: Loaded, options: Fold) -> dict[str, Range]:
     """What values the model's inputs keep to, as the options say."""
-    return ranges_of(wanted(loaded), options.input_ranges) if options.input_ranges else {}
+    if not options.input_ranges:
+        return {}
+    from bnfold.onnx_graph.run.input_ranges import ranges_of
+    from bnfold.onnx_graph.run.inputs import wanted
+
+    return ranges_of(wanted(loaded), options.input_ranges)
 
 
 def front_end(check: Check) -> FrontEnd[Loaded]:
@@ -175,11 +182,17 @@ def front_end(check: Check) -> FrontEnd[Loaded]:
     return FrontEnd(
         read=read,
         write=_write,
-        check=partial(compare, check=check),
+        check=partial(_compare, check),
         view=partial(View, scope=scope_of),
         copy=Loaded.copy,
         around=without_gc,  # when it looks again, all that the steps made is garbage: one look does
     )
+
+
+def _compare(check: Check, before: Loaded, after: Loaded) -> Verification:
+    from bnfold.verify.models import verify
+
+    return verify(before, after, check)
 
 
 def _write(loaded: Loaded, graph: Graph, edits: Sequence[Edit]) -> Loaded:
@@ -191,6 +204,8 @@ def passes_of(options: Fold, ranges: Mapping[str, Range]) -> list[Pass[Loaded]]:
     """What is done to a folded ONNX model."""
 
     def dropping(loaded: Loaded, report: Report) -> Loaded:
+        from bnfold.passes.channels.drop import drop_dead_channels as drop
+
         report.dropped = drop(loaded, ranges, options.shared)
         return loaded
 

@@ -13,7 +13,10 @@ from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.model.constants import constant_of, resolve
 from bnfold.onnx_graph.model.infer import infer
 from bnfold.onnx_graph.model.scopes import build, without_gc
-from bnfold.onnx_graph.model.site import (
+from bnfold.onnx_graph.ops.batch_norms import Norm, read_together
+from bnfold.onnx_graph.ops.sequences import is_only_indexed, slice_from
+from bnfold.onnx_graph.ops.table import OPERATORS, UNKNOWN, role_of
+from bnfold.onnx_graph.site import (
     BIGGEST_OPERAND,
     FLOATS,
     Model,
@@ -21,11 +24,8 @@ from bnfold.onnx_graph.model.site import (
     Site,
     Value,
 )
-from bnfold.onnx_graph.ops.batch_norms import Norm, read_together
-from bnfold.onnx_graph.ops.sequences import is_only_indexed, slice_from
-from bnfold.onnx_graph.ops.table import OPERATORS, UNKNOWN, role_of
 
-__all__ = ["read", "scope_of"]
+__all__ = ["analysed", "read", "scope_of"]
 
 _JOINS = (Sum, Product, Same, Concat, Contract)  # all inputs are data
 # what a row may stumble over in a node whose attributes or inputs are not what the operator asks for
@@ -49,6 +49,13 @@ def read(loaded: Loaded, shared: str = "duplicate") -> Graph:
         for scope in scopes:
             reader.scope(scope)
         return reader.graph
+
+
+def analysed(loaded: Loaded) -> Model:
+    """What a pass begins with: names, nodes and shapes. The main graph is `scopes[0]`. Raises as `read`."""
+    model, scopes = build(loaded, "duplicate")
+    infer(model, scopes)
+    return model
 
 
 def scope_of(node: Node) -> Scope:

@@ -15,9 +15,9 @@ from bnfold.fold.roles import Linear
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.model.new_nodes import append, emit, take_over
 from bnfold.onnx_graph.model.scopes import without_gc
-from bnfold.onnx_graph.model.site import FLOATS, Site, Value, numpy_dtype
 from bnfold.onnx_graph.model.surgery import Surgery
 from bnfold.onnx_graph.requantize import rescaled
+from bnfold.onnx_graph.site import FLOATS, Site, Value, numpy_dtype
 
 __all__ = ["apply"]
 

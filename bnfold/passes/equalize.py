@@ -20,12 +20,11 @@ from bnfold.fold.rescale.equalize import Equalized, NotRescaled, equalize
 from bnfold.fold.rescale.int8_loss import WeightSizes
 from bnfold.fold.roles import Clamp
 from bnfold.onnx_graph.file.loaded import Loaded
-from bnfold.onnx_graph.model.infer import infer
 from bnfold.onnx_graph.model.new_nodes import append
-from bnfold.onnx_graph.model.scopes import build, without_gc
-from bnfold.onnx_graph.model.site import FLOATS, Site, numpy_dtype
+from bnfold.onnx_graph.model.scopes import without_gc
 from bnfold.onnx_graph.model.surgery import Surgery
-from bnfold.onnx_graph.read import read
+from bnfold.onnx_graph.read import analysed, read
+from bnfold.onnx_graph.site import FLOATS, Site, numpy_dtype
 from bnfold.onnx_graph.write import apply
 from bnfold.report.data import Span
 from bnfold.report.equalize import EqualizeReport, KeptTensor, LayerRanges, RescaledRegion
@@ -108,10 +107,9 @@ def _split(loaded: Loaded, bounds: Bounds) -> None:
     if not bounds:
         return
     with without_gc():
-        model, scopes = build(loaded, "duplicate")
-        infer(model, scopes)
+        model = analysed(loaded)
         surgery = Surgery(model)
-        for site in list(scopes[0].sites):
+        for site in list(model.scopes[0].sites):
             if site.name in bounds:
                 _follow(surgery, site, *bounds[site.name])
         surgery.finish()

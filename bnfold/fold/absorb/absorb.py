@@ -21,7 +21,7 @@ from bnfold.fold.absorb.linear import (
     scale_alone,
     scale_together,
 )
-from bnfold.fold.absorb.store import OutOfRange, ToDisk, as_float, in_type, store
+from bnfold.fold.absorb.store import OutOfRange, as_float, in_type, store, to_disk
 from bnfold.fold.affine import any_nonzero, at_axis
 from bnfold.fold.carry.equation import through_weight
 from bnfold.fold.carry.spread import ODD_SHAPES, State
@@ -42,10 +42,10 @@ def absorb(graph: Graph, state: State) -> list[Edit]:
             touched.add(changed.producer)
         for node, _ in changed.readers:
             touched.add(node)
-    nodes, keep = [node for node in graph.nodes if node in touched], ToDisk()
+    nodes = [node for node in graph.nodes if node in touched]
     with np.errstate(over="ignore"):  # `in_type` finds and reports what leaves its range
         known = scale_together(state, nodes)
-        return [keep(edit) for node in nodes for edit in _edits(state, node, known.get(node))]
+        return to_disk(edit for node in nodes for edit in _edits(state, node, known.get(node)))
 
 
 def _edits(state: State, node: Node, known: Scaled | None) -> Iterator[Edit]:

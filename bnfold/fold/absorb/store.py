@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -80,20 +81,17 @@ HELD = 1 << 28  # bytes of new weights that may stay in memory
 SMALL = 1 << 20  # smaller ones always do
 
 
-class ToDisk:
-    """Call it with each edit: beyond `HELD` bytes values move to a nameless temporary file."""
-
-    def __init__(self, held: int = HELD) -> None:
-        self.left = held
-
-    def __call__(self, edit: Edit) -> Edit:
-        """The edit, its value in memory or mapped."""
+def to_disk(edits: Iterable[Edit], held: int = HELD) -> list[Edit]:
+    """The edits, one after the other: beyond `held` bytes new values move to nameless temporary files."""
+    made = []
+    for edit in edits:
         if isinstance(edit, SetValue) and edit.value.nbytes >= SMALL:
-            self.left -= edit.value.nbytes
-            if self.left < 0:
+            held -= edit.value.nbytes
+            if held < 0:
                 with tempfile.TemporaryFile() as file:
                     mapped = np.memmap(file, edit.value.dtype, "w+", shape=edit.value.shape)
                 mapped[...] = edit.value
                 mapped.flush()
                 edit.value = mapped
-        return edit
+        made.append(edit)
+    return made

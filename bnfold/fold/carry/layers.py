@@ -76,7 +76,7 @@ def linear_scale(spread: Spread, node: Node, slot: int, f: Array) -> None:
     role: Linear = node.role  # type: ignore[assignment]
     data_slot(spread, node, slot, role.x)
     axis = role.in_axis if slot >= 0 else role.out_axis
-    vary = [axis] if f.size == f.shape[axis] else varying(f)
+    vary = varying(f) if f.size != f.shape[axis] else []
     if vary and vary != [axis]:
         free = dict(role.free) if slot >= 0 else {y: x for x, y in role.free}
         if axis in vary or not set(vary) <= set(free) or role.bias is not None or role.bias_blocks_scale:
@@ -121,7 +121,7 @@ def linear_shift(spread: Spread, node: Node, slot: int, d: Array) -> None:
     axis = role.in_axis if slot >= 0 else role.out_axis
     if slot >= 0 and role.padded:
         raise spread.fail(node, role.padded, "pad with a value that maps to zero, or not at all")
-    vary = [axis] if d.size == d.shape[axis] else varying(d)
+    vary = varying(d) if d.size != d.shape[axis] else []
     if vary and vary != [axis]:
         raise spread.fail(node, f"can only take a shift along its channel axis {axis}, not along {vary}")
     if role.bias_open or (role.bias is not None and role.bias.locked):

@@ -11,7 +11,10 @@ import onnx
 
 from bnfold.errors import ModelError
 from bnfold.fold.graph import Array, Constant
-from bnfold.onnx_graph.model.site import (
+from bnfold.onnx_graph.ops.conversion import PLAIN
+from bnfold.onnx_graph.ops.operator import Evaluate
+from bnfold.onnx_graph.ops.table import OPERATORS, UNKNOWN
+from bnfold.onnx_graph.site import (
     DTYPES,
     FLOATS,
     Model,
@@ -19,9 +22,6 @@ from bnfold.onnx_graph.model.site import (
     Value,
     numpy_dtype,
 )
-from bnfold.onnx_graph.ops.conversion import PLAIN
-from bnfold.onnx_graph.ops.operator import Evaluate
-from bnfold.onnx_graph.ops.table import OPERATORS, UNKNOWN
 
 __all__ = ["constant_of", "dequantize", "resolve", "stored_in"]
 

@@ -13,20 +13,19 @@ import onnx
 
 from bnfold.onnx_graph.model.constants import resolve
 from bnfold.onnx_graph.model.scopes import CONTROL, declare
-from bnfold.onnx_graph.model.site import (
-    DTYPES,
+from bnfold.onnx_graph.ops.facts import shape_by
+from bnfold.onnx_graph.ops.table import OPERATORS, UNKNOWN
+from bnfold.onnx_graph.site import (
+    CODES,
     FLOATS,
     Model,
     Scope,
     Site,
 )
-from bnfold.onnx_graph.ops.facts import shape_by
-from bnfold.onnx_graph.ops.table import OPERATORS, UNKNOWN
 
 __all__ = ["infer"]
 
 Calls = dict[tuple[str, str, str], list[Site]]
-_CODES = {name: code for code, name in DTYPES.items()}
 
 
 def infer(model: Model, scopes: list[Scope]) -> None:
@@ -134,16 +133,8 @@ def _as_model(model: Model, scope: Scope) -> onnx.ModelProto:
     proto.graph.node.extend(scope.proto.node)
     for name in scope.proto.input:
         value = scope.values[name]
-        info = proto.graph.input.add(name=name)
-        info.type.tensor_type.elem_type = _CODES.get(value.dtype, 0)
-        for dim in value.shape or ():
-            entry = info.type.tensor_type.shape.dim.add()
-            if isinstance(dim, int):
-                entry.dim_value = dim
-            elif dim:
-                entry.dim_param = dim
-        if value.shape == ():
-            info.type.tensor_type.shape.SetInParent()
+        code = CODES.get(value.dtype, 0)
+        proto.graph.input.append(onnx.helper.make_tensor_value_info(name, code, value.shape))
     for name in scope.proto.output:
         proto.graph.output.add(name=name)
     return proto

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bnfold.onnx_graph.model.site import Site, Value
 from bnfold.onnx_graph.model.surgery import Surgery
+from bnfold.onnx_graph.site import Site, Value
 
 __all__ = ["append", "emit", "only_reader", "same_shape", "take_over"]
 

@@ -12,7 +12,7 @@ import onnx
 from bnfold.errors import ModelError
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.model.constants import resolve
-from bnfold.onnx_graph.model.site import (
+from bnfold.onnx_graph.site import (
     DTYPES,
     Model,
     Scope,

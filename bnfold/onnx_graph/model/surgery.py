@@ -17,8 +17,8 @@ import onnx
 from bnfold.fold.graph import Array
 from bnfold.onnx_graph.file.wire import CUT_FROM
 from bnfold.onnx_graph.model.constants import stored_in
-from bnfold.onnx_graph.model.site import (
-    DTYPES,
+from bnfold.onnx_graph.site import (
+    CODES,
     Model,
     Scope,
     Site,
@@ -28,7 +28,6 @@ from bnfold.onnx_graph.model.site import (
 __all__ = ["Surgery"]
 
 _FLOAT32 = np.dtype("<f4")
-_CODES = {name: code for code, name in DTYPES.items()}
 
 
 class _List:
@@ -350,7 +349,7 @@ def _drop(field: Any, names: set[str], key: str) -> None:
 
 def _describe(info: onnx.ValueInfoProto, array: Array) -> None:
     tensor = info.type.tensor_type
-    tensor.elem_type = _CODES[array.dtype.name]
+    tensor.elem_type = CODES[array.dtype.name]
     del tensor.shape.dim[:]
     tensor.shape.SetInParent()
     for size in np.shape(array):

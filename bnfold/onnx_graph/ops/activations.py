@@ -12,10 +12,10 @@ import numpy as np
 
 from bnfold.fold.graph import Array, Node, Refused, Role
 from bnfold.fold.roles import Clamp, Gate, Leaky, Map, Sum
-from bnfold.onnx_graph.model.site import Site
 from bnfold.onnx_graph.ops.facts import broadcast, number, rank_of, same_shape, shape_of
 from bnfold.onnx_graph.ops.interval import Bounds
 from bnfold.onnx_graph.ops.operator import Half, Inputs, Operator
+from bnfold.onnx_graph.site import Site
 
 __all__ = ["ACTIVATIONS", "Function"]
 

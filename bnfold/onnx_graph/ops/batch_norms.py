@@ -16,8 +16,8 @@ from bnfold.fold.affine import dead, from_batch_norm, unsound
 from bnfold.fold.graph import Constant, Moments
 from bnfold.fold.roles import Affine
 from bnfold.onnx_graph.file.wire import CUT_FROM, TOKEN_SIZE
-from bnfold.onnx_graph.model.site import FLOATS, Site
 from bnfold.onnx_graph.ops.facts import EPSILON
+from bnfold.onnx_graph.site import FLOATS, Site
 
 __all__ = ["Norm", "read_together"]
 
@@ -101,7 +101,7 @@ def _stack(
     gamma, beta, mean, var = (stored[:, i].astype(np.float64) for i in range(4))
     eps = np.array([eps for _, eps, _ in group])[:, None]
     scale, shift = from_batch_norm(gamma, beta, mean, var, eps)
-    sound: Any = ~unsound(var).any(1) & np.isfinite(shift).all(1)
+    sound: Any = (~unsound(var) & np.isfinite(shift)).all(1)
     plain: Any = scale.all(1) & (scale[:, 0] != 1.0) & shift.any(1)
     wide = (len(group), 1, channels, *(1,) * (rank - 2))
     rows = zip(

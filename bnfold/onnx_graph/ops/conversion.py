@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from bnfold.fold.graph import Array, Node, Refused, Role
-from bnfold.onnx_graph.model.site import DTYPES, FLOATS, Site, numpy_dtype
 from bnfold.onnx_graph.ops.facts import UNCHANGED, rank_of
 from bnfold.onnx_graph.ops.interval import Bounds
 from bnfold.onnx_graph.ops.operator import Half, Inputs, Operator
+from bnfold.onnx_graph.site import CODES, DTYPES, FLOATS, Site, numpy_dtype
 
 __all__ = ["CONVERSION", "PLAIN"]
 
@@ -50,8 +50,7 @@ def _casted(site: Site, inputs: Inputs) -> Any:
 
 
 def _casted_like(site: Site, inputs: Inputs) -> Any:
-    dtype = site.dtype(1)
-    return _cast_to(inputs[0], next(code for code, name in DTYPES.items() if name == dtype))
+    return _cast_to(inputs[0], CODES[site.dtype(1)])
 
 
 def _cast_to(array: Array, code: int) -> Array:

@@ -12,10 +12,10 @@ import numpy as np
 from bnfold.fold.affine import MAPS
 from bnfold.fold.graph import Array, Node, Refused, Role
 from bnfold.fold.roles import Affine, Map, Product, Same, Sum
-from bnfold.onnx_graph.model.site import Site
 from bnfold.onnx_graph.ops.facts import broadcast, broadcast_shapes, check_size, fits, shape_of
 from bnfold.onnx_graph.ops.interval import Bounds
 from bnfold.onnx_graph.ops.operator import Half, Inputs, Operator, Shape
+from bnfold.onnx_graph.site import Site
 
 __all__ = ["ELEMENTWISE"]
 

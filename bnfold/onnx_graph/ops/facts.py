@@ -12,8 +12,8 @@ from bnfold.errors import ModelError
 from bnfold.fold.graph import Array, Constant, Refused
 from bnfold.fold.moves import Identity
 from bnfold.fold.roles import Move
-from bnfold.onnx_graph.model.site import Site
 from bnfold.onnx_graph.ops.operator import Shape
+from bnfold.onnx_graph.site import Site
 
 EPSILON = float(np.float32(1e-5))  # where a norm does not state it: attributes are float32
 COMPUTED = 1 << 28  # bytes of a computed constant

@@ -10,7 +10,6 @@ import numpy as np
 from bnfold.fold import moves
 from bnfold.fold.graph import Dim, Node, Refused, Role
 from bnfold.fold.roles import Concat, Map, Move, Pad, Split
-from bnfold.onnx_graph.model.site import Site
 from bnfold.onnx_graph.ops.facts import (
     LARGEST,
     UNCHANGED,
@@ -27,6 +26,7 @@ from bnfold.onnx_graph.ops.facts import (
 )
 from bnfold.onnx_graph.ops.interval import Bounds
 from bnfold.onnx_graph.ops.operator import Half, Inputs, Operator, Shape
+from bnfold.onnx_graph.site import Site
 
 __all__ = ["INDEXING"]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from bnfold.fold import role_builders as builders
 from bnfold.fold.graph import Constant, Dim, Refused, Role
 from bnfold.fold.roles import Contract, Linear, Recurrent
-from bnfold.onnx_graph.model.site import Site
 from bnfold.onnx_graph.ops.facts import (
     axis_of,
     broadcast_shapes,
@@ -18,6 +17,7 @@ from bnfold.onnx_graph.ops.facts import (
 )
 from bnfold.onnx_graph.ops.operator import Half, Operator, Shape
 from bnfold.onnx_graph.ops.windows import counts, windows
+from bnfold.onnx_graph.site import Site
 
 __all__ = ["LINEAR"]
 

@@ -9,10 +9,10 @@ import numpy as np
 from bnfold.fold.graph import Array, Constant, Node, Refused, Role
 from bnfold.fold.role_builders import batch_norm
 from bnfold.fold.roles import Normalize, SoftmaxInput
-from bnfold.onnx_graph.model.site import Site
 from bnfold.onnx_graph.ops.facts import EPSILON, axis_of, broken, rank_of, same_shape, shape_of
 from bnfold.onnx_graph.ops.interval import Bounds
 from bnfold.onnx_graph.ops.operator import Half, Operator
+from bnfold.onnx_graph.site import Site
 
 __all__ = ["NORMS"]
 

@@ -12,8 +12,8 @@ from enum import Flag, auto
 from typing import Any, TypeAlias
 
 from bnfold.fold.graph import Dim, Node, Role
-from bnfold.onnx_graph.model.site import Site
 from bnfold.onnx_graph.ops.interval import Bounds
+from bnfold.onnx_graph.site import Site
 
 __all__ = ["BoundsRule", "Evaluate", "Half", "Inputs", "Operator", "Shape"]
 

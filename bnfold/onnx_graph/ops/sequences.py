@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bnfold.fold.moves import Crop, Take
 from bnfold.fold.roles import Move
-from bnfold.onnx_graph.model.site import Site
+from bnfold.onnx_graph.site import Site
 
 __all__ = ["is_only_indexed", "part_sizes", "slice_from"]
 

@@ -10,7 +10,6 @@ import numpy as np
 from bnfold.fold import moves
 from bnfold.fold.graph import Dim, Refused, Role
 from bnfold.fold.roles import Move
-from bnfold.onnx_graph.model.site import Site
 from bnfold.onnx_graph.ops.facts import (
     UNCHANGED,
     axes_of,
@@ -25,6 +24,7 @@ from bnfold.onnx_graph.ops.facts import (
     text,
 )
 from bnfold.onnx_graph.ops.operator import Half, Inputs, Operator, Shape
+from bnfold.onnx_graph.site import Site
 
 __all__ = ["SHAPING"]
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.onnx_graph.model.site import Site
 from bnfold.onnx_graph.ops.facts import check_size, ints
 from bnfold.onnx_graph.ops.operator import Half, Inputs, Operator
+from bnfold.onnx_graph.site import Site
 
 __all__ = ["SOURCES"]
 

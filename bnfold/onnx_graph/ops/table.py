@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bnfold.fold.graph import Refused, Role
 from bnfold.fold.roles import Closed
-from bnfold.onnx_graph.model.site import FLOATS, Site
 from bnfold.onnx_graph.ops.activations import ACTIVATIONS
 from bnfold.onnx_graph.ops.conversion import CONVERSION
 from bnfold.onnx_graph.ops.elementwise import ELEMENTWISE
@@ -15,6 +14,7 @@ from bnfold.onnx_graph.ops.operator import Operator
 from bnfold.onnx_graph.ops.shaping import SHAPING
 from bnfold.onnx_graph.ops.sources import SOURCES
 from bnfold.onnx_graph.ops.windowed import WINDOWED
+from bnfold.onnx_graph.site import FLOATS, Site
 
 __all__ = ["OPERATORS", "UNKNOWN", "record_of", "role_of"]
 

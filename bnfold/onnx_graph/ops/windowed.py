@@ -9,11 +9,11 @@ import numpy as np
 
 from bnfold.fold.graph import Node, Refused, Role
 from bnfold.fold.roles import Map
-from bnfold.onnx_graph.model.site import Site
 from bnfold.onnx_graph.ops.facts import axes_of, integers, out_shape_of, rank_of, shape_of, text
 from bnfold.onnx_graph.ops.interval import Bounds
 from bnfold.onnx_graph.ops.operator import Half, Operator, Shape
 from bnfold.onnx_graph.ops.windows import Window, counts, windows
+from bnfold.onnx_graph.site import Site
 
 __all__ = ["WINDOWED"]
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from bnfold.errors import ModelError
 from bnfold.fold.graph import Dim, Refused
 from bnfold.fold.windows import Windows
-from bnfold.onnx_graph.model.site import Site
+from bnfold.onnx_graph.site import Site
 
 __all__ = ["Grid", "Window", "counts", "windows"]
 

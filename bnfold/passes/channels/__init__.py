@@ -4,11 +4,9 @@ To be read in this order:
 
     drop            the whole pass, in its steps
 
-    interval        1. What is proven of each channel: arithmetic on intervals,
-    functions          through functions of one tensor,
-    matrices           through weights,
+    matrices        1. What is proven of each channel (`onnx_graph.ops.interval`): through weights,
     linear_forms       and through several linear layers at once;
-    bounds_roles       a rule for each role,
+    bounds_roles       a rule for each role, beside those of operators (`onnx_graph.ops`),
     bounds             and the walk through the graph.
 
     groups          2. Which channels can only leave together: the sets,

@@ -14,10 +14,10 @@ from typing import TypeAlias
 import numpy as np
 
 from bnfold.fold.graph import Constant, Graph, Node, Refused, Tensor
-from bnfold.onnx_graph.model.site import FLOATS, Site
 from bnfold.onnx_graph.ops.facts import LARGEST
 from bnfold.onnx_graph.ops.interval import Bounds, collapsed, unknown
 from bnfold.onnx_graph.ops.table import record_of
+from bnfold.onnx_graph.site import FLOATS, Site
 from bnfold.passes.channels.bounds_roles import BY_ROLE
 from bnfold.passes.channels.linear_forms import Forms
 

@@ -12,7 +12,7 @@ from bnfold.fold.absorb.store import OutOfRange
 from bnfold.fold.edits import AddBias, Edit, SetValue
 from bnfold.fold.graph import Array, Constant, Node
 from bnfold.fold.roles import Affine, Linear
-from bnfold.onnx_graph.model.site import numpy_dtype
+from bnfold.onnx_graph.site import numpy_dtype
 from bnfold.passes.channels.choose import Choice
 from bnfold.passes.channels.groups import why_not_cut
 from bnfold.passes.channels.matrices import sums

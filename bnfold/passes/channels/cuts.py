@@ -10,8 +10,8 @@ import numpy as np
 from bnfold.fold.edits import SetValue
 from bnfold.fold.graph import Array, Constant, Node, Role, Tensor
 from bnfold.fold.roles import Affine, Concat, Leaky, Linear, Map, Move, Normalize, Product, Same, Split, Sum
-from bnfold.onnx_graph.model.site import Site
 from bnfold.onnx_graph.ops.facts import broken, integers
+from bnfold.onnx_graph.site import Site
 from bnfold.passes.channels.choose import Choice
 from bnfold.passes.channels.cut_layers import Cut, cut, linear
 from bnfold.passes.channels.sizes import cut_size, slice_bounds

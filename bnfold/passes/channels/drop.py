@@ -17,11 +17,11 @@ from bnfold.fold.roles import Linear, Map, Product, Same, Sum
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.file.tensors import constants
 from bnfold.onnx_graph.model.scopes import without_gc
-from bnfold.onnx_graph.model.site import DTYPES, FLOATS, Value
 from bnfold.onnx_graph.model.surgery import Surgery
 from bnfold.onnx_graph.ops.interval import Bounds
 from bnfold.onnx_graph.read import read
 from bnfold.onnx_graph.run.input_ranges import Range
+from bnfold.onnx_graph.site import DTYPES, FLOATS, Value
 from bnfold.onnx_graph.write import apply
 from bnfold.passes.channels.bounds import prove
 from bnfold.passes.channels.choose import PADDED, Choice, choose

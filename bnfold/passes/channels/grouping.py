@@ -30,9 +30,9 @@ from bnfold.fold.roles import (
     Split,
     Sum,
 )
-from bnfold.onnx_graph.model.site import Site
 from bnfold.onnx_graph.ops.activations import Function
 from bnfold.onnx_graph.ops.table import record_of
+from bnfold.onnx_graph.site import Site
 from bnfold.passes.channels.groups import Channels, Groups
 from bnfold.passes.channels.matrices import is_matrix
 from bnfold.passes.channels.sizes import reads_of_sizes, taken

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bnfold.fold.graph import Array, Constant, Node, Tensor
-from bnfold.onnx_graph.model.site import FLOATS, Value
+from bnfold.onnx_graph.site import FLOATS, Value
 
 __all__ = ["Channels", "Groups", "Reason", "why_not_cut"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from bnfold.fold.graph import Array, Graph, Tensor
-from bnfold.onnx_graph.model.site import Scope, Site
 from bnfold.onnx_graph.ops.facts import integers
 from bnfold.onnx_graph.ops.table import record_of
+from bnfold.onnx_graph.site import Scope, Site
 
 __all__ = ["cut_size", "reads_of_sizes", "slice_bounds", "taken"]
 

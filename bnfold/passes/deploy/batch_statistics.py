@@ -6,14 +6,12 @@ import numpy as np
 
 from bnfold.fold.graph import Array
 from bnfold.onnx_graph.model.new_nodes import emit, take_over
-from bnfold.onnx_graph.model.site import DTYPES, FLOATS, Value, numpy_dtype
 from bnfold.onnx_graph.model.surgery import Surgery
+from bnfold.onnx_graph.site import CODES, FLOATS, Value, numpy_dtype
 from bnfold.passes.deploy.norms import Norm
 from bnfold.passes.deploy.terms import Term, materialize
 
 __all__ = ["statistics_in_standard_ops"]
-
-_CODES = {name: code for code, name in DTYPES.items()}
 
 
 def statistics_in_standard_ops(surgery: Surgery, norm: Norm) -> bool:
@@ -67,7 +65,7 @@ class _Writer:
             take_over(self.surgery, self.site, slot, ("", op), inputs, name)
         else:
             result = self.step(op, inputs, f"output_{slot}")
-            take_over(self.surgery, self.site, slot, ("", "Cast"), [result], name, to=_CODES[dtype])
+            take_over(self.surgery, self.site, slot, ("", "Cast"), [result], name, to=CODES[dtype])
 
     def parameter(self, slot: int, term: Term, name: str) -> Value:
         dtype, channels = self.site.dtype(slot), self.norm.channels
@@ -84,7 +82,7 @@ class _Writer:
     def cast(self, value: Value, dtype: str, name: str) -> Value:
         if value.dtype == dtype:
             return value
-        value = self.step("Cast", [value], name, to=_CODES[dtype])
+        value = self.step("Cast", [value], name, to=CODES[dtype])
         value.dtype = dtype
         return value
 

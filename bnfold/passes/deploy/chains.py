@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bnfold.onnx_graph.model.new_nodes import only_reader, same_shape
-from bnfold.onnx_graph.model.site import Site, Value
+from bnfold.onnx_graph.site import Site, Value
 from bnfold.passes.deploy.bnfold_ops import Variant
 from bnfold.passes.deploy.norms import Norm
 from bnfold.passes.deploy.terms import (

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bnfold.onnx_graph.model.site import Site, Value
 from bnfold.onnx_graph.ops.facts import EPSILON
+from bnfold.onnx_graph.site import Site, Value
 from bnfold.passes.deploy.terms import (
     Computed,
     Known,

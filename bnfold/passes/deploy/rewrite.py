@@ -15,11 +15,11 @@ import onnx
 
 from bnfold.errors import ModelError
 from bnfold.onnx_graph.file.loaded import Loaded
-from bnfold.onnx_graph.model.infer import infer
 from bnfold.onnx_graph.model.new_nodes import take_over
-from bnfold.onnx_graph.model.scopes import build, without_gc
-from bnfold.onnx_graph.model.site import Model, Scope, Site
+from bnfold.onnx_graph.model.scopes import without_gc
 from bnfold.onnx_graph.model.surgery import Surgery
+from bnfold.onnx_graph.read import analysed
+from bnfold.onnx_graph.site import Model, Scope, Site
 from bnfold.passes.deploy import bnfold_ops as ops
 from bnfold.passes.deploy.batch_statistics import statistics_in_standard_ops
 from bnfold.passes.deploy.chains import Chain, from_norm, from_scale
@@ -58,22 +58,16 @@ def rewrite(
     with without_gc():
         if fuse:
             notes += _prepare(loaded)
-        rewriter = _Rewriter(_read(loaded), fuse, skip)
+        rewriter = _Rewriter(analysed(loaded), fuse, skip)
         rewriter.write()
     if not fuse and not rewriter.done and not rewriter.notes():
         notes.append("no batch norm is in training mode")
     return rewriter.done, notes + rewriter.notes()
 
 
-def _read(loaded: Loaded) -> Model:
-    model, scopes = build(loaded, "duplicate")
-    infer(model, scopes)
-    return model
-
-
 def _prepare(loaded: Loaded) -> list[str]:
     """The first step, by itself: more shapes are known afterwards."""
-    surgery = Surgery(_read(loaded), prune=True)
+    surgery = Surgery(analysed(loaded), prune=True)
     scopes = list(_graphs(surgery.model))
     splits = sum(split_plainly(surgery, scope) for scope in scopes)
     stored = sum(store_computed(surgery, scope) for scope in scopes)

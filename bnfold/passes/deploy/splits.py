@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.onnx_graph.model.site import Scope, Site
 from bnfold.onnx_graph.model.surgery import Surgery
 from bnfold.onnx_graph.ops.sequences import is_only_indexed, part_sizes
+from bnfold.onnx_graph.site import Scope, Site
 
 __all__ = ["split_plainly"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from bnfold.onnx_graph.model.constants import constant_of
-from bnfold.onnx_graph.model.site import Scope, Site, Value, numpy_dtype
 from bnfold.onnx_graph.model.surgery import Surgery
+from bnfold.onnx_graph.site import Scope, Site, Value, numpy_dtype
 
 __all__ = ["store_computed"]
 

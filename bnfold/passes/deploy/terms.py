@@ -9,8 +9,8 @@ import numpy as np
 
 from bnfold.fold.graph import Array
 from bnfold.onnx_graph.model.new_nodes import emit
-from bnfold.onnx_graph.model.site import Site, Value, numpy_dtype
 from bnfold.onnx_graph.model.surgery import Surgery
+from bnfold.onnx_graph.site import Site, Value, numpy_dtype
 
 __all__ = ["Computed", "Known", "Read", "Term", "add", "fits", "known", "materialize", "multiply"]
 

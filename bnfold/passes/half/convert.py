@@ -14,17 +14,16 @@ from bnfold.fold.rescale.fit_range import RescaledTensor, fit, makers, troubled
 from bnfold.fold.rescale.headroom import BFLOAT16, FLOAT16, Narrow
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.model.constants import constant_of
-from bnfold.onnx_graph.model.infer import infer
-from bnfold.onnx_graph.model.scopes import build, default_opset
-from bnfold.onnx_graph.read import read
+from bnfold.onnx_graph.model.scopes import default_opset
+from bnfold.onnx_graph.read import analysed, read
 from bnfold.onnx_graph.run.evaluators import CannotRun
 from bnfold.onnx_graph.run.side_by_side import Feeds
 from bnfold.onnx_graph.write import apply
-from bnfold.passes.half.functions import typeless
 from bnfold.passes.half.opset import raised
 from bnfold.passes.half.plain_norms import make_plain
 from bnfold.passes.half.plan import MARGIN, plan
 from bnfold.passes.half.ranges import Range, carried, measure
+from bnfold.passes.half.slots import typeless
 from bnfold.passes.half.write import write
 from bnfold.report.data import Span
 from bnfold.report.precision import KeptNode, PrecisionReport, Rescaled
@@ -103,11 +102,9 @@ def ranges_of(
     if feeds is None:
         report.notes.append(f"ranges were not measured, and nothing was compared: {report.reason}")
         return {}, None
-    graph, scopes = build(model, "duplicate")
-    infer(graph, scopes)
     values = [
         value
-        for value in scopes[0].values.values()
+        for value in analysed(model).scopes[0].values.values()
         if value.dtype == "float32" and value.site is not None and constant_of(value) is None
     ]
     problem = ""
@@ -171,9 +168,7 @@ def _write(
     """Types and Casts. Without `guarded`, as a converter does it that does not look at numbers."""
     narrow = TYPES[half]
     outside = _outside(read(model), ranges, narrow) if guarded else {}
-    graph, scopes = build(model, "duplicate")
-    infer(graph, scopes)
-    root = scopes[0]
+    root = analysed(model).scopes[0]
     by_name = {site.name: site for site in root.sites}
     reasons = {by_name[name]: reason for name, reason in outside.items() if name in by_name}
     chosen = plan(root, narrow, ranges, reasons, typeless(root, half), guarded=guarded)

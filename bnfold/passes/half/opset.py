@@ -18,10 +18,10 @@ import onnx
 import onnx.defs
 
 from bnfold.onnx_graph.file.loaded import Loaded
-from bnfold.onnx_graph.model.infer import infer
-from bnfold.onnx_graph.model.scopes import build, default_opset
-from bnfold.onnx_graph.model.site import Site
+from bnfold.onnx_graph.model.scopes import default_opset
 from bnfold.onnx_graph.ops.table import record_of
+from bnfold.onnx_graph.read import analysed
+from bnfold.onnx_graph.site import Site
 from bnfold.passes.half.slots import schema_of
 
 __all__ = ["raised"]
@@ -38,8 +38,7 @@ def raised(loaded: Loaded, opset: int, ranks: Mapping[str, int]) -> str:
     old = default_opset(proto.opset_import)
     if old >= opset:
         return ""
-    model, scopes = build(loaded, "duplicate")
-    infer(model, scopes)
+    model = analysed(loaded)
     edits: list[tuple[Site, Callable[[Site, onnx.GraphProto], None]]] = []
     for scope in model.scopes:
         for site in scope.sites:

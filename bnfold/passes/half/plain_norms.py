@@ -14,11 +14,11 @@ from onnx import AttributeProto
 from bnfold.fold.affine import all_finite, from_batch_norm
 from bnfold.fold.graph import Array
 from bnfold.onnx_graph.file.loaded import Loaded
-from bnfold.onnx_graph.model.infer import infer
-from bnfold.onnx_graph.model.scopes import build, without_gc
-from bnfold.onnx_graph.model.site import Scope, Site
+from bnfold.onnx_graph.model.scopes import without_gc
 from bnfold.onnx_graph.model.surgery import Surgery
 from bnfold.onnx_graph.ops.facts import EPSILON
+from bnfold.onnx_graph.read import analysed
+from bnfold.onnx_graph.site import Scope, Site
 
 __all__ = ["make_plain"]
 
@@ -28,11 +28,10 @@ def make_plain(loaded: Loaded) -> int:
     if not any(node.op_type == "BatchNormalization" for node in loaded.proto.graph.node):
         return 0
     with without_gc():
-        model, scopes = build(loaded, "duplicate")
-        infer(model, scopes)
+        model = analysed(loaded)
         surgery, count = Surgery(model), 0
-        for site in scopes[0].sites:
-            if site.op == "BatchNormalization" and _rewrite(site, scopes[0], surgery):
+        for site in model.scopes[0].sites:
+            if site.op == "BatchNormalization" and _rewrite(site, model.scopes[0], surgery):
                 count += 1
         surgery.finish()
     return count

@@ -11,16 +11,15 @@ import numpy as np
 
 from bnfold.fold.rescale.headroom import Narrow
 from bnfold.onnx_graph.model.constants import constant_of
-from bnfold.onnx_graph.model.site import (
-    Model,
+from bnfold.onnx_graph.ops.operator import Half
+from bnfold.onnx_graph.ops.table import record_of
+from bnfold.onnx_graph.site import (
     Scope,
     Site,
     Value,
 )
-from bnfold.onnx_graph.ops.operator import Half
-from bnfold.onnx_graph.ops.table import record_of
 from bnfold.passes.half.ranges import Range
-from bnfold.passes.half.slots import Slots, schema_of, slots_of
+from bnfold.passes.half.slots import Slots, of_function, schema_of, slots_of
 
 __all__ = ["MARGIN", "Plan", "plan"]
 
@@ -73,7 +72,7 @@ def plan(
         if reason:
             found.stays[site] = reason
             continue
-        slots = _of_function(site, scope.model, typeless) or slots_of(site, narrow.name)
+        slots = of_function(site, scope.model, typeless) or slots_of(site, narrow.name)
         if isinstance(slots, str):
             found.stays[site] = slots
             continue
@@ -96,17 +95,6 @@ def _does(site: Site, what: Half) -> bool:
 def _is_constant(site: Site) -> bool:
     value = site.outputs[0] if site.outputs else None
     return value is not None and constant_of(value) is not None and site.op != "DequantizeLinear"
-
-
-def _of_function(site: Site, model: Model, typeless: frozenset[tuple[str, str, str]]) -> Slots | str | None:
-    key = (site.node.domain, site.node.op_type, site.node.overload)
-    if key not in model.functions:
-        return None
-    if key not in typeless:
-        return f"calls the function {site.node.op_type}, whose body is float32"
-    reads = (slot for slot, value in enumerate(site.values) if value is not None and value.dtype == "float32")
-    makes = (j for j, value in enumerate(site.outputs) if value is not None and value.dtype == "float32")
-    return Slots(frozenset(reads), frozenset(makes))
 
 
 def _numbers(site: Site, slots: Slots, narrow: Narrow, ranges: Mapping[str, Range]) -> str:

@@ -11,8 +11,8 @@ import numpy as np
 from onnx import TensorProto
 
 from bnfold.onnx_graph.file.loaded import Loaded
-from bnfold.onnx_graph.model.site import Value
 from bnfold.onnx_graph.run.evaluators import evaluate
+from bnfold.onnx_graph.site import Value
 
 __all__ = ["Range", "carried", "measure"]
 

@@ -15,14 +15,13 @@ import onnx
 from onnx import AttributeProto, TensorProto, numpy_helper
 
 from bnfold.onnx_graph.file.loaded import Loaded
-from bnfold.onnx_graph.model.infer import infer
-from bnfold.onnx_graph.model.scopes import build
-from bnfold.onnx_graph.model.site import Site
 from bnfold.onnx_graph.ops.facts import EPSILON
 from bnfold.onnx_graph.ops.operator import Half
 from bnfold.onnx_graph.ops.table import record_of
+from bnfold.onnx_graph.read import analysed
 from bnfold.onnx_graph.run import widened as precision
-from bnfold.passes.half.write import CODES
+from bnfold.onnx_graph.site import CODES, Site
+from bnfold.passes.half.slots import HALVES
 
 __all__ = ["rounded_copy"]
 
@@ -33,20 +32,19 @@ def rounded_copy(loaded: Loaded) -> Loaded:
     Its inputs and outputs of half precision become float32. Bodies of control flow and of functions are
     computed in float32, and what they give is rounded.
     """
-    model, scopes = build(loaded, "duplicate")
-    infer(model, scopes)
+    root = analysed(loaded).scopes[0]
     halves = {
         name: CODES[value.dtype]
-        for name, value in scopes[0].values.items()
-        if value.dtype in CODES and value.site is not None and not record_of(value.site.op).half & Half.EXACT
+        for name, value in root.values.items()
+        if value.dtype in HALVES and value.site is not None and not record_of(value.site.op).half & Half.EXACT
     }
     copy = precision.float32_copy(loaded)
     graph = copy.proto.graph
-    for site in scopes[0].sites:
-        if site.op == "BatchNormalization" and site.dtype(1) in CODES and not site.attr("training_mode", 0):
+    for site in root.sites:
+        if site.op == "BatchNormalization" and site.dtype(1) in HALVES and not site.attr("training_mode", 0):
             _in_half(site, graph)
     nodes: list[onnx.NodeProto] = []
-    taken = {*scopes[0].values}
+    taken = {*root.values}
     for node in graph.node:
         nodes.append(node)
         for slot, name in enumerate(node.output):

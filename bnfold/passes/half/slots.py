@@ -1,7 +1,8 @@
 """Which inputs and outputs of a node may be half precision: asked of onnx's own operator schemas.
 
 A type that a schema fixes (the scales of a Resize), or a variable that does not admit the half type, stays
-float32. What the schemas do not say is in the operator's record (`Operator.float32`).
+float32. What the schemas do not say is in the operator's record (`Operator.float32`). Functions of the model
+have no schema: a call of theirs is typed by onnx's inference.
 """
 
 from __future__ import annotations
@@ -9,11 +10,17 @@ from __future__ import annotations
 from functools import cache
 from typing import Any, NamedTuple
 
+import onnx
 import onnx.defs
+import onnx.shape_inference
 
-from bnfold.onnx_graph.model.site import Site
+from bnfold.onnx_graph.file.loaded import Loaded
+from bnfold.onnx_graph.model.scopes import default_opset
+from bnfold.onnx_graph.site import CODES, Model, Scope, Site
 
-__all__ = ["Slots", "schema_of", "slots_of"]
+__all__ = ["HALVES", "Slots", "of_function", "schema_of", "slots_of", "typeless"]
+
+HALVES = ("float16", "bfloat16")
 
 
 class Slots(NamedTuple):
@@ -88,3 +95,56 @@ def _too_old(site: Site, half: str) -> str:
         if schema is not None and _admits(schema.outputs, 0, f"tensor({half})"):
             return f"{site.op} takes {half} from opset {opset} on; the model has {site.opset}"
     return ""
+
+
+def of_function(site: Site, model: Model, free: frozenset[tuple[str, str, str]]) -> Slots | str | None:
+    """The same for the call of a function of the model, given those that are `typeless`; None: no call."""
+    key = (site.node.domain, site.node.op_type, site.node.overload)
+    if key not in model.functions:
+        return None
+    if key not in free:
+        return f"calls the function {site.node.op_type}, whose body is float32"
+    reads = (slot for slot, value in enumerate(site.values) if value is not None and value.dtype == "float32")
+    makes = (j for j, value in enumerate(site.outputs) if value is not None and value.dtype == "float32")
+    return Slots(frozenset(reads), frozenset(makes))
+
+
+def typeless(scope: Scope, half: str) -> frozenset[tuple[str, str, str]]:
+    """The functions (domain, name, overload) all of whose calls in the graph may have `half` for float32.
+
+    A body of standard operators takes any type until a constant in it fixes one. So a call is typed by onnx's
+    inference with half inputs, and the function may be called so if that gives half outputs.
+    """
+    answers: dict[tuple[str, str, str], bool] = {}
+    for site in scope.sites:
+        key = (site.node.domain, site.node.op_type, site.node.overload)
+        if key in scope.model.functions and answers.get(key, True):
+            answers[key] = _takes(scope.model.loaded, site, half)
+    return frozenset(key for key, fine in answers.items() if fine)
+
+
+def _takes(loaded: Loaded, site: Site, half: str) -> bool:
+    model = onnx.ModelProto(
+        ir_version=max(loaded.proto.ir_version, 8), opset_import=loaded.proto.opset_import
+    )
+    if not default_opset(model.opset_import):
+        return False
+    model.functions.extend(loaded.proto.functions)
+    graph = model.graph
+    graph.name = "call"
+    graph.node.append(site.node)
+    for value in site.values:
+        if value is None or any(entry.name == value.name for entry in graph.input):
+            continue
+        code = CODES.get(half if value.dtype == "float32" else value.dtype, 0)
+        graph.input.append(onnx.helper.make_tensor_value_info(value.name, code, value.shape))
+    wanted = {}
+    for value in site.outputs:
+        if value is not None:
+            graph.output.add(name=value.name)
+            wanted[value.name] = CODES[half] if value.dtype == "float32" else CODES.get(value.dtype, 0)
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
+    except Exception:  # of any kind: it does not take the type, or says nothing about it
+        return False
+    return all(o.type.tensor_type.elem_type == wanted[o.name] for o in inferred.graph.output)

@@ -14,13 +14,11 @@ from bnfold.fold.graph import Array
 from bnfold.onnx_graph.model.constants import constant_of
 from bnfold.onnx_graph.model.new_nodes import append
 from bnfold.onnx_graph.model.scopes import without_gc
-from bnfold.onnx_graph.model.site import Scope, Site, Value, numpy_dtype
 from bnfold.onnx_graph.model.surgery import Surgery
+from bnfold.onnx_graph.site import CODES, Scope, Site, Value, numpy_dtype
 from bnfold.passes.half.plan import Plan
 
-__all__ = ["CODES", "write"]
-
-CODES = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
+__all__ = ["write"]
 
 
 def write(scope: Scope, plan: Plan, half: str) -> int:
@@ -141,7 +139,7 @@ class _Writer:
         made = self.surgery.value(stem, self.scope, value)
         made.dtype = dtype
         anchor = maker if maker is not None else self.scope.sites[0]
-        to = int(CODES.get(dtype, TensorProto.FLOAT))
+        to = CODES[dtype]
         site = self.surgery.node("Cast", made.name, [value], [made], anchor, to=to)
         if maker is None:  # an input of the graph: ahead of all nodes
             self.surgery.nodes[self.scope].added[-1] = (site.node, anchor.node, -0.5)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bnfold.fold.absorb import absorb as absorbing
-from bnfold.fold.absorb.store import ToDisk
+from bnfold.fold.absorb.store import to_disk
 from bnfold.fold.carry.guard import CARRIED, KAPPA
 from bnfold.fold.edits import SetValue
 from bnfold.fold.solve import solve
@@ -56,14 +56,14 @@ def test_large_new_weights_move_to_a_file_and_keep_their_values() -> None:
     value = np.arange(1 << 18, dtype=np.float32).reshape(512, 512)
     node = Net().conv(Net().tensor(4)).producer
     assert node is not None
-    edit = ToDisk(held=0)(SetValue(node, 1, value.copy()))
+    (edit,) = to_disk([SetValue(node, 1, value.copy())], held=0)
     assert isinstance(edit, SetValue)
     assert isinstance(edit.value, np.memmap)
     np.testing.assert_array_equal(edit.value, value)
-    small = ToDisk(held=0)(SetValue(node, 1, value[:2].copy()))
+    (small,) = to_disk([SetValue(node, 1, value[:2].copy())], held=0)
     assert isinstance(small, SetValue)
     assert not isinstance(small.value, np.memmap)
-    assert absorbing.ToDisk is ToDisk
+    assert absorbing.to_disk is to_disk
 
 
 @pytest.mark.parametrize(("scale", "folds"), [(1e-30, True), (1e-39, False)])

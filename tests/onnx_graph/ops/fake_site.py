@@ -26,7 +26,7 @@ class Runtime:
 
 
 class FakeSite:
-    """One node and what is known about it, with the interface of `bnfold.onnx_graph.model.site.Site`.
+    """One node and what is known about it, with the interface of `bnfold.onnx_graph.site.Site`.
 
     Inputs are constants (arrays), run-time tensors (`Runtime`, or just a shape), or None where left out.
     """

@@ -16,7 +16,6 @@ from bnfold.fold.roles import Map
 from bnfold.onnx_graph.file.loaded import load
 from bnfold.onnx_graph.model import infer as inference
 from bnfold.onnx_graph.model.scopes import build
-from bnfold.onnx_graph.model.site import Scope
 from bnfold.onnx_graph.ops import (
     activations,
     conversion,
@@ -32,6 +31,7 @@ from bnfold.onnx_graph.ops.facts import same_shape
 from bnfold.onnx_graph.ops.operator import Half, Operator
 from bnfold.onnx_graph.ops.table import OPERATORS
 from bnfold.onnx_graph.read import read
+from bnfold.onnx_graph.site import Scope
 from bnfold.passes.channels.bounds import prove
 from bnfold.passes.half.plan import plan
 from bnfold.passes.half.ranges import Range
@@ -149,7 +149,7 @@ def test_no_other_module_keeps_a_list_of_operators() -> None:
         path.relative_to(root).as_posix(): names
         for path in modules
         for names in _names(ast.parse(path.read_text(encoding="utf-8")))
-        if len(names & set(OPERATORS)) > max(2, len(names) // 2)
+        if len(names & set(OPERATORS)) > max(3, len(names) // 2)
     }
     assert {name for name in kept if not name.startswith("onnx_graph/ops/")} == ELSEWHERE, kept
 

@@ -15,7 +15,7 @@ from bnfold.fold.graph import Array, Constant, Dim, Tensor
 if TYPE_CHECKING:
     from bnfold.onnx_graph.file.loaded import Loaded
 
-__all__ = ["DTYPES", "FLOATS", "Model", "Scope", "Site", "Value", "numpy_dtype"]
+__all__ = ["CODES", "DTYPES", "FLOATS", "Model", "Scope", "Site", "Value", "numpy_dtype"]
 
 # names of onnx.TensorProto.DataType, as numpy and ml_dtypes spell them
 _NAMES = """
@@ -24,6 +24,7 @@ _NAMES = """
     float4_e2m1fn float8_e8m0fnu uint2 int2
 """
 DTYPES = dict(enumerate(_NAMES.split(), 1))
+CODES = {name: code for code, name in DTYPES.items()}
 FLOATS = frozenset({"float32", "float16", "bfloat16", "float64"})
 BIGGEST_OPERAND = 1 << 24  # elements of a constant operand that may be rewritten
 
