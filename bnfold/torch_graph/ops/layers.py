@@ -26,13 +26,6 @@ _PARAMETERS = (  # and what stands for one that is left out
 LARGEST = 1 << 20  # elements of a constant operand that may get a new value
 
 
-def _weight(call: Call, name: str = "weight") -> Constant:
-    weight = call.constant(name)
-    if weight is None:
-        raise Refused("its weight is computed at run time")
-    return weight
-
-
 def _with_bias(call: Call, role: Linear) -> Linear:
     bias = call.constant("bias")
     why = "its bias is computed at run time" if bias is None and call["bias"] is not None else ""
@@ -40,7 +33,7 @@ def _with_bias(call: Call, role: Linear) -> Linear:
 
 
 def _conv(call: Call, transposed: bool = False) -> Role:
-    weight, shape = _weight(call), call.x
+    weight, shape = call.weight(), call.x
     kernel = weight.shape[2:]
     if len(shape) != len(weight.shape):
         raise Refused("its input has no batch axis")
@@ -72,7 +65,7 @@ def _windows(call: Call, kernel: tuple[int, ...]) -> Windows:
 def _linear(call: Call) -> Role:
     last = len(call.x) - 1
     free = tuple((axis, axis) for axis in range(last))
-    return _with_bias(call, builders.by_matrix(_weight(call), call.slot("weight"), 0, last, last, 1, free))
+    return _with_bias(call, builders.by_matrix(call.weight(), call.slot("weight"), 0, last, last, 1, free))
 
 
 def _batch_norm(call: Call) -> Role:
@@ -98,10 +91,6 @@ def _default(value: float, count: int, dtype: str) -> Constant:
     """A parameter that is left out (`affine=False`): all ones, or all zeros."""
     full = np.full(count, value, np.float64 if dtype == "float64" else np.float32)
     return Constant("", lambda: full, full.shape, full.dtype.name)
-
-
-def _closed(call: Call, reason: str, listed: bool = False) -> Role:
-    return Closed(reason, listed)
 
 
 def _arithmetic(call: Call) -> Role:
@@ -134,11 +123,10 @@ def _arithmetic(call: Call) -> Role:
 
 
 def _layer_norm(call: Call) -> Role:
-    rank, count = len(call.x), len(call["normalized_shape"])
-    over = tuple(range(rank - count, rank))
-    if count > 1:
+    if len(call["normalized_shape"]) > 1:
         raise Refused("is normalized over several axes")
-    return _normalize(call, over, over)
+    last = (len(call.x) - 1,)
+    return _normalize(call, last, last)
 
 
 def _group_norm(call: Call) -> Role:
@@ -159,7 +147,7 @@ LAYERS: dict[str, Callable[[Call], Role]] = {
     **dict.fromkeys(("batch_norm", "_native_batch_norm_legit_no_training"), _batch_norm),
     **dict.fromkeys(
         ("_native_batch_norm_legit", "_native_batch_norm_legit_functional", "native_batch_norm"),
-        partial(_closed, reason=_BATCH_STATISTICS, listed=True),
+        lambda call: Closed(_BATCH_STATISTICS, listed=True),
     ),
     **dict.fromkeys(builders.ARITHMETIC, _arithmetic),
     **dict.fromkeys(("layer_norm", "native_layer_norm"), _layer_norm),
