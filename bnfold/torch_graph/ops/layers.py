@@ -12,7 +12,7 @@ from bnfold.fold import moves
 from bnfold.fold import role_builders as builders
 from bnfold.fold.affine import MAPS
 from bnfold.fold.graph import Constant, Refused, Role
-from bnfold.fold.roles import Affine, Closed, Linear, Move, Normalize, Product, Sum
+from bnfold.fold.roles import Affine, Closed, Linear, Move, Normalize
 from bnfold.fold.windows import Windows
 from bnfold.torch_graph.call import Call
 
@@ -93,15 +93,6 @@ def _default(value: float, count: int, dtype: str) -> Constant:
     return Constant("", lambda: full, full.shape, full.dtype.name)
 
 
-# the role between two tensors; with a constant, the kind of affine map and how it enters, left and right
-_FORMS: dict[str, tuple[Role, str, tuple[str, str]]] = {
-    "add": (Sum((1.0, 1.0)), "shift", ("x+c", "x+c")),
-    "sub": (Sum((1.0, -1.0)), "shift", ("c-x", "x-c")),
-    "mul": (Product((1, 1)), "scale", ("x*c", "x*c")),
-    "div": (Product((1, -1)), "scale", ("", "x/c")),
-}
-
-
 def _arithmetic(call: Call) -> Role:
     """Two tensors, or an affine map if one side is a constant that fits the other."""
     if call["alpha"] not in (None, 1) or call["rounding_mode"] is not None:
@@ -112,7 +103,8 @@ def _arithmetic(call: Call) -> Role:
         full = np.array(call["other"], np.float64)
         sides[1] = Constant("", lambda: full, (), "float64")
     slot = 1 if sides[1] is not None else 0
-    constant, (between, kind, forms) = sides[slot], _FORMS[call.op]
+    constant = sides[slot]
+    kind, forms, between = builders.ARITHMETIC[call.op]
     if constant is None:
         return between
     form = forms[slot]
@@ -158,7 +150,7 @@ LAYERS: dict[str, Callable[[Call], Role]] = {
         ("_native_batch_norm_legit", "_native_batch_norm_legit_functional", "native_batch_norm"),
         lambda call: Closed(_BATCH_STATISTICS, listed=True),
     ),
-    **dict.fromkeys(("add", "sub", "mul", "div"), _arithmetic),
+    **dict.fromkeys(builders.ARITHMETIC, _arithmetic),
     **dict.fromkeys(("layer_norm", "native_layer_norm"), _layer_norm),
     **dict.fromkeys(("group_norm", "native_group_norm"), _group_norm),
 }
