@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bnfold.options import Check
 from bnfold.report.verification import OutputError
 
 Array = np.ndarray[Any, Any]
@@ -42,6 +43,13 @@ TOLERANCES: dict[str, Tolerance] = {
 }
 # An error up to so many times the original's own is rounding.
 OWN_ERROR = 2.0
+
+
+def tolerance_of(kind: str, check: Check) -> Tolerance:
+    """What is asked for; else what is usual for a kind of model, a key of TOLERANCES."""
+    usual = TOLERANCES[kind]
+    rtol = usual.rtol if check.rtol is None else check.rtol
+    return Tolerance(rtol, usual.atol if check.atol is None else check.atol, usual.why)
 
 
 class Truth(NamedTuple):

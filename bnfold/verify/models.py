@@ -29,7 +29,7 @@ from bnfold.onnx_graph.run.side_by_side import (
 )
 from bnfold.options import Check
 from bnfold.report.verification import OutputError, Verification
-from bnfold.verify.difference import TOLERANCES, Tolerance, Truth, compare
+from bnfold.verify.difference import Truth, compare, tolerance_of
 
 
 def verify(
@@ -56,7 +56,7 @@ def verify(
     a, b = seeded(a), seeded(b)
     kind = precision.working_type(a)
     kind = "quantized" if kind == "float32" and precision.rounds_to_integers(a) else kind
-    judge = _Check(kind, check.rtol, check.atol)
+    judge = _Check(kind, check)
     try:
         return judge.run(a, b, Feeds(a, check.inputs, check.shapes, check.seed, check.ranges))
     except CannotRun as reason:
@@ -68,17 +68,12 @@ def verify(
 class _Check:
     """One comparison. A half-precision model is compared as float32 copies, then in its own type."""
 
-    def __init__(self, kind: str, rtol: float | None, atol: float | None) -> None:
-        self.kind, self.rtol, self.atol = kind, rtol, atol
+    def __init__(self, kind: str, check: Check) -> None:
+        self.kind, self.check = kind, check
         self.notes: list[str] = []
 
-    def tolerance(self, kind: str) -> Tolerance:
-        usual = TOLERANCES[kind]
-        rtol = usual.rtol if self.rtol is None else self.rtol
-        return Tolerance(rtol, usual.atol if self.atol is None else self.atol, usual.why)
-
     def verdict(self, outputs: list[OutputError], by: str, status: str, reason: str = "") -> Verification:
-        tolerance = self.tolerance(self.kind)
+        tolerance = tolerance_of(self.kind, self.check)
         return Verification(outputs, by, status, reason, tolerance.rtol, tolerance.atol, self.notes)
 
     def run(self, a: Loaded, b: Loaded, feeds: Feeds) -> Verification:
@@ -121,10 +116,10 @@ class _Check:
         self, ran: Ran, kind: str, *, exact: Outputs | None = None, rounded: Outputs | None = None
     ) -> list[OutputError]:
         errors = []
+        tolerance, called = tolerance_of(kind, self.check), kind if kind.endswith("as float32") else ""
         for name, value in ran.original.items():
             truth = None if exact is None or rounded is None else Truth(exact[name], rounded[name])
-            called = kind if kind.endswith("as float32") else ""
-            errors += compare(name, value, ran.folded[name], self.tolerance(kind), called, truth)
+            errors += compare(name, value, ran.folded[name], tolerance, called, truth)
         return errors
 
     def _judged(self, errors: list[OutputError], evaluator: str) -> Verification:

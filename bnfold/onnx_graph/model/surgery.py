@@ -17,13 +17,7 @@ import onnx
 from bnfold.fold.graph import Array
 from bnfold.onnx_graph.file.wire import CUT_FROM
 from bnfold.onnx_graph.model.constants import stored_in
-from bnfold.onnx_graph.site import (
-    CODES,
-    Model,
-    Scope,
-    Site,
-    Value,
-)
+from bnfold.onnx_graph.site import CODES, Model, Scope, Site, Value
 
 __all__ = ["Surgery"]
 

@@ -124,12 +124,7 @@ def _shift_behind(node: Node, role: Linear) -> tuple[Node, int, Constant] | None
 
 
 def _new_value(
-    node: Node,
-    of: tuple[Node, int, Constant],
-    axis: int,
-    rank: int,
-    keep: Array | None,
-    added: Array | None,
+    node: Node, of: tuple[Node, int, Constant], axis: int, rank: int, keep: Array | None, added: Array | None
 ) -> Iterator[Edit]:
     """The stored bias `of` a node: cut along an axis of a tensor of that rank, with what moves into it."""
     owner, slot, constant = of

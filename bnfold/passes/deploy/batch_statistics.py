@@ -14,7 +14,6 @@ from bnfold.passes.deploy.terms import Term, materialize
 __all__ = ["statistics_in_standard_ops"]
 
 
-
 def statistics_in_standard_ops(surgery: Surgery, norm: Norm) -> bool:
     """Replace a norm by the batch's statistics; False, and nothing is changed, if a type is not known.
 

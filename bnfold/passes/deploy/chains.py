@@ -16,14 +16,7 @@ from bnfold.onnx_graph.model.new_nodes import only_reader, same_shape
 from bnfold.onnx_graph.site import Site, Value
 from bnfold.passes.deploy.bnfold_ops import Variant
 from bnfold.passes.deploy.norms import Norm
-from bnfold.passes.deploy.terms import (
-    Known,
-    Read,
-    Term,
-    add,
-    known,
-    multiply,
-)
+from bnfold.passes.deploy.terms import Known, Read, Term, add, known, multiply
 
 __all__ = ["Chain", "from_norm", "from_scale"]
 

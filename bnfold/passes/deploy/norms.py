@@ -15,15 +15,7 @@ import numpy as np
 
 from bnfold.onnx_graph.ops.facts import EPSILON
 from bnfold.onnx_graph.site import Site, Value
-from bnfold.passes.deploy.terms import (
-    Computed,
-    Known,
-    Read,
-    Term,
-    add,
-    known,
-    multiply,
-)
+from bnfold.passes.deploy.terms import Computed, Known, Read, Term, add, known, multiply
 
 __all__ = ["Norm", "read_norm"]
 

@@ -13,11 +13,7 @@ from bnfold.fold.rescale.headroom import Narrow
 from bnfold.onnx_graph.model.constants import constant_of
 from bnfold.onnx_graph.ops.operator import Half
 from bnfold.onnx_graph.ops.table import record_of
-from bnfold.onnx_graph.site import (
-    Scope,
-    Site,
-    Value,
-)
+from bnfold.onnx_graph.site import Scope, Site, Value
 from bnfold.passes.half.ranges import Range
 from bnfold.passes.half.slots import Slots, of_function, schema_of, slots_of
 
