@@ -31,7 +31,7 @@ FLAGS = (
     *("-std=c++17", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing"),
     *("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"),  # "#pragma unroll" is for CUDA compilers
 )
-SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
+SANITIZE = ("-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
 SPLIT = 6  # from so many kernels on, two compilers share them
 KEPT = 2 * 24 * 3600  # seconds for which the cache keeps what nobody uses
 
