@@ -56,7 +56,7 @@ def worker(rank: int, folder: str) -> None:
     """Both sizes in one group of four; the smaller in a subgroup of its first two."""
     meeting = f"file://{folder}/meeting"  # a port that is free now may not be in a moment
     dist.init_process_group(
-        "gloo", init_method=meeting, rank=rank, world_size=4, timeout=timedelta(minutes=2)
+        "gloo", init_method=meeting, rank=rank, world_size=4, timeout=timedelta(minutes=20)
     )
     pair = dist.new_group([0, 1])
     for way, (world, sizes) in itertools.product(WAYS, SIZES.items()):
