@@ -58,6 +58,7 @@ class Feeds:
         ranges: Mapping[str, Range] | None = None,
     ) -> None:
         self._shapes, self._seed, self._ranges = shapes, seed, ranges or {}
+        self._positive = False
         try:
             self._wanted: list[Input] = inputs.wanted(model)
             self._given = None if given is None else inputs.feed_from(self._wanted, given)
@@ -77,10 +78,15 @@ class Feeds:
 
     def positive(self, feed: Mapping[str, Array]) -> dict[str, Array] | None:
         """The same shapes with numbers from 0 to 1, where the feed was a guess."""
+        self._positive = True
+        return self.another(feed, 0)
+
+    def another(self, feed: Mapping[str, Array], more: int) -> dict[str, Array] | None:
+        """The same shapes with the numbers of a later seed, where the feed was a guess."""
         if self._given is not None:
             return None
         shapes = {name: array.shape for name, array in feed.items()}
-        found = next(inputs.generate(self._wanted, self._seed, shapes, positive=True), None)
+        found = next(inputs.generate(self._wanted, self._seed + more, shapes, positive=self._positive), None)
         return None if found is None else inside(found, self._ranges)
 
 
