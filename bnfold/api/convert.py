@@ -22,7 +22,7 @@ from bnfold.passes.half.convert import (
 from bnfold.passes.half.ranges import Range
 from bnfold.passes.half.rounded import rounded_copy
 from bnfold.report.precision import PrecisionReport
-from bnfold.verify.difference import TOLERANCES, Tolerance, compare
+from bnfold.verify.difference import TOLERANCES, compare
 
 __all__ = ["check", "convert", "converted_whole"]
 
@@ -124,10 +124,7 @@ def _compare(
     atol: float | None,
 ) -> None:
     """The converted model, rounded as a device rounds it, against the float32 model."""
-    usual = TOLERANCES[report.precision]
-    tolerance = Tolerance(
-        usual.rtol if rtol is None else rtol, usual.atol if atol is None else atol, usual.why
-    )
+    tolerance = TOLERANCES[report.precision].or_given(rtol, atol)
     report.rtol, report.atol = tolerance.rtol, tolerance.atol
     try:
         ran = run_pair(seeded(original), rounded_copy(seeded(result)), [feed])

@@ -193,11 +193,7 @@ class _Against:
 
     def __call__(self, folded: Loaded) -> Verification:
         kind = widened.working_type(folded)
-        usual = TOLERANCES[kind]
-        tolerance = usual._replace(
-            rtol=usual.rtol if self.rtol is None else self.rtol,
-            atol=usual.atol if self.atol is None else self.atol,
-        )
+        tolerance = TOLERANCES[kind].or_given(self.rtol, self.atol)
         try:
             found, by = evaluate(folded, self.feed(folded, {}))
         except CannotRun as error:

@@ -21,8 +21,9 @@ the JSON report:
       "max_abs": number,   max|A - B|; null where it is not finite
       "max_rel": number,   max|A - B| / max|A|; for integers the share of entries that differ
       "largest": number,   max|A|
-      "ok": bool,          whether the error is within the tolerance
-      "note": str}],
+      "ok": bool,          whether the error is within the tolerance, or rounding
+      "note": str,
+      "rounding": bool}],  beyond the usual tolerance, but no more than the rounding of A
    "evaluator": str,       what ran both models
    "status": str,          "passed", "failed" or "not run"
    "reason": str,          why it failed, or was not run

@@ -19,11 +19,23 @@ Array = np.ndarray[Any, Any]
 
 
 class Tolerance(NamedTuple):
-    """max|difference| may be atol + rtol * max|output|. `why` is for people."""
+    """max|difference| may be atol + rtol * max|output|. `why` is for people.
+
+    given: by the user, who means it: nothing excuses what is beyond.
+    """
 
     rtol: float
     atol: float
     why: str
+    given: bool = False
+
+    def or_given(self, rtol: float | None, atol: float | None) -> Tolerance:
+        """This one, but for what the user gives."""
+        if rtol is None and atol is None:
+            return self
+        return Tolerance(
+            self.rtol if rtol is None else rtol, self.atol if atol is None else atol, self.why, True
+        )
 
 
 # By the floating type that the model computes in; "... as float32" is for the float32 copy of such a model,
@@ -66,7 +78,7 @@ def compare(
 ) -> list[OutputError]:
     """Judge one output. `dtype`: what to call its floating type, where that is not numpy's name.
 
-    Beyond the tolerance, `excuse` judges by the truth, where it is known.
+    Beyond the usual tolerance, `excuse` judges by the truth, where it is known.
 
     Sequences and maps give one error for each of their items.
     """
@@ -87,7 +99,7 @@ def compare(
     if x.shape != y.shape or x.dtype != y.dtype:
         return [_wrong(name, kind, f"{x.dtype}{list(x.shape)} became {y.dtype}{list(y.shape)}")]
     error = _compare_entries(name, x, y) if _counted(x) else _compare_floats(name, kind, x, y, tolerance)
-    if not error.ok and truth is not None and (found := strays(y, truth)) is not None:
+    if not error.ok and not tolerance.given and truth is not None and (found := strays(y, truth)) is not None:
         excuse(error, [found])
     return [error]
 
@@ -109,7 +121,7 @@ def strays(folded: Any, truth: Truth) -> Strays | None:
 
 
 def excuse(error: OutputError, found: Sequence[Strays]) -> None:
-    """Judge an error beyond the tolerance by how far the models stray, on one input or several.
+    """Judge an error beyond the usual tolerance by how far the models stray, on one input or several.
 
     It counts as rounding if the folded model strays no more than OWN_ERROR times as far as the original. The
     largest rounding among many is a random number, so of several inputs it is the median for the folded model
@@ -118,9 +130,9 @@ def excuse(error: OutputError, found: Sequence[Strays]) -> None:
     if math.isinf(error.max_abs):
         return
     own, ours = max(each.own for each in found), median(each.ours for each in found)
-    error.ok = ours <= OWN_ERROR * own
-    said = f"{'ill-conditioned: ' if error.ok else ''}off the exact result by {ours:.2g}, "
-    error.note = f"{error.note}{'; ' if error.note else ''}{said}the original by {own:.2g}"
+    error.ok = error.rounding = ours <= OWN_ERROR * own
+    said = f"off the exact result by {ours:.2g}, the original by {own:.2g}"
+    error.note = f"{error.note}; {said}" if error.note else said
 
 
 def _compare_floats(name: str, kind: str, x: Array, y: Array, tolerance: Tolerance) -> OutputError:

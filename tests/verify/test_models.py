@@ -326,7 +326,9 @@ def test_rounding_of_the_original_is_no_fault_of_the_fold():
     passed = [r for r in results if r.status == "passed"]
     assert passed
     assert all(r.outputs[0].max_rel > 1e-5 for r in results)
-    assert all("ill-conditioned" in r.outputs[0].note for r in passed)
+    assert all(r.outputs[0].rounding and "the original by" in r.outputs[0].note for r in passed)
+    assert all("passed, y but for rounding" in str(r) for r in passed)
+    assert all(r.to_dict()["outputs"][0]["rounding"] for r in passed)
     assert (
         verify(ill_conditioned(orders[0]), ill_conditioned(orders[1], 1.0), Check(inputs=x)).status
         == "failed"
@@ -358,6 +360,17 @@ def test_rounding_is_not_refused_by_the_luck_of_one_seed():
     results = [verify(a, b, Check(seed=s)) for a, b in ((one, other), (other, one)) for s in range(16)]
     assert all(r.outputs[0].max_rel > 1e-5 for r in results)
     assert [r.status for r in results].count("failed") == 0
+
+
+def test_a_tolerance_that_is_given_has_no_exceptions():
+    one, other = noisy([3, 9, 0, 12, 5, 14, 1, 7, 10, 2, 15, 8, 4, 11, 6, 13]), noisy(list(range(15, -1, -1)))
+    assert verify(one, other).outputs[0].rounding
+    for given in (Check(rtol=1e-5), Check(atol=1e-9)):
+        result = verify(one, other, given)
+        assert (result.status, result.outputs[0].word) == ("failed", "WRONG")
+    strict = verify(chain(3), chain(3, folded=3), Check(rtol=1e-12))
+    assert (strict.status, strict.rtol) == ("failed", 1e-12)
+    assert strict.reason == "y differs, by less than the usual tolerance of float32, 1e-05"
 
 
 @pytest.mark.parametrize("layer", range(3))
