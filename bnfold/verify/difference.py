@@ -54,6 +54,7 @@ TOLERANCES: dict[str, Tolerance] = {
         1e-3, 0.0, "share of entries that may differ: a maximum may tip where two are equal"
     ),
 }
+SATURATED = 1e-6  # so near 0 or 1, a value behind a sigmoid tells nothing of what is in front of it
 # An error up to so many times the original's own is rounding; one so many times as large never is, whatever
 # other inputs would show.
 OWN_ERROR, NO_ROUNDING = 2.0, 100.0
@@ -152,6 +153,8 @@ def _compare_floats(name: str, kind: str, x: Array, y: Array, tolerance: Toleran
     )
     if not finite.any():
         result.note = "no finite value"
+    elif x.dtype.kind == "f" and x.size > 1 and (np.abs(x - np.clip(np.rint(x), 0, 1)) < SATURATED).all():
+        result.note = "0 or 1 everywhere, which tells little"
     return result
 
 
