@@ -18,7 +18,7 @@ from bnfold.onnx_graph.file import loaded as files
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.run import inputs
 from bnfold.onnx_graph.run import widened as precision
-from bnfold.onnx_graph.run.evaluators import CannotRun, Outputs
+from bnfold.onnx_graph.run.evaluators import MISSING, CannotRun, Outputs
 from bnfold.onnx_graph.run.side_by_side import (
     PATIENCE,
     PATIENCE_FOR_ROUNDING,
@@ -97,12 +97,17 @@ class _Check:
         if self.kind in ("float16", "bfloat16"):
             return self._run_half(a, b, feeds)
         ran = run_pair(a, b, feeds)
+        self._tell_refusal(ran)
         errors = self._errors(ran, self.kind)
         wrong = {error.name: error for error in errors if not error.ok}
         if self.kind == "float32" and wrong and not self.tolerance(self.kind).given:
             for name, found in self._strays(a, b, ran, feeds, set(wrong)).items():
                 excuse(wrong[name], found)
         return self._judged(errors, ran.evaluator)
+
+    def _tell_refusal(self, ran: Ran | None) -> None:
+        if ran is not None and ran.refused and MISSING not in ran.refused:
+            self.notes.append(f"the original model does not run in {ran.refused}")
 
     def _strays(
         self, a: Loaded, b: Loaded, ran: Ran, feeds: Feeds, names: AbstractSet[str]
@@ -141,6 +146,7 @@ class _Check:
             if wide is None:
                 raise
             self.notes.append(f"not compared in {self.kind} itself: {reason}")
+        self._tell_refusal(own)
         exact = wide.original if wide is not None else None
         rounded = own.original if own is not None else None
         errors, names = [], []

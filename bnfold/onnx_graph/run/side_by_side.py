@@ -115,6 +115,7 @@ class Ran:
     folded: Outputs
     feed: Mapping[str, Array]
     evaluator: str
+    refused: str = ""  # why an evaluator before this one does not run the original
 
 
 def run_pair(
@@ -149,7 +150,7 @@ def run_pair(
         name = evaluator.name
         del evaluator  # its weights make room for the other model's
         try:
-            return Ran(original, make(b).run(_ready(feed, as_float32)), feed, name)
+            return Ran(original, make(b).run(_ready(feed, as_float32)), feed, name, "; ".join(reasons))
         except CannotRun as error:
             if _versions(a) == _versions(b) and not isinstance(error, run.NoMemory):
                 reason = f"the second model does not run in {name}, where the first does: {error}"
