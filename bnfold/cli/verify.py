@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     check = flags.check_of(args)
 
     from bnfold.onnx_graph.file.loaded import load
-    from bnfold.verify.models import verify
+    from bnfold.verify.process import verify
 
     with timed(args, "compared"):
         result = verify(load(args.model), load(args.other), check)

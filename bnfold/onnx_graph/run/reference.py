@@ -2,7 +2,7 @@
 
 It runs what onnxruntime cannot (convolutions in float64 and bfloat16, opset 1 to 6). Its windowed operators
 are Python loops (minutes for one image), its batch norm is wrong below opset 14 (it takes batch statistics
-from opset 9 on, and fails in 7 and 8), and its GlobalMaxPool takes the maximum over two axes whatever the rank
+from opset 9 on, and fails in 7 and 8), its GlobalMaxPool takes the maximum over two axes whatever the rank
 (seen in onnx 1.23). Our own replace these here; each follows the operator's specification, accumulates in at
 least float32, and loops over the taps of the kernel only.
 """
