@@ -24,6 +24,7 @@ from bnfold import errors
 from bnfold.errors import BnfoldError
 from bnfold.onnx_graph.file.loaded import Loaded, load
 from bnfold.onnx_graph.file.save import save
+from bnfold.onnx_graph.run.evaluators import CannotRun, OnnxRuntime
 from bnfold.onnx_graph.run.inputs import load_inputs
 from bnfold.options import Check
 from bnfold.report.verification import OutputError, Verification
@@ -31,15 +32,18 @@ from bnfold.verify import models
 
 __all__ = ["verify"]
 
-OPTIONS, RESULT = "options.pickle", "result.json"
+JOB, RESULT = "job.pickle", "result.json"
 
 
 class _Crashed(Exception):
-    """The child is gone; the message is the signal."""
+    """The child is gone without a result; the message is the signal."""
 
 
 def verify(original: Loaded, folded: Loaded, check: Check) -> Verification:
     """`models.verify`, in a process of its own if the check says so.
+
+    There, onnxruntime also opens the second model as it will be used, with its optimizer on; what it does not
+    take is noted.
 
     Raises:
         BnfoldError: the original crashes what runs it, memory or the check's time ran out.
@@ -49,17 +53,15 @@ def verify(original: Loaded, folded: Loaded, check: Check) -> Verification:
     with tempfile.TemporaryDirectory(prefix="bnfold-") as name:
         folder = Path(name)
         first, second = (_placed(m, folder / f"{i}.onnx") for i, m in enumerate((original, folded), 1))
+        job = replace(check, inputs=_arrays(check.inputs))
         try:
-            return _compared(folder, first, second, check)
-        except _Crashed as crash:
-            said = str(crash)
-        try:
-            alone = _compared(folder, first, first, check)
-        except _Crashed as crash:
-            said = f"onnxruntime crashes on the original model ({crash}), so that nothing can be compared"
-            raise BnfoldError(f"{said}; --no-verify (verify=False) does without") from None
-        reason = f"the second model crashes onnxruntime ({said}), and the first does not"
-        return replace(alone, outputs=[], status="failed", reason=reason, notes=[])
+            found, crash = _in_child(folder, check.timeout, first, second, job)
+        except _Crashed as error:
+            return _blamed(folder, first, job, str(error))
+        result = Verification(**found | {"outputs": [OutputError(**output) for output in found["outputs"]]})
+        if crash:
+            result.notes.append(_optimizer_crashes(folder, first, check.timeout, crash))
+        return result
 
 
 def _placed(model: Loaded, path: Path) -> Path:
@@ -70,24 +72,42 @@ def _placed(model: Loaded, path: Path) -> Path:
     return path
 
 
-def _compared(folder: Path, first: Path, second: Path, check: Check) -> Verification:
-    given = check.inputs
+def _arrays(given: Any) -> Any:
+    """Inputs as the child can have them."""
     if isinstance(given, (str, os.PathLike)):
-        given = load_inputs(Path(given))
-    elif isinstance(given, Mapping):
-        given = {name: np.asarray(array) for name, array in given.items()}
-    (folder / OPTIONS).write_bytes(pickle.dumps((first, second, replace(check, inputs=given))))
-    (folder / RESULT).unlink(missing_ok=True)
-    _run_child(folder, check.timeout)
-    found: dict[str, Any] = json.loads((folder / RESULT).read_text().replace(f"{folder}{os.sep}", ""))
-    if "error" in found:
-        kind = MemoryError if found["error"] == "MemoryError" else getattr(errors, found["error"])
-        raise kind(found["message"])
-    return Verification(**found | {"outputs": [OutputError(**output) for output in found["outputs"]]})
+        return load_inputs(Path(given))
+    return {n: np.asarray(array) for n, array in given.items()} if isinstance(given, Mapping) else given
 
 
-def _run_child(folder: Path, timeout: float | None) -> None:
-    """Run it in `folder`, a place without modules. Raises _Crashed, or BnfoldError if it gives no result."""
+def _blamed(folder: Path, first: Path, check: Check, crash: str) -> Verification:
+    """Whose crash it is: the original by itself tells."""
+    try:
+        found, _ = _in_child(folder, check.timeout, first, first, check)
+    except _Crashed as error:
+        said = f"onnxruntime crashes on the original model ({error}), so that nothing can be compared"
+        raise BnfoldError(f"{said}; --no-verify (verify=False) does without") from None
+    reason = f"the second model crashes onnxruntime ({crash}), and the original does not"
+    return Verification([], found["evaluator"], "failed", reason, found["rtol"], found["atol"])
+
+
+def _optimizer_crashes(folder: Path, first: Path, timeout: float | None, crash: str) -> str:
+    try:
+        _, own = _in_child(folder, timeout, first)
+    except _Crashed as error:
+        own = str(error)
+    which = "the original model and the second, which is its fault" if own else "the second model alone"
+    return f"with its optimizer on, onnxruntime crashes ({own or crash}) on {which}"
+
+
+def _in_child(folder: Path, timeout: float | None, *job: Any) -> tuple[dict[str, Any], str]:
+    """What `_child` writes, and the signal of a crash after it had; `folder` is a place without modules.
+
+    Raises:
+        _Crashed: there is no result. BnfoldError: nor is there, for another reason; or the job's own error.
+    """
+    (folder / JOB).write_bytes(pickle.dumps(job))
+    result = folder / RESULT
+    result.unlink(missing_ok=True)
     paths = os.pathsep.join(os.path.abspath(path) for path in sys.path)
     try:
         done = subprocess.run(
@@ -101,29 +121,71 @@ def _run_child(folder: Path, timeout: float | None) -> None:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise BnfoldError(
-            f"the check took longer than {timeout:g} s (--check-timeout), and was ended"
-        ) from None
-    if done.returncode == -signal.SIGKILL:
-        raise BnfoldError("the check was killed (SIGKILL), as it is when memory runs out")
-    if done.returncode < 0:
-        raise _Crashed(signal.Signals(-done.returncode).name)
-    if done.returncode or not (folder / RESULT).exists():
+        raise BnfoldError(f"the check took longer than {timeout:g} s (--check-timeout): ended") from None
+    crash = signal.Signals(-done.returncode).name if done.returncode < 0 else ""
+    if not result.exists():
+        if crash == "SIGKILL":
+            raise BnfoldError("the check was killed (SIGKILL), as it is when memory runs out")
+        if crash:
+            raise _Crashed(crash)
         last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         raise BnfoldError(f"the check ended with an internal error, please report it: {last}")
+    found: dict[str, Any] = json.loads(result.read_text().replace(f"{folder}{os.sep}", ""))
+    if "error" in found:
+        kind = MemoryError if found["error"] == "MemoryError" else getattr(errors, found["error"])
+        raise kind(found["message"])
+    return found, crash
 
 
 def _child(folder: Path) -> None:
-    """What the child does."""
-    first, second, check = pickle.loads((folder / OPTIONS).read_bytes())
+    """What the child does: it compares, then tries the optimizer; or, for one model, only that."""
+    first, *rest = pickle.loads((folder / JOB).read_bytes())
+    found: dict[str, Any] = {}
+    if rest:
+        second, check = rest
+        found = _compared(first, second, check)
+        _write(folder, found)
+        if found.get("status") == "passed" and found["evaluator"].startswith(OnnxRuntime.label):
+            found["notes"] += _refused(first, second)
+            _write(folder, found)
+    else:
+        _refusal(first)
+        _write(folder, found)
+
+
+def _write(folder: Path, found: dict[str, Any]) -> None:
+    (folder / RESULT).write_text(json.dumps(found))
+
+
+def _compared(first: Path, second: Path, check: Check) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = asdict(models.verify(load(first), load(second), check))
+        return asdict(models.verify(load(first), load(second), check))
     except MemoryError:
-        found = {"error": "MemoryError", "message": ""}
+        return {"error": "MemoryError", "message": ""}
     except BnfoldError as error:
         kind = next(each for each in type(error).__mro__ if each.__module__ == errors.__name__)
-        found = {"error": kind.__name__, "message": str(error)}
-    (folder / RESULT).write_text(json.dumps(found))
+        return {"error": kind.__name__, "message": str(error)}
+
+
+def _refused(first: Path, second: Path) -> list[str]:
+    """What onnxruntime's optimizer says against the second model, as a note."""
+    said = _refusal(second)
+    if not said:
+        return []
+    which = (
+        "the original model and the second, which is its fault"
+        if _refusal(first)
+        else "the second model alone"
+    )
+    return [f"with its optimizer on, onnxruntime refuses {which}: {said}"]
+
+
+def _refusal(path: Path) -> str:
+    try:
+        OnnxRuntime(load(path), optimized=True)
+    except CannotRun as error:
+        return str(error)
+    return ""
 
 
 if __name__ == "__main__":

@@ -96,3 +96,22 @@ def test_modules_in_the_working_folder_are_not_imported(tmp_path, monkeypatch):
     (tmp_path / "json.py").write_text("raise SystemExit('from the working folder')")
     monkeypatch.chdir(tmp_path)
     assert verify(load(chain(1)), load(chain(1, folded=1)), APART).ok
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("both SIGSEGV", "crashes (SIGSEGV) on the second model alone"),
+        ("both refuse", "refuses the second model alone: I had rather not"),
+        ("optimized SIGSEGV", "crashes (SIGSEGV) on the original model and the second, which is its fault"),
+        (
+            "optimized refuse",
+            "refuses the original model and the second, which is its fault: I had rather not",
+        ),
+    ],
+)
+def test_what_the_optimizer_does_not_take_is_noted(odd, what, said):
+    """As the file will be used: the comparison itself runs without the optimizer, and passes."""
+    _, report = bnfold.fold_onnx(odd(what), apart=True)
+    assert report.verification.status == "passed"
+    assert report.verification.notes == [f"with its optimizer on, onnxruntime {said}"]

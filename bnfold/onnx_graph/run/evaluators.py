@@ -45,7 +45,7 @@ class Evaluator(Protocol):
 
 
 class OnnxRuntime:
-    """onnxruntime on the CPU, graph optimizations off, nothing logged.
+    """onnxruntime on the CPU, nothing logged; its graph optimizations off, unless they are asked for.
 
     Raises:
         CannotRun: onnxruntime is not installed, or refuses the model.
@@ -53,13 +53,15 @@ class OnnxRuntime:
 
     label = "onnxruntime"
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: Loaded, optimized: bool = False) -> None:
         try:
             import onnxruntime
         except ImportError:
             raise CannotRun(MISSING) from None
         self.name = f"onnxruntime {onnxruntime.__version__}"
         self._ort: Any = onnxruntime
+        levels = onnxruntime.GraphOptimizationLevel
+        self._level = levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
         try:
             self._session = self._open(loaded)
         except BnfoldError:
@@ -78,7 +80,7 @@ class OnnxRuntime:
 
     def _open(self, loaded: Loaded) -> Any:
         options = self._ort.SessionOptions()
-        options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.graph_optimization_level = self._level
         options.log_severity_level = 4  # fatal only: what else is wrong comes as an exception
 
         def session(source: str | bytes) -> Any:
