@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class BnfoldError(Exception):
     """Anything bnfold gives up on; also raised itself, where the system refuses (a full disk)."""
@@ -17,6 +20,15 @@ class UsageError(BnfoldError):
 
 class VerifyError(BnfoldError):
     """The folded model does not compute what the original does; nothing was written."""
+
+
+@contextmanager
+def explained(said: str, advice: str = "") -> Iterator[None]:
+    """Run code of others, the user's or a package's; what it raises is told with what failed, and advice."""
+    try:
+        yield
+    except Exception as error:  # of any kind: nobody knows what such code raises
+        raise UsageError(f"{said}: {first_line(error)}\n{advice}".rstrip()) from error
 
 
 def first_line(error: BaseException) -> str:

@@ -7,7 +7,7 @@ its flags. An option that is added here and read where it matters is known every
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -16,7 +16,7 @@ from bnfold.errors import UsageError
 if TYPE_CHECKING:
     from typing_extensions import Unpack as Unpack
 
-__all__ = ["PRECISIONS", "Check", "CheckKeywords", "Fold", "FoldKeywords", "choice", "refuse_others"]
+__all__ = ["PRECISIONS", "Check", "CheckKeywords", "Fold", "FoldKeywords", "choice", "known", "refuse_others"]
 
 SHARED = ("duplicate", "skip", "error")
 TARGETS = ("onnx", "tensorrt")
@@ -111,6 +111,14 @@ def choice(name: str, value: str, valid: Collection[str]) -> None:
     """Refuse a value that is none of the valid ones, and name those."""
     if value not in valid:
         raise UsageError(f"{name}={value!r} is unknown. Note: valid choices are {', '.join(valid)}")
+
+
+def known(name: str, values: Iterable[str], valid: Sequence[str], what: str) -> None:
+    """Refuse names that are none of many, and give the first few of those. what: goes on after "no"."""
+    for value in values:
+        if value not in valid:
+            some = ", ".join(valid[:8]) + (", ..." if len(valid) > 8 else "")
+            raise UsageError(f"{name} {value!r}: no {what}. Note: valid choices are {some or '(none)'}")
 
 
 def refuse_others(function: str, given: Mapping[str, Any], why: str) -> None:

@@ -188,7 +188,7 @@ def front_end(check: Check) -> FrontEnd[Loaded]:
         read=read,
         write=_write,
         check=partial(_compare, check),
-        view=_view,
+        view=partial(View, scope=scope_of),
         copy=Loaded.copy,
         around=without_gc,  # when it looks again, all that the steps made is garbage: one look does
     )
@@ -203,10 +203,6 @@ def _compare(check: Check, before: Loaded, after: Loaded) -> Verification:
 def _write(loaded: Loaded, graph: Graph, edits: Sequence[Edit]) -> Loaded:
     apply(loaded, graph, edits)
     return loaded
-
-
-def _view(gone: Collection[Any], skip: Collection[str]) -> View:
-    return View(gone, skip, scope_of)
 
 
 def passes_of(options: Fold, ranges: Mapping[str, Range]) -> list[Pass[Loaded]]:

@@ -9,7 +9,8 @@ from bnfold.cli.terminal import check_outputs, finish, timed
 from bnfold.progress import progress
 
 SUMMARY = "fold every batch norm that can vanish, and say why the others cannot"
-EPILOG = """\
+EPILOG = (
+    """\
 examples:
   bnfold fold model.onnx                         explain: what can fold, what cannot, and why
   bnfold fold model.onnx folded.onnx             fold, check that nothing changed, write
@@ -56,7 +57,9 @@ the JSON report:
    "verification": object  as in `bnfold verify --help`, or null if the check was skipped
    "precision": object     what --precision did, or null; docs/report.md has its keys
   }
-""" + flags.DONE
+"""
+    + flags.DONE
+)
 IDLE = [
     flags.Idle(["--lower-batch-statistics"], ": --target tensorrt does more", lambda a: a.target != "onnx"),
     flags.NO_RANGES,

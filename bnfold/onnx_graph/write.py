@@ -105,7 +105,7 @@ class _Writer:
 
     def give(self, site: Site, slot: int, array: Array, stem: str) -> None:
         """Store an input that was left out, under a name made of `stem`."""
-        value = self.surgery.constant(stem, array, site.scope, before=site)
+        value = self.surgery.constant(stem, array, site)
         self.surgery.connect(site, slot, value)
 
     def replace(self, value: Value, tensor: onnx.TensorProto, changes: list[Change]) -> None:
@@ -129,7 +129,7 @@ class _Writer:
         for site, slot, array in changes:
             new = next((other for known, other in made if _equal(known, array)), None)
             if new is None:
-                new = surgery.constant(f"{value.name}_bnfold", array, value.scope, after=value)
+                new = surgery.constant(f"{value.name}_bnfold", array, value)
                 made.append((array, new))
             surgery.connect(site, slot, new)
 
@@ -165,7 +165,7 @@ class _Writer:
         axis = role.out_axis
         if site.opset >= 7:
             array = array.reshape((-1,) + (1,) * (rank - 1 - axis))
-        bias = surgery.constant(f"{stem}_bias", array, site.scope, before=site)
+        bias = surgery.constant(f"{stem}_bias", array, site)
         stated = {} if site.opset >= 7 else {"broadcast": 1, "axis": axis}  # 7: numpy's broadcasting
         append(surgery, y, f"{y.name}_matmul", ("Add", f"{stem}_bias_add"), [bias], site, **stated)
 

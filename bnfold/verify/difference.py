@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bnfold.options import Check
 from bnfold.report.verification import OutputError
 
 Array = np.ndarray[Any, Any]
@@ -28,14 +29,6 @@ class Tolerance(NamedTuple):
     atol: float
     why: str
     given: bool = False
-
-    def or_given(self, rtol: float | None, atol: float | None) -> Tolerance:
-        """This one, but for what the user gives."""
-        if rtol is None and atol is None:
-            return self
-        return Tolerance(
-            self.rtol if rtol is None else rtol, self.atol if atol is None else atol, self.why, True
-        )
 
 
 # By the floating type that the model computes in; "... as float32" is for the float32 copy of such a model,
@@ -58,6 +51,15 @@ SATURATED = 1e-6  # so near 0 or 1, a value behind a sigmoid tells nothing of wh
 # An error up to so many times the original's own is rounding; one so many times as large never is, whatever
 # other inputs would show.
 OWN_ERROR, NO_ROUNDING = 2.0, 100.0
+
+
+def tolerance_of(kind: str, check: Check) -> Tolerance:
+    """What is asked for; else what is usual for a kind of model, a key of TOLERANCES."""
+    usual = TOLERANCES[kind]
+    if check.rtol is None and check.atol is None:
+        return usual
+    rtol = usual.rtol if check.rtol is None else check.rtol
+    return Tolerance(rtol, usual.atol if check.atol is None else check.atol, usual.why, given=True)
 
 
 class Truth(NamedTuple):

@@ -35,11 +35,11 @@ from bnfold.verify.difference import (
     NO_ROUNDING,
     TOLERANCES,
     Strays,
-    Tolerance,
     Truth,
     compare,
     excuse,
     strays,
+    tolerance_of,
 )
 from bnfold.verify.saturated import with_fronts
 
@@ -70,7 +70,7 @@ def verify(
     a, b, fronts = with_fronts(seeded(a), seeded(b))
     kind = precision.working_type(a)
     kind = "quantized" if kind == "float32" and precision.rounds_to_integers(a) else kind
-    judge = _Check(kind, check.rtol, check.atol, fronts)
+    judge = _Check(kind, check, fronts)
     try:
         return judge.run(a, b, Feeds(a, check.inputs, check.shapes, check.seed, check.ranges))
     except CannotRun as reason:
@@ -82,15 +82,12 @@ def verify(
 class _Check:
     """One comparison. A half-precision model is compared as float32 copies, then in its own type."""
 
-    def __init__(self, kind: str, rtol: float | None, atol: float | None, fronts: AbstractSet[str]) -> None:
-        self.kind, self.rtol, self.atol, self.fronts = kind, rtol, atol, fronts
+    def __init__(self, kind: str, check: Check, fronts: AbstractSet[str]) -> None:
+        self.kind, self.check, self.fronts = kind, check, fronts
         self.notes: list[str] = []
 
-    def tolerance(self, kind: str) -> Tolerance:
-        return TOLERANCES[kind].or_given(self.rtol, self.atol)
-
     def verdict(self, outputs: list[OutputError], by: str, status: str, reason: str = "") -> Verification:
-        tolerance = self.tolerance(self.kind)
+        tolerance = tolerance_of(self.kind, self.check)
         return Verification(outputs, by, status, reason, tolerance.rtol, tolerance.atol, self.notes)
 
     def run(self, a: Loaded, b: Loaded, feeds: Feeds) -> Verification:
@@ -100,7 +97,7 @@ class _Check:
         self._tell_refusal(ran)
         errors = self._errors(ran, self.kind)
         wrong = {error.name: error for error in errors if not error.ok}
-        if self.kind == "float32" and wrong and not self.tolerance(self.kind).given:
+        if self.kind == "float32" and wrong and not tolerance_of(self.kind, self.check).given:
             for name, found in self._strays(a, b, ran, feeds, set(wrong)).items():
                 excuse(wrong[name], found)
         return self._judged(errors, ran.evaluator)
@@ -160,12 +157,12 @@ class _Check:
         self, ran: Ran, kind: str, *, exact: Outputs | None = None, rounded: Outputs | None = None
     ) -> list[OutputError]:
         errors = []
+        tolerance, called = tolerance_of(kind, self.check), kind if kind.endswith("as float32") else ""
         for name, value in ran.original.items():
             if name in self.fronts and np.shape(value) != np.shape(ran.folded[name]):
                 continue  # no output: it may have another shape
             truth = None if exact is None or rounded is None else Truth(exact[name], rounded[name])
-            called = kind if kind.endswith("as float32") else ""
-            errors += compare(name, value, ran.folded[name], self.tolerance(kind), called, truth)
+            errors += compare(name, value, ran.folded[name], tolerance, called, truth)
         return errors
 
     def _judged(self, errors: list[OutputError], evaluator: str) -> Verification:

@@ -54,6 +54,6 @@ def _runs(site: Site) -> bool:
 def _store(surgery: Surgery, value: Value) -> None:
     constant = constant_of(value)
     assert constant is not None
-    stored = surgery.constant(f"{value.name}_constant", constant.load(), value.scope, after=None)
+    stored = surgery.constant(f"{value.name}_constant", constant.load(), value)
     for reader, slot in [use for use in surgery.uses(value) if _runs(use[0])]:
         surgery.connect(reader, slot, stored)
