@@ -33,6 +33,8 @@ class CheckKeywords(TypedDict, total=False):
     seed: int
     rtol: float | None
     atol: float | None
+    apart: bool
+    timeout: float | None
 
 
 class FoldKeywords(TypedDict, total=False):
@@ -55,8 +57,9 @@ class Check:
     verify: whether at all. inputs: arrays by input name (a file or a folder of them, for ONNX; a tuple of
     arguments, for torch programs); None: generated from `seed`, in these `shapes` where a model leaves sizes
     open. rtol, atol: max|difference| may be atol + rtol * max|output|; None: by the type that the model
-    computes in (verify/difference.py). ranges: what values inputs keep to, by name, as float64 arrays of
-    their ranks (onnx_graph/run/input_ranges.py).
+    computes in (verify/difference.py). apart: in a process of its own, so that a crash in what runs the
+    models is told as an error. timeout: seconds that it may take there (with it, it is apart). ranges: what
+    values inputs keep to, by name, as float64 arrays of their ranks (onnx_graph/run/input_ranges.py).
     """
 
     verify: bool = True
@@ -65,6 +68,8 @@ class Check:
     seed: int = 0
     rtol: float | None = None
     atol: float | None = None
+    apart: bool = False
+    timeout: float | None = None
     ranges: Mapping[str, tuple[Any, Any]] | None = None
 
     def __post_init__(self) -> None:
@@ -74,6 +79,8 @@ class Check:
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise UsageError(f"{name}={value!r} is not a number from 0 on, such as 1e-5")
+        if self.timeout is not None and not 0 < self.timeout < math.inf:
+            raise UsageError(f"timeout={self.timeout!r} is not a number of seconds above 0")
 
 
 @dataclass(frozen=True, eq=False)

@@ -44,7 +44,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--opset", metavar="N", type=flags.whole, help="version of the default operators")
     flags.add(parser, flags.FOLD, flags.WRITING)
     check = parser.add_argument_group("the check")
-    flags.add(check, flags.CHECK, without=("--input-data-path", "--overwrite-input-shape"))
+    without = ("--input-data-path", "--overwrite-input-shape", flags.TIMEOUT)
+    flags.add(check, flags.CHECK, without=without)
     flags.add(parser, flags.OUTPUT)
 
 
