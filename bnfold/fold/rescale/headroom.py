@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.fold.absorb.linear import decode, encode, factor, per_channel
+from bnfold.fold.absorb.linear import both_sides, decode, encode, factor, per_channel
 from bnfold.fold.affine import varying
 from bnfold.fold.carry.spread import State
 from bnfold.fold.graph import Array, Node, Tensor
@@ -81,8 +81,7 @@ def _linear(node: Node, role: Linear, state: State, seen: Seen, narrow: Narrow) 
     x, y = node.at(role.x), node.outputs[0]
     size: Any = role.matrices(np.abs(role.weight.value))
     if x in state.p or y in state.p:
-        (u, _), (p, _) = decode(state, x), encode(state, y)
-        u, p = per_channel(u, role.in_axis, role.inputs), per_channel(p, role.out_axis, role.outputs)
+        u, _, p, _ = both_sides(state, node, role)
         size = size * np.abs(factor(role, u, p))
     size = size.reshape(*size.shape[:3], -1)
     given = _seen(seen, state, x, role.in_axis, role.inputs, 1.0).reshape(role.groups, 1, -1)

@@ -94,8 +94,8 @@ def _gemm(site: Site) -> Role:
     free = ((1 - inner[x], x),)
     role = builders.by_matrix(weight, slot, x, inner[x], 1 - x, inner[slot], free)
     role.alpha, role.beta = float(site.attr("alpha", 1.0)), beta if site.has(2) and beta != 0 else 1.0
-    role.bias_slot = 2
-    if beta != 0:  # else C is not even looked at
+    role.bias_slot, role.bias_unread = 2, beta == 0 and site.has(2)
+    if not role.bias_unread:
         role = _with_bias(role, site, 2)
     if role.bias is not None and x == 1 and len(role.bias.shape) < 2:
         # it runs along the rows of y, and the outputs along its columns

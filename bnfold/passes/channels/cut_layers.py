@@ -101,7 +101,7 @@ def _bias(node: Node, role: Linear, keep: Array | None, added: Array | None) -> 
         if role.w_group is None and role.out_axis < y.rank - 1:  # a bias along rows
             new = new.reshape((-1,) + (1,) * (y.rank - 1 - role.out_axis))
         yield AddBias(node, new)
-    elif keep is not None and node.op == "Gemm" and node.source.has(2):  # times 0, but its shape must fit
+    elif keep is not None and role.bias_unread:
         yield AddBias(node, np.zeros((1,), numpy_dtype(role.weight.dtype)))
 
 
