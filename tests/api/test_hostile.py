@@ -8,12 +8,13 @@ import numpy as np
 import onnx
 import pytest
 from google.protobuf.message import DecodeError
+from onnx import helper
 
 from bnfold.api.convert import convert
 from bnfold.api.fold_onnx import fold_loaded
 from bnfold.errors import BnfoldError
 from bnfold.onnx_graph.file.loaded import load
-from bnfold.options import Check
+from bnfold.options import Check, Fold
 from tests.onnx_graph.build import Build
 from tests.onnx_graph.cases.random_graphs import random_model
 
@@ -80,3 +81,25 @@ def test_a_window_larger_than_its_input_is_one_clear_error() -> None:
     model.graph.input[0].type.tensor_type.shape.dim[3].dim_value = 1
     with pytest.raises(BnfoldError, match=r"conv.*window is larger than its input"):
         fold_loaded(load(model), check=Check(verify=False))
+
+
+@pytest.mark.parametrize("fold", [Fold(), Fold(target="tensorrt"), Fold(precision="fp16")])
+def test_functions_that_call_each_other_twice_are_read_once_each(fold: Fold) -> None:
+    """Inlined they are 2**60 nodes, which neither shape inference nor any runtime may be asked to walk."""
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("test", 1)]
+    pair = (("x", "t"), ("t", "y"))
+    bodies = [[helper.make_node("Relu", ["x"], ["y"])]]
+    bodies += [[helper.make_node(f"F{i}", [x], [y], domain="test") for x, y in pair] for i in range(60)]
+    g = Build(17, ir=8)
+    y = g.bn(g.conv(g.input("x", (1, 4, 8, 8)), 4, name="conv"), name="bn")
+    g.output(y)
+    model = g.model()
+    functions = [helper.make_function("test", f"F{i}", ["x"], ["y"], b, opsets) for i, b in enumerate(bodies)]
+    model.functions.extend(functions)
+    model.opset_import.append(opsets[1])
+    model.graph.node.append(helper.make_node("F60", [y], ["z"], domain="test"))
+    model.graph.output[0].name = "z"
+    folded, report = fold_loaded(load(model), fold)
+    assert [node.op_type for node in folded.proto.graph.node if node.op_type != "Cast"] == ["Conv", "F60"]
+    assert report.verification.status == "not run"
+    assert "too often" in report.verification.reason

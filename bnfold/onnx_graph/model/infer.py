@@ -107,6 +107,10 @@ def _inferred(model: Model, scope: Scope) -> onnx.GraphProto | None:
         proto = _as_model(model, scope) if scope.in_function else model.loaded.proto
         if _negative(proto.graph):
             return None
+        if model.explodes:  # it would follow each call
+            proto = onnx.ModelProto(
+                ir_version=proto.ir_version, opset_import=proto.opset_import, graph=proto.graph
+            )
         return onnx.shape_inference.infer_shapes(
             proto.SerializeToString(), strict_mode=False, data_prop=True
         ).graph

@@ -10,6 +10,7 @@ from typing import Any
 import onnx
 
 from bnfold.errors import ModelError
+from bnfold.onnx_graph.file.calls import by_key, callers_first, explodes
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.model.constants import resolve
 from bnfold.onnx_graph.site import (
@@ -57,8 +58,10 @@ def build(loaded: Loaded, shared: str) -> tuple[Model, list[Scope]]:
     proto = loaded.proto
     if not proto.graph.node:
         raise ModelError("the graph has no nodes: there is nothing to fold; check that the export succeeded")
-    functions = {(f.domain, f.name, f.overload): f for f in proto.functions}
+    functions = by_key(proto)
+    order = callers_first(functions)
     model = Model(loaded, resolve, shared, _trained(proto), frozenset(functions))
+    model.explodes = explodes(proto)
     model.locks = bool(model.bound) or shared == "skip"
     root = Scope(model, proto.graph, default_opset(proto.opset_import))
     _fill(root)
@@ -72,7 +75,7 @@ def build(loaded: Loaded, shared: str) -> tuple[Model, list[Scope]]:
             value.fixed = value.fixed or "used by training_info"
             value.is_output = True  # as much as one: the name must stay
     scopes = [root]
-    for key in _callers_first(functions):
+    for key in order:
         function = functions[key]
         opset = default_opset(function.opset_import)
         scope = Scope(model, function, opset, in_function=True)
@@ -91,40 +94,6 @@ def _trained(proto: onnx.ModelProto) -> frozenset[str]:
             for node in graph.node:
                 names.update(node.input)
     return frozenset(names)
-
-
-def _called(nodes: Any) -> Iterator[tuple[str, str, str]]:
-    for node in nodes:
-        yield node.domain, node.op_type, node.overload
-        for attribute in node.attribute:
-            for graph in (attribute.g, *attribute.graphs):
-                yield from _called(graph.node)
-
-
-def _callers_first(functions: dict[tuple[str, str, str], onnx.FunctionProto]) -> list[tuple[str, str, str]]:
-    order: list[tuple[str, str, str]] = []
-    done: set[tuple[str, str, str]] = set()
-    for start in functions:
-        path: dict[tuple[str, str, str], Iterator[tuple[str, str, str]]] = {}
-        step: tuple[str, str, str] | None = start if start not in done else None
-        while step is not None or path:
-            if step is not None:
-                path[step] = iter(
-                    [key for key in dict.fromkeys(_called(functions[step].node)) if key in functions]
-                )
-            top = next(reversed(path))
-            step = next((key for key in path[top] if key not in done), None)
-            if step in path:
-                names = [key[1] for key in path]
-                circle = [*names[names.index(step[1]) :], step[1]]
-                raise ModelError(
-                    f"functions call each other in a circle: {' -> '.join(circle)}; no runtime can run them"
-                )
-            if step is None:
-                del path[top]
-                done.add(top)
-                order.append(top)
-    return order[::-1]
 
 
 def _fill(scope: Scope) -> list[tuple[Site, int, str]]:
