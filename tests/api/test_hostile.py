@@ -13,7 +13,9 @@ from onnx import helper
 from bnfold.api.convert import convert
 from bnfold.api.fold_onnx import fold_loaded
 from bnfold.errors import BnfoldError
+from bnfold.fold.solve import WASTE, solve
 from bnfold.onnx_graph.file.loaded import load
+from bnfold.onnx_graph.read import read
 from bnfold.options import Check, Fold
 from tests.onnx_graph.build import Build
 from tests.onnx_graph.cases.random_graphs import random_model
@@ -103,3 +105,90 @@ def test_functions_that_call_each_other_twice_are_read_once_each(fold: Fold) -> 
     assert [node.op_type for node in folded.proto.graph.node if node.op_type != "Cast"] == ["Conv", "F60"]
     assert report.verification.status == "not run"
     assert "too often" in report.verification.reason
+
+
+def _many(count: int, behind: str) -> onnx.ModelProto:
+    """Batch norms that all read one tensor, and what is behind them."""
+    g = Build()
+    x = g.conv(g.input("x", (1, 4, 5, 5)), 4, name="conv")
+    ys = [g.bn(x, name=f"bn{i}") for i in range(count)]
+    if behind == "Relu":
+        g.output(*(g.op("Relu", y) for y in ys))
+    elif behind == "Add":
+        while len(ys) > 1:
+            ys = [g.op("Add", ys[0], ys[1]), *ys[2:]]
+        g.output(*ys)
+    else:
+        y = g.op(behind.removesuffix(", Conv"), *ys)
+        g.output(g.conv(y, 4, name="last") if behind.endswith("Conv") else y)
+    return g.model()
+
+
+@pytest.mark.parametrize("behind", ["Relu", "Sum", "Max", "Add"])
+def test_the_work_for_batch_norms_that_read_one_tensor_is_linear(behind: str) -> None:
+    few, many = (solve(read(load(_many(count, behind)))).calls for count in (50, 200))
+    assert many < 5 * few
+
+
+def test_tries_that_come_to_nothing_are_bounded() -> None:
+    graph = read(load(_many(300, "Sum, Conv")))
+    plan = solve(graph)
+    assert plan.calls < 2.2 * WASTE * len(graph.nodes)  # two runs
+    assert all(entry.reason or entry.outcome == "folded" for entry in plan.entries)
+
+
+def test_weights_beyond_their_range_do_not_take_a_run_each() -> None:
+    g = Build(opset=17, signs="positive")
+    y = g.input("x", (1, 4, 5, 5))
+    for i in range(64):
+        y = g.op("Relu", g.bn(g.conv(y, 4, name=f"conv{i}"), name=f"bn{i}"))
+    g.output(y)
+    model = g.model()
+    for tensor in model.graph.initializer:
+        if tensor.name.startswith("conv") and len(tensor.dims) == 4:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.full(tensor.dims, 3e38, np.float32), tensor.name))
+        elif tensor.name.startswith("bn") and "scale" in tensor.name:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.full(tensor.dims, 9e9, np.float32), tensor.name))
+    plan = solve(read(load(model)))
+    assert all("would overflow float32" in entry.reason for entry in plan.entries)
+    assert len(plan.entries) == 64
+    assert plan.calls < 64 * 2 * 10
+
+
+def test_a_weight_computed_by_thousands_of_additions_is_a_constant() -> None:
+    g = Build()
+    x, w = g.input("x", (1, 4, 5, 5)), g.const(np.ones((4, 4, 1, 1)), "w")
+    step = g.const(np.full((4, 4, 1, 1), 2.0**-12), "step")
+    for _ in range(1000):
+        w = g.op("Add", w, step)
+    g.output(g.bn(g.op("Conv", x, w)))
+    folded, report = fold_loaded(load(g.model()))
+    assert [node.op_type for node in folded.proto.graph.node] == ["Conv"]
+    assert report.verification is not None
+    assert report.verification.status == "passed"
+
+
+@pytest.mark.parametrize("twice", [True, False])
+def test_large_constants_are_not_computed_an_exponential_number_of_times(twice: bool) -> None:
+    g = Build()
+    x, w = g.input("x", (1, 512, 1, 1)), g.const(np.ones((600, 512, 1, 1)), "w")
+    before = g.const(np.ones((600, 512, 1, 1)), "v")
+    for _ in range(60):
+        w, before = g.op("Add", w, w if twice else before), w
+    g.output(g.bn(g.op("Conv", x, w)))
+    assert solve(read(load(g.model()))).entries[-1].outcome == "kept"
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_a_layer_called_often_gets_one_bias_for_equal_ones(equal: bool) -> None:
+    g = Build()
+    x = g.input("x", (1, 4, 5, 5))
+    w = g.weight((4, 4, 1, 1), 4, "w")
+    parameters = None
+    for i in range(20):
+        g.output(g.bn(g.conv(x, 4, bias=False, w=w, name=f"conv{i}"), parameters=parameters))
+        parameters = list(g.nodes[-1].input[1:]) if equal else None
+    folded, report = fold_loaded(load(g.model()))
+    assert len(folded.proto.graph.initializer) == (2 if equal else 40)
+    assert report.verification is not None
+    assert report.verification.status == "passed"

@@ -155,12 +155,12 @@ def _merge(scope: Scope, graph: onnx.GraphProto) -> None:
         value = values[name]
         value.shape = shape if shape is not None else value.shape
         value.dtype = dtype or value.dtype
+    if not any(site.bodies for site in scope.sites):
+        return
+    twins = {tuple(node.output): node for node in graph.node if node.op_type in CONTROL}
     for site in scope.sites:
         if site.bodies:
-            first = site.node.output[:]
-            twin = next(
-                (node for node in graph.node if node.op_type in CONTROL and node.output[:] == first), None
-            )
+            twin = twins.get(tuple(site.node.output))
             graphs = (
                 []
                 if twin is None
