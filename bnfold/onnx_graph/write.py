@@ -61,7 +61,7 @@ class _Writer:
     def __init__(self, edits: Sequence[Edit]) -> None:
         self.surgery = Surgery(_site(edits[0].node).scope.model)
         self.changes: dict[Value, list[Change]] = {}
-        self.biases: dict[Any, Value] = {}  # new ones of graphs, by the weight beside them and their own bytes
+        self.biases: dict[Any, Value] = {}  # new ones, by the weight beside them and their bytes
 
     def apply(self, edits: Sequence[Edit]) -> None:
         scales: list[Rescale] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,6 +13,7 @@ from onnx import helper
 
 from bnfold.api.convert import convert
 from bnfold.api.fold_onnx import fold_loaded
+from bnfold.cli.app import main
 from bnfold.errors import BnfoldError
 from bnfold.fold.solve import WASTE, solve
 from bnfold.onnx_graph.file.loaded import load
@@ -190,5 +192,100 @@ def test_a_layer_called_often_gets_one_bias_for_equal_ones(equal: bool) -> None:
         parameters = list(g.nodes[-1].input[1:]) if equal else None
     folded, report = fold_loaded(load(g.model()))
     assert len(folded.proto.graph.initializer) == (2 if equal else 40)
+    assert report.verification is not None
+    assert report.verification.status == "passed"
+
+
+def _layers() -> onnx.ModelProto:
+    g = Build()
+    y = g.bn(g.conv(g.input("x", (1, 4, 5, "W")), 4, name="conv"), name="bn")
+    g.output(g.op("DepthToSpace", g.bn(y, name="second"), blocksize=2))
+    return g.model()
+
+
+def _told(model: onnx.ModelProto, folder: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> str:
+    """The one line about what is wrong; "" if nothing is."""
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    status = main(["fold", str(folder / "model.onnx"), str(folder / "folded.onnx"), "--force", *flags])
+    told = capsys.readouterr().err
+    assert status in (0, 2)
+    assert "internal error" not in told
+    assert told.count("\n") == (status == 2)
+    return told
+
+
+def _tensor() -> onnx.TensorProto:
+    return onnx.numpy_helper.from_array(np.ones(3, np.float32), "t")
+
+
+@pytest.mark.parametrize("value", ["text", [1.5, 2.5], [], ["a"], _tensor(), onnx.GraphProto(name="g")])
+@pytest.mark.parametrize(
+    ("node", "name"), [("bn", "epsilon"), ("conv", "group"), ("depthtospace", "blocksize")]
+)
+def test_an_attribute_of_another_type_is_told_by_name(
+    node: str, name: str, value: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = _layers()
+    damaged = next(entry for entry in model.graph.node if entry.name == node)
+    others = [entry for entry in damaged.attribute if entry.name != name]
+    del damaged.attribute[:]
+    kind = onnx.AttributeProto.INTS if value == [] else None
+    damaged.attribute.extend([*others, helper.make_attribute(name, value, attr_type=kind)])
+    told = _told(model, tmp_path, capsys)
+    assert f"node '{node}'" in told
+    assert repr(name) in told
+
+
+@pytest.mark.parametrize("size", [0, -1, 3, 1 << 40])
+def test_a_block_of_any_size_ends_in_words(size: int, tmp_path: Path, capsys: Any) -> None:
+    model = _layers()
+    model.graph.node[-1].attribute[0].i = size
+    _told(model, tmp_path, capsys, "--no-verify")
+
+
+def test_names_of_sizes_need_not_be_utf_8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = _layers().SerializeToString().replace(b"\x12\x01W", b"\x12\x01\xff")
+    (tmp_path / "model.onnx").write_bytes(raw)
+    assert main(["fold", str(tmp_path / "model.onnx"), str(tmp_path / "folded.onnx")]) == 0
+    assert not capsys.readouterr().err
+
+
+def test_keys_of_data_files_need_not_be_utf_8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = _layers()
+    tensor = model.graph.initializer[0]
+    onnx.external_data_helper.set_external_data(tensor, "data.bin", offset=0)
+    raw = model.SerializeToString().replace(b"offset", b"offs\xff\xfe")
+    (tmp_path / "data.bin").write_bytes(tensor.raw_data)
+    (tmp_path / "model.onnx").write_bytes(raw)
+    assert main(["fold", str(tmp_path / "model.onnx"), str(tmp_path / "folded.onnx")]) == 0
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", [1 << 31, 1 << 62])
+def test_huge_inputs_are_folded_without_a_check(size: int, tmp_path: Path, capsys: Any) -> None:
+    model = _layers()
+    model.graph.input[0].type.tensor_type.shape.dim[3].dim_value = size
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    assert main(["fold", str(tmp_path / "model.onnx"), str(tmp_path / "folded.onnx")]) == 0
+    assert "too many to make up" in capsys.readouterr().err
+
+
+def test_long_names_are_shortened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = _layers()
+    model.graph.node[0].input[0] = "n" * 100_000
+    assert len(_told(model, tmp_path, capsys)) < 1000
+
+
+def test_a_pool_whose_last_window_begins_behind_the_tensor_has_no_known_size() -> None:
+    """onnx counts three windows, onnxruntime two."""
+    g = Build(11)
+    y = g.bn(g.conv(g.input("x", (1, 4, 5, 5)), 4))
+    y = g.op("Flatten", g.op("AveragePool", y, kernel_shape=[1, 1], strides=[3, 3], ceil_mode=1))
+    g.nodes.append(helper.make_node("Gemm", [y, g.const(np.ones((16, 3)), "w")], ["z"]))
+    g.types["z"] = helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, (1, 3))
+    g.output("z")
+    opsets = [helper.make_opsetid("", 11)]
+    folded, report = fold_loaded(load(helper.make_model(g.graph(), opset_imports=opsets, ir_version=6)))
+    assert "BatchNormalization" not in [node.op_type for node in folded.proto.graph.node]
     assert report.verification is not None
     assert report.verification.status == "passed"

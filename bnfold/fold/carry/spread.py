@@ -197,7 +197,8 @@ class Spread:
     def _merge(self, tensor: Tensor, old: Array, value: Array, at: Node, partial: bool) -> None:
         if not partial and tensor not in self.partial:
             if not same(old, value, self.kind):
-                raise Conflict(at.name, "two different changes meet here", blamed(self.folds, self.via[tensor]))
+                folds = blamed(self.folds, self.via[tensor])
+                raise Conflict(at.name, "two different changes meet here", folds)
             return
         old, value = np.broadcast_arrays(old, value)
         merged = np.where(np.isnan(old), value, old)

@@ -12,6 +12,7 @@ import onnx
 from bnfold.errors import ModelError
 from bnfold.onnx_graph.file.calls import by_key, callers_first, explodes
 from bnfold.onnx_graph.file.loaded import Loaded
+from bnfold.onnx_graph.file.tensors import as_text
 from bnfold.onnx_graph.model.constants import resolve
 from bnfold.onnx_graph.site import (
     DTYPES,
@@ -65,10 +66,6 @@ def build(loaded: Loaded, shared: str) -> tuple[Model, list[Scope]]:
     model.locks = bool(model.bound) or shared == "skip"
     root = Scope(model, proto.graph, default_opset(proto.opset_import))
     _fill(root)
-    names = (*root.values, *model.names)
-    if set(map(type, names)) != {str}:
-        odd = next(name for name in names if not isinstance(name, str))
-        raise ModelError(f"the name {odd!r} is not valid UTF-8; the model is damaged: export it again")
     for name in model.bound:
         value = root.values.get(name)
         if value is not None and value.init is None:
@@ -81,7 +78,17 @@ def build(loaded: Loaded, shared: str) -> tuple[Model, list[Scope]]:
         scope = Scope(model, function, opset, in_function=True)
         _fill(scope)
         scopes.append(scope)
+    _readable(model)
     return model, scopes
+
+
+def _readable(model: Model) -> None:
+    """Raises ModelError for a name that is not UTF-8: protobuf gives it as bytes."""
+    for scope in model.scopes:
+        names = (*scope.values, *(site.op for site in scope.sites))
+        if set(map(type, names)) - {str}:
+            odd = next(name for name in names if not isinstance(name, str))
+            raise ModelError(f"the name {odd!r} is not valid UTF-8; the model is damaged: export it again")
 
 
 def _trained(proto: onnx.ModelProto) -> frozenset[str]:
@@ -157,7 +164,7 @@ def _nodes(scope: Scope) -> list[tuple[Site, int, str]]:
             op = f"{domain}.{op}"
         site = Site(node, op, scope)
         outputs = node.output[:]
-        name = node.name or f"{op}:{outputs[0] if outputs else ''}"
+        name = as_text(node.name) or f"{op}:{outputs[0] if outputs else ''}"
         if name in names:
             name = _unique(name, outputs, names)
         names.add(name)
@@ -304,7 +311,7 @@ def _dim(dim: Any) -> int | str | None:
     size: int = dim.dim_value
     if size > 0:
         return size
-    name: str = dim.dim_param.strip("?")  # some exporters write "?" for each size that they do not know
+    name = as_text(dim.dim_param).strip("?")  # some exporters write "?" for each size that they do not know
     if name:
         return name
     return 0 if size == 0 and dim.HasField("dim_value") else None

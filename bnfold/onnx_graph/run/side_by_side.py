@@ -72,8 +72,11 @@ class Feeds:
         if self._given is not None:
             yield self._given
         else:
-            for feed in inputs.generate(self._wanted, self._seed, self._shapes):
-                yield inside(feed, self._ranges)
+            try:
+                for feed in inputs.generate(self._wanted, self._seed, self._shapes):
+                    yield inside(feed, self._ranges)
+            except inputs.NoGuess as error:
+                raise CannotRun(str(error)) from None
 
     def positive(self, feed: Mapping[str, Array]) -> dict[str, Array] | None:
         """The same shapes with numbers from 0 to 1, where the feed was a guess."""
