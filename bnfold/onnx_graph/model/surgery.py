@@ -58,6 +58,7 @@ class Surgery:
         self.stale: dict[Scope, set[str]] = defaultdict(set)  # names whose value_info is wrong now
         self.orphans: list[Value] = []
         self.taken: set[str] = set()
+        self.numbers: dict[str, int] = {}  # the last one that a stem was given
         self.noted = {scope: _noted(scope) for scope in model.scopes}
         self.listed_inputs = model.loaded.proto.ir_version < 4  # initializers are graph inputs as well
 
@@ -165,11 +166,12 @@ class Surgery:
         if not self.taken:
             for scope in self.model.scopes:
                 self.taken.update(scope.values)
-        name, number = stem, 1
+        name, number = stem, self.numbers.get(stem, 1)
         while name in self.taken:
             number += 1
             name = f"{stem}_{number}"
         self.taken.add(name)
+        self.numbers[stem] = number
         return name
 
     def replaceable(self, value: Value) -> onnx.TensorProto | None:

@@ -150,11 +150,15 @@ def _counted(sizes: tuple[Dim, ...], kernel: tuple[Dim, ...], stated: _Stated) -
         if not isinstance(size, int):
             result.append(size if stride == 1 and extra == -1 else None)
             continue
-        if (size + extra) % stride and ceil:
-            return None  # releases differ in what a window wholly in the padding counts
         if size + extra < -1:
             return ()
-        result.append((size + extra) // stride + 1)
+        count = (size + extra) // stride + 1
+        if ceil and (size + extra) % stride:
+            # releases differ in whether one more window counts where it would see padding only
+            begins = count * stride - (pads[i] if pads and auto == "NOTSET" else 0)
+            result.append(None if begins >= size else count + 1)
+        else:
+            result.append(count)
     return tuple(result)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 
 from bnfold.errors import BnfoldError
+from bnfold.onnx_graph.file.calls import explodes
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.file.save import save
 
@@ -62,6 +63,7 @@ class OnnxRuntime:
         self._ort: Any = onnxruntime
         levels = onnxruntime.GraphOptimizationLevel
         self._level = levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
+        _refuse_explosion(loaded)
         try:
             self._session = self._open(loaded)
         except BnfoldError:
@@ -191,7 +193,13 @@ def evaluate(loaded: Loaded, feed: Mapping[str, Array]) -> tuple[Outputs, str]:
     raise CannotRun("; ".join(reasons))
 
 
+def _refuse_explosion(loaded: Loaded) -> None:
+    if explodes(loaded.proto):
+        raise CannotRun("its functions call each other too often to be inlined")
+
+
 def _refuse_large(loaded: Loaded) -> None:
+    _refuse_explosion(loaded)
     if sum(math.prod(t.dims) for t in loaded.proto.graph.initializer) > LARGEST_FOR_REFERENCE:
         raise CannotRun("the model has too many weights for it")
 

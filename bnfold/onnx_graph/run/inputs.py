@@ -14,6 +14,7 @@ import onnx
 
 from bnfold.errors import ModelError, UsageError
 from bnfold.onnx_graph.file.loaded import Loaded
+from bnfold.onnx_graph.file.tensors import as_text
 
 Array = np.ndarray[Any, Any]
 Dim = int | str | None  # a size, a name for one, or nothing known
@@ -27,6 +28,7 @@ LENGTHS = (4096, 16000)
 LARGEST, LARGEST_ACTIVATION = 1 << 22, 1 << 23
 # Two shows what one hides: a value that leaks from one sample of the batch to the next.
 BATCHES = (2, 1)
+LARGEST = 1 << 26  # entries of an input that is made up
 
 
 class NoGuess(UsageError):
@@ -104,7 +106,9 @@ def _input(name: str, tensor: onnx.TypeProto.Tensor) -> Input:
     if tensor.HasField("shape"):
         dims = tuple(
             # some exporters write "?" for each size that they do not know: it names nothing
-            d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else (d.dim_param.strip("?") or None)
+            d.dim_value
+            if d.HasField("dim_value") and d.dim_value >= 0
+            else (as_text(d.dim_param).strip("?") or None)
             for d in tensor.shape.dim
         )
     return Input(name, element_type(tensor.elem_type or onnx.TensorProto.FLOAT), dims)
@@ -283,6 +287,8 @@ def _size(dim: Dim, axis: int, i: Input, batch: int, size: int, bound: Mapping[s
 
 
 def _random(rng: np.random.Generator, i: Input, shape: tuple[int, ...], positive: bool) -> Array:
+    if math.prod(shape) > LARGEST:
+        raise NoGuess(f"the input {i.name!r} has {math.prod(shape):,} entries, too many to make up; give it")
     kind = i.dtype.kind
     array: Array
     if kind == "b":

@@ -75,8 +75,11 @@ class Feeds:
         if self._given is not None:
             yield self._given
         else:
-            for feed in inputs.generate(self._wanted, self._seed, self._shapes, growth=self._growth):
-                yield inside(feed, self._ranges)
+            try:
+                for feed in inputs.generate(self._wanted, self._seed, self._shapes, growth=self._growth):
+                    yield inside(feed, self._ranges)
+            except inputs.NoGuess as error:
+                raise CannotRun(str(error)) from None
 
     def tried(self, feed: Mapping[str, Array]) -> None:
         """Remember the shapes of a guess for `advice`."""

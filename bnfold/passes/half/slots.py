@@ -119,7 +119,7 @@ def typeless(scope: Scope, half: str) -> frozenset[tuple[str, str, str]]:
     inference with half inputs, and the function may be called so if that gives half outputs.
     """
     answers: dict[tuple[str, str, str], bool] = {}
-    for site in scope.sites:
+    for site in () if scope.model.explodes else scope.sites:
         key = (site.node.domain, site.node.op_type, site.node.overload)
         if key in scope.model.functions and answers.get(key, True):
             answers[key] = _takes(scope.model.loaded, site, half)
