@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+LONGEST = 300, 3000  # characters of a word, a model's name say, and of a message
+
 
 class BnfoldError(Exception):
     """Anything bnfold gives up on; also raised itself, where the system refuses (a full disk)."""
+
+    def __str__(self) -> str:
+        return shortened(super().__str__())
 
 
 class ModelError(BnfoldError):
@@ -17,6 +26,26 @@ class UsageError(BnfoldError):
 
 class VerifyError(BnfoldError):
     """The folded model does not compute what the original does; nothing was written."""
+
+
+@contextmanager
+def explained(said: str, advice: str = "") -> Iterator[None]:
+    """Run code of others, the user's or a package's; what it raises is told with what failed, and advice."""
+    try:
+        yield
+    except Exception as error:  # of any kind: nobody knows what such code raises
+        raise UsageError(f"{said}: {first_line(error)}\n{advice}".rstrip()) from error
+def shortened(text: str) -> str:
+    """A message without the middle of its very long words: a damaged model's names have any length."""
+    word, whole = LONGEST
+    if len(text) <= word:
+        return text
+    text = re.sub(rf"\S{{{word + 1},}}", lambda found: _ends(found.group(), word), text)
+    return _ends(text, whole)
+
+
+def _ends(text: str, size: int) -> str:
+    return text if len(text) <= size else f"{text[: size // 2]} … {text[-size // 2 :]}"
 
 
 def first_line(error: BaseException) -> str:

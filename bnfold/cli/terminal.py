@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bnfold.errors import UsageError
+from bnfold.errors import UsageError, shortened
 
 
 def check_target(
@@ -116,5 +116,5 @@ def timed(args: argparse.Namespace, what: str) -> Iterator[None]:
 
 def complain(text: str, status: int) -> int:
     """What went wrong, in one line on stderr; gives the exit status back."""
-    print("bnfold: " + printable(" ".join(text.split())), file=sys.stderr)
+    print("bnfold: " + printable(shortened(" ".join(text.split()))), file=sys.stderr)
     return status

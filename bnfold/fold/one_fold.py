@@ -20,10 +20,11 @@ from bnfold.fold.carry.spread import Conflict, Rule, Spread, State, TooWide
 from bnfold.fold.graph import Array, Node, Tensor
 from bnfold.fold.roles import Affine
 
-__all__ = ["Run", "ends", "fold", "pair"]
+__all__ = ["NARROW", "Run", "ends", "fold", "pair"]
 
 # undone before the node, or after it: before it first, since the node that makes a tensor loses no precision
 SIDES = ("back", "forward")
+NARROW = 4  # tensors that a try of the first pass may reach
 
 
 @dataclass
@@ -111,7 +112,7 @@ def fold(run: Run, node: Node, limit: int, rules: Mapping[str, Mapping[type, Rul
                 run.ways[f"zero scale {scale_side}"] += 1
             return True
     failures = shift_fails if len(scale_fails) < len(SIDES) else scale_fails
-    if not any(isinstance(conflict, TooWide) for conflict in failures.values()):
+    if limit > NARROW or not any(isinstance(conflict, TooWide) for conflict in failures.values()):
         run.kept[node] = (failures["back"], failures["forward"])
     return False
 

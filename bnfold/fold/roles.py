@@ -280,3 +280,10 @@ class SoftmaxInput(Role):
     """Softmax, LogSoftmax: a shift that is uniform along the axis changes nothing; all else is closed."""
 
     axis: int
+
+
+def is_data(role: Role, slot: int) -> bool:
+    """Whether a node of this role reads data at a slot, and not a parameter."""
+    if isinstance(role, Sum | Product | Concat | Contract):
+        return True
+    return slot in role.slots if isinstance(role, Same) else slot == getattr(role, "x", 0)

@@ -19,13 +19,14 @@ from bnfold.fold.carry.locks import Locks
 from bnfold.fold.carry.spread import Conflict, Rule
 from bnfold.fold.edits import Edit
 from bnfold.fold.graph import Graph, Node
-from bnfold.fold.one_fold import Run, ends, fold, pair
+from bnfold.fold.one_fold import NARROW, Run, ends, fold, pair
 from bnfold.fold.roles import Affine, Closed
 from bnfold.report.fold import Entry
 
 __all__ = ["Plan", "solve"]
 
-NARROW = 4  # tensors that a try of the first pass may reach
+# Rule calls, for each node of the graph, by tries that came to nothing; after that, how far a try may reach.
+WASTE, BOUNDED = 500, 16
 RULES: Mapping[str, Mapping[type, Rule]] = {"scale": carry.SCALE, "shift": carry.SHIFT}
 
 
@@ -61,15 +62,16 @@ def solve(
                 refused[node] = Conflict(node.name, node.role.stay)
             elif node.name in skip or (allow is not None and not allow(node)):
                 refused[node] = Conflict(node.name, "skipped on request")
-    calls = 0
+    calls, most = 0, 1
     while True:
         run, worked, evicted = _better(graph, refused, rules, progress)
         calls += worked
         try:
-            edits = absorb(graph, run.state)
-        except OutOfRange as error:
-            blame = _culprit(run, error.node, refused)
-            refused[blame] = Conflict(error.node.name, error.reason)
+            edits = absorb(graph, run.state, most)
+        except OutOfRange as first:
+            for error in first.all:
+                refused[_culprit(run, error.node, refused)] = Conflict(error.node.name, error.reason)
+            most *= 2  # one may cure others, but thousands must not take thousands of runs
             continue
         return Plan(
             edits,
@@ -124,11 +126,15 @@ def _run(
     run.state.locks = run.locks.locks
     size = {node: min(run.locks.region(t) for t in ends(node)) for node in left}
     left.sort(key=lambda node: (node in last, size[node]))  # stable: ties in graph order
+    limit, spare = 1 << 60, WASTE * len(graph.nodes)
     while True:
         again = []
         for done, node in enumerate(left):
-            if not fold(run, node, 1 << 60, rules):
+            before = run.state.calls
+            if not fold(run, node, limit, rules):
                 again.append(node)
+                spare -= run.state.calls - before
+                limit = limit if spare > 0 else BOUNDED
             if progress is not None:
                 progress(total - len(left) + done + 1, total)
         if len(again) in (0, len(left)):

@@ -10,7 +10,9 @@ import ml_dtypes
 import numpy as np
 import onnx
 
+from bnfold.errors import ModelError
 from bnfold.fold.graph import Array, Constant, Dim, Tensor
+from bnfold.onnx_graph.file.tensors import as_text
 
 if TYPE_CHECKING:
     from bnfold.onnx_graph.file.loaded import Loaded
@@ -26,6 +28,24 @@ _NAMES = """
 DTYPES = dict(enumerate(_NAMES.split(), 1))
 CODES = {name: code for code, name in DTYPES.items()}
 FLOATS = frozenset({"float32", "float16", "bfloat16", "float64"})
+# AttributeProto's types that standard operators mean by a name. A damaged file may have any other.
+_INT, _FLOAT, _STRING, _INTS, _FLOATS = (2,), (1, 2), (3,), (7,), (6, 7)
+_KINDS: dict[str, tuple[int, ...]] = {
+    name: kind
+    for kind, names in {
+        _INT: "allowzero axis batch_axis block_size blocksize broadcast ceil_mode count_include_pad end "
+        "exclude_outside group hidden_size is_test keepdims layout linear_before_reset noop_with_empty_axes "
+        "num_groups num_outputs output_dtype spatial start stash_type storage_order training_mode transA "
+        "transB",
+        _FLOAT: "alpha beta cubic_coeff_a epsilon extrapolation_value gamma lambd max min momentum ratio",
+        _STRING: "approximate auto_pad coordinate_transformation_mode direction equation "
+        "keep_aspect_ratio_policy mode nearest_mode padding_mode",
+        _INTS: "axes dilations ends kernel_shape output_padding output_shape paddings pads perm shape split "
+        "starts strides",
+        _FLOATS: "scales",
+    }.items()
+    for name in names.split()
+}
 BIGGEST_OPERAND = 1 << 24  # elements of a constant operand that may be rewritten
 
 
@@ -44,6 +64,7 @@ class Model:
     shared: str = "duplicate"  # what to do with a stored value whose users need different ones
     bound: frozenset[str] = frozenset()  # initializers that training_info updates
     functions: frozenset[tuple[str, str, str]] = frozenset()  # domain, name, overload
+    explodes: bool = False  # its functions call each other more often than anything could follow
     locks: bool = False  # a constant may be locked
     names: set[str] = field(default_factory=set)  # of nodes, as reports give them
     scopes: list[Scope] = field(default_factory=list)  # all of them, bodies included
@@ -129,7 +150,15 @@ class Site:
         """All of them, decoded as `attr` does it, but for tensors."""
         found = self._attributes
         if found is None:
-            found = self._attributes = {a.name: _decoded(a) for a in self.node.attribute[:]}
+            try:
+                found = self._attributes = {a.name: _decoded(a) for a in self.node.attribute[:]}
+            except _OddType as odd:
+                if "." not in self.op:  # what others mean by a name is not known
+                    raise ModelError(
+                        f"node {self.name!r} ({self.op}): its attribute {odd} is of a type that the operator "
+                        "does not take; the model is damaged: export it again"
+                    ) from None
+                found = self._attributes = {}
         return found
 
     def attr(self, name: str, default: Any = None) -> Any:
@@ -229,8 +258,19 @@ class Site:
         return "is an input"
 
 
+class _OddType(Exception):
+    """An attribute is not of the type that its name stands for."""
+
+
 def _decoded(attribute: onnx.AttributeProto) -> Any:
-    kind = attribute.type
+    kind: int = attribute.type
+    expected = _KINDS.get(attribute.name)
+    if expected is not None and kind not in expected:
+        if kind:
+            raise _OddType(repr(attribute.name))
+        kind = expected[0]  # IR 1 did not say
+        if expected is _FLOAT and attribute.HasField("i"):
+            kind = 2
     if kind == 2:
         return attribute.i
     if kind == 7:
@@ -238,19 +278,19 @@ def _decoded(attribute: onnx.AttributeProto) -> Any:
     if kind == 1:
         return attribute.f
     if kind == 3:
-        return attribute.s.decode(errors="replace")
+        return as_text(attribute.s)
     if kind == 6:
         return attribute.floats[:]
     if kind == 4:
         return attribute.t  # loaded when it is asked for
     if kind == 8:
-        return [entry.decode(errors="replace") for entry in attribute.strings]
+        return [as_text(entry) for entry in attribute.strings]
     if kind == 5:
         return attribute.g
-    if kind == 0:  # IR 1 did not say
+    if kind == 0:
         for key in ("ints", "floats", "f", "i"):
             entry = getattr(attribute, key)
             if entry:
                 return entry if key in ("f", "i") else entry[:]
-        return attribute.s.decode(errors="replace") if attribute.s else 0
+        return as_text(attribute.s) if attribute.s else 0
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from bnfold.fold.edits import AddBias, Bypass, Edit, Operand, Rescale, Resum, Re
 from bnfold.fold.graph import Array, Graph, Node
 from bnfold.fold.roles import Linear
 from bnfold.onnx_graph.file.loaded import Loaded
+from bnfold.onnx_graph.file.wire import CUT_FROM
 from bnfold.onnx_graph.model.new_nodes import append, emit, take_over
 from bnfold.onnx_graph.model.scopes import without_gc
 from bnfold.onnx_graph.model.surgery import Surgery
@@ -59,6 +61,7 @@ class _Writer:
     def __init__(self, edits: Sequence[Edit]) -> None:
         self.surgery = Surgery(_site(edits[0].node).scope.model)
         self.changes: dict[Value, list[Change]] = {}
+        self.biases: dict[Any, Value] = {}  # new ones, by the weight beside them and their bytes
 
     def apply(self, edits: Sequence[Edit]) -> None:
         scales: list[Rescale] = []
@@ -103,10 +106,11 @@ class _Writer:
         else:
             self.changes.setdefault(value, []).append((site, key, array))
 
-    def give(self, site: Site, slot: int, array: Array, stem: str) -> None:
+    def give(self, site: Site, slot: int, array: Array, stem: str) -> Value:
         """Store an input that was left out, under a name made of `stem`."""
-        value = self.surgery.constant(stem, array, site.scope, before=site)
+        value = self.surgery.constant(stem, array, site)
         self.surgery.connect(site, slot, value)
+        return value
 
     def replace(self, value: Value, tensor: onnx.TensorProto, changes: list[Change]) -> None:
         """In place if all readers get the same array; else a new constant for each array."""
@@ -125,13 +129,12 @@ class _Writer:
     def copy(self, value: Value, changes: list[Change]) -> None:
         """A new constant for each array."""
         surgery = self.surgery
-        made: list[tuple[Array, Value]] = []
+        made: dict[Any, Value] = {}
         for site, slot, array in changes:
-            new = next((other for known, other in made if _equal(known, array)), None)
-            if new is None:
-                new = surgery.constant(f"{value.name}_bnfold", array, value.scope, after=value)
-                made.append((array, new))
-            surgery.connect(site, slot, new)
+            key = _bits(array)
+            if key not in made:
+                made[key] = surgery.constant(f"{value.name}_bnfold", array, value)
+            surgery.connect(site, slot, made[key])
 
     def bypass(self, edit: Bypass) -> None:
         self.surgery.bypass(_site(edit.node), edit.node.role.x)  # type: ignore[attr-defined]
@@ -151,7 +154,14 @@ class _Writer:
             _set_attribute(site.node, "beta", 1.0)
         weight = site.values[role.weight_slot]
         assert weight is not None
-        self.give(site, BIAS_SLOT, array, f"{site.node.name or weight.name}_bias")
+        key = (site.scope, weight, _bits(array))
+        known = self.biases.get(key)
+        if known is not None:  # the same layer, called again
+            self.surgery.connect(site, BIAS_SLOT, known)
+            return
+        made = self.give(site, BIAS_SLOT, array, f"{site.node.name or weight.name}_bias")
+        if made.init is not None:  # in a function it is a node, which stands before this one reader
+            self.biases[key] = made
 
     def bias_of_matmul(self, node: Node, role: Linear, site: Site, array: Array) -> None:
         """A plain matrix product becomes a Gemm; any other gets an Add behind it."""
@@ -165,7 +175,7 @@ class _Writer:
         axis = role.out_axis
         if site.opset >= 7:
             array = array.reshape((-1,) + (1,) * (rank - 1 - axis))
-        bias = surgery.constant(f"{stem}_bias", array, site.scope, before=site)
+        bias = surgery.constant(f"{stem}_bias", array, site)
         stated = {} if site.opset >= 7 else {"broadcast": 1, "axis": axis}  # 7: numpy's broadcasting
         append(surgery, y, f"{y.name}_matmul", ("Add", f"{stem}_bias_add"), [bias], site, **stated)
 
@@ -271,6 +281,12 @@ def _value(operand: Operand) -> Value:
     value = site.values[slot] if slot >= 0 else site.outputs[-1 - slot]
     assert value is not None
     return value
+
+
+def _bits(array: Array) -> tuple[Any, ...]:
+    """What arrays of the same bits have in common."""
+    data = array.tobytes()
+    return array.shape, array.dtype, data if len(data) < CUT_FROM else hashlib.sha256(data).digest()
 
 
 def _equal(a: Array, b: Array) -> bool:

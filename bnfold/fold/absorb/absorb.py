@@ -32,10 +32,21 @@ from bnfold.fold.roles import Affine, Clamp, Gate, Leaky, Linear, Map, Normalize
 __all__ = ["OutOfRange", "absorb"]
 
 
-def absorb(graph: Graph, state: State) -> list[Edit]:
+def absorb(graph: Graph, state: State, most: int = 1) -> list[Edit]:
     """All edits that make the committed changes true; raises `OutOfRange` for the first that cannot be
-    stored.
+    stored, or `most` of them.
     """
+    failed: list[OutOfRange] = []
+
+    def edits() -> Iterator[Edit]:
+        for node in nodes:
+            try:
+                yield from _edits(state, node, known.get(node))
+            except OutOfRange as error:
+                failed.append(error)
+                if len(failed) == most:
+                    return
+
     touched = set(state.gone) | state.new_biases
     for changed in {**state.p, **state.q, **state.u}:
         if changed.producer is not None:
@@ -45,7 +56,11 @@ def absorb(graph: Graph, state: State) -> list[Edit]:
     nodes = [node for node in graph.nodes if node in touched]
     with np.errstate(over="ignore"):  # `in_type` finds and reports what leaves its range
         known = scale_together(state, nodes)
-        return to_disk(edit for node in nodes for edit in _edits(state, node, known.get(node)))
+        made = to_disk(edits())
+    if failed:
+        failed[0].all = failed
+        raise failed[0]
+    return made
 
 
 def _edits(state: State, node: Node, known: Scaled | None) -> Iterator[Edit]:

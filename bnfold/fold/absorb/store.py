@@ -23,6 +23,7 @@ class OutOfRange(Exception):
     def __init__(self, node: Node, reason: str) -> None:
         super().__init__(reason)
         self.node, self.reason = node, reason
+        self.all = [self]  # and others that were found with it
 
 
 def as_float(constant: Constant) -> Array:

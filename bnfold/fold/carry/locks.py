@@ -9,15 +9,15 @@ back whole; through one that demands a part (a slice of a concat), it holds for 
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import cache
 
 import numpy as np
 
-from bnfold.fold.carry.spread import Conflict, Lock, Rule, Spread, State
+from bnfold.fold.carry.spread import Conflict, Lock, Rule, Spread, State, blamed
 from bnfold.fold.graph import Array, Graph, Node, Tensor
-from bnfold.fold.roles import Affine
+from bnfold.fold.roles import Affine, Same, Sum
 
 __all__ = ["Locks"]
 
@@ -86,9 +86,20 @@ class Locks:
         probe = _Probe(state, node, kind, rules, 0)
         slots = [slot for slot, tensor in enumerate(node.inputs) if tensor is not None]
         asked: dict[Tensor, list[tuple[Tensor, bool]]] = {}
+        # slots that share every change: a tie of each with the output is enough, one with each other is n * n
+        shared: Collection[int] = ()
+        if len(slots) > 2 and node.outputs and node.outputs[0].shape:
+            if isinstance(node.role, Same):
+                shared = node.role.slots
+            elif isinstance(node.role, Sum) and kind == "scale":
+                shared = slots
+        shared = frozenset(shared)
         for slot in (*slots, *(-1 - j for j in range(len(node.outputs)))):
             tensor = node.at(slot)
             if not tensor.shape or tensor.constant is not None:
+                continue
+            if slot in shared:
+                asked[tensor] = [(node.outputs[0], False)]
                 continue
             answer = probe.ask(node, slot)
             if isinstance(answer, Conflict):
@@ -123,7 +134,7 @@ class Locks:
             for here, there in ((x, y), (y, x)):
                 lock = self.locks[kind].get(here)
                 if lock is not None:
-                    queue.append((kind, there, replace(lock, folds=lock.folds | {fold})))
+                    queue.append((kind, there, replace(lock, folds=blamed(lock.folds, frozenset((fold,))))))
         self._spread(queue)
 
     def _spread(self, queue: deque[tuple[str, Tensor, Lock]]) -> None:
@@ -137,7 +148,7 @@ class Locks:
                 if not lock.whole and not whole:
                     continue
                 queue.append(
-                    (kind, other, replace(lock, folds=lock.folds | folds, whole=lock.whole and whole))
+                    (kind, other, replace(lock, folds=blamed(lock.folds, folds), whole=lock.whole and whole))
                 )
 
     def _find(self, tensor: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ Alternative: TypeAlias = "Callable[[Array | None], None]"
 CHOICES = 64  # alternatives tried within one spread before it gives up
 DEPTH = 200  # choices that may be open at once (each is a level of recursion)
 ODD_SHAPES = "the shapes declared around it contradict each other"
+FAN = 4  # for each tensor that a try may reach: readers that one tensor may have
 CLOSE = 1e-9  # two float64 results of the same sum along different paths
 
 
@@ -191,18 +192,19 @@ class Spread:
         if self.state.locks is not None:
             lock = self.state.locks[self.kind].get(tensor)
             if lock is not None and (lock.whole or bool((value != self.neutral).all())):
-                raise Conflict(lock.where, lock.reason, self.folds | lock.folds, lock.cure)
+                raise Conflict(lock.where, lock.reason, blamed(self.folds, lock.folds), lock.cure)
 
     def _merge(self, tensor: Tensor, old: Array, value: Array, at: Node, partial: bool) -> None:
         if not partial and tensor not in self.partial:
             if not same(old, value, self.kind):
-                raise Conflict(at.name, "two different changes meet here", self.folds | self.via[tensor])
+                folds = blamed(self.folds, self.via[tensor])
+                raise Conflict(at.name, "two different changes meet here", folds)
             return
         old, value = np.broadcast_arrays(old, value)
         merged = np.where(np.isnan(old), value, old)
         both = ~(np.isnan(old) | np.isnan(value))
         if not same(old[both], value[both], self.kind):
-            raise Conflict(at.name, "two different changes meet here", self.folds | self.via[tensor])
+            raise Conflict(at.name, "two different changes meet here", blamed(self.folds, self.via[tensor]))
         if np.array_equal(merged, old, equal_nan=True):
             return
         if tensor not in self.partial and bool((merged == self.neutral).all()):
@@ -219,7 +221,7 @@ class Spread:
     def _set(self, tensor: Tensor, value: Array, old: Array | None) -> None:
         self.log.append((tensor, old))
         self.values[tensor] = value
-        self.via[tensor] = self.via.get(tensor, frozenset()) | self.folds
+        self.via[tensor] = blamed(self.via.get(tensor, frozenset()), self.folds)
 
     def _drain(self) -> None:
         while self.queue or self.partial:
@@ -237,6 +239,8 @@ class Spread:
     def _visit(self, tensor: Tensor) -> None:
         value = self.values[tensor]
         self.folds = folds = self.via[tensor]
+        if len(tensor.readers) > FAN * self.limit:  # asking them all, for each of them, would be quadratic
+            raise TooWide(tensor.name, "too many nodes read it", folds)
         if tensor.producer is not None:
             self._ask(tensor.producer, tensor.slot, value)
         for node, slot in tensor.readers:
@@ -253,7 +257,7 @@ class Spread:
             self.rule(node, slot, value)
             return
         assert isinstance(node.role, Affine)  # a vanished node passes its change on
-        self.folds = self.folds | {fold}
+        self.folds = blamed(self.folds, frozenset((fold,)))
         self.want(node.outputs[0] if slot >= 0 else node.at(node.role.x), value, node)
 
     def rule(self, node: Node, slot: int, value: Array) -> None:
@@ -319,6 +323,16 @@ class Spread:
                 del self.via[tensor]
             else:
                 self.values[tensor] = old
+
+
+def blamed(a: frozenset[int], b: frozenset[int]) -> frozenset[int]:
+    """Both sets of folds, or the larger: what counts is which fold stands in the way alone, if one does.
+
+    A chain of n folds would hold n sets of up to n.
+    """
+    if len(a) > 1 or not b:
+        return a
+    return a | b if len(b) == 1 else b
 
 
 def same(a: Array, b: Array, kind: str) -> bool:

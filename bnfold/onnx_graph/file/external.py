@@ -11,7 +11,7 @@ from pathlib import Path, PureWindowsPath
 from onnx import TensorProto
 
 from bnfold.errors import ModelError
-from bnfold.onnx_graph.file.tensors import Bytes, raw_size
+from bnfold.onnx_graph.file.tensors import Bytes, as_text, raw_size
 
 # Bytes, files. Each mapped file takes a file descriptor while it is in use, and some exporters write one file
 # for each tensor: small ones are read instead, and only so many are kept at hand.
@@ -26,7 +26,7 @@ def is_external(tensor: TensorProto) -> bool:
 
 def locations(tensor: TensorProto) -> dict[str, str]:
     """Where the tensor says that its numbers are: location, offset, length."""
-    return {entry.key: str(entry.value) for entry in tensor.external_data}  # bytes if it is not UTF-8
+    return {as_text(entry.key): as_text(entry.value) for entry in tensor.external_data}
 
 
 class DataFiles:

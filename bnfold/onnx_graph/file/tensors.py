@@ -56,6 +56,11 @@ _DATA_FIELDS = (
 )
 
 
+def as_text(value: str | bytes) -> str:
+    """A string of a file; protobuf gives bytes where it is not UTF-8."""
+    return value if isinstance(value, str) else value.decode(errors="backslashreplace")
+
+
 def raw_size(data_type: int, dims: Sequence[int]) -> int | None:
     """How many bytes of raw_data such a tensor has; None for a type that has none (strings) or is unknown.
 

@@ -26,7 +26,8 @@ from bnfold.onnx_graph.site import (
 __all__ = ["constant_of", "dequantize", "resolve", "stored_in"]
 
 KEPT = 1 << 20  # bytes of a computed value that is kept; larger ones are computed anew for each look
-DEEPEST = 100  # operators behind one another in a computed constant
+KEPT_TOGETHER = 1 << 28  # bytes of all that a model keeps
+STEPS = 100  # operators that are evaluated for one look at a computed constant, again and again if need be
 ALL = 1 << 31  # bytes that one model may have computed just to see whether they are constants
 _FAILURES = (
     *(AttributeError, IndexError, KeyError, TypeError, ValueError),
@@ -97,7 +98,6 @@ class _Stored:
     """Loads a tensor of the file; small ones are kept."""
 
     __slots__ = ("array", "model", "tensor")
-    depth = 0
 
     def __init__(self, model: Model, tensor: onnx.TensorProto) -> None:
         self.model, self.tensor = model, tensor
@@ -115,13 +115,11 @@ class _Stored:
 class _Computed:
     """Evaluates the node that makes a constant."""
 
-    __slots__ = ("array", "depth", "inputs", "rule", "site")
+    __slots__ = ("array", "inputs", "rule", "site", "steps")
 
     def __init__(self, site: Site, rule: Evaluate, inputs: list[Constant | None]) -> None:
         self.site, self.rule, self.inputs = site, rule, inputs
-        self.depth = 1 + max(
-            (getattr(entry.load, "depth", 0) for entry in inputs if entry is not None), default=0
-        )
+        self.steps = 1 + sum(getattr(entry.load, "steps", 0) for entry in inputs if entry is not None)
         self.array: Array | None = None
 
     def __call__(self) -> Array:
@@ -142,8 +140,8 @@ class _Computed:
             return np.asarray(self.rule(self.site, arrays))
 
     def keep(self, array: Array) -> None:
-        if array.nbytes <= KEPT:
-            self.array = array
+        if array.nbytes <= KEPT and self.site.scope.model.computed <= KEPT_TOGETHER:
+            self.array, self.inputs, self.steps = array, [], 0
 
 
 def _computed(value: Value, site: Site) -> Constant | None:
@@ -160,7 +158,7 @@ def _computed(value: Value, site: Site) -> Constant | None:
         inputs.append(constant)
     parents = [entry for entry in inputs if entry is not None]
     load = _Computed(site, record.evaluate, inputs)
-    if load.depth > DEEPEST:
+    if load.steps > STEPS:
         return None
     locked = _locked(value, parents)
     quantized = _quantized(site, parents)
@@ -186,7 +184,7 @@ def _look(load: _Computed, model: Model) -> Array | None:
         array = load.evaluate()
     except _FAILURES:
         return None
-    model.computed += array.nbytes
+    model.computed += array.nbytes * (1 + load.steps // 8)
     load.keep(array)
     return array
 

@@ -107,6 +107,10 @@ def _inferred(model: Model, scope: Scope) -> onnx.GraphProto | None:
         proto = _as_model(model, scope) if scope.in_function else model.loaded.proto
         if _negative(proto.graph):
             return None
+        if model.explodes:  # it would follow each call
+            proto = onnx.ModelProto(
+                ir_version=proto.ir_version, opset_import=proto.opset_import, graph=proto.graph
+            )
         return onnx.shape_inference.infer_shapes(
             proto.SerializeToString(), strict_mode=False, data_prop=True
         ).graph
@@ -151,12 +155,12 @@ def _merge(scope: Scope, graph: onnx.GraphProto) -> None:
         value = values[name]
         value.shape = shape if shape is not None else value.shape
         value.dtype = dtype or value.dtype
+    if not any(site.bodies for site in scope.sites):
+        return
+    twins = {tuple(node.output): node for node in graph.node if node.op_type in CONTROL}
     for site in scope.sites:
         if site.bodies:
-            first = site.node.output[:]
-            twin = next(
-                (node for node in graph.node if node.op_type in CONTROL and node.output[:] == first), None
-            )
+            twin = twins.get(tuple(site.node.output))
             graphs = (
                 []
                 if twin is None

@@ -10,7 +10,9 @@ from typing import Any
 import onnx
 
 from bnfold.errors import ModelError
+from bnfold.onnx_graph.file.calls import by_key, callers_first, explodes
 from bnfold.onnx_graph.file.loaded import Loaded
+from bnfold.onnx_graph.file.tensors import as_text
 from bnfold.onnx_graph.model.constants import resolve
 from bnfold.onnx_graph.site import (
     DTYPES,
@@ -57,28 +59,36 @@ def build(loaded: Loaded, shared: str) -> tuple[Model, list[Scope]]:
     proto = loaded.proto
     if not proto.graph.node:
         raise ModelError("the graph has no nodes: there is nothing to fold; check that the export succeeded")
-    functions = {(f.domain, f.name, f.overload): f for f in proto.functions}
+    functions = by_key(proto)
+    order = callers_first(functions)
     model = Model(loaded, resolve, shared, _trained(proto), frozenset(functions))
+    model.explodes = explodes(proto)
     model.locks = bool(model.bound) or shared == "skip"
     root = Scope(model, proto.graph, default_opset(proto.opset_import))
     _fill(root)
-    names = (*root.values, *model.names)
-    if set(map(type, names)) != {str}:
-        odd = next(name for name in names if not isinstance(name, str))
-        raise ModelError(f"the name {odd!r} is not valid UTF-8; the model is damaged: export it again")
     for name in model.bound:
         value = root.values.get(name)
         if value is not None and value.init is None:
             value.fixed = value.fixed or "used by training_info"
             value.is_output = True  # as much as one: the name must stay
     scopes = [root]
-    for key in _callers_first(functions):
+    for key in order:
         function = functions[key]
         opset = default_opset(function.opset_import)
         scope = Scope(model, function, opset, in_function=True)
         _fill(scope)
         scopes.append(scope)
+    _readable(model)
     return model, scopes
+
+
+def _readable(model: Model) -> None:
+    """Raises ModelError for a name that is not UTF-8: protobuf gives it as bytes."""
+    for scope in model.scopes:
+        names = (*scope.values, *(site.op for site in scope.sites))
+        if set(map(type, names)) - {str}:
+            odd = next(name for name in names if not isinstance(name, str))
+            raise ModelError(f"the name {odd!r} is not valid UTF-8; the model is damaged: export it again")
 
 
 def _trained(proto: onnx.ModelProto) -> frozenset[str]:
@@ -91,40 +101,6 @@ def _trained(proto: onnx.ModelProto) -> frozenset[str]:
             for node in graph.node:
                 names.update(node.input)
     return frozenset(names)
-
-
-def _called(nodes: Any) -> Iterator[tuple[str, str, str]]:
-    for node in nodes:
-        yield node.domain, node.op_type, node.overload
-        for attribute in node.attribute:
-            for graph in (attribute.g, *attribute.graphs):
-                yield from _called(graph.node)
-
-
-def _callers_first(functions: dict[tuple[str, str, str], onnx.FunctionProto]) -> list[tuple[str, str, str]]:
-    order: list[tuple[str, str, str]] = []
-    done: set[tuple[str, str, str]] = set()
-    for start in functions:
-        path: dict[tuple[str, str, str], Iterator[tuple[str, str, str]]] = {}
-        step: tuple[str, str, str] | None = start if start not in done else None
-        while step is not None or path:
-            if step is not None:
-                path[step] = iter(
-                    [key for key in dict.fromkeys(_called(functions[step].node)) if key in functions]
-                )
-            top = next(reversed(path))
-            step = next((key for key in path[top] if key not in done), None)
-            if step in path:
-                names = [key[1] for key in path]
-                circle = [*names[names.index(step[1]) :], step[1]]
-                raise ModelError(
-                    f"functions call each other in a circle: {' -> '.join(circle)}; no runtime can run them"
-                )
-            if step is None:
-                del path[top]
-                done.add(top)
-                order.append(top)
-    return order[::-1]
 
 
 def _fill(scope: Scope) -> list[tuple[Site, int, str]]:
@@ -188,7 +164,7 @@ def _nodes(scope: Scope) -> list[tuple[Site, int, str]]:
             op = f"{domain}.{op}"
         site = Site(node, op, scope)
         outputs = node.output[:]
-        name = node.name or f"{op}:{outputs[0] if outputs else ''}"
+        name = as_text(node.name) or f"{op}:{outputs[0] if outputs else ''}"
         if name in names:
             name = _unique(name, outputs, names)
         names.add(name)
@@ -335,7 +311,7 @@ def _dim(dim: Any) -> int | str | None:
     size: int = dim.dim_value
     if size > 0:
         return size
-    name: str = dim.dim_param.strip("?")  # some exporters write "?" for each size that they do not know
+    name = as_text(dim.dim_param).strip("?")  # some exporters write "?" for each size that they do not know
     if name:
         return name
     return 0 if size == 0 and dim.HasField("dim_value") else None

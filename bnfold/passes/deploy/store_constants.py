@@ -58,6 +58,6 @@ def _runs(site: Site, slot: int) -> bool:
 def _store(surgery: Surgery, value: Value) -> None:
     constant = constant_of(value)
     assert constant is not None
-    stored = surgery.constant(f"{value.name}_constant", constant.load(), value.scope, after=None)
+    stored = surgery.constant(f"{value.name}_constant", constant.load(), value)
     for reader, slot in [use for use in surgery.uses(value) if _runs(*use)]:
         surgery.connect(reader, slot, stored)
