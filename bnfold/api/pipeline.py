@@ -1,4 +1,5 @@
-"""Read, solve, write, merge, run the passes, check, blame: in that order, once, for every kind of model.
+"""Read, solve, write, merge, run the passes, check, blame: in that order, for every kind of model. Where a
+merge, or zeros that were taken in, make room for more folds, it is solved again.
 
 A front end is four functions (`FrontEnd`): what makes a graph of a model, what carries a plan's edits out on
 the model, what merging may look at, and what compares two models. ONNX files, exported torch programs and
@@ -111,7 +112,7 @@ def run(
         plan = front.solve(
             graph,
             skip=options.skip,
-            allow=None if part.folds is None else partial(_is_named, part.folds),
+            allow=_allowed(part),
             progress=None if progress is None else (lambda count, of: progress(count, of, "folding")),
         )
         done = Done(model, Report(plan.entries), [node.name for node in plan.order])
@@ -119,9 +120,12 @@ def run(
         if front.view is not None and merges:
             merges = mergeable(graph, front.view(set(plan.order), options.skip), done.report)
         done.model = front.write(model, graph, plan.edits)
+        zeros = plan.order and any(map(_holds_zeros, graph.nodes))
         del graph, plan  # it describes the model no longer
+        while zeros and _fold_again(front, done, options, part, _read(front, done, options)):
+            merges = options.merge_branches and front.view is not None and part.merges != 0
         if merges:
-            _merge(front, done, options, part.merges)
+            _merge(front, done, options, part)
         for one in passes[: part.passes]:
             done.model = one.run(done.model, done.report)
     return done
@@ -169,20 +173,51 @@ def fold(
     return done
 
 
-def _merge(front: FrontEnd[M], done: Done[M], options: Fold, limit: int | None) -> None:
+def _merge(front: FrontEnd[M], done: Done[M], options: Fold, part: Part) -> None:
     """Merge branches, in rounds; what is read is read anew each time, since the graph is another one then."""
     assert front.view is not None
 
     def write(graph: Graph, edits: Sequence[Edit]) -> None:
         done.model = front.write(done.model, graph, edits)
 
-    merge_all(
-        done.report,
-        lambda: front.read(done.model, "duplicate" if options.shared == "duplicate" else "skip"),
-        write,
-        partial(front.view, (), options.skip),
-        limit,
-    )
+    view, read = partial(front.view, (), options.skip), partial(_read, front, done, options)
+    merged = -1
+    while merged < len(done.report.merged):
+        merged = len(done.report.merged)
+        graph = merge_all(done.report, read, write, view, part.merges)
+        if merged == len(done.report.merged) or not _fold_again(front, done, options, part, graph):
+            return
+
+
+def _read(front: FrontEnd[M], done: Done[M], options: Fold) -> Graph:
+    """The solver's view of what was made so far; what an error would end is left out now."""
+    return front.read(done.model, "duplicate" if options.shared == "duplicate" else "skip")
+
+
+def _fold_again(front: FrontEnd[M], done: Done[M], options: Fold, part: Part, graph: Graph) -> bool:
+    """Fold what could not go before: it stands beside a merged node, or beside one that has taken zeros in.
+
+    False if nothing more goes.
+    """
+    left = any(isinstance(node.role, Affine) for node in graph.nodes)
+    plan = front.solve(graph, skip=options.skip, allow=_allowed(part), progress=None) if left else Plan()
+    if not plan.order:
+        return False
+    done.model = front.write(done.model, graph, plan.edits)
+    done.order += [node.name for node in plan.order]
+    gone = {entry.name: entry for entry in plan.entries if entry.outcome == "folded"}
+    done.report.entries = [
+        gone.get(entry.name, entry) if entry.outcome == "kept" else entry for entry in done.report.entries
+    ]
+    return True
+
+
+def _holds_zeros(node: Node) -> bool:
+    return isinstance(node.role, Affine) and not node.role.plain and not node.role.scale.all()
+
+
+def _allowed(part: Part) -> Callable[[Node], bool] | None:
+    return None if part.folds is None else partial(_is_named, part.folds)
 
 
 def _is_named(names: Collection[str], node: Node) -> bool:

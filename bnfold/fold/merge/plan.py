@@ -49,7 +49,7 @@ from bnfold.fold.graph import Graph
 from bnfold.fold.merge.rows import find_rows
 from bnfold.fold.merge.sums import find_sums
 from bnfold.fold.merge.view import Found, View
-from bnfold.fold.roles import Affine, Linear, Sum
+from bnfold.fold.roles import Affine
 from bnfold.report.fold import Apart, Entry, Merge, Report
 
 __all__ = ["MergePlan", "mergeable", "merge", "merge_all"]
@@ -62,14 +62,13 @@ class MergePlan:
     """What to write, and what to report.
 
     apart: names of nodes that are not merged, and why. maps: names of affine nodes that vanish, and of those
-    that take them in. again: the merged nodes stand beside others that may now be merged with them.
+    that take them in.
     """
 
     edits: list[Edit] = field(default_factory=list)
     merged: list[Merge] = field(default_factory=list)
     apart: dict[tuple[str, ...], str] = field(default_factory=dict)
     maps: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    again: bool = False
 
 
 def mergeable(graph: Graph, view: View, report: Report) -> bool:
@@ -89,7 +88,7 @@ def merge_all(
     apply: Callable[[Graph, Sequence[Edit]], None],
     view: Callable[[], View],
     limit: int | None = None,
-) -> None:
+) -> Graph:
     """Merge until there is nothing left to merge.
 
     Args:
@@ -98,21 +97,24 @@ def merge_all(
         apply: writes edits of that graph.
         view: what may be merged, as new.
         limit: stop after so many merges.
+
+    Returns:
+        The graph as it is then.
     """
+    graph = read()
     for _ in range(ROUNDS):
         left = None if limit is None else limit - len(report.merged)
         if left == 0:
-            return
-        graph = read()
+            break
         plan = merge(graph, view(), left)
         report.apart = [Apart(names, why) for names, why in plan.apart.items()]
         if not plan.merged:
-            return
+            break
         apply(graph, plan.edits)
         report.merged += plan.merged
         report.entries = [_after(entry, plan) for entry in report.entries]
-        if not plan.again:
-            return
+        graph = read()
+    return graph
 
 
 def merge(graph: Graph, view: View, limit: int | None = None) -> MergePlan:
@@ -134,7 +136,6 @@ def merge(graph: Graph, view: View, limit: int | None = None) -> MergePlan:
         plan.edits += edits
         plan.merged.append(Merge(hosts[0], found.hosts[0].op, gone, found.before, found.after))
         plan.maps |= {node.name: hosts for node in found.gone if isinstance(node.role, Affine)}
-        plan.again = plan.again or _stands_beside_others(found)
     plan.apart = {**view.apart, **plan.apart}
     return plan
 
@@ -146,15 +147,6 @@ def _find(graph: Graph, view: View) -> list[Found]:
     for one in found:
         one.gone = tuple(sorted(one.gone, key=order.__getitem__))
     return sorted(found, key=lambda one: order[one.root])
-
-
-def _stands_beside_others(found: Found) -> bool:
-    around = [node for node, _ in found.root.outputs[0].readers]
-    for host in found.hosts:
-        assert isinstance(host.role, Linear)
-        maker = host.at(host.role.x).producer
-        around += [maker] if maker is not None else []
-    return any(isinstance(node.role, (Linear, Sum, Affine)) for node in around)
 
 
 def _after(entry: Entry, plan: MergePlan) -> Entry:

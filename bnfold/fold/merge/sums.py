@@ -256,10 +256,13 @@ def _merge(tree: Branch, blocks: list[Block], axis: int, view: View) -> Found:
         if branch in merged:
             return
         if not merged.intersection(leaves):
+            own = branch
+            while own.parts and own.node in view.gone:  # it will have been taken in
+                own = own.parts[0]
             if plain:
                 kept.append(branch)
-            elif branch.node is not None and not branch.parts:
-                alone.append(branch)  # its own weights take what stands between it and the sum
+            elif own.node is not None and not own.parts:
+                alone.append(own)  # its own weights take what stands between it and the sum
             else:
                 raise Refused("what is added to them is scaled on the way")
             return

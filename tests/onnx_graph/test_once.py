@@ -1,0 +1,82 @@
+"""A fold once is a fold done: what comes out is folded once more, and nothing happens.
+
+A merged node may stand where a map can go into it, and zeros that were taken in hinder nobody: what these
+make possible belongs to the same run. BNFOLD_GRAPHS=5000 folds more graphs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import pytest
+
+import bnfold
+from bnfold.options import Check
+from bnfold.verify.models import verify
+from tests.onnx_graph.build import Build
+from tests.onnx_graph.cases.random_graphs import random_model
+from tests.onnx_graph.cases.random_sums import random_sums
+from tests.onnx_graph.look import difference, feeds, run
+
+GRAPHS = int(os.environ.get("BNFOLD_GRAPHS", "300"))
+NEAR = 1e-5
+KINDS: dict[str, Callable[[int], onnx.ModelProto]] = {
+    "graphs": random_model,
+    "sums": lambda seed: random_sums(seed).model(),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_second_time_nothing_is_left_to_do(kind: str) -> None:
+    changed = 0
+    for seed in range(GRAPHS):
+        model = KINDS[kind](seed)
+        once, report = bnfold.fold_onnx(model, verify=False)
+        twice, _ = bnfold.fold_onnx(once, verify=False)
+        assert twice.SerializeToString() == once.SerializeToString(), seed
+        names = [entry.name for entry in report.entries]
+        assert len(names) == len(set(names)), seed
+        if not (report.folded or report.merged):
+            continue
+        changed += 1
+        feed = feeds(model, seed)
+        try:
+            expected = run(model, feed)
+        except Exception:  # a size that has no number got too small for a kernel
+            continue
+        if not difference(expected, run(once, feed)) <= NEAR:  # rounding, or wrong? float64 tells
+            check = verify(model, once, Check(rtol=5 * NEAR, inputs=feed))
+            assert check.status == "passed", f"seed {seed}: {check}"
+    assert changed > GRAPHS // 2
+
+
+def test_what_can_fold_only_behind_a_merge_folds() -> None:
+    """The half of the Tanh may be carried by the sum if the other operand is; x is not, but the merged node."""
+    g = Build(17, seed=3)
+    x = g.input("x", (1, 4, 6, 6))
+    y = g.op("Add", x, g.conv(x, 4, 3, pads=1))
+    z = g.op("Add", y, g.op("Div", g.op("Tanh", x), g.const(2.0)))
+    g.output(g.op("Mul", z, g.const(g.normal((6,)), "along")))
+    model = g.model()
+    folded, report = bnfold.fold_onnx(model)
+    assert sorted(node.op_type for node in folded.graph.node) == ["Add", "Conv", "Mul", "Tanh"]
+    assert len(report.merged) == 1
+    apart, _ = bnfold.fold_onnx(model, merge_branches=False)
+    assert len(apart.graph.node) == len(model.graph.node)
+
+
+def test_zeros_that_were_taken_in_make_room_for_others() -> None:
+    g = Build(17, seed=3)
+    x = g.op("Sigmoid", g.input("x", (1, 4, 6, 6)))
+    first = g.bn(x, scale=[0.0, 1.5, -2.0, 0.5], name="first")
+    g.output(g.conv(g.bn(first, "mixed", name="second"), 3))
+    model = g.model()
+    folded, report = bnfold.fold_onnx(model, verify=False)
+    assert [node.op_type for node in folded.graph.node] == ["Sigmoid", "Conv"]
+    assert sorted(entry.name for entry in report.folded) == ["first", "second"]
+    feed = feeds(model, 2)
+    assert difference(run(model, feed), run(folded, feed)) <= 1e-6
+    assert not np.isnan(run(folded, feed)[0]).any()
