@@ -54,7 +54,7 @@ def test_the_second_time_nothing_is_left_to_do(kind: str) -> None:
 
 
 def test_what_can_fold_only_behind_a_merge_folds() -> None:
-    """The half of the Tanh may be carried by the sum if the other operand is; x is not, but the merged node."""
+    """Half of the Tanh may be carried by the sum if the other operand is: not x, but the merged node."""
     g = Build(17, seed=3)
     x = g.input("x", (1, 4, 6, 6))
     y = g.op("Add", x, g.conv(x, 4, 3, pads=1))
