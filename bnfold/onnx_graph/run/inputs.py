@@ -23,7 +23,7 @@ Dim = int | str | None  # a size, a name for one, or nothing known
 SIZES = (224, 64, 32, 256, 48, 16, 8, 4, 1)
 # Two shows what one hides: a value that leaks from one sample of the batch to the next.
 BATCHES = (2, 1)
-LARGEST = 1 << 26  # entries of an input that is made up
+LARGEST = 1 << 25  # entries of an input that is made up
 
 
 class NoGuess(UsageError):
