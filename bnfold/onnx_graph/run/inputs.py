@@ -28,7 +28,7 @@ LENGTHS = (4096, 16000)
 LARGEST, LARGEST_ACTIVATION = 1 << 22, 1 << 23
 # Two shows what one hides: a value that leaks from one sample of the batch to the next.
 BATCHES = (2, 1)
-MOST = 1 << 26  # numbers in one input that is made up, also where its shape is given
+MOST = 1 << 25  # numbers in one input that is made up, also where its shape is given
 
 
 class NoGuess(UsageError):
