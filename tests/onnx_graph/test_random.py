@@ -28,7 +28,7 @@ from tests.onnx_graph.cases.random_graphs import random_model
 
 pytestmark = pytest.mark.xdist_group("random graphs, folded")
 GRAPHS = int(os.environ.get("BNFOLD_GRAPHS", "400"))
-NEAR = 2e-5  # of the largest output: float32 rounding through a dozen layers
+NEAR = 5e-5  # of the largest output: float32 rounding through some dozen layers
 BATCH = 50
 
 # kinds of folds and words of refusals that the graphs must reach, or they test less than they claim

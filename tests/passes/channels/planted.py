@@ -28,6 +28,8 @@ def planted(seed: int, steps: int = 20) -> onnx.ModelProto:
             continue
         if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
             weight = numpy_helper.to_array(stored[names[0]]).copy()
+            if weight.ndim < 2:  # a bias: the weight is quantized
+                continue
             for axis in range(2):
                 for index in range(weight.shape[axis]):
                     if rng.random() < 0.25:
