@@ -46,6 +46,7 @@ _KINDS: dict[str, tuple[int, ...]] = {
     }.items()
     for name in names.split()
 }
+HIGHEST_RANK = 32  # of any array, by numpy before 2.0; what has more axes is taken for damage
 BIGGEST_OPERAND = 1 << 24  # elements of a constant operand that may be rewritten
 
 

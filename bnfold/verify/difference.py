@@ -115,12 +115,12 @@ def strays(folded: Any, truth: Truth) -> Strays | None:
     if _counted(y):
         return Strays(float(np.mean(rounded != exact)), float(np.mean(y != exact)))
     exact, rounded, y = _as_wide(exact), _as_wide(rounded), _as_wide(y)
-    both = np.isfinite(exact) & np.isfinite(rounded) & np.isfinite(y)
+    both = np.isfinite(exact) & np.isfinite(rounded)
     if not both.any():
         return None
     unit = float(np.abs(exact[both]).max()) or 1.0
     own, ours = (float(np.abs(each[both] - exact[both]).max()) / unit for each in (rounded, y))
-    return Strays(own, ours)
+    return Strays(own, ours if math.isfinite(ours) else math.inf)
 
 
 def excuse(error: OutputError, found: Sequence[Strays]) -> None:

@@ -95,8 +95,8 @@ def _optimizer_crashes(folder: Path, first: Path, timeout: float | None, crash: 
         _, own = _in_child(folder, timeout, first)
     except _Crashed as error:
         own = str(error)
-    which = "the original model and the second, which is its fault" if own else "the second model alone"
-    return f"with its optimizer on, onnxruntime crashes ({own or crash}) on {which}"
+    which = "as on the original: a fault of onnxruntime" if own else "and not on the original"
+    return f"with its optimizer on, onnxruntime crashes ({crash}) on the second model, {which}"
 
 
 def _in_child(folder: Path, timeout: float | None, *job: Any) -> tuple[dict[str, Any], str]:
@@ -172,12 +172,8 @@ def _refused(first: Path, second: Path) -> list[str]:
     said = _refusal(second)
     if not said:
         return []
-    which = (
-        "the original model and the second, which is its fault"
-        if _refusal(first)
-        else "the second model alone"
-    )
-    return [f"with its optimizer on, onnxruntime refuses {which}: {said}"]
+    which = "and the original, a fault of onnxruntime" if _refusal(first) else "and not the original"
+    return [f"with its optimizer on, onnxruntime refuses the second model, {which}: {said}"]
 
 
 def _refusal(path: Path) -> str:

@@ -20,7 +20,11 @@ from bnfold.onnx_graph.file.loaded import load
 from bnfold.onnx_graph.read import read
 from bnfold.options import Check, Fold
 from tests.onnx_graph.build import Build
+from tests.onnx_graph.cases.patterns import PATTERNS
 from tests.onnx_graph.cases.random_graphs import random_model
+from tests.onnx_graph.cases.random_sums import random_sums
+from tests.onnx_graph.damage import garble
+from tests.onnx_graph.samples import everything
 
 BATCH = 150
 
@@ -261,6 +265,22 @@ def test_keys_of_data_files_need_not_be_utf_8(tmp_path: Path, capsys: pytest.Cap
     assert not capsys.readouterr().err
 
 
+def test_axes_beyond_a_tensor_and_hundreds_of_axes_end_in_words(tmp_path: Path, capsys: Any) -> None:
+    g = Build()
+    w = g.const(np.ones((4, 4, 1, 1), np.int8), "w", dtype="int8")
+    w = g.op("DequantizeLinear", w, g.const(np.ones(4), "s"), axis=0)
+    g.output(g.bn(g.op("Conv", g.input("x", (1, 4, 5, 5)), w)))
+    model = g.model()
+    model.graph.node[0].attribute[0].i = -9
+    assert "along axis -9" in _told(model, tmp_path, capsys)
+    model = _layers()
+    shape = model.graph.input[0].type.tensor_type.shape
+    shape.dim.extend([onnx.TensorShapeProto.Dimension(dim_value=1)] * 300)
+    _told(model, tmp_path, capsys, "--no-verify")
+    model.graph.initializer[0].dims.extend([1] * 300)
+    assert "304 axes" in _told(model, tmp_path, capsys)
+
+
 @pytest.mark.parametrize("size", [1 << 31, 1 << 62])
 def test_huge_inputs_are_folded_without_a_check(size: int, tmp_path: Path, capsys: Any) -> None:
     model = _layers()
@@ -289,3 +309,30 @@ def test_a_pool_whose_last_window_begins_behind_the_tensor_has_no_known_size() -
     assert "BatchNormalization" not in [node.op_type for node in folded.proto.graph.node]
     assert report.verification is not None
     assert report.verification.status == "passed"
+
+
+FLAGS = [
+    *(["--no-verify"], ["--target", "tensorrt", "--no-verify"], ["--drop-dead-channels", "--no-verify"]),
+    *(["--lower-batch-statistics", "--shared", "skip", "--no-verify"], ["--precision", "fp16"]),
+    *(["--no-merge-branches", "--shared", "error", "--no-verify"], []),
+]
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_damaged_files_end_in_one_line_or_in_a_fold(
+    part: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = [pattern.build() for pattern in PATTERNS[part::60]]
+    models += [everything(), random_model(part, 8), random_sums(part).model()]
+    path, statuses = tmp_path / "model.onnx", []
+    for seed in range(80):
+        content = garble(models[seed % len(models)], 1000 * part + seed)
+        path.write_bytes(content)
+        flags = FLAGS[seed % len(FLAGS)]
+        statuses.append(main(["fold", str(path), str(tmp_path / "folded.onnx"), "--force", *flags]))
+        told = capsys.readouterr().err
+        assert "internal error" not in told, seed
+        assert statuses[-1] != 2 or (told.count("\n") == 1 and len(told) < 3200), seed
+        assert path.read_bytes() == content
+    assert set(statuses) <= {0, 1, 2}  # 1: a scale of 1e38, say, whose products overflow elsewhere
+    assert min(statuses.count(0), statuses.count(2)) > 5

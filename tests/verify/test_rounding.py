@@ -11,7 +11,7 @@ from onnx import helper
 
 from bnfold.options import Check
 from bnfold.report.verification import OutputError
-from bnfold.verify.difference import TOLERANCES, Strays, Tolerance, Truth, compare, excuse
+from bnfold.verify.difference import TOLERANCES, Strays, Tolerance, Truth, compare, excuse, strays
 from bnfold.verify.models import verify
 from tests.onnx_graph.run.test_evaluators import model, value
 from tests.verify.test_models import chain
@@ -119,6 +119,18 @@ def test_the_median_of_three_inputs_decides():
     different = OutputError("y", "float32", math.inf, math.inf, 1.0, False)  # a NaN on one side, say
     excuse(different, [Strays(1.0, 0.0)])
     assert not different.ok
+
+
+def test_what_is_not_finite_is_no_rounding():
+    exact = np.array([1.0, 2.0, np.inf])
+    found = strays(np.array([1.0, np.nan, np.inf], np.float32), Truth(exact, exact.astype(np.float32)))
+    assert found == Strays(0.0, math.inf)
+    assert strays(exact, Truth(exact * np.nan, exact)) is None
+    assert strays(exact, Truth(exact[:2], exact)) is None
+    assert strays(np.array([1, 2, 3, 4]), Truth(np.array([1, 2, 3, 5]), np.array([0, 0, 3, 5]))) == (
+        0.5,
+        0.25,
+    )
 
 
 def test_truth_decides_by_twice_the_own_error():

@@ -17,6 +17,7 @@ from bnfold.onnx_graph.ops.table import OPERATORS, UNKNOWN
 from bnfold.onnx_graph.site import (
     DTYPES,
     FLOATS,
+    HIGHEST_RANK,
     Model,
     Site,
     Value,
@@ -70,6 +71,8 @@ def resolve(value: Value) -> None:
         ):
             return
         tensor = stored_in(value)
+        if tensor is not None and len(tensor.dims) > HIGHEST_RANK:
+            return
         if tensor is not None:
             value.shape, value.dtype = tuple(tensor.dims[:]), DTYPES.get(tensor.data_type, "")
     if tensor is None:
@@ -219,7 +222,7 @@ def _dequantized(value: Value, site: Site) -> Constant | None:
     axis = site.attr("axis", 1)
     if rank and -rank <= axis < rank:
         axis %= rank
-    if many and not blocked and (axis >= rank or scale.shape[0] != stored.shape[axis]):
+    if many and not blocked and (not 0 <= axis < rank or scale.shape[0] != stored.shape[axis]):
         raise ModelError(
             f"node {site.name!r} (DequantizeLinear): its scale of shape {list(scale.shape)} does not match "
             f"its input of shape {list(stored.shape)} along axis {axis}; the model is damaged"

@@ -16,6 +16,7 @@ from bnfold.onnx_graph.file.tensors import as_text
 from bnfold.onnx_graph.model.constants import resolve
 from bnfold.onnx_graph.site import (
     DTYPES,
+    HIGHEST_RANK,
     Model,
     Scope,
     Site,
@@ -146,6 +147,8 @@ def _inputs(scope: Scope, kind: str, function: bool) -> None:
             value.overridable = overridable
             value.fixed = value.fixed if overridable else ""
         value.init, value.shape = tensor, tuple(tensor.dims[:])
+        if len(value.shape) > HIGHEST_RANK:
+            raise ModelError(f"tensor {name!r} has {len(value.shape)} axes; the model is damaged")
         value.dtype = DTYPES.get(tensor.data_type, "")
     for sparse in proto.sparse_initializer:
         value = values.setdefault(sparse.values.name, Value(sparse.values.name, scope))
@@ -303,7 +306,7 @@ def declare(scope: Scope, entries: Any) -> None:
         tensor = typ.tensor_type
         if tensor.elem_type:
             value.dtype = DTYPES.get(tensor.elem_type, "")
-        if tensor.HasField("shape"):
+        if tensor.HasField("shape") and len(tensor.shape.dim) <= HIGHEST_RANK:
             value.shape = tuple([_dim(dim) for dim in tensor.shape.dim[:]])
 
 

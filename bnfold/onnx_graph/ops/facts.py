@@ -14,7 +14,7 @@ from bnfold.fold.graph import Array, Constant, Refused
 from bnfold.fold.moves import Identity
 from bnfold.fold.roles import Move
 from bnfold.onnx_graph.ops.operator import Shape
-from bnfold.onnx_graph.site import Site
+from bnfold.onnx_graph.site import HIGHEST_RANK, Site
 
 EPSILON = float(np.float32(1e-5))  # where a norm does not state it: attributes are float32
 COMPUTED = 1 << 28  # bytes of a computed constant
@@ -124,9 +124,10 @@ def broadcast(site: Site, constant: Constant, slot: int, shape: Shape) -> Array:
 def shape_by(rule: Callable[[Site], Shape | None], site: Site) -> Shape | None:
     """What a rule of `Operator.shape` says; None for a damaged node."""
     try:
-        return rule(site)
+        shape = rule(site)
     except DAMAGE:
         return None
+    return None if shape is not None and len(shape) > HIGHEST_RANK else shape
 
 
 def same_shape(site: Site) -> Shape | None:

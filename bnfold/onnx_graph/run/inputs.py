@@ -28,7 +28,7 @@ LENGTHS = (4096, 16000)
 LARGEST, LARGEST_ACTIVATION = 1 << 22, 1 << 23
 # Two shows what one hides: a value that leaks from one sample of the batch to the next.
 BATCHES = (2, 1)
-LARGEST = 1 << 26  # entries of an input that is made up
+MOST = 1 << 25  # numbers in one input that is made up, also where its shape is given
 
 
 class NoGuess(UsageError):
@@ -287,7 +287,7 @@ def _size(dim: Dim, axis: int, i: Input, batch: int, size: int, bound: Mapping[s
 
 
 def _random(rng: np.random.Generator, i: Input, shape: tuple[int, ...], positive: bool) -> Array:
-    if math.prod(shape) > LARGEST:
+    if math.prod(shape) > MOST:
         raise NoGuess(f"the input {i.name!r} has {math.prod(shape):,} entries, too many to make up; give it")
     kind = i.dtype.kind
     array: Array
