@@ -70,14 +70,14 @@ def both_sides(state: State, node: Node, role: Linear) -> tuple[Any, Any, Any, A
     """
     x, y, inside, outside = node.at(role.x), node.outputs[0], role.in_axis, role.out_axis
     (u, v), (p, q) = decode(state, x), encode(state, y)
-    if _is_wide(u, inside) or _is_wide(p, outside):
+    if (not isinstance(u, float) and u.size > u.shape[inside]) or (
+        not isinstance(p, float) and p.size > p.shape[outside]
+    ):
         u, v, p = _at_one_place(role, u, v, p, y.rank)
-    u, p = per_channel(u, inside, role.inputs), per_channel(p, outside, role.outputs)
-    return u, v, p, per_channel(q, outside, role.outputs)
-
-
-def _is_wide(value: Any, axis: int) -> bool:
-    return not isinstance(value, float) and value.size > value.shape[axis]
+    if not isinstance(u, float):
+        u = per_channel(u, inside, role.inputs)
+    outputs = role.outputs
+    return u, v, per_channel(p, outside, outputs), per_channel(q, outside, outputs)
 
 
 def _at_one_place(role: Linear, u: Any, v: Any, p: Any, rank: int) -> tuple[Any, Any, Any]:
