@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 LONGEST = 300, 3000  # characters of a word, a model's name say, and of a message
 
@@ -26,6 +28,13 @@ class VerifyError(BnfoldError):
     """The folded model does not compute what the original does; nothing was written."""
 
 
+@contextmanager
+def explained(said: str, advice: str = "") -> Iterator[None]:
+    """Run code of others, the user's or a package's; what it raises is told with what failed, and advice."""
+    try:
+        yield
+    except Exception as error:  # of any kind: nobody knows what such code raises
+        raise UsageError(f"{said}: {first_line(error)}\n{advice}".rstrip()) from error
 def shortened(text: str) -> str:
     """A message without the middle of its very long words: a damaged model's names have any length."""
     word, whole = LONGEST

@@ -7,7 +7,7 @@ its flags. An option that is added here and read where it matters is known every
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -16,7 +16,7 @@ from bnfold.errors import UsageError
 if TYPE_CHECKING:
     from typing_extensions import Unpack as Unpack
 
-__all__ = ["PRECISIONS", "Check", "CheckKeywords", "Fold", "FoldKeywords", "choice", "refuse_others"]
+__all__ = ["PRECISIONS", "Check", "CheckKeywords", "Fold", "FoldKeywords", "choice", "known", "refuse_others"]
 
 SHARED = ("duplicate", "skip", "error")
 TARGETS = ("onnx", "tensorrt")
@@ -33,6 +33,8 @@ class CheckKeywords(TypedDict, total=False):
     seed: int
     rtol: float | None
     atol: float | None
+    apart: bool
+    timeout: float | None
 
 
 class FoldKeywords(TypedDict, total=False):
@@ -55,8 +57,9 @@ class Check:
     verify: whether at all. inputs: arrays by input name (a file or a folder of them, for ONNX; a tuple of
     arguments, for torch programs); None: generated from `seed`, in these `shapes` where a model leaves sizes
     open. rtol, atol: max|difference| may be atol + rtol * max|output|; None: by the type that the model
-    computes in (verify/difference.py). ranges: what values inputs keep to, by name, as float64 arrays of
-    their ranks (onnx_graph/run/input_ranges.py).
+    computes in (verify/difference.py). apart: in a process of its own, so that a crash in what runs the
+    models is told as an error. timeout: seconds that it may take there (with it, it is apart). ranges: what
+    values inputs keep to, by name, as float64 arrays of their ranks (onnx_graph/run/input_ranges.py).
     """
 
     verify: bool = True
@@ -65,6 +68,8 @@ class Check:
     seed: int = 0
     rtol: float | None = None
     atol: float | None = None
+    apart: bool = False
+    timeout: float | None = None
     ranges: Mapping[str, tuple[Any, Any]] | None = None
 
     def __post_init__(self) -> None:
@@ -74,6 +79,8 @@ class Check:
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise UsageError(f"{name}={value!r} is not a number from 0 on, such as 1e-5")
+        if self.timeout is not None and not 0 < self.timeout < math.inf:
+            raise UsageError(f"timeout={self.timeout!r} is not a number of seconds above 0")
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +111,14 @@ def choice(name: str, value: str, valid: Collection[str]) -> None:
     """Refuse a value that is none of the valid ones, and name those."""
     if value not in valid:
         raise UsageError(f"{name}={value!r} is unknown. Note: valid choices are {', '.join(valid)}")
+
+
+def known(name: str, values: Iterable[str], valid: Sequence[str], what: str) -> None:
+    """Refuse names that are none of many, and give the first few of those. what: goes on after "no"."""
+    for value in values:
+        if value not in valid:
+            some = ", ".join(valid[:8]) + (", ..." if len(valid) > 8 else "")
+            raise UsageError(f"{name} {value!r}: no {what}. Note: valid choices are {some or '(none)'}")
 
 
 def refuse_others(function: str, given: Mapping[str, Any], why: str) -> None:

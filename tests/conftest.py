@@ -1,8 +1,19 @@
-"""What tests measured, below their outcome."""
+"""What tests measured, below their outcome; how parallel workers share the cores."""
 
 from __future__ import annotations
 
+import os
+
 import pytest
+
+# Read by torch when it is loaded: threads of several workers would wait for each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Without xdist there are no workers, and the mark means nothing."""
+    config.addinivalue_line("markers", "xdist_group(name): tests that share what they build, for one worker")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -25,12 +25,13 @@ from onnx import TensorProto, helper, numpy_helper
 from docs import tables
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FOR_DEVELOPERS = [ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md"]
+PAGES = [ROOT / "README.md", *FOR_DEVELOPERS, *sorted((ROOT / "docs").glob("*.md"))]
 PICTURE = ROOT / "docs" / "before-after.svg"
 
 # Why a block is not run, and how many there are of each kind.
-MARKED = {"slow": 4, "needs-install": 3, "measured": 1}
-LANGUAGES = {"console", "python", "json"}
+MARKED = {"slow": 5, "needs-install": 3, "measured": 1}
+LANGUAGES = {"console", "python", "json", "mermaid"}
 
 
 # the models of the examples
@@ -398,3 +399,19 @@ def test_the_tables_are_those_of_the_results() -> None:
     for page in tables.PAGES:
         text = (ROOT / page).read_text(encoding="utf-8")
         assert text == tables.renewed(page), f"{page}: run `python -m docs.tables`"
+
+
+@pytest.mark.parametrize("page", FOR_DEVELOPERS, ids=lambda page: page.name)
+def test_what_the_pages_for_developers_name_is_there(page: Path) -> None:
+    """Files and folders by any end of their path; what is to come is a room of the contracts."""
+    rooms = [ROOT / name for name in ("bnfold", "tests", "tools", "docs", "bench", "plugins")]
+    known = [f"/{path.relative_to(ROOT)}" for room in rooms for path in (room, *room.rglob("*"))]
+    known += [f"/{path.name}" for path in ROOT.iterdir()]
+    named = re.findall(r"`([\w./*]+(?:/|\.(?:py|md|cuh|txt)))`", page.read_text(encoding="utf-8"))
+    assert len(named) > 10
+    for name in dict.fromkeys(named):
+        pattern = re.escape(name.rstrip("/")).replace(r"\*", ".*").replace("NAME", ".*")
+        assert name in COMING or any(re.search(rf"/{pattern}$", path) for path in known), name
+
+
+COMING = {"integrations/", "proof/"}

@@ -20,7 +20,7 @@ from tests.onnx_graph.build import Build
 EVERY = {field.name for field in (*fields(Check), *fields(Fold))} - {"ranges"}
 FUNCTIONS = {
     "fold_onnx": EVERY,
-    "export": EVERY - {"inputs", "shapes", "seed"},
+    "export": EVERY - {"inputs", "shapes", "seed", "apart", "timeout"},
     "equalize_onnx": EVERY - {"target", "precision"},
     "fold_program": {"verify", "inputs", "rtol", "atol", "shared", "skip", "merge_branches"},
     "fold_module": {"verify", "rtol", "atol", "shared", "skip"},
@@ -69,6 +69,7 @@ def test_the_keywords_of_the_types_are_the_fields() -> None:
         (lambda: Fold(skip="bn1"), "skip takes a collection of names, not one string"),
         (lambda: Fold(input_ranges={"x": (0, 1)}), "nothing to do unless dead channels are dropped"),
         (lambda: Check(rtol=-1.0), "rtol=-1.0 is not a number from 0 on"),
+        (lambda: Check(timeout=0), "timeout=0 is not a number of seconds above 0"),
         (lambda: Check(atol=float("nan")), "atol=nan is not a number from 0 on"),
         (
             lambda: Check(inputs={"x": 1}, shapes={"x": (1,)}),

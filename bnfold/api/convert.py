@@ -13,16 +13,12 @@ from bnfold.onnx_graph.run import widened
 from bnfold.onnx_graph.run.evaluators import CannotRun
 from bnfold.onnx_graph.run.side_by_side import Broken, run_pair, seeded
 from bnfold.options import PRECISIONS, Check, choice
-from bnfold.passes.half.convert import (
-    converted,
-    feeds_of,
-    ranges_of,
-    whole,
-)
+from bnfold.passes.half.convert import converted, feeds_of, ranges_of, whole
 from bnfold.passes.half.ranges import Range
 from bnfold.passes.half.rounded import rounded_copy
 from bnfold.report.precision import PrecisionReport
-from bnfold.verify.difference import TOLERANCES, Tolerance, compare
+from bnfold.report.verification import OutputError
+from bnfold.verify.difference import TOLERANCES, Tolerance, compare, tolerance_of
 
 __all__ = ["check", "convert", "converted_whole"]
 
@@ -64,9 +60,9 @@ def convert(
         report.notes.append("the model is quantized: its types are left as they are")
         return loaded, report
     feeds = feeds_of(loaded, how.inputs, how.shapes, how.seed, report)
-    result, feed, ranges = converted(loaded, half, feeds, report)
+    result, feed, ranges = converted(loaded, feeds, report)
     if how.verify and feed is not None:
-        _compare(original or loaded, result, feed, report, how.rtol, how.atol)
+        _compare(original or loaded, result, feed, report, how)
         if original is not None:
             _compare_convert_first(original, half, feed, ranges, report)
         if report.status == "failed":
@@ -112,22 +108,14 @@ def converted_whole(
     check(loaded, precision)
     report = PrecisionReport(PRECISIONS[precision])
     ranges, _ = ranges_of(loaded, feeds_of(loaded, inputs, None, seed, report), report)
-    return whole(loaded, report.precision, ranges, report), report
+    return whole(loaded, ranges, report), report
 
 
 def _compare(
-    original: Loaded,
-    result: Loaded,
-    feed: Mapping[str, Array],
-    report: PrecisionReport,
-    rtol: float | None,
-    atol: float | None,
+    original: Loaded, result: Loaded, feed: Mapping[str, Array], report: PrecisionReport, how: Check
 ) -> None:
     """The converted model, rounded as a device rounds it, against the float32 model."""
-    usual = TOLERANCES[report.precision]
-    tolerance = Tolerance(
-        usual.rtol if rtol is None else rtol, usual.atol if atol is None else atol, usual.why
-    )
+    tolerance = tolerance_of(report.precision, how)
     report.rtol, report.atol = tolerance.rtol, tolerance.atol
     try:
         ran = run_pair(seeded(original), rounded_copy(seeded(result)), [feed])
@@ -142,15 +130,11 @@ def _compare(
     report.outputs = _errors(ran.original, ran.folded, tolerance)
     bad = [error.name for error in report.outputs if not error.ok]
     report.status = "failed" if bad else "passed"
-    report.reason = f"{', '.join(bad)}" if bad else ""
+    report.reason = ", ".join(bad)
 
 
-def _errors(exact: Mapping[str, Any], found: Mapping[str, Any], tolerance: Any) -> list[Any]:
-
-    errors = []
-    for name, value in exact.items():
-        errors += compare(name, value, found[name], tolerance)
-    return errors
+def _errors(exact: Mapping[str, Any], found: Mapping[str, Any], tolerance: Tolerance) -> list[OutputError]:
+    return [error for name, value in exact.items() for error in compare(name, value, found[name], tolerance)]
 
 
 def _compare_convert_first(
@@ -162,7 +146,7 @@ def _compare_convert_first(
 ) -> None:
     """The same for the unfolded model, converted whole."""
     try:
-        first = whole(original, half, ranges)
+        first = whole(original, ranges, PrecisionReport(half))
         ran = run_pair(seeded(original), rounded_copy(seeded(first)), [feed])
     except (BnfoldError, Broken) as reason:
         report.notes.append(f"the model could not be converted without folding it first: {reason}")

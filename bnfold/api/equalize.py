@@ -16,7 +16,7 @@ from bnfold.options import Check, CheckKeywords, Fold, FoldKeywords, refuse_othe
 from bnfold.passes.equalize import balance
 from bnfold.report.equalize import EqualizeReport
 from bnfold.verify.blame import conclude
-from bnfold.verify.models import verify as compare
+from bnfold.verify.process import verify as compare
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -57,6 +57,8 @@ def equalize_onnx(
     merge_branches: bool = True,
     drop_dead_channels: bool = False,
     input_ranges: Mapping[str, tuple[Any, Any]] | None = None,
+    apart: bool = False,
+    timeout: float | None = None,
     **others: Any,
 ) -> tuple[onnx.ModelProto | onnx_ir.Model, EqualizeReport]:
     """Balance the weight ranges of an ONNX model without changing what it computes, for int8 to come.
@@ -81,6 +83,8 @@ def equalize_onnx(
         merge_branches: of the fold.
         drop_dead_channels: of the fold.
         input_ranges: of the fold and the check.
+        apart: check in a process of its own, as `fold_onnx` does.
+        timeout: seconds that the check may take there.
         others: options of `fold_onnx` that come after this, which are refused by name.
 
     Returns:
@@ -100,7 +104,7 @@ def equalize_onnx(
         input_ranges=input_ranges,
     )
     loaded, as_given = opened(model, "equalize_onnx")
-    check = Check(verify, inputs, shapes, seed, rtol, atol)
+    check = Check(verify, inputs, shapes, seed, rtol, atol, apart, timeout)
     result, report = equalize_loaded(loaded, options, check, fold=fold, split_relu6=split_relu6)
     return as_given(result), report
 

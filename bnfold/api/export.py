@@ -29,7 +29,7 @@ from bnfold.report.verification import Verification
 from bnfold.torch_graph import to_onnx
 from bnfold.torch_graph.arrays import to_array
 from bnfold.verify.blame import Part, judge
-from bnfold.verify.difference import TOLERANCES, Truth, compare
+from bnfold.verify.difference import Truth, compare, tolerance_of
 from bnfold.verify.modules import outputs, verdict
 
 __all__ = ["export"]
@@ -164,15 +164,11 @@ class _Against:
     """The folded file beside the module: in its own type, and in float64."""
 
     def __init__(
-        self,
-        module: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        check: Check,
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], check: Check
     ) -> None:
         leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         self.inputs = [to_array(leaf) for leaf in leaves]
-        self.rtol, self.atol = check.rtol, check.atol
+        self.check = check
         self.notes: list[str] = []
         if not check.verify:
             return
@@ -192,12 +188,7 @@ class _Against:
         return feed
 
     def __call__(self, folded: Loaded) -> Verification:
-        kind = widened.working_type(folded)
-        usual = TOLERANCES[kind]
-        tolerance = usual._replace(
-            rtol=usual.rtol if self.rtol is None else self.rtol,
-            atol=usual.atol if self.atol is None else self.atol,
-        )
+        tolerance = tolerance_of(widened.working_type(folded), self.check)
         try:
             found, by = evaluate(folded, self.feed(folded, {}))
         except CannotRun as error:

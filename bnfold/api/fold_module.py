@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -93,7 +94,7 @@ def fold_module(
     check_module(module, "fold_module")
     args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     work = _Modules(module, args, dict(kwargs or {}), dynamic_shapes, options, parametrizations == "remove")
-    front = FrontEnd(read=work.read, write=work.write, check=work.check(check), solve=_possible)
+    front = FrontEnd(read=work.read, write=work.write, check=partial(work.compare, check), solve=_possible)
 
     done = run(front, copied(module), options)
     folded, report = done.model, done.report
@@ -175,12 +176,8 @@ class _Modules:
         self.as_calls = {node.name for node in gone if found[mean_of(node)] is None}
         return target
 
-    def check(self, check: Check) -> Callable[[nn.Module, nn.Module], Verification]:
-        def compare(before: nn.Module, after: nn.Module) -> Verification:
-            both = copied(before), copied(after)
-            return verify_modules(*both, self.args, self.kwargs, check.rtol, check.atol)
-
-        return compare
+    def compare(self, check: Check, before: nn.Module, after: nn.Module) -> Verification:
+        return verify_modules(copied(before), copied(after), self.args, self.kwargs, check)
 
     def notes(self, report: Report) -> list[str]:
         """What holds whether anything folds or not."""

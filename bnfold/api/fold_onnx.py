@@ -63,6 +63,8 @@ def fold_onnx(
     merge_branches: bool = True,
     drop_dead_channels: bool = False,
     input_ranges: Mapping[str, tuple[Any, Any]] | None = None,
+    apart: bool = False,
+    timeout: float | None = None,
 ) -> tuple[onnx.ModelProto | onnx_ir.Model, Report]:
     """Fold every batch norm that can vanish from an ONNX model without changing what it computes.
 
@@ -89,6 +91,8 @@ def fold_onnx(
         drop_dead_channels: afterwards, take out every channel that is proven to be constant or unread.
         input_ranges: for that proof and for the check: by input name the lowest and the highest value that it
             ever has, numbers or arrays that broadcast against it, such as of shape (C, 1, 1) for images.
+        apart: check in a process of its own, so that a crash in what runs the models is raised as an error.
+        timeout: seconds that the check may take there; with it the check is apart.
 
     Returns:
         The folded model (for a path: an `onnx.ModelProto`), of the kind that was given, and the report.
@@ -109,7 +113,8 @@ def fold_onnx(
         precision=precision,
     )
     loaded, as_given = opened(model, "fold_onnx")
-    folded, report = fold_loaded(loaded, options, Check(verify, inputs, shapes, seed, rtol, atol))
+    check = Check(verify, inputs, shapes, seed, rtol, atol, apart, timeout)
+    folded, report = fold_loaded(loaded, options, check)
     return as_given(folded), report
 
 
@@ -183,14 +188,14 @@ def front_end(check: Check) -> FrontEnd[Loaded]:
         read=read,
         write=_write,
         check=partial(_compare, check),
-        view=_view,
+        view=partial(View, scope=scope_of),
         copy=Loaded.copy,
         around=without_gc,  # when it looks again, all that the steps made is garbage: one look does
     )
 
 
 def _compare(check: Check, before: Loaded, after: Loaded) -> Verification:
-    from bnfold.verify.models import verify
+    from bnfold.verify.process import verify
 
     return verify(before, after, check)
 
@@ -198,10 +203,6 @@ def _compare(check: Check, before: Loaded, after: Loaded) -> Verification:
 def _write(loaded: Loaded, graph: Graph, edits: Sequence[Edit]) -> Loaded:
     apply(loaded, graph, edits)
     return loaded
-
-
-def _view(gone: Collection[Any], skip: Collection[str]) -> View:
-    return View(gone, skip, scope_of)
 
 
 def passes_of(options: Fold, ranges: Mapping[str, Range]) -> list[Pass[Loaded]]:

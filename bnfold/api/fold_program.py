@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from functools import partial
 from typing import Any
 
@@ -10,9 +10,7 @@ import torch
 from torch.export import ExportedProgram
 
 from bnfold.api.pipeline import FrontEnd, fold
-from bnfold.errors import UsageError, first_line
-from bnfold.fold.edits import Edit
-from bnfold.fold.graph import Graph
+from bnfold.errors import UsageError, explained
 from bnfold.fold.merge.view import View
 from bnfold.options import Check, Fold, refuse_others
 from bnfold.report.fold import Report
@@ -69,17 +67,14 @@ def fold_program(
             f"fold_program takes what torch.export.export gives, not {type(program).__name__}; "
             "export the module first"
         )
-    try:
-        with without_warnings():
-            functional = program.run_decompositions({})  # nothing is decomposed, but in-place operators go
-    except Exception as error:  # of any kind: this is all of torch's tracing
-        raise UsageError(f"torch cannot make the program functional: {first_line(error)}") from error
+    with explained("torch cannot make the program functional"), without_warnings():
+        functional = program.run_decompositions({})  # nothing is decomposed, but in-place operators go
     arguments: tuple[Any, Any] = (inputs, {})
     if inputs is None:
         arguments = program.example_inputs or (None, {})
     front = FrontEnd(
         read=read,
-        write=partial(_write, shared),
+        write=partial(apply, shared=shared),
         check=partial(_compare, arguments, check),
         view=partial(View, symmetric=True),
     )
@@ -87,11 +82,7 @@ def fold_program(
     return program if done.model is functional else done.model, done.report
 
 
-def _write(shared: str, program: ExportedProgram, graph: Graph, edits: Sequence[Edit]) -> ExportedProgram:
-    return apply(program, graph, edits, shared)
-
-
 def _compare(
     arguments: tuple[Any, Any], check: Check, before: ExportedProgram, after: ExportedProgram
 ) -> Verification:
-    return verify_modules(before.module(), after.module(), *arguments, check.rtol, check.atol)
+    return verify_modules(before.module(), after.module(), *arguments, check)

@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Generic, Protocol, TypeVar
 
-from bnfold.errors import UsageError
 from bnfold.fold.edits import Edit
 from bnfold.fold.graph import Graph, Node
 from bnfold.fold.merge.plan import merge_all, mergeable
 from bnfold.fold.merge.view import View
 from bnfold.fold.roles import Affine
 from bnfold.fold.solve import Plan, solve
-from bnfold.options import Fold
+from bnfold.options import Fold, known
 from bnfold.report.fold import Report
 from bnfold.report.verification import Verification
 from bnfold.verify.blame import ALL, Part, Work, judge
@@ -105,35 +104,26 @@ def run(
         UsageError: a name to skip is no batch norm's, or a stored value has to be copied and must not be.
     """
     with front.around():
-        return _run(front, model, options, passes, part, progress)
-
-
-def _run(
-    front: FrontEnd[M],
-    model: M,
-    options: Fold,
-    passes: Sequence[Pass[M]],
-    part: Part,
-    progress: Progress | None,
-) -> Done[M]:
-    graph = front.read(model, options.shared)
-    _check_names(graph.nodes, options.skip)
-    plan = front.solve(
-        graph,
-        skip=options.skip,
-        allow=None if part.folds is None else partial(_is_named, part.folds),
-        progress=None if progress is None else (lambda count, of: progress(count, of, "folding")),
-    )
-    done = Done(model, Report(plan.entries), [node.name for node in plan.order])
-    merges = options.merge_branches and front.view is not None and part.merges != 0
-    if front.view is not None and merges:
-        merges = mergeable(graph, front.view(set(plan.order), options.skip), done.report)
-    done.model = front.write(model, graph, plan.edits)
-    del graph, plan  # it describes the model no longer
-    if merges:
-        _merge(front, done, options, part.merges)
-    for one in passes[: part.passes]:
-        done.model = one.run(done.model, done.report)
+        graph = front.read(model, options.shared)
+        if options.skip:
+            norms = [node.name for node in graph.nodes if isinstance(node.role, Affine)]
+            known("skip", options.skip, norms, "such batch norm")
+        plan = front.solve(
+            graph,
+            skip=options.skip,
+            allow=None if part.folds is None else partial(_is_named, part.folds),
+            progress=None if progress is None else (lambda count, of: progress(count, of, "folding")),
+        )
+        done = Done(model, Report(plan.entries), [node.name for node in plan.order])
+        merges = options.merge_branches and front.view is not None and part.merges != 0
+        if front.view is not None and merges:
+            merges = mergeable(graph, front.view(set(plan.order), options.skip), done.report)
+        done.model = front.write(model, graph, plan.edits)
+        del graph, plan  # it describes the model no longer
+        if merges:
+            _merge(front, done, options, part.merges)
+        for one in passes[: part.passes]:
+            done.model = one.run(done.model, done.report)
     return done
 
 
@@ -197,12 +187,3 @@ def _merge(front: FrontEnd[M], done: Done[M], options: Fold, limit: int | None) 
 
 def _is_named(names: Collection[str], node: Node) -> bool:
     return node.name in names
-
-
-def _check_names(nodes: Collection[Node], skip: Collection[str]) -> None:
-    """Refuse to skip what is not there."""
-    names = [node.name for node in nodes if isinstance(node.role, Affine)] if skip else []
-    for name in skip:
-        if name not in names:
-            some = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-            raise UsageError(f"skip {name!r}: no such batch norm. Note: valid choices are {some or '(none)'}")

@@ -14,14 +14,7 @@ from bnfold.bench.providers import OnnxRacer, runtime
 from bnfold.bench.race import Racer, Standing, Standings, race
 from bnfold.errors import UsageError
 from bnfold.onnx_graph.file import loaded as files
-from bnfold.onnx_graph.run.inputs import (
-    Given,
-    Input,
-    compatible,
-    feed_from,
-    generate,
-    wanted,
-)
+from bnfold.onnx_graph.run.inputs import Given, Input, compatible, feed_from, generate, wanted
 from bnfold.progress import Advance
 from bnfold.tensorrt.run import EngineFile
 

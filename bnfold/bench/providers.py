@@ -122,13 +122,11 @@ def _elsewhere(session: Any, path: Path, wanted: str) -> list[str]:
     """How many nodes another provider than the wanted one runs, where onnxruntime can tell."""
     try:
         parts = session.get_provider_graph_assignment_info()
-        counts = Counter({part.ep_name: 0 for part in parts})
-        for part in parts:
-            counts[part.ep_name] += len(part.get_nodes())
+        counts = Counter(part.ep_name for part in parts for _ in part.get_nodes())
     except Exception:  # older releases have no such question, and no answer is no reason to stop
         return []
-    others = {name: count for name, count in counts.items() if name != wanted and count}
-    return [f"{path}: {count} of {counts.total()} nodes run by {name}" for name, count in others.items()]
+    others = [(name, count) for name, count in counts.items() if name != wanted]
+    return [f"{path}: {count} of {counts.total()} nodes run by {name}" for name, count in others]
 
 
 def _line(error: Exception) -> str:

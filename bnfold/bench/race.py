@@ -98,15 +98,8 @@ class Standings:
         }
 
     def __str__(self) -> str:
-        heading = (
-            "model",
-            "by",
-            "min",
-            *(f"p{p}" for p in PERCENTILES),
-            "runs/s",
-            "time / first (quartiles)",
-        )
-        lines = [*table([heading, *map(_row, self.models)])]
+        head = ("model", "by", "min", *(f"p{p}" for p in PERCENTILES), "runs/s", "time / first (quartiles)")
+        lines = list(table([head, *map(_row, self.models)]))
         sizes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in self.shapes.items())
         lines.append(f"{self.rounds} rounds, inputs {sizes or 'none'}; {self.machine}")
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])

@@ -54,7 +54,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     flags.add(
         parser,
         flags.CHECK,
-        without=flags.TOLERANCES,
+        without=(*flags.TOLERANCES, flags.TIMEOUT),
         seed="seed of the random inputs and orders (0)",
         overwrite_input_shape="shape of an input (repeatable); an open batch is 1 otherwise",
     )

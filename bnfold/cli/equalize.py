@@ -8,7 +8,8 @@ from bnfold.cli import flags
 from bnfold.cli.terminal import check_outputs, finish, timed
 
 SUMMARY = "fold, then balance weight ranges for int8, exactly"
-EPILOG = """\
+EPILOG = (
+    """\
 examples:
   bnfold equalize model.onnx balanced.onnx
   bnfold equalize model.onnx balanced.onnx --split-relu6 --json report.json
@@ -47,7 +48,9 @@ the JSON report:
    "fold": object          the report of `bnfold fold`, or null with --no-fold
    "verification": object  as in `bnfold verify --help`, or null if the check was skipped
   }
-""" + flags.DONE
+"""
+    + flags.DONE
+)
 NOT_HERE = ("--precision", "--target")  # what is done to the result, by `bnfold fold`
 OF_THE_FOLD = [flag for flag in (*flags.FOLD, "--no-merge-branches") if flag != "--shared"]
 IDLE = [

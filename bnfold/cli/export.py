@@ -10,7 +10,8 @@ from bnfold.cli.terminal import check_target, printable, show, size, timed
 from bnfold.errors import UsageError
 
 SUMMARY = "export a torch module to ONNX, folded, and check it against the module"
-EPILOG = """\
+EPILOG = (
+    """\
 examples:
   bnfold export mynet.models:small small.onnx --input-shape 1,3,224,224
   bnfold export mynet.models:small small.onnx --weights small.safetensors --input-shape 1,3,224,224
@@ -20,7 +21,9 @@ examples:
 The factory is called without arguments and returns a torch.nn.Module. It is your own code: it is imported
 (from the working folder first) and runs. Weights are data: files that would run code are refused.
 Inputs have the names of the parameters of its forward.
-""" + flags.DONE
+"""
+    + flags.DONE
+)
 IDLE = [flags.NO_RANGES]
 
 
@@ -41,7 +44,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--opset", metavar="N", type=flags.whole, help="version of the default operators")
     flags.add(parser, flags.FOLD, flags.WRITING)
     check = parser.add_argument_group("the check")
-    flags.add(check, flags.CHECK, without=("--input-data-path", "--overwrite-input-shape"))
+    without = ("--input-data-path", "--overwrite-input-shape", flags.TIMEOUT)
+    flags.add(check, flags.CHECK, without=without)
     flags.add(parser, flags.OUTPUT)
 
 

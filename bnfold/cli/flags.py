@@ -100,6 +100,7 @@ whole = parsed(decimal, lambda _: True, "a whole number from 0 on")
 sizes = parsed(_sizes, all, "a list of sizes, such as 1,3,224,224")
 _shape = named(_sizes, all, "sizes, such as x:1,3,224,224")
 _range = named(_ends, lambda ends: ends[0] <= ends[1], "range, such as x:-1,1")
+_seconds = parsed(float, lambda x: 0 < x < math.inf, "a number of seconds above 0, such as 60")
 _tolerance = parsed(float, lambda x: 0 <= x < math.inf, "a number from 0 on, such as 1e-5")
 
 # -- the model
@@ -160,7 +161,7 @@ def fold_of(args: argparse.Namespace) -> Fold:
 
 # -- the check
 
-TOLERANCES = ("--check-rtol", "--check-atol")
+TOLERANCES, TIMEOUT = ("--check-rtol", "--check-atol"), "--check-timeout"
 CHECK: Flags = {
     "--check-rtol": _flag("largest error, relative to the output's scale", metavar="X", type=_tolerance),
     "--check-atol": _flag("largest absolute error", metavar="X", type=_tolerance),
@@ -172,14 +173,20 @@ CHECK: Flags = {
         type=_shape,
         action=ByName,
     ),
+    TIMEOUT: _flag(
+        "end the check, and the command with status 2, if it takes longer", metavar="SECONDS", type=_seconds
+    ),
 }
 
 
 def check_of(args: argparse.Namespace) -> Check:
-    """The options of the check, with the inputs read. A command without --no-verify always checks."""
+    """The options of the check, with the inputs read. A command without --no-verify always checks, and in a
+    process of its own.
+    """
     verify = not getattr(args, "no_verify", False)
     shapes, seed = args.overwrite_input_shape, args.seed or 0
-    return Check(verify, inputs_of(args), shapes, seed, args.check_rtol, args.check_atol)
+    tolerances = args.check_rtol, args.check_atol
+    return Check(verify, inputs_of(args), shapes, seed, *tolerances, True, args.check_timeout)
 
 
 def inputs_of(args: argparse.Namespace) -> Any:

@@ -9,7 +9,8 @@ from bnfold.cli.terminal import check_outputs, finish, timed
 from bnfold.progress import progress
 
 SUMMARY = "fold every batch norm that can vanish, and say why the others cannot"
-EPILOG = """\
+EPILOG = (
+    """\
 examples:
   bnfold fold model.onnx                         explain: what can fold, what cannot, and why
   bnfold fold model.onnx folded.onnx             fold, check that nothing changed, write
@@ -56,11 +57,13 @@ the JSON report:
    "verification": object  as in `bnfold verify --help`, or null if the check was skipped
    "precision": object     what --precision did, or null; docs/report.md has its keys
   }
-""" + flags.DONE
+"""
+    + flags.DONE
+)
 IDLE = [
     flags.Idle(["--lower-batch-statistics"], ": --target tensorrt does more", lambda a: a.target != "onnx"),
     flags.NO_RANGES,
-    flags.Idle(flags.TOLERANCES, " with --no-verify", lambda a: a.no_verify),
+    flags.Idle([*flags.TOLERANCES, flags.TIMEOUT], " with --no-verify", lambda a: a.no_verify),
     flags.Idle(list(flags.CHECK), " with --no-verify", lambda a: a.no_verify and not a.precision),
     *flags.NO_OUT,
 ]

@@ -21,8 +21,9 @@ the JSON report:
       "max_abs": number,   max|A - B|; null where it is not finite
       "max_rel": number,   max|A - B| / max|A|; for integers the share of entries that differ
       "largest": number,   max|A|
-      "ok": bool,          whether the error is within the tolerance
-      "note": str}],
+      "ok": bool,          whether the error is within the tolerance, or rounding
+      "note": str,
+      "rounding": bool}],  beyond the usual tolerance, but no more than the rounding of A
    "evaluator": str,       what ran both models
    "status": str,          "passed", "failed" or "not run"
    "reason": str,          why it failed, or was not run
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     check = flags.check_of(args)
 
     from bnfold.onnx_graph.file.loaded import load
-    from bnfold.verify.models import verify
+    from bnfold.verify.process import verify
 
     with timed(args, "compared"):
         result = verify(load(args.model), load(args.other), check)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from bnfold.compress.layers import Removal, sides
-from bnfold.errors import UsageError, first_line
+from bnfold.errors import UsageError, explained
 from bnfold.fold.graph import Refused
 
 __all__ = ["Group", "PruningGroups", "Member"]
@@ -101,7 +100,8 @@ class PruningGroups:
         self._kept = {name for name in self._names.values() if f"{name}.".startswith(within)}
         self._tied = _tied(module)
         self._graph = torch_pruning.DependencyGraph()
-        with _following(module):
+        advice = "Slim the part of it that it can follow, or rewrite what leaves torch's gradients"
+        with explained(f"torch-pruning cannot follow {type(module).__name__}", advice):
             self._build(module, args, dict(kwargs))
             self.all = sorted(self._found(), key=lambda group: self._order[group.name])
         makers = [part for part in self._names if isinstance(part, _MAKERS)]
@@ -224,9 +224,8 @@ class PruningGroups:
             if isinstance(node.module, nn.Parameter):
                 name = self._graph._param_to_name.get(node.module, "a parameter").removeprefix("module.")
                 return f"{name}, which is no layer's, has these channels too"
-            if isinstance(node.module, _Entry):
-                return "an input of the network has these channels too"
             for kind, why in (
+                (_Entry, "an input of the network has these channels too"),
                 (self._ops._OutputOp, "an output of the network has these channels"),
                 (self._ops._UnbindOp, "its channels are taken apart by the module's code"),
             ):
@@ -250,17 +249,6 @@ class PruningGroups:
         if not found.norms:
             return "no batch norm has a scale for its channels"
         return "it is the only one" if found.channels == 1 else ""
-
-
-@contextmanager
-def _following(module: nn.Module) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # of any kind: this is all of torch-pruning on the user's code
-        raise UsageError(
-            f"torch-pruning cannot follow {type(module).__name__}: {first_line(error)}\n"
-            "Slim the part of it that it can follow, or rewrite what leaves torch's gradients"
-        ) from error
 
 
 class _Entry(nn.modules.batchnorm._BatchNorm):

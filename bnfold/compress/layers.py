@@ -46,12 +46,10 @@ def sides(layer: nn.Module) -> dict[str, Side]:
     Raises:
         Refused: it is no layer from which a channel can be taken.
     """
-    for kind, of in _KINDS.items():
-        if isinstance(layer, kind):
-            found = of(layer)
-            break
-    else:
+    of = next((of for kind, of in _KINDS.items() if isinstance(layer, kind)), None)
+    if of is None:
         raise Refused(f"{type(layer).__name__} does not treat each channel by itself")
+    found = of(layer)
     names = {name for side in found.values() for name in side.axes}
     if any(name not in layer._parameters and name not in layer._buffers for name in names):
         raise Refused("its weight is computed from other parameters")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from bnfold.errors import UsageError
+from bnfold.options import known
 
 __all__ = ["gamma_penalty"]
 
@@ -47,10 +48,7 @@ def gamma_penalty(module: nn.Module, *, only: Collection[str] | None = None) -> 
         if isinstance(scale, UninitializedParameter):
             raise UsageError(f"{name} is lazy and holds no scale yet: run the module once")
     names = list(scales) if only is None else list(dict.fromkeys(map(_plain, only)))
-    for name in names:
-        if name not in scales:
-            some = ", ".join([*scales][:8]) + (", ..." if len(scales) > 8 else "")
-            raise UsageError(f"only {name!r}: no batch norm with a scale. Note: valid choices are {some}")
+    known("only", names, list(scales), "batch norm with a scale")
     total = torch.zeros((), dtype=torch.float32, device=next(iter(scales.values())).device)
     for scale in (scales[name] for name in names):
         if scale.requires_grad:

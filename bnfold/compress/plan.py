@@ -68,7 +68,7 @@ def plan_pruning(
     module: nn.Module,
     groups: PruningGroups,
     args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
+    kwargs: dict[str, Any],
     asked: PruneOptions,
 ) -> PrunePlan:
     """Choose until all that is chosen can go. `module` is in eval mode, and not changed.
@@ -90,7 +90,7 @@ def plan_pruning(
         chosen = [group for group in able if group.name in choice.gone]
         if _mark(groups, chosen, choice):
             continue
-        check = _Check(module, chosen, choice, args, dict(kwargs), asked.verify)
+        check = _Check(module, chosen, choice, args, kwargs, asked.verify)
         if check(len(chosen)):
             return PrunePlan(choice, removals_of(chosen, choice.gone), check.found)
         bad = first_bad(len(chosen), check)
@@ -150,7 +150,7 @@ class _Check:
             return True
         masked = copy.deepcopy(self.module)
         mask(masked, removals)
-        self.found = verify_modules(masked, small, self.args, self.kwargs, None, None)
+        self.found = verify_modules(masked, small, self.args, self.kwargs)
         self.reason = "removing some of them changes what the others compute"
         return self.found.status != "failed"
 

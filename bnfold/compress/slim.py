@@ -21,8 +21,9 @@ from bnfold.compress.groups import PruningGroups
 from bnfold.compress.layers import prune
 from bnfold.compress.plan import PruneOptions, PrunePlan, plan_pruning
 from bnfold.compress.report import GroupChange, LayerChange, SlimReport, Step
-from bnfold.errors import UsageError, first_line
+from bnfold.errors import UsageError, explained
 from bnfold.nn.recalibrate import recalibrate
+from bnfold.options import known
 from bnfold.torch_graph.module.checks import check_module, copied
 from bnfold.verify.modules import outputs
 
@@ -173,10 +174,7 @@ def _arguments(
     if isinstance(ignored, str):
         raise UsageError(f"ignored takes a collection of names: ({ignored!r},)")
     names = [name for name, _ in module.named_modules(remove_duplicate=False) if name]
-    for name in ignored:
-        if name not in names:
-            some = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-            raise UsageError(f"ignored {name!r}: no such layer. Note: valid choices are {some or '(none)'}")
+    known("ignored", ignored, names, "such layer")
     args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     plain: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map(_followed, (args, dict(kwargs or {})))
     return plain
@@ -189,12 +187,8 @@ def _followed(leaf: Any) -> Any:
 
 def _run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Count]:
     """What the module holds and does on the example inputs."""
-    try:
+    with explained(f"{type(module).__name__} does not run on the example inputs"):
         outputs(module, args, kwargs)
-    except Exception as error:  # of any kind: this is the user's code
-        raise UsageError(
-            f"{type(module).__name__} does not run on the example inputs: {first_line(error)}"
-        ) from error
     return counts(module, args, kwargs)
 
 
@@ -218,17 +212,9 @@ def _report(
     after: dict[str, Count],
 ) -> SlimReport:
     layers = []
-    for name, old in before.items():
-        new = after[name]
-        layers.append(
-            LayerChange(
-                name,
-                old.kind,
-                (old.channels, new.channels),
-                (old.parameters, new.parameters),
-                (old.multiplications, new.multiplications),
-            )
-        )
+    for name, (kind, *old) in before.items():
+        _, *new = after[name]
+        layers.append(LayerChange(name, kind, *zip(old, new, strict=True)))
     changes = []
     for group in groups.all:
         gone = tuple(sorted(plan.choice.gone.get(group.name, ())))

@@ -57,6 +57,22 @@ def along(array: Array, axis: int) -> Array:
     return vector
 
 
+def compact(array: Array, near: float = 0.0) -> Array:
+    """The array with one entry along each axis along which all are equal (near: to such a part)."""
+    for axis in varying(array) if array.size > max(array.shape, default=1) else ():
+        first = array.take([0], axis)
+        if (np.abs(array - first) <= near * np.abs(first)).all():
+            array = first
+    return array
+
+
+def line(array: Any, axis: int) -> Any:
+    """The entries along one axis, at the first place of all others; of the same rank. A number stays one."""
+    if np.ndim(array) == 0:
+        return array
+    return array[tuple(slice(None) if other == axis else slice(1) for other in range(array.ndim))]
+
+
 def at_axis(vector: Array, axis: int, rank: int) -> Array:
     """A vector along one axis of an array of this rank; the reverse of `along`."""
     return vector.reshape([-1 if i == axis else 1 for i in range(rank)])

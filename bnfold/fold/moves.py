@@ -55,26 +55,12 @@ class Transpose:
         return np.transpose(array, tuple(np.argsort(self.perm)))
 
 
-@dataclass(frozen=True)
-class Regroup:
-    """Reshape, Flatten, Squeeze, Unsqueeze: the same elements in the same order, `before` -> `after`."""
-
-    before: tuple[Dim, ...]
-    after: tuple[Dim, ...]
-
-    def push(self, array: Array) -> Array:
-        return _regroup(array, self.before, self.after)
-
-    def pull(self, array: Array) -> Array:
-        return _regroup(array, self.after, self.before)
-
-
-def _regroup(array: Array, before: tuple[Dim, ...], after: tuple[Dim, ...]) -> Array:
+def regroup(array: Array, before: tuple[Dim, ...], after: tuple[Dim, ...]) -> Array:
+    """The same elements in the same order, from the shape `before` to the shape `after`."""
     shape: list[int] = []
     kept: list[int] = []
     for left, right in max(_groups(before, after), _groups_from_the_end(before, after), key=len):
-        varies = any(array.shape[i] > 1 for i in left)
-        if not varies:
+        if not any(array.shape[i] > 1 for i in left):
             kept += [1] * len(left)
             shape += [1] * len(right)
             continue
@@ -117,10 +103,8 @@ def _groups(before: tuple[Dim, ...], after: tuple[Dim, ...]) -> list[tuple[list[
                 break
         a, b = [before[k] for k in left], [after[k] for k in right]
         if groups and not _equal(a, b) and all(size == 1 for size in a + b):
-            groups[-1] = (
-                groups[-1][0] + left,
-                groups[-1][1] + right,
-            )  # trailing ones belong to the run before
+            groups[-1][0].extend(left)  # trailing ones belong to the run before
+            groups[-1][1].extend(right)
         else:
             groups.append((left, right))
     return groups
@@ -181,17 +165,13 @@ class Take:
             return flatten(array, (self.axis,))
         if array.shape[self.axis] == 1 and sorted(self.indices) == list(range(self.size)):
             return array
-        shape = list(array.shape)
-        shape[self.axis] = self.size
-        check_size(shape)
-        result = np.full(shape, math.nan)
-        where: list[Any] = [slice(None)] * array.ndim
-        where[self.axis] = list(self.indices)
-        full = list(array.shape)
-        full[self.axis] = len(self.indices)
-        result[tuple(where)] = np.broadcast_to(array, full)
-        back = result[tuple(where)]
-        if not np.array_equal(back, np.broadcast_to(array, full), equal_nan=True):
+        head, tail = array.shape[: self.axis], array.shape[self.axis + 1 :]
+        check_size((*head, self.size, *tail))
+        result = np.full((*head, self.size, *tail), math.nan)
+        where = (slice(None),) * self.axis + (list(self.indices),)
+        full = np.broadcast_to(array, (*head, len(self.indices), *tail))
+        result[where] = full
+        if not np.array_equal(result[where], full, equal_nan=True):
             raise Refused(f"takes an entry of axis {self.axis} twice, with different changes")
         return result
 
@@ -220,9 +200,9 @@ class DepthToSpace:
     depth_first: bool = True
 
     def push(self, array: Array) -> Array:
-        if array.shape[1] == 1:
-            return flatten(array, (2, 3))
         array = flatten(array, (2, 3))
+        if array.shape[1] == 1:
+            return array
         b = self.block * self.block
         rest = array.shape[1] // b
         shape = (array.shape[0], b, rest) if self.depth_first else (array.shape[0], rest, b)
@@ -239,15 +219,10 @@ class DepthToSpace:
         return np.repeat(array, b, 1)
 
 
-@dataclass(frozen=True)
-class SpaceToDepth:
-    block: int
+class SpaceToDepth(DepthToSpace):
+    """The inverse."""
 
-    def push(self, array: Array) -> Array:
-        return DepthToSpace(self.block).pull(array)
-
-    def pull(self, array: Array) -> Array:
-        return DepthToSpace(self.block).push(array)
+    push, pull = DepthToSpace.pull, DepthToSpace.push
 
 
 @dataclass(frozen=True)
@@ -280,17 +255,10 @@ class DropAxes:
         return np.expand_dims(array, self.axes)
 
 
-@dataclass(frozen=True)
-class AddAxes:
-    """Unsqueeze: `axes` (of the output) are new and of size 1."""
+class AddAxes(DropAxes):
+    """Unsqueeze, the inverse: `axes` (of the output) are new and of size 1."""
 
-    axes: tuple[int, ...]
-
-    def push(self, array: Array) -> Array:
-        return np.expand_dims(array, self.axes)
-
-    def pull(self, array: Array) -> Array:
-        return array.squeeze(self.axes)
+    push, pull = DropAxes.pull, DropAxes.push
 
 
 class Crop(Take):
@@ -305,6 +273,17 @@ class Crop(Take):
         if self.scalar:
             return np.expand_dims(array, self.axis)
         return array if array.shape[self.axis] == 1 else super().pull(array)
+
+
+def entries(
+    axis: int, indices: tuple[int, ...] | None, size: int | None, rank: int, scalar: bool = False
+) -> Take:
+    """Entries of an axis of a tensor of this rank; scalar: one, and the axis disappears.
+
+    Other channels stay open (`Take`); other rows, columns or tokens change with these (`Crop`).
+    """
+    places = (axis == 1 and rank == 3) if scalar else axis > 1
+    return (Crop if places else Take)(axis, indices, size, scalar)
 
 
 @dataclass(frozen=True)
@@ -366,4 +345,4 @@ class Reshape:
         middle = slice(self.head, len(before) - self.tail), slice(self.head, len(after) - self.tail)
         if all(size == 1 for size in array.shape[middle[0]]):
             return array.reshape(start + (1,) * len(after[middle[1]]) + stop)
-        return Regroup((*start, *before[middle[0]], *stop), (*start, *after[middle[1]], *stop)).push(array)
+        return regroup(array, (*start, *before[middle[0]], *stop), (*start, *after[middle[1]], *stop))

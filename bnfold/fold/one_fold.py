@@ -13,7 +13,7 @@ from functools import cache
 
 import numpy as np
 
-from bnfold.fold.affine import any_nonzero
+from bnfold.fold.affine import any_nonzero, compact
 from bnfold.fold.carry.guard import check_precision, check_range
 from bnfold.fold.carry.locks import Locks
 from bnfold.fold.carry.spread import Conflict, Rule, Spread, State, TooWide
@@ -154,6 +154,7 @@ def _scale(state: State, node: Node, way: str, limit: int, rules: Mapping[type, 
         ratio = ratio * state.p[y]
     if x in state.p:
         ratio = ratio / state.p[x]
+    ratio = compact(ratio, 1e-14)
     here, there = (x, y) if way == "back" else (y, x)
     if np.count_nonzero(ratio) < ratio.size:
         spread.zeros = "encode" if way == "back" else "decode"

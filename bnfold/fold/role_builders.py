@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from bnfold.fold.affine import dead, from_batch_norm, unsound
-from bnfold.fold.graph import Array, Constant, Dim, Node, Refused
-from bnfold.fold.roles import Affine, Contract, Linear
+from bnfold.fold.graph import Array, Constant, Dim, Node, Refused, Role
+from bnfold.fold.roles import Affine, Contract, Linear, Product, Sum
 from bnfold.fold.windows import PRODUCT, Windows
 
 _PADDED = "its windows see zero padding, where a shift would not be seen"
@@ -20,6 +20,15 @@ _UNEVEN = "its taps overlap unevenly, so that a shift does not come out as a shi
 _BATCHED = "its weight is a batch of matrices, and a shift would come out as another one for each"
 
 Shape = tuple[Dim, ...]
+
+# What arithmetic is. With a constant: the kind of affine map, and how the constant enters it on the left and
+# on the right ("": it is none). Of two tensors: the role.
+ARITHMETIC: dict[str, tuple[str, tuple[str, str], Role]] = {
+    "add": ("shift", ("x+c", "x+c"), Sum((1.0, 1.0))),
+    "sub": ("shift", ("c-x", "x-c"), Sum((1.0, -1.0))),
+    "mul": ("scale", ("x*c", "x*c"), Product((1, 1))),
+    "div": ("scale", ("", "x/c"), Product((1, -1))),
+}
 
 
 def convolution(

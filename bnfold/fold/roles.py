@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from bnfold.fold.affine import compact
 from bnfold.fold.graph import Array, Constant, Key, Role
 from bnfold.fold.windows import Windows
 
@@ -33,7 +34,8 @@ class Affine(Role):
 
     kind "norm": both are stored, so that a node that stays absorbs any change (p != 0). "scale": only the
     scale is (Mul by a constant). "shift": only the shift is (Add of a constant). Arrays are float64, of the
-    tensor's rank. `stay` says why it may not vanish ("" if it may); it then still absorbs.
+    tensor's rank, with one entry along axes along which all are equal. `stay` says why it may not vanish (""
+    if it may); it then still absorbs.
     """
 
     scale: Array
@@ -49,6 +51,10 @@ class Affine(Role):
     listed: bool = True  # has its own line in the ledger
     dead: tuple[int, ...] = ()  # channels whose output never changes: for the ledger only
     plain: bool = False  # seen to have no scale of 0, some shift, and not 1 as its first scale
+
+    def __post_init__(self) -> None:
+        if self.kind != "norm":  # a constant may be stored in full
+            self.scale, self.shift = compact(self.scale), compact(self.shift)
 
 
 @dataclass(eq=False, slots=True)
@@ -73,6 +79,7 @@ class Linear(Role):
     bias_slot: int | None = None  # None: the operator has no bias input
     bias_open: str = ""  # why the bias cannot be changed ("" if it can)
     bias_blocks_scale: bool = False  # the bias is computed at run time: the output cannot be scaled either
+    bias_unread: bool = False  # what is stored there counts for nothing (beta = 0), but its shape has to fit
     padded: str = ""  # why an input shift cannot be absorbed ("" if it can)
     free: tuple[tuple[int, int], ...] = ()  # axes of x that reappear as axes of y
     alpha: float = 1.0
@@ -273,3 +280,10 @@ class SoftmaxInput(Role):
     """Softmax, LogSoftmax: a shift that is uniform along the axis changes nothing; all else is closed."""
 
     axis: int
+
+
+def is_data(role: Role, slot: int) -> bool:
+    """Whether a node of this role reads data at a slot, and not a parameter."""
+    if isinstance(role, Sum | Product | Concat | Contract):
+        return True
+    return slot in role.slots if isinstance(role, Same) else slot == getattr(role, "x", 0)

@@ -13,6 +13,8 @@ import io
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,12 +54,17 @@ def compiled(source: str, kernel: str, arch: str) -> Compiled:
         KernelError: cuda-core or NVRTC is missing, or the compiler refuses.
     """
     core = _core()
-    key = _key(core, source, kernel, arch)
-    kept = _kept(key).split(b"\0", 2)
-    if len(kept) == 3:
-        return Compiled(kept[0].decode(), kept[2], kept[1].decode())
+    key, cache, kept = _key(core, source, kernel, arch), _cache(), b""
+    with _warned():
+        if cache is not None:
+            kept = cache.get(key) or b""
+    parts = kept.split(b"\0", 2)
+    if len(parts) == 3:
+        return Compiled(parts[0].decode(), parts[2], parts[1].decode())
     found = _compiled(core, source, kernel, arch)
-    _keep(key, b"\0".join((found.symbol.encode(), found.log.encode(), found.cubin)))
+    with _warned():
+        if cache is not None:
+            cache[key] = b"\0".join((found.symbol.encode(), found.log.encode(), found.cubin))
     return found
 
 
@@ -132,37 +139,21 @@ def _cache() -> Any:
     """The cache, or None where its folder cannot be made."""
     from cuda.core.utils import FileStreamProgramCache
 
-    try:
+    with _warned():
         return FileStreamProgramCache(cache_folder(), max_size_bytes=MOST_BYTES)
-    except OSError as error:
-        _warn_unkept(error)
-    except RuntimeError as error:  # the user has no home
-        _warn("", str(error))
     return None
 
 
-def _kept(key: bytes) -> bytes:
-    """What the cache holds, or nothing."""
-    cache = _cache()
+@contextmanager
+def _warned() -> Iterator[None]:
+    """Work on the cache: where it fails, kernels are compiled anew, and a warning says so."""
     try:
-        return b"" if cache is None else cache.get(key) or b""
+        yield
     except OSError as error:
-        _warn_unkept(error)
-        return b""
-
-
-def _keep(key: bytes, value: bytes) -> None:
-    cache = _cache()
-    try:
-        if cache is not None:
-            cache[key] = value
-    except OSError as error:
-        _warn_unkept(error)
-
-
-def _warn_unkept(error: OSError) -> None:
-    # Not the error's whole text, which may name a file of this moment and make each warning a new one.
-    _warn(f" in {cache_folder()}", error.strerror or str(error))
+        # Not the error's whole text, which may name a file of this moment and make each warning a new one.
+        _warn(f" in {cache_folder()}", error.strerror or str(error))
+    except RuntimeError as error:  # the user has no home
+        _warn("", str(error))
 
 
 @functools.cache

@@ -98,7 +98,15 @@ def _tried(device: torch.device) -> bool:
     return True
 
 
-class _Train(torch.autograd.Function):
+class _Differentiable(torch.autograd.Function):
+    """What both modes share: forward ends with `_save`, and its first four arguments have gradients."""
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        return *_gradients(ctx, dy), *[None] * (len(ctx.needs_input_grad) - 4)
+
+
+class _Train(_Differentiable):
     """With the batch's own statistics; takes `*Arguments, *Running`."""
 
     @staticmethod
@@ -108,12 +116,8 @@ class _Train(torch.autograd.Function):
         _save(ctx, given, mean, invstd, mask, frozen=False)
         return y
 
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        return *_gradients(ctx, dy), None, None, None, None, None, None
 
-
-class _Evaluate(torch.autograd.Function):
+class _Evaluate(_Differentiable):
     """With statistics that are known; takes `*Arguments`, mean, var, and whether a mask is wanted."""
 
     @staticmethod
@@ -122,10 +126,6 @@ class _Evaluate(torch.autograd.Function):
         y, mask = steps.evaluate(given, mean, var, noted and any(ctx.needs_input_grad))
         _save(ctx, given, mean, var, mask, frozen=True)
         return y
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        return *_gradients(ctx, dy), None, None, None, None, None
 
 
 def _save(

@@ -15,7 +15,7 @@ from collections import Counter
 import torch
 from torch import fx, nn
 
-from bnfold.errors import UsageError, first_line
+from bnfold.errors import explained
 from bnfold.nn.batch_norm import Fused
 
 __all__ = ["fused"]
@@ -31,13 +31,9 @@ def fused(module: nn.Module) -> fx.GraphModule:
         UsageError: torch.fx cannot trace it.
     """
     tracer = _Tracer()
-    try:
+    advice = "Convert it without fuse_activations, or rewrite what depends on data"
+    with explained(f"torch.fx cannot trace {type(module).__name__}", advice):
         graph = tracer.trace(module)
-    except Exception as error:  # of any kind: this is the user's code on torch's proxies
-        raise UsageError(
-            f"torch.fx cannot trace {type(module).__name__}: {first_line(error)}\n"
-            "Convert it without fuse_activations, or rewrite what depends on data"
-        ) from error
     parts = dict(module.named_modules())
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
     for relu in [node for node in graph.nodes if _is_relu(node, parts)]:

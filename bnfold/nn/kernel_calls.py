@@ -9,8 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -71,8 +70,7 @@ def stream_of(x: Tensor) -> int:
     return torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0
 
 
-@dataclass(frozen=True)
-class Array:
+class Array(NamedTuple):
     """How a dense tensor is read."""
 
     outer: int
@@ -106,10 +104,9 @@ def array_of(x: Tensor) -> Array:
 
 def mask_bytes(x: Tensor) -> int:
     """Bytes of the mask of a dense tensor that is aligned to 16 bytes: one for each vector."""
-    array = array_of(x)
     if x.dtype not in NAMES:
         return x.numel()
-    found = reading(Problem("forward", (NAMES[x.dtype],), array.outer, array.channels, array.inner))
+    found = reading(Problem("forward", (NAMES[x.dtype],), *array_of(x)))
     return x.numel() // (found.width if found else 1)
 
 
@@ -251,9 +248,9 @@ class _Call:
 
 @functools.lru_cache(maxsize=4096)
 def _planned(kernel: str, types: tuple[str, ...], array: Array, aligned: bool, limits: Device) -> Launch:
-    found = plan(Problem(kernel, types, array.outer, array.channels, array.inner, aligned), limits)
+    found = plan(Problem(kernel, types, *array, aligned), limits)
     if found is None:
-        if array.outer * array.inner * array.channels == 0:
+        if 0 in array:
             raise KernelError("there is nothing to do for an empty tensor", expected=True)
         raise KernelError(f"no kernel reads {array.outer} x {array.channels} planes of {array.inner} values")
     return found

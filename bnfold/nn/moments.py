@@ -6,6 +6,7 @@ Two sets of values have the mean `(n*a + m*b) / (n + m)` and the squared deviati
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,10 +42,7 @@ class Moments:
 def moments(x: Tensor) -> Moments:
     """Those of a tensor (N, C, ...), in two passes over float64 copies of few examples at a time."""
     examples: tuple[Tensor, ...] = torch.split(x.detach(), max(1, AT_ONCE * len(x) // max(1, x.numel())))
-    found, *rest = map(_moments, examples)
-    for other in rest:
-        found = found.merged(other)
-    return found
+    return functools.reduce(Moments.merged, map(_moments, examples))
 
 
 def _moments(x: Tensor) -> Moments:
@@ -63,7 +61,5 @@ def gathered(here: Moments, group: Any = None) -> Moments:
     rows = [torch.empty_like(row) for _ in range(dist.get_world_size(group))]
     dist.all_gather(rows, row, group=group)
     channels = here.mean.shape[0]
-    found, *rest = (Moments(row[0], row[1 : 1 + channels], row[1 + channels :]) for row in rows)
-    for other in rest:
-        found = found.merged(other)
-    return found
+    every = (Moments(row[0], row[1 : 1 + channels], row[1 + channels :]) for row in rows)
+    return functools.reduce(Moments.merged, every)

@@ -124,8 +124,25 @@ def _wide(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-class _Train(torch.autograd.Function):
-    """Calls the operator below autograd; its derivative calls `batch_norm_backward`."""
+class _Differentiable(torch.autograd.Function):
+    """Calls an operator below autograd; the derivative calls `batch_norm_backward`."""
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        x, weight, bias, mean, invstd, mask = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        if ctx.frozen:  # what was saved is the variance
+            mean, invstd = reference.numbers(mean), reference.inverse_deviation(invstd, ctx.eps)
+        dx, dresidual, dweight, dbias = torch.ops.bnfold.batch_norm_backward(
+            *(x, kernels.dense(dy, like=x), mask, weight, bias, mean, invstd), ctx.relu, ctx.frozen, needs[1]
+        )
+        found = (dx, dresidual if ctx.relu else dy, dweight, dbias)
+        wanted = [each if needed else None for each, needed in zip(found, needs, strict=False)]
+        return *wanted, *[None] * (len(needs) - 4)
+
+
+class _Train(_Differentiable):
+    """With the batch's own statistics."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Any:
@@ -134,16 +151,12 @@ class _Train(torch.autograd.Function):
         x, _, weight, bias, *_ = arguments
         ctx.save_for_backward(x, weight, bias, mean, invstd, mask)
         ctx.mark_non_differentiable(mean, invstd, mask)
-        ctx.relu, ctx.frozen, ctx.count = arguments[-1], False, len(arguments)
+        ctx.relu, ctx.frozen = arguments[-1], False
         return y, mean, invstd, mask
 
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor, *_: Any) -> Any:
-        return _gradients(ctx, dy)
 
-
-class _Evaluate(torch.autograd.Function):
-    """As `_Train`."""
+class _Evaluate(_Differentiable):
+    """With statistics that are known."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Any:
@@ -152,25 +165,8 @@ class _Evaluate(torch.autograd.Function):
         x, _, weight, bias, mean, var, ctx.eps, ctx.relu = arguments
         ctx.save_for_backward(x, weight, bias, mean, var, mask)
         ctx.mark_non_differentiable(mask)
-        ctx.frozen, ctx.count = True, len(arguments)
+        ctx.frozen = True
         return y, mask
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor, *_: Any) -> Any:
-        return _gradients(ctx, dy)
-
-
-def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, bias, mean, invstd, mask = ctx.saved_tensors
-    needs = ctx.needs_input_grad
-    if ctx.frozen:  # what was saved is the variance
-        mean, invstd = reference.numbers(mean), reference.inverse_deviation(invstd, ctx.eps)
-    dx, dresidual, dweight, dbias = torch.ops.bnfold.batch_norm_backward(
-        *(x, kernels.dense(dy, like=x), mask, weight, bias, mean, invstd), ctx.relu, ctx.frozen, needs[1]
-    )
-    found = (dx, dresidual if ctx.relu else dy, dweight, dbias)
-    wanted = [each if needed else None for each, needed in zip(found, needs, strict=False)]
-    return *wanted, *[None] * (ctx.count - 4)
 
 
 for _name, _step, _fake, _function in (

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import ExitStack
+from dataclasses import dataclass, field
+from operator import length_hint
 from typing import Any
 
 import torch
@@ -29,12 +31,12 @@ _Norm = nn.modules.batchnorm._BatchNorm
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
+@dataclass(eq=False)
 class Recalibration:
     """What was changed. `counts`: how many values per channel each batch norm saw, by its name."""
 
-    def __init__(self, before: dict[_Norm, dict[str, Tensor]], counts: dict[str, int]) -> None:
-        self._before = before
-        self.counts = counts
+    _before: dict[_Norm, dict[str, Tensor]] = field(repr=False)
+    counts: dict[str, int]
 
     def undo(self) -> None:
         """Put the statistics back that were there before."""
@@ -79,7 +81,6 @@ def recalibrate(
     modes = {part: part.training for part in module.modules()}
     before = {norm: {key: getattr(norm, key).clone() for key in _BUFFERS} for norm in norms}
     run = _Run(module, loader, where)
-    done = False
     try:
         module.eval()
         if layer_by_layer:
@@ -98,24 +99,19 @@ def recalibrate(
                 _store(norm, new, norms[norm])
         if not found:
             raise UsageError("no batch norm saw any data: the loader is empty, or cannot be read again")
-        done = True
+    except BaseException:
+        _restore(before)
+        raise
     finally:
         for part, mode in modes.items():
             part.training = mode
-        if not done:
-            _restore(before)
     return Recalibration(before, {norms[norm]: int(m.count) for norm, m in found.items()})
 
 
 class _Run:
     """Passes over the data, each measuring what some batch norms see."""
 
-    def __init__(
-        self,
-        module: nn.Module,
-        loader: Iterable[Any],
-        device: Any,
-    ) -> None:
+    def __init__(self, module: nn.Module, loader: Iterable[Any], device: Any) -> None:
         self.module, self.loader, self.device = module, loader, device
         self.first: dict[_Norm, int] = {}  # values per channel in the first batch
 
@@ -150,8 +146,7 @@ class _Run:
 
     def batches(self, most: int | None = None) -> None:
         """Run the module on the batches."""
-        sized: Any = self.loader
-        total = len(sized) if hasattr(sized, "__len__") else 0
+        total = length_hint(self.loader)
         with progress("recalibrating") as advance:
             for done, batch in enumerate(self.loader, 1):
                 first = batch[0] if isinstance(batch, (tuple, list)) else batch

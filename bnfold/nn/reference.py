@@ -79,12 +79,7 @@ def sums(x: Tensor, dz: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def backward(
-    x: Tensor,
-    dz: Tensor,
-    weight: Tensor | None,
-    mean: Tensor,
-    invstd: Tensor,
-    frozen: bool,
+    x: Tensor, dz: Tensor, weight: Tensor | None, mean: Tensor, invstd: Tensor, frozen: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Dx, dweight and dbias from dz, the gradient before the sum and the activation.
 

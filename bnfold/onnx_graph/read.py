@@ -8,7 +8,7 @@ import numpy as np
 
 from bnfold.fold.graph import Graph, Node, Role, Tensor
 from bnfold.fold.role_builders import set_moments
-from bnfold.fold.roles import Affine, Closed, Concat, Contract, Product, Same, Sum
+from bnfold.fold.roles import Affine, Closed, is_data
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.model.constants import constant_of, resolve
 from bnfold.onnx_graph.model.infer import infer
@@ -16,18 +16,10 @@ from bnfold.onnx_graph.model.scopes import build, without_gc
 from bnfold.onnx_graph.ops.batch_norms import Norm, read_together
 from bnfold.onnx_graph.ops.sequences import is_only_indexed, slice_from
 from bnfold.onnx_graph.ops.table import OPERATORS, UNKNOWN, role_of
-from bnfold.onnx_graph.site import (
-    BIGGEST_OPERAND,
-    FLOATS,
-    Model,
-    Scope,
-    Site,
-    Value,
-)
+from bnfold.onnx_graph.site import BIGGEST_OPERAND, FLOATS, Model, Scope, Site, Value
 
 __all__ = ["analysed", "read", "scope_of"]
 
-_JOINS = (Sum, Product, Same, Concat, Contract)  # all inputs are data
 # what a row may stumble over in a node whose attributes or inputs are not what the operator asks for
 _DAMAGE = (AttributeError, IndexError, KeyError, TypeError, ValueError, ArithmeticError)
 
@@ -110,7 +102,7 @@ class _Reader:
                     resolve(value)
                 if value.constant is None:
                     tensor = self.tensor(value)
-                elif _is_data(role, slot):
+                elif not isinstance(role, Closed) and is_data(role, slot):
                     tensor = self.operand(site, slot)
                 else:
                     inputs.append(None)
@@ -205,8 +197,3 @@ def _part(site: Site) -> tuple[list[Value | None], Role] | None:
         return None
     source = part[0].values[0]
     return None if source is None or constant_of(source) is not None else ([source], part[1])
-
-
-def _is_data(role: Role, slot: int) -> bool:
-    """Whether a constant there takes part as if it were a tensor."""
-    return not isinstance(role, Closed) and (isinstance(role, _JOINS) or slot == getattr(role, "x", 0))

@@ -108,7 +108,7 @@ class _Writer:
 
     def give(self, site: Site, slot: int, array: Array, stem: str) -> Value:
         """Store an input that was left out, under a name made of `stem`."""
-        value = self.surgery.constant(stem, array, site.scope, before=site)
+        value = self.surgery.constant(stem, array, site)
         self.surgery.connect(site, slot, value)
         return value
 
@@ -133,7 +133,7 @@ class _Writer:
         for site, slot, array in changes:
             key = _bits(array)
             if key not in made:
-                made[key] = surgery.constant(f"{value.name}_bnfold", array, value.scope, after=value)
+                made[key] = surgery.constant(f"{value.name}_bnfold", array, value)
             surgery.connect(site, slot, made[key])
 
     def bypass(self, edit: Bypass) -> None:
@@ -175,7 +175,7 @@ class _Writer:
         axis = role.out_axis
         if site.opset >= 7:
             array = array.reshape((-1,) + (1,) * (rank - 1 - axis))
-        bias = surgery.constant(f"{stem}_bias", array, site.scope, before=site)
+        bias = surgery.constant(f"{stem}_bias", array, site)
         stated = {} if site.opset >= 7 else {"broadcast": 1, "axis": axis}  # 7: numpy's broadcasting
         append(surgery, y, f"{y.name}_matmul", ("Add", f"{stem}_bias_add"), [bias], site, **stated)
 

@@ -121,7 +121,7 @@ def _follow(surgery: Surgery, site: Site, low: Array, high: Array) -> None:
     assert y is not None
     for op, bound in (("Max", low), ("Min", high)):
         if _varies(bound):
-            stored = surgery.constant(f"{y.name}_{op.lower()}", bound.astype(dtype), site.scope, before=site)
+            stored = surgery.constant(f"{y.name}_{op.lower()}", bound.astype(dtype), site)
             name = surgery.name(f"{site.node.name or y.name}_{op.lower()}")
             append(surgery, y, f"{y.name}_clip", (op, name), [stored], site)
 

@@ -77,16 +77,9 @@ class Dropped(Data):
         """A table, its head first."""
         yield "layer", "operator", "outputs", "inputs", "parameters", "multiplications", "moved into its bias"
         for layer in self.layers:
+            counts = (len(layer.outputs), len(layer.inputs), layer.parameters, layer.multiplications)
             moved = [f"{value:.3g}" for _, value in layer.moved]
-            yield (
-                layer.name,
-                layer.op,
-                _less(len(layer.outputs)),
-                _less(len(layer.inputs)),
-                _less(layer.parameters),
-                _less(layer.multiplications),
-                first(moved, 4),
-            )
+            yield layer.name, layer.op, *map(_less, counts), first(moved, 4)
 
     def summary(self) -> Iterator[str]:
         """Lines below the table."""

@@ -102,14 +102,9 @@ class EqualizeReport(Data):
 
 
 def _row(layer: LayerRanges) -> tuple[str, ...]:
-    spans = [
-        f"{_ratio(before)} -> {_ratio(after)}"
-        for before, after in (
-            (layer.outputs_before, layer.outputs_after),
-            (layer.inputs_before, layer.inputs_after),
-        )
-    ]
-    return (layer.node, layer.op, *spans, f"{layer.bits_before:.2f} -> {layer.bits_after:.2f}")
+    outputs = f"{_ratio(layer.outputs_before)} -> {_ratio(layer.outputs_after)}"
+    inputs = f"{_ratio(layer.inputs_before)} -> {_ratio(layer.inputs_after)}"
+    return layer.node, layer.op, outputs, inputs, f"{layer.bits_before:.2f} -> {layer.bits_after:.2f}"
 
 
 def _ratio(span: Span) -> str:

@@ -14,7 +14,10 @@ __all__ = ["OutputError", "Verification"]
 
 @dataclass
 class OutputError(Data):
-    """One output's error. For integers and booleans `max_rel` is the share of entries that differ."""
+    """One output's error. For integers and booleans `max_rel` is the share of entries that differ.
+
+    ok: within the tolerance, or shown to be rounding, which `rounding` tells apart.
+    """
 
     name: str
     dtype: str
@@ -23,6 +26,12 @@ class OutputError(Data):
     largest: float  # max|original|
     ok: bool
     note: str = ""
+    rounding: bool = False
+
+    @property
+    def word(self) -> str:
+        """The verdict in a word."""
+        return "rounding" if self.rounding else "ok" if self.ok else "WRONG"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; an error that is no finite number (NaN met a number, say) is None."""
@@ -37,7 +46,8 @@ class Verification(Data):
     """What the comparison found.
 
     status: "passed", "failed", or "not run" (nothing is known; `reason` says why). evaluator: what ran both
-    models. rtol, atol: the tolerance of the model's type. notes: what else a reader should know.
+    models. rtol, atol: the tolerance that was given, or that of the model's type. notes: what else a reader
+    should know.
     """
 
     outputs: list[OutputError]
@@ -57,10 +67,12 @@ class Verification(Data):
         rows = [["output", "type", "max abs error", "relative", "largest", "", ""]]
         for o in self.outputs:
             errors = [f"{number:.3g}" for number in (o.max_abs, o.max_rel, o.largest)]
-            rows.append([o.name, o.dtype, *errors, "ok" if o.ok else "WRONG", o.note])
+            rows.append([o.name, o.dtype, *errors, o.word, o.note])
         lines = [*table(rows, right=(2, 3, 4), cut=False, ruled=False)] if self.outputs else []
         by = f" with {self.evaluator}" if self.evaluator else ""
         within = f" (tolerance {self.rtol:g} of the largest value)" if self.outputs else ""
-        lines.append(f"verification{by}: {self.status}{': ' + self.reason if self.reason else ''}{within}")
+        rounded = ", ".join(dict.fromkeys(o.name for o in self.outputs if o.rounding))
+        status = f"{self.status}, {rounded} but for rounding" if rounded and self.ok else self.status
+        lines.append(f"verification{by}: {status}{': ' + self.reason if self.reason else ''}{within}")
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)

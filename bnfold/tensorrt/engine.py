@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -167,7 +167,7 @@ def build(
 
 
 def _targets(trt: ModuleType, builder: str, rtx: bool, wanted: Sequence[str]) -> list[Any]:
-    """TensorRT's own values for compute capabilities."""
+    """TensorRT's own values for compute capabilities: of "12.0" that of SM120."""
     if not wanted:
         return []
     if not rtx:
@@ -176,7 +176,8 @@ def _targets(trt: ModuleType, builder: str, rtx: bool, wanted: Sequence[str]) ->
             "leave it out, or build with --flavour tensorrt-rtx"
         )
     members = dict(trt.ComputeCapability.__members__)
-    known = {".".join(found[1:]): members[found[0]] for found in _capabilities(members)}
+    matches = {name: re.fullmatch(r"SM(\d+)(\d)", name) for name in members}
+    known = {".".join(match.groups()): members[name] for name, match in matches.items() if match}
     for each in wanted:
         if each not in known:
             choices = ", ".join(sorted(known, key=lambda text: tuple(map(int, text.split(".")))))
@@ -186,14 +187,6 @@ def _targets(trt: ModuleType, builder: str, rtx: bool, wanted: Sequence[str]) ->
     if len(set(wanted)) < len(wanted):
         raise UsageError("--compute-capability names one twice")
     return [known[each] for each in wanted]
-
-
-def _capabilities(names: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """From SM120 to its name, "12" and "0"."""
-    for name in names:
-        match = re.fullmatch(r"SM(\d+)(\d)", name)
-        if match:
-            yield name, match[1], match[2]
 
 
 def _plugin_notes(prepared: model.Prepared, rtx: bool) -> list[str]:

@@ -47,11 +47,10 @@ def find(*, build: bool) -> ModuleType:
     for flavour in wanted:
         try:
             module = importlib.import_module(flavour.module)
-        except ModuleNotFoundError as error:
-            if error.name != flavour.module:  # it is there, what it needs is not
-                broken.append(f"{flavour.module} is installed, but does not load: {first_line(error)}")
         except Exception as error:  # of any kind: they load shared libraries, which fail in many ways
-            broken.append(f"{flavour.module} is installed, but does not load: {first_line(error)}")
+            absent = isinstance(error, ModuleNotFoundError) and error.name == flavour.module
+            if not absent:  # it is there, but what it needs is not, say
+                broken.append(f"{flavour.module} is installed, but does not load: {first_line(error)}")
         else:
             if hasattr(module, "get_plugin_registry"):  # else it is just a folder of that name
                 return module

@@ -87,11 +87,7 @@ class Placement:
     layers: tuple[EngineLayer, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "batch_norms": [place.to_dict() for place in self.batch_norms],
-            "relus": [place.to_dict() for place in self.relus],
-            "layers": [layer.to_dict() for layer in self.layers],
-        }
+        return {name: [each.to_dict() for each in some] for name, some in vars(self).items()}
 
     def __str__(self) -> str:
         return "\n".join(self.lines())

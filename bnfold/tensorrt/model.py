@@ -125,11 +125,11 @@ def parsed(trt: ModuleType, prepared: Prepared, network: Any, logger: Any, log: 
             save(loaded, path, external=True)
             fine = parser.parse_from_file(str(path))
         if not fine:
-            raise _failure(trt, prepared, parser, log)
+            raise _failure(prepared, parser, log)
         yield
 
 
-def _failure(trt: ModuleType, prepared: Prepared, parser: Any, log: Log) -> ParseError:
+def _failure(prepared: Prepared, parser: Any, log: Log) -> ParseError:
     found: dict[tuple[str, str], str] = {}
     for i in range(parser.num_errors):
         error = parser.get_error(i)

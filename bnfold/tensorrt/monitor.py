@@ -24,8 +24,8 @@ class BuildMonitor:
     def __init__(self, trt: ModuleType, advance: Advance | None) -> None:
         self.interface = _interface(trt)(self)  # what TensorRT calls
         self._advance = advance
-        self._phases: dict[str, list[int]] = {}  # steps done and in all, the outermost phase first
-        self._parents: dict[str, str | None] = {}
+        # Of each phase: the one around it, steps done, and steps in all.
+        self._phases: dict[str, tuple[str | None, int, int]] = {}
         self._percent = 0
         self._stopped = False
         self._before: Any = None
@@ -50,29 +50,28 @@ class BuildMonitor:
     # What TensorRT calls, from threads of its own choice. Phases lie in each other, and have names.
 
     def begin(self, phase: str, parent: str | None, steps: int) -> None:
-        self._phases[phase] = [0, max(1, steps)]
-        self._parents[phase] = parent
+        self._phases[phase] = parent, 0, max(1, steps)
         self._tell(phase)
 
     def step(self, phase: str, number: int) -> bool:
         if phase in self._phases:
-            self._phases[phase][0] = number + 1
+            parent, _, steps = self._phases[phase]
+            self._phases[phase] = parent, number + 1, steps
             self._tell(phase)
         return not self._stopped
 
     def end(self, phase: str) -> None:
         self._phases.pop(phase, None)
-        self._parents.pop(phase, None)
 
     def _tell(self, phase: str) -> None:
         if self._advance is None:
             return
-        share, at, seen = 0.0, phase, set[str]()
+        share, seen = 0.0, set[str]()
+        at: str | None = phase
         while at in self._phases and at not in seen:
             seen.add(at)
-            done, steps = self._phases[at]
+            at, done, steps = self._phases[at]
             share = min(1.0, (done + share) / steps)
-            at = self._parents[at] or ""
         self._percent = max(self._percent, int(100 * share))  # phases may overlap; a bar never goes back
         self._advance(self._percent, 100, phase)
 

@@ -6,10 +6,8 @@ import ctypes
 import os
 import subprocess
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from bnfold.errors import UsageError, first_line
@@ -82,7 +80,7 @@ def load_plugin(path: str | os.PathLike[str] | None = None, *, build: bool = Fal
     if there:
         raise UsageError(f"{name} has other plugins of these names already: {', '.join(there)}")
     found = _find(path, build)
-    _load(tensorrt, registry, found, name)
+    _load(registry, found, name)
     if tensorrt.__name__ == "tensorrt_rtx":
         warnings.warn(_RTX, stacklevel=2)
     _loaded[tensorrt.__name__] = found
@@ -110,18 +108,13 @@ def _find(path: str | os.PathLike[str] | None, build: bool) -> Path:
     built = _CHECKOUT / "build" / LIBRARY
     if build and not built.is_file():
         _build()
-    places = [built.parent, *_system_folders()]
+    system = (*os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep), *SYSTEM)
+    places = [built.parent, *(Path(folder) for folder in system if folder and Path(folder).is_dir())]
     for folder in places:
         if (folder / LIBRARY).is_file():
             return _absolute(folder / LIBRARY)
     looked = ", ".join(map(str, places))
     raise UsageError(f"the plugin library {LIBRARY} is not found (looked in {looked}); {_how_to_build()}")
-
-
-def _system_folders() -> Iterator[Path]:
-    for folder in (*os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep), *SYSTEM):
-        if folder and Path(folder).is_dir():
-            yield Path(folder)
 
 
 def _tool() -> Path:
@@ -143,7 +136,7 @@ def _build() -> None:
         raise UsageError(f"the plugin library does not build: {_tool()} tells why")
 
 
-def _load(tensorrt: ModuleType, registry: Any, path: Path, name: str) -> None:
+def _load(registry: Any, path: Path, name: str) -> None:
     try:
         # TensorRT says only that it does not load. This stays open, as what TensorRT registers does.
         library = ctypes.CDLL(str(path))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from bnfold.errors import ModelError, UsageError
 from bnfold.onnx_graph.run.inputs import Input
 
-__all__ = ["Profile", "as_text", "profiles"]
+__all__ = ["Profile", "as_text", "profiles", "sizes_text"]
 
 Shape = tuple[int, ...]
 Profile = tuple[Shape, Shape, Shape]  # smallest, usual (what it is tuned for), largest
@@ -22,9 +22,14 @@ TYPES = (
 LARGEST = (1 << 31) - 1  # TensorRT cuts off what is above
 
 
+def sizes_text(shape: Iterable[int]) -> str:
+    """1x3x8x8."""
+    return "x".join(map(str, shape))
+
+
 def as_text(profile: Profile) -> str:
     """As `--shapes` takes it: 1x3x8x8,8x3x8x8,32x3x8x8."""
-    return ",".join("x".join(map(str, shape)) for shape in profile)
+    return ",".join(map(sizes_text, profile))
 
 
 def profiles(inputs: Sequence[Input], given: Mapping[str, Profile], where: str = "") -> dict[str, Profile]:
@@ -80,7 +85,7 @@ def _refuse_unfit(inputs: Sequence[Input], where: str) -> None:
 def _check(i: Input, profile: Profile) -> None:
     dims = i.dims or ()
     for word, shape in zip(WORDS, profile, strict=True):
-        where = f"--shapes: the input {i.name!r} is {i}, but its {word} shape is given as {_sizes(shape)}"
+        where = f"--shapes: the input {i.name!r} is {i}, but its {word} shape is given as {sizes_text(shape)}"
         if len(shape) != len(dims):
             raise UsageError(f"{where}: {len(shape)} axes instead of {len(dims)}")
         for axis, (dim, size) in enumerate(zip(dims, shape, strict=True)):
@@ -100,34 +105,21 @@ def _check(i: Input, profile: Profile) -> None:
 def _check_symbols(inputs: Sequence[Input], given: Mapping[str, Profile]) -> None:
     """TensorRT takes sizes of one name for one size."""
     seen: dict[str, tuple[Shape, str]] = {}
-    for i, symbol, sizes in _symbols(inputs, given):
-        before, whose = seen.setdefault(symbol, (sizes, i.name))
-        if before != sizes:
-            raise UsageError(
-                f"--shapes: {symbol!r} is {_list(sizes)} in the input {i.name!r} and {_list(before)} in the "
-                f"input {whose!r}, but one name stands for one size"
-            )
-
-
-def _symbols(inputs: Sequence[Input], given: Mapping[str, Profile]) -> Iterator[tuple[Input, str, Shape]]:
     for i in inputs:
         for dim, sizes in zip(i.dims or (), zip(*given[i.name], strict=True), strict=True):
-            if isinstance(dim, str):
-                yield i, dim, sizes
+            if not isinstance(dim, str):
+                continue
+            before, whose = seen.setdefault(dim, (sizes, i.name))
+            if before != sizes:
+                here, there = (",".join(map(str, each)) for each in (sizes, before))
+                raise UsageError(
+                    f"--shapes: {dim!r} is {here} in the input {i.name!r} and {there} in the input "
+                    f"{whose!r}, but one name stands for one size"
+                )
 
 
 def _example(i: Input) -> Profile:
-    def shape(which: int) -> Shape:
-        return tuple(
-            d if isinstance(d, int) else EXAMPLE[axis == 0][which] for axis, d in enumerate(i.dims or ())
-        )
-
-    return shape(0), shape(1), shape(2)
-
-
-def _sizes(shape: Shape) -> str:
-    return "x".join(map(str, shape))
-
-
-def _list(sizes: Shape) -> str:
-    return ",".join(map(str, sizes))
+    dims = enumerate(i.dims or ())
+    each = [(dim,) * 3 if isinstance(dim, int) else EXAMPLE[axis == 0] for axis, dim in dims]
+    smallest, usual, largest = zip(*each, strict=True)
+    return smallest, usual, largest

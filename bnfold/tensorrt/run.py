@@ -15,6 +15,7 @@ from bnfold.tensorrt.engine import FLAVOURS, RTX, reason, toolkit
 from bnfold.tensorrt.log import recording
 from bnfold.tensorrt.memory import DeviceMemory
 from bnfold.tensorrt.plugin import load_plugin
+from bnfold.tensorrt.profiles import sizes_text
 
 __all__ = ["EngineFile", "EngineRacer"]
 
@@ -93,11 +94,9 @@ class EngineFile:
             raise BnfoldError(f"{self.path}: {self.runner} cannot prepare it; is the GPU's memory full?")
         for name, array in feed.items():
             if not context.set_input_shape(name, tuple(array.shape)):
-                profile = ", ".join(
-                    "x".join(map(str, shape)) for shape in self._engine.get_tensor_profile_shape(name, 0)
-                )
+                profile = ", ".join(map(sizes_text, self._engine.get_tensor_profile_shape(name, 0)))
                 raise UsageError(
-                    f"{self.path}: its input {name!r} cannot be {'x'.join(map(str, array.shape))}: it was "
+                    f"{self.path}: its input {name!r} cannot be {sizes_text(array.shape)}: it was "
                     f"built for {profile} (smallest, usual, largest)"
                 )
         for name, tensor in self._tensors.items():

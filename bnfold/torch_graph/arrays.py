@@ -9,10 +9,9 @@ import torch
 
 from bnfold.fold.graph import Array
 
-__all__ = ["dtype_name", "to_array", "to_tensor"]
+__all__ = ["FLOATS", "dtype_name", "to_array", "to_tensor"]
 
-
-_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -25,7 +24,7 @@ def to_array(tensor: torch.Tensor) -> Array:
     tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
     if tensor.layout is not torch.strided:
         tensor = tensor.to_dense()
-    if tensor.is_floating_point() and tensor.dtype not in _FLOATS:
+    if tensor.is_floating_point() and tensor.dtype not in FLOATS:
         tensor = tensor.float()  # eight bits and fewer, which numpy does not know
     if tensor.dtype == torch.bfloat16:
         import ml_dtypes

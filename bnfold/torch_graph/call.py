@@ -9,12 +9,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from bnfold.fold.graph import Array, Constant, Dim, Refused
+from bnfold.fold.graph import Constant, Dim, Refused
 from bnfold.torch_graph.arrays import dtype_name, to_array
 
-__all__ = ["FLOATS", "Call", "Stored", "given", "innermost", "shape_of", "stack"]
-
-FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+__all__ = ["Call", "Stored", "given", "innermost", "op_of", "shape_of", "stack"]
 
 
 def given(call: fx.Node) -> dict[str, Any]:
@@ -22,6 +20,11 @@ def given(call: fx.Node) -> dict[str, Any]:
     schema = getattr(call.target, "_schema", None)
     names = [] if schema is None else [argument.name for argument in schema.arguments]
     return dict(zip(names, call.args, strict=False)) | dict(call.kwargs)
+
+
+def op_of(node: fx.Node) -> str:
+    """The operator of a call without its namespace and overload, "conv2d"; "" where it is none of torch's."""
+    return "".join(str(node.target).split(".")[-2:-1])
 
 
 def stack(call: fx.Node) -> list[str]:
@@ -59,6 +62,13 @@ class Stored:
     load: Callable[[], torch.Tensor]
     target: str = ""
 
+    def constant(self, node: fx.Node, locked: str) -> Constant:
+        """The value of `node` as the solver sees it. locked: why it must not be rewritten."""
+        value = node.meta["val"]
+        shape = tuple(int(size) for size in value.shape)
+        name = self.target or node.name
+        return Constant(name, lambda: to_array(self.load()), shape, dtype_name(value.dtype), locked)
+
 
 @dataclass(eq=False)
 class Call:
@@ -70,23 +80,19 @@ class Call:
     node: fx.Node
     stored: dict[fx.Node, Stored]
     locked: Callable[[fx.Node], str]
-    names: list[str] = field(default_factory=list)
-    arguments: dict[str, Any] = field(default_factory=dict)
+    names: list[str] = field(init=False)
+    arguments: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
-        schema = self.node.target._schema  # type: ignore[union-attr]
-        stated = given(self.node)
-        for argument in schema.arguments:
-            self.names.append(argument.name)
-            if argument.name in stated:
-                self.arguments[argument.name] = stated[argument.name]
-            elif argument.has_default_value():
-                self.arguments[argument.name] = argument.default_value
+        declared = self.node.target._schema.arguments  # type: ignore[union-attr]
+        defaults = {each.name: each.default_value for each in declared if each.has_default_value()}
+        self.names = [each.name for each in declared]
+        self.arguments = defaults | given(self.node)
 
     @property
     def op(self) -> str:
-        """The operator without its namespace and overload: "conv2d"."""
-        return str(self.node.target).split(".")[-2]
+        """See `op_of`."""
+        return op_of(self.node)
 
     def __getitem__(self, name: str) -> Any:
         return self.arguments.get(name)
@@ -122,13 +128,14 @@ class Call:
         node = self.arguments.get(name)
         if not isinstance(node, fx.Node) or node not in self.stored:
             return None
-        value, stored = node.meta["val"], self.stored[node]
+        return self.stored[node].constant(node, self.locked(node))
 
-        def load() -> Array:
-            return to_array(stored.load())
-
-        shape = tuple(int(size) for size in value.shape)
-        return Constant(stored.target or node.name, load, shape, dtype_name(value.dtype), self.locked(node))
+    def weight(self, name: str = "weight") -> Constant:
+        """A tensor argument without whose value there is no linear layer."""
+        weight = self.constant(name)
+        if weight is None:
+            raise Refused("its weight is computed at run time")
+        return weight
 
     def integers(self, name: str, count: int) -> tuple[int, ...]:
         """A list of integers; one number, or none, stands for all axes."""

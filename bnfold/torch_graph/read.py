@@ -12,18 +12,18 @@ from torch import fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
-from bnfold.fold.graph import Constant, Graph, Node, Role, Tensor
+from bnfold.fold.graph import Graph, Node, Role, Tensor
 from bnfold.fold.role_builders import set_moments
 from bnfold.fold.roles import Affine, Closed, Concat, Product, Sum
-from bnfold.torch_graph.arrays import dtype_name, to_array
-from bnfold.torch_graph.call import Call, Stored, innermost, shape_of
+from bnfold.torch_graph.arrays import dtype_name
+from bnfold.torch_graph.call import Call, Stored, innermost, op_of, shape_of
+from bnfold.torch_graph.ops.data import RESHAPES
 from bnfold.torch_graph.ops.table import role_of
 
 __all__ = ["Program", "read"]
 
 BIGGEST_OPERAND = 1 << 24  # elements of a constant operand that may be rewritten
 _JOINS = (Sum, Product, Concat)  # all inputs are data
-_SHAPES = ("view", "_unsafe_view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze")
 _STATE = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
 
@@ -70,12 +70,9 @@ class Program:
     def _seen_through(self, node: fx.Node) -> str:
         """The parameter that this is another shape of, if nobody else reads it; else ""."""
         source = node.args[0] if node.args else None
-        shapes = isinstance(source, fx.Node) and str(node.target).split(".")[-2:-1] in [
-            [op] for op in _SHAPES
-        ]
-        if not shapes or len(node.users) != 1 or len(source.users) != 1:  # type: ignore[union-attr]
+        if not isinstance(source, fx.Node) or op_of(node) not in RESHAPES:
             return ""
-        return self.stored[source].target  # type: ignore[index]
+        return self.stored[source].target if len(node.users) == len(source.users) == 1 else ""
 
     def _compute(self, node: fx.Node) -> Any:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self.stored[n].load())
@@ -130,19 +127,18 @@ class _Reader:
         return tensor
 
     def call(self, node: fx.Node) -> None:
-        operator_ = isinstance(node.target, torch._ops.OpOverload)
-        call = Call(node, self.program.stored, self.program.locked) if operator_ else None
-        role: Role = role_of(call) if call is not None else Closed("is not an operator of ATen")
-        slots: list[Any]
-        if call is None or isinstance(role, Closed):
-            slots = list(node.all_input_nodes)
-        elif isinstance(role, Concat):
-            slots = list(call["tensors"])
-        else:
-            slots = [call[name] for name in call.names]
-            while slots and not isinstance(slots[-1], fx.Node):
-                slots.pop()  # `alpha` of an addition and the like
-        op = call.op if call is not None else str(node.target)
+        role: Role = Closed("is not an operator of ATen")
+        slots: list[Any] = list(node.all_input_nodes)
+        op = str(node.target)
+        if isinstance(node.target, torch._ops.OpOverload):
+            call = Call(node, self.program.stored, self.program.locked)
+            role, op = role_of(call), call.op
+            if isinstance(role, Concat):
+                slots = list(call["tensors"])
+            elif not isinstance(role, Closed):
+                slots = [call[name] for name in call.names]
+                while slots and not isinstance(slots[-1], fx.Node):
+                    slots.pop()  # `alpha` of an addition and the like
         op = "batch_norm" if "batch_norm" in op else op  # whatever torch makes of it
         found = Node(self.name(node, op), op, role, [], [], node)
         joins = isinstance(role, _JOINS)
@@ -160,15 +156,11 @@ class _Reader:
 
     def operand(self, source: fx.Node) -> Tensor:
         """A constant as data of this call alone, which may be rewritten."""
-        value, stored = source.meta["val"], self.program.stored[source]
-        shape, dtype = tuple(int(n) for n in value.shape), dtype_name(value.dtype)
-        locked = self.program.locked(source)
+        value, locked = source.meta["val"], self.program.locked(source)
         if not value.dtype.is_floating_point or value.numel() > BIGGEST_OPERAND:
             locked = locked or "is not of a floating point type, or too large to be rewritten"
-        constant = Constant(
-            stored.target or source.name, lambda: to_array(stored.load()), shape, dtype, locked
-        )
-        tensor = Tensor(source.name, shape, dtype, constant=constant)
+        constant = self.program.stored[source].constant(source, locked)
+        tensor = Tensor(source.name, constant.shape, constant.dtype, constant=constant)
         self.graph.tensors.append(tensor)
         return tensor
 

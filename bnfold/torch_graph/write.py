@@ -25,7 +25,7 @@ from bnfold.fold.edits import AddBias, Bypass, Edit, Operand, Rescale, Resum, Re
 from bnfold.fold.graph import Array, Graph
 from bnfold.fold.roles import Affine
 from bnfold.torch_graph.arrays import to_tensor
-from bnfold.torch_graph.call import innermost
+from bnfold.torch_graph.call import innermost, op_of
 
 __all__ = ["apply"]
 
@@ -98,10 +98,7 @@ class _Writer:
         if isinstance(edit.key, str):
             _set(node, _NAMES.get(edit.key, edit.key), np.asarray(edit.value).reshape(-1)[0].item())
             return
-        if node.target is torch.ops.aten.cat.default:
-            source: Any = node.args[0][edit.key]  # type: ignore[index]
-        else:
-            source = _get(node, _schema(node)[edit.key])
+        source = _at(node, edit.key)
         if isinstance(source, fx.Node):
             self.new_values.setdefault(source, []).append((node, edit.key, np.asarray(edit.value)))
         else:
@@ -158,15 +155,13 @@ class _Writer:
 
     def argument(self, node: fx.Node, slot: int, array: Array, like: Any = None) -> None:
         """Give an argument a parameter of its own, named after the call."""
-        cat = node.target is torch.ops.aten.cat.default
-        part = str(slot) if cat else _schema(node)[slot]
-        placeholder = self.parameter(node, part, array, like)
-        if cat:
-            items = list(node.args[0])  # type: ignore[arg-type]
-            items[slot] = placeholder
-            node.args = (items, *node.args[1:])
+        if not _is_cat(node):
+            part = _schema(node)[slot]
+            _set(node, part, self.parameter(node, part, array, like))
             return
-        _set(node, part, placeholder)
+        items = list(node.args[0])  # type: ignore[arg-type]
+        items[slot] = self.parameter(node, str(slot), array, like)
+        node.args = (items, *node.args[1:])
 
     def parameter(self, node: fx.Node, part: str, array: Array, like: Any = None) -> fx.Node:
         """A new parameter, named after the call, of the type of `like` or of the call's first tensor."""
@@ -200,7 +195,7 @@ class _Writer:
 
     def bypass(self, node: fx.Node, slot: int) -> None:
         """Let the readers of a node's output read its input at `slot` instead."""
-        self.give_way(node, _get(node, _schema(node)[slot]))
+        self.give_way(node, _at(node, slot))
 
     def give_way(self, node: fx.Node, x: fx.Node) -> None:
         """Let the readers of a node's (first) output read another one."""
@@ -212,7 +207,7 @@ class _Writer:
     def operand(self, operand: Operand) -> fx.Node:
         """What a call reads at a slot, or gives."""
         node, slot = self.copied[operand[0].source], operand[1]
-        value = node if slot < 0 else _get(node, _schema(node)[slot])
+        value = node if slot < 0 else _at(node, slot)
         assert isinstance(value, fx.Node)
         return value
 
@@ -232,17 +227,14 @@ class _Writer:
 
     def sweep(self) -> None:
         """Remove calls and parameters that nobody reads any more, and counters of batch norms that went."""
-        before = {spec.arg.name for spec in self.inputs}
-        unread = {
-            node.name for node in self.program.graph.nodes if node.op == "placeholder" and not node.users
-        }
+        unread = {node.name for node in self.program.graph.nodes if not node.users}
         for node in reversed(list(self.graph.nodes)):
             if node.op == "call_function" and not node.users and not node.is_impure():
                 self.graph.erase_node(node)
         gone: set[str] = set()
         for node in list(self.graph.nodes):
             spec = self.specs.get(node.name)
-            if node.op != "placeholder" or node.users or spec is None or node.name not in before - unread:
+            if node.op != "placeholder" or node.users or spec is None or node.name in unread:
                 continue
             if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and spec.target:
                 self.forget(node, spec)
@@ -294,25 +286,28 @@ def _describe(node: fx.Node, tensor: torch.Tensor) -> None:
 
 
 def _set_windows(node: fx.Node, edit: SetWindows) -> None:
-    op = str(node.target).split(".")[-2]
     if str(node.target).endswith(".padding"):  # by name: "same", "valid"
-        node.target = getattr(torch.ops.aten, op).default
+        node.target = getattr(torch.ops.aten, op_of(node)).default
     windows = edit.windows
     assert windows.heads == windows.tails, "torch pads both sides alike"
-    for name, value in (
-        *(("stride", windows.strides), ("padding", windows.heads), ("dilation", windows.dilations)),
-        ("groups", edit.groups),
-    ):
-        _set(node, name, list(value) if isinstance(value, tuple) else value)
+    _set(node, "stride", list(windows.strides))
+    _set(node, "padding", list(windows.heads))
+    _set(node, "dilation", list(windows.dilations))
+    _set(node, "groups", edit.groups)
 
 
 def _schema(node: fx.Node) -> list[str]:
     return [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
 
 
-def _get(node: fx.Node, name: str) -> Any:
-    index = _schema(node).index(name)
-    return node.args[index] if index < len(node.args) else node.kwargs.get(name)
+def _is_cat(node: fx.Node) -> bool:
+    return node.target is torch.ops.aten.cat.default
+
+
+def _at(node: fx.Node, slot: int) -> Any:
+    """What a call reads at a slot, wherever it keeps it; of `cat` the slots are the items of its list."""
+    args: Any = node.args[0] if _is_cat(node) else node.args
+    return args[slot] if slot < len(args) else node.kwargs.get(_schema(node)[slot])
 
 
 def _set(node: fx.Node, name: str, value: Any) -> None:

@@ -11,10 +11,11 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from bnfold.errors import first_line
+from bnfold.options import Check
 from bnfold.report.verification import OutputError, Verification
 from bnfold.torch_graph.arrays import dtype_name, to_array
 from bnfold.torch_graph.module.float64 import InFloat64, to_float64
-from bnfold.verify.difference import TOLERANCES, Truth, compare
+from bnfold.verify.difference import Truth, compare, tolerance_of
 
 __all__ = ["outputs", "verdict", "verify_modules"]
 
@@ -24,19 +25,14 @@ def verify_modules(
     folded: nn.Module,
     args: tuple[Any, ...] | None,
     kwargs: dict[str, Any],
-    rtol: float | None,
-    atol: float | None,
+    check: Check = Check(),  # noqa: B008  (frozen)
 ) -> Verification:
     """Run both on the same arguments and compare what they give; modules in training mode may change.
 
-    Where the error is beyond the tolerance, the original's own rounding is measured against float64,
+    Where the error is beyond the usual tolerance, the original's own rounding is measured against float64,
     and twice of that is allowed.
     """
-    kind = _working_type(original)
-    usual = TOLERANCES[kind]
-    tolerance = usual._replace(
-        rtol=usual.rtol if rtol is None else rtol, atol=usual.atol if atol is None else atol
-    )
+    tolerance = tolerance_of(_working_type(original), check)
     by = f"torch {torch.__version__}"
     if args is None:
         reason = "the program carries no example inputs: pass inputs=(...)"
@@ -49,7 +45,7 @@ def verify_modules(
         return Verification([], by, "failed", reason, tolerance.rtol, tolerance.atol)
     errors = _judge(before, after, tolerance, None)
     notes: list[str] = []
-    if not all(error.ok for error in errors):
+    if not tolerance.given and not all(error.ok for error in errors):
         try:
             exact = outputs(original, args, kwargs, exact=True)
         except Exception as error:  # of any kind: it may write into what is stored, or leave Python

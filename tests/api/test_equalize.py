@@ -22,6 +22,7 @@ from bnfold.onnx_graph.run.evaluators import evaluate
 from tests.onnx_graph.cases.random_graphs import random_model
 from tests.passes.half.test_random import disturbed, folded
 
+pytestmark = pytest.mark.xdist_group("random graphs, equalized")
 GRAPHS = int(os.environ.get("BNFOLD_GRAPHS", "160"))
 BATCH = 40
 NEAR = 2e-6  # of the largest: float32 rounding, where an epsilon is rescaled

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import bnfold
+from bnfold.cli.app import main
 from tests.torch_graph.modules import IMAGE, Fn, bn, conv, randomize
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -285,28 +288,53 @@ def number():
 """
 
 
-def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
     """`bnfold export`, in a folder with the factory and its weights."""
-    (folder / "nets.py").write_text(FACTORY)
-    return subprocess.run(
-        [sys.executable, "-m", "bnfold", "export", *arguments],
-        cwd=folder,
+    (tmp_path / "nets.py").write_text(FACTORY)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        importlib.invalidate_caches()
+        try:
+            status = main(["export", *arguments])
+        except SystemExit as end:
+            status = int(end.code or 0)
+        for name in ("nets", "late"):  # as another process finds them
+            sys.modules.pop(name, None)
+        return subprocess.CompletedProcess([], status, *capfd.readouterr())
+
+    return run
+
+
+def test_in_a_process_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "nets.py").write_text(FACTORY)
+    done = subprocess.run(
+        [sys.executable, "-m", "bnfold", "export", "nets:small", "out.onnx", "--input-shape", "2,6,9,9"],
+        cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,
     )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "wrote out.onnx" in done.stdout
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "weights.pt"])
-def test_the_command_line_exports_a_factory_with_its_weights(name: str, tmp_path: Path) -> None:
+def test_the_command_line_exports_a_factory_with_its_weights(
+    command: Command, name: str, tmp_path: Path
+) -> None:
     module = small()
     if name.endswith("pt"):  # as training scripts save it, of a module in DistributedDataParallel
         state = {f"module.{key}": value for key, value in module.state_dict().items()}
         torch.save({"epoch": 3, "model": {"state_dict": state}}, tmp_path / name)
     else:
         save_file(module.state_dict(), tmp_path / name)
-    done = command(tmp_path, "nets:small", "out.onnx", "--weights", name, "--input-shape", "2,6,9,9")
+    done = command("nets:small", "out.onnx", "--weights", name, "--input-shape", "2,6,9,9")
     assert (done.returncode, done.stderr) == (0, "")
     assert "1 folded, 0 kept" in done.stdout
     assert "wrote out.onnx" in done.stdout
@@ -315,10 +343,10 @@ def test_the_command_line_exports_a_factory_with_its_weights(name: str, tmp_path
         np.testing.assert_allclose(run(tmp_path / "out.onnx", x), module(x).numpy(), atol=1e-5)
 
 
-def test_a_module_itself_and_a_factory_that_imports_late(tmp_path: Path) -> None:
+def test_a_module_itself_and_a_factory_that_imports_late(command: Command, tmp_path: Path) -> None:
     (tmp_path / "late.py").write_text("from nets import small")
     for name in ("nets:made", "nets:importing"):
-        done = command(tmp_path, name, f"{name[5:]}.onnx", "--input-shape", "2,6,9,9")
+        done = command(name, f"{name[5:]}.onnx", "--input-shape", "2,6,9,9")
         assert (done.returncode, done.stderr) == (0, "")
         assert (tmp_path / f"{name[5:]}.onnx").exists()
 
@@ -347,11 +375,13 @@ class Evil:
         (["nets:small", "there.onnx"], "there.onnx exists already; add --force"),
     ],
 )
-def test_bad_usage_is_one_line_and_status_2(arguments: list[str], message: str, tmp_path: Path) -> None:
+def test_bad_usage_is_one_line_and_status_2(
+    command: Command, arguments: list[str], message: str, tmp_path: Path
+) -> None:
     torch.save(Evil(), tmp_path / "evil.pt")
     torch.save({"x": torch.ones(1)}, tmp_path / "other.pt")
     (tmp_path / "there.onnx").write_bytes(b"mine")
-    done = command(tmp_path, *arguments, "--input-shape", "2,6,9,9")
+    done = command(*arguments, "--input-shape", "2,6,9,9")
     assert done.returncode == 2
     assert done.stderr.startswith(f"bnfold: {message}"), done.stderr
     assert done.stderr.count("\n") == 1

@@ -35,3 +35,24 @@ def test_what_cannot_be_run_is_not_called_verified(folder: Path, capsys: pytest.
     assert "not run" in out
     assert err.startswith("bnfold: warning: nothing was verified: ")
     assert run("verify", "strange.onnx", "out.onnx") == 2
+
+
+def test_a_crash_of_onnxruntime_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A batch norm of opset 13 with five outputs, four of them without names, ends onnxruntime 1.32."""
+    proto = model()
+    proto.opset_import[0].version = 13
+    proto.graph.node[-1].output.extend([""] * 4)
+    onnx.save(proto, "five.onnx")
+    status = run("fold", "five.onnx", "out.onnx")
+    _, err = capsys.readouterr()
+    assert (status, err.count("\n"), "Traceback" in err) in ((2, 1, False), (0, 0, False))
+
+
+def test_the_time_of_a_check_can_be_limited(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "took longer" in refused(
+        capsys, folder, 2, "fold", "in.onnx", "out.onnx", "--check-timeout", "0.001"
+    )
+    assert run("fold", "in.onnx", "out.onnx", "--check-timeout", "300") == 0
+    capsys.readouterr()
+    for flags in (["--check-timeout", "0"], ["--no-verify", "--check-timeout", "9"]):
+        refused(capsys, folder, 2, "fold", "in.onnx", "other.onnx", *flags)

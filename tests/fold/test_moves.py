@@ -9,7 +9,7 @@ import pytest
 
 from bnfold.fold import moves
 from bnfold.fold.graph import Refused
-from bnfold.fold.moves import Regroup, Take, Transpose
+from bnfold.fold.moves import Take, Transpose, regroup
 
 
 @pytest.mark.parametrize(
@@ -27,22 +27,22 @@ from bnfold.fold.moves import Regroup, Take, Transpose
 )
 def test_regroup_moves_numbers_like_data(before, after, channels, goal) -> None:  # type: ignore[no-untyped-def]
     array = np.arange(1.0, 1 + math.prod(channels)).reshape(channels)
-    moved = Regroup(before, after).push(array)
+    moved = regroup(array, before, after)
     assert moved.shape == goal
     if all(isinstance(d, int) for d in before):
         data = np.broadcast_to(array, before).reshape(after)
         np.testing.assert_array_equal(np.broadcast_to(moved, after), data)
-    np.testing.assert_array_equal(Regroup(before, after).pull(moved), array)
+    np.testing.assert_array_equal(regroup(moved, after, before), array)
 
 
 def test_regroup_refuses_what_it_cannot_follow() -> None:
     with pytest.raises(Refused):
-        Regroup(("N", 8, "H"), ("N", None)).push(np.arange(8.0).reshape(1, 8, 1))
+        regroup(np.arange(8.0).reshape(1, 8, 1), ("N", 8, "H"), ("N", None))
 
 
 def test_unknown_dimensions_equal_nothing() -> None:
     with pytest.raises(Refused):
-        Regroup((None, 8, None), (8, None, None)).push(np.arange(8.0).reshape(1, 8, 1))
+        regroup(np.arange(8.0).reshape(1, 8, 1), (None, 8, None), (8, None, None))
 
 
 def test_transpose_and_back() -> None:

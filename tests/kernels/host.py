@@ -31,7 +31,7 @@ FLAGS = (
     *("-std=c++17", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing"),
     *("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"),  # "#pragma unroll" is for CUDA compilers
 )
-SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
+SANITIZE = ("-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
 SPLIT = 6  # from so many kernels on, two compilers share them
 KEPT = 2 * 24 * 3600  # seconds for which the cache keeps what nobody uses
 
@@ -100,8 +100,8 @@ class Host:
             objects = list(pool.map(lambda each: compiled_text(*each), work))
         self._built = linked(objects, SANITIZE if sanitize else ["-shared"])
         if not sanitize:
-            self._library = ctypes.PyDLL(str(self._built))  # which keeps the GIL: one launch at a time
-            self._library.bnfold_launch.restype = ctypes.c_char_p
+            self.library = ctypes.PyDLL(str(self._built))  # which keeps the GIL: one launch at a time
+            self.library.bnfold_launch.restype = ctypes.c_char_p
 
     def launch(
         self,
@@ -152,7 +152,7 @@ class Host:
             values.append(ctypes.create_string_buffer(value, len(value)))
             place.bytes = ctypes.addressof(values[-1])
             place.type = _type(argument)
-        wrong = self._library.bnfold_launch(kernel, ctypes.byref(launch), given, len(arguments))
+        wrong = self.library.bnfold_launch(kernel, ctypes.byref(launch), given, len(arguments))
         return None if wrong is None else str(wrong, "utf-8")
 
     def _launch_apart(self, kernel: int, launch: _Launch, arguments: Sequence[Argument]) -> str | None:

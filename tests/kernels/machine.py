@@ -65,8 +65,7 @@ class HostMachine:
 
 @functools.cache
 def compiled(source: str, kernel: str, sanitize: bool, folder: Path) -> Host:
-    # Where a barrier was deleted, an if may have nothing to do.
-    return Host(source, [kernel], folder=folder, sanitize=sanitize, flags=["-Wno-empty-body"])
+    return Host(source, [kernel], folder=folder, sanitize=sanitize)
 
 
 def memory(tensor: Tensor | None) -> np.ndarray[Any, Any] | None:

@@ -6,6 +6,7 @@ Both with torch's own operations and on the kernels, which a stand-in for a devi
 from __future__ import annotations
 
 import itertools
+import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from tests.kernels.machine import DEVICES, HostMachine
 
 SIZES = {2: (5, 2), 4: (3, 0, 1, 4)}  # of the local batches, by how many processes
 WAYS = ("torch", "kernels") if unavailable() is None else ("torch",)
+START = "spawn" if sys.platform == "win32" else "forkserver"
 NO_MACHINE = kernel_calls.machine_of
 
 
@@ -54,7 +56,7 @@ def worker(rank: int, folder: str) -> None:
     """Both sizes in one group of four; the smaller in a subgroup of its first two."""
     meeting = f"file://{folder}/meeting"  # a port that is free now may not be in a moment
     dist.init_process_group(
-        "gloo", init_method=meeting, rank=rank, world_size=4, timeout=timedelta(minutes=2)
+        "gloo", init_method=meeting, rank=rank, world_size=4, timeout=timedelta(minutes=20)
     )
     pair = dist.new_group([0, 1])
     for way, (world, sizes) in itertools.product(WAYS, SIZES.items()):
@@ -95,7 +97,8 @@ def trained(rank: int, sizes: tuple[int, ...], group: Any) -> dict[str, Any]:
 
 
 def test_many_processes_compute_what_one_does(tmp_path: Path) -> None:
-    mp.spawn(worker, (str(tmp_path),), nprocs=4)
+    mp.set_forkserver_preload(["torch", "tests.nn.test_sync"])  # imported once for the four
+    mp.start_processes(worker, (str(tmp_path),), nprocs=4, start_method=START)
     for way, (world, sizes) in itertools.product(WAYS, SIZES.items()):
         found = [torch.load(tmp_path / f"{way}-{world}-{rank}.pt") for rank in range(world)]
         x = images(sum(sizes)).requires_grad_()

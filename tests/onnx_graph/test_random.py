@@ -26,6 +26,7 @@ from bnfold.options import Check
 from bnfold.verify.models import verify
 from tests.onnx_graph.cases.random_graphs import random_model
 
+pytestmark = pytest.mark.xdist_group("random graphs, folded")
 GRAPHS = int(os.environ.get("BNFOLD_GRAPHS", "400"))
 NEAR = 2e-5  # of the largest output: float32 rounding through a dozen layers
 BATCH = 50

@@ -10,7 +10,9 @@ from onnx import numpy_helper
 import bnfold
 from bnfold.onnx_graph.file.loaded import load
 from bnfold.onnx_graph.run.evaluators import evaluate
-from tests.passes.half.test_trained import exported
+from tests.torch_graph.trained import exported
+
+pytestmark = pytest.mark.xdist_group("exports of trained networks")
 
 
 def weights(model: onnx.ModelProto) -> list[np.ndarray]:

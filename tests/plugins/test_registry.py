@@ -73,7 +73,7 @@ def asked(program: str, *arguments: str | Path, **environment: str) -> subproces
         [sys.executable, "-c", program, *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=1200,
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, LEAN))), **environment},
         check=False,

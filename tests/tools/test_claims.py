@@ -46,7 +46,7 @@ def check(known: dict[str, Any]) -> None:
         assert run["batch_norm"] or run["recalibrated"] == run["test"]
 
 
-def test_a_quick_run_stores_and_draws_all(ran: Ran, tmp_path: Path) -> None:
+def test_a_quick_run_stores_and_draws_all(ran: Ran, ran_here: Ran, tmp_path: Path) -> None:
     arguments = ("_claims.claims", "--quick", "--folder", tmp_path)
     done = ran(*arguments)
     assert (done.returncode, done.stderr) == (0, "")
@@ -59,7 +59,7 @@ def test_a_quick_run_stores_and_draws_all(ran: Ran, tmp_path: Path) -> None:
     picture = (tmp_path / "claims.png").read_bytes()
     assert picture.startswith(PNG)
 
-    again = ran(*arguments, "--redraw")
+    again = ran_here(*arguments, "--redraw")
     assert again.returncode == 0
     assert again.stdout.partition("runs;")[0] == done.stdout.partition("runs;")[0]
     assert json.loads((tmp_path / "claims.json").read_text()) == known

@@ -17,9 +17,9 @@ pytest.importorskip("torch_pruning", reason="slimming needs the extra compress")
 STEPS = ["trained", "pruned", "recalibrated", "fine-tuned", "recalibrated again", "folded"]
 
 
-def test_half_of_the_channels_and_all_batch_norms_leave(ran: Ran, tmp_path: Path) -> None:
+def test_half_of_the_channels_and_all_batch_norms_leave(ran_here: Ran, tmp_path: Path) -> None:
     target, results = tmp_path / "net.onnx", tmp_path / "slim.json"
-    done = ran("_demos.slim_demo", "--quick", "--out", target, "--json", results)
+    done = ran_here("_demos.slim_demo", "--quick", "--out", target, "--json", results)
     assert (done.returncode, done.stderr) == (0, "")
     [run] = json.loads(results.read_text())["runs"]
 
@@ -55,9 +55,9 @@ def test_half_of_the_channels_and_all_batch_norms_leave(ran: Ran, tmp_path: Path
     assert mean["tuned, 0.005"] == run["steps"][4]["value"]  # trained again, by the same seed
 
 
-def test_what_cannot_be_written_ends_the_tool_with_status_2(ran: Ran, tmp_path: Path) -> None:
+def test_what_cannot_be_written_ends_the_tool_with_status_2(ran_here: Ran, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    done = ran("_demos.slim_demo", "--out", tmp_path / "file" / "net.onnx")
+    done = ran_here("_demos.slim_demo", "--out", tmp_path / "file" / "net.onnx")
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(r"slim_demo: .*'\S+file'\n", done.stderr)
 

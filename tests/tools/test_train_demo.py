@@ -117,7 +117,7 @@ def test_files_that_are_none_end_in_one_line(files: Path, name: str) -> None:
     assert "\n" not in str(raised.value)
 
 
-def test_missing_files_end_the_tool_with_status_2(ran: Ran, tmp_path: Path) -> None:
-    done = ran("_demos.train_demo", "--data", "fashion-mnist", "--data-folder", tmp_path)
+def test_missing_files_end_the_tool_with_status_2(ran_here: Ran, tmp_path: Path) -> None:
+    done = ran_here("_demos.train_demo", "--data", "fashion-mnist", "--data-folder", tmp_path)
     assert done.returncode == 2
     assert re.fullmatch(r"train_demo: cannot read .*\n", done.stderr)

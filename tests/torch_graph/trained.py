@@ -5,14 +5,17 @@ tools/test fetches the packages (pinned in tools/_setup/models-torch.txt). None 
 
 from __future__ import annotations
 
+import functools
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor, nn
 
-__all__ = ["NETWORKS", "mobilenet", "photo"]
+__all__ = ["NETWORKS", "exported", "mobilenet", "photo"]
 
 FOLDER = Path(__file__).parents[2] / ".cache" / "models-torch"
 
@@ -155,3 +158,16 @@ NETWORKS: dict[str, tuple[Any, Any, int]] = {
     "line or not": (lambda: filled(line_or_not(), weights("legere/data/lineclf.pt", "model")), text, 7),
     "emotion": (lambda: filled(emotion(), weights(EMOTION, "network")), face, 4),
 }
+
+
+@functools.cache
+def exported(name: str) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    """The raw export, every batch norm in it, and the picture. Nobody changes them: all tests share one."""
+    network, picture, _ = NETWORKS[name]
+    x = picture()
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(network(), (x,), dynamo=True, optimize=False, verbose=False)
+    assert program is not None
+    model = program.model_proto
+    return model, {model.graph.input[0].name: x.numpy()}

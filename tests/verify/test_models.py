@@ -17,12 +17,6 @@ from bnfold.errors import UsageError
 from bnfold.onnx_graph.file.loaded import load
 from bnfold.options import Check
 from bnfold.verify.blame import first_bad
-from bnfold.verify.difference import (
-    TOLERANCES,
-    Tolerance,
-    Truth,
-    compare,
-)
 from bnfold.verify.models import verify
 from tests.onnx_graph.run.test_evaluators import BRAIN, DOUBLE, FLOAT, HALF, model, value
 
@@ -119,30 +113,6 @@ def test_bisection_finds_every_position(count):
         first_bad(0, bool)
 
 
-def test_dynamic_sizes_are_guessed_until_one_runs():
-    # Only an input of 48 x 48 can be added to the constant.
-    k = np.zeros((48, 48), np.float32)
-    proto = model(
-        [helper.make_node("Add", ["x", "k"], ["y"])],
-        [value("x", ["N", 3, "H", "W"])],
-        [value("y", None)],
-        {"k": k},
-    )
-    assert verify(proto, proto).status == "passed"
-    assert verify(proto, proto, Check(shapes={"x": (1, 3, 48, 1)})).status == "passed"
-    result = verify(proto, proto, Check(shapes={"x": (1, 3, 50, 50)}))
-    assert result.status == "not run"
-    assert "50" in result.reason
-
-
-def test_unknown_rank_is_not_run_until_a_shape_is_given():
-    proto = linear(2.0)
-    proto.graph.input[0].type.tensor_type.ClearField("shape")
-    assert verify(proto, proto).status == "not run"
-    assert "how many axes its input 'x' has" in verify(proto, proto).reason
-    assert verify(proto, proto, Check(shapes={"x": (2, 3)})).status == "passed"
-
-
 def test_integer_and_boolean_inputs_and_outputs():
     table = np.arange(6, dtype=np.float32).reshape(2, 3)
     nodes = [
@@ -192,6 +162,8 @@ def test_opset_6_runs_in_the_reference_evaluator():
 
     result = verify(proto(1), proto(1))
     assert (result.status, result.evaluator) == ("passed", f"onnx reference evaluator {onnx.__version__}")
+    assert "the original model does not run in onnxruntime: " in result.notes[0]
+    assert "note: the original model does not run" in str(result)
     assert verify(proto(1), proto(1.01)).status == "failed"
 
 
@@ -269,7 +241,8 @@ def test_a_folded_model_that_does_not_run_has_failed():
 
 def test_without_onnxruntime(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    assert verify(linear(2.0), linear(2.0)).evaluator.startswith("onnx reference evaluator")
+    result = verify(linear(2.0), linear(2.0))
+    assert (result.evaluator, result.notes) == (f"onnx reference evaluator {onnx.__version__}", [])
     node = helper.make_node("Gelu", ["x"], ["y"], domain="com.microsoft")
     proto = model([node], [value("x", [2])], [value("y", [2])], domains=("com.microsoft",))
     with pytest.raises(UsageError, match=r"pip install 'bnfold\[onnxruntime\]'"):
@@ -290,52 +263,6 @@ def test_random_nodes_draw_the_same_numbers_in_both_models():
 
     assert verify(proto(0), proto(3)).outputs[0].max_abs == 0
     assert verify(proto(0), proto(3, 1.01)).status == "failed"
-
-
-def ill_conditioned(order: list[int], spoiled: float = 0.0) -> onnx.ModelProto:
-    """sum(k_i * x_i) of huge numbers that nearly cancel, added in some order."""
-    rng = np.random.default_rng(2)
-    k = rng.standard_normal(32).astype(np.float32) * 1e4
-    # The exact sum of k is tiny beside its terms.
-    k[-1] = -k[:-1].astype(np.float64).sum()
-    nodes, last = (
-        [
-            helper.make_node("Mul", ["x", "k"], ["p"]),
-            helper.make_node("Split", ["p"], [f"q{i}" for i in range(32)], num_outputs=32),
-        ],
-        "",
-    )
-    for i, j in enumerate(order):
-        if last:
-            nodes.append(helper.make_node("Add", [last, f"q{j}"], [f"a{i}"]))
-        last = f"a{i}" if last else f"q{j}"
-    nodes.append(helper.make_node("Add", [last, "e"], ["y"]))
-    return model(nodes, [value("x", [32])], [value("y", [1])], {"k": k, "e": np.array([spoiled], np.float32)})
-
-
-def test_rounding_of_the_original_is_no_fault_of_the_fold():
-    x = {"x": np.ones(32, np.float32)}
-    orders = [list(range(32)), list(range(31, -1, -1))]
-    results = [
-        verify(ill_conditioned(orders[i]), ill_conditioned(orders[1 - i]), Check(inputs=x)) for i in (0, 1)
-    ]
-    # Of two ways to round, one is worse; at least where the better is judged by the worse, it must pass.
-    passed = [r for r in results if r.status == "passed"]
-    assert passed
-    assert all(r.outputs[0].max_rel > 1e-5 for r in results)
-    assert all("ill-conditioned" in r.outputs[0].note for r in passed)
-    assert (
-        verify(ill_conditioned(orders[0]), ill_conditioned(orders[1], 1.0), Check(inputs=x)).status
-        == "failed"
-    )
-
-
-def test_truth_decides_by_twice_the_own_error():
-    exact, x = np.array([1.0, 2.0]), np.array([1.0, 2.1], np.float32)
-    tight = Tolerance(1e-5, 0.0, "")
-    for y, ok in ((2.0, True), (1.81, True), (1.79, False), (2.19, True), (2.21, False)):
-        (found,) = compare("y", x, np.array([1.0, y], np.float32), tight, truth=Truth(exact, x))
-        assert found.ok is ok
 
 
 def test_different_signatures_are_named():
@@ -360,30 +287,3 @@ def test_sequences_are_compared_item_by_item():
 
     assert verify(proto(1), proto(1)).status == "passed"
     assert [(o.name, o.ok) for o in verify(proto(1), proto(2)).outputs] == [("y[0]", True), ("y[1]", False)]
-
-
-def test_quantized_activations_may_tip_by_a_step():
-    def proto(scale: float) -> onnx.ModelProto:
-        nodes = [
-            helper.make_node("Mul", ["x", "k"], ["s"]),
-            helper.make_node("QuantizeLinear", ["s", "step", "zero"], ["q"]),
-            helper.make_node("DequantizeLinear", ["q", "step", "zero"], ["y"]),
-        ]
-        weights = {"k": np.float32(scale), "step": np.float32(1 / 64), "zero": np.int8(0)}
-        return model(nodes, [value("x", [127])], [value("y", [127])], weights)
-
-    x = {"x": np.arange(127, dtype=np.float32) / 64 + np.float32(0.5 / 64)}  # each on the edge of two steps
-    result = verify(proto(1), proto(1 + 1e-6), Check(inputs=x))
-    assert (result.status, result.rtol) == ("passed", TOLERANCES["quantized"].rtol)
-    assert result.outputs[0].max_abs == 1 / 64
-    assert verify(proto(1), proto(1.1), Check(inputs=x)).status == "failed"
-
-
-def test_every_tolerance_says_why():
-    assert all(t.why and 0 < t.rtol < 0.5 for t in TOLERANCES.values())
-    assert (
-        TOLERANCES["float64"].rtol
-        < TOLERANCES["float32"].rtol
-        < TOLERANCES["float16"].rtol
-        < TOLERANCES["bfloat16"].rtol
-    )

@@ -13,10 +13,10 @@ import numpy as np
 
 from bnfold.fold.absorb.linear import (
     Scaled,
+    both_sides,
     decode,
     encode,
     factor,
-    is_scaled,
     per_channel,
     scale_alone,
     scale_together,
@@ -91,11 +91,9 @@ def _linear(state: State, node: Node, known: Scaled | None = None) -> Iterator[E
             yield AddBias(node, bias)
             return
     x, y = node.at(role.x), node.outputs[0]
-    (u, v), (p, q) = decode(state, x), encode(state, y)
-    outputs = role.outputs
-    p, q = per_channel(p, role.out_axis, outputs), per_channel(q, role.out_axis, outputs)
-    if known is None and is_scaled(state, node, role):
-        both = factor(role, per_channel(u, role.in_axis, role.inputs), p)
+    u, v, p, q = both_sides(state, node, role)
+    if known is None and not (isinstance(u, float) and isinstance(p, float)):
+        both = factor(role, u, p)
         if role.weight.quantized is not None:
             yield _rescale(node, role, both)
         else:
@@ -122,10 +120,10 @@ def _linear(state: State, node: Node, known: Scaled | None = None) -> Iterator[E
         after = p * added + q if moved else q
         if any_nonzero(after):
             dtype = role.weight.value.dtype if dtype is None else dtype
-            if np.size(after) != outputs:
-                after = np.broadcast_to(after, (outputs,))
+            if np.size(after) != role.outputs:
+                after = np.broadcast_to(after, (role.outputs,))
             if role.w_group is None and role.out_axis < y.rank - 1:  # a bias along rows: (M, 1)
-                after = after.reshape((outputs,) + (1,) * (y.rank - 1 - role.out_axis))
+                after = after.reshape((role.outputs,) + (1,) * (y.rank - 1 - role.out_axis))
             yield AddBias(node, in_type(node, after, None, dtype))
 
 
@@ -151,7 +149,7 @@ def _affine(state: State, node: Node) -> Iterator[Edit]:
             new, old = p * (role.scale * v + role.shift) + q, role.shift
             new, old = (-new, -old) if role.form == "x-c" else (new, old)
         if not np.array_equal(new, old):
-            yield store(node, slot, _of_rank(new, len(constant.shape)), constant)
+            yield store(node, slot, _like(new, constant.shape), constant)
         return
     # keep the running statistics in the units of the new input, so that nothing is subtracted that is not
     # small
@@ -171,12 +169,14 @@ def _affine(state: State, node: Node) -> Iterator[Edit]:
             yield store(node, slot, np.broadcast_to(new, constant.shape), constant)
 
 
-def _of_rank(value: Array, rank: int) -> Array:
-    """The value with as few leading axes of size 1 as the constant it replaces, if that is possible."""
-    extra = value.ndim - rank
-    if extra > 0 and all(size == 1 for size in value.shape[:extra]):
-        return value.reshape(value.shape[extra:])
-    return value
+def _like(value: Array, shape: tuple[int, ...]) -> Array:
+    """The value in the shape of the constant it replaces, if it varies along none of its axes of size 1."""
+    extra = max(value.ndim - len(shape), 0)
+    if all(size == 1 for size in value.shape[:extra]):
+        value = value.reshape(value.shape[extra:])
+    padded = (1,) * (len(shape) - value.ndim) + value.shape
+    fits = len(padded) == len(shape) and all(a in (1, b) for a, b in zip(padded, shape, strict=True))
+    return np.broadcast_to(value, shape) if fits else value
 
 
 def _recurrent(state: State, node: Node) -> Iterator[Edit]:
@@ -202,7 +202,7 @@ def _leaky(state: State, node: Node) -> Iterator[Edit]:
         return
     slope = np.where(np.asarray(p) > 0, role.slope, 1.0 / role.slope)
     if role.constant is not None:
-        yield store(node, role.key, _of_rank(slope, len(role.constant.shape)), role.constant)
+        yield store(node, role.key, _like(slope, role.constant.shape), role.constant)
     else:
         yield SetValue(node, role.key, np.float32(slope.reshape(-1)[0]))
 

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 
 from bnfold.fold.absorb.store import store
-from bnfold.fold.carry.spread import State
+from bnfold.fold.affine import line
+from bnfold.fold.carry.spread import State, same
 from bnfold.fold.edits import SetValue
 from bnfold.fold.graph import Array, Node
 from bnfold.fold.roles import Linear
 
-__all__ = ["Scaled", "decode", "encode", "is_scaled", "per_channel", "scale_alone", "scale_together"]
+__all__ = ["Scaled", "both_sides", "decode", "encode", "per_channel", "scale_alone", "scale_together"]
 
 FLOAT32 = np.dtype(np.float32)
 TINY_FLOAT32 = np.finfo(np.float32).tiny
@@ -44,18 +45,62 @@ def decode(state: State, tensor: Any) -> tuple[Any, Any]:
 
 
 def per_channel(value: Any, axis: int, size: int) -> Any:
-    """One number per channel, or one number. Along other axes the change passed through."""
+    """One number per channel, or one number.
+
+    Raises:
+        ValueError: it varies along another axis, or has another number of channels.
+    """
     if isinstance(value, float):
         return value
     if value.shape[axis] == size and value.size == size:
         return value.reshape(size)
-    return value.reshape(()) if value.size == 1 else np.ones(())
+    if value.size == 1:
+        return value.reshape(())
+    first = line(value, axis)
+    if value.shape[axis] not in (1, size) or not same(value, first, "scale"):
+        raise ValueError("varies along more than its channels")
+    return first.reshape(size if first.size > 1 else ())
 
 
-def is_scaled(state: State, node: Node, role: Linear) -> bool:
-    """The weight changes."""
-    x, y = node.at(role.x), node.outputs[0]
-    return x in state.p or x in state.u or y in state.p
+def both_sides(state: State, node: Node, role: Linear) -> tuple[Any, Any, Any, Any]:
+    """The changes of a linear node: u and v of its input (v of the input's rank), p and q of its output.
+
+    Raises:
+        ValueError: no weight makes them true.
+    """
+    x, y, inside, outside = node.at(role.x), node.outputs[0], role.in_axis, role.out_axis
+    (u, v), (p, q) = decode(state, x), encode(state, y)
+    if _is_wide(u, inside) or _is_wide(p, outside):
+        u, v, p = _at_one_place(role, u, v, p, y.rank)
+    u, p = per_channel(u, inside, role.inputs), per_channel(p, outside, role.outputs)
+    return u, v, p, per_channel(q, outside, role.outputs)
+
+
+def _is_wide(value: Any, axis: int) -> bool:
+    return not isinstance(value, float) and value.size > value.shape[axis]
+
+
+def _at_one_place(role: Linear, u: Any, v: Any, p: Any, rank: int) -> tuple[Any, Any, Any]:
+    """u, v and p of the first place. What passes along free axes is on both sides, and takes itself off."""
+    ways = (u, role.in_axis, role.free), (p, role.out_axis, [(goal, goal) for _, goal in role.free])
+    passing: Any = 1.0
+    for value, axis, free in ways:
+        if isinstance(value, float):
+            continue
+        along = value.take([np.abs(line(value, axis)).argmax()], axis)
+        along = along / line(along, axis)
+        shape = [1] * rank
+        for source, goal in free:
+            shape[goal] = value.shape[source]
+        if not same(value, along * line(value, axis), "scale"):
+            raise ValueError("has other factors at each place")
+        passing = passing * along.reshape(shape)
+    if not same(np.ones(()), np.asarray(passing), "scale"):
+        raise ValueError("passes a change that its other side does not have")
+    u, p = line(u, role.in_axis), line(p, role.out_axis)
+    if np.size(u) == np.size(p) == 1 and same(np.ones(()), np.asarray(u * p), "scale"):
+        u, p = 1.0, 1.0  # the weight stays as it is
+    return u, line(v, role.in_axis), p
 
 
 def factor(role: Linear, u: Any, p: Any, stack: int = 0) -> Any:
@@ -104,19 +149,15 @@ def scale_together(state: State, nodes: Iterable[Node]) -> dict[Node, Scaled]:
         role = node.role
         if not isinstance(role, Linear):
             continue
-        weight, x, y = role.weight, node.inputs[role.x], node.outputs[0]
+        weight = role.weight
         size = math.prod(weight.shape)
         if not 0 < size <= SMALL or weight.dtype != "float32" or weight.quantized is not None:
             continue
-        (u, v), (p, q) = decode(state, x), encode(state, y)
-        if isinstance(u, float) and isinstance(p, float):  # the weight does not change
-            continue
-        outputs = role.outputs
         try:
-            if not isinstance(u, float):
-                u = per_channel(u, role.in_axis, role.inputs)
-            p, q = per_channel(p, role.out_axis, outputs), per_channel(q, role.out_axis, outputs)
+            u, v, p, q = both_sides(state, node, role)
         except (IndexError, ValueError):  # contradicting shapes: `absorb` says so
+            continue
+        if isinstance(u, float) and isinstance(p, float):  # the weight does not change
             continue
         # all that such a layer's bias will be is the shift of its output
         simple = role.bias is None and role.w_group is not None and isinstance(v, float) and _rank(q) == 1

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from bnfold.fold import moves
-from bnfold.fold.affine import along, at_axis, varying
+from bnfold.fold.affine import along, at_axis, line, varying
 from bnfold.fold.carry import equation
 from bnfold.fold.carry.common import data_slot, flat, other_side, positive, uniform
 from bnfold.fold.carry.spread import Spread
@@ -84,6 +84,7 @@ def linear_scale(spread: Spread, node: Node, slot: int, f: Array) -> None:
         goal_tensor = other_side(node, slot, role.x)
         if node.at(role.x) in spread.state.q or node.outputs[0] in spread.state.q:
             raise spread.fail(node, "passes a change along its free axes only where there is no shift")
+        spread.plain(node)
         shape = [1] * goal_tensor.rank
         for source, goal in free.items():
             shape[goal] = f.shape[source]
@@ -103,7 +104,9 @@ def linear_scale(spread: Spread, node: Node, slot: int, f: Array) -> None:
 
 
 def _quantized(spread: Spread, node: Node, role: Linear, slot: int, f: Array) -> None:
-    """Integers behind a scale take a factor along the scale's own axis only (or one number)."""
+    """Integers behind a scale take a factor along the scale's own axis only (or one number); where there is
+    one scale for all, along one axis, whichever comes first.
+    """
     axes = role.weight.quantized or ()
     split_axis = role.w_in if slot >= 0 else role.w_out
     before_groups = 1 if role.w_group is not None else 0
@@ -113,6 +116,15 @@ def _quantized(spread: Spread, node: Node, role: Linear, slot: int, f: Array) ->
     whole = moves.flatten(f, ()) if f.size == 1 else None
     if role.weight.quantized == () or (whole is None and stored not in axes) or spread.zeros:
         raise spread.fail(node, "its weight is quantized, and its scale does not run along this axis")
+    ends = (node.at(role.x), role.in_axis), (node.outputs[0], role.out_axis)
+    if len(axes) > 1 and all(_differs(line(spread.scale_of(end), axis)) for end, axis in ends):
+        raise spread.fail(node, "its weight is quantized, and its scale runs along its other channels by now")
+
+
+def _differs(p: Any) -> bool:
+    """Factors (NaN: not known yet) are not all the same."""
+    known = np.asarray(p)[~np.isnan(p)]
+    return bool((known != known[:1]).any())
 
 
 def linear_shift(spread: Spread, node: Node, slot: int, d: Array) -> None:
@@ -145,11 +157,13 @@ def linear_shift(spread: Spread, node: Node, slot: int, d: Array) -> None:
 
     def onwards(_: Array | None) -> None:
         spread.plain(node)
-        y = node.outputs[0]
-        through = equation.through_weight(role, d / spread.scale_of(node.at(role.x)), node.at(role.x).rank)
+        x, y = node.at(role.x), node.outputs[0]
+        # what passes along free axes, and takes itself off, is left out
+        u, p = 1.0 / line(spread.scale_of(x), role.in_axis), line(spread.scale_of(y), role.out_axis)
+        through = equation.through_weight(role, d * u, x.rank)
         spread.absorb(node)
         spread.carriers.add(node)
-        spread.want(y, at_axis(through, role.out_axis, y.rank) * spread.scale_of(y), node)
+        spread.want(y, at_axis(through, role.out_axis, y.rank) * p, node)
 
     if slot < 0 and node in spread.carriers:
         return

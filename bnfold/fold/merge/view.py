@@ -136,6 +136,6 @@ def edits_of(node: Node, form: Form, kernel: Array, bias: Array) -> list[Edit]:
         assert role.bias_slot is not None
         wide = shape if upright or len(role.bias.shape) < 2 else (1, -1)
         edits.append(store(node, role.bias_slot, (bias / role.beta).reshape(wide), role.bias))
-    elif bias.any():
+    elif bias.any() or role.bias_unread:
         edits.append(AddBias(node, in_type(node, bias.reshape(shape), None, role.weight.value.dtype)))
     return edits

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.fold.absorb.linear import decode, encode, factor, per_channel
+from bnfold.fold.absorb.linear import both_sides, decode, encode, factor, per_channel
+from bnfold.fold.affine import varying
 from bnfold.fold.carry.spread import State
 from bnfold.fold.graph import Array, Node, Tensor
 from bnfold.fold.roles import Affine, Linear, Recurrent
@@ -80,20 +81,12 @@ def _linear(node: Node, role: Linear, state: State, seen: Seen, narrow: Narrow) 
     x, y = node.at(role.x), node.outputs[0]
     size: Any = role.matrices(np.abs(role.weight.value))
     if x in state.p or y in state.p:
-        (u, _), (p, _) = decode(state, x), encode(state, y)
-        u, p = per_channel(u, role.in_axis, role.inputs), per_channel(p, role.out_axis, role.outputs)
+        u, _, p, _ = both_sides(state, node, role)
         size = size * np.abs(factor(role, u, p))
     size = size.reshape(*size.shape[:3], -1)
-    x_size, y_size = (
-        _seen(seen, state, x, role.in_axis, role.inputs),
-        _seen(seen, state, y, role.out_axis, role.outputs),
-    )
-    return _judge(
-        size,
-        np.ones((role.groups, 1, size.shape[2])) if x_size is None else x_size.reshape(role.groups, 1, -1),
-        np.zeros((role.groups, 1)) if y_size is None else y_size.reshape(role.groups, -1),
-        narrow,
-    )
+    given = _seen(seen, state, x, role.in_axis, role.inputs, 1.0).reshape(role.groups, 1, -1)
+    made = _seen(seen, state, y, role.out_axis, role.outputs, 0.0).reshape(role.groups, -1)
+    return _judge(size, given, made, narrow)
 
 
 def _recurrent(node: Node, role: Recurrent, state: State, seen: Seen, narrow: Narrow) -> Headroom:
@@ -101,14 +94,13 @@ def _recurrent(node: Node, role: Recurrent, state: State, seen: Seen, narrow: Na
     x, inputs = node.at(role.x), role.weight.shape[2]
     u, _ = decode(state, x)
     size = np.abs(role.weight.value * per_channel(u, role.axis, inputs)).reshape(1, -1, inputs, 1)
-    x_size = _seen(seen, state, x, role.axis, inputs)
-    given = np.ones((1, 1, inputs)) if x_size is None else x_size.reshape(1, 1, -1)
+    given = _seen(seen, state, x, role.axis, inputs, 1.0).reshape(1, 1, -1)
     return _judge(size, given, np.zeros((1, 1)), narrow)
 
 
 def _affine(node: Node, role: Affine, state: State, seen: Seen, narrow: Narrow) -> Headroom | None:
     x, y = node.at(role.x), node.outputs[0]
-    vary = [axis for axis, size in enumerate(role.scale.shape) if size > 1]
+    vary = varying(role.scale)
     if len(vary) > 1:
         return None
     axis = vary[0] if vary else min(1, role.scale.ndim - 1)
@@ -117,22 +109,16 @@ def _affine(node: Node, role: Affine, state: State, seen: Seen, narrow: Narrow) 
     count = role.scale.size
     (u, _), (p, _) = decode(state, x), encode(state, y)
     scale = np.abs(role.scale.reshape(-1) * per_channel(u, axis, count) * per_channel(p, axis, count))
-    x_size, y_size = _seen(seen, state, x, axis, count), _seen(seen, state, y, axis, count)
-    return _judge(
-        scale.reshape(-1, 1, 1, 1),
-        np.ones((scale.size, 1, 1))
-        if x_size is None
-        else np.broadcast_to(x_size, scale.shape).reshape(-1, 1, 1),
-        np.zeros((1, 1)) if y_size is None else np.broadcast_to(y_size, scale.shape).reshape(-1, 1),
-        narrow,
-    )
+    given = _seen(seen, state, x, axis, count, 1.0).reshape(-1, 1, 1)
+    made = _seen(seen, state, y, axis, count, 0.0).reshape(-1, 1)
+    return _judge(scale.reshape(-1, 1, 1, 1), given, made, narrow)
 
 
-def _seen(seen: Seen, state: State, tensor: Tensor, axis: int, count: int) -> Array | None:
-    """The measured size of each channel, as it is carried."""
+def _seen(seen: Seen, state: State, tensor: Tensor, axis: int, count: int, unknown: float) -> Array:
+    """The size of each of `count` channels as it is carried, where it was measured; else `unknown`."""
     found = seen(tensor, axis)
     if found is None:
-        return None
+        return np.full(count, unknown)
     p, _ = encode(state, tensor)
     carried: Array = found * np.abs(per_channel(p, axis, found.size))
     return carried if carried.size == count else np.full(count, carried.max(initial=0.0))

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from bnfold.fold.absorb.linear import decode, encode, per_channel
+from bnfold.fold.affine import line
 from bnfold.fold.carry.spread import State
 from bnfold.fold.graph import Array, Node
 from bnfold.fold.roles import Linear, Recurrent
@@ -36,12 +37,12 @@ class WeightSizes:
         """The largest weight of each output and of each input channel, as they are carried."""
         sizes, (groups, _, inputs) = self.sizes, self.sizes.shape
         u, _ = decode(state, self.node.at(getattr(self.node.role, "x", 0)))
-        u = per_channel(u, self.in_axis, groups * inputs)
+        u = per_channel(line(u, self.in_axis), self.in_axis, groups * inputs)
         if not isinstance(u, float):
             sizes = sizes * u.reshape((groups, 1, inputs) if u.size > 1 else ())
         if self.out_axis is not None:
             p, _ = encode(state, self.node.outputs[0])
-            p = per_channel(p, self.out_axis, groups * sizes.shape[1])
+            p = per_channel(line(p, self.out_axis), self.out_axis, groups * sizes.shape[1])
             if not isinstance(p, float):
                 sizes = sizes * p.reshape((groups, sizes.shape[1], 1) if p.size > 1 else ())
         return sizes.max(2, initial=0.0).reshape(-1), sizes.max(1, initial=0.0).reshape(-1)

@@ -11,9 +11,9 @@ from bnfold.onnx_graph.site import Site, Value
 __all__ = ["append", "emit", "only_reader", "same_shape", "take_over"]
 
 
-def only_reader(value: Value) -> Site | None:
+def only_reader(value: Value | None) -> Site | None:
     """The node that alone reads a value, in the same graph; None for a graph output."""
-    if value.is_output or value.count != 1:
+    if value is None or value.is_output or value.count != 1:
         return None
     reader = next(site for site, slot in value.uses if site.alive and site.values[slot] is value)
     return reader if reader.scope is value.scope else None

@@ -17,15 +17,9 @@ import onnx
 from bnfold.fold.graph import Array
 from bnfold.onnx_graph.file.wire import CUT_FROM
 from bnfold.onnx_graph.model.constants import stored_in
-from bnfold.onnx_graph.site import (
-    CODES,
-    Model,
-    Scope,
-    Site,
-    Value,
-)
+from bnfold.onnx_graph.site import CODES, Model, Scope, Site, Value
 
-__all__ = ["Surgery"]
+__all__ = ["Surgery", "restate"]
 
 _FLOAT32 = np.dtype("<f4")
 
@@ -101,13 +95,11 @@ class Surgery:
     def kill(self, site: Site) -> None:
         """Remove a node. Its outputs must have no readers left."""
         site.alive = False
-        scope, node, orphans = site.scope, site.node, self.orphans
-        self.nodes[scope].gone[id(node)] = node
+        scope = site.scope
+        self.nodes[scope].gone[id(site.node)] = site.node
         for value in site.values:
             if value is not None:
-                value.count -= 1
-                if value.count <= 0:
-                    orphans.append(value)
+                self._release(value)
         for value in site.outputs:
             if value is not None and scope.values.get(value.name) is value:
                 self.stale[scope].add(value.name)
@@ -123,7 +115,7 @@ class Surgery:
         assert x is not None
         assert y is not None
         scope = y.scope
-        readers = [use for use in y.uses if use[0].alive and use[0].values[use[1]] is y]
+        readers = list(self.uses(y))
         if y.is_output or any(reader.scope is not scope for reader, _ in readers):
             if x.site is not None and x.scope is scope and not x.is_output:
                 self._take_over(x, y)
@@ -184,13 +176,8 @@ class Surgery:
 
     def replaceable(self, value: Value) -> onnx.TensorProto | None:
         """The stored tensor, if all its readers may see another value in it."""
-        if (
-            value.is_output
-            or value.overridable
-            or (value.name in self.model.bound and value.scope.parent is None)
-        ):
-            return None
-        return stored_in(value)
+        bound = value.name in self.model.bound and value.scope.parent is None
+        return None if value.is_output or value.overridable or bound else stored_in(value)
 
     def replace(self, value: Value, tensor: onnx.TensorProto, array: Array) -> None:
         """Store another value under the same name, for all readers, in its `replaceable` tensor."""
@@ -203,14 +190,13 @@ class Surgery:
                         _describe(info, array)
         self.model.loaded.set_array(tensor, array)
 
-    def constant(
-        self, stem: str, array: Array, scope: Scope, after: Any = None, before: Site | None = None
-    ) -> Value:
-        """A new stored value: an initializer behind that of `after`, or in a function a Constant node.
+    def constant(self, stem: str, array: Array, near: Value | Site) -> Value:
+        """A new stored value: an initializer, or in a function a Constant node.
 
-        `after`: the Value that it replaces for some of its readers. `before`: the node that reads it.
+        `near`: the value that it replaces for some of its readers, and behind which it is stored; or the node
+        that reads it.
         """
-        name = self.name(stem)
+        name, scope = self.name(stem), near.scope
         value = Value(name, scope)
         value.shape, value.dtype = array.shape, _name(array.dtype)
         scope.values[name] = value
@@ -222,10 +208,8 @@ class Surgery:
             loaded.set_array(attribute.t, array)
             value.site, value.slot = Site(node, "Constant", scope), 0
             value.site.outputs.append(value)
-            anchor = (
-                before.node if before is not None else after.site.node if after.site is not None else None
-            )
-            self.nodes[scope].added.append((node, anchor, -0.5 if before is not None else 0.25))
+            site, step = (near, -0.5) if isinstance(near, Site) else (near.site, 0.25)
+            self.nodes[scope].added.append((node, None if site is None else site.node, step))
             return value
         tensor = scope.proto.initializer.add()
         tensor.name = name
@@ -235,7 +219,7 @@ class Surgery:
         else:
             loaded.set_array(tensor, array)
         value.init = tensor
-        self.initializers[scope].added.append((tensor, after.init if after is not None else None, 0.5))
+        self.initializers[scope].added.append((tensor, near.init if isinstance(near, Value) else None, 0.5))
         if self.listed_inputs and scope.parent is None:
             _describe(scope.proto.input.add(name=name), array)
         return value
@@ -276,12 +260,7 @@ class Surgery:
 
     def restate(self, site: Site, attributes: Mapping[str, Any]) -> None:
         """State attributes of a node anew, behind its other ones; None removes one."""
-        others = [entry for entry in site.node.attribute if entry.name not in attributes]
-        del site.node.attribute[:]
-        site.node.attribute.extend(others)
-        for name, value in attributes.items():
-            if value is not None:
-                site.node.attribute.append(onnx.helper.make_attribute(name, value))
+        restate(site.node, attributes)
         site._attributes = None
 
     # the end
@@ -320,6 +299,15 @@ class Surgery:
                 ):
                     self.kill(site)
         self.orphans.clear()
+
+
+def restate(node: onnx.NodeProto, attributes: Mapping[str, Any]) -> None:
+    """`Surgery.restate` for a node of any model."""
+    others = [entry for entry in node.attribute if entry.name not in attributes]
+    del node.attribute[:]
+    node.attribute.extend(others)
+    stated = ((name, value) for name, value in attributes.items() if value is not None)
+    node.attribute.extend([onnx.helper.make_attribute(*entry) for entry in stated])
 
 
 def _noted(scope: Scope) -> set[str]:

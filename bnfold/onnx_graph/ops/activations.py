@@ -190,14 +190,10 @@ ACTIVATIONS: dict[str, Operator] = {
     "Neg": _numpy(role=_negative, evaluate=_computed(np.negative), half=Half.EXACT | Half.COUNTS),
     "PRelu": _like(role=_prelu),
     "Reciprocal": _numpy(
-        closed="divides by its input",
-        evaluate=_computed(lambda x: np.asarray(1 / x)),
-        half=Half.SINGULAR,
+        closed="divides by its input", evaluate=_computed(lambda x: np.asarray(1 / x)), half=Half.SINGULAR
     ),
     "Relu": _like(
-        role=partial(_map, "positive"),
-        bounds=Function(lambda x, site: np.maximum(x, 0.0)),
-        half=Half.MOVES,
+        role=partial(_map, "positive"), bounds=Function(lambda x, site: np.maximum(x, 0.0)), half=Half.MOVES
     ),
     "Round": Operator(half=Half.COUNTS),
     "Selu": _like(bounds=Function(_selu, None)),

@@ -111,9 +111,6 @@ CONVERSION: dict[str, Operator] = {
     "DequantizeLinear": Operator(closed="reads integers", float32=_INTEGER_SCALE),
     "DynamicQuantizeLinear": Operator(closed="rounds to integers", float32=_INTEGER_SCALE),
     "QuantizeLinear": Operator(
-        closed="rounds to integers",
-        evaluate=_quantize,
-        result_type=_quantized_type,
-        float32=_INTEGER_SCALE,
+        closed="rounds to integers", evaluate=_quantize, result_type=_quantized_type, float32=_INTEGER_SCALE
     ),
 }

@@ -4,31 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
-from typing import Any
+from functools import partial, reduce
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from bnfold.fold.affine import MAPS
+from bnfold.fold.affine import MAPS, align
 from bnfold.fold.graph import Array, Node, Refused, Role
-from bnfold.fold.roles import Affine, Map, Product, Same, Sum
+from bnfold.fold.role_builders import ARITHMETIC
+from bnfold.fold.roles import Affine, Map, Same, Sum
 from bnfold.onnx_graph.ops.facts import broadcast, broadcast_shapes, check_size, fits, shape_of
 from bnfold.onnx_graph.ops.interval import Bounds
-from bnfold.onnx_graph.ops.operator import Half, Inputs, Operator, Shape
+from bnfold.onnx_graph.ops.operator import Evaluate, Half, Inputs, Operator, Shape
 from bnfold.onnx_graph.site import Site
 
 __all__ = ["ELEMENTWISE"]
 
+Binary: TypeAlias = "Callable[[Array, Array], Array]"
 
-def _arithmetic(kind: str, forms: tuple[str, str], between: Role, site: Site) -> Role:
+
+def _arithmetic(site: Site) -> Role:
     """Add, Sub, Mul, Div: an affine map if one side is a constant that fits the other.
 
-    Args:
-        kind: of that map.
-        forms: how the constant enters it on the left, and on the right.
-        between: the role of two tensors; a constant that makes the other one larger is a tensor too.
-        site: the node.
+    A constant that makes the other side larger is a tensor too.
     """
+    kind, forms, between = ARITHMETIC[site.op.lower()]
     if site.opset < 7 and site.attr("broadcast", 0):
         raise Refused("broadcasts in the way of opset 6, along an axis of its own")
     left, right = site.constant(0), site.constant(1)
@@ -107,16 +107,11 @@ def _broadcast(site: Site) -> Shape | None:
 # Constants.
 
 
-def _computed(
-    function: Callable[[Array, Array], Array], compares: bool = False
-) -> Callable[[Site, Inputs], Any]:
+def _computed(function: Binary, compares: bool = False) -> Evaluate:
     def evaluate(site: Site, inputs: Inputs) -> Any:
         a, b = inputs
-        if (
-            site.opset < 7
-            and a.shape != b.shape
-            and (not site.attr("broadcast", 0) or site.attr("axis") is not None)
-        ):
+        own = not site.attr("broadcast", 0) or site.attr("axis") is not None
+        if site.opset < 7 and a.shape != b.shape and own:
             raise ValueError("not numpy's broadcasting")
         if a.dtype != b.dtype and site.op != "Pow":
             raise ValueError("two types")
@@ -144,60 +139,38 @@ def _chosen(site: Site, inputs: Inputs) -> Any:
 # Bounds.
 
 
-def _extreme_bounds(choose: Callable[[Array, Array], Array], node: Node, inputs: list[Bounds]) -> Bounds:
-    result = inputs[0]
-    for x in inputs[1:]:
-        result = Bounds(choose(result.lo, x.lo), choose(result.hi, x.hi))
-    return result
+def _extreme_bounds(choose: Binary, node: Node, inputs: list[Bounds]) -> Bounds:
+    return Bounds(*(reduce(choose, ends) for ends in zip(*inputs, strict=True)))
 
 
 def _either(node: Node, inputs: list[Bounds]) -> Bounds:
-    mask = node.source.shape(0)
-    assert mask is not None
-    rank = node.outputs[0].rank
-    return inputs[1].hull(inputs[2]).each(lambda end: end.reshape((1,) * (rank - end.ndim) + end.shape))
+    return inputs[1].hull(inputs[2]).each(lambda end: align(end, node.outputs[0].rank))
 
 
 _among = partial(Operator, shape=_broadcast)
 _ROOT = Half.SINGULAR | Half.COUNTS
 
+
+def _calculates(function: Binary, half: Half = Half.COUNTS) -> Operator:
+    return _among(role=_arithmetic, evaluate=_computed(function), half=half)
+
+
+def _chooses(function: Binary) -> Operator:
+    bounds = partial(_extreme_bounds, function)
+    return _among(role=_extreme, evaluate=_computed(function), bounds=bounds, half=Half.MOVES)
+
+
 ELEMENTWISE: dict[str, Operator] = {
-    "Add": _among(
-        role=partial(_arithmetic, "shift", ("x+c", "x+c"), Sum((1.0, 1.0))),
-        evaluate=_computed(np.add),
-        half=Half.COUNTS,
-    ),
-    "Div": _among(
-        role=partial(_arithmetic, "scale", ("", "x/c"), Product((1, -1))),
-        evaluate=_computed(_divide),
-        half=_ROOT,
-    ),
+    "Add": _calculates(np.add),
+    "Div": _calculates(_divide, half=_ROOT),
     "Equal": Operator(evaluate=_computed(np.equal, compares=True)),
-    "Max": _among(
-        role=_extreme,
-        evaluate=_computed(np.maximum),
-        bounds=partial(_extreme_bounds, np.maximum),
-        half=Half.MOVES,
-    ),
+    "Max": _chooses(np.maximum),
     "Mean": _among(role=_mean, half=Half.SUMS),
-    "Min": _among(
-        role=_extreme,
-        evaluate=_computed(np.minimum),
-        bounds=partial(_extreme_bounds, np.minimum),
-        half=Half.MOVES,
-    ),
+    "Min": _chooses(np.minimum),
     "Mod": Operator(half=Half.COUNTS),
-    "Mul": _among(
-        role=partial(_arithmetic, "scale", ("x*c", "x*c"), Product((1, 1))),
-        evaluate=_computed(np.multiply),
-        half=Half.COUNTS,
-    ),
+    "Mul": _calculates(np.multiply),
     "Pow": _among(evaluate=_computed(np.power), half=_ROOT),
-    "Sub": _among(
-        role=partial(_arithmetic, "shift", ("c-x", "x-c"), Sum((1.0, -1.0))),
-        evaluate=_computed(np.subtract),
-        half=Half.COUNTS,
-    ),
+    "Sub": _calculates(np.subtract),
     "Sum": _among(role=_sum),
     "Where": Operator(role=_where, data=1, evaluate=_chosen, bounds=_either, half=Half.COUNTS),
 }

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from bnfold.errors import ModelError
+from bnfold.fold.affine import align
 from bnfold.fold.graph import Array, Constant, Refused
 from bnfold.fold.moves import Identity
 from bnfold.fold.roles import Move
@@ -108,12 +109,6 @@ def fits(small: Shape, large: Shape) -> bool:
     )
 
 
-def _float64(array: Array, rank: int) -> Array:
-    """In float64, with axes of size 1 in front up to this rank."""
-    array = np.asarray(array, np.float64)
-    return array.reshape((1,) * (rank - array.ndim) + array.shape)
-
-
 def broadcast(site: Site, constant: Constant, slot: int, shape: Shape) -> Array:
     """The constant at `slot` against a tensor of this shape: float64, of its rank."""
     if not fits(constant.shape, shape):
@@ -123,7 +118,7 @@ def broadcast(site: Site, constant: Constant, slot: int, shape: Shape) -> Array:
         raise Refused("its constant can be overridden by the caller")
     if value.size > LARGEST:
         raise Refused(f"its constant has more than {LARGEST} elements")
-    return _float64(value, len(shape))
+    return align(np.asarray(value, np.float64), len(shape))
 
 
 def shape_by(rule: Callable[[Site], Shape | None], site: Site) -> Shape | None:

@@ -59,7 +59,6 @@ def _split(site: Site) -> Role:
 def _take(
     axis: int, indices: tuple[int, ...] | None, shape: tuple[Dim, ...], scalar: bool = False
 ) -> moves.Take:
-    """Entries of one axis. Other channels stay open; other rows, columns or tokens change with these."""
     size = shape[axis]
     if not isinstance(size, int):
         return moves.Take(axis, None, None, scalar)
@@ -67,9 +66,8 @@ def _take(
         raise Refused(f"takes more than {LARGEST} entries")
     if indices is not None and not all(-size <= index < size for index in indices):
         raise Refused(f"takes entries beyond its axis {axis} of size {size}")
-    entries = None if indices is None else tuple(index % size for index in indices)
-    places = (axis == 1 and len(shape) == 3) if scalar else axis > 1
-    return (moves.Crop if places else moves.Take)(axis, entries, size, scalar)
+    taken = None if indices is None else tuple(index % size for index in indices)
+    return moves.entries(axis, taken, size, len(shape), scalar)
 
 
 def _chain(steps: list[object]) -> Role:

@@ -94,8 +94,8 @@ def _gemm(site: Site) -> Role:
     free = ((1 - inner[x], x),)
     role = builders.by_matrix(weight, slot, x, inner[x], 1 - x, inner[slot], free)
     role.alpha, role.beta = float(site.attr("alpha", 1.0)), beta if site.has(2) and beta != 0 else 1.0
-    role.bias_slot = 2
-    if beta != 0:  # else C is not even looked at
+    role.bias_slot, role.bias_unread = 2, beta == 0 and site.has(2)
+    if not role.bias_unread:
         role = _with_bias(role, site, 2)
     if role.bias is not None and x == 1 and len(role.bias.shape) < 2:
         # it runs along the rows of y, and the outputs along its columns
@@ -145,13 +145,8 @@ def _einsum(site: Site) -> Role:
     equation = text(site, "equation", "").replace(" ", "")
     left, arrow, right = equation.partition("->")
     terms = left.split(",")
-    simple = (
-        arrow
-        and "." not in equation
-        and len(terms) == 2
-        and all(len(set(t)) == len(t) for t in (*terms, right))
-    )
-    if not simple:
+    distinct = all(len(set(term)) == len(term) for term in (*terms, right))
+    if not (arrow and "." not in equation and len(terms) == 2 and distinct):
         raise Refused(f"its equation {equation!r} is not a plain product of two tensors")
     y = out_shape_of(site)
     shapes = shape_of(site, 0), shape_of(site, 1)
@@ -174,12 +169,11 @@ def _recurrent(site: Site) -> Role:
     weight = _weight(site, 1)
     if rank_of(site, 0) != 3 or len(weight.shape) != 3:
         raise broken(site, "its input and its weight must have three axes")
-    bias = site.constant(3) if site.has(3) else None
+    bias = site.constant(3)
     if bias is None and site.has(3):
         raise Refused(_OPEN)
-    return Recurrent(
-        weight, 1, bias, 3
-    )  # X is (steps, batch, inputs), or (batch, steps, inputs): the last axis in both
+    # X is (steps, batch, inputs), or (batch, steps, inputs): the last axis in both
+    return Recurrent(weight, 1, bias, 3)
 
 
 # Shapes.
@@ -187,9 +181,7 @@ def _recurrent(site: Site) -> Role:
 
 def _conv_shape(site: Site) -> Shape | None:
     x, weight = site.shape(0), site.shape(1)
-    if weight is None or len(weight) < 3:
-        return None
-    if x is None or len(x) != len(weight):
+    if x is None or weight is None or len(weight) < 3 or len(x) != len(weight):
         return None
     spatial = counts(site, x[2:], weight[2:])
     return None if spatial is None else (x[0], weight[0], *spatial)

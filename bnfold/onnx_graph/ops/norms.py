@@ -68,18 +68,11 @@ def _own(site: Site, scale: int, bias: int | None) -> tuple[Constant | None, Con
     return (site.constant(scale), constant) if constant is not None else (None, None)
 
 
-def _instance_norm(site: Site) -> Role:
-    rank = rank_of(site, 0)
+def _by_channel(site: Site, first: int) -> Role:
+    """Instance and group norm: over the axes from `first` on, with scale and bias along axis 1."""
+    over = tuple(range(first, rank_of(site, 0)))
     scale, bias = _own(site, 1, 2)
-    over = tuple(range(2, rank))
-    return Normalize(scale, 1, bias, 2, (1,), over, True, float(site.attr("epsilon", EPSILON)))
-
-
-def _group_norm(site: Site) -> Role:
-    rank = rank_of(site, 0)
-    scale, bias = _own(site, 1, 2)
-    groups = int(site.attr("num_groups", 0)) if site.opset < 21 else 0
-    over = tuple(range(1, rank))
+    groups = int(site.attr("num_groups", 0)) if site.op == "GroupNormalization" and site.opset < 21 else 0
     return Normalize(scale, 1, bias, 2, (1,), over, True, float(site.attr("epsilon", EPSILON)), groups)
 
 
@@ -89,19 +82,13 @@ def _layer_norm(site: Site) -> Role:
     return _last_axes(site, 2, True)
 
 
-def _rms_norm(site: Site) -> Role:
-    return _last_axes(site, None, False)
-
-
 def _last_axes(site: Site, bias_slot: int | None, removes_mean: bool) -> Role:
     """Over all axes from `axis` on; the scale must run along all of them to take a change of the output."""
     shape = shape_of(site, 0)
     over = tuple(range(axis_of(int(site.attr("axis", -1)), len(shape)), len(shape)))
     scale, bias = _own(site, 1, bias_slot)
-    if any(
-        constant is not None and constant.shape != tuple(shape[axis] for axis in over)
-        for constant in (scale, bias)
-    ):
+    sizes = tuple(shape[axis] for axis in over)
+    if any(constant is not None and constant.shape != sizes for constant in (scale, bias)):
         scale = bias = None
     eps = float(site.attr("epsilon", EPSILON))
     return Normalize(scale, 1, bias, bias_slot, over, over, removes_mean, eps)
@@ -126,9 +113,9 @@ _squares = partial(Operator, half=Half.SQUARES)
 
 NORMS: dict[str, Operator] = {
     "BatchNormalization": _like(role=_batch_norm, half=Half.WEIGHTS),
-    "GroupNormalization": _like(role=_group_norm, half=Half.SQUARES, changed=21),
+    "GroupNormalization": _like(role=partial(_by_channel, first=1), half=Half.SQUARES, changed=21),
     "Hardmax": Operator(changed=13),
-    "InstanceNormalization": _like(role=_instance_norm, half=Half.SQUARES),
+    "InstanceNormalization": _like(role=partial(_by_channel, first=2), half=Half.SQUARES),
     "LRN": _like(closed="divides by its neighbouring channels", half=Half.SQUARES),
     "LayerNormalization": _like(role=_layer_norm, half=Half.SQUARES),
     "LogSoftmax": _like(role=_softmax, changed=13),
@@ -136,6 +123,6 @@ NORMS: dict[str, Operator] = {
     "MeanVarianceNormalization": _squares(
         float32="MeanVarianceNormalization is defined with float32 constants"
     ),
-    "RMSNormalization": _squares(role=_rms_norm),
+    "RMSNormalization": _squares(role=partial(_last_axes, bias_slot=None, removes_mean=False)),
     "Softmax": _like(role=_softmax, bounds=_fractions, changed=13),
 }

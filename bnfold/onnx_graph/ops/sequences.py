@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bnfold.fold.moves import Crop, Take
+from bnfold.fold.moves import entries
 from bnfold.fold.roles import Move
 from bnfold.onnx_graph.site import Site
 
@@ -34,12 +34,12 @@ def slice_from(site: Site) -> tuple[Site, Move] | None:
         return None
     place %= len(sizes)
     start = sum(sizes[:place])
-    kind = Crop if axis > 1 else Take
     output = site.outputs[0]
     if output is not None and output.shape is None:
         output.shape = tuple(sizes[place] if i == axis else size for i, size in enumerate(shape))
         output.dtype = output.dtype or source.dtype(0)
-    return source, Move(kind(axis, tuple(range(start, start + sizes[place])), sum(sizes)))
+    taken = tuple(range(start, start + sizes[place]))
+    return source, Move(entries(axis, taken, sum(sizes), len(shape)))
 
 
 def part_sizes(site: Site) -> tuple[int, ...] | None:

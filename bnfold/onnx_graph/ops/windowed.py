@@ -74,14 +74,8 @@ def _reduce(site: Site, sign: str, shifts: bool = True, flip: str = "", adds: bo
         gain = float(math.prod(size for size in sizes if isinstance(size, int)))
         if not all(isinstance(size, int) for size in sizes):
             gain = 0.0  # so many that nobody knows
-    return Map(
-        sign,
-        "" if shifts else _no_shift(site),
-        flat=axes,
-        squeezed=() if site.attr("keepdims", 1) else axes,
-        gain=gain,
-        flip=flip,
-    )
+    squeezed = () if site.attr("keepdims", 1) else axes
+    return Map(sign, "" if shifts else _no_shift(site), axes, squeezed, gain, flip=flip)
 
 
 def _resize(site: Site) -> Role:
@@ -143,16 +137,16 @@ def _global_shape(site: Site) -> Shape | None:
 _MANY = Bounds(np.asarray(0.0), np.asarray(np.inf))  # summands, so many that nobody knows
 
 
-def _known(node: Node) -> Map:
+def _flat(node: Node, inputs: list[Bounds]) -> tuple[Map, Bounds]:
+    """The role, and what the entries that it takes together have in common."""
     if not isinstance(node.role, Map):
         raise ValueError("its axes are not known")
-    return node.role
+    return node.role, inputs[0].flat(node.role.flat)
 
 
 def _entries(node: Node, inputs: list[Bounds]) -> Bounds:
     """Of some of the entries along the flat axes, or the largest of them; zeros count where a row says so."""
-    role = _known(node)
-    x = inputs[0].flat(role.flat)
+    role, x = _flat(node, inputs)
     if role.shift and node.op != "MaxPool":
         x = x.with_value(0.0)
     return _squeezed(role, x)
@@ -163,27 +157,24 @@ def _squeezed(role: Map, x: Bounds) -> Bounds:
 
 
 def _total(node: Node, inputs: list[Bounds]) -> Bounds:
-    role = _known(node)
-    x = inputs[0].flat(role.flat)
+    role, x = _flat(node, inputs)
     count = Bounds(np.asarray(role.gain), np.asarray(role.gain)) if role.gain else _MANY
     return _squeezed(role, x.times(count))
 
 
 def _length(node: Node, inputs: list[Bounds]) -> Bounds:
     """A norm: zero for zeros, and never negative."""
-    role = _known(node)
-    x = inputs[0].flat(role.flat)
+    role, x = _flat(node, inputs)
     zero = (x.lo == 0) & (x.hi == 0)
     return _squeezed(role, Bounds(np.zeros(zero.shape), np.where(zero, 0.0, np.inf)))
 
 
 def _weighted(node: Node, inputs: list[Bounds]) -> Bounds:
     """Weights sum to one; those of the cubic modes may be negative, so that only one value is sure."""
-    role = _known(node)
-    x, mode = inputs[0].flat(role.flat), node.source.attr("mode", "")
+    role, x = _flat(node, inputs)
     if role.shift:
         x = x.with_value(0.0)
-    if mode in ("", "nearest", "linear", "bilinear"):
+    if node.source.attr("mode", "") in ("", "nearest", "linear", "bilinear"):
         return x
     one = x.constant
     return Bounds(np.where(one, x.lo, -np.inf), np.where(one, x.hi, np.inf))

@@ -70,32 +70,28 @@ class Grid(NamedTuple):
 
 def windows(site: Site, taps: tuple[int, ...], sizes: tuple[Dim, ...]) -> Grid:
     """The windows of a Conv or a pool with kernels of `taps`, over axes of these sizes."""
-    return _windows(taps, sizes, *_stated(site))
+    return _windows(taps, sizes, _stated(site))
 
 
-def _stated(site: Site) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], str, bool]:
-    """Strides, dilations and pads, () where they are left out; `auto_pad`, and `ceil_mode`."""
+class _Stated(NamedTuple):
+    """The attributes of a node; () for lists that are left out."""
+
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    pads: tuple[int, ...]
+    auto: str
+    ceil: bool
+
+
+def _stated(site: Site) -> _Stated:
     get = site.attributes.get
-    strides, dilations, pads = get("strides"), get("dilations"), get("pads")
-    return (
-        tuple(strides) if strides else (),
-        tuple(dilations) if dilations else (),
-        tuple(pads) if pads else (),
-        str(get("auto_pad", "")) or "NOTSET",
-        bool(get("ceil_mode")),
-    )
+    strides, dilations, pads = (tuple(get(name) or ()) for name in ("strides", "dilations", "pads"))
+    return _Stated(strides, dilations, pads, str(get("auto_pad", "")) or "NOTSET", bool(get("ceil_mode")))
 
 
 @lru_cache(1024)  # nets repeat their layers
-def _windows(
-    taps: tuple[int, ...],
-    sizes: tuple[Dim, ...],
-    strides: tuple[int, ...],
-    dilations: tuple[int, ...],
-    pads: tuple[int, ...],
-    auto: str,
-    ceil: bool,
-) -> Grid:
+def _windows(taps: tuple[int, ...], sizes: tuple[Dim, ...], stated: _Stated) -> Grid:
+    strides, dilations, pads, auto, ceil = stated
     count = len(taps)
     if len(sizes) != count:
         raise Refused(f"its kernel has {count} axes, and its input {len(sizes)} to match")
@@ -117,8 +113,8 @@ def _windows(
     heads = tuple(window.head for window in found if window.head is not None)
     tails = tuple(window.tail for window in found if window.tail is not None)
     known = len(heads) == len(tails) == count and not ceil
-    stated = Windows(strides, dilations, heads, tails) if known else None
-    return Grid(tuple(found), any(window.padded for window in found), stated)
+    numbers = Windows(strides, dilations, heads, tails) if known else None
+    return Grid(tuple(found), any(window.padded for window in found), numbers)
 
 
 def counts(site: Site, sizes: tuple[Dim, ...], kernel: Iterable[Dim]) -> tuple[Dim, ...] | None:
@@ -127,7 +123,7 @@ def counts(site: Site, sizes: tuple[Dim, ...], kernel: Iterable[Dim]) -> tuple[D
     Raises:
         ModelError: a window is larger than what it moves over.
     """
-    found = _counted(sizes, tuple(kernel), *_stated(site))
+    found = _counted(sizes, tuple(kernel), _stated(site))
     if found == ():
         raise ModelError(
             f"node {site.name!r} ({site.op}): its window is larger than its input, of sizes "
@@ -137,16 +133,9 @@ def counts(site: Site, sizes: tuple[Dim, ...], kernel: Iterable[Dim]) -> tuple[D
 
 
 @lru_cache(1024)  # nets repeat their layers
-def _counted(
-    sizes: tuple[Dim, ...],
-    kernel: tuple[Dim, ...],
-    strides: tuple[int, ...],
-    dilations: tuple[int, ...],
-    pads: tuple[int, ...],
-    auto: str,
-    ceil: bool,
-) -> tuple[Dim, ...] | None:
+def _counted(sizes: tuple[Dim, ...], kernel: tuple[Dim, ...], stated: _Stated) -> tuple[Dim, ...] | None:
     """How many windows there are along each axis; () if one is larger than what it moves over."""
+    strides, dilations, pads, auto, ceil = stated
     rank = len(sizes)
     result: list[Dim] = []
     for i, (size, taps) in enumerate(zip(sizes, kernel, strict=True)):

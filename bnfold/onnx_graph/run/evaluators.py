@@ -29,6 +29,10 @@ class CannotRun(BnfoldError):
     """A model cannot be run, on what it is fed or at all; the message is the reason, in one line."""
 
 
+class NoMemory(CannotRun):
+    """It could be run, on a larger machine or on a smaller input."""
+
+
 class Evaluator(Protocol):
     """A model made ready to run. name: of what runs it, with the version."""
 
@@ -42,7 +46,7 @@ class Evaluator(Protocol):
 
 
 class OnnxRuntime:
-    """onnxruntime on the CPU, graph optimizations off, nothing logged.
+    """onnxruntime on the CPU, nothing logged; its graph optimizations off, unless they are asked for.
 
     Raises:
         CannotRun: onnxruntime is not installed, or refuses the model.
@@ -50,13 +54,15 @@ class OnnxRuntime:
 
     label = "onnxruntime"
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: Loaded, optimized: bool = False) -> None:
         try:
             import onnxruntime
         except ImportError:
             raise CannotRun(MISSING) from None
         self.name = f"onnxruntime {onnxruntime.__version__}"
         self._ort: Any = onnxruntime
+        levels = onnxruntime.GraphOptimizationLevel
+        self._level = levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
         _refuse_explosion(loaded)
         try:
             self._session = self._open(loaded)
@@ -65,18 +71,18 @@ class OnnxRuntime:
         except Exception as error:
             newest = re.search(r"max supported IR version: (\d+)", str(error))
             if newest is None:
-                raise CannotRun(_one_line(error)) from None
+                raise _cannot(error) from None
             # It says which fields a file may use; a model that only declares a newer one runs as it is.
             older = loaded.copy()
             older.proto.ir_version = int(newest.group(1))
             try:
                 self._session = self._open(older)
             except Exception as again:
-                raise CannotRun(_one_line(again)) from None
+                raise _cannot(again) from None
 
     def _open(self, loaded: Loaded) -> Any:
         options = self._ort.SessionOptions()
-        options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.graph_optimization_level = self._level
         options.log_severity_level = 4  # fatal only: what else is wrong comes as an exception
 
         def session(source: str | bytes) -> Any:
@@ -101,7 +107,7 @@ class OnnxRuntime:
         except CannotRun:
             raise
         except Exception as error:
-            raise CannotRun(_one_line(error)) from None
+            raise _cannot(error) from None
 
     def seconds(self, feed: Mapping[str, Array]) -> float:
         return 0.0
@@ -142,7 +148,7 @@ class Reference:
         except BnfoldError:
             raise
         except Exception as error:
-            raise CannotRun(_one_line(error)) from None
+            raise _cannot(error) from None
 
     def seconds(self, feed: Mapping[str, Array]) -> float:
         return reference_seconds(self._loaded, feed)
@@ -152,7 +158,7 @@ class Reference:
             with np.errstate(all="ignore"):  # infinities and NaNs are compared, not warned about
                 results = self._evaluator.run(None, dict(feed))
         except Exception as error:
-            raise CannotRun(_one_line(error)) from None
+            raise _cannot(error) from None
         return dict(zip(self._evaluator.output_names, results, strict=True))
 
 
@@ -196,6 +202,13 @@ def _refuse_large(loaded: Loaded) -> None:
     _refuse_explosion(loaded)
     if sum(math.prod(t.dims) for t in loaded.proto.graph.initializer) > LARGEST_FOR_REFERENCE:
         raise CannotRun("the model has too many weights for it")
+
+
+def _cannot(error: Exception) -> CannotRun:
+    """What an evaluator says, as one of our errors."""
+    said = _one_line(error)
+    memory = isinstance(error, MemoryError) or re.search("Failed to allocate memory|bad.alloc", said)
+    return NoMemory(f"not enough memory: {said}") if memory else CannotRun(said)
 
 
 def _one_line(error: Exception) -> str:

@@ -21,9 +21,14 @@ Dim = int | str | None  # a size, a name for one, or nothing known
 
 # Sizes to try for dimensions that the model leaves open: what image models take most often first.
 SIZES = (224, 64, 32, 256, 48, 16, 8, 4, 1)
+# Then lengths of sound, for the last axis of floats of rank 2 or 3.
+LENGTHS = (4096, 16000)
+# What a guess may make: numbers in all inputs, and in the largest activation by rough estimate. Only the
+# smallest guess may be larger.
+LARGEST, LARGEST_ACTIVATION = 1 << 22, 1 << 23
 # Two shows what one hides: a value that leaks from one sample of the batch to the next.
 BATCHES = (2, 1)
-LARGEST = 1 << 25  # entries of an input that is made up
+MOST = 1 << 25  # numbers in one input that is made up, also where its shape is given
 
 
 class NoGuess(UsageError):
@@ -188,17 +193,18 @@ def generate(
     shapes: Mapping[str, Sequence[int]] | None = None,
     *,
     positive: bool = False,
+    growth: float = 1.0,
 ) -> Iterator[dict[str, Array]]:
     """Random inputs: one feed for each guess at the sizes that the model leaves open, the likeliest first.
 
     Floats are standard normal (`positive`: uniform from 0 to 1, for models that take roots or logarithms),
     integers 0 or 1 (they are mostly token numbers, masks and indices, and 1 is in nearly any range), bytes 0
     to 255. The first axis is taken for the batch, equal names for equal sizes. `shapes` sets the shape of
-    inputs by name.
+    inputs by name. Guesses are bounded (LARGEST); `growth` says how much larger activations are.
 
     Raises:
         UsageError: `shapes` names an unknown input or contradicts the model; NoGuess: an input's rank is
-        unknown.
+        unknown, or memory is too small.
     """
     shapes = dict(shapes or {})
     known = {i.name for i in inputs}
@@ -214,36 +220,76 @@ def generate(
                 f"(--overwrite-input-shape {i.name}:1,3,224,224, or shapes={{{i.name!r}: (1, 3, 224, 224)}})"
             )
     bound = {symbol: size for symbol, (size, _) in sizes.items()}
-    seen = set()
-    for size in SIZES:
+    guesses = _guesses(inputs, shapes, bound)
+    count = [sum(map(math.prod, guess)) for guess in guesses]
+    limit = min(LARGEST, LARGEST_ACTIVATION / growth)
+    small = [guess for guess, numbers in zip(guesses, count, strict=True) if numbers <= limit]
+    made = False
+    for guess in small or [guesses[count.index(min(count))]]:
+        rng = np.random.default_rng(seed)
+        try:
+            feed = {i.name: _random(rng, i, s, positive) for i, s in zip(inputs, guess, strict=True)}
+        except MemoryError:
+            continue
+        made = True
+        yield feed
+    if not made:
+        raise NoGuess(f"inputs of {min(count):,} numbers do not fit into memory; give smaller ones")
+
+
+def growth(loaded: Loaded) -> float:
+    """How much larger an activation is than the inputs, roughly: by the channels of the first convolution."""
+    weights = {t.name: t.dims for t in loaded.proto.graph.initializer}
+    for node in loaded.proto.graph.node:
+        if node.op_type != "Conv" or len(node.input) < 2:
+            continue
+        if len(dims := weights.get(node.input[1], ())) > 2:
+            strides = next((a.ints for a in node.attribute if a.name == "strides"), ())
+            groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+            return float(max(dims[0], 1) / max(dims[1] * groups * math.prod(strides), 1))
+    return 1.0
+
+
+def _guesses(
+    inputs: Sequence[Input], shapes: Mapping[str, Sequence[int]], bound: Mapping[str, int]
+) -> list[tuple[tuple[int, ...], ...]]:
+    """Shapes of all inputs together, each guess once, the likeliest first."""
+    sound = [i.dims[-1] for i in inputs if _may_be_sound(i) and i.dims and not isinstance(i.dims[-1], int)]
+    found: dict[tuple[tuple[int, ...], ...], None] = {}
+    for size in (*SIZES, *(LENGTHS if sound else ())):
+        known = dict(bound)
+        if size in LENGTHS:
+            known = {dim: size for dim in sound if isinstance(dim, str)} | known
         for batch in BATCHES:
-            guess = {
-                i.name: tuple(shapes[i.name])
+            guess = tuple(
+                tuple(shapes[i.name])
                 if i.name in shapes
-                else tuple(
-                    _size(d, axis, len(i.dims or ()), batch, size, bound)
-                    for axis, d in enumerate(i.dims or ())
-                )
+                else tuple(_size(d, axis, i, batch, size, known) for axis, d in enumerate(i.dims or ()))
                 for i in inputs
-            }
-            if tuple(guess.values()) not in seen:
-                seen.add(tuple(guess.values()))
-                rng = np.random.default_rng(seed)
-                yield {i.name: _random(rng, i, guess[i.name], positive) for i in inputs}
+            )
+            found[guess] = None
+    return list(found)
 
 
-def _size(dim: Dim, axis: int, rank: int, batch: int, size: int, bound: Mapping[str, int]) -> int:
+def _may_be_sound(i: Input) -> bool:
+    return i.dims is not None and len(i.dims) in (2, 3) and i.dtype.kind == "f"
+
+
+def _size(dim: Dim, axis: int, i: Input, batch: int, size: int, bound: Mapping[str, int]) -> int:
+    rank = len(i.dims or ())
     if isinstance(dim, int):
         return dim
     if dim is not None and dim in bound:
         return bound[dim]
     if axis == 0:
         return batch
+    if size in LENGTHS and not (_may_be_sound(i) and axis == rank - 1):
+        size = 1  # of channels, say
     return 3 if axis == 1 and rank == 4 else size  # an image's channels
 
 
 def _random(rng: np.random.Generator, i: Input, shape: tuple[int, ...], positive: bool) -> Array:
-    if math.prod(shape) > LARGEST:
+    if math.prod(shape) > MOST:
         raise NoGuess(f"the input {i.name!r} has {math.prod(shape):,} entries, too many to make up; give it")
     kind = i.dtype.kind
     array: Array

@@ -1,10 +1,10 @@
 """onnx's ReferenceEvaluator, mended and made fast enough for real networks.
 
-It runs what onnxruntime cannot (convolutions in float64 and bfloat16, opset 1 to 6). Two things are in the
-way: its windowed operators are Python loops (minutes for one image), and its batch norm is wrong below opset
-14 (it takes batch statistics from opset 9 on, and fails in 7 and 8; seen in onnx 1.23). Our own replace
-these here; each follows the operator's specification, accumulates in at least float32, and loops over the
-taps of the kernel only.
+It runs what onnxruntime cannot (convolutions in float64 and bfloat16, opset 1 to 6). Its windowed operators
+are Python loops (minutes for one image), its batch norm is wrong below opset 14 (it takes batch statistics
+from opset 9 on, and fails in 7 and 8), its GlobalMaxPool takes the maximum over two axes whatever the rank
+(seen in onnx 1.23). Our own replace these here; each follows the operator's specification, accumulates in at
+least float32, and loops over the taps of the kernel only.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _ELEMENT = 5e-9
 def evaluator(model: onnx.ModelProto) -> ReferenceEvaluator:
     """A ReferenceEvaluator of `model` (weights inside). It raises what it likes, of unknown operators."""
     opset = _opset(model)
-    ops: list[type[OpRun]] = [Conv, ConvTranspose, MaxPool, AveragePool, BatchNormalization]
+    ops: list[type[OpRun]] = [Conv, ConvTranspose, MaxPool, AveragePool, GlobalMaxPool, BatchNormalization]
     if opset < 7:
         ops += [Add, Sub, Mul, Div]
         model = _without_consumed_inputs(model)
@@ -253,6 +253,11 @@ class AveragePool(OpRun):
         padded = _pad(values, axes, 0)
         total: Any = sum(padded[part] for _, part in _taps(axes))
         return ((total / sum(counted[part] for _, part in _taps(axes))).astype(x.dtype),)
+
+
+class GlobalMaxPool(OpRun):
+    def _run(self, x: Array, **_: Any) -> tuple[Array]:
+        return (x.max(axis=tuple(range(2, x.ndim)), keepdims=True),)
 
 
 class BatchNormalization(OpRun):

@@ -18,6 +18,7 @@ from bnfold.onnx_graph.run.evaluators import CannotRun, Evaluator, Outputs
 from bnfold.onnx_graph.run.input_ranges import Range, inside, outside
 from bnfold.onnx_graph.run.inputs import Given, Input
 from bnfold.onnx_graph.run.widened import float64_copy, nodes
+from bnfold.report.table import first
 
 Array = np.ndarray[Any, Any]
 
@@ -58,6 +59,8 @@ class Feeds:
         ranges: Mapping[str, Range] | None = None,
     ) -> None:
         self._shapes, self._seed, self._ranges = shapes, seed, ranges or {}
+        self._positive = False
+        self._growth, self._tried = inputs.growth(model), dict[str, None]()
         try:
             self._wanted: list[Input] = inputs.wanted(model)
             self._given = None if given is None else inputs.feed_from(self._wanted, given)
@@ -73,17 +76,37 @@ class Feeds:
             yield self._given
         else:
             try:
-                for feed in inputs.generate(self._wanted, self._seed, self._shapes):
+                for feed in inputs.generate(self._wanted, self._seed, self._shapes, growth=self._growth):
                     yield inside(feed, self._ranges)
             except inputs.NoGuess as error:
                 raise CannotRun(str(error)) from None
 
+    def tried(self, feed: Mapping[str, Array]) -> None:
+        """Remember the shapes of a guess for `advice`."""
+        shapes = {i.name: "x".join(map(str, feed[i.name].shape)) for i in self._wanted if i.name in feed}
+        self._tried[", ".join(f"{name} {shape}" for name, shape in shapes.items())] = None
+
+    @property
+    def advice(self) -> str:
+        """What was tried in vain, and what to give; "" where there was no choice."""
+        if len(self._tried) < 2:
+            return ""
+        free = [i for i in self._wanted if not all(isinstance(d, int) for d in i.dims or ())]
+        shapes = [f"{i.name}:{','.join(str(d or '?') for d in i.dims or ())}" for i in free]
+        flags = " ".join(f"--overwrite-input-shape {shape}" for shape in shapes)
+        return f". Tried {first(list(self._tried), 4)}; give the right sizes: {flags}"
+
     def positive(self, feed: Mapping[str, Array]) -> dict[str, Array] | None:
         """The same shapes with numbers from 0 to 1, where the feed was a guess."""
+        self._positive = True
+        return self.another(feed, 0)
+
+    def another(self, feed: Mapping[str, Array], more: int) -> dict[str, Array] | None:
+        """The same shapes with the numbers of a later seed, where the feed was a guess."""
         if self._given is not None:
             return None
         shapes = {name: array.shape for name, array in feed.items()}
-        found = next(inputs.generate(self._wanted, self._seed, shapes, positive=True), None)
+        found = next(inputs.generate(self._wanted, self._seed + more, shapes, positive=self._positive), None)
         return None if found is None else inside(found, self._ranges)
 
 
@@ -95,6 +118,7 @@ class Ran:
     folded: Outputs
     feed: Mapping[str, Array]
     evaluator: str
+    refused: str = ""  # why an evaluator before this one does not run the original
 
 
 def run_pair(
@@ -129,38 +153,38 @@ def run_pair(
         name = evaluator.name
         del evaluator  # its weights make room for the other model's
         try:
-            return Ran(original, make(b).run(_ready(feed, as_float32)), feed, name)
+            return Ran(original, make(b).run(_ready(feed, as_float32)), feed, name, "; ".join(reasons))
         except CannotRun as error:
-            if _versions(a) == _versions(b):
+            if _versions(a) == _versions(b) and not isinstance(error, run.NoMemory):
                 reason = f"the second model does not run in {name}, where the first does: {error}"
                 raise Broken(reason) from None
             reasons.append(f"{make.label}, the second model: {error}")
     if any(run.MISSING in reason for reason in reasons):
         raise UsageError(f"the models cannot be run to compare them: {'; '.join(reasons)}")
-    raise CannotRun("; ".join(reasons))
+    raise CannotRun("; ".join(reasons) + (feeds.advice if isinstance(feeds, Feeds) else ""))
 
 
 def _first_that_runs(
     evaluator: Evaluator, feeds: Feeds | list[Mapping[str, Array]], as_float32: bool, patience: float
 ) -> tuple[Mapping[str, Array], Outputs]:
     """The first feed that runs, and its outputs; where these are not finite, a feed of positive numbers."""
-    problem, tries = "", 0
+    problem = ""
     for feed in feeds:
-        tries += 1
-        seconds = evaluator.seconds(_ready(feed, as_float32))
+        if isinstance(feeds, Feeds):
+            feeds.tried(feed)
+        ready = _ready(feed, as_float32)
+        seconds = evaluator.seconds(ready)
         if seconds > patience:
-            raise CannotRun(f"it would take about {seconds:.0f} s")
-        try:
-            outputs = evaluator.run(_ready(feed, as_float32))
-        except CannotRun as error:
-            problem = problem or str(error)
+            problem = problem or f"it would take about {seconds:.0f} s"
             continue
-        other = None
-        if not _has_finite(outputs) and isinstance(feeds, Feeds):
-            other = feeds.positive(feed)
+        try:
+            outputs = evaluator.run(ready)
+            finite = _has_finite(outputs)
+        except (CannotRun, MemoryError) as error:
+            problem = problem or str(error) or "not enough memory"
+            continue
+        other = feeds.positive(feed) if not finite and isinstance(feeds, Feeds) else None
         return (feed, outputs) if other is None else (other, evaluator.run(_ready(other, as_float32)))
-    if tries > 1:
-        problem += f" ({tries - 1} other guesses at the shapes fail too: give shapes or inputs)"
     raise CannotRun(problem)
 
 

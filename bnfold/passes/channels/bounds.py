@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
@@ -70,7 +71,8 @@ def _stored(constant: Constant) -> Bounds:
 def _asked(node: Node, inputs: list[Bounds], forms: Forms) -> list[Bounds]:
     site: Site = node.source
     nothing = [unknown(tensor.rank) for tensor in node.outputs]
-    rule = BY_ROLE.get(type(node.role)) or record_of(node.op).bounds
+    by_role = BY_ROLE.get(type(node.role))
+    rule = partial(by_role, node.role) if by_role else record_of(node.op).bounds
     if rule is None or site.refers or site.scope.in_function:
         return nothing
     try:

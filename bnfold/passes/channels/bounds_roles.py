@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import reduce
+from typing import Any, TypeAlias
+
 import numpy as np
 
 from bnfold.fold.graph import Array, Node, Refused, Role
@@ -20,27 +24,23 @@ from bnfold.fold.roles import (
     Sum,
 )
 from bnfold.onnx_graph.ops.interval import Bounds, unknown
-from bnfold.onnx_graph.ops.operator import BoundsRule
 from bnfold.passes.channels.matrices import through
 
 __all__ = ["BY_ROLE"]
 
+# as `Operator.bounds`, for the role of the node, which comes first
+RoleRule: TypeAlias = "Callable[[Any, Node, list[Bounds]], Bounds | list[Bounds]]"
 
-def _linear(node: Node, inputs: list[Bounds]) -> Bounds:
-    role = node.role
-    assert isinstance(role, Linear)
+
+def _linear(role: Linear, node: Node, inputs: list[Bounds]) -> Bounds:
     return through(role, inputs[role.x], node.outputs[0].rank)
 
 
-def _affine(node: Node, inputs: list[Bounds]) -> Bounds:
-    role = node.role
-    assert isinstance(role, Affine)
+def _affine(role: Affine, node: Node, inputs: list[Bounds]) -> Bounds:
     return inputs[role.x].scaled(role.scale).plus(Bounds(role.shift, role.shift))
 
 
-def _leaky(node: Node, inputs: list[Bounds]) -> Bounds:
-    role = node.role
-    assert isinstance(role, Leaky)
+def _leaky(role: Leaky, node: Node, inputs: list[Bounds]) -> Bounds:
     x = inputs[0]
     ends = [np.where(end < 0, _times(end, role.slope), end) for end in x]
     zero = np.where((x.lo < 0) & (x.hi > 0), 0.0, ends[0])
@@ -52,15 +52,12 @@ def _times(a: Array, b: Array) -> Array:
         return np.asarray(np.where(b == 0, 0.0, a * b))
 
 
-def _clamp(node: Node, inputs: list[Bounds]) -> Bounds:
-    role = node.role
-    assert isinstance(role, Clamp)
+def _clamp(role: Clamp, node: Node, inputs: list[Bounds]) -> Bounds:
     return inputs[0].each(lambda end: np.clip(end, role.low, role.high))
 
 
-def _gate(node: Node, inputs: list[Bounds]) -> Bounds:
-    role, x = node.role, inputs[0]
-    assert isinstance(role, Gate)
+def _gate(role: Gate, node: Node, inputs: list[Bounds]) -> Bounds:
+    x = inputs[0]
     if role.beta is not None:
         beta = np.full((1,) * x.lo.ndim, role.beta)
         line = x.scaled(np.full((1,) * x.lo.ndim, role.alpha)).plus(Bounds(beta, beta))
@@ -70,44 +67,31 @@ def _gate(node: Node, inputs: list[Bounds]) -> Bounds:
     return x.each(lambda end: np.where(end > 0, end, role.alpha * np.expm1(np.minimum(end, 0) / role.alpha)))
 
 
-def _move(node: Node, inputs: list[Bounds]) -> Bounds:
-    role = node.role
-    assert isinstance(role, Move)
-    x, y = inputs[role.x], node.outputs[0]
+def _move(role: Move, node: Node, inputs: list[Bounds]) -> Bounds:
+    x = inputs[role.x]
     try:
         return x.each(role.move.push)
     except Refused:
         whole = x.flat(range(x.lo.ndim))
-        return whole.each(lambda end: end.reshape((1,) * y.rank))
+        return whole.each(lambda end: end.reshape((1,) * node.outputs[0].rank))
 
 
-def _pad(node: Node, inputs: list[Bounds]) -> Bounds:
-    role = node.role
-    assert isinstance(role, Pad)
+def _pad(role: Pad, node: Node, inputs: list[Bounds]) -> Bounds:
     x = inputs[0].flat(role.axes)
     return x if role.fill is None else x.with_value(role.fill)
 
 
-def _split(node: Node, inputs: list[Bounds]) -> list[Bounds]:
-    role, x = node.role, inputs[0]
-    assert isinstance(role, Split)
+def _split(role: Split, node: Node, inputs: list[Bounds]) -> list[Bounds]:
+    x = inputs[0]
     if x.lo.shape[role.axis] == x.hi.shape[role.axis] == 1:
         return [x] * len(node.outputs)
-    lo, hi = np.broadcast_arrays(*x)
     cuts = np.cumsum(role.sizes)[:-1]
-    parts = zip(np.split(lo, cuts, role.axis), np.split(hi, cuts, role.axis), strict=True)
-    return [Bounds(*part) for part in parts]
+    return list(map(Bounds, *(np.split(end, cuts, role.axis) for end in np.broadcast_arrays(*x))))
 
 
-def _concat(node: Node, inputs: list[Bounds]) -> Bounds:
-    role = node.role
-    assert isinstance(role, Concat)
+def _concat(role: Concat, node: Node, inputs: list[Bounds]) -> Bounds:
     if None in role.sizes:
-        others = [x.flat([role.axis]) for x in inputs]
-        result = others[0]
-        for other in others[1:]:
-            result = result.hull(other)
-        return result
+        return reduce(Bounds.hull, [x.flat([role.axis]) for x in inputs])
     return Bounds(*(_side_by_side([x[i] for x in inputs], role) for i in (0, 1)))
 
 
@@ -124,23 +108,13 @@ def _side_by_side(parts: list[Array], role: Concat) -> Array:
     return np.concatenate(spelt, role.axis)
 
 
-def _sum(node: Node, inputs: list[Bounds]) -> Bounds:
-    role = node.role
-    assert isinstance(role, Sum)
+def _sum(role: Sum, node: Node, inputs: list[Bounds]) -> Bounds:
     terms = [x.scaled(np.asarray(c)) for x, c in zip(inputs, role.coefficients, strict=True)]
-    result = terms[0]
-    for term in terms[1:]:
-        result = result.plus(term)
-    return result
+    return reduce(Bounds.plus, terms)
 
 
-def _product(node: Node, inputs: list[Bounds]) -> Bounds:
-    role = node.role
-    assert isinstance(role, Product)
-    result = _power(inputs[0], role.powers[0])
-    for x, power in zip(inputs[1:], role.powers[1:], strict=True):
-        result = result.times(_power(x, power))
-    return result
+def _product(role: Product, node: Node, inputs: list[Bounds]) -> Bounds:
+    return reduce(Bounds.times, [_power(x, n) for x, n in zip(inputs, role.powers, strict=True)])
 
 
 def _power(x: Bounds, power: int) -> Bounds:
@@ -154,10 +128,9 @@ def _power(x: Bounds, power: int) -> Bounds:
     return Bounds(np.where(away, lo, -np.inf), np.where(away, hi, np.inf))
 
 
-def _normalize(node: Node, inputs: list[Bounds]) -> Bounds:
+def _normalize(role: Normalize, node: Node, inputs: list[Bounds]) -> Bounds:
     """Only a scale of zero is known to give something constant: the bias."""
-    role, y = node.role, node.outputs[0]
-    assert isinstance(role, Normalize)
+    y = node.outputs[0]
     if role.scale is None or role.groups:
         return unknown(y.rank)
     shape = [1] * y.rank
@@ -169,7 +142,7 @@ def _normalize(node: Node, inputs: list[Bounds]) -> Bounds:
     return Bounds(np.where(zero, bias, -np.inf), np.where(zero, bias, np.inf))
 
 
-BY_ROLE: dict[type[Role], BoundsRule] = {
+BY_ROLE: dict[type[Role], RoleRule] = {
     Affine: _affine,
     Clamp: _clamp,
     Concat: _concat,

@@ -47,25 +47,23 @@ def linear(choice: Choice, node: Node) -> Cut:
     """
     role = node.role
     assert isinstance(role, Linear)
-    x, y = node.inputs[role.x], node.outputs[0]
+    x, y = node.at(role.x), node.outputs[0]
     inputs, outputs = choice.gone(x), choice.gone(y)
     if inputs is None and outputs is None:
         return Cut()
-    result = Cut()
     weight = _weight(role, inputs, outputs)
-    result.edits.append(SetValue(node, role.weight_slot, weight, role.weight))
+    result = Cut([SetValue(node, role.weight_slot, weight, role.weight)])
     if role.groups > 1:
         assert outputs is not None
         result.attributes["group"] = role.groups - int(outputs.reshape(role.groups, -1)[:, 0].sum())
-    keep = None if outputs is None else np.flatnonzero(~outputs)
-    added = None
-    if inputs is not None and x is not None and role.groups == 1:
+    keep, added = choice.keep(y), None
+    if inputs is not None and role.groups == 1:
         values = np.where(inputs, choice.constants(x), 0.0)
         values = np.where(np.isnan(values), 0.0, values)  # nobody has a weight for these
         result.moved = tuple(MovedConstant(c, float(values[c])) for c in np.flatnonzero(values).tolist())
         if result.moved:
             added = sums(role)[0] @ values
-            added = added if keep is None else added[keep]
+            added = added if outputs is None else added[~outputs]
     result.edits += _bias(node, role, keep, added)
     uses = _uses(node, role)
     fewer = math.prod(role.weight.shape) - weight.size
@@ -74,18 +72,16 @@ def linear(choice: Choice, node: Node) -> Cut:
 
 
 def _weight(role: Linear, inputs: Array | None, outputs: Array | None) -> Array:
-    whole = role.weight.load().reshape(role.split)
+    whole: Array = role.weight.load().reshape(role.split)
+    gone = [(role.w_out, outputs), (role.w_in, inputs)]
     if role.w_group is not None and role.groups > 1:
         assert outputs is not None
-        kept = np.flatnonzero(~outputs.reshape(role.groups, -1)[:, 0])
-        whole = np.take(whole, kept, role.w_group)
-    else:
-        for axis, gone in ((role.w_out, outputs), (role.w_in, inputs)):
-            if gone is not None:
-                whole = np.take(whole, np.flatnonzero(~gone), axis)
+        gone = [(role.w_group, outputs.reshape(role.groups, -1)[:, 0])]
+    for axis, entries in gone:
+        if entries is not None:
+            whole = np.compress(~entries, whole, axis)
     if role.w_group is not None:
-        shape: list[int] = list(whole.shape)
-        whole = whole.reshape([shape[0] * shape[1], *shape[2:]])
+        whole = whole.reshape(whole.shape[0] * whole.shape[1], *whole.shape[2:])
     return np.ascontiguousarray(whole)
 
 
@@ -105,7 +101,7 @@ def _bias(node: Node, role: Linear, keep: Array | None, added: Array | None) -> 
         if role.w_group is None and role.out_axis < y.rank - 1:  # a bias along rows
             new = new.reshape((-1,) + (1,) * (y.rank - 1 - role.out_axis))
         yield AddBias(node, new)
-    elif keep is not None and node.op == "Gemm" and node.source.has(2):  # times 0, but its shape must fit
+    elif keep is not None and role.bias_unread:
         yield AddBias(node, np.zeros((1,), numpy_dtype(role.weight.dtype)))
 
 
@@ -124,12 +120,7 @@ def _shift_behind(node: Node, role: Linear) -> tuple[Node, int, Constant] | None
 
 
 def _new_value(
-    node: Node,
-    of: tuple[Node, int, Constant],
-    axis: int,
-    rank: int,
-    keep: Array | None,
-    added: Array | None,
+    node: Node, of: tuple[Node, int, Constant], axis: int, rank: int, keep: Array | None, added: Array | None
 ) -> Iterator[Edit]:
     """The stored bias `of` a node: cut along an axis of a tensor of that rank, with what moves into it."""
     owner, slot, constant = of

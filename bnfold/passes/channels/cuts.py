@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -20,8 +20,9 @@ __all__ = ["cut_of"]
 
 # what a rule stumbles over where shapes do not match
 _DAMAGE = (AssertionError, IndexError, KeyError, TypeError, ValueError)
-# with the axis of the channels and the indices of those that stay: of the output, for BY_INPUT of the input
-Rule: TypeAlias = "Callable[[Node, int, Array], Cut]"
+# of the role of a node, with the axis of the channels and the indices of those that stay: of the output, for
+# BY_INPUT of the input
+Rule: TypeAlias = "Callable[[Any, Node, int, Array], Cut]"
 BY_INPUT = ("Gather", "Slice", "Split")
 
 
@@ -41,7 +42,7 @@ def cut_of(choice: Choice, node: Node) -> Cut:
         if rule is None:
             return Cut()
         found = _keep(choice, node.at(0) if node.op in BY_INPUT else node.outputs[0])
-        return Cut() if found is None else rule(node, *found)
+        return Cut() if found is None else rule(role, node, *found)
     except _DAMAGE:
         raise broken(node.source, "its stored values do not fit the shapes around it") from None
 
@@ -69,32 +70,26 @@ def _constants(
 # Nodes that store something for each channel of their output
 
 
-def _affine(node: Node, axis: int, keep: Array) -> Cut:
-    role = node.role
-    assert isinstance(role, Affine)
+def _affine(role: Affine, node: Node, axis: int, keep: Array) -> Cut:
     rank, axis = (1, 0) if role.kind == "norm" else (node.outputs[0].rank, axis)  # a norm has vectors
     return _constants(node, rank, axis, keep, role.constants.values())
 
 
-def _leaky(node: Node, axis: int, keep: Array) -> Cut:
-    role = node.role
-    assert isinstance(role, Leaky)
+def _leaky(role: Leaky, node: Node, axis: int, keep: Array) -> Cut:
     own = [] if role.constant is None else [(int(role.key), role.constant)]
     return _constants(node, node.outputs[0].rank, axis, keep, own)
 
 
-def _normalize(node: Node, axis: int, keep: Array) -> Cut:
-    role = node.role
-    assert isinstance(role, Normalize)
+def _normalize(role: Normalize, node: Node, axis: int, keep: Array) -> Cut:
     if axis not in role.axes:
         return Cut()
     own = [(role.scale_slot, role.scale), (role.bias_slot or 0, role.bias)]
     return _constants(node, len(role.axes), role.axes.index(axis), keep, own)
 
 
-def _joined(node: Node, axis: int, keep: Array) -> Cut:
+def _joined(role: Product | Same | Sum, node: Node, axis: int, keep: Array) -> Cut:
     """Constant operands."""
-    slots = node.role.slots if isinstance(node.role, Same) else range(len(node.inputs))
+    slots = role.slots if isinstance(role, Same) else range(len(node.inputs))
     operands = [(slot, tensor.constant) for slot in slots if (tensor := node.inputs[slot]) is not None]
     return _constants(node, node.outputs[0].rank, axis, keep, operands)
 
@@ -110,7 +105,7 @@ def _concat(choice: Choice, node: Node) -> Cut:
     return result
 
 
-def _map(node: Node, axis: int, keep: Array) -> Cut:
+def _map(role: Map, node: Node, axis: int, keep: Array) -> Cut:
     """Resize, if it is given the size of every axis."""
     if node.op != "Resize" or not node.source.has(3):
         return Cut()
@@ -137,7 +132,7 @@ def _integers(node: Node, name: str, slot: int, values: list[int]) -> Cut:
 # Nodes that store shapes, or indices along the channels
 
 
-def _move(node: Node, axis: int, keep: Array) -> Cut:
+def _move(role: Move, node: Node, axis: int, keep: Array) -> Cut:
     if node.op in ("Reshape", "Expand"):
         return _reshape(node, axis, keep)
     if node.op not in BY_INPUT:
@@ -182,9 +177,7 @@ def _gather(node: Node, axis: int, size: int, keep: Array) -> Cut:
     return Cut([SetValue(node, 1, new[new >= 0].astype(indices.dtype), constant)])
 
 
-def _split(node: Node, axis: int, keep: Array) -> Cut:
-    role = node.role
-    assert isinstance(role, Split)
+def _split(role: Split, node: Node, axis: int, keep: Array) -> Cut:
     if axis != role.axis:
         return Cut()
     ends = np.cumsum(role.sizes)

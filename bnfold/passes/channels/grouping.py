@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from bnfold.fold.affine import at_axis
 from bnfold.fold.graph import Array, Graph, Node, Refused, Role, Tensor
 from bnfold.fold.roles import (
     Affine,
@@ -29,6 +30,7 @@ from bnfold.fold.roles import (
     SoftmaxInput,
     Split,
     Sum,
+    is_data,
 )
 from bnfold.onnx_graph.ops.activations import Function
 from bnfold.onnx_graph.ops.table import record_of
@@ -39,10 +41,10 @@ from bnfold.passes.channels.sizes import reads_of_sizes, taken
 
 __all__ = ["group"]
 
-# from the channels of the tensor that a node reads to those of its output, or the reason why all of them stay
-Pass: TypeAlias = "Callable[[Groups, Node, Channels], Channels | str]"
-# notes what a node does with the channels around it
-Rule: TypeAlias = "Callable[[Groups, Node], None]"
+# of a role: from the channels of what its node reads to those of the output, or the reason why all stay
+Pass: TypeAlias = "Callable[[Any, Groups, Node, Channels], Channels | str]"
+# of a role: notes what the node does with the channels around it
+Rule: TypeAlias = "Callable[[Any, Groups, Node], None]"
 
 
 def group(graph: Graph) -> Groups:
@@ -54,7 +56,7 @@ def group(graph: Graph) -> Groups:
         except (Refused, IndexError, ValueError) as refused:
             groups.keep_all(node, f"mixes channels: {refused}")
         for slot, tensor in enumerate(node.inputs):
-            if not _is_data(node.role, slot):
+            if not is_data(node.role, slot):
                 groups.keep(tensor, node, "takes them as a parameter")
     for tensor, axis_read in reads_of_sizes(graph):
         found = groups.of(tensor)
@@ -72,51 +74,39 @@ def _apply(groups: Groups, node: Node) -> None:
         text = role.reason if isinstance(role, Closed) else "has no rule for channels that leave"
         groups.keep_all(node, text)
     elif passes is None:
-        RULES[type(role)](groups, node)
+        RULES[type(role)](role, groups, node)
     else:
         tensor = node.inputs[getattr(role, "x", 0)]
         x = groups.of(tensor)
         if x is not None:
-            found = passes(groups, node, x)
+            found = passes(role, groups, node, x)
             if isinstance(found, str):
                 groups.keep(tensor, node, found)
             else:
                 groups.give(node, 0, found)
 
 
-def _is_data(role: Role, slot: int) -> bool:
-    if isinstance(role, Sum | Product | Concat):
-        return True
-    return slot in role.slots if isinstance(role, Same) else slot == getattr(role, "x", 0)
-
-
 # Nodes that pass on the channels of one tensor
 
 
-def _same(groups: Groups, node: Node, x: Channels) -> Channels:
+def _same(role: Role, groups: Groups, node: Node, x: Channels) -> Channels:
     """Elementwise: the output has the channels of the input."""
     return x
 
 
-def _affine(groups: Groups, node: Node, x: Channels) -> Channels | str:
-    role = node.role
-    assert isinstance(role, Affine)
+def _affine(role: Affine, groups: Groups, node: Node, x: Channels) -> Channels | str:
     if role.kind == "norm" and x.axis != 1:
         return "runs along another axis"
     groups.needs(node, x.sets, [constant for _, constant in role.constants.values()])
     return x
 
 
-def _leaky(groups: Groups, node: Node, x: Channels) -> Channels:
-    role = node.role
-    assert isinstance(role, Leaky)
+def _leaky(role: Leaky, groups: Groups, node: Node, x: Channels) -> Channels:
     groups.needs(node, x.sets, [role.constant])
     return x
 
 
-def _map(groups: Groups, node: Node, x: Channels) -> Channels | str:
-    role = node.role
-    assert isinstance(role, Map)
+def _map(role: Map, groups: Groups, node: Node, x: Channels) -> Channels | str:
     if x.axis in role.flat:
         return f"{node.op} works across channels"
     if node.op == "Resize" and node.source.has(3) and node.source.value(3) is None:
@@ -126,15 +116,11 @@ def _map(groups: Groups, node: Node, x: Channels) -> Channels | str:
     return Channels(x.axis - sum(axis < x.axis for axis in role.squeezed), x.sets)
 
 
-def _softmax(groups: Groups, node: Node, x: Channels) -> Channels | str:
-    role = node.role
-    assert isinstance(role, SoftmaxInput)
+def _softmax(role: SoftmaxInput, groups: Groups, node: Node, x: Channels) -> Channels | str:
     return f"{node.op} works across channels" if x.axis == role.axis else x
 
 
-def _normalize(groups: Groups, node: Node, x: Channels) -> Channels | str:
-    role = node.role
-    assert isinstance(role, Normalize)
+def _normalize(role: Normalize, groups: Groups, node: Node, x: Channels) -> Channels | str:
     if x.axis in role.over or role.groups:
         return f"{node.op} works across channels"
     if x.axis in role.axes:
@@ -144,23 +130,17 @@ def _normalize(groups: Groups, node: Node, x: Channels) -> Channels | str:
     return x
 
 
-def _pad(groups: Groups, node: Node, x: Channels) -> Channels | str:
-    role = node.role
-    assert isinstance(role, Pad)
+def _pad(role: Pad, groups: Groups, node: Node, x: Channels) -> Channels | str:
     return "adds channels" if x.axis in role.axes else x
 
 
-def _move(groups: Groups, node: Node, x: Channels) -> Channels | str:
+def _move(role: Move, groups: Groups, node: Node, x: Channels) -> Channels | str:
     """What rearranges data: the sets are rearranged like the data."""
-    role = node.role
-    assert isinstance(role, Move)
     tensor = node.at(role.x)
     text = _why_not_rewritten(node, tensor, x)
     if text:
         return text
-    shape = [1] * tensor.rank
-    shape[x.axis] = -1
-    moved = np.asarray(role.move.push(x.sets.reshape(shape)))
+    moved = np.asarray(role.move.push(at_axis(x.sets, x.axis, tensor.rank)))
     axes = [axis for axis in range(moved.ndim) if (moved != moved.take([0], axis)).any()]
     if len(axes) != 1:
         return f"{node.op} does not keep channels apart"
@@ -198,9 +178,7 @@ PASSES: dict[type[Role], Pass] = {
 # Nodes that make channels, or join or part several tensors
 
 
-def _linear(groups: Groups, node: Node) -> None:
-    role = node.role
-    assert isinstance(role, Linear)
+def _linear(role: Linear, groups: Groups, node: Node) -> None:
     tensor = node.inputs[role.x]
     x = groups.of(tensor)
     if not is_matrix(role):
@@ -233,9 +211,8 @@ def _by_group(groups: Groups, role: Linear, sets: Array) -> Array:
     return np.repeat(grid[:, 0], role.split[role.w_out])
 
 
-def _split(groups: Groups, node: Node) -> None:
-    role, x = node.role, groups.of(node.inputs[0])
-    assert isinstance(role, Split)
+def _split(role: Split, groups: Groups, node: Node) -> None:
+    x = groups.of(node.inputs[0])
     if x is None:
         return
     if node.op != "Split":
@@ -248,9 +225,7 @@ def _split(groups: Groups, node: Node) -> None:
         first += size
 
 
-def _concat(groups: Groups, node: Node) -> None:
-    role = node.role
-    assert isinstance(role, Concat)
+def _concat(role: Concat, groups: Groups, node: Node) -> None:
     found = [groups.of(tensor) for tensor in node.inputs]
     axes = {x.axis for x in found if x is not None}
     if not axes:
@@ -283,9 +258,9 @@ def _unite(groups: Groups, node: Node, parts: list[Array], axis: int) -> None:
     groups.give(node, 0, Channels(axis, parts[0]))
 
 
-def _joined(groups: Groups, node: Node) -> None:
+def _joined(role: Product | Same | Sum, groups: Groups, node: Node) -> None:
     """Sums, products, maxima: operands are broadcast, and those with the channel axis share their sets."""
-    role, rank = node.role, node.outputs[0].rank
+    rank = node.outputs[0].rank
     slots = role.slots if isinstance(role, Same) else range(len(node.inputs))
     operands = [node.inputs[slot] for slot in slots]
     axes = {x.axis + rank - tensor.rank for tensor in operands if tensor and (x := groups.of(tensor))}

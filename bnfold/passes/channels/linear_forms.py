@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bnfold.fold.affine import at_axis
 from bnfold.fold.graph import Array, Node, Tensor
 from bnfold.fold.moves import Identity
 from bnfold.fold.roles import Affine, Linear, Move, Sum
@@ -52,9 +53,7 @@ class Forms:
         self.known[y] = found
         if isinstance(node.role, Move):
             return bounds
-        shape = [1] * y.rank
-        shape[found.axis] = -1
-        low, high = (end.reshape(shape) for end in self._bounds(found))
+        low, high = (at_axis(end, found.axis, y.rank) for end in self._bounds(found))
         return Bounds(np.maximum(bounds.lo, low), np.minimum(bounds.hi, high))
 
     def _bounds(self, form: LinearForm) -> tuple[Array, Array]:

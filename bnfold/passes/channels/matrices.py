@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from bnfold.fold.affine import at_axis
 from bnfold.fold.graph import Array
 from bnfold.fold.roles import Linear
 from bnfold.onnx_graph.ops.interval import Bounds, unknown
@@ -47,10 +48,8 @@ def sums(role: Linear) -> Array:
 
 def read_by(role: Linear, rows: Array | None = None) -> Array:
     """For each input channel, whether any of the outputs (those that `rows` marks) has a weight for it."""
-    if role.alpha == 0:
-        return np.zeros(role.split[role.w_in], bool)
     found = np.zeros(role.split[role.w_in], bool)
-    for where, piece in _pieces(role):
+    for where, piece in _pieces(role) if role.alpha else ():
         hits = (piece != 0).any(3)
         if rows is not None:
             hits = hits[:, rows[where]]
@@ -66,7 +65,7 @@ def bias_of(role: Linear, y_rank: int) -> Bounds | None:
         return Bounds(np.zeros((1,) * y_rank), np.zeros((1,) * y_rank))
     value = role.bias.load().astype(np.float64) * role.beta
     if value.ndim == 1 and value.size > 1:
-        value = value.reshape([-1 if axis == role.out_axis else 1 for axis in range(y_rank)])
+        value = at_axis(value, role.out_axis, y_rank)
     elif value.ndim <= 1:
         value = value.reshape((1,) * y_rank)
     return Bounds(value, value)
@@ -81,11 +80,8 @@ def through(role: Linear, x: Bounds, y_rank: int) -> Bounds:
     lo, hi = (end.reshape(role.groups, -1) for end in ends)
     if role.padded:  # a tap sees the channel, or zero
         lo, hi = np.minimum(lo, 0.0), np.maximum(hi, 0.0)
-    bounds = [_extreme(role, lo, hi, sign) for sign in (1.0, -1.0)]
-    shape = [1] * y_rank
-    shape[role.out_axis] = -1
-    low, high = (end.reshape(shape) for end in bounds)
-    return Bounds(low, high).plus(bias)
+    bounds = (at_axis(_extreme(role, lo, hi, sign), role.out_axis, y_rank) for sign in (1.0, -1.0))
+    return Bounds(*bounds).plus(bias)
 
 
 def _extreme(role: Linear, lo: Array, hi: Array, sign: float) -> Array:

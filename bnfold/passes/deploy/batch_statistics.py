@@ -14,7 +14,6 @@ from bnfold.passes.deploy.terms import Term, materialize
 __all__ = ["statistics_in_standard_ops"]
 
 
-
 def statistics_in_standard_ops(surgery: Surgery, norm: Norm) -> bool:
     """Replace a norm by the batch's statistics; False, and nothing is changed, if a type is not known.
 
@@ -52,7 +51,7 @@ class _Writer:
         """Output 1 or 2: `given*momentum + own*(1 - momentum)`, of the shape (C)."""
         given = self.site.values[slot + 2]
         assert given is not None
-        flat = self.surgery.constant(f"{self.stem}_flat", np.array([-1]), self.site.scope, before=self.site)
+        flat = self.surgery.constant(f"{self.stem}_flat", np.array([-1]), self.site)
         own = self.step("Reshape", [own, flat], "own")
         kept, new = self.stored(np.array(momentum), "kept"), self.stored(np.array(1 - momentum), "new")
         given = self.step("Mul", [self.cast(given, self.dtype, "given"), kept], "given_part")
@@ -77,7 +76,7 @@ class _Writer:
         axes = [0, *range(2, len(self.norm.x.shape or ()))]
         if self.site.opset < 18:
             return self.step("ReduceMean", [value], name, axes=axes, keepdims=1)
-        given = self.surgery.constant(f"{self.stem}_axes", np.array(axes), self.site.scope, before=self.site)
+        given = self.surgery.constant(f"{self.stem}_axes", np.array(axes), self.site)
         return self.step("ReduceMean", [value, given], name, keepdims=1)
 
     def cast(self, value: Value, dtype: str, name: str) -> Value:
@@ -89,7 +88,7 @@ class _Writer:
 
     def stored(self, array: Array, name: str) -> Value:
         array = array.astype(numpy_dtype(self.dtype))
-        return self.surgery.constant(f"{self.stem}_{name}", array, self.site.scope, before=self.site)
+        return self.surgery.constant(f"{self.stem}_{name}", array, self.site)
 
     def step(self, op: str, inputs: list[Value], name: str, **attributes: object) -> Value:
         return emit(self.surgery, op, inputs, f"{self.stem}_{name}", self.site, **attributes)

@@ -15,6 +15,7 @@ All are of one type: float32, float16 or bfloat16.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -57,12 +58,7 @@ class Variant:
 
 def variants() -> list[Variant]:
     """All of them."""
-    return [
-        Variant(statistics, add, relu)
-        for statistics in (False, True)
-        for add in (False, True)
-        for relu in (False, True)
-    ]
+    return [Variant(*flags) for flags in product((False, True), repeat=3)]
 
 
 def lowest_opset(variant: Variant, dtype: str) -> int:

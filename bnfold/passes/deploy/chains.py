@@ -16,14 +16,7 @@ from bnfold.onnx_graph.model.new_nodes import only_reader, same_shape
 from bnfold.onnx_graph.site import Site, Value
 from bnfold.passes.deploy.bnfold_ops import Variant
 from bnfold.passes.deploy.norms import Norm
-from bnfold.passes.deploy.terms import (
-    Known,
-    Read,
-    Term,
-    add,
-    known,
-    multiply,
-)
+from bnfold.passes.deploy.terms import Known, Read, Term, add, known, multiply
 
 __all__ = ["Chain", "from_norm", "from_scale"]
 
@@ -90,7 +83,7 @@ def from_scale(site: Site) -> Chain | None:
 def _maps(chain: Chain) -> Site | None:
     """Take a Mul or Add per channel that follows into the chain; None if none does."""
     y = chain.sites[-1].outputs[0]
-    site = None if y is None else only_reader(y)
+    site = only_reader(y)
     if y is None or site is None or site.op not in ("Mul", "Add") or site.refers or len(site.values) != 2:
         return None
     operand = _per_channel(site, 1 if site.values[0] is y else 0, chain.x, chain.channels)
@@ -132,20 +125,16 @@ def _per_sample(term: Term) -> bool:
 
 def _finished(chain: Chain) -> Chain:
     """With the residual sum and the ReLU that follow."""
-    y = chain.sites[-1].outputs[0]
-    site = None if y is None else only_reader(y)
+    y = chain.last.outputs[0]
+    site = only_reader(y)
     if site is not None and site.op in ("Add", "Sum") and len(site.values) == 2 and not site.refers:
-        other = site.values[1 if site.values[0] is y else 0]
-        if y is not None and other is not None and _like(other, y, chain.x) and other.dtype == chain.x.dtype:
+        assert y is not None
+        other, x = site.values[1 if site.values[0] is y else 0], chain.x
+        if other is not None and other.dtype == x.dtype and (same_shape(other, y) or same_shape(other, x)):
             chain.residual = other
             chain.sites.append(site)
-            y = site.outputs[0]
-            site = None if y is None else only_reader(y)
+            site = only_reader(site.outputs[0])
     if site is not None and site.op == "Relu":
         chain.relu = True
         chain.sites.append(site)
     return chain
-
-
-def _like(other: Value, y: Value, x: Value) -> bool:
-    return same_shape(other, y) or same_shape(other, x)

@@ -15,15 +15,7 @@ import numpy as np
 
 from bnfold.onnx_graph.ops.facts import EPSILON
 from bnfold.onnx_graph.site import Site, Value
-from bnfold.passes.deploy.terms import (
-    Computed,
-    Known,
-    Read,
-    Term,
-    add,
-    known,
-    multiply,
-)
+from bnfold.passes.deploy.terms import Computed, Known, Read, Term, add, known, multiply
 
 __all__ = ["Norm", "read_norm"]
 
@@ -91,9 +83,8 @@ def read_norm(site: Site) -> Norm | None:
         radicand = add(var, known(np.array(epsilon), rank))
         inverse = Computed("Reciprocal", (Computed("Sqrt", (radicand,)),))
     scale = multiply(gamma, inverse)
-    offset = multiply(scale, multiply(mean, _minus_one(rank)))
-    cancels = _cancels(offset, gamma, beta)
-    return Norm(site, x, channels, scale, add(beta, offset), cancels=cancels)
+    offset = multiply(scale, multiply(mean, known(np.array(-1.0), rank)))
+    return Norm(site, x, channels, scale, add(beta, offset), cancels=_cancels(offset, gamma, beta))
 
 
 def _cancels(offset: Term, gamma: Term, beta: Term) -> float:
@@ -102,10 +93,6 @@ def _cancels(offset: Term, gamma: Term, beta: Term) -> float:
     with np.errstate(all="ignore"):
         made = (np.abs(gamma.array) + np.abs(beta.array)).max(initial=0)
         return float(np.abs(offset.array).max(initial=0) / made) if made > 0 else 0.0
-
-
-def _minus_one(rank: int) -> Known:
-    return known(np.array(-1.0), rank)
 
 
 def _channels(site: Site) -> int | None:

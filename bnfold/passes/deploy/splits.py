@@ -23,20 +23,19 @@ def split_plainly(surgery: Surgery, scope: Scope) -> int:
 
 def _replace(surgery: Surgery, site: Site) -> None:
     sizes, sequence = part_sizes(site), site.outputs[0]
-    x, scope = site.values[0], site.scope
+    x = site.values[0]
     assert sizes is not None
     assert sequence is not None
     assert x is not None
     axis = int(site.attr("axis", 0))
-    parts = [surgery.value(f"{sequence.name}_part", scope) for _ in sizes]
+    parts = [surgery.value(f"{sequence.name}_part", site.scope) for _ in sizes]
     for size, part in zip(sizes, parts, strict=True):
         part.dtype = x.dtype
         if x.shape is not None:
             part.shape = (*x.shape[: axis % len(x.shape)], size, *x.shape[axis % len(x.shape) + 1 :])
     inputs, stated = [x], dict[str, Any](axis=axis)
     if site.opset >= 13:
-        array = np.array(sizes, np.int64)
-        inputs.append(surgery.constant(f"{sequence.name}_sizes", array, scope, before=site))
+        inputs.append(surgery.constant(f"{sequence.name}_sizes", np.array(sizes, np.int64), site))
     else:
         stated["split"] = list(sizes)
     surgery.node("Split", site.node.name or f"{sequence.name}_split", inputs, parts, site, **stated)

@@ -11,6 +11,7 @@ from bnfold.onnx_graph.site import Scope, Site, Value, numpy_dtype
 __all__ = ["store_computed"]
 
 SMALL = 1 << 20  # bytes that are stored in any case
+_CONDITIONS = {"If": 0, "Loop": 1}
 GROWTH = 4  # larger values may have so many times the bytes of what they are computed from
 
 
@@ -18,7 +19,8 @@ def store_computed(surgery: Surgery, scope: Scope) -> int:
     """Replace computed constants by initializers where a node that is not constant itself reads them.
 
     Left alone: what is dequantized (a runtime wants to see that), what would make the file much larger, what
-    training_info updates, and model-local functions. Returns how many values were replaced.
+    training_info updates, conditions (a runtime that knows which branch is run looks at shapes there, and may
+    find fault with them), and model-local functions. Returns how many values were replaced.
     """
     count = 0
     for site in scope.sites:
@@ -35,7 +37,7 @@ def _is_worth_storing(value: Value, site: Site) -> bool:
         return False
     if site.op in ("QuantizeLinear", "DequantizeLinear"):
         return False
-    if not any(map(_runs, (reader for reader, _ in value.uses))):
+    if not any(_runs(*use) for use in value.uses):
         return False
     sources = [entry for slot in range(len(site.values)) if (entry := site.constant(slot)) is not None]
     room = GROWTH * sum(_size(entry.shape, entry.dtype) for entry in sources)
@@ -46,14 +48,16 @@ def _size(shape: tuple[int, ...], dtype: str) -> int:
     return int(np.prod(shape, dtype=np.float64)) * numpy_dtype(dtype).itemsize
 
 
-def _runs(site: Site) -> bool:
-    """Not constant itself."""
-    return site.alive and any(value is None or constant_of(value) is None for value in site.outputs)
+def _runs(site: Site, slot: int) -> bool:
+    """Not constant itself, and what it reads there is no condition."""
+    if not site.alive or slot == _CONDITIONS.get(site.op):
+        return False
+    return any(value is None or constant_of(value) is None for value in site.outputs)
 
 
 def _store(surgery: Surgery, value: Value) -> None:
     constant = constant_of(value)
     assert constant is not None
-    stored = surgery.constant(f"{value.name}_constant", constant.load(), value.scope, after=None)
-    for reader, slot in [use for use in surgery.uses(value) if _runs(use[0])]:
+    stored = surgery.constant(f"{value.name}_constant", constant.load(), value)
+    for reader, slot in [use for use in surgery.uses(value) if _runs(*use)]:
         surgery.connect(reader, slot, stored)

@@ -93,7 +93,7 @@ def materialize(surgery: Surgery, term: Term, channels: int, dtype: str, stem: s
     if isinstance(term, Read):
         if term.shape is None:
             return term.value
-        target = surgery.constant(f"{stem}_shape", np.array(term.shape, np.int64), after.scope, before=after)
+        target = surgery.constant(f"{stem}_shape", np.array(term.shape, np.int64), after)
         return emit(surgery, "Reshape", [term.value, target], stem, after)
     operands = [
         _constant(surgery, operand.array, dtype, f"{stem}_operand", after)
@@ -105,5 +105,4 @@ def materialize(surgery: Surgery, term: Term, channels: int, dtype: str, stem: s
 
 
 def _constant(surgery: Surgery, array: Array, dtype: str, stem: str, after: Site) -> Value:
-    stored = np.ascontiguousarray(array.astype(numpy_dtype(dtype)))
-    return surgery.constant(stem, stored, after.scope, before=after)
+    return surgery.constant(stem, np.ascontiguousarray(array.astype(numpy_dtype(dtype))), after)

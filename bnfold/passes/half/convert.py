@@ -51,7 +51,7 @@ def feeds_of(
 
 
 def converted(
-    loaded: Loaded, half: str, feeds: Feeds | None, report: PrecisionReport
+    loaded: Loaded, feeds: Feeds | None, report: PrecisionReport
 ) -> tuple[Loaded, Mapping[str, Array] | None, Mapping[str, Range]]:
     """The steps: ranges, opset, plain batch norms, rescaling, types.
 
@@ -61,25 +61,23 @@ def converted(
     """
     ranges, feed = ranges_of(loaded, feeds, report)
     model = loaded.copy()
-    opset = _raise_opset(model, half, ranges)
+    opset = _raise_opset(model, report.precision, ranges)
     make_plain(model)
-    _write(model, half, _rescale(model, ranges, TYPES[half], report), report)
+    _write(model, _rescale(model, ranges, report), report)
     if report.half:
         report.notes += [opset] if opset else []
         return model, feed, ranges
-    nothing = f"nothing became {half}: the model is as it was"
+    nothing = f"nothing became {report.precision}: the model is as it was"
     report.notes += [opset, nothing] if opset.startswith(STAYS) else [nothing]
     report.rescaled, report.casts = [], 0
     return loaded, feed, ranges
 
 
-def whole(
-    loaded: Loaded, half: str, ranges: Mapping[str, Range], report: PrecisionReport | None = None
-) -> Loaded:
+def whole(loaded: Loaded, ranges: Mapping[str, Range], report: PrecisionReport) -> Loaded:
     """A copy converted as a whole, whatever the numbers are: what a plain converter makes of it."""
     result = loaded.copy()
-    _raise_opset(result, half, ranges)
-    _write(result, half, {}, report, guarded=False)
+    _raise_opset(result, report.precision, ranges)
+    _write(result, {}, report, guarded=False)
     return result
 
 
@@ -107,23 +105,21 @@ def ranges_of(
         for value in analysed(model).scopes[0].values.values()
         if value.dtype == "float32" and value.site is not None and constant_of(value) is None
     ]
-    problem = ""
+    problems: list[str] = []
     for feed in feeds:
         try:
             return measure(model, values, feed), feed
         except CannotRun as error:
-            problem = problem or str(error)
-    report.reason = problem
-    report.notes.append(f"ranges were not measured, and nothing was compared: {problem}")
+            problems.append(str(error))
+    report.reason = next(iter(problems), "")
+    report.notes.append(f"ranges were not measured, and nothing was compared: {report.reason}")
     return {}, None
 
 
-def _rescale(
-    model: Loaded, ranges: Mapping[str, Range], narrow: Narrow, report: PrecisionReport
-) -> Mapping[str, Range]:
+def _rescale(model: Loaded, ranges: Mapping[str, Range], report: PrecisionReport) -> Mapping[str, Range]:
     """Bring channels into range, in float32 still; the ranges that they have then."""
     graph = read(model)
-    result = fit(graph, _seen(ranges), narrow, MARGIN)
+    result = fit(graph, _seen(ranges), TYPES[report.precision], MARGIN)
     report.stuck = result.stuck
     if not result.moved:
         return ranges
@@ -158,25 +154,17 @@ def _rescaled(moved: RescaledTensor) -> Rescaled:
     )
 
 
-def _write(
-    model: Loaded,
-    half: str,
-    ranges: Mapping[str, Range],
-    report: PrecisionReport | None,
-    guarded: bool = True,
-) -> None:
+def _write(model: Loaded, ranges: Mapping[str, Range], report: PrecisionReport, guarded: bool = True) -> None:
     """Types and Casts. Without `guarded`, as a converter does it that does not look at numbers."""
-    narrow = TYPES[half]
+    half, narrow = report.precision, TYPES[report.precision]
     outside = _outside(read(model), ranges, narrow) if guarded else {}
     root = analysed(model).scopes[0]
     by_name = {site.name: site for site in root.sites}
     reasons = {by_name[name]: reason for name, reason in outside.items() if name in by_name}
     chosen = plan(root, narrow, ranges, reasons, typeless(root, half), guarded=guarded)
-    casts = write(root, chosen, half)
-    if report is not None:
-        report.casts = casts
-        report.half = sum(chosen.is_half(site) and bool(any(chosen.slots[site])) for site in chosen.slots)
-        report.kept = [KeptNode(site.name, site.op, reason) for site, reason in chosen.stays.items()]
+    report.casts = write(root, chosen, half)
+    report.half = sum(chosen.is_half(site) and bool(any(chosen.slots[site])) for site in chosen.slots)
+    report.kept = [KeptNode(site.name, site.op, reason) for site, reason in chosen.stays.items()]
 
 
 def _outside(graph: Graph, ranges: Mapping[str, Range], narrow: Narrow) -> dict[str, str]:

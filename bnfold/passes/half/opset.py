@@ -19,6 +19,7 @@ import onnx.defs
 
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.model.scopes import default_opset
+from bnfold.onnx_graph.model.surgery import restate
 from bnfold.onnx_graph.ops.table import record_of
 from bnfold.onnx_graph.read import analysed
 from bnfold.onnx_graph.site import Site
@@ -79,19 +80,12 @@ def _move_attribute(name: str, site: Site, graph: onnx.GraphProto) -> None:
     tensor = f"{site.name} {name}"  # names of sites are unique
     array = np.array(site.attr(name), np.int64).reshape(-1)
     graph.initializer.append(onnx.numpy_helper.from_array(array, tensor))
-    _drop(site.node, name)
+    restate(site.node, {name: None})
     site.node.input.append(tensor)
 
 
 def _last_axis(site: Site, graph: onnx.GraphProto) -> None:
-    _drop(site.node, "axis")
-    site.node.attribute.add(name="axis", type=onnx.AttributeProto.INT, i=-1)
-
-
-def _drop(node: onnx.NodeProto, name: str) -> None:
-    kept = [attribute for attribute in node.attribute if attribute.name != name]
-    del node.attribute[:]
-    node.attribute.extend(kept)
+    restate(site.node, {"axis": -1})
 
 
 def _changed(site: Site, new: int) -> str:

@@ -18,7 +18,7 @@ from bnfold.onnx_graph.model.scopes import without_gc
 from bnfold.onnx_graph.model.surgery import Surgery
 from bnfold.onnx_graph.ops.facts import EPSILON
 from bnfold.onnx_graph.read import analysed
-from bnfold.onnx_graph.site import Scope, Site
+from bnfold.onnx_graph.site import Site
 
 __all__ = ["make_plain"]
 
@@ -31,13 +31,13 @@ def make_plain(loaded: Loaded) -> int:
         model = analysed(loaded)
         surgery, count = Surgery(model), 0
         for site in model.scopes[0].sites:
-            if site.op == "BatchNormalization" and _rewrite(site, model.scopes[0], surgery):
+            if site.op == "BatchNormalization" and _rewrite(site, surgery):
                 count += 1
         surgery.finish()
     return count
 
 
-def _rewrite(site: Site, scope: Scope, surgery: Surgery) -> bool:
+def _rewrite(site: Site, surgery: Surgery) -> bool:
     arrays = [site.value(slot) for slot in range(1, 5)]
     found = [array for array in arrays if array is not None and array.dtype == np.float32 and array.ndim == 1]
     if len(found) < 4 or site.opset < 7 or site.attr("training_mode", 0) or not site.attr("spatial", 1):
@@ -53,12 +53,9 @@ def _rewrite(site: Site, scope: Scope, surgery: Surgery) -> bool:
     base = site.node.name or site.name
     for slot, (what, array) in enumerate(zip(("scale", "shift", "zero", "one"), new, strict=True), 1):
         before = site.values[slot]
-        value = surgery.constant(f"{base}_{what}", array, scope, after=before)
-        surgery.connect(site, slot, value)
-    for attribute in site.node.attribute:
-        if attribute.name == "epsilon":
-            attribute.f = 0.0
-            break
-    else:
-        site.node.attribute.add(name="epsilon", type=AttributeProto.FLOAT, f=0.0)
+        assert before is not None
+        surgery.connect(site, slot, surgery.constant(f"{base}_{what}", array, before))
+    stated = [attribute for attribute in site.node.attribute if attribute.name == "epsilon"]
+    epsilon = stated[0] if stated else site.node.attribute.add(name="epsilon", type=AttributeProto.FLOAT)
+    epsilon.f = 0.0
     return True

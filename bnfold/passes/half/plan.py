@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,13 +13,9 @@ from bnfold.fold.rescale.headroom import Narrow
 from bnfold.onnx_graph.model.constants import constant_of
 from bnfold.onnx_graph.ops.operator import Half
 from bnfold.onnx_graph.ops.table import record_of
-from bnfold.onnx_graph.site import (
-    Scope,
-    Site,
-    Value,
-)
+from bnfold.onnx_graph.site import Scope, Site, Value
 from bnfold.passes.half.ranges import Range
-from bnfold.passes.half.slots import Slots, of_function, schema_of, slots_of
+from bnfold.passes.half.slots import Slots, float32_slots, of_function, schema_of, slots_of
 
 __all__ = ["MARGIN", "Plan", "plan"]
 
@@ -63,16 +59,12 @@ def plan(
     """
     found = Plan()
     for site in scope.sites:  # those in bodies of control flow stay as they are
-        floats = any(v is not None and v.dtype == "float32" for v in (*site.values, *site.outputs))
-        if not floats and not site.bodies:
+        if not (site.bodies or float32_slots(site.values) or float32_slots(site.outputs)):
             continue
         if _is_constant(site):
             continue  # stored in whatever type its readers need
-        reason = record_of(site.op).float32
-        if reason:
-            found.stays[site] = reason
-            continue
-        slots = of_function(site, scope.model, typeless) or slots_of(site, narrow.name)
+        slots = record_of(site.op).float32 or of_function(site, scope.model, typeless)
+        slots = slots or slots_of(site, narrow.name)
         if isinstance(slots, str):
             found.stays[site] = slots
             continue
@@ -99,24 +91,19 @@ def _is_constant(site: Site) -> bool:
 
 def _numbers(site: Site, slots: Slots, narrow: Narrow, ranges: Mapping[str, Range]) -> str:
     """What of a node's numbers the type cannot hold, in words; "" if nothing."""
-    for slot in sorted(slots.inputs):
-        value = site.values[slot]
+    return next(filter(None, _reasons(site, slots, narrow, ranges)), "")
+
+
+def _reasons(site: Site, slots: Slots, narrow: Narrow, ranges: Mapping[str, Range]) -> Iterator[str]:
+    values = [site.values[slot] for slot in sorted(slots.inputs)]
+    for value in values + [site.outputs[j] for j in sorted(slots.outputs)]:
         assert value is not None
         constant = constant_of(value)
-        reason = (
-            _range(value, narrow, ranges)
-            if constant is None
-            else _constant(site, value, np.asarray(constant.load()), narrow)
-        )
-        if reason:
-            return reason
-    for j in sorted(slots.outputs):
-        value = site.outputs[j]
-        assert value is not None
-        reason = _range(value, narrow, ranges)
-        if reason:
-            return reason
-    return _inside(site, narrow, ranges)
+        if constant is None:
+            yield _range(value, narrow, ranges)
+        else:
+            yield _constant(site, value, np.asarray(constant.load()), narrow)
+    yield _inside(site, narrow, ranges)
 
 
 def _range(value: Value, narrow: Narrow, ranges: Mapping[str, Range]) -> str:
@@ -191,8 +178,7 @@ def _protected(found: Plan, narrow: Narrow) -> None:
     while pending:
         site, source = pending.pop()
         for reader in _readers(site):
-            follows = _does(reader, Half.SINGULAR | Half.PASSES)
-            if follows and reader in found.slots and reader not in found.stays:
+            if _does(reader, Half.SINGULAR | Half.PASSES) and found.is_half(reader):
                 found.stays[reader] = f"reads what {source} keeps from being zero"
                 if reader.op != "Div":
                     pending.append((reader, source))
@@ -203,10 +189,15 @@ def _counted(found: Plan) -> None:
     pending = [site for site in found.slots if site.op == "Cast" and site.attr("to") in _INTEGERS]
     while pending:
         site = pending.pop()
-        if site in found.slots and site not in found.stays:
+        if found.is_half(site):
             found.stays[site] = "computes integers"
-            makers = [value.site for value in site.values if value is not None and value.dtype == "float32"]
-            pending += [maker for maker in makers if maker is not None and _does(maker, _COUNTING)]
+            pending += [maker for maker in _makers(site) if maker is not None and _does(maker, _COUNTING)]
+
+
+def _makers(site: Site) -> list[Site | None]:
+    """What computes the float32 values that a node reads; None for an input of the graph."""
+    values = [value for value in site.values if value is not None and value.dtype == "float32"]
+    return [value.site for value in values if constant_of(value) is None]
 
 
 def _readers(site: Site) -> list[Site]:
@@ -216,25 +207,13 @@ def _readers(site: Site) -> list[Site]:
 
 def _surrounded(found: Plan) -> None:
     """Nodes that change no number, with float32 all around: to convert them would only add Casts."""
-    while True:
-        more = []
-        for site in found.slots:
-            if site in found.stays or not _does(site, Half.PASSES):
-                continue
-            makers = [
-                value.site
-                for value in site.values
-                if value is not None and value.dtype == "float32" and constant_of(value) is None
-            ]
-            readers = _readers(site)
-            if (
-                makers
-                and all(m is not None and m in found.stays for m in makers)
-                and readers
-                and all(reader in found.stays or reader not in found.slots for reader in readers)
-            ):
-                more.append(site)
-        if not more:
-            return
-        for site in more:
-            found.stays[site] = "stands between nodes that stay float32"
+    passing = [site for site in found.slots if _does(site, Half.PASSES)]
+    while more := [site for site in passing if found.is_half(site) and _is_between(site, found)]:
+        found.stays.update(dict.fromkeys(more, "stands between nodes that stay float32"))
+
+
+def _is_between(site: Site, found: Plan) -> bool:
+    """Whether all that makes what a node reads, and all that reads what it makes, stays float32."""
+    makers, readers = _makers(site), _readers(site)
+    around = all(maker in found.stays for maker in makers) and not any(map(found.is_half, readers))
+    return around and bool(makers and readers)

@@ -15,6 +15,7 @@ import onnx
 from onnx import AttributeProto, TensorProto, numpy_helper
 
 from bnfold.onnx_graph.file.loaded import Loaded
+from bnfold.onnx_graph.model.surgery import restate
 from bnfold.onnx_graph.ops.facts import EPSILON
 from bnfold.onnx_graph.ops.operator import Half
 from bnfold.onnx_graph.ops.table import record_of
@@ -76,10 +77,7 @@ def _in_half(site: Site, graph: onnx.GraphProto) -> None:
         name = f"{node.output[0]} in half {slot}"
         graph.initializer.append(numpy_helper.from_array(array.astype(np.float32), name))
         node.input[slot] = name
-    kept = [attribute for attribute in node.attribute if attribute.name != "epsilon"]
-    del node.attribute[:]
-    node.attribute.extend(kept)
-    node.attribute.add(name="epsilon", type=AttributeProto.FLOAT, f=0.0)
+    restate(node, {"epsilon": 0.0})
 
 
 def _name(name: str, taken: set[str]) -> str:

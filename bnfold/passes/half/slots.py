@@ -7,6 +7,7 @@ have no schema: a call of theirs is typed by onnx's inference.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -16,9 +17,9 @@ import onnx.shape_inference
 
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.model.scopes import default_opset
-from bnfold.onnx_graph.site import CODES, Model, Scope, Site
+from bnfold.onnx_graph.site import CODES, Model, Scope, Site, Value
 
-__all__ = ["HALVES", "Slots", "of_function", "schema_of", "slots_of", "typeless"]
+__all__ = ["HALVES", "Slots", "float32_slots", "of_function", "schema_of", "slots_of", "typeless"]
 
 HALVES = ("float16", "bfloat16")
 
@@ -28,6 +29,11 @@ class Slots(NamedTuple):
 
     inputs: frozenset[int] = frozenset()
     outputs: frozenset[int] = frozenset()
+
+
+def float32_slots(values: Iterable[Value | None]) -> frozenset[int]:
+    """Where among a node's inputs or outputs float32 values are."""
+    return frozenset(i for i, value in enumerate(values) if value is not None and value.dtype == "float32")
 
 
 @cache
@@ -44,8 +50,7 @@ def slots_of(site: Site, half: str) -> Slots | str:
 
     A node without floating point values gives empty `Slots`.
     """
-    reads = [slot for slot, value in enumerate(site.values) if value is not None and value.dtype == "float32"]
-    makes = [j for j, value in enumerate(site.outputs) if value is not None and value.dtype == "float32"]
+    reads, makes = float32_slots(site.values), float32_slots(site.outputs)
     if not reads and not makes:
         return Slots()
     if site.node.domain not in ("", "ai.onnx"):
@@ -104,9 +109,7 @@ def of_function(site: Site, model: Model, free: frozenset[tuple[str, str, str]])
         return None
     if key not in free:
         return f"calls the function {site.node.op_type}, whose body is float32"
-    reads = (slot for slot, value in enumerate(site.values) if value is not None and value.dtype == "float32")
-    makes = (j for j, value in enumerate(site.outputs) if value is not None and value.dtype == "float32")
-    return Slots(frozenset(reads), frozenset(makes))
+    return Slots(float32_slots(site.values), float32_slots(site.outputs))
 
 
 def typeless(scope: Scope, half: str) -> frozenset[tuple[str, str, str]]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import numpy as np
 from onnx import TensorProto
 
-from bnfold.fold.graph import Array
 from bnfold.onnx_graph.model.constants import constant_of
 from bnfold.onnx_graph.model.new_nodes import append
 from bnfold.onnx_graph.model.scopes import without_gc
@@ -78,19 +77,16 @@ class _Writer:
         if constant.quantized is not None:
             self.cast_for(value, halves)
             return
-        array = self.rounded(constant.load())
+        with np.errstate(over="ignore"):
+            array = constant.load().astype(numpy_dtype(self.half), order="C")
         tensor = self.surgery.replaceable(value)
         if tensor is not None and len(halves) == len(uses):
             self.surgery.replace(value, tensor, array)
             value.dtype = self.half
             return
-        second = self.surgery.constant(f"{value.name}_{self.suffix}", array, value.scope, after=value)
+        second = self.surgery.constant(f"{value.name}_{self.suffix}", array, value)
         for site, slot in halves:
             self.surgery.connect(site, slot, second)
-
-    def rounded(self, array: Array) -> Array:
-        with np.errstate(over="ignore"):
-            return array.astype(numpy_dtype(self.half), order="C")
 
     def tensor(self, value: Value) -> None:
         """A value that is computed or fed."""

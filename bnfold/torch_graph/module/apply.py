@@ -27,13 +27,7 @@ from bnfold.fold.roles import Affine, Clamp, Closed, Leaky, Linear, Map, Pad
 from bnfold.torch_graph.arrays import to_tensor
 from bnfold.torch_graph.call import given, innermost
 from bnfold.torch_graph.module.holders import Holders, owner_of, tensors
-from bnfold.torch_graph.module.what_is_left import (
-    Calls,
-    Replacement,
-    mean_of,
-    path_of,
-    what_is_left,
-)
+from bnfold.torch_graph.module.what_is_left import Calls, Replacement, mean_of, path_of, what_is_left
 
 __all__ = ["apply", "half_gone", "restrict", "unable", "unseen"]
 
@@ -73,10 +67,7 @@ def _restricted(limits: Limits, node: Node) -> Role:
     if isinstance(role, Affine):
         if role.stay:
             return role
-        if role.kind != "norm":
-            role.stay = _CODE
-        else:
-            role.stay = _why_it_stays(limits, node)
+        role.stay = _why_it_stays(limits, node) if role.kind == "norm" else _CODE
     for constant in _constants(role):
         _lock(limits, node, constant)
     if isinstance(role, Clamp):
@@ -241,13 +232,8 @@ def _take_out(module: nn.Module, path: str, replacement: tuple[str, ...] | str) 
 def _make_identity_map(module: nn.Module, node: Node, tied: set[int]) -> None:
     """Mean and bias are 0; var = 1 and gamma = sqrt(1 + eps), or var = 1 - eps where there is no gamma."""
     role: Affine = node.role  # type: ignore[assignment]
-    scaled = bool(role.constants["gamma"][1].store)
-    values = {
-        "gamma": np.sqrt(1 + role.eps),
-        "beta": 0.0,
-        "mean": 0.0,
-        "var": 1.0 if scaled else 1.0 - role.eps,
-    }
+    var = 1.0 if role.constants["gamma"][1].store else 1.0 - role.eps
+    values = {"gamma": np.sqrt(1 + role.eps), "beta": 0.0, "mean": 0.0, "var": var}
     for key, (_, constant) in role.constants.items():
         if constant.store:
             _put(module, constant.store, np.full(constant.shape, values[key]), tied)

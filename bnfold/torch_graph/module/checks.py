@@ -10,21 +10,20 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.nn.parameter import is_lazy
 
-from bnfold.errors import UsageError, first_line
+from bnfold.errors import UsageError, explained
 from bnfold.torch_graph.tracing import without_warnings
 
 __all__ = ["check_module", "copied", "exported"]
 
 
 def copied(module: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(module)
-    except Exception as error:  # of any kind: modules may hold anything
-        raise UsageError(
-            f"{type(module).__name__} cannot be copied: {first_line(error)}\n"
-            "The older torch.nn.utils.weight_norm leaves such a tensor behind: call the module once under "
-            "torch.no_grad(), or use torch.nn.utils.parametrizations"
-        ) from error
+    advice = (
+        "The older torch.nn.utils.weight_norm leaves such a tensor behind: call the module once under "
+        "torch.no_grad(), or use torch.nn.utils.parametrizations"
+    )
+    with explained(f"{type(module).__name__} cannot be copied", advice):
+        made: nn.Module = copy.deepcopy(module)
+    return made
 
 
 def check_module(module: Any, function: str) -> None:
@@ -43,12 +42,11 @@ def exported(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
 ) -> tuple[ExportedProgram, ExportedProgram]:
     """The module's program, and the same without in-place operators."""
-    try:
-        with without_warnings():
-            raw: ExportedProgram = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes)
-            return raw, raw.run_decompositions({})
-    except Exception as error:  # of any kind: this is all of torch's tracing on the user's code
-        raise UsageError(
-            f"torch.export cannot see the whole of {type(module).__name__}: {first_line(error)}\n"
-            "Fold the part of it that can be exported, or rewrite what depends on data"
-        ) from error
+    advice = "Fold the part of it that can be exported, or rewrite what depends on data"
+    with (
+        explained(f"torch.export cannot see the whole of {type(module).__name__}", advice),
+        without_warnings(),
+    ):
+        raw: ExportedProgram = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes)
+        functional = raw.run_decompositions({})
+    return raw, functional

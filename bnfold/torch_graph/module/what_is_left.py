@@ -189,11 +189,7 @@ def _written(raw: ExportedProgram, output: bool) -> Iterator[str]:
 
 def _memory(node: fx.Node) -> fx.Node:
     """The tensor that this one is a view of, or was made of in place."""
-    while (
-        node.op == "call_function"
-        and node.all_input_nodes
-        and (node.target is operator.getitem or _is_view(node))
-    ):
+    while node.op == "call_function" and node.all_input_nodes and _is_view(node):
         node = node.all_input_nodes[0]
     return node
 
@@ -202,7 +198,7 @@ def _is_view(call: fx.Node) -> bool:
     """The call may return the memory of its first argument."""
     schema = getattr(call.target, "_schema", None)
     if schema is None:
-        return False
+        return call.target is operator.getitem
     aliases = any(result.alias_info is not None for result in schema.returns)
     return aliases or schema.name.split("::")[-1] in _MAY_RETURN_INPUT
 
@@ -219,7 +215,7 @@ def _writers(node: fx.Node) -> Iterator[fx.Node]:
                 among = value is node or (isinstance(value, (list, tuple)) and node in value)
                 if among and alias is not None and alias.is_write:
                     yield user
-        if user.target is operator.getitem or _is_view(user):
+        if _is_view(user):
             yield from _writers(user)
 
 

@@ -9,11 +9,14 @@ from functools import partial
 import numpy as np
 
 from bnfold.fold import moves
-from bnfold.fold.graph import Constant, Dim, Refused, Role
+from bnfold.fold.graph import Constant, Refused, Role
 from bnfold.fold.roles import Clamp, Concat, Leaky, Map, Move, Pad, SoftmaxInput, Split
-from bnfold.torch_graph.call import FLOATS, Call
+from bnfold.torch_graph.arrays import FLOATS
+from bnfold.torch_graph.call import Call
 
-__all__ = ["DATA"]
+__all__ = ["DATA", "RESHAPES"]
+
+RESHAPES = ("view", "_unsafe_view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze")
 
 
 def _map(call: Call, sign: str = "positive") -> Role:
@@ -48,18 +51,13 @@ def _prelu(call: Call) -> Role:
 
 def _along_axis(constant: Constant, wide: tuple[int, ...]) -> Constant:
     """Seen against the tensor; the writer gives the operator its own shape back."""
-    return Constant(
-        constant.store, lambda: constant.load().reshape(wide), wide, constant.dtype, constant.locked
-    )
+    return replace(constant, load=lambda: constant.load().reshape(wide), shape=wide)
 
 
 def _clamp(call: Call) -> Role:
-    low, high = (call["min"], call["max"]) if call.op == "clamp" else (call["min_val"], call["max_val"])
     keys = ("min", "max") if call.op == "clamp" else ("min_val", "max_val")
-    bounds = [
-        float(default if bound is None else bound) for bound, default in ((low, -np.inf), (high, np.inf))
-    ]
-    return Clamp(bounds[0], bounds[1], keys)
+    low, high = call[keys[0]], call[keys[1]]
+    return Clamp(-np.inf if low is None else float(low), np.inf if high is None else float(high), keys)
 
 
 def _spatial(call: Call, count: int) -> tuple[int, ...]:
@@ -86,7 +84,7 @@ def _windowed(call: Call, count: int) -> Role:
     return Map("any", "", _spatial(call, count))
 
 
-def _reduce(call: Call, sign: str) -> Role:
+def _reduce(call: Call, sign: str) -> Map:
     rank = len(call.x)
     given = [call["dim"]] if isinstance(call["dim"], int) else call["dim"] or range(rank)
     flat = tuple(sorted({axis % rank for axis in given}))
@@ -95,18 +93,18 @@ def _reduce(call: Call, sign: str) -> Role:
 
 def _sum(call: Call) -> Role:
     role = _reduce(call, "any")
-    assert isinstance(role, Map)
     sizes = [call.x[axis] for axis in role.flat]
     known = [size for size in sizes if isinstance(size, int)]
     return replace(role, gain=float(np.prod(known)) if len(known) == len(sizes) else 0.0)
 
 
 def _flip(call: Call) -> Role:
-    shape, dims = call.x, [axis % len(call.x) for axis in call["dims"]]
-    if len(dims) != 1 or not isinstance(shape[dims[0]], int):
+    rank, dims = len(call.x), call["dims"]
+    axis = dims[0] % rank if len(dims) == 1 else None
+    size = None if axis is None else call.x[axis]
+    if axis is None or not isinstance(size, int):
         raise Refused("turns round more than one axis, or one of a size that is not known")
-    size: int = shape[dims[0]]
-    return _take(dims[0], tuple(range(size))[::-1], shape)
+    return Move(moves.entries(axis, tuple(range(size))[::-1], size, rank))
 
 
 def _reshape(call: Call) -> Role:
@@ -132,13 +130,6 @@ def _expand(call: Call) -> Role:
     return Move(moves.Stretch(axes, lead))
 
 
-def _take(axis: int, indices: tuple[int, ...], shape: tuple[Dim, ...], scalar: bool = False) -> Move:
-    """Entries of one axis. Other channels stay open; other rows, columns or tokens change with these."""
-    size = shape[axis]
-    spatial = (axis == 1 and len(shape) == 3) if scalar else axis > 1
-    return Move((moves.Crop if spatial else moves.Take)(axis, indices, int(size), scalar))  # type: ignore[arg-type]
-
-
 def _slice(call: Call) -> Role:
     shape = call.x
     axis = call["dim"] % len(shape)
@@ -148,7 +139,7 @@ def _slice(call: Call) -> Role:
         return Move(moves.Identity())
     if not isinstance(size, int) or not all(b is None or isinstance(b, int) for b in (start, stop, step)):
         raise Refused("takes entries that are not known")
-    return _take(axis, tuple(range(size)[slice(start, stop, step)]), shape)
+    return Move(moves.entries(axis, tuple(range(size)[slice(start, stop, step)]), size, len(shape)))
 
 
 def _select(call: Call) -> Role:
@@ -156,7 +147,7 @@ def _select(call: Call) -> Role:
     axis, size = call["dim"] % len(shape), shape[call["dim"]]
     if not isinstance(size, int) or not isinstance(call["index"], int):
         raise Refused("takes an entry that is not known")
-    return _take(axis, (call["index"] % size,), shape, scalar=True)
+    return Move(moves.entries(axis, (call["index"] % size,), size, len(shape), scalar=True))
 
 
 def _split(call: Call) -> Role:
@@ -221,11 +212,8 @@ DATA: dict[str, Callable[[Call], Role]] = {
     "sum": _sum,
     "flip": _flip,
     **{f"adaptive_max_pool{n}d": partial(_max_pool, count=n) for n in (1, 2, 3)},
-    "amax": partial(_reduce, sign="positive"),
-    "amin": partial(_reduce, sign="positive"),
-    **dict.fromkeys(
-        ("view", "_unsafe_view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze"), _reshape
-    ),
+    **dict.fromkeys(("amax", "amin"), partial(_reduce, sign="positive")),
+    **dict.fromkeys(RESHAPES, _reshape),
     "permute": _permute,
     **dict.fromkeys(("transpose", "t"), _transpose),
     "expand": _expand,
@@ -233,14 +221,8 @@ DATA: dict[str, Callable[[Call], Role]] = {
     "select": _select,
     **dict.fromkeys(("split", "split_with_sizes", "chunk"), _split),
     "cat": _cat,
-    **dict.fromkeys(
-        (
-            "pad",
-            "constant_pad_nd",
-            *(f"re{kind}_pad{n}d" for kind in ("flection", "plication") for n in (1, 2, 3)),
-        ),
-        _pad,
-    ),
+    **dict.fromkeys(("pad", "constant_pad_nd"), _pad),
+    **{f"{kind}_pad{n}d": _pad for kind in ("reflection", "replication") for n in (1, 2, 3)},
     "pixel_shuffle": _pixel_shuffle,
     "channel_shuffle": _channel_shuffle,
     **dict.fromkeys(("softmax", "_softmax", "log_softmax", "_log_softmax"), _softmax),

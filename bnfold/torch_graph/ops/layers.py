@@ -10,9 +10,9 @@ from torch import fx
 
 from bnfold.fold import moves
 from bnfold.fold import role_builders as builders
-from bnfold.fold.affine import MAPS
+from bnfold.fold.affine import MAPS, align
 from bnfold.fold.graph import Constant, Refused, Role
-from bnfold.fold.roles import Affine, Closed, Linear, Move, Normalize, Product, Sum
+from bnfold.fold.roles import Affine, Closed, Linear, Move, Normalize
 from bnfold.fold.windows import Windows
 from bnfold.torch_graph.call import Call
 
@@ -26,13 +26,6 @@ _PARAMETERS = (  # and what stands for one that is left out
 LARGEST = 1 << 20  # elements of a constant operand that may get a new value
 
 
-def _weight(call: Call, name: str = "weight") -> Constant:
-    weight = call.constant(name)
-    if weight is None:
-        raise Refused("its weight is computed at run time")
-    return weight
-
-
 def _with_bias(call: Call, role: Linear) -> Linear:
     bias = call.constant("bias")
     why = "its bias is computed at run time" if bias is None and call["bias"] is not None else ""
@@ -40,7 +33,7 @@ def _with_bias(call: Call, role: Linear) -> Linear:
 
 
 def _conv(call: Call, transposed: bool = False) -> Role:
-    weight, shape = _weight(call), call.x
+    weight, shape = call.weight(), call.x
     kernel = weight.shape[2:]
     if len(shape) != len(weight.shape):
         raise Refused("its input has no batch axis")
@@ -72,7 +65,7 @@ def _windows(call: Call, kernel: tuple[int, ...]) -> Windows:
 def _linear(call: Call) -> Role:
     last = len(call.x) - 1
     free = tuple((axis, axis) for axis in range(last))
-    return _with_bias(call, builders.by_matrix(_weight(call), call.slot("weight"), 0, last, last, 1, free))
+    return _with_bias(call, builders.by_matrix(call.weight(), call.slot("weight"), 0, last, last, 1, free))
 
 
 def _batch_norm(call: Call) -> Role:
@@ -100,25 +93,6 @@ def _default(value: float, count: int, dtype: str) -> Constant:
     return Constant("", lambda: full, full.shape, full.dtype.name)
 
 
-def _closed(call: Call, reason: str, listed: bool = False) -> Role:
-    return Closed(reason, listed)
-
-
-# with a constant: the kind of affine map, and how the constant enters on the left and on the right
-_FORMS = {
-    "add": ("shift", "x+c", "x+c"),
-    "sub": ("shift", "c-x", "x-c"),
-    "mul": ("scale", "x*c", "x*c"),
-    "div": ("scale", "", "x/c"),
-}
-_BETWEEN: dict[str, Role] = {
-    "add": Sum((1.0, 1.0)),
-    "sub": Sum((1.0, -1.0)),
-    "mul": Product((1, 1)),
-    "div": Product((1, -1)),
-}
-
-
 def _arithmetic(call: Call) -> Role:
     """Two tensors, or an affine map if one side is a constant that fits the other."""
     if call["alpha"] not in (None, 1) or call["rounding_mode"] is not None:
@@ -130,16 +104,16 @@ def _arithmetic(call: Call) -> Role:
         sides[1] = Constant("", lambda: full, (), "float64")
     slot = 1 if sides[1] is not None else 0
     constant = sides[slot]
+    kind, forms, between = builders.ARITHMETIC[call.op]
     if constant is None:
-        return _BETWEEN[call.op]
-    kind, form = _FORMS[call.op][0], _FORMS[call.op][1 + slot]
+        return between
+    form = forms[slot]
     if not form:
         raise Refused("divides by its input")
     shape = call.tensor(("self", "other")[1 - slot])
     if shape != call.out or np.prod(constant.shape, dtype=float) > LARGEST:
         raise Refused(f"its constant of shape {list(constant.shape)} makes the tensor larger")
-    c = constant.load().astype(np.float64)
-    c = c.reshape((1,) * (len(shape) - c.ndim) + c.shape)
+    c = align(constant.load().astype(np.float64), len(shape))
     if not c.size or not np.isfinite(c).all() or (form == "x/c" and not c.all()):
         raise Refused("its constant is empty, zero or not finite")
     scale, shift = MAPS[form](c)
@@ -149,11 +123,10 @@ def _arithmetic(call: Call) -> Role:
 
 
 def _layer_norm(call: Call) -> Role:
-    rank, count = len(call.x), len(call["normalized_shape"])
-    over = tuple(range(rank - count, rank))
-    if count > 1:
+    if len(call["normalized_shape"]) > 1:
         raise Refused("is normalized over several axes")
-    return _normalize(call, over, over)
+    last = (len(call.x) - 1,)
+    return _normalize(call, last, last)
 
 
 def _group_norm(call: Call) -> Role:
@@ -174,9 +147,9 @@ LAYERS: dict[str, Callable[[Call], Role]] = {
     **dict.fromkeys(("batch_norm", "_native_batch_norm_legit_no_training"), _batch_norm),
     **dict.fromkeys(
         ("_native_batch_norm_legit", "_native_batch_norm_legit_functional", "native_batch_norm"),
-        partial(_closed, reason=_BATCH_STATISTICS, listed=True),
+        lambda call: Closed(_BATCH_STATISTICS, listed=True),
     ),
-    **dict.fromkeys(("add", "sub", "mul", "div"), _arithmetic),
+    **dict.fromkeys(builders.ARITHMETIC, _arithmetic),
     **dict.fromkeys(("layer_norm", "native_layer_norm"), _layer_norm),
     **dict.fromkeys(("group_norm", "native_group_norm"), _group_norm),
 }

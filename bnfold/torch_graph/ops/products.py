@@ -8,7 +8,7 @@ from torch import fx
 
 from bnfold.fold import role_builders as builders
 from bnfold.fold.graph import Refused, Role
-from bnfold.torch_graph.call import Call
+from bnfold.torch_graph.call import Call, op_of
 
 __all__ = ["PRODUCTS"]
 
@@ -34,9 +34,7 @@ def _matmul(call: Call) -> Role:
 
 def _addmm(call: Call) -> Role:
     """`beta * bias + alpha * x @ weight`."""
-    weight, bias = call.constant("mat2"), call.constant("self")
-    if weight is None:
-        raise Refused("its weight is computed at run time")
+    weight, bias = call.weight("mat2"), call.constant("self")
     if call["beta"] == 0 or bias is None or bias.shape != weight.shape[1:]:
         raise Refused("its bias is not one constant for each output")
     slot, x = call.slot("mat2"), call.slot("mat1")
@@ -48,10 +46,10 @@ def _addmm(call: Call) -> Role:
 def _rows_sum_to_one(source: fx.Node) -> bool:
     """It is a softmax along the last axis, handed on as it is."""
     while isinstance(source, fx.Node) and source.op == "call_function":
-        op = str(source.target).split(".")[-2:-1]
-        if op in (["softmax"], ["_softmax"]):
+        op = op_of(source)
+        if op in ("softmax", "_softmax"):
             return source.args[1] in (-1, source.meta["val"].dim() - 1)
-        if op not in [[same] for same in _SAME] or (op == ["dropout"] and source.args[2]):
+        if op not in _SAME or (op == "dropout" and source.args[2]):
             return False
         source = source.args[0]  # type: ignore[assignment]
     return False

@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 from bnfold.fold.graph import Refused, Role
 from bnfold.fold.roles import Closed
-from bnfold.torch_graph.call import FLOATS, Call
+from bnfold.torch_graph.arrays import FLOATS
+from bnfold.torch_graph.call import Call
 from bnfold.torch_graph.ops.data import DATA
 from bnfold.torch_graph.ops.layers import LAYERS
 from bnfold.torch_graph.ops.products import PRODUCTS

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-OPSET = 18
+OPSET = 19
 
 
 class Grower:
@@ -61,9 +61,9 @@ class Grower:
         kind = self.rng.random()
         if kind < 0.35:
             gamma *= self.rng.choice([-1, 1], channels)
-        elif kind < 0.4:
+        elif kind < 0.44:
             gamma[self.rng.integers(channels)] = 0
-        elif kind < 0.5:
+        elif kind < 0.54:
             gamma[:] = 1.25
         return gamma
 
@@ -80,11 +80,21 @@ class Grower:
         if min(h, w) + 2 * pad < k:
             return
         weight = self.rng.standard_normal((out, c // groups, k, k)) / np.sqrt(c // groups * k * k)
-        inputs = [x, self.const(weight)]
+        inputs = [x, self.quantized(weight) if self.rng.random() < 0.1 else self.const(weight)]
         if self.rng.random() < 0.5:
             inputs.append(self.const(self.rng.standard_normal(out) * 0.3))
         shape = (n, out, h + 2 * pad - k + 1, w + 2 * pad - k + 1)
         self.op("Conv", inputs, shape, pads=[pad] * 4, group=groups, kernel_shape=[k, k])
+
+    def quantized(self, weight: np.ndarray) -> str:
+        """Integers with one scale, or one for each output or input channel."""
+        axis = int(self.rng.integers(-1, 2))
+        scale = np.full(weight.shape[axis] if axis >= 0 else (), np.abs(weight).max() / 127)
+        name = self.name("dequantized")
+        inputs = [self.const(np.round(weight / scale.max()), np.int8), self.const(scale)]
+        stated = {"axis": axis} if axis >= 0 else {}
+        self.nodes.append(helper.make_node("DequantizeLinear", inputs, [name], name=name, **stated))
+        return name
 
     def conv_transpose(self) -> None:
         if (t := self.pick(4)) is None or t[1][2] > 8:
@@ -110,14 +120,19 @@ class Grower:
             return
         x, shape = t
         op = str(self.rng.choice(["Mul", "Div", "Add", "Sub"]))
-        size = [1] * len(shape)
-        if self.rng.random() < 0.8:
-            axis = len(shape) - 1 if len(shape) == 3 else 1
+        size, kind = [1] * len(shape), self.rng.random()
+        if kind < 0.8:  # most along the channels, some along other axes
+            axis = (
+                int(self.rng.integers(len(shape))) if kind < 0.2 else len(shape) - 1 if len(shape) == 3 else 1
+            )
             size[axis] = shape[axis]
         value = self.rng.uniform(0.5, 1.5, size) * (
             self.rng.choice([-1, 1], size) if self.rng.random() < 0.4 else 1
         )
-        if self.rng.random() < 0.5:
+        kind = self.rng.random()
+        if kind < 0.15:  # stored in full
+            value = np.broadcast_to(1.0 if kind < 0.05 else value, shape)
+        elif kind < 0.55:
             while value.ndim and value.shape[0] == 1:
                 value = value[0]
         operands = [x, self.const(value)]
@@ -239,6 +254,8 @@ class Grower:
             self.nodes.append(node)
             self.used.add(x)
             self.pool += [(names[0], (n, first, h, w)), (names[1], (n, c - first, h, w))]
+            if kind < 0.2:  # side by side again, perhaps the other way round
+                self.op("Concat", [*names][:: 1 if kind < 0.1 else -1], t[1], axis=1)
         elif kind < 0.75:
             ints = [self.const(v, np.int64) for v in ([0], [first], [1])]
             self.op("Slice", [x, *ints], (n, first, h, w))
@@ -288,12 +305,21 @@ class Grower:
         self.op("Resize", [x, "", self.const([1, 1, 2, 2])], (n, c, h * 2, w * 2), mode=mode)
 
     def matmul(self) -> None:
-        rank = int(self.rng.choice([2, 3]))
+        rank = int(self.rng.choice([2, 3, 4]))
         if (t := self.pick(rank)) is None:
             return
         x, shape = t
-        weight = self.rng.standard_normal((shape[-1], 4)) / np.sqrt(shape[-1])
-        self.op("MatMul", [x, self.const(weight)], (*shape[:-1], 4))
+        left = rank > 2 and self.rng.random() < 0.3
+        inner = shape[-2 if left else -1]
+        weight = self.const(self.rng.standard_normal((4, inner) if left else (inner, 4)) / np.sqrt(inner))
+        goal = (*shape[:-2], 4, shape[-1]) if left else (*shape[:-1], 4)
+        y = self.op("MatMul", [weight, x] if left else [x, weight], goal)
+        for _ in range(int(self.rng.integers(3))):  # scales that pass it, or go into it
+            size = [1] * rank
+            axis = int(self.rng.integers(1, rank))
+            size[axis] = goal[axis]
+            factors = self.const(self.rng.uniform(0.5, 2, size))
+            y = self.op(str(self.rng.choice(["Mul", "Div"])), [y, factors], goal)
 
     def gemm(self) -> None:
         if (t := self.pick(2)) is None:
@@ -302,7 +328,8 @@ class Grower:
         trans = int(self.rng.integers(2))
         weight = self.rng.standard_normal((4, c) if trans else (c, 4)) / np.sqrt(c)
         bias = self.choose([], [self.const(self.rng.standard_normal(4))], [self.const(0.5)])
-        self.op("Gemm", [x, self.const(weight), *bias], (n, 4), transB=trans, alpha=0.8, beta=1.3)
+        beta = 0.0 if self.rng.random() < 0.2 else 1.3
+        self.op("Gemm", [x, self.const(weight), *bias], (n, 4), transB=trans, alpha=0.8, beta=beta)
 
     def attention(self) -> None:
         if (t := self.pick(3)) is None:
@@ -405,7 +432,7 @@ class Grower:
             for group in (self.inputs, loose)
         ]
         graph = helper.make_graph(self.nodes, "random", infos[0], infos[1], self.initializers)
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)
 
 
 def random_model(seed: int, steps: int = 16) -> onnx.ModelProto:

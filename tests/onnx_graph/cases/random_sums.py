@@ -74,7 +74,7 @@ class Sums:
         weight = g.weight((outputs, inputs) if flip else (inputs, outputs), inputs)
         shape = self.pick((outputs,), (1, outputs), (1,), ())
         bias = [g.const(g.normal(shape, 0.5), "bias")] if rng.random() < 0.6 or g.opset < 11 else []
-        alpha = {"alpha": 0.5, "beta": 2.0} if rng.random() < 0.3 else {}
+        alpha = {"alpha": 0.5, "beta": self.pick(2.0, 0.0)} if rng.random() < 0.3 else {}
         return g.op("Gemm", x, weight, *bias, transB=flip, **alpha)
 
     def scaled(self, y: str) -> str:

@@ -110,6 +110,13 @@ def test_relu_runs_in_onnxruntime():
             [(1, 2, 10)],
             {"kernel_shape": [4], "strides": [3], "pads": [1, 1], "ceil_mode": 1, "count_include_pad": 1},
         ),
+        ("GlobalMaxPool", [(2, 3, 7)], {}),
+        ("GlobalMaxPool", [(2, 3, 4, 5)], {}),
+        ("GlobalMaxPool", [(2, 3, 4, 5, 2)], {}),
+        ("GlobalAveragePool", [(2, 3, 7)], {}),
+        ("GlobalAveragePool", [(2, 3, 4, 5, 2)], {}),
+        ("LpPool", [(2, 3, 9, 8)], {"kernel_shape": [3, 2], "strides": [2, 1]}),
+        ("InstanceNormalization", [(2, 3, 4, 5), (3,), (3,)], {}),
         ("BatchNormalization", [(2, 3, 4, 5), (3,), (3,), (3,), (3,)], {"epsilon": 1e-3}),
         ("BatchNormalization", [(4, 3), (3,), (3,), (3,), (3,)], {}),
     ],
@@ -301,6 +308,66 @@ def test_generated_inputs_are_reproducible_and_in_range():
     assert next(inputs.generate(wanted, 0, {"x": (5, 3, 7, 9)}))["m"].shape == (5,)  # N is 5 everywhere
     positive = next(inputs.generate(wanted, 0, positive=True))["x"]
     assert 0 <= positive.min() < positive.max() <= 1
+
+
+def guessed(ins: list[onnx.ValueInfoProto], **more: Any) -> list[dict[str, tuple[int, ...]]]:
+    feeds = inputs.generate(wanted_by(ins), **more)
+    return [{name: array.shape for name, array in feed.items()} for feed in feeds]
+
+
+def test_guesses_are_bounded_in_all_inputs_together():
+    largest = 1 << 22  # numbers: 17 MB in float32
+    cases = [
+        [value("x", ["N", 4, "D", "H", "W"])],
+        [value("x", ["N", "T", 3, "H", "W"])],
+        [value(f"x{i}", ["N", 3, "H", "W"]) for i in range(12)],
+        [value("x", ["A", "B", "C", "D", "E", "F"])],
+    ]
+    for ins in cases:
+        found = guessed(ins)
+        assert len(found) > 4
+        assert all(sum(np.prod(shape) for shape in guess.values()) <= largest for guess in found)
+    assert guessed([value("x", ["N", 3, "H", "W"])])[0] == {"x": (2, 3, 224, 224)}
+    # What is fixed is fixed: of guesses that are all too large it is the smallest.
+    assert guessed([value("x", ["N", 3, 1500, 1500])]) == [{"x": (1, 3, 1500, 1500)}]
+    assert guessed([value("x", ["N", 2, 2000, 2000])], shapes={"x": (3, 2, 2000, 2000)})[0]["x"][0] == 3
+    # The channels of the first convolution count as well.
+    assert guessed([value("x", ["N", 1, "D", "H", "W"])], growth=128)[0] == {"x": (2, 1, 32, 32, 32)}
+
+
+def test_growth_is_that_of_the_first_convolution():
+    def grown(weight: tuple[int, ...], **attrs: Any) -> float:
+        node = helper.make_node("Conv", ["x", "w"], ["y"], **attrs)
+        ins = [value("x", ["N", None, "H", "W"])]
+        return inputs.growth(load(model([node], ins, [value("y", None)], {"w": np.ones(weight, np.float32)})))
+
+    assert grown((64, 1, 3, 3)) == 64
+    assert grown((64, 4, 3, 3), strides=[2, 2]) == 4
+    assert grown((64, 1, 3, 3), group=64) == 1
+    assert inputs.growth(load(one("Relu", [(3,)]))) == 1
+
+
+def test_sound_has_long_guesses_and_names_agree():
+    ins = [value("x", ["N", 1, "T"]), value("mask", ["N", "T"], TensorProto.INT64), value("z", ["N", "K", 5])]
+    found = guessed(ins)
+    assert {guess["x"] for guess in found[-4:]} == {(b, 1, t) for b in (1, 2) for t in (4096, 16000)}
+    assert all(guess["x"][2] == guess["mask"][1] and guess["z"][1] <= 256 for guess in found)
+    assert max(guess["ids"][1] for guess in guessed([value("ids", ["N", "L"], TensorProto.INT64)])) == 256
+    assert max(guess["x"][3] for guess in guessed([value("x", ["N", 3, "H", "W"])])) == 256
+
+
+def test_a_guess_that_memory_is_too_small_for_is_left_out(monkeypatch):
+    random = inputs._random
+
+    def scarce(rng: Any, i: inputs.Input, shape: tuple[int, ...], positive: bool) -> Any:
+        if np.prod(shape) > 20000:
+            raise MemoryError
+        return random(rng, i, shape, positive)
+
+    monkeypatch.setattr(inputs, "_random", scarce)
+    assert guessed([value("x", ["N", 3, "H", "W"])])[0] == {"x": (1, 3, 64, 64)}
+    with pytest.raises(inputs.NoGuess, match="150,528 numbers do not fit into memory"):
+        guessed([value("x", [1, 3, 224, 224])])
 
 
 def test_inputs_with_initializers_are_not_fed():

@@ -210,6 +210,19 @@ def test_rows_and_columns_are_one_linear_map_too() -> None:
     assert ends(proven(g, z)[0]) == ([0.25], [0.25])
 
 
+def test_a_choice_by_a_mask_of_unknown_rank_lies_within_both() -> None:
+    g = Build()
+    conv = g.op("Conv", g.input("x", (1, 2, 3, 3)), g.const(np.zeros((4, 2, 1, 1))), g.const([1.0, 2, 3, 4]))
+    mask = g.input("mask", (1, 1, 3, 3), "bool")
+    g.output(g.op("Where", mask, conv, g.const(0.5)))
+    model = g.model()
+    model.graph.input[1].type.tensor_type.ClearField("shape")
+    facts = {tensor.name: bounds for tensor, bounds in prove(read(load(model))).items()}
+    found = facts[model.graph.output[0].name]
+    np.testing.assert_array_equal(found.lo.reshape(-1), 0.5)
+    np.testing.assert_array_equal(found.hi.reshape(-1), [1, 2, 3, 4])
+
+
 def test_what_only_rounding_tells_apart_is_one_value() -> None:
     one = np.array([1.0, 1.0, 0.0, 1e-40, 0.0, 1e5])
     two = np.array([1.0 + 1e-8, 1.0 + 1e-6, 1e-40, 2e-40, 1e-30, 1e5])

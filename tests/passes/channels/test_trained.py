@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
 import onnx
 import pytest
@@ -12,8 +10,9 @@ import torch
 import bnfold
 from tests.onnx_graph.look import difference, run
 from tests.passes.channels.dropping import counted, stated_sizes_hold
-from tests.torch_graph.trained import NETWORKS
+from tests.torch_graph.trained import NETWORKS, exported
 
+pytestmark = pytest.mark.xdist_group("exports of trained networks")
 MEAN, STD = (np.reshape(v, (3, 1, 1)) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
 PIXELS = (0 - MEAN) / STD, (1 - MEAN) / STD  # what an image is after the usual normalization
 
@@ -31,14 +30,6 @@ def widths(model: onnx.ModelProto) -> int:
     return sum(stored[node.input[1]] for node in model.graph.node if node.op_type == "Conv")
 
 
-@cache
-def exported(name: str) -> bytes:
-    make, picture, _ = NETWORKS[name]
-    how = {"dynamo": True, "optimize": False, "verbose": False}
-    program = torch.onnx.export(make(), (picture(),), **how)
-    return bytes(program.model_proto.SerializeToString())
-
-
 @pytest.mark.parametrize(("name", "range_", "channels", "parameters", "products"), CASES)
 def test_mobilenet(
     name: str,
@@ -49,8 +40,7 @@ def test_mobilenet(
 ) -> None:
     make, picture, batch_norms = NETWORKS[name]
     network, x = make(), picture()
-    model = onnx.load_from_string(exported(name))
-    feed = {model.graph.input[0].name: x.numpy()}
+    model, feed = exported(name)
     ranges = None if range_ is None else {model.graph.input[0].name: range_}
     folded, _ = bnfold.fold_onnx(model, verify=False)
     smaller, report = bnfold.fold_onnx(model, drop_dead_channels=True, input_ranges=ranges)

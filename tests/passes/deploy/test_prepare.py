@@ -48,6 +48,18 @@ def test_a_chain_is_stored_once_at_its_end() -> None:
     assert sorted(stored(result).values()) == [[], [1, 3, 1, 1]]
 
 
+def test_a_condition_stays_computed() -> None:
+    g = Build()
+    x = g.input("x", (2, 3))
+    flat = g.op("Equal", g.op("Size", g.ints(4, 5)), g.op("Identity", g.const(2, dtype="int64")))
+    then, other = g.body(), g.body()
+    then.output(then.op("Neg", x))
+    other.output(other.op("Abs", x))
+    g.output(g.op("If", flat, then_branch=then.graph("t"), else_branch=other.graph("e")))
+    result, _, _ = rewritten(g.model())
+    assert op_types(result)[-2:] == ["Equal", "If"]
+
+
 def test_a_body_reads_what_is_stored_outside() -> None:
     g = Build()
     x = g.input("x", (2, 3))

@@ -27,6 +27,7 @@ from bnfold.report.precision import PrecisionReport
 from bnfold.verify.difference import TOLERANCES
 from tests.onnx_graph.cases.random_graphs import random_model
 
+pytestmark = pytest.mark.xdist_group("random graphs in half precision")
 GRAPHS = int(os.environ.get("BNFOLD_GRAPHS", "160"))
 BATCH = 40
 TRIES = 8  # tensors of a graph that are rescaled at random

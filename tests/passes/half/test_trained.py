@@ -2,39 +2,23 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import re
-import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-import torch
 
 import bnfold
 from bnfold.onnx_graph.file.loaded import load
 from bnfold.onnx_graph.run.evaluators import evaluate
 from bnfold.passes.half.rounded import rounded_copy
-from tests.torch_graph.trained import NETWORKS
+from tests.torch_graph.trained import exported
 
+pytestmark = pytest.mark.xdist_group("exports of trained networks")
 ROOT = Path(__file__).resolve().parents[3]
-
-
-@functools.cache
-def exported(name: str) -> tuple[onnx.ModelProto, dict[str, Any]]:
-    """The raw export, every batch norm in it, and the picture."""
-    network, picture, _ = NETWORKS[name]
-    x = picture()
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(network(), (x,), dynamo=True, optimize=False, verbose=False)
-    assert program is not None
-    model = program.model_proto
-    return model, {model.graph.input[0].name: x.numpy()}
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
