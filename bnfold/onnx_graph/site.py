@@ -66,6 +66,7 @@ class Model:
     bound: frozenset[str] = frozenset()  # initializers that training_info updates
     functions: frozenset[tuple[str, str, str]] = frozenset()  # domain, name, overload
     explodes: bool = False  # its functions call each other more often than anything could follow
+    followed: int = 0  # functions that inference was given so far
     locks: bool = False  # a constant may be locked
     names: set[str] = field(default_factory=set)  # of nodes, as reports give them
     scopes: list[Scope] = field(default_factory=list)  # all of them, bodies included

@@ -205,7 +205,7 @@ def _unique(name: str, outputs: list[str], names: set[str]) -> str:
     stem = f"{name}:{outputs[0]}" if outputs and outputs[0] else name
     name, number = stem, 1
     while name in names:
-        number += 1
+        number += 1 if number < 100 else len(names)
         name = f"{stem}:{number}"
     return name
 
