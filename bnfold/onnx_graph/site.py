@@ -12,7 +12,6 @@ import onnx
 
 from bnfold.errors import ModelError
 from bnfold.fold.graph import Array, Constant, Dim, Tensor
-from bnfold.onnx_graph.file.tensors import as_text
 
 if TYPE_CHECKING:
     from bnfold.onnx_graph.file.loaded import Loaded
@@ -280,13 +279,13 @@ def _decoded(attribute: onnx.AttributeProto) -> Any:
     if kind == 1:
         return attribute.f
     if kind == 3:
-        return as_text(attribute.s)
+        return attribute.s.decode(errors="backslashreplace")
     if kind == 6:
         return attribute.floats[:]
     if kind == 4:
         return attribute.t  # loaded when it is asked for
     if kind == 8:
-        return [as_text(entry) for entry in attribute.strings]
+        return [entry.decode(errors="backslashreplace") for entry in attribute.strings]
     if kind == 5:
         return attribute.g
     if kind == 0:
@@ -294,5 +293,5 @@ def _decoded(attribute: onnx.AttributeProto) -> Any:
             entry = getattr(attribute, key)
             if entry:
                 return entry if key in ("f", "i") else entry[:]
-        return as_text(attribute.s) if attribute.s else 0
+        return attribute.s.decode(errors="backslashreplace") if attribute.s else 0
     return None

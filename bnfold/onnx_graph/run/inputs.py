@@ -289,6 +289,8 @@ def _size(dim: Dim, axis: int, i: Input, batch: int, size: int, bound: Mapping[s
 
 
 def _random(rng: np.random.Generator, i: Input, shape: tuple[int, ...], positive: bool) -> Array:
+    if len(shape) > 32:  # numpy has no more
+        raise NoGuess(f"the input {i.name!r} has {len(shape)} axes")
     if math.prod(shape) > MOST:
         raise NoGuess(f"the input {i.name!r} has {math.prod(shape):,} entries, too many to make up; give it")
     kind = i.dtype.kind
