@@ -12,7 +12,6 @@ import onnx
 
 from bnfold.errors import ModelError
 from bnfold.fold.graph import Array, Constant, Dim, Tensor
-from bnfold.onnx_graph.file.tensors import as_text
 
 if TYPE_CHECKING:
     from bnfold.onnx_graph.file.loaded import Loaded
@@ -66,6 +65,7 @@ class Model:
     bound: frozenset[str] = frozenset()  # initializers that training_info updates
     functions: frozenset[tuple[str, str, str]] = frozenset()  # domain, name, overload
     explodes: bool = False  # its functions call each other more often than anything could follow
+    followed: int = 0  # functions that inference was given so far
     locks: bool = False  # a constant may be locked
     names: set[str] = field(default_factory=set)  # of nodes, as reports give them
     scopes: list[Scope] = field(default_factory=list)  # all of them, bodies included
@@ -279,13 +279,13 @@ def _decoded(attribute: onnx.AttributeProto) -> Any:
     if kind == 1:
         return attribute.f
     if kind == 3:
-        return as_text(attribute.s)
+        return attribute.s.decode(errors="backslashreplace")
     if kind == 6:
         return attribute.floats[:]
     if kind == 4:
         return attribute.t  # loaded when it is asked for
     if kind == 8:
-        return [as_text(entry) for entry in attribute.strings]
+        return [entry.decode(errors="backslashreplace") for entry in attribute.strings]
     if kind == 5:
         return attribute.g
     if kind == 0:
@@ -293,5 +293,5 @@ def _decoded(attribute: onnx.AttributeProto) -> Any:
             entry = getattr(attribute, key)
             if entry:
                 return entry if key in ("f", "i") else entry[:]
-        return as_text(attribute.s) if attribute.s else 0
+        return attribute.s.decode(errors="backslashreplace") if attribute.s else 0
     return None

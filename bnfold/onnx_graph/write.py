@@ -154,13 +154,14 @@ class _Writer:
             _set_attribute(site.node, "beta", 1.0)
         weight = site.values[role.weight_slot]
         assert weight is not None
-        key = (site.scope, weight, _bits(array))
+        shared = weight.count > 1
+        key = (site.scope, weight, _bits(array)) if shared else None
         known = self.biases.get(key)
         if known is not None:  # the same layer, called again
             self.surgery.connect(site, BIAS_SLOT, known)
             return
         made = self.give(site, BIAS_SLOT, array, f"{site.node.name or weight.name}_bias")
-        if made.init is not None:  # in a function it is a node, which stands before this one reader
+        if shared and made.init is not None:  # in a function it is a node before this one reader
             self.biases[key] = made
 
     def bias_of_matmul(self, node: Node, role: Linear, site: Site, array: Array) -> None:

@@ -17,6 +17,7 @@ from bnfold.cli.app import main
 from bnfold.errors import BnfoldError
 from bnfold.fold.solve import WASTE, solve
 from bnfold.onnx_graph.file.loaded import load
+from bnfold.onnx_graph.model import infer as infer_module
 from bnfold.onnx_graph.read import read
 from bnfold.options import Check, Fold
 from tests.onnx_graph.build import Build
@@ -312,10 +313,9 @@ def test_a_pool_whose_last_window_begins_behind_the_tensor_has_no_known_size() -
 
 
 FLAGS = [
-    *(["--no-verify"], ["--target", "tensorrt", "--no-verify"], ["--drop-dead-channels", "--no-verify"]),
-    *(["--lower-batch-statistics", "--shared", "skip", "--no-verify"], ["--precision", "fp16"]),
-    *(["--no-merge-branches", "--shared", "error", "--no-verify"], []),
-]
+    *([], ["--target", "tensorrt"], ["--drop-dead-channels"], ["--precision", "fp16"]),
+    *(["--lower-batch-statistics", "--shared", "skip"], ["--no-merge-branches", "--shared", "error"]),
+]  # --no-verify with each: the check starts a process
 
 
 @pytest.mark.parametrize("part", range(4))
@@ -329,10 +329,38 @@ def test_damaged_files_end_in_one_line_or_in_a_fold(
         content = garble(models[seed % len(models)], 1000 * part + seed)
         path.write_bytes(content)
         flags = FLAGS[seed % len(FLAGS)]
-        statuses.append(main(["fold", str(path), str(tmp_path / "folded.onnx"), "--force", *flags]))
+        files = [str(path), str(tmp_path / "folded.onnx")]
+        statuses.append(main(["fold", *files, "--force", "--no-verify", *flags]))
         told = capsys.readouterr().err
         assert "internal error" not in told, seed
         assert statuses[-1] != 2 or (told.count("\n") == 1 and len(told) < 3200), seed
         assert path.read_bytes() == content
     assert set(statuses) <= {0, 1, 2}  # 1: a scale of 1e38, say, whose products overflow elsewhere
     assert min(statuses.count(0), statuses.count(2)) > 5
+
+
+def test_shape_inference_is_given_a_bounded_number_of_functions(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[int] = []
+    infer = onnx.shape_inference.infer_shapes
+
+    def counted(model: bytes, **options: Any) -> onnx.ModelProto:
+        given.append(len(onnx.load_from_string(model).functions))
+        return infer(model, **options)
+
+    monkeypatch.setattr(onnx.shape_inference, "infer_shapes", counted)
+    monkeypatch.setattr(infer_module, "FOLLOWED", 200)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("test", 1)]
+    g = Build(17, ir=8)
+    g.output(g.bn(g.input("x", (1, 4, 8, 8))))
+    model = g.model()
+    model.opset_import.append(opsets[1])
+    for i in range(60):
+        called = {"op_type": f"F{i - 1}", "domain": "test"} if i else {"op_type": "Mod"}
+        first = helper.make_node(inputs=["x"], outputs=["t"], **called)
+        body = [first, helper.make_node("Mod", ["t"], ["y"])]
+        model.functions.append(helper.make_function("test", f"F{i}", ["x"], ["y"], body, opsets))
+    model.graph.node.append(helper.make_node("F59", ["x"], ["z"], domain="test"))
+    model.graph.output.add(name="z")
+    read(load(model))
+    assert 0 < sum(given) <= 200
+    assert given[-1] == 0

@@ -25,6 +25,7 @@ from bnfold.onnx_graph.site import (
 
 __all__ = ["infer"]
 
+FOLLOWED = 100_000  # functions that onnx's inference is given, all times together
 Calls = dict[tuple[str, str, str], list[Site]]
 
 
@@ -107,10 +108,14 @@ def _inferred(model: Model, scope: Scope) -> onnx.GraphProto | None:
         proto = _as_model(model, scope) if scope.in_function else model.loaded.proto
         if _negative(proto.graph):
             return None
-        if model.explodes:  # it would follow each call
+        calls = model.loaded.proto.functions
+        model.followed += len(calls)
+        if model.explodes or model.followed > FOLLOWED:  # it would follow each call
             proto = onnx.ModelProto(
                 ir_version=proto.ir_version, opset_import=proto.opset_import, graph=proto.graph
             )
+        elif scope.in_function:
+            proto.functions.extend(calls)
         return onnx.shape_inference.infer_shapes(
             proto.SerializeToString(), strict_mode=False, data_prop=True
         ).graph
@@ -130,9 +135,8 @@ def _negative(graph: onnx.GraphProto) -> bool:
 
 
 def _as_model(model: Model, scope: Scope) -> onnx.ModelProto:
-    """A function as a model of its own."""
+    """A function as a model of its own, without those that it calls."""
     proto = onnx.ModelProto(ir_version=model.loaded.proto.ir_version, opset_import=scope.proto.opset_import)
-    proto.functions.extend(model.loaded.proto.functions)
     proto.graph.name = scope.proto.name
     proto.graph.node.extend(scope.proto.node)
     for name in scope.proto.input:

@@ -85,8 +85,7 @@ def build(loaded: Loaded, shared: str) -> tuple[Model, list[Scope]]:
 
 def _readable(model: Model) -> None:
     """Raises ModelError for a name that is not UTF-8: protobuf gives it as bytes."""
-    for scope in model.scopes:
-        names = (*scope.values, *(site.op for site in scope.sites))
+    for names in (model.names, *(scope.values for scope in model.scopes)):
         if set(map(type, names)) - {str}:
             odd = next(name for name in names if not isinstance(name, str))
             raise ModelError(f"the name {odd!r} is not valid UTF-8; the model is damaged: export it again")
@@ -163,11 +162,13 @@ def _nodes(scope: Scope) -> list[tuple[Site, int, str]]:
     pending: list[tuple[Site, int, str]] = []
     for node in scope.proto.node[:]:
         op, domain = node.op_type, node.domain
+        if op.__class__ is bytes:  # not UTF-8
+            op = as_text(op)
         if domain and domain != "ai.onnx":
             op = f"{domain}.{op}"
         site = Site(node, op, scope)
         outputs = node.output[:]
-        name = as_text(node.name) or f"{op}:{outputs[0] if outputs else ''}"
+        name = node.name or f"{op}:{outputs[0] if outputs else ''}"
         if name in names:
             name = _unique(name, outputs, names)
         names.add(name)
@@ -205,7 +206,7 @@ def _unique(name: str, outputs: list[str], names: set[str]) -> str:
     stem = f"{name}:{outputs[0]}" if outputs and outputs[0] else name
     name, number = stem, 1
     while name in names:
-        number += 1
+        number += 1 if number < 100 else len(names)
         name = f"{stem}:{number}"
     return name
 

@@ -241,7 +241,9 @@ def growth(loaded: Loaded) -> float:
     """How much larger an activation is than the inputs, roughly: by the channels of the first convolution."""
     weights = {t.name: t.dims for t in loaded.proto.graph.initializer}
     for node in loaded.proto.graph.node:
-        if node.op_type == "Conv" and len(dims := weights.get(node.input[1], ())) > 2:
+        if node.op_type != "Conv" or len(node.input) < 2:
+            continue
+        if len(dims := weights.get(node.input[1], ())) > 2:
             strides = next((a.ints for a in node.attribute if a.name == "strides"), ())
             groups = next((a.i for a in node.attribute if a.name == "group"), 1)
             return float(max(dims[0], 1) / max(dims[1] * groups * math.prod(strides), 1))
@@ -287,6 +289,8 @@ def _size(dim: Dim, axis: int, i: Input, batch: int, size: int, bound: Mapping[s
 
 
 def _random(rng: np.random.Generator, i: Input, shape: tuple[int, ...], positive: bool) -> Array:
+    if len(shape) > 32:  # numpy has no more
+        raise NoGuess(f"the input {i.name!r} has {len(shape)} axes")
     if math.prod(shape) > MOST:
         raise NoGuess(f"the input {i.name!r} has {math.prod(shape):,} entries, too many to make up; give it")
     kind = i.dtype.kind

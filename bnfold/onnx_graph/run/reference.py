@@ -69,6 +69,8 @@ def seconds(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> floa
     for node in graph.node:
         out = math.prod(sizes.get(node.output[0], (0,))) if node.output else 0
         total += out * _SLOW.get(node.op_type, _ELEMENT)
+        if len(node.input) < 2:
+            continue
         if node.op_type in ("Conv", "ConvTranspose") and len(weight := sizes.get(node.input[1], [])) > 2:
             source = sizes.get(node.input[0], [0]) if node.op_type == "ConvTranspose" else None
             size = out if source is None else math.prod(source)
