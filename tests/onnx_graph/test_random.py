@@ -22,13 +22,12 @@ from bnfold.fold.solve import RULES, solve
 from bnfold.onnx_graph.file.loaded import load
 from bnfold.onnx_graph.read import read
 from bnfold.onnx_graph.write import apply
-from bnfold.options import Check
 from bnfold.verify.models import verify
 from tests.onnx_graph.cases.random_graphs import random_model
 
 pytestmark = pytest.mark.xdist_group("random graphs, folded")
 GRAPHS = int(os.environ.get("BNFOLD_GRAPHS", "400"))
-NEAR = 5e-5  # of the largest output: float32 rounding through some dozen layers
+NEAR = 2e-5  # of the largest output: float32 rounding through a dozen layers; beyond it float64 is asked
 BATCH = 50
 
 # kinds of folds and words of refusals that the graphs must reach, or they test less than they claim
@@ -101,7 +100,7 @@ def test_random_graphs(first: int) -> None:
         assert removed >= len(plan.order)
         error = apart(run(model), run(folded))
         if error > NEAR:  # rounding, or wrong? float64 tells
-            check = verify(model, folded, Check(rtol=NEAR))
+            check = verify(model, folded)
             assert check.status == "passed", f"seed {seed}: {error:.2g}\n{check}"
 
 
@@ -134,5 +133,5 @@ def test_any_graph_computes_the_same_folded(seed: int, steps: int) -> None:
     apply(result, graph, plan.edits)
     folded = result.to_proto()
     if plan.order and apart(run(model), run(folded)) > NEAR:
-        check = verify(model, folded, Check(rtol=NEAR))
+        check = verify(model, folded)
         assert check.status == "passed", str(check)
