@@ -1,4 +1,4 @@
-"""From tensors to launches: the calls of the kernels, as reference.py has their twins.
+"""From tensors to launches: the calls of the kernels, which reference.py has in torch's operations.
 
 Activations are dense, in torch's order of dimensions or channels last, and are read as the array
 [outer][channels][inner] that the launch table plans for. What a call returns is in the same order as its x.

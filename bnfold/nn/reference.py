@@ -1,4 +1,4 @@
-"""The plain twin of each kernel: the same arguments and results, in torch's own operations.
+"""What each kernel computes, for reference: the same arguments and results, in torch's own operations.
 
 The kernels are tested against them (in float64); they run where a kernel cannot; and, being differentiable,
 they are what second derivatives are taken of. Arithmetic is float32, or float64 for float64 activations.

@@ -1,4 +1,4 @@
-"""Each step of a batch norm on its kernel, or on the kernel's twin where that cannot run.
+"""Each step of a batch norm on its kernel, or in torch's operations (reference.py) where that cannot run.
 
 Steps know nothing of autograd. Tensors are dense and in one order of dimensions. A mask tells which values
 passed the ReLU, in bits (`kernel_calls.packed`).

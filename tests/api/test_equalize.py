@@ -23,7 +23,7 @@ from tests.onnx_graph.cases.random_graphs import random_model
 from tests.passes.half.test_random import disturbed, folded
 
 pytestmark = pytest.mark.xdist_group("random graphs, equalized")
-GRAPHS = int(os.environ.get("BNFOLD_GRAPHS", "160"))
+GRAPHS = int(os.environ.get("BNFOLD_GRAPHS", "320"))
 BATCH = 40
 NEAR = 2e-6  # of the largest: float32 rounding, where an epsilon is rescaled
 FAR = np.array([1, 2.0**-8, 2.0**-6, 2.0**-8] * 2)
