@@ -54,7 +54,8 @@ class FrontEnd(Generic[M]):
 
     read: the solver's view of a model, told what becomes of a stored value whose users need different ones.
     write: the edits, carried out; gives the new model, which may be the old one, edited in place.
-    view: what merging may look at, given the nodes that will be gone and the names to skip; None: no merging.
+    view: what merging may look at, given the nodes that will be gone and the names to skip; None: no merging,
+    and what was written is not read again (the program of a module, for one, does not change with it).
     check: what a comparison of the model before and after finds.
     copy: a model that `write` may edit while the old one is still needed; the model itself if `write` makes a
     new one. solve: what plans. around: a context for all of the work but the check.
@@ -120,7 +121,7 @@ def run(
         if front.view is not None and merges:
             merges = mergeable(graph, front.view(set(plan.order), options.skip), done.report)
         done.model = front.write(model, graph, plan.edits)
-        zeros = plan.order and any(map(_holds_zeros, graph.nodes))
+        zeros = front.view is not None and plan.order and any(map(_holds_zeros, graph.nodes))
         del graph, plan  # it describes the model no longer
         while zeros and _fold_again(front, done, options, part, _read(front, done, options)):
             merges = options.merge_branches and front.view is not None and part.merges != 0

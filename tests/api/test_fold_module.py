@@ -458,3 +458,20 @@ class Branching(nn.Module):
 def test_what_cannot_be_exported_is_told(module: Any, message: str) -> None:
     with pytest.raises(bnfold.UsageError, match=message):
         bnfold.fold_module(module, torch.randn(IMAGE))
+
+
+@pytest.mark.parametrize("zeros", [1, 4])
+def test_scales_of_zero_fold_once(zeros: int) -> None:
+    """The plan is carried out on the module, and its program stays: it must not be read and folded anew."""
+    module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
+    with torch.no_grad():
+        module[1].running_mean.uniform_(-1, 1)
+        module[1].weight.uniform_(0.5, 2.0)
+        module[1].weight[:zeros] = 0
+        module[1].bias.uniform_(-1, 1)
+    x = torch.randn(2, 3, 5, 5)
+    folded, report = bnfold.fold_module(module, x)
+    assert [entry.outcome for entry in report.entries] == ["folded"]
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in folded.modules())
+    with torch.no_grad():
+        torch.testing.assert_close(folded(x), module(x), rtol=1e-5, atol=1e-6)
