@@ -12,7 +12,7 @@ from torch import fx
 from bnfold.fold.graph import Constant, Dim, Refused
 from bnfold.torch_graph.arrays import dtype_name, to_array
 
-__all__ = ["Call", "Stored", "given", "innermost", "op_of", "shape_of", "stack"]
+__all__ = ["Call", "Stored", "given", "innermost", "op_of", "shape_of", "stack", "within"]
 
 
 def given(call: fx.Node) -> dict[str, Any]:
@@ -30,6 +30,11 @@ def op_of(node: fx.Node) -> str:
 def stack(call: fx.Node) -> list[str]:
     """The paths of the modules within which a call is made, the outermost first."""
     return [path for path, _ in (call.meta.get("nn_module_stack") or {}).values()]
+
+
+def within(call: fx.Node) -> dict[str, str]:
+    """The calls of modules around a call, the outermost first: a name for each, and the path."""
+    return {name: path for name, (path, _) in (call.meta.get("nn_module_stack") or {}).items()}
 
 
 def innermost(call: fx.Node) -> str:

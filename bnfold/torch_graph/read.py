@@ -68,11 +68,11 @@ class Program:
         return static and bool(node.all_input_nodes) and all(n in self.stored for n in node.all_input_nodes)
 
     def _seen_through(self, node: fx.Node) -> str:
-        """The parameter that this is another shape of, if nobody else reads it; else ""."""
+        """The parameter that this is another shape of, for one reader; else ""."""
         source = node.args[0] if node.args else None
         if not isinstance(source, fx.Node) or op_of(node) not in RESHAPES:
             return ""
-        return self.stored[source].target if len(node.users) == len(source.users) == 1 else ""
+        return self.stored[source].target if len(node.users) == 1 else ""
 
     def _compute(self, node: fx.Node) -> Any:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self.stored[n].load())

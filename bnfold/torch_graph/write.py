@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -115,11 +116,11 @@ class _Writer:
         aliased = spec is not None and self.memory[self.value(str(spec.target)).data_ptr()] > 1
         if spec is not None and alone and not aliased:
             old = self.value(str(spec.target))
+            if first.size == old.numel() and first.ndim != old.dim():  # seen in another shape
+                first = first.reshape(old.shape)
             new = to_tensor(first, old)
-            if new.dim() == old.dim() and new.shape != old.shape:  # a kernel of another size
+            if new.shape != old.shape:  # a kernel of another size, a number that is one for each channel now
                 _describe(source, new)
-            else:
-                new = new.reshape(old.shape)
             self.put(str(spec.target), _like(new, old))
             return
         if spec is not None and self.shared == "error":
@@ -167,24 +168,33 @@ class _Writer:
         """A new parameter, named after the call, of the type of `like` or of the call's first tensor."""
         x = next(n for n in node.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor))
         kind = like if like is not None else x.meta["val"]
-        path = innermost(node)
-        target = f"{path}.{part}" if path else f"{node.name}_{part}"
-        while target in self.state or target in self.constants:
-            target += "_bnfold"
+        target = self.new_target(node, part)
         device = next((v.device for v in self.state.values() if isinstance(v, torch.Tensor)), "cpu")
         example = torch.empty(0, dtype=kind.dtype, device=device)
+        if like is not None and tuple(like.shape) == array.shape:
+            example = torch.empty_strided(array.shape, like.stride(), dtype=like.dtype, device=device)
         tensor = to_tensor(array, example)
         self.state[target] = torch.nn.Parameter(tensor, requires_grad=False)
-        name = "p_" + target.replace(".", "_")
         first = next(n for n in self.graph.nodes if n.op == "placeholder")
         with self.graph.inserting_before(first):
-            placeholder = self.graph.placeholder(name)
+            placeholder = self.graph.placeholder("p_" + re.sub(r"\W", "_", target))
+        placeholder.target = placeholder.name  # which no other has
         placeholder.meta["val"] = kind
         _describe(placeholder, tensor)
         spec = InputSpec(InputKind.PARAMETER, TensorArgument(placeholder.name), target)
         self.inputs.insert(0, spec)
         self.specs[placeholder.name] = spec
         return placeholder
+
+    def new_target(self, node: fx.Node, part: str) -> str:
+        """A name for a parameter of this call that nothing has: beside its other ones, or in its module."""
+        stored = (self.specs[n.name].target for n in node.all_input_nodes if n.name in self.specs)
+        beside = (str(name).rpartition(".")[0] for name in stored if name)
+        path = next(filter(None, beside), innermost(node))
+        target = f"{path}.{part}" if path else f"{node.name}_{part}"
+        while target in self.state or target in self.constants:
+            target += "_bnfold"
+        return target
 
     def rename_output(self, old: fx.Node, new: fx.Node) -> None:
         """Where a tensor is an output of the program, another one is from now on."""
