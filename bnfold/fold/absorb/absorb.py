@@ -22,7 +22,7 @@ from bnfold.fold.absorb.linear import (
     scale_together,
 )
 from bnfold.fold.absorb.store import OutOfRange, as_float, in_type, store, to_disk
-from bnfold.fold.affine import any_nonzero, at_axis
+from bnfold.fold.affine import any_nonzero, at_axis, compact
 from bnfold.fold.carry.equation import through_weight
 from bnfold.fold.carry.spread import ODD_SHAPES, State
 from bnfold.fold.edits import AddBias, Bypass, Edit, Rescale, Retype, SetValue
@@ -30,6 +30,8 @@ from bnfold.fold.graph import Array, Graph, Node
 from bnfold.fold.roles import Affine, Clamp, Gate, Leaky, Linear, Map, Normalize, Pad, Recurrent
 
 __all__ = ["OutOfRange", "absorb"]
+
+ROUNDING = 1e-14  # of float64, as much as a few operations leave
 
 
 def absorb(graph: Graph, state: State, most: int = 1) -> list[Edit]:
@@ -143,12 +145,15 @@ def _affine(state: State, node: Node) -> Iterator[Edit]:
     if role.kind != "norm":
         slot, constant = role.constants["value"]
         if role.kind == "scale":
-            new = p * role.scale * u
+            new = compact(p * role.scale * u, ROUNDING, lines=True)  # what it passes on cancels
             new, old = (1.0 / new, 1.0 / role.scale) if role.form == "x/c" else (new, role.scale)
         else:
-            new, old = p * (role.scale * v + role.shift) + q, role.shift
+            came, goes = p * role.scale * v, q
+            moved = np.asarray(came + goes)
+            moved = np.where(np.abs(moved) <= ROUNDING * (np.abs(came) + np.abs(goes)), 0.0, moved)
+            new, old = compact(p * role.shift + moved, lines=True), role.shift
             new, old = (-new, -old) if role.form == "x-c" else (new, old)
-        if not np.array_equal(new, old):
+        if not (np.abs(new - old) <= ROUNDING * np.abs(old)).all():
             yield store(node, slot, _like(new, constant.shape), constant)
         return
     # keep the running statistics in the units of the new input, so that nothing is subtracted that is not
