@@ -187,17 +187,18 @@ def _like(value: Array, shape: tuple[int, ...]) -> Array:
 def _recurrent(state: State, node: Node) -> Iterator[Edit]:
     role: Recurrent = node.role  # type: ignore[assignment]
     u, v = decode(state, node.at(role.x))
-    weight = as_float(role.weight)  # (directions, gates * hidden, inputs)
-    u, v = per_channel(u, role.axis, weight.shape[2]), per_channel(v, role.axis, weight.shape[2])
-    yield store(node, role.weight_slot, weight * u, role.weight, axis=1)
-    if np.any(v):
-        added = (weight * v).sum(2)
-        before = (
-            as_float(role.bias) if role.bias is not None else np.zeros((weight.shape[0], 2 * weight.shape[1]))
-        )
-        before = before.copy()
-        before[:, : weight.shape[1]] += added
-        yield store(node, role.bias_slot, before, role.bias, role.weight.value.dtype)
+    inputs = role.weight.shape[-1]
+    u, v = per_channel(u, role.axis, inputs), per_channel(v, role.axis, inputs)
+    for constant, slot, bias, bias_slot in role.directions:
+        weight = as_float(constant)  # (directions, gates * hidden, inputs), or of one direction
+        yield store(node, slot, weight * u, constant, axis=weight.ndim - 2)
+        if np.any(v):
+            added = (weight * v).sum(-1)
+            gates = added.shape[-1]
+            before = np.zeros((*added.shape[:-1], 2 * gates)) if bias is None else as_float(bias).copy()
+            before[..., :gates] += added
+            assert bias_slot is not None
+            yield store(node, bias_slot, before, bias, constant.value.dtype)
 
 
 def _leaky(state: State, node: Node) -> Iterator[Edit]:
@@ -240,7 +241,7 @@ def _pad(state: State, node: Node) -> Iterator[Edit]:
     role: Pad = node.role  # type: ignore[assignment]
     if role.fill is None:
         return
-    p, q = (np.asarray(a, np.float64).reshape(-1)[0] for a in encode(state, node.at(0)))
+    p, q = (np.asarray(a, np.float64).reshape(-1)[0] for a in encode(state, node.at(role.x)))
     new = float(p * role.fill + q)
     if new != role.fill:
         yield SetValue(node, role.key, np.asarray(new, np.float64))
@@ -248,7 +249,7 @@ def _pad(state: State, node: Node) -> Iterator[Edit]:
 
 def _map(state: State, node: Node) -> Iterator[Edit]:
     role: Map = node.role  # type: ignore[assignment]
-    if role.flip and bool((np.asarray(encode(state, node.at(0))[0]) < 0).all()):
+    if role.flip and bool((np.asarray(encode(state, node.at(role.x))[0]) < 0).all()):
         yield Retype(node, role.flip)
 
 

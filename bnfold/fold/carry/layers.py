@@ -190,11 +190,12 @@ def recurrent(spread: Spread, node: Node, slot: int, f: Array) -> None:
     role: Recurrent = node.role  # type: ignore[assignment]
     if slot != role.x:
         raise spread.fail(node, f"the output of {node.op} is closed")
-    locked = role.weight.locked or (
-        role.bias.locked if role.bias is not None and spread.kind == "shift" else ""
-    )
-    if locked or role.weight.quantized is not None:
-        raise spread.fail(node, f"its weight {locked or 'is quantized'}")
+    for weight, _, bias, bias_slot in role.directions:
+        locked = weight.locked or ("is quantized" if weight.quantized is not None else "")
+        if locked:
+            raise spread.fail(node, f"its weight {locked}")
+        if spread.kind == "shift" and (bias_slot is None or (bias is not None and bias.locked)):
+            raise spread.fail(node, "has no bias" if bias is None else f"its bias {bias.locked}")
     if varying(f) not in ([], [role.axis]):
         raise spread.fail(node, f"needs a change along its input axis {role.axis}")
     spread.decode(node)

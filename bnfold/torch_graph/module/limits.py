@@ -26,7 +26,7 @@ from torch.export import ExportedProgram
 
 from bnfold.fold.edits import AddBias, Bypass, Edit, SetValue
 from bnfold.fold.graph import Array, Constant, Graph, Node, Role
-from bnfold.fold.roles import Affine, Clamp, Closed, Leaky, Linear, Map, Pad
+from bnfold.fold.roles import Affine, Clamp, Closed, Leaky, Linear, Map, Pad, Recurrent
 from bnfold.torch_graph.call import given, innermost
 from bnfold.torch_graph.module.holders import Holders, owner_of
 from bnfold.torch_graph.module.what_is_left import Calls, mean_of
@@ -98,8 +98,8 @@ class Limits:
             return Map(shift=f"{node.op} does not pass a shift")
         if isinstance(role, Pad) and role.fill is not None:
             if role.fill != 0:
-                return Closed("pads with a number that is written in the module's code")
-            return Map("any", "pads with zeros, where a shift would not be seen", role.axes)
+                return Closed("fills in a number that is written in the module's code")
+            return Map("any", "fills in zeros, where a shift would not be seen", role.axes, x=role.x)
         if isinstance(role, Linear):
             self._look_at_bias(node, role)
         return role
@@ -171,6 +171,10 @@ def _constants(node: Node) -> Iterator[Constant]:
     yield from (t.constant for t in node.inputs if t is not None and t.constant is not None)
     if isinstance(node.role, Affine):
         yield from (constant for _, constant in node.role.constants.values())
+    if isinstance(node.role, Recurrent):
+        for weight, _, bias, _ in node.role.directions:
+            yield from (constant for constant in (weight, bias) if constant is not None)
+        return
     for name in ("weight", "bias", "scale", "constant"):
         constant = getattr(node.role, name, None)
         if isinstance(constant, Constant):
