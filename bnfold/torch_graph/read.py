@@ -16,7 +16,7 @@ from bnfold.fold.graph import Graph, Node, Role, Tensor
 from bnfold.fold.role_builders import set_moments
 from bnfold.fold.roles import Affine, Closed, Concat, Contract, Move, Product, Same, Sum, is_data
 from bnfold.torch_graph.arrays import FLOATS, dtype_name
-from bnfold.torch_graph.call import Call, Stored, innermost, op_of, reads, shape_of
+from bnfold.torch_graph.call import Call, Stored, innermost, op_of, reads, shape_of, within
 from bnfold.torch_graph.ops.shaping import RESHAPES
 from bnfold.torch_graph.ops.table import role_of
 
@@ -25,6 +25,13 @@ __all__ = ["Program", "read"]
 BIGGEST_OPERAND = 1 << 24  # elements of a constant operand that may be rewritten
 _TAKE = (Sum, Product, Concat, Contract, Same, Move)  # a constant as data
 CREATE = ("zeros", "ones", "full", "scalar_tensor")  # of nothing
+# operators of whose inputs, from this slot on, only the shape or the type counts
+_UNSEEN = {
+    **{f"{kind}_like": 0 for kind in ("zeros", "ones", "full", "empty", "rand", "randn")},
+    **{f"new_{kind}": 0 for kind in ("zeros", "ones", "full", "empty")},
+    **{f"sym_{what}": 0 for what in ("size", "numel", "stride")},
+    "type_as": 1,
+}
 _STATE = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
 
@@ -141,6 +148,8 @@ class _Reader:
                 slots = reads(node)
                 while slots and not isinstance(slots[-1], fx.Node):
                     slots.pop()  # `alpha` of an addition and the like
+            if op in _UNSEEN:
+                slots = slots[: _UNSEEN[op]]
         op = "batch_norm" if "batch_norm" in op else op  # whatever torch makes of it
         found = Node(self.name(node, op), op, role, [], [], node)
         takes = isinstance(role, _TAKE)
@@ -200,7 +209,9 @@ class _Reader:
         leaf = isinstance(node.target, torch._ops.OpOverload) and any(
             source in self.program.stored for source in node.all_input_nodes
         )
-        name = path if path and leaf and path not in self.names else node.name
+        times = next(reversed(within(node)), "").rpartition("@")  # as torch counts the calls of a module
+        again = f"{path}@{times[2]}" if path and times[1] and times[2].isdigit() else path
+        name = next((each for each in (path, again) if each and leaf and each not in self.names), node.name)
         name = op if op == "batch_norm" and name == node.name else name
         while name in self.names:
             name += "_"
