@@ -186,7 +186,7 @@ class _Modules:
         if whole.is_half_gone(gone):
             kept = {node.name for node in whole.maps if node not in gone}
             reasons = [entry.reason for entry in plan.entries if entry.name in kept]
-            whole.close(reasons[0] if reasons else "another call of its module stays")
+            whole.close(reasons[-1] if reasons else "another call of its module stays")
         elif gone.issuperset(whole.maps) and not self.replacements.can_be_identity(whole.calls, gone):
             whole.close("another call writes into what it reads or gives")
         else:
@@ -223,14 +223,16 @@ class _Modules:
         """The ledger: whose calls stay, and one line for each call of a module that is one map as a whole."""
         as_calls = dict.fromkeys(self.as_calls, "its call stays in eager mode, as the identity map")
         entries = [e._replace(reason=as_calls.get(e.name, e.reason)) for e in entries]
+        of = {name: whole.path for whole in self.wholes for name in whole.names}
         for whole in self.wholes:
             for number, nodes in enumerate(whole.calls.values()):
                 names = {node.name for node in nodes}
                 own = [entry for entry in entries if entry.name in names]
                 if len({entry.outcome for entry in own}) == 1:
-                    into = tuple(dict.fromkeys(name for entry in own for name in entry.into))
+                    into = dict.fromkeys(of.get(name, name) for entry in own for name in entry.into)
+                    into.pop(whole.path, None)
                     name = whole.path if number == 0 else f"{whole.path}@{number}"
-                    one = own[0]._replace(name=name, op=whole.kind, into=into)
+                    one = own[0]._replace(name=name, op=whole.kind, into=tuple(into))
                     at = entries.index(own[0])
                     entries = [entry for entry in entries if entry not in own]
                     entries.insert(at, one)

@@ -3,23 +3,26 @@ libraries, batch norms with channels last, a layer scale.
 
 What their calls compute says so, not their class: each call is a chain of affine maps with stored numbers,
 between which data may be rearranged if it comes out as it went in. Such a module becomes `nn.Identity` if all
-its maps vanish, in all its calls; its code is not otherwise touched.
+its maps vanish, in all its calls; its code is not otherwise touched. A chain none of whose numbers could be
+rewritten is one node for the solver: together its maps go where one of them alone could not.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from bnfold.fold import moves
-from bnfold.fold.graph import Graph, Node
+from bnfold.fold.graph import Array, Constant, Graph, Node, Refused
 from bnfold.fold.roles import Affine, Move
 from bnfold.torch_graph.call import within
 from bnfold.torch_graph.module.holders import Holders
+from bnfold.torch_graph.module.limits import CODE
 from bnfold.torch_graph.module.what_is_left import MAY_RETURN_INPUT, Calls, hooked
 
 __all__ = ["Whole", "wholes_of"]
@@ -32,6 +35,7 @@ class Whole:
     path: str
     kind: str
     calls: dict[str, list[Node]]
+    names: set[str]  # of all nodes that there were
     before: dict[Node, str] = field(default_factory=dict)  # why they stayed, each by itself
 
     @property
@@ -70,8 +74,52 @@ def wholes_of(module: nn.Module, graph: Graph, holders: Holders, made: Calls) ->
         part = module.get_submodule(path)
         alone = path and made.plain(path) == len(by_call) and _does_nothing_else(part)
         if alone and all(map(_is_one_map, by_call.values())):
-            found.append(Whole(path, type(part).__name__, dict(by_call)))
+            names = {node.name for nodes in by_call.values() for node in nodes}
+            kind = type(part).__name__
+            chains = {name: _joined(graph, nodes, path, kind) for name, nodes in by_call.items()}
+            found.append(Whole(path, kind, chains, names))
     return found
+
+
+def _joined(graph: Graph, nodes: list[Node], path: str, kind: str) -> list[Node]:
+    """The chain as one node, which takes its place; as it is if numbers of it could be rewritten."""
+    constants = [constant for node in nodes for constant in _constants(node)]
+    if len(nodes) == 1 or not all(constant.locked for constant in constants):
+        return nodes
+    first, last = nodes[0], nodes[-1]
+    x = next(tensor for tensor in first.inputs if tensor is not None)
+    scale, shift = _compose(nodes, x.rank)
+    own = replace(constants[0], store=path)  # what all calls of a batch norm have in common
+    one = Node(
+        first.name, kind, Affine(scale, shift, "norm", constants={"mean": (0, own)}), [x], last.outputs
+    )
+    one.role.stay = CODE  # type: ignore[attr-defined]
+    one.source = first.source
+    x.readers = [(one, 0) if reader is first else (reader, slot) for reader, slot in x.readers]
+    last.outputs[0].producer = one
+    graph.nodes[graph.nodes.index(first)] = one
+    graph.nodes = [node for node in graph.nodes if node not in nodes]
+    return [one]
+
+
+def _compose(nodes: list[Node], rank: int) -> tuple[Array, Array]:
+    """The scale and the shift of the whole chain; raises `Refused` if they depend on what is rearranged."""
+    scale, shift = np.ones((1,) * rank), np.zeros((1,) * rank)
+    for node in nodes:
+        if isinstance(node.role, Affine):
+            scale, shift = node.role.scale * scale, node.role.scale * shift + node.role.shift
+        else:
+            scale, shift = (_move(node).push(array) for array in (scale, shift))
+    return scale, shift
+
+
+def _constants(node: Node) -> list[Constant]:
+    return [c for _, c in node.role.constants.values()] if isinstance(node.role, Affine) else []
+
+
+def _move(node: Node) -> Any:
+    assert isinstance(node.role, Move)
+    return node.role.move
 
 
 def _does_nothing_else(part: nn.Module) -> bool:
@@ -98,6 +146,10 @@ def _is_one_map(nodes: list[Node]) -> bool:
             _add_move(rearranged, role.move)
         tensor = node.outputs[0]
     if first is None or tensor is None or rearranged or not any(isinstance(n.role, Affine) for n in nodes):
+        return False
+    try:
+        _compose(nodes, first.rank)
+    except Refused:
         return False
     known = first.shape is not None and None not in first.shape
     return known and (first.shape, first.dtype) == (tensor.shape, tensor.dtype)
