@@ -195,7 +195,9 @@ class _Modules:
 
     def write(self, target: nn.Module, graph: Graph, edits: Sequence[Edit]) -> nn.Module:
         values = [edit.old for edit in edits if isinstance(edit, SetValue) and edit.old is not None]
-        changed = {old.store for old in values}
+        bypassed = (edit.node.role for edit in edits if isinstance(edit, Bypass))
+        roles = [role for role in bypassed if isinstance(role, Affine)]  # some become identity maps
+        changed = {old.store for old in values} | {c.store for r in roles for _, c in r.constants.values()}
         here = [name for name in self.computed if name in changed]
         self.removed.update(dict.fromkeys(here))
         remove(target, here)
