@@ -76,12 +76,14 @@ def wholes_of(module: nn.Module, graph: Graph, holders: Holders, made: Calls) ->
         if alone and all(map(_is_one_map, by_call.values())):
             names = {node.name for nodes in by_call.values() for node in nodes}
             kind = type(part).__name__
-            chains = {name: _joined(graph, nodes, path, kind) for name, nodes in by_call.items()}
+            chains = {}
+            for number, (call, nodes) in enumerate(by_call.items()):
+                chains[call] = _joined(graph, nodes, path, f"{path}@{number}" if number else path, kind)
             found.append(Whole(path, kind, chains, names))
     return found
 
 
-def _joined(graph: Graph, nodes: list[Node], path: str, kind: str) -> list[Node]:
+def _joined(graph: Graph, nodes: list[Node], path: str, name: str, kind: str) -> list[Node]:
     """The chain as one node, which takes its place; as it is if numbers of it could be rewritten."""
     constants = [constant for node in nodes for constant in _constants(node)]
     if len(nodes) == 1 or not all(constant.locked for constant in constants):
@@ -90,11 +92,8 @@ def _joined(graph: Graph, nodes: list[Node], path: str, kind: str) -> list[Node]
     x = next(tensor for tensor in first.inputs if tensor is not None)
     scale, shift = _compose(nodes, x.rank)
     own = replace(constants[0], store=path)  # what all calls of a batch norm have in common
-    one = Node(
-        first.name, kind, Affine(scale, shift, "norm", constants={"mean": (0, own)}), [x], last.outputs
-    )
-    one.role.stay = CODE  # type: ignore[attr-defined]
-    one.source = first.source
+    role = Affine(scale, shift, "norm", constants={"mean": (0, own)}, stay=CODE)
+    one = Node(name, kind, role, [x], last.outputs, first.source)
     x.readers = [(one, 0) if reader is first else (reader, slot) for reader, slot in x.readers]
     last.outputs[0].producer = one
     graph.nodes[graph.nodes.index(first)] = one

@@ -199,6 +199,8 @@ def _where(call: Call) -> Role:
     for x, value in (("self", "other"), ("other", "self")):
         if isinstance(call[x], fx.Node) and call.constant(x) is None and call.fill(value) is not None:
             return _filled(call, x, value)
+    if not (isinstance(call["self"], fx.Node) and isinstance(call["other"], fx.Node)):
+        raise Refused("chooses between a number and what is stored")
     return Same((call.slot("self"), call.slot("other")), sign="any")
 
 

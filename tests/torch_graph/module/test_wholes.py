@@ -76,7 +76,7 @@ def test_the_ledger_has_one_line_for_each_and_names_its_class() -> None:
     ]
     assert "tanh is not linear" in report.kept[0].reason
     assert type(folded[3]) is FrozenNorm
-    _, report = fold(nn.Sequential(conv(6, 4), FrozenNorm(4)), skip=["1"])
+    _, report = fold(nn.Sequential(conv(6, 4), ByPermuting(4)), skip=["1"])
     assert not report.folded
 
 
