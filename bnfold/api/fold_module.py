@@ -54,8 +54,10 @@ def fold_module(
     are rewritten, and a batch norm module that vanishes becomes `nn.Identity`, or `nn.Sequential` of the
     submodules that it calls after its batch norm (an activation, say). One that does more than that, carries
     hooks, or is a call of `torch.nn.functional.batch_norm`, is made the identity map instead; the ledger says
-    so. A module holds one weight for all of its calls, so that what is called several times is folded less
-    often here than by `fold_program`.
+    so. Any other module that as a whole scales and shifts its channels by stored numbers (the frozen batch
+    norms of detection libraries, a layer scale) becomes `nn.Identity` as well. A module holds one weight for
+    all of its calls: it folds where they all need the same, and stays where they do not (`fold_program` gives
+    each call its own).
 
     Branches are not merged, and layers in a row neither: `fold_program` does that.
 
@@ -224,15 +226,20 @@ class _Modules:
     def told(self, entries: Sequence[Entry]) -> list[Entry]:
         """The ledger: whose calls stay, and one line for each call of a module that is one map as a whole."""
         as_calls = dict.fromkeys(self.as_calls, "its call stays in eager mode, as the identity map")
-        entries = [e._replace(reason=as_calls.get(e.name, e.reason)) for e in entries]
         of = {name: whole.path for whole in self.wholes for name in whole.names}
+        entries = [
+            entry._replace(
+                reason=as_calls.get(entry.name, entry.reason),
+                into=tuple(dict.fromkeys(of.get(name, name) for name in entry.into)),
+            )
+            for entry in entries
+        ]
         for whole in self.wholes:
             for number, nodes in enumerate(whole.calls.values()):
                 names = {node.name for node in nodes}
                 own = [entry for entry in entries if entry.name in names]
                 if len({entry.outcome for entry in own}) == 1:
-                    into = dict.fromkeys(of.get(name, name) for entry in own for name in entry.into)
-                    into.pop(whole.path, None)
+                    into = dict.fromkeys(name for entry in own for name in entry.into if name != whole.path)
                     name = whole.path if number == 0 else f"{whole.path}@{number}"
                     one = own[0]._replace(name=name, op=whole.kind, into=tuple(into))
                     at = entries.index(own[0])

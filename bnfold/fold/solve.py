@@ -147,9 +147,18 @@ def _run(
                 limit = limit if spare > 0 else BOUNDED
             if progress is not None:
                 progress(total - len(left) + done + 1, total)
-        if len(again) in (0, len(left)):
+        late = {node for node in again if node in last and _near(run, node, rules)}
+        if not again or (len(again) == len(left) and not late):
             return run
-        left = again
+        left = [node for node in again if node not in late]
+
+
+def _near(run: Run, node: Node, rules: Mapping[str, Mapping[type, Rule]]) -> bool:
+    """The first, narrow try of a node that was put off; it asks no locks, since some come from itself."""
+    locks, run.state.locks = run.state.locks, None
+    done = fold(run, node, NARROW, rules)
+    run.state.locks = locks
+    return done
 
 
 def _to_evict(run: Run) -> frozenset[Node]:
