@@ -76,6 +76,8 @@ class Model:
         for scope in self.scopes:
             for site in scope.sites:
                 site.values, site.outputs, site.private = [], [], None
+            for value in scope.values.values():
+                value.constant = None
             scope.sites.clear()
             scope.values.clear()
 
