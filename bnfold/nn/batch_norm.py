@@ -95,6 +95,8 @@ class Fused(nn.modules.batchnorm._BatchNorm):
         batch = self.training or (self.running_mean is None and self.running_var is None)
         used = self.track_running_stats if self.training else not batch
         running = (self.running_mean, self.running_var) if used else (None, None)
+        if (running[0] is None) != (running[1] is None):
+            return None  # torch's own function says what is wrong
         momentum = 0.0 if self.momentum is None else self.momentum
         batches = self.num_batches_tracked if self.training and self.track_running_stats else None
         if batches is not None and (batches.dtype, batches.device) != (torch.int64, x.device):
