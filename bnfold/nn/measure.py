@@ -43,7 +43,7 @@ class Measurement:
     def __init__(self, module: nn.Module, loader: Iterable[Any], device: Any, norms: dict[Norm, str]) -> None:
         # DistributedDataParallel would wait for all ranks in each call.
         wrapped = isinstance(module, nn.parallel.DistributedDataParallel)
-        self.module: nn.Module = module.module if wrapped else module
+        self.module: Any = module.module if wrapped else module
         self.loader, self.device, self.norms = loader, device, norms
         owners: dict[int, Norm] = {}
         self.owner = {norm: owners.setdefault(id(norm.running_var), norm) for norm in norms}
