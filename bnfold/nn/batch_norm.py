@@ -1,8 +1,8 @@
 """The modules: torch's batch norms, each followed by a sum and an activation if asked.
 
 They are subclasses of torch's (SyncBatchNorm of `_BatchNorm` alone: see there), with the same parameters,
-buffers and state_dict, so that whatever looks for a batch norm (this package's folds, torch's own tools, a weight
-decay filter) finds one.
+buffers and state_dict, so that whatever looks for a batch norm (this package's folds, torch's own tools, a
+weight decay filter) finds one.
 """
 
 from __future__ import annotations
