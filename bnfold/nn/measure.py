@@ -24,7 +24,7 @@ from bnfold.nn.moments import Moments, gathered, moments
 from bnfold.nn.sync import ranks_of
 from bnfold.progress import progress
 
-__all__ = ["Measurement", "Norm", "inputs_of"]
+__all__ = ["Measurement", "Norm", "inner", "inputs_of"]
 
 Norm = nn.modules.batchnorm._BatchNorm
 
@@ -183,7 +183,7 @@ def inputs_of(module: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str,
     first = items[0] if items else None
     if isinstance(first, Mapping):
         return (), dict(first)
-    inputs = _inputs(module)
+    inputs = _inputs(inner(module))
     if inputs <= 1:
         return tuple(items[:1]), {}
     if isinstance(first, (tuple, list)) and len(first) == inputs:
@@ -197,16 +197,24 @@ def inputs_of(module: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str,
 
 
 def _inputs(module: nn.Module) -> int:
-    """How many inputs a module's forward must be given; a wrapper's is that of the module in it."""
-    try:
-        parameters = inspect.signature(module.forward).parameters.values()
-    except (TypeError, ValueError):
-        return 1
-    children = list(module.children())
-    if len(children) == 1 and any(each.kind is each.VAR_POSITIONAL for each in parameters):
-        return _inputs(children[0])
+    """How many inputs a module's forward must be given."""
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return sum(each.kind in positional and each.default is each.empty for each in parameters)
+    return sum(each.kind in positional and each.default is each.empty for each in _parameters(module))
+
+
+def inner(module: nn.Module) -> nn.Module:
+    """The module that a wrapper runs: the only submodule of one whose forward takes whatever it is given."""
+    children = list(module.children())
+    if len(children) == 1 and any(each.kind is each.VAR_POSITIONAL for each in _parameters(module)):
+        return inner(children[0])
+    return module
+
+
+def _parameters(module: nn.Module) -> Iterable[inspect.Parameter]:
+    try:
+        return inspect.signature(module.forward).parameters.values()
+    except (TypeError, ValueError):  # it is not written in Python
+        return ()
 
 
 def _as_written() -> Any:

@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from bnfold.errors import UsageError
-from bnfold.nn.measure import Measurement, Norm
+from bnfold.nn.measure import Measurement, Norm, inner
 from bnfold.nn.moments import Moments
 from bnfold.options import known
 
@@ -125,7 +125,8 @@ def _chosen(module: nn.Module, ignored: Collection[str]) -> tuple[dict[Norm, str
     if not norms:
         raise UsageError(f"{type(module).__name__} has no batch norm with running statistics to recalibrate")
     unwanted = {part for name in ignored for part in every[name].modules()}
-    frozen = {norm for norm in norms if module.training and not norm.training}
+    training = inner(module).training  # a wrapper need not know
+    frozen = {norm for norm in norms if training and not norm.training}
     left = {norm: name for norm, name in norms.items() if norm not in unwanted | frozen}
     if not left:
         raise UsageError(

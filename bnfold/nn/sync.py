@@ -27,10 +27,16 @@ _PLAIN = (
     *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
     *(BatchNorm1d, BatchNorm2d, BatchNorm3d),
 )
-# What a subclass may define and still be the class that it extends: its arguments, and what Python writes.
-_SAME = {"__init__", "__module__", "__doc__", "__annotations__", "__dict__", "__weakref__"} | {
-    *("__static_attributes__", "__firstlineno__", "__annotate_func__", "__annotations_cache__")
-}
+
+
+class _Nothing:
+    """Has what Python writes into every class."""
+
+    annotated: None
+
+
+# What a subclass may define and still be the class that it extends: how it is made.
+_SAME = {"__init__", *vars(_Nothing)}
 
 
 class SyncBatchNorm(Fused):

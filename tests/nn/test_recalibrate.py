@@ -177,6 +177,9 @@ def test_frozen_batch_norms_and_ignored_ones_are_left_out() -> None:
         mean, var = truth(torch.cat([module[:4](x) for x in data()]))
     assert torch.allclose(module[4].running_mean.double(), mean, rtol=1e-5, atol=1e-6)
     assert torch.allclose(module[4].running_var.double(), var, rtol=1e-5)
+    wrapped = torch.optim.swa_utils.AveragedModel(net())
+    wrapped.module.eval()  # as a whole, which the wrapper does not see
+    assert list(bnfold.nn.recalibrate(wrapped, data()).counts) == ["module.1", "module.4"]
     module = nn.Sequential(net(), nn.BatchNorm2d(2)).eval()
     handle = bnfold.nn.recalibrate(module, data(), ignored=("0",))
     assert (list(handle.counts), handle.left_out) == (["1"], ("0.1", "0.4"))
