@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from bnfold.errors import UsageError
-from bnfold.nn import reference, steps
-from bnfold.nn.arguments import Arguments, Saved
+from bnfold.nn import across_ranks, operators
+from bnfold.nn.arguments import Arguments, Running, Saved
 from bnfold.nn.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, Fused, add_activate
 from bnfold.nn.kernel_calls import dense, order_of
-from bnfold.nn.moments import gathered
 
 __all__ = ["SyncBatchNorm", "ranks_of"]
 
@@ -112,18 +111,23 @@ class SyncBatchNorm(Fused):
             return super()._fused(x, residual)
         if x.shape[1] != self.num_features:
             raise ValueError(f"SyncBatchNorm expected {self.num_features} channels, got {x.shape[1]}")
-        momentum: Any = self.momentum
-        if self.track_running_stats and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            momentum = 1.0 / self.num_batches_tracked.double() if momentum is None else momentum
-        momentum = 0.0 if momentum is None else momentum
-        running = (self.running_mean, self.running_var) if self.track_running_stats else (None, None)
+        momentum, batches = self.momentum, self.num_batches_tracked if self.track_running_stats else None
+        if batches is not None:
+            batches.add_(1)
+        if momentum is None:
+            momentum = 0.0 if batches is None else -1.0
+        kept = (self.running_mean, self.running_var) if self.track_running_stats else (None, None)
+        running = Running(*kept, batches, momentum)
         x = dense(x)
         alike = residual is None or residual.dtype == x.dtype
         added = dense(residual, like=x) if residual is not None and alike else None
         weight, bias = (None if each is None else each.contiguous() for each in (self.weight, self.bias))
         given = Arguments(x, added, weight, bias, self.eps, alike and self.activation == "relu")
-        y: Tensor = _Synchronized.apply(*given, *running, momentum, _group_of(self))  # type: ignore[no-untyped-call]
+        y: Tensor
+        if torch.compiler.is_compiling():
+            y = operators.sync_batch_norm(given, running, _group_of(self).group_name)
+        else:
+            y = _Synchronized.apply(*given, *running, _group_of(self))  # type: ignore[no-untyped-call]
         return y if alike else add_activate(self, y, residual)
 
 
@@ -150,42 +154,25 @@ def _own(kind: type) -> list[str]:
 class _Synchronized(torch.autograd.Function):
     """`act((x - mean) * invstd * weight + bias + residual)` with the moments of all ranks' inputs.
 
-    Takes `*Arguments`, running mean and variance, momentum (a number or a tensor), and the group.
+    Takes `*Arguments, *Running`, and the group.
     """
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        given, (running_mean, running_var, momentum, group) = Arguments(*arguments[:6]), arguments[6:]
-        x = given.x
-        total = gathered(steps.moments_of(x), group)
-        if running_mean is not None and running_var is not None:
-            # Without a branch on the count, which would wait for the device.
-            part = momentum * (total.count > 0)
-            for kept, new in ((running_mean, total.mean), (running_var, total.variance())):
-                kept.copy_((1 - part) * kept.double() + part * new)
-        kind = torch.float64 if x.dtype == torch.float64 else torch.float32
-        mean, var = total.mean.to(kind), (total.m2 / total.count.clamp(min=1)).to(kind)
-        y, mask = steps.evaluate(given, mean, var, given.masked)
-        invstd = reference.inverse_deviation(var, given.eps)
-        ctx.save_for_backward(x, given.weight, given.bias, mean, invstd, total.count, mask)
-        ctx.group, ctx.relu, ctx.order = group, given.relu, order_of(x)
+        given, running, ctx.group = Arguments(*arguments[:6]), Running(*arguments[6:-1]), arguments[-1]
+        y, mean, invstd, count, mask = across_ranks.forward(given, running, ctx.group)
+        ctx.save_for_backward(given.x, given.weight, given.bias, mean, invstd, count, mask)
+        ctx.relu, ctx.order = given.relu, order_of(given.x)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, mean, invstd, count, mask = ctx.saved_tensors
-        _, needs_residual, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+        needs = ctx.needs_input_grad[:4]
         x = x.contiguous(memory_format=ctx.order)  # hooks may have saved it in another one
         dy = dense(dy, like=x)
         saved = Saved(x, mask, weight, bias, mean, invstd, ctx.relu)
-        here = torch.stack([each.double() for each in steps.sums(saved, dy)])
-        means = here.clone()
-        dist.all_reduce(means, group=ctx.group)
-        means = (means / count.clamp(min=1)).to(mean.dtype)
-        dx, dresidual = steps.spread(saved, dy, means[0], means[1], needs_residual)
-        if needs_residual and not ctx.relu:
-            dresidual = dy
-        d_weight = (here[1] * invstd).to(weight.dtype) if needs_weight else None
-        d_bias = here[0].to(bias.dtype) if needs_bias else None
-        return dx, dresidual, d_weight, d_bias, *[None] * 6
+        dx, dresidual, *others = across_ranks.backward(saved, dy, count, needs[1], ctx.group)
+        found = (dx, dresidual if ctx.relu else dy, *others)
+        return *(each if needed else None for each, needed in zip(found, needs, strict=True)), *[None] * 7

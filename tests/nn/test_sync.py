@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import bnfold.nn
 from bnfold.errors import UsageError
-from bnfold.nn import kernel_calls, sync
+from bnfold.nn import across_ranks, kernel_calls, sync
 from tests.kernels.host import unavailable
 from tests.kernels.machine import DEVICES, HostMachine
 from tests.nn.ddp_cases import CASES, Found, Place, images
@@ -205,14 +205,6 @@ def test_recalibration_that_one_rank_refuses_changes_nothing_on_any(ran: Path) -
         assert one["unchanged"]
 
 
-@pytest.fixture
-def world_of_one(tmp_path: Path) -> Iterator[None]:
-    """As torchrun --nproc_per_node=1 makes it."""
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
 @pytest.mark.usefixtures("world_of_one")
 @pytest.mark.parametrize("name", CASES)
 def test_a_world_of_one(name: str) -> None:
@@ -220,10 +212,34 @@ def test_a_world_of_one(name: str) -> None:
     agree([CASES[name](Place(1, dist.group.WORLD), images(5))], whole)
 
 
+@pytest.mark.usefixtures("world_of_one")
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_it_compiles_whole(monkeypatch: pytest.MonkeyPatch, momentum: float | None) -> None:
+    monkeypatch.setattr(sync, "ranks_of", lambda norm: 2)  # it would be an ordinary batch norm
+    torch.manual_seed(0)
+    ours, theirs = (
+        bnfold.nn.SyncBatchNorm(3, momentum=momentum, activation="relu"),
+        nn.BatchNorm2d(3, momentum=momentum),
+    )
+    compiled = torch.compile(ours, backend="aot_eager", fullgraph=True)
+    for _ in range(2):
+        x, r = images(4).requires_grad_(), images(4).flip(0).requires_grad_()
+        y, z = compiled(x, r), (theirs(x) + r).relu()
+        near(y, z, "joined")
+        for mine, other in zip(
+            torch.autograd.grad(y.square().sum(), (x, r, *ours.parameters())),
+            torch.autograd.grad(z.square().sum(), (x, r, *theirs.parameters())),
+            strict=True,
+        ):
+            torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-3)
+        for mine, other in zip(ours.buffers(), theirs.buffers(), strict=True):
+            near(mine, other, "same")
+
+
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A group of two, of which only one has values."""
-    monkeypatch.setattr(sync, "gathered", lambda here, group: here)
+    monkeypatch.setattr(across_ranks, "gathered", lambda here, group: here)
     monkeypatch.setattr(dist, "get_world_size", lambda group: 2)
     monkeypatch.setattr(dist, "all_reduce", lambda sums, group: None)
     if unavailable() is None:
