@@ -79,7 +79,7 @@ def test_backward(case: str, frozen: bool) -> None:
 
 
 @pytest.mark.usefixtures("world_of_one")
-@pytest.mark.parametrize("case", ["all", "no residual", "no parameters", "float64"])
+@pytest.mark.parametrize("case", ["all", "no residual", "float64"])
 def test_over_ranks(case: str) -> None:
     given, group = Given(**CASES[case]), dist.group.WORLD.group_name
     arguments = (given.x, given.residual, *given.parameters, *given.running)
