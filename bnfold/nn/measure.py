@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from bnfold.errors import UsageError
 from bnfold.nn.moments import Moments, gathered, moments
-from bnfold.nn.sync import ranks_of
+from bnfold.nn.sync import SYNCHRONIZED, ranks_of
 from bnfold.progress import progress
 
 __all__ = ["Measurement", "Norm", "inner", "inputs_of"]
@@ -59,13 +59,14 @@ class Measurement:
         """
         found: dict[Norm, Moments] = {}
         seen: list[tuple[Norm, Moments]] = []  # in the batch that is being run
-        together = _Together([norm for norm in norms if training and ranks_of(norm) > 1])
+        waiting = [norm for norm in norms if training and ranks() > 1 and isinstance(norm, SYNCHRONIZED)]
+        together = _Together(waiting)
 
         def look(norm: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             assert isinstance(norm, Norm)
             x = next(iter(inspect.signature(norm.forward).bind(*args, **kwargs).arguments.values()))
             values = x.numel() // max(1, x.shape[1])
-            if training and values == 1 and not (together.now and norm in together.norms):
+            if training and values == 1 and not (together.now and ranks_of(norm) > 1):
                 raise self._refused(
                     f"has one value per channel at {self.norms[norm]}, which its own mean cannot normalize: "
                     "leave it out (drop_last=True of a DataLoader), or say layer_by_layer=True"
@@ -144,7 +145,7 @@ class Measurement:
 
 
 class _Together:
-    """Whether all ranks have a batch now. norms: those that wait for other ranks, if there are any."""
+    """Whether all ranks have a batch now; only asked where batch norms (`norms`) may wait for other ranks."""
 
     def __init__(self, norms: Sequence[Norm]) -> None:
         self.norms, self.now = norms, bool(norms)

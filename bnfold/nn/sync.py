@@ -18,7 +18,7 @@ from bnfold.nn.arguments import Arguments, Running, Saved
 from bnfold.nn.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, Fused, add_activate
 from bnfold.nn.kernel_calls import dense, order_of
 
-__all__ = ["SyncBatchNorm", "ranks_of"]
+__all__ = ["SYNCHRONIZED", "SyncBatchNorm", "ranks_of"]
 
 _Norm = nn.modules.batchnorm._BatchNorm
 # Their forward is a batch norm and nothing else, so that they can become another class.
@@ -131,11 +131,12 @@ class SyncBatchNorm(Fused):
         return y if alike else add_activate(self, y, residual)
 
 
+SYNCHRONIZED = (SyncBatchNorm, nn.SyncBatchNorm)
+
+
 def ranks_of(norm: nn.Module) -> int:
     """How many ranks share the statistics of a batch norm in training mode: 1 if it waits for no other."""
-    if not isinstance(norm, (SyncBatchNorm, nn.SyncBatchNorm)):
-        return 1
-    group = _group_of(norm)
+    group = _group_of(norm) if isinstance(norm, SYNCHRONIZED) else None
     return 1 if group is None else max(1, dist.get_world_size(group))
 
 

@@ -13,7 +13,7 @@ import tests.nn.drop_in.calls
 import tests.nn.drop_in.state  # noqa: F401 (both put properties on the list)
 from tests.kernels.host import unavailable
 from tests.kernels.machine import HostMachine
-from tests.nn.drop_in import OURS, PROPERTIES, TORCH, Library
+from tests.nn.drop_in import OURS, PROPERTIES, SYNCHRONIZED, Library
 
 # Of these nothing runs on kernels: they only look, end in errors, or are torch's (torch.func, empty batches).
 WITHOUT = {
@@ -44,13 +44,14 @@ def same(ours: Any, theirs: Any, room: float) -> None:
         assert ours == theirs
 
 
+@pytest.mark.parametrize("library", [OURS, SYNCHRONIZED], ids=["plain", "synchronized"])
 @pytest.mark.parametrize("name", PROPERTIES)
-def test_it_holds(name: str) -> None:
-    same(run(name, OURS), run(name, TORCH), 0.0)
+def test_it_holds(name: str, library: Library) -> None:
+    same(run(name, library), run(name, library.other), 0.0)
 
 
 @pytest.mark.skipif(unavailable() is not None, reason=unavailable() or "")
 @pytest.mark.parametrize("name", PROPERTIES)
 def test_it_holds_on_kernels(name: str, machine: HostMachine) -> None:
-    same(run(name, OURS), run(name, TORCH), 1e-4)
+    same(run(name, OURS), run(name, OURS.other), 1e-4)
     assert bool(machine.launches) == (name not in WITHOUT)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -25,11 +25,12 @@ SHAPES = {1: (6, 8, 7), 2: (4, 8, 5, 6), 3: (2, 8, 3, 4, 2)}
 class Library:
     """Where batch norms are taken from."""
 
-    place: ModuleType
+    place: Any
+    others: Any  # the one that it is compared with
 
     @property
     def other(self) -> Library:
-        return OURS if self is TORCH else TORCH
+        return Library(self.others, self.place)
 
     def norm(self, channels: int = 8, dims: int = 2, **options: Any) -> Any:
         """A batch norm with parameters that are not all the same."""
@@ -46,7 +47,13 @@ class Library:
         )
 
 
-TORCH, OURS = Library(nn), Library(bnfold.nn)
+def _synchronized(kind: Any) -> Any:
+    """Which is one class for all numbers of dimensions."""
+    return SimpleNamespace(BatchNorm1d=kind, BatchNorm2d=kind, BatchNorm3d=kind)
+
+
+OURS = Library(bnfold.nn, nn)
+SYNCHRONIZED = Library(_synchronized(bnfold.nn.SyncBatchNorm), _synchronized(nn.SyncBatchNorm))
 
 
 def holds(run: Property) -> Property:
