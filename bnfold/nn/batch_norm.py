@@ -1,7 +1,8 @@
 """The modules: torch's batch norms, each followed by a sum and an activation if asked.
 
-They are subclasses of torch's, with the same parameters, buffers and state_dict, so that whatever looks for a
-batch norm (this package's folds, torch's own tools, a weight decay filter) finds one.
+They are subclasses of torch's (SyncBatchNorm of `_BatchNorm` alone: see there), with the same parameters,
+buffers and state_dict, so that whatever looks for a batch norm (this package's folds, torch's own tools, a
+weight decay filter) finds one.
 """
 
 from __future__ import annotations
@@ -95,6 +96,8 @@ class Fused(nn.modules.batchnorm._BatchNorm):
         batch = self.training or (self.running_mean is None and self.running_var is None)
         used = self.track_running_stats if self.training else not batch
         running = (self.running_mean, self.running_var) if used else (None, None)
+        if (running[0] is None) != (running[1] is None):
+            return None  # torch's own function says what is wrong
         momentum = 0.0 if self.momentum is None else self.momentum
         batches = self.num_batches_tracked if self.training and self.track_running_stats else None
         if batches is not None and (batches.dtype, batches.device) != (torch.int64, x.device):
