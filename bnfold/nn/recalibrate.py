@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 from bnfold.errors import UsageError
 from bnfold.nn.moments import Moments, gathered, moments
 from bnfold.progress import progress
+from bnfold.wrappers import unwrapped
 
 __all__ = ["Recalibration", "recalibrate"]
 
@@ -54,7 +55,8 @@ def recalibrate(
     """Give every batch norm of a module the statistics of a data set.
 
     Args:
-        module: in any mode; it is left in that mode, and only running statistics change.
+        module: in any mode; it is left in that mode, and only running statistics change. It may be wrapped
+            (DataParallel, DistributedDataParallel, torch.compile).
         loader: the batches; of a tuple or list the first item is the input, a dict holds keyword arguments.
             For `layer_by_layer` it must be iterable many times.
         device: where the batches go; None: where the module's parameters are.
@@ -70,6 +72,7 @@ def recalibrate(
     """
     if layer_by_layer and not reset:
         raise UsageError("layer_by_layer measures anew: it goes with reset=True only")
+    module = unwrapped(module)  # DistributedDataParallel would exchange buffers in every call
     norms = {
         part: name
         for name, part in module.named_modules()
