@@ -45,30 +45,50 @@ def merge(module: nn.Module, graph: fx.Graph) -> Rewritten:
     calls = Counter(inner for part in called for inner in part.modules())
     done = Rewritten()
     for relu in [node for node in graph.nodes if _is_relu(node, parts)]:
-        source = relu.all_input_nodes[0]
-        added = source if _is_sum(source) else None
-        summands = list(added.all_input_nodes) if added is not None else [source]
-        # In place, the first summand becomes the sum, which others of its readers see.
-        able = summands[:1] if added is not None and _in_place(added, parts) else summands
-        norm = next((node for node in able if _is_free(node, parts, calls)), None)
-        if norm is None or (added is not None and _changed_between(norm, added, parts)):
+        chain = _chain(relu, parts, calls)
+        if chain is None:
             continue
+        norm, added = chain.norm, chain.added
         done.norms.append(str(norm.target))
         caller = _caller(norm)
         if caller and (added is not None or caller not in _stack(relu)):
             done.inside.add(caller)
         if added is not None:
-            norm.args = (norm.args[0], *(node for node in summands if node is not norm))
+            norm.args = (norm.args[0], chain.residual)
             added.prepend(norm)  # where the other summand is known
-            added.replace_all_uses_with(norm)
-            graph.erase_node(added)
         part = parts[str(norm.target)]
         assert isinstance(part, Fused)
         part.activation = "relu"
         relu.replace_all_uses_with(norm)
-        graph.erase_node(relu)
+        for gone in chain.gone:
+            graph.erase_node(gone)
     graph.lint()
     return done
+
+
+@dataclass
+class _Chain:
+    """A batch norm with what is merged into it. gone: the calls that go, from the ReLU backward."""
+
+    norm: fx.Node
+    gone: list[fx.Node]
+    added: fx.Node | None = None
+    residual: fx.Node | None = None
+
+
+def _chain(relu: fx.Node, parts: dict[str, nn.Module], calls: Counter[nn.Module]) -> _Chain | None:
+    """What ends in a ReLU, if it begins with a batch norm."""
+    source, passed = _source(relu.all_input_nodes[0], parts)
+    gone = [relu, *passed]
+    if not _is_sum(source):
+        return _Chain(source, gone) if _is_free(source, parts, calls) else None
+    one, other = source.all_input_nodes
+    # In place, the first summand becomes the sum, which others of its readers see.
+    for summand, residual in [(one, other)] if _in_place(source, parts) else [(one, other), (other, one)]:
+        norm, passed = _source(summand, parts)
+        if _is_free(norm, parts, calls) and not _changed_between(norm, source, parts):
+            return _Chain(norm, [*gone, source, *passed], source, residual)
+    return None
 
 
 def split(module: nn.Module, graph: fx.Graph) -> Rewritten:
@@ -128,6 +148,18 @@ def _stack(node: fx.Node) -> list[str]:
 def _caller(node: fx.Node) -> str:
     """The submodule whose code calls this one; "": the root's."""
     return ("", *_stack(node)[:-1])[-1]
+
+
+def _source(node: fx.Node, parts: dict[str, nn.Module]) -> tuple[fx.Node, list[fx.Node]]:
+    """What gives a value, and the calls of `nn.Identity` that hand it on to its only reader, last first."""
+    passed = []
+    while node.op == "call_module" and len(node.users) == len(node.args) == 1:
+        part = parts[str(node.target)]
+        if type(part) is not nn.Identity or hooked(part) or not isinstance(node.args[0], fx.Node):
+            break
+        passed.append(node)
+        node = node.args[0]
+    return node, passed
 
 
 def _in_place(node: fx.Node, parts: dict[str, nn.Module]) -> bool:

@@ -64,9 +64,6 @@ def traced(module: nn.Module) -> fx.Graph:
             wrong = True
         if wrong:
             raise UsageError(f"it calls other things in training mode than in eval mode: {differs}")
-    for node in found.modes:
-        if not node.users:
-            found.graph.erase_node(node)
     vars(module).update(found.constants)
     return found.graph
 
@@ -93,10 +90,14 @@ class GraphReader(fx.Tracer):
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         modes = [(vars(part), vars(part)["training"]) for part in root.modules() if "training" in vars(part)]
         try:
-            return super().trace(root, concrete_args)
+            graph = super().trace(root, concrete_args)
         finally:
             for own, mode in modes:
                 own["training"] = mode
+        for node in [node for node in self.modes if not node.users]:
+            graph.erase_node(node)
+            self.modes.remove(node)
+        return graph
 
     def create_args_for_root(
         self, root_fn: Any, is_module: bool, concrete_args: Any = None
@@ -163,6 +164,9 @@ def _run(module: nn.Module, mode: bool, symbolic: bool = False) -> _Found:
         before = {path: _attributes(part) for path, part in parts}
         drawn = _random_states()
         graph = tracer.trace(module)
+        for node in graph.nodes:
+            if isinstance(node.type, str):  # neither its code nor torch.jit.script could read that
+                node.type = None
         reads = {node.target for node in graph.nodes if node.op == "get_attr"}
         for path, part in parts:
             for key, value in _attributes(part).items():
