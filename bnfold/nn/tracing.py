@@ -30,7 +30,7 @@ __all__ = ["GraphReader", "hooked", "traced"]
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _MISSING = object()
-_PLAIN = (type(None), bool, int, float, str)  # defaults that the code of a module branches on
+_ASKED = (type(None), bool)  # defaults for which code asks what it was given
 _GENERATORS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
     (random.getstate, random.setstate),
     (np.random.get_state, np.random.set_state),
@@ -63,7 +63,7 @@ def traced(module: nn.Module) -> fx.Graph:
         except Exception:  # of any kind: its code branches on what it computes of a mode, say
             wrong = True
         if wrong:
-            raise UsageError(f"it calls other things in training mode than in eval mode: {differs}")
+            raise UsageError(f"its calls differ between training mode and eval mode: {differs}")
     vars(module).update(found.constants)
     return found.graph
 
@@ -129,11 +129,11 @@ class _Forward(GraphReader):
     def create_args_for_root(
         self, root_fn: Any, is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
-        """Optional arguments are what they are by default: the code may ask whether they are None."""
+        """Where a default is None, True or False, the argument is that: the code asks for it."""
         function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
         for i, arg in enumerate(args):
             default = arg.node.args[:1] if isinstance(arg, fx.Proxy) else ()
-            if default and isinstance(default[0], _PLAIN):
+            if default and isinstance(default[0], _ASKED):
                 as_traced(arg, default[0], str(arg.node.target))
                 args[i] = default[0]
         return function, args
@@ -235,11 +235,13 @@ def _difference(training: list[tuple[Any, ...]], evaluation: list[tuple[Any, ...
     for one, other in zip(training, evaluation, strict=False):
         if one != other:
             a, b = _told(one), _told(other)
-            return f"{a}, with other arguments" if a == b else f"in training mode {a}, in eval mode {b}"
+            if a == b:
+                return a if one[0] == "output" else f"the arguments of {a}"
+            return f"{a} in training mode, {b} in eval mode"
     return "" if len(training) == len(evaluation) else "one has more calls"
 
 
 def _told(entry: tuple[Any, ...]) -> str:
     op, target, *_, caller = entry
     name = str(getattr(target, "__name__", target))
-    return "the result" if op == "output" else f"{name} in {caller}" if caller else name
+    return "what it returns" if op == "output" else f"{name} in {caller}" if caller else name

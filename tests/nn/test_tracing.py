@@ -207,10 +207,10 @@ class Replacing(Norms):
 
 
 REFUSED: dict[type[nn.Module], str] = {
-    Auxiliary: "it calls other things in training mode than in eval mode: the result, with other arguments",
-    Chosen: "it calls other things in training mode than in eval mode: dropout, with other arguments",
-    Identical: "it calls other things .*: in training mode mul, in eval mode head",
-    More: "it calls other things .*: in training mode the result, in eval mode softmax",
+    Auxiliary: "its calls differ between training mode and eval mode: what it returns",
+    Chosen: "its calls differ .*: the arguments of dropout",
+    Identical: "its calls differ .*: mul in training mode, head in eval mode",
+    More: "its calls differ .*: what it returns in training mode, softmax in eval mode",
     Counting: "its code sets steps, which a graph would not",
     Remembering: "its code sets seen, which a graph would not",
     Replacing: "its code sets steps, which a graph would not",
@@ -236,20 +236,23 @@ def test_what_a_graph_cannot_hold_is_refused_and_left_alone(net: type[nn.Module]
 
 
 class Optional(Norms):
-    def forward(self, x: Tensor, mask: Tensor | None = None, scale: float = 2.0) -> Tensor:
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, double: bool = True, scale: float = 2.0
+    ) -> Tensor:
         y = self.features(x) * scale
-        return self.head(y if mask is None else y * mask)
+        y = y if mask is None else y * mask
+        return self.head(y * 2 if double else y)
 
 
-def test_optional_arguments_are_what_they_are_by_default() -> None:
+def test_arguments_that_the_code_asks_for_are_what_they_are_by_default() -> None:
     module, x = Optional(), torch.randn(SHAPE)
-    wanted = copy.deepcopy(module)(x)
+    plain = copy.deepcopy(module)
     converted = bnfold.nn.convert(module, fuse_activations=True)
-    assert torch.equal(converted(x), wanted)
-    assert torch.equal(converted(x, mask=None, scale=2.0), wanted)
-    for given in ({"mask": torch.ones(3)}, {"scale": 3.0}, {"scale": torch.ones(3)}):
-        with pytest.raises(UsageError, match=r"^(mask was None|scale was 2\.0) when the calls were merged"):
-            converted(x, **given)
+    for given in ({}, {"mask": None, "double": True}, {"scale": 3.0}):
+        assert torch.equal(converted(x, **given), plain(x, **given))
+    for other in ({"mask": torch.ones(3)}, {"double": False}, {"double": torch.ones(3)}):
+        with pytest.raises(UsageError, match=r"^(mask was None|double was True) when the calls were merged"):
+            converted(x, **other)
 
 
 class Buffered(Norms):

@@ -25,15 +25,15 @@ TIMM = """
     levit_128s visformer_tiny swiftformer_xs inception_next_atto nasnetalarge pnasnet5large lambda_resnet26t
     efficientformerv2_s0 shvit_s1 convmixer_768_32 fastvit_t8 repvit_m0_9 resnet18 resnet26d resnet50
     resnetaa50 resnetblur18 resnext50_32x4d wide_resnet50_2 seresnet50 skresnet18 resnest14d res2net50_26w_4s
-    ecaresnet26t legacy_xception xception41 rexnet_100 ghostnet_100 ghostnetv2_100 repghostnet_050 hrnet_w18_small dla34
-    selecsls42b hgnetv2_b0 starnet_s1
+    ecaresnet26t legacy_xception xception41 rexnet_100 ghostnet_100 ghostnetv2_100 repghostnet_050
+    hrnet_w18_small dla34 selecsls42b hgnetv2_b0 starnet_s1
 """
 TORCHVISION = """
     vgg11_bn vgg16_bn resnet18 resnet34 resnet50 resnext50_32x4d wide_resnet50_2 densenet121 densenet169
-    googlenet inception_v3 mobilenet_v2 mobilenet_v3_small mobilenet_v3_large mnasnet0_5 mnasnet1_0 shufflenet_v2_x0_5
-    shufflenet_v2_x1_0 efficientnet_b0 efficientnet_b1 efficientnet_v2_s regnet_y_400mf regnet_y_800mf
-    regnet_x_400mf regnet_x_800mf maxvit_t fcn_resnet50 deeplabv3_mobilenet_v3_large lraspp_mobilenet_v3_large
-    r3d_18 mc3_18 r2plus1d_18
+    googlenet inception_v3 mobilenet_v2 mobilenet_v3_small mobilenet_v3_large mnasnet0_5 mnasnet1_0
+    shufflenet_v2_x0_5 shufflenet_v2_x1_0 efficientnet_b0 efficientnet_b1 efficientnet_v2_s regnet_y_400mf
+    regnet_y_800mf regnet_x_400mf regnet_x_800mf maxvit_t fcn_resnet50 deeplabv3_mobilenet_v3_large
+    lraspp_mobilenet_v3_large r3d_18 mc3_18 r2plus1d_18
 """
 PREFIX = "torchvision."
 NAMES = (*TIMM.split(), *(PREFIX + name for name in TORCHVISION.split()))
