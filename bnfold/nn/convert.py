@@ -41,8 +41,8 @@ def convert(module: nn.Module, fuse_activations: bool = False) -> nn.Module:
 
     Raises:
         UsageError: calls are to be merged, and torch.fx cannot trace the module, or its code calls one thing
-            in training mode and another in eval mode, sets attributes, or draws random numbers. Nothing is
-            changed then.
+            in training mode and another in eval mode, sets attributes, draws random numbers, or turns
+            gradients or autocast on or off. Nothing is changed then.
     """
     inner = _inner(module, "convert")
     if fuse_activations:
@@ -55,13 +55,13 @@ def convert(module: nn.Module, fuse_activations: bool = False) -> nn.Module:
         advice = "Convert it without fuse_activations, or rewrite what depends on data"
         try:
             with explained(f"torch.fx cannot trace {type(inner).__name__}", advice):
-                graph = traced(inner)
+                graph, constants = traced(inner)
         except UsageError:
             for part, kind in zip(found, before, strict=True):
                 part.__class__ = kind
             raise
         done = merge(inner, graph)
-        install(inner, graph, done.norms, done.inside)
+        install(inner, graph, constants, done.norms, done.inside)
     return module
 
 
@@ -108,7 +108,7 @@ def _split(module: nn.Module) -> None:
     advice = f"torch's batch norms have no activation, and these have: {', '.join(acting)}"
     try:
         with explained(said, advice):
-            graph = traced(module)
+            graph, constants = traced(module)
         check(module)
         done = split(module, graph)
     except UsageError:
@@ -116,7 +116,7 @@ def _split(module: nn.Module) -> None:
             raise
     else:
         if done.norms:
-            install(module, graph, (), done.inside)
+            install(module, graph, constants, (), done.inside)
 
 
 def _inner(module: nn.Module, function: str) -> nn.Module:

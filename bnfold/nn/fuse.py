@@ -102,7 +102,8 @@ def split(module: nn.Module, graph: fx.Graph) -> Rewritten:
     calls = [(node, parts[str(node.target)]) for node in graph.nodes if node.op == "call_module"]
     shown = {part for _, part in calls if part in own}
     shown -= {inner for _, part in calls if part not in own for inner in part.modules()}
-    if hidden := [path for part, path in own.items() if part.activation and part not in shown]:
+    acting = [part for part in own if part.activation or isinstance(part, AddActivation)]
+    if hidden := [own[part] for part in acting if part not in shown]:
         raise UsageError(f"the graph does not show the calls of {', '.join(hidden)}")
     done = Rewritten()
     for node, part in calls:

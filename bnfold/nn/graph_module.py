@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.fx.graph_module import reduce_graph_module
 
 from bnfold.errors import UsageError
@@ -95,12 +95,19 @@ def check(module: nn.Module) -> None:
         )
 
 
-def install(module: nn.Module, graph: fx.Graph, merged: Iterable[str], inside: Iterable[str]) -> Graphed:
+def install(
+    module: nn.Module,
+    graph: fx.Graph,
+    constants: Mapping[str, Tensor],
+    merged: Iterable[str],
+    inside: Iterable[str],
+) -> Graphed:
     """Let a module call a graph.
 
     Args:
         module: the graph was traced from it.
         graph: of its submodules and parameters, by their paths.
+        constants: attributes that the graph reads and the module has not.
         merged: paths of batch norms that have an activation now and had none.
         inside: paths of submodules that must not be called by themselves from now on.
     """
@@ -113,6 +120,8 @@ def install(module: nn.Module, graph: fx.Graph, merged: Iterable[str], inside: I
         module.__class__ = _class(next(kinds))
     assert isinstance(module, Graphed)
     module._merged += tuple(merged)
+    module._added += tuple(constants)
+    vars(module).update(constants)
     for path in inside:
         vars(module.get_submodule(path)).setdefault("forward", Inside(path))
     module.graph = graph
@@ -129,8 +138,7 @@ def restore(module: Graphed) -> None:
         if isinstance(vars(part).get("forward"), Inside):
             del part.forward
     for part in parts:
-        if isinstance(part, Fused):
-            part.activation = None
+        vars(part).pop("activation", None)
     for key in (*module._added, "_added", "_merged", "_tracer_cls"):
         vars(module).pop(key, None)
     module.__class__ = module.plain  # type: ignore[assignment]

@@ -7,7 +7,8 @@ whether dropout is on, say. So the code is run in both modes.
 2. They differ in values that are the `training` of some module: it is run once more, with these as values
    that the graph reads when it runs. That graph is taken if it has both of the first in it.
 3. They differ otherwise: there is no graph for both, and the module is refused by what differs. So is one
-   whose code sets attributes or draws random numbers, which a graph would not do again.
+   whose code sets attributes, draws random numbers, or turns gradients or autocast on or off: a graph would
+   not do that.
 """
 
 from __future__ import annotations
@@ -43,8 +44,9 @@ def hooked(part: nn.Module) -> bool:
     return any(getattr(part, hooks, None) for hooks in _HOOKS)
 
 
-def traced(module: nn.Module) -> fx.Graph:
-    """The calls of a module, with modes as values that are read when the graph runs.
+def traced(module: nn.Module) -> tuple[fx.Graph, dict[str, Tensor]]:
+    """The calls of a module, with modes as values that are read when the graph runs; and the tensors that its
+    code makes of nothing, which the graph reads as attributes of the module.
 
     Submodules stay calls if they have no batch norm of this package inside, belong to torch.nn, or carry
     hooks. Modes, attributes and random states are left as they were.
@@ -64,8 +66,7 @@ def traced(module: nn.Module) -> fx.Graph:
             wrong = True
         if wrong:
             raise UsageError(f"its calls differ between training mode and eval mode: {differs}")
-    vars(module).update(found.constants)
-    return found.graph
+    return found.graph, found.constants
 
 
 @dataclass
@@ -116,12 +117,17 @@ class _Forward(GraphReader):
 
     def __init__(self, module: nn.Module, mode: bool, symbolic: bool) -> None:
         super().__init__()
-        self.mode, self.symbolic = mode, symbolic
+        self.mode, self.symbolic, self.gradients = mode, symbolic, torch.is_grad_enabled()
         self.inside = {part for part in module.modules() if any(map(_is_own, part.modules()))}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         leaf = _is_own(m) or m not in self.inside or hooked(m)
         return leaf or super().is_leaf_module(m, module_qualified_name)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        if torch.is_grad_enabled() != self.gradients:
+            raise UsageError("its code turns gradients off or on, which a graph would not")
+        return super().create_node(*args, **kwargs)
 
     def to_bool(self, obj: Any) -> bool:
         return self.mode if obj.node in self.modes else super().to_bool(obj)
@@ -182,20 +188,27 @@ def _run(module: nn.Module, mode: bool, symbolic: bool = False) -> _Found:
 
 @contextmanager
 def _as_it_was(module: nn.Module) -> Iterator[None]:
-    """Put back modes, attributes and random states."""
+    """Put back modes, attributes and random states; meanwhile no code turns autocast on or off."""
     plain = [part for part in module.modules() if not isinstance(part, torch.jit.ScriptModule)]
     owns = [own for part in plain for own in _owns(part)]
     before = [dict(own) for own in owns]
     states = [get() for get, _ in _GENERATORS]
+    enter = torch.autocast.__enter__
+    torch.autocast.__enter__ = _no_autocast  # type: ignore[method-assign]
     try:
         yield
     finally:
+        torch.autocast.__enter__ = enter  # type: ignore[method-assign]
         for own, old in zip(owns, before, strict=True):
             for key in own.keys() - old.keys():
                 del own[key]
             own.update(old)
         for (_, put), state in zip(_GENERATORS, states, strict=True):
             put(state)
+
+
+def _no_autocast(_: torch.autocast) -> None:
+    raise UsageError("its code turns autocast on or off, which a graph would not")
 
 
 def _random_states() -> list[bytes]:

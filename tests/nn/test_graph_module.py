@@ -89,6 +89,8 @@ def test_it_is_the_same_object() -> None:
     assert all(a is b for a, b in zip(converted.parameters(), parameters, strict=True))
     assert list(converted.state_dict()) == list(plain.state_dict())
     assert converted.classes is module.classes
+    read = [node.target for node in converted.graph.nodes if node.op == "get_attr"]
+    assert read == ["block.training", "scale"]
     assert same(converted, plain)
     y = torch.randn(SHAPE)
     assert torch.equal(converted.classify(y), plain.classify(y))

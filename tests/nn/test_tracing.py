@@ -206,6 +206,27 @@ class Replacing(Norms):
         return self.head(self.features(x))
 
 
+class WithoutGradients(Norms):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            y = self.features(x)
+        return self.head(y)
+
+
+class GradientsByMode(Norms):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.set_grad_enabled(bool(self.training)):
+            y = self.features(x)
+        return self.head(y)
+
+
+class InFloat32(Norms):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            y = self.features(x.float())
+        return self.head(y)
+
+
 REFUSED: dict[type[nn.Module], str] = {
     Auxiliary: "its calls differ between training mode and eval mode: what it returns",
     Chosen: "its calls differ .*: the arguments of dropout",
@@ -214,6 +235,9 @@ REFUSED: dict[type[nn.Module], str] = {
     Counting: "its code sets steps, which a graph would not",
     Remembering: "its code sets seen, which a graph would not",
     Replacing: "its code sets steps, which a graph would not",
+    WithoutGradients: "its code turns gradients off or on",
+    GradientsByMode: "its code turns gradients off or on",
+    InFloat32: "its code turns autocast on or off",
     Drawing: "its code draws random numbers",
     DrawingTensors: "its code draws random numbers",
     DrawingArrays: "its code draws random numbers",
@@ -261,7 +285,7 @@ class Buffered(Norms):
         self.register_buffer("scale", torch.ones(3))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(x * self.scale.view(3, 1, 1)) + torch.full((3,), 0.5))
+        return self.head(self.features(x * (2 * self.scale).view(3, 1, 1)) + torch.full((3,), 0.5))
 
 
 def test_buffers_are_read_when_the_graph_runs() -> None:
@@ -272,3 +296,4 @@ def test_buffers_are_read_when_the_graph_runs() -> None:
         each.scale.mul_(3)
         each.double()
     assert torch.equal(converted(x.double()), plain(x.double()))
+    assert vars(bnfold.nn.revert(converted)).keys() == vars(plain).keys()

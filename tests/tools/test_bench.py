@@ -11,7 +11,7 @@ import pytest
 
 from tests.api.test_fold_module import LESS, ROUNDING
 from tests.torch_graph.modules import CASES
-from tools._common import RESULTS
+from tools._common import RESULTS, ROOT
 from tools._zoo.convert_zoo import NAMES as CONVERTED
 from tools._zoo.convert_zoo import summary as convert_summary
 from tools._zoo.convert_zoo import verdict as convert_verdict
@@ -292,6 +292,9 @@ def test_converted_networks_are_equal_or_refused() -> None:
     assert sum("errors" in result and result["merged"] > 0 for result in found.values()) >= 50
     assert sum(result.get("random", False) for result in found.values()) >= 30
     summary = convert_summary({name: found[name] for name in CONVERTED})
+    told = " ".join((ROOT / "docs" / "training.md").read_text().split())
+    said = "of {networks} networks .*, {equal} compute .* with {merged} of {batch_norms} .*; {refused} are"
+    assert re.search(said.format(**summary, **summary["verdicts"]), told)
     assert read(RESULTS / "zoo_convert.json") == json.loads(json.dumps(summary))
 
 

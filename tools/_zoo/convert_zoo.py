@@ -180,7 +180,7 @@ def summary(results: Results) -> dict[str, Any]:
         "batch_norms": sum(found["batch_norms"] for found in done),
         "merged": sum(found["merged"] for found in done),
         "largest_error": max((max(found["errors"].values()) for found in done), default=0.0),
-        "refused": {name: found["refused"] for name, found in results.items() if "refused" in found},
+        "reasons": {name: found["refused"] for name, found in results.items() if "refused" in found},
     }
 
 
