@@ -230,7 +230,7 @@ def test_torch_takes_it() -> None:
     assert torch.equal(nn.DataParallel(module)(x), y)
     replica = module._replicate_for_data_parallel()
     replica.scale = module.scale  # as torch.nn.parallel.replicate does it
-    assert torch.equal(replica(x), y)
+    assert torch.equal(replica(x), y) and replica._modules is not module._modules
 
 
 def test_folded_it_can_be_scripted() -> None:

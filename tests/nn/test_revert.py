@@ -108,9 +108,18 @@ class Residual(nn.Module):
         return self.norm(self.conv(x), residual=x)
 
 
+class Plain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.norm(self.conv(x)) + x)
+
+
 def test_what_was_folded_comes_back_too() -> None:
     own, x = Residual().eval(), torch.randn(SHAPE)
-    converted = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU()).eval()
+    converted = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU(), Plain()).eval()
     bnfold.nn.convert(converted, fuse_activations=True)
     for module in (own, converted):
         y = module(x)
@@ -132,7 +141,7 @@ class Branching(nn.Module):
 
 
 class Watched(nn.Module):
-    """Its batch norm is called in a module that carries a hook, and is a call of its own."""
+    """Its batch norm is called in a module that carries a hook, and is a call of its own. And by itself."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -140,7 +149,18 @@ class Watched(nn.Module):
         self.inner.register_forward_hook(lambda *_: None)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.inner(x)
+        return self.inner(x) + self.inner[0](x)
+
+
+class Unused(nn.Module):
+    """Somebody else may call its batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = bnfold.nn.BatchNorm2d(3, activation="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2
 
 
 def branching() -> nn.Module:
@@ -155,6 +175,7 @@ def branching() -> nn.Module:
             r"^torch.fx cannot trace Branching: .*\ntorch's batch norms have no .* these have: norm$",
         ),
         (Watched, r"^the graph does not show the calls of inner\.0$"),
+        (Unused, r"^the graph does not show the calls of other$"),
         (lambda: 3, r"^revert takes a torch.nn.Module, not int$"),
     ],
 )
@@ -167,6 +188,20 @@ def test_what_cannot_be_is_refused_and_left_alone(make: Callable[[], Any], said:
         assert type(norm) is bnfold.nn.BatchNorm2d and norm.activation == "relu"
 
 
-def test_where_nothing_is_merged_nothing_is_traced() -> None:
+def test_without_activations_it_need_not_be_traced() -> None:
     module = bnfold.nn.revert(Branching(bnfold.nn.BatchNorm2d(3)))
     assert type(module) is Branching and type(module.norm) is nn.BatchNorm2d
+
+
+def test_what_was_only_converted_is_not_run() -> None:
+    class Noting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.calls = nn.BatchNorm2d(3), []
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls.append(x)
+            return self.norm(x)
+
+    module = bnfold.nn.revert(bnfold.nn.convert(Noting()))
+    assert type(module.norm) is nn.BatchNorm2d and not module.calls
