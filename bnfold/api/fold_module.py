@@ -28,6 +28,7 @@ from bnfold.torch_graph.module.wholes import Whole, wholes_of
 from bnfold.torch_graph.read import read
 from bnfold.verify.blame import Part, judge
 from bnfold.verify.modules import outputs, verify_modules
+from bnfold.wrappers import plain_module
 
 __all__ = ["fold_module"]
 
@@ -64,7 +65,8 @@ def fold_module(
 
     Args:
         module: in eval mode, or wholly or partly in training mode, as it shall be used: a batch norm in
-            training mode is kept.
+            training mode is kept. Of a wrapper (DataParallel, DistributedDataParallel, torch.compile) what is
+            inside it.
         example_inputs: a tensor, or a tuple of positional arguments.
         kwargs: keyword arguments.
         dynamic_shapes: as for `torch.export.export`.
@@ -93,6 +95,7 @@ def fold_module(
     options = Fold(shared, skip)
     check = Check(verify, rtol=rtol, atol=atol)
     choice("parametrizations", parametrizations, ("keep", "remove"))
+    module = plain_module(module, "fold_module")
     check_module(module, "fold_module")
     args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     work = _Modules(module, args, dict(kwargs or {}), dynamic_shapes, options, parametrizations == "remove")
