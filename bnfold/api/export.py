@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from bnfold.onnx_graph.run.evaluators import CannotRun, evaluate
 from bnfold.onnx_graph.run.input_ranges import Range, outside
 from bnfold.options import Check, Fold, refuse_others
 from bnfold.report.fold import Report
+from bnfold.report.table import first
 from bnfold.report.verification import Verification
 from bnfold.torch_graph import to_onnx
 from bnfold.torch_graph.arrays import to_array
@@ -35,6 +36,10 @@ from bnfold.verify.modules import outputs, verdict
 __all__ = ["export"]
 
 EXPORT = "the first fold that broke it is none: the export"
+RANDOM = (
+    "{} draws random numbers in inference too (drop-out that is always on, say), so that the file cannot be "
+    "compared with the module: verify=False (--no-verify) exports it unchecked"
+)
 
 
 def export(
@@ -44,6 +49,8 @@ def export(
     kwargs: Mapping[str, Any] | None = None,
     *,
     dynamic_shapes: Any = None,
+    input_names: Sequence[str] = (),
+    output_names: Sequence[str] = (),
     opset: int | None = None,
     external_data: bool | None = None,
     force: bool = False,
@@ -68,7 +75,11 @@ def export(
         example_inputs: a tensor, or a tuple of positional arguments.
         path: the file to write; it appears whole, after the check, or not at all.
         kwargs: keyword arguments.
-        dynamic_shapes: as for `torch.export.export`.
+        dynamic_shapes: as for `torch.export.export`, or with a name for a size, {0: "batch"}; names, those of
+            `torch.export.Dim` too, are in the file. A free size may be 1 in the example.
+        input_names: names of the file's inputs, in order; those beyond keep the names of the parameters of
+            `forward`.
+        output_names: names of its outputs.
         opset: of the default domain; None: what torch's exporter takes.
         external_data: large tensors go to a file beside it; None: where one file could not hold them.
         force: replace a file at `path`.
@@ -115,14 +126,16 @@ def export(
         # Both keep their weights in files beside them: from there they are mapped, and take no memory.
         raw, whole = Path(folder) / "raw.onnx", Path(folder) / "folded.onnx"
         large = _bytes(module) > 1 << 30 if external_data is None else external_data
-        moving = to_onnx.write(module, args, dict(kwargs or {}), raw, dynamic_shapes, opset)
+        written = to_onnx.write(
+            module, args, dict(kwargs or {}), raw, dynamic_shapes, opset, input_names, output_names
+        )
+        if verify and written.random:
+            raise UsageError(RANDOM.format(first(written.random, 4)))
         ranges = ranges_in(load(raw), options)
         front, passes = front_end(check), passes_of(options, ranges)
         done = fold(front, load(raw), options, "model", verify=False, passes=passes)
         report = done.report
-        if moving:
-            many = "batch norms in training mode use" if moving > 1 else "batch norm in training mode uses"
-            report.notes.append(f"{moving} {many} the statistics of each batch, in the file as well")
+        report.notes += _notes(written)
         save(done.model, whole, external=True)
         folded = load(whole)
         against = _Against(module, args, dict(kwargs or {}), check if precision is None else Check(verify))
@@ -139,6 +152,26 @@ def export(
             folded, report.precision = convert.convert(folded, precision, how, original=load(raw))
         save(folded, file, force=force, external=large)
     return report
+
+
+def _notes(written: to_onnx.Written) -> list[str]:
+    """What the file has of the module that is not plain to see."""
+    notes, count = [], written.own_statistics
+    if count:
+        many = "batch norms in training mode use" if count > 1 else "batch norm in training mode uses"
+        notes.append(f"{count} {many} the statistics of each batch, in the file as well")
+    if written.random:
+        notes.append(f"{first(written.random, 4)} draws random numbers, in the file as well")
+    if written.changed:
+        notes.append(
+            f"the module writes into {first(written.changed, 4)}; the file does not, and keeps today's values"
+        )
+    if written.unnamed:
+        names = first(written.unnamed, 4)
+        notes.append(
+            f"no size is called {names} in the file: torch found it to be fixed, or equal to another"
+        )
+    return notes
 
 
 @contextlib.contextmanager

@@ -155,7 +155,7 @@ class _Modules:
 
     def write(self, target: nn.Module, graph: Graph, edits: Sequence[Edit]) -> nn.Module:
         values = [edit.old for edit in edits if isinstance(edit, SetValue) and edit.old is not None]
-        changed = {old.store for old in values}
+        changed = modules.written(edits)
         here = [name for name in self.computed if name in changed]
         self.removed.update(dict.fromkeys(here))
         remove(target, here)

@@ -29,7 +29,7 @@ from bnfold.torch_graph.call import given, innermost
 from bnfold.torch_graph.module.holders import Holders, owner_of, tensors
 from bnfold.torch_graph.module.what_is_left import Calls, Replacement, mean_of, path_of, what_is_left
 
-__all__ = ["apply", "half_gone", "restrict", "unable", "unseen"]
+__all__ = ["apply", "half_gone", "restrict", "unable", "unseen", "written"]
 
 _CODE = "is written in the module's code"
 
@@ -173,6 +173,20 @@ def unable(edits: Sequence[Edit]) -> list[Node]:
         if not isinstance(edit, (AddBias, Bypass))
         and (not isinstance(edit, SetValue) or edit.old is None or isinstance(edit.key, str))
     ]
+
+
+def written(edits: Sequence[Edit]) -> set[str]:
+    """The parameters and buffers that `apply` writes, or whose likes it makes."""
+    names: set[str] = set()
+    for edit in edits:
+        role: Any = edit.node.role
+        if isinstance(edit, SetValue) and edit.old is not None:
+            names.add(edit.old.store)
+        elif isinstance(edit, AddBias):
+            names.add(role.weight.store)
+        elif isinstance(edit, Bypass):
+            names |= {constant.store for _, constant in role.constants.values()}
+    return names
 
 
 def apply(module: nn.Module, edits: Sequence[Edit], replacements: Mapping[str, Replacement]) -> None:
