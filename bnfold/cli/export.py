@@ -25,7 +25,10 @@ Inputs have the names of the parameters of its forward, unless they are given ot
 """
     + flags.DONE
 )
-IDLE = [flags.NO_RANGES]
+IDLE = [
+    flags.NO_RANGES,
+    flags.Idle([flags.TIMEOUT], " with --no-verify", lambda a: a.no_verify and not a.precision),
+]
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +56,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--opset", metavar="N", type=flags.whole, help="version of the default operators")
     flags.add(parser, flags.FOLD, flags.WRITING)
     check = parser.add_argument_group("the check")
-    without = ("--input-data-path", "--overwrite-input-shape", flags.TIMEOUT)
+    without = ("--input-data-path", "--overwrite-input-shape")
     flags.add(check, flags.CHECK, without=without)
     flags.add(parser, flags.OUTPUT)
 
@@ -85,6 +88,8 @@ def run(args: argparse.Namespace) -> int:
             verify=not args.no_verify,
             rtol=args.check_rtol,
             atol=args.check_atol,
+            apart=True,
+            timeout=args.check_timeout,
             **vars(options),
         )
     show(args, report)
