@@ -11,7 +11,7 @@ import onnx
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout, scaled_dot_product_attention
+from torch.nn.functional import conv2d, dropout, scaled_dot_product_attention
 from torch.nn.utils import parametrize
 
 import bnfold
@@ -54,6 +54,32 @@ def test_a_convolution_without_a_bias_has_none(make: Callable[..., nn.Module], t
     [found] = onnx.reference.ReferenceEvaluator(str(tmp_path / "model.onnx")).run(None, {"input": x.numpy()})
     with torch.no_grad():
         np.testing.assert_allclose(found, module(x).numpy(), rtol=1e-4, atol=1e-5)
+
+
+class Standardized(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        w = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return conv2d(x, w / (w.std((1, 2, 3), keepdim=True) + 1e-5), self.bias)
+
+
+class Binary(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return conv2d(x, self.weight.sign() * self.weight.abs().mean((1, 2, 3), keepdim=True), self.bias)
+
+
+def test_weights_that_are_computed_from_stored_ones(tmp_path: Path) -> None:
+    """torch's exporter computes them in the file, and a fold stores them."""
+    kinds = [
+        nn.utils.parametrizations.weight_norm(conv(3, 4)),
+        nn.utils.parametrizations.spectral_norm(conv(4, 4)),
+        Standardized(4, 4, 3),
+        Binary(4, 4, 3),
+    ]
+    module = randomize(nn.Sequential(*(part for kind in kinds for part in (kind, bn(4), nn.ReLU()))))
+    report = bnfold.export(module, torch.randn(1, 3, 12, 12), tmp_path / "model.onnx")
+    assert (len(report.folded), report.kept, report.verification.status) == (4, [], "passed")
+    nodes = [node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node]
+    assert nodes == ["Conv", "Relu"] * 4
 
 
 RANDOM: dict[str, tuple[Callable[[Tensor], Any], list[str]]] = {
