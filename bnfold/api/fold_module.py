@@ -65,7 +65,7 @@ def fold_module(
             training mode is kept.
         example_inputs: a tensor, or a tuple of positional arguments.
         kwargs: keyword arguments.
-        dynamic_shapes: as for `torch.export.export`.
+        dynamic_shapes: as for `torch.export.export`, or with a name for a size, {0: "batch"}.
         inplace: change `module` itself, and not a copy of it; if the check fails it is as it was.
         shared: what to do with parameters that several modules share and that need different values: give
             each its own ("duplicate"), "skip" the fold, or raise an "error".
