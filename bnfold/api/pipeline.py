@@ -122,7 +122,8 @@ def run(
             merges = mergeable(graph, front.view(set(plan.order), options.skip), done.report)
         done.model = front.write(model, graph, plan.edits)
         zeros = front.view is not None and plan.order and any(map(_holds_zeros, graph.nodes))
-        del graph, plan  # it describes the model no longer
+        graph.clear()  # it describes the model no longer
+        del graph, plan
         while zeros and _fold_again(front, done, options, part, _read(front, done, options)):
             merges = options.merge_branches and front.view is not None and part.merges != 0
         if merges:

@@ -40,6 +40,7 @@ def read(loaded: Loaded, shared: str = "duplicate") -> Graph:
         reader = _Reader(model)
         for scope in scopes:
             reader.scope(scope)
+        reader.graph.end = model.clear
         return reader.graph
 
 

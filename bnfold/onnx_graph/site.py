@@ -71,6 +71,16 @@ class Model:
     scopes: list[Scope] = field(default_factory=list)  # all of them, bodies included
     computed: int = 0  # bytes of constants that were computed to see whether they are any
 
+    def clear(self) -> None:
+        """Undo the links between all parts: `Graph.clear`."""
+        for scope in self.scopes:
+            for site in scope.sites:
+                site.values, site.outputs, site.private = [], [], None
+            for value in scope.values.values():
+                value.constant = None
+            scope.sites.clear()
+            scope.values.clear()
+
 
 @dataclass(eq=False)
 class Scope:

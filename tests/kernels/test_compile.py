@@ -1,12 +1,16 @@
 """Every kernel that the launch table picks compiles for its architecture, without a GPU; and the cache.
 
-All that differ in layout, exchange or type of the activations are compiled for each architecture. Those with
-parameters of two bytes, or that read single values of two bytes, differ only in how these are loaded: each is
-compiled for one. BNFOLD_INSTANCES=all compiles all for each.
+compiled.json holds what the assembler said of all of them, and of which sources and which compiler that is.
+Where both are the same, a few are compiled again, and have to give what is recorded. Where the compiler is
+another, those are compiled that differ in layout, exchange or type of the activations. BNFOLD_INSTANCES=all
+compiles all, for each architecture, and writes the record anew: a change of the kernels needs that.
 """
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
+import json
 import os
 import re
 import shutil
@@ -22,16 +26,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bnfold.kernels.compile import FOLDER
 from bnfold.kernels.launch import KERNELS, SIZES, Device, Problem, instances, plan
 from tests.kernels.fresh import fresh
 
 ROOT = Path(__file__).resolve().parents[2]
 ARCHITECTURES = {"sm_75": (7, 5), "sm_80": (8, 0), "sm_90": (9, 0), "sm_100": (10, 0)}
 EVERY = os.environ.get("BNFOLD_INSTANCES") == "all"
+RECORD = Path(__file__).with_name("compiled.json")
 MOST_REGISTERS = 128  # with 512 threads a block, all that a multiprocessor has
+AGAIN = 2  # instances of a kernel that are compiled for an architecture although they are recorded
 LOG = re.compile(
     r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads\n.*?Used (\d+) registers"
 )
+if EVERY:  # one worker writes the record
+    pytestmark = pytest.mark.xdist_group("compiled kernels")
 SOURCE = "apply.cuh"
 KERNEL = "bnfold::apply<float, float, float, 1, bnfold::Layout::plane>"
 
@@ -39,10 +48,38 @@ KERNEL = "bnfold::apply<float, float, float, 1, bnfold::Layout::plane>"
 # the gate
 
 
+def sources() -> dict[str, str]:
+    """A hash of each of the kernels' files."""
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:32] for path in sorted(FOLDER.glob("*.cuh"))
+    }
+
+
+def compiler_version() -> str:
+    """That of NVRTC, as its package has it."""
+    try:
+        return importlib.metadata.version("nvidia-cuda-nvrtc")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def recorded() -> dict[str, Any]:
+    """Registers, bytes spilled and bytes of stack, if the record is of this compiler and these sources."""
+    record: dict[str, Any] = json.loads(RECORD.read_text())
+    same = record["compiler"] == compiler_version() and record["sources"] == sources()
+    found: dict[str, Any] = record["instances"] if same and not EVERY else {}
+    return found
+
+
 def gated(kernel: str, arch: str) -> list[str]:
     """The instances of a kernel that are compiled for an architecture."""
+    names = instances(kernel, ARCHITECTURES[arch])
+    known = recorded()
+    if known:
+        costs = known[arch][kernel]
+        return sorted(names, key=lambda name: (costs.get(name, [MOST_REGISTERS])[0], name))[-AGAIN:]
     found = []
-    for name in instances(kernel, ARCHITECTURES[arch]):
+    for name in names:
         activations, *others, width = name.split("<")[1].split(", ")[: KERNELS[kernel].types + 1]
         able = [each for each, capability in ARCHITECTURES.items() if name in instances(kernel, capability)]
         usual = {*others} <= {"float"} and (width != "1" or activations == "float")
@@ -51,8 +88,23 @@ def gated(kernel: str, arch: str) -> list[str]:
     return found
 
 
+def test_the_record_is_of_these_sources() -> None:
+    how = "BNFOLD_INSTANCES=all .venv/bin/python -m pytest tests/kernels/test_compile.py"
+    assert json.loads(RECORD.read_text())["sources"] == sources() or EVERY, f"the kernels have changed: {how}"
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_each_instance_is_compiled_for_some_architecture(kernel: str) -> None:
+def test_each_instance_is_recorded(kernel: str, arch: str) -> None:
+    record = json.loads(RECORD.read_text())["instances"]
+    assert record[arch][kernel].keys() == {*instances(kernel, ARCHITECTURES[arch])} or EVERY
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_each_instance_is_compiled_for_some_architecture(
+    kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "compiler_version", lambda: "another")
     compiled = {name for arch in ARCHITECTURES for name in gated(kernel, arch)}
     assert compiled == {name for each in ARCHITECTURES.values() for name in instances(kernel, each)}
 
@@ -69,21 +121,32 @@ def test_registers_and_spills(
     for name in gated(kernel, arch):
         (found,) = LOG.findall(compiled(KERNELS[kernel].source, name, arch).log)
         stack, stores, loads, registers = map(int, found)
-        used[name] = (registers, stores + loads, stack)
-    folder = ROOT / ".cache" / "registers"
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = [f"{r:4} {spilled:4} {stack:4}  {name}\n" for name, (r, spilled, stack) in used.items()]
-    head = "registers, bytes spilled, bytes of stack\n"
-    (folder / f"{arch}-{kernel}.txt").write_text(head + "".join(sorted(lines, reverse=True)))
+        used[name] = [registers, stores + loads, stack]
+    again, known = len(used), recorded()
+    if known:
+        assert used.items() <= known[arch][kernel].items()
+        used = known[arch][kernel]
+    elif EVERY:
+        write(arch, kernel, used)
     registers, spilled, stack = (max(each) for each in zip(*used.values(), strict=True))
     record_property(
         "measured",
-        f"compiled for {arch:6} {kernel:14} {len(used):3} instances, at most {registers:3} registers, "
-        f"{spilled} bytes spilled, {stack} bytes of stack",
+        f"compiled for {arch:6} {kernel:14} {len(used):3} instances, {again:2} of them now, "
+        f"at most {registers:3} registers, {spilled} bytes spilled, {stack} bytes of stack",
     )
     assert registers <= MOST_REGISTERS
     assert spilled == 0
     assert stack == 0
+
+
+def write(arch: str, kernel: str, used: dict[str, list[int]]) -> None:
+    """Record what one kernel needs; what was recorded of other sources or by another compiler is dropped."""
+    record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    head = {"compiler": compiler_version(), "sources": sources()}
+    kept = record["instances"] if {key: record.get(key) for key in head} == head else {}
+    kept.setdefault(arch, {})[kernel] = used
+    text = json.dumps({**head, "instances": kept}, indent=1, sort_keys=True)
+    RECORD.write_text(re.sub(r"\[\s+(\d+),\s+(\d+),\s+(\d+)\s+\]", r"[\1, \2, \3]", text) + "\n")
 
 
 # which instances there are

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import ml_dtypes
@@ -20,6 +21,7 @@ from bnfold.onnx_graph.model.scopes import build
 from bnfold.onnx_graph.ops.batch_norms import read_together
 from bnfold.onnx_graph.ops.table import OPERATORS, role_of
 from bnfold.onnx_graph.read import read
+from tests.onnx_graph.cases.random_graphs import random_model
 from tests.onnx_graph.ops.test_constants import REDUCTIONS
 
 RNG = np.random.default_rng(0)
@@ -556,3 +558,20 @@ def test_reading_together_gives_what_reading_one_by_one_gives():
 def test_what_is_not_plain_is_read_by_itself(text: str):
     graph = graph_of(f"g (float[2,4,5] x) => (float[2,4,5] y) {{ {text} }}", **norm())
     assert read_together([entry.source for entry in graph.nodes]) == {}
+
+
+def test_a_graph_that_was_cleared_leaves_little_for_the_search_for_cycles() -> None:
+    loaded = load(random_model(7))
+    gc.collect()
+    gc.disable()
+    try:
+        graph = read(loaded)
+        graph.clear()
+        del graph
+        left = gc.collect()
+        graph = read(loaded)
+        del graph
+        found = gc.collect()
+    finally:
+        gc.enable()
+    assert left < found // 2

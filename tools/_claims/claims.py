@@ -71,7 +71,7 @@ def measured(quick: bool) -> dict[str, Any]:
     """All runs, with what they have in common, and where they were made."""
     rates, scales, seeds, epochs = LEARNING_RATES, SCALES, SEEDS, EPOCHS
     if quick:
-        rates, scales, seeds, epochs = (0.3, 3.0), (1.0, 4.0), 2, 2
+        rates, scales, seeds, epochs = (0.3, 3.0), (1.0, 4.0), 1, 2
     settings = [
         Setting(layers, batch_norm, rate, scale, seed)
         for layers in LAYERS

@@ -31,12 +31,12 @@ find_python() {
 # stamp_of WORD...: what an environment is made from, as one hash.
 stamp_of() { { cat pyproject.toml constraints.txt; echo "$root" "$@"; } | sha256sum | cut -d' ' -f1; }
 
-# install VENV ARGUMENT...: pip, silent unless it fails.
+# install VENV ARGUMENT...: pip, silent unless it fails. Python compiles what it imports, a small part of all.
 install() {
     local venv=$1 log
     shift
     log=$(mktemp)
-    if ! "$venv/bin/python" -m pip install -qq -c constraints.txt "$@" >"$log" 2>&1; then
+    if ! "$venv/bin/python" -m pip install -qq --no-compile -c constraints.txt "$@" >"$log" 2>&1; then
         say "Installing failed: pip install $*"
         tail -n 15 "$log" >&2
         rm -f "$log"

@@ -3,7 +3,8 @@ step.
 
 Each rule is asked once per slot with a uniform positive change. What it refuses is a lock; what it demands of
 other tensors ties them. Locks spread along ties: through a rule that demands all of a tensor, the lock comes
-back whole; through one that demands a part (a slice of a concat), it holds for some channels.
+back whole; through one that demands a part (a slice of a concat), it holds for some channels. Which ones is
+not kept, so that such a lock goes no further than to tensors of the same channels.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections import defaultdict, deque
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import cache
+from typing import TypeAlias
 
 import numpy as np
 
@@ -22,6 +24,8 @@ from bnfold.fold.roles import Affine, Same, Sum
 __all__ = ["Locks"]
 
 KINDS = ("scale", "shift")
+# Where a lock spreads to; whether to all of it; whether one for some channels does; through which folds.
+Tie: TypeAlias = tuple[Tensor, bool, bool, frozenset[int]]
 
 
 class _Probe(Spread):
@@ -57,7 +61,7 @@ class Locks:
 
     def __init__(self, graph: Graph, state: State, rules: Mapping[str, Mapping[type, Rule]]) -> None:
         self.locks: dict[str, dict[Tensor, Lock]] = {kind: {} for kind in KINDS}
-        self.ties: dict[str, dict[Tensor, list[tuple[Tensor, bool, frozenset[int]]]]]
+        self.ties: dict[str, dict[Tensor, list[Tie]]]
         self.ties = {kind: defaultdict(list) for kind in KINDS}
         self.parent: dict[Tensor, Tensor] = {}
         self.weight: dict[Tensor, int] = {}
@@ -112,15 +116,17 @@ class Locks:
         for tensor, answer in asked.items():
             for other, _ in answer:
                 # a lock on `other` comes back to `tensor`: for some channels only if `other` is a part of it
-                self.ties[kind][other].append((tensor, (other, tensor) not in part, frozenset()))
+                whole = (other, tensor) not in part
+                same = whole and (tensor, other) not in part
+                self.ties[kind][other].append((tensor, whole, same, frozenset()))
                 if kind == "scale":
                     self._join(tensor, other)
 
     def _link(self, node: Node, kind: str, fold: int) -> None:
         assert isinstance(node.role, Affine)
         x, y = node.at(node.role.x), node.outputs[0]
-        self.ties[kind][x].append((y, True, frozenset((fold,))))
-        self.ties[kind][y].append((x, True, frozenset((fold,))))
+        self.ties[kind][x].append((y, True, True, frozenset((fold,))))
+        self.ties[kind][y].append((x, True, True, frozenset((fold,))))
         if kind == "scale":
             self._join(x, y)
 
@@ -144,8 +150,8 @@ class Locks:
             if tensor.constant is not None or (old is not None and (old.whole or not lock.whole)):
                 continue
             self.locks[kind][tensor] = lock
-            for other, whole, folds in self.ties[kind].get(tensor, ()):
-                if not lock.whole and not whole:
+            for other, whole, same, folds in self.ties[kind].get(tensor, ()):
+                if not lock.whole and not same:
                     continue
                 queue.append(
                     (kind, other, replace(lock, folds=blamed(lock.folds, folds), whole=lock.whole and whole))

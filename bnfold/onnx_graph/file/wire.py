@@ -170,15 +170,12 @@ class _Walk:
         copied = start = at  # up to `copied` all is in `pieces`
         new_size = end - at
         while at < end:
-            tag = data[at]
-            at += 1
+            tag, head = data[at], at + 1
             if tag >= 0x80:
-                tag, at = self._varint(at - 1)
+                tag, head = self._varint(at)
             kind = tag & 7
             if kind == _BYTES:
-                head = at
-                size = data[at]
-                at += 1
+                size, at = data[head], head + 1
                 if size >= 0x80:
                     more = data[at]
                     if more < 0x80:
@@ -186,6 +183,9 @@ class _Walk:
                         at += 1
                     else:
                         size, at = self._varint(head)
+                elif size < smallest:
+                    at += size
+                    continue
                 stop = at + size
                 if size >= smallest and self.next < stop and tag in table:
                     if stop > end:
@@ -207,13 +207,13 @@ class _Walk:
                         copied = stop
                 at = stop
             elif kind == _VARINT:
-                while data[at] >= 0x80:
-                    at += 1
-                at += 1
+                while data[head] >= 0x80:
+                    head += 1
+                at = head + 1
             elif kind == _FIXED32:
-                at += 4
+                at = head + 4
             elif kind == _FIXED64:
-                at += 8
+                at = head + 8
             else:
                 raise ValueError
         if at != end:
