@@ -19,7 +19,7 @@ from bnfold.options import Check, Fold, choice, refuse_others
 from bnfold.report.fold import Entry, Report
 from bnfold.report.table import first
 from bnfold.report.verification import Verification
-from bnfold.torch_graph.module.apply import apply
+from bnfold.torch_graph.module.apply import apply, written
 from bnfold.torch_graph.module.checks import check_module, copied, exported
 from bnfold.torch_graph.module.limits import Limits, half_gone, unable, unseen
 from bnfold.torch_graph.module.parametrizations import parametrized, remove
@@ -69,7 +69,7 @@ def fold_module(
             inside it.
         example_inputs: a tensor, or a tuple of positional arguments.
         kwargs: keyword arguments.
-        dynamic_shapes: as for `torch.export.export`.
+        dynamic_shapes: as for `torch.export.export`, or with a name for a size, {0: "batch"}.
         inplace: change `module` itself, and not a copy of it; if the check fails it is as it was.
         shared: what to do with parameters that several modules share and that need different values: give
             each its own ("duplicate"), "skip" the fold, or raise an "error".
@@ -198,9 +198,7 @@ class _Modules:
 
     def write(self, target: nn.Module, graph: Graph, edits: Sequence[Edit]) -> nn.Module:
         values = [edit.old for edit in edits if isinstance(edit, SetValue) and edit.old is not None]
-        bypassed = (edit.node.role for edit in edits if isinstance(edit, Bypass))
-        roles = [role for role in bypassed if isinstance(role, Affine)]  # some become identity maps
-        changed = {old.store for old in values} | {c.store for r in roles for _, c in r.constants.values()}
+        changed = written(edits)
         here = [name for name in self.computed if name in changed]
         self.removed.update(dict.fromkeys(here))
         remove(target, here)
