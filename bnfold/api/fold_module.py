@@ -19,7 +19,7 @@ from bnfold.options import Check, Fold, choice, refuse_others
 from bnfold.report.fold import Entry, Report
 from bnfold.report.table import first
 from bnfold.report.verification import Verification
-from bnfold.torch_graph.module.apply import apply
+from bnfold.torch_graph.module.apply import apply, written
 from bnfold.torch_graph.module.checks import check_module, copied, exported
 from bnfold.torch_graph.module.limits import Limits, half_gone, unable, unseen
 from bnfold.torch_graph.module.parametrizations import parametrized, remove
@@ -28,6 +28,7 @@ from bnfold.torch_graph.module.wholes import Whole, wholes_of
 from bnfold.torch_graph.read import read
 from bnfold.verify.blame import Part, judge
 from bnfold.verify.modules import outputs, verify_modules
+from bnfold.wrappers import plain_module
 
 __all__ = ["fold_module"]
 
@@ -66,10 +67,11 @@ def fold_module(
 
     Args:
         module: in eval mode, or wholly or partly in training mode, as it shall be used: a batch norm in
-            training mode is kept.
+            training mode is kept. Of a wrapper (DataParallel, DistributedDataParallel, torch.compile) what is
+            inside it.
         example_inputs: a tensor, or a tuple of positional arguments.
         kwargs: keyword arguments.
-        dynamic_shapes: as for `torch.export.export`.
+        dynamic_shapes: as for `torch.export.export`, or with a name for a size, {0: "batch"}.
         inplace: change `module` itself, and not a copy of it; if the check fails it is as it was.
         shared: what to do with parameters that several modules share and that need different values: give
             each its own ("duplicate"), "skip" the fold, or raise an "error".
@@ -95,6 +97,7 @@ def fold_module(
     options = Fold(shared, skip)
     check = Check(verify, rtol=rtol, atol=atol)
     choice("parametrizations", parametrizations, ("keep", "remove"))
+    module = plain_module(module, "fold_module")
     check_module(module, "fold_module")
     args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     work = _Modules(module, args, dict(kwargs or {}), dynamic_shapes, options, parametrizations == "remove")
@@ -197,9 +200,7 @@ class _Modules:
 
     def write(self, target: nn.Module, graph: Graph, edits: Sequence[Edit]) -> nn.Module:
         values = [edit.old for edit in edits if isinstance(edit, SetValue) and edit.old is not None]
-        bypassed = (edit.node.role for edit in edits if isinstance(edit, Bypass))
-        roles = [role for role in bypassed if isinstance(role, Affine)]  # some become identity maps
-        changed = {old.store for old in values} | {c.store for r in roles for _, c in r.constants.values()}
+        changed = written(edits)
         here = [name for name in self.computed if name in changed]
         self.removed.update(dict.fromkeys(here))
         remove(target, here)

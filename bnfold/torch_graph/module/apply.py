@@ -17,7 +17,21 @@ from bnfold.torch_graph.arrays import to_tensor
 from bnfold.torch_graph.module.holders import owner_of, tensors
 from bnfold.torch_graph.module.what_is_left import Replacement, mean_of, path_of, what_is_left
 
-__all__ = ["apply"]
+__all__ = ["apply", "written"]
+
+
+def written(edits: Sequence[Edit]) -> set[str]:
+    """The parameters and buffers that `apply` writes, or whose likes it makes."""
+    names: set[str] = set()
+    for edit in edits:
+        role: Any = edit.node.role
+        if isinstance(edit, SetValue) and edit.old is not None:
+            names.add(edit.old.store)
+        elif isinstance(edit, AddBias):
+            names.add(role.weight.store)
+        elif isinstance(edit, Bypass) and isinstance(role, Affine):  # some become identity maps
+            names |= {constant.store for _, constant in role.constants.values()}
+    return names
 
 
 def apply(

@@ -4,7 +4,7 @@
 2. Its module then calls its submodules, one after the other (a batch norm with an activation): it becomes
    `nn.Sequential` of these, under their own names.
 3. Its module says what it is without the batch norm, by a method `without_batch_norm` (those of `bnfold.nn`
-   do): it becomes that.
+   do), or `activation_alone` where its calls give it one tensor: it becomes that.
 4. All else (other arithmetic, hooks, a call of `torch.nn.functional.batch_norm`): the call stays, with
    parameters that make it the identity map.
 5. So it does where what follows writes into its output, which would then be the memory of a tensor that
@@ -37,7 +37,7 @@ __all__ = [
 
 # names of submodules that are left of the batch norm's module, the method that tells, or None: its call stays
 Replacement: TypeAlias = "tuple[str, ...] | str | None"
-METHOD = "without_batch_norm"
+METHOD, ALONE = "without_batch_norm", "activation_alone"
 
 # what these compute is the batch norm and nothing else
 _TORCH = (nn.modules.batchnorm._BatchNorm.forward, nn.SyncBatchNorm.forward)
@@ -122,7 +122,7 @@ class Replacements:
         if calls is None:
             return None
         if hasattr(owner, METHOD):
-            return METHOD
+            return ALONE if hasattr(owner, ALONE) and self.made.plain(path) == times else METHOD
         if self.made.plain(path) != times:
             return None
         own = {other.source for other in folded}
