@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -101,7 +102,10 @@ class _Writer:
             return
         source = reads(node)[edit.key]
         if isinstance(source, fx.Node):
-            self.new_values.setdefault(source, []).append((node, edit.key, np.asarray(edit.value)))
+            array, shape = np.asarray(edit.value), tuple(source.meta["val"].shape)
+            if array.ndim != len(shape) and array.size == math.prod(shape):  # seen in another shape
+                array = array.reshape(shape)
+            self.new_values.setdefault(source, []).append((node, edit.key, array))
         else:
             self.argument(node, edit.key, np.asarray(edit.value))
 
@@ -116,8 +120,6 @@ class _Writer:
         aliased = spec is not None and self.memory[self.value(str(spec.target)).data_ptr()] > 1
         if spec is not None and alone and not aliased:
             old = self.value(str(spec.target))
-            if first.size == old.numel() and first.ndim != old.dim():  # seen in another shape
-                first = first.reshape(old.shape)
             new = to_tensor(first, old)
             if new.shape != old.shape:  # a kernel of another size, a number that is one for each channel now
                 _describe(source, new)

@@ -271,7 +271,7 @@ def _moved(d: Drawn, a: int, b: int) -> tuple[nn.Module, int]:
             (lambda m, x: x.index_select(1, torch.tensor([0, 1])), 2),
             (lambda m, x: torch.stack(x.unbind(1)[::-1], 1), a),
             (lambda m, x: x.repeat(1, 2, 1, 1), 2 * a),
-            (lambda m, x: functional.pixel_unshuffle(functional.pad(x, (0, 1, 0, 1))[..., :4, :4], 2), 4 * a),
+            (lambda m, x: functional.pixel_unshuffle(functional.pad(x, (0, 2, 0, 2))[..., :4, :4], 2), 4 * a),
             (lambda m, x: functional.interpolate(x, scale_factor=2, mode="bilinear"), a),
             (lambda m, x: functional.avg_pool2d(x, 2, 1), a),
             (lambda m, x: functional.max_pool2d(x, 2, 1, 1), a),

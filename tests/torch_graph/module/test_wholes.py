@@ -133,9 +133,6 @@ class WithDropout(FrozenNorm):
     def forward(self, x: Tensor) -> Tensor:
         return self.drop(super().forward(x))  # type: ignore[no-any-return]
 
-    def buffers(self, recurse: bool = False) -> Any:
-        return super().buffers(False)
-
 
 @pytest.mark.parametrize("kind", [Hooked, WithDropout])
 def test_what_does_more_than_that_stays(kind: Any) -> None:

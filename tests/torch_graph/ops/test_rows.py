@@ -91,7 +91,7 @@ FOLDS: dict[str, tuple[Any, tuple[int, ...], Layers]] = {
         tokens,
     ),
     "einsum": (
-        lambda m, x: torch.einsum("blc,bkc->blk", m.l(x) * m.n.weight, x[..., :4]).tanh(),
+        lambda m, x: tanh(torch.einsum("bkl,blc->bkc", x[..., :5], m.l(x)) * m.n.weight),
         TOKENS,
         tokens,
     ),
