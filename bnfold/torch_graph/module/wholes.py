@@ -20,7 +20,7 @@ from torch import nn
 from bnfold.fold import moves
 from bnfold.fold.graph import Array, Constant, Graph, Node, Refused
 from bnfold.fold.roles import Affine, Move
-from bnfold.torch_graph.call import within
+from bnfold.torch_graph.call import stack, within
 from bnfold.torch_graph.module.holders import Holders
 from bnfold.torch_graph.module.limits import CODE
 from bnfold.torch_graph.module.what_is_left import MAY_RETURN_INPUT, Calls, hooked
@@ -73,7 +73,7 @@ def wholes_of(module: nn.Module, graph: Graph, holders: Holders, made: Calls) ->
     for path, by_call in calls.items():
         part = module.get_submodule(path)
         alone = path and made.plain(path) == len(by_call) and _does_nothing_else(part)
-        if alone and all(map(_is_one_map, by_call.values())):
+        if alone and not _is_read_elsewhere(part, holders) and all(map(_is_one_map, by_call.values())):
             names = {node.name for nodes in by_call.values() for node in nodes}
             kind = type(part).__name__
             chains = {}
@@ -125,6 +125,12 @@ def _does_nothing_else(part: nn.Module) -> bool:
     """No hooks, and no submodules that could be called at another time, as drop-out is."""
     children = (child for child in part.modules() if child is not part)
     return not hooked(part) and all(type(child).forward is nn.Module.forward for child in children)
+
+
+def _is_read_elsewhere(part: nn.Module, holders: Holders) -> bool:
+    """What it holds is read by other calls than its own."""
+    calls = (call for held in (*part.parameters(), *part.buffers()) for call in holders.readers[id(held)])
+    return any(all(holders.part(path) is not part for path in stack(call)) for call in calls)
 
 
 def _is_one_map(nodes: list[Node]) -> bool:

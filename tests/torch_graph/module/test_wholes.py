@@ -141,6 +141,13 @@ def test_what_does_more_than_that_stays(kind: Any) -> None:
     assert not report.folded
 
 
+def test_what_others_read_of_it_stays() -> None:
+    module = Fn(lambda m, x: m.s(m.c(x)) + m.s.gamma.sum(), c=conv(6, 4), s=LayerScale(4))
+    folded, report = fold(module)
+    assert type(folded.s) is LayerScale
+    assert not report.folded
+
+
 def test_what_others_write_keeps_the_copy_that_it_makes() -> None:
     def run(m: Any, x: Tensor) -> Tensor:
         y = m.c(x)
