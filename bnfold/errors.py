@@ -34,7 +34,9 @@ def explained(said: str, advice: str = "") -> Iterator[None]:
     try:
         yield
     except Exception as error:  # of any kind: nobody knows what such code raises
-        raise UsageError(f"{said}: {first_line(error)}\n{advice}".rstrip()) from error
+        raise UsageError(f"{said}: {first_paragraph(error)}\n{advice}".rstrip()) from error
+
+
 def shortened(text: str) -> str:
     """A message without the middle of its very long words: a damaged model's names have any length."""
     word, whole = LONGEST
@@ -51,3 +53,8 @@ def _ends(text: str, size: int) -> str:
 def first_line(error: BaseException) -> str:
     """What an error says, without its pages of context."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def first_paragraph(error: BaseException) -> str:
+    """What an error says and suggests, as far as its first empty line."""
+    return str(error).strip().partition("\n\n")[0].rstrip() or type(error).__name__

@@ -82,6 +82,11 @@ class Check:
         if self.timeout is not None and not 0 < self.timeout < math.inf:
             raise UsageError(f"timeout={self.timeout!r} is not a number of seconds above 0")
 
+    @property
+    def in_child(self) -> bool:
+        """Whether it is done in a process of its own."""
+        return self.apart or self.timeout is not None
+
 
 @dataclass(frozen=True, eq=False)
 class Fold:

@@ -4,37 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from bnfold.api import convert
 from bnfold.api.fold_onnx import front_end, passes_of, ranges_in
 from bnfold.api.pipeline import fold, run
-from bnfold.errors import UsageError, first_line
-from bnfold.onnx_graph.file.loaded import Loaded, load
+from bnfold.errors import UsageError
+from bnfold.onnx_graph.file.loaded import load
 from bnfold.onnx_graph.file.save import save
 from bnfold.onnx_graph.file.whole_files import check_target
-from bnfold.onnx_graph.run import widened
-from bnfold.onnx_graph.run.evaluators import CannotRun, evaluate
-from bnfold.onnx_graph.run.input_ranges import Range, outside
 from bnfold.options import Check, Fold, refuse_others
 from bnfold.report.fold import Report
+from bnfold.report.table import first
 from bnfold.report.verification import Verification
 from bnfold.torch_graph import to_onnx
-from bnfold.torch_graph.arrays import to_array
 from bnfold.verify.blame import Part, judge
-from bnfold.verify.difference import Truth, compare, tolerance_of
-from bnfold.verify.modules import outputs, verdict
+from bnfold.verify.exported import AgainstModule
+from bnfold.wrappers import plain_module
 
 __all__ = ["export"]
 
 EXPORT = "the first fold that broke it is none: the export"
+RANDOM = (
+    "{} draws random numbers in inference too (drop-out that is always on, say), so that the file cannot be "
+    "compared with the module: verify=False (--no-verify) exports it unchecked"
+)
 
 
 def export(
@@ -44,6 +43,8 @@ def export(
     kwargs: Mapping[str, Any] | None = None,
     *,
     dynamic_shapes: Any = None,
+    input_names: Sequence[str] = (),
+    output_names: Sequence[str] = (),
     opset: int | None = None,
     external_data: bool | None = None,
     force: bool = False,
@@ -58,17 +59,24 @@ def export(
     merge_branches: bool = True,
     drop_dead_channels: bool = False,
     input_ranges: Mapping[str, tuple[Any, Any]] | None = None,
+    apart: bool = False,
+    timeout: float | None = None,
     **others: Any,
 ) -> Report:
     """Export a torch module to ONNX, folded, and checked against the module itself in float64.
 
     Args:
         module: exported as for inference: if it is in training mode, in eval mode, and left as it was found.
-            In a module that is in eval mode, batch norms in training mode are meant to be, and are kept.
+            In a module that is in eval mode, batch norms in training mode are meant to be, and are kept. Of a
+            wrapper (DataParallel, DistributedDataParallel, torch.compile) what is inside it.
         example_inputs: a tensor, or a tuple of positional arguments.
         path: the file to write; it appears whole, after the check, or not at all.
         kwargs: keyword arguments.
-        dynamic_shapes: as for `torch.export.export`.
+        dynamic_shapes: as for `torch.export.export`, or with a name for a size, {0: "batch"}; names, those of
+            `torch.export.Dim` too, are in the file. A free size may be 1 in the example.
+        input_names: names of the file's inputs, in order; those beyond keep the names of the parameters of
+            `forward`.
+        output_names: names of its outputs.
         opset: of the default domain; None: what torch's exporter takes.
         external_data: large tensors go to a file beside it; None: where one file could not hold them.
         force: replace a file at `path`.
@@ -84,6 +92,8 @@ def export(
         merge_branches: as for `fold_onnx`.
         drop_dead_channels: as for `fold_onnx`.
         input_ranges: as for `fold_onnx`; the example inputs must keep to them.
+        apart: run the file in a process of its own, so that a crash in what runs it is raised as an error.
+        timeout: seconds that one run of the file may take there; with it, it is apart.
         others: options of `fold_onnx` that have nothing to do here, which are refused by name.
 
     Returns:
@@ -105,7 +115,8 @@ def export(
         input_ranges=input_ranges,
         precision=precision,
     )
-    check = Check(verify, rtol=rtol, atol=atol)
+    check = Check(verify, rtol=rtol, atol=atol, apart=apart, timeout=timeout)
+    module = plain_module(module, "export")
     if not isinstance(module, nn.Module):
         raise UsageError(f"export takes a torch.nn.Module, not {type(module).__name__}")
     file = Path(path)
@@ -115,18 +126,22 @@ def export(
         # Both keep their weights in files beside them: from there they are mapped, and take no memory.
         raw, whole = Path(folder) / "raw.onnx", Path(folder) / "folded.onnx"
         large = _bytes(module) > 1 << 30 if external_data is None else external_data
-        moving = to_onnx.write(module, args, dict(kwargs or {}), raw, dynamic_shapes, opset)
+        written = to_onnx.write(
+            module, args, dict(kwargs or {}), raw, dynamic_shapes, opset, input_names, output_names
+        )
+        if verify and written.random:
+            raise UsageError(RANDOM.format(first(written.random, 4)))
         ranges = ranges_in(load(raw), options)
         front, passes = front_end(check), passes_of(options, ranges)
         done = fold(front, load(raw), options, "model", verify=False, passes=passes)
         report = done.report
-        if moving:
-            many = "batch norms in training mode use" if moving > 1 else "batch norm in training mode uses"
-            report.notes.append(f"{moving} {many} the statistics of each batch, in the file as well")
+        report.notes += _notes(written)
         save(done.model, whole, external=True)
         folded = load(whole)
-        against = _Against(module, args, dict(kwargs or {}), check if precision is None else Check(verify))
-        feed = against.feed(folded, ranges)
+        check = replace(check, ranges=ranges)
+        by_type = check if precision is None else replace(check, rtol=None, atol=None)
+        against = AgainstModule(module, args, dict(kwargs or {}), by_type, load(raw))
+        feed = against.feed()
         if verify:
 
             def again(part: Part) -> Verification:
@@ -135,10 +150,30 @@ def export(
             said = "the file does not compute what the module does"
             judge(report, against(folded), done.work(passes), again, said, EXPORT)
         if precision is not None:
-            how = Check(verify, feed, rtol=rtol, atol=atol)
+            how = replace(check, inputs=feed)
             folded, report.precision = convert.convert(folded, precision, how, original=load(raw))
         save(folded, file, force=force, external=large)
     return report
+
+
+def _notes(written: to_onnx.Written) -> list[str]:
+    """What the file has of the module that is not plain to see."""
+    notes, count = [], written.own_statistics
+    if count:
+        many = "batch norms in training mode use" if count > 1 else "batch norm in training mode uses"
+        notes.append(f"{count} {many} the statistics of each batch, in the file as well")
+    if written.random:
+        notes.append(f"{first(written.random, 4)} draws random numbers, in the file as well")
+    if written.changed:
+        notes.append(
+            f"the module writes into {first(written.changed, 4)}; the file does not, and keeps today's values"
+        )
+    if written.unnamed:
+        names = first(written.unnamed, 4)
+        notes.append(
+            f"no size is called {names} in the file: torch found it to be fixed, or equal to another"
+        )
+    return notes
 
 
 @contextlib.contextmanager
@@ -158,55 +193,3 @@ def _for_inference(module: nn.Module) -> Iterator[None]:
 
 def _bytes(module: nn.Module) -> int:
     return sum(value.nbytes for value in (*module.parameters(), *module.buffers()))
-
-
-class _Against:
-    """The folded file beside the module: in its own type, and in float64."""
-
-    def __init__(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], check: Check
-    ) -> None:
-        leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-        self.inputs = [to_array(leaf) for leaf in leaves]
-        self.check = check
-        self.notes: list[str] = []
-        if not check.verify:
-            return
-        self.own = _arrays(outputs(module, args, kwargs))
-        self.exact: list[Any] | None = None
-        try:
-            self.exact = _arrays(outputs(module, args, kwargs, exact=True))
-        except Exception as error:  # of any kind: it may write into what is stored, or leave Python
-            self.notes.append(f"compared with the module as it is, not in float64: {first_line(error)}")
-
-    def feed(self, model: Loaded, ranges: Mapping[str, Range]) -> dict[str, Any]:
-        """The example inputs by the names that they have in the file; refused where they leave the ranges."""
-        names = [value.name for value in model.proto.graph.input]
-        feed = dict(zip(names, self.inputs, strict=True))
-        if text := outside(feed, ranges):
-            raise UsageError(text)
-        return feed
-
-    def __call__(self, folded: Loaded) -> Verification:
-        tolerance = tolerance_of(widened.working_type(folded), self.check)
-        try:
-            found, by = evaluate(folded, self.feed(folded, {}))
-        except CannotRun as error:
-            return Verification([], "", "not run", str(error), tolerance.rtol, tolerance.atol, self.notes)
-        errors = []
-        for i, output in enumerate(folded.proto.graph.output):  # a value may be several outputs
-            own, exact = self.own[i], None if self.exact is None else self.exact[i]
-            if own.dtype.kind == "c":
-                self.notes.append(f"{output.name} is complex, pairs of numbers in the file: not compared")
-                continue
-            best = own if exact is None or exact.dtype.kind != "f" else exact.astype(own.dtype)
-            truth = None if exact is None else Truth(exact, own)
-            errors += compare(output.name, best, found[output.name], tolerance, truth=truth)
-        status, reason = verdict(errors)
-        by = f"{by}, against torch {torch.__version__}" + (" in float64" if self.exact is not None else "")
-        return Verification(errors, by, status, reason, tolerance.rtol, tolerance.atol, self.notes)
-
-
-def _arrays(leaves: list[Any]) -> list[Any]:
-    """What becomes an output of the file: None does not, and a number does."""
-    return [np.asarray(leaf) for leaf in leaves if leaf is not None]

@@ -157,11 +157,13 @@ def fold_loaded(
     from bnfold.api import convert
 
     convert.check(loaded, precision)
+    ranges = ranges_in(loaded, options)
     if options.input_ranges and check.inputs is None:
         raise UsageError("with input ranges, half precision is measured on inputs that you give")
     original = loaded.copy() if check.verify else None
     folded, report = _folded(loaded, options, replace(check, rtol=None, atol=None), progress)
-    folded, report.precision = convert.convert(folded, precision, check, original=original)
+    how = replace(check, ranges=ranges)
+    folded, report.precision = convert.convert(folded, precision, how, original=original)
     return folded, report
 
 

@@ -15,16 +15,20 @@ EPILOG = (
 examples:
   bnfold export mynet.models:small small.onnx --input-shape 1,3,224,224
   bnfold export mynet.models:small small.onnx --weights small.safetensors --input-shape 1,3,224,224
+  bnfold export mynet.models:small small.onnx --input-shape 1,3,224,224 --input-name image --output-name score
   bnfold export mynet.models:small half.onnx --input-shape 1,3,224,224 --precision fp16
   bnfold export mynet.models:small slim.onnx --input-shape 1,3,8,8 --drop-dead-channels --input-range x:0,1
 
 The factory is called without arguments and returns a torch.nn.Module. It is your own code: it is imported
 (from the working folder first) and runs. Weights are data: files that would run code are refused.
-Inputs have the names of the parameters of its forward.
+Inputs have the names of the parameters of its forward, unless they are given others.
 """
     + flags.DONE
 )
-IDLE = [flags.NO_RANGES]
+IDLE = [
+    flags.NO_RANGES,
+    flags.Idle([flags.TIMEOUT], " with --no-verify", lambda a: a.no_verify and not a.precision),
+]
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -41,10 +45,18 @@ def add(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="shape of an input, in order (repeatable)",
     )
+    for what, place in (("input", "the parameter of forward"), ("output", "torch")):
+        parser.add_argument(
+            f"--{what}-name",
+            metavar="NAME",
+            action="append",
+            default=[],
+            help=f"name of an {what}, in order (repeatable; default: that of {place})",
+        )
     parser.add_argument("--opset", metavar="N", type=flags.whole, help="version of the default operators")
     flags.add(parser, flags.FOLD, flags.WRITING)
     check = parser.add_argument_group("the check")
-    without = ("--input-data-path", "--overwrite-input-shape", flags.TIMEOUT)
+    without = ("--input-data-path", "--overwrite-input-shape")
     flags.add(check, flags.CHECK, without=without)
     flags.add(parser, flags.OUTPUT)
 
@@ -66,14 +78,18 @@ def run(args: argparse.Namespace) -> int:
         torch.manual_seed(args.seed or 0)
         report = export(
             module,
-            random_inputs(module, args.input_shape, args.input_ranges or {}),
+            random_inputs(module, args.input_shape, args.input_ranges or {}, args.input_name),
             args.out,
+            input_names=args.input_name,
+            output_names=args.output_name,
             opset=args.opset,
             external_data=args.save_as_external_data or None,
             force=args.force,
             verify=not args.no_verify,
             rtol=args.check_rtol,
             atol=args.check_atol,
+            apart=True,
+            timeout=args.check_timeout,
             **vars(options),
         )
     show(args, report)

@@ -93,11 +93,18 @@ def _load(module: nn.Module, path: Path) -> None:
 
 
 def random_inputs(
-    module: nn.Module, shapes: Sequence[Sequence[int]], ranges: Mapping[str, tuple[float, float]]
+    module: nn.Module,
+    shapes: Sequence[Sequence[int]],
+    ranges: Mapping[str, tuple[float, float]],
+    names: Sequence[str] = (),
 ) -> tuple[torch.Tensor, ...]:
-    """Normally distributed numbers of these shapes; those of a parameter of `forward` keep to its range."""
+    """Normally distributed numbers of these shapes; those for which a range is given keep to it.
+
+    names: of the first inputs; the others have those of the parameters of `forward`.
+    """
     inputs = [torch.randn(*shape) for shape in shapes]
-    for i, name in zip(range(len(inputs)), inspect.signature(module.forward).parameters, strict=False):
+    names = [*names, *list(inspect.signature(module.forward).parameters)[len(names) :]]
+    for i, name in zip(range(len(inputs)), names, strict=False):
         if name in ranges:
             low, high = (np.asarray(end, np.float64) for end in ranges[name])
             inputs[i] = torch.from_numpy(inside({name: inputs[i].numpy()}, {name: (low, high)})[name])

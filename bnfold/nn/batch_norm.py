@@ -118,6 +118,10 @@ class Fused(nn.modules.batchnorm._BatchNorm):
         """What is left of the module when its batch norm was folded away."""
         return AddActivation(self.activation)
 
+    def activation_alone(self) -> nn.Module:
+        """The same, where nobody gives it a residual."""
+        return nn.ReLU() if self.activation else nn.Identity()
+
     def extra_repr(self) -> str:
         text: str = super().extra_repr()  # type: ignore[no-untyped-call]
         return text if self.activation is None else f"{text}, activation={self.activation!r}"
@@ -129,10 +133,13 @@ class AddActivation(nn.Module):
     def __init__(self, activation: str | None) -> None:
         super().__init__()
         self.activation = activation
+        self.relu = activation == "relu"
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        """As `Fused.forward`, without the batch norm."""
-        return add_activate(self, input, residual)
+        """As `Fused.forward`, without the batch norm. torch.jit.script takes it."""
+        if residual is not None:
+            input = input + residual
+        return torch.relu(input) if self.relu else input
 
     def extra_repr(self) -> str:
         return f"activation={self.activation!r}"

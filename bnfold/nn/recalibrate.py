@@ -21,6 +21,7 @@ from bnfold.errors import UsageError
 from bnfold.nn.measure import Measurement, Norm, inner
 from bnfold.nn.moments import Moments
 from bnfold.options import known
+from bnfold.wrappers import unwrapped
 
 __all__ = ["Recalibration", "recalibrate"]
 
@@ -58,7 +59,8 @@ def recalibrate(
     Batch norms that are frozen (in eval mode, while `module` is in training mode) are left out.
 
     Args:
-        module: in any mode; it is left in that mode, and only running statistics change.
+        module: in any mode; it is left in that mode, and only running statistics change. It may be wrapped
+            (DataParallel, DistributedDataParallel, torch.compile).
         loader: the batches. Of a tuple or list the first item is the input, or as many items as the module's
             forward has inputs without defaults; a dict holds keyword arguments. Ranks may have different
             numbers of batches. For `layer_by_layer` it must be iterable many times.
@@ -78,6 +80,7 @@ def recalibrate(
     """
     if layer_by_layer and not reset:
         raise UsageError("layer_by_layer measures anew: it goes with reset=True only")
+    module = unwrapped(module)  # DistributedDataParallel would exchange buffers in every call
     norms, left_out = _chosen(module, ignored)
     where = device if device is not None else next((p.device for p in module.parameters()), None)
     modes = {part: part.training for part in module.modules()}

@@ -1,25 +1,87 @@
-"""torch's tracing without its warnings of its own future, and of packages that are not installed."""
+"""torch.export, tried in both of its ways, and without its warnings of its own future and of packages that
+are not installed.
+"""
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from functools import partial
+from typing import Any
 
-__all__ = ["without_warnings"]
+import torch
+from torch import nn
+from torch.export import Dim, ExportedProgram
+from torch.fx.experimental import _config as symbols
+from torch.utils import _pytree as pytree
+
+__all__ = ["exported", "without_warnings"]
+
+# Where torch logs what it also raises, or what does not concern the user.
+_LOGS = tuple(
+    f"torch.{name}" for name in ("onnx", "export", "fx.experimental.symbolic_shapes", "_dynamo", "_guards")
+)
+
+
+_any_size = partial(symbols.patch, backed_size_oblivious=True)  # type: ignore[attr-defined]
 
 
 @contextmanager
 def without_warnings() -> Iterator[None]:
-    """They are not for the user of this package: what goes wrong comes as an exception."""
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    with warnings.catch_warnings():
+    """They are not for the user of this package: what goes wrong comes as an exception.
+
+    A size that is 1 in the example stays as free as any other, as in torch.onnx.export.
+    """
+    logs = [logging.getLogger(name) for name in _LOGS]
+    levels = [log.level for log in logs]
+    with warnings.catch_warnings(), _any_size():
         for kind in (FutureWarning, DeprecationWarning):
             warnings.simplefilter("ignore", kind)
-        log.setLevel(logging.ERROR)
+        for log in logs:
+            log.setLevel(logging.CRITICAL)
         try:
             yield
         finally:
-            log.setLevel(level)
+            for log, level in zip(logs, levels, strict=True):
+                log.setLevel(level)
+
+
+def exported(
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    dynamic_shapes: Any,
+    asserted: bool = False,
+) -> ExportedProgram:
+    """The module's program; call it `without_warnings`.
+
+    First its code runs on tensors without numbers. Where that fails, its bytecode is read (strict=True),
+    which follows a number out of a tensor: the longest of many lengths, which a mask is made of.
+
+    Args:
+        module: what to trace.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        dynamic_shapes: as for `torch.export.export`, or with names instead of sizes: {0: "batch"}.
+        asserted: where it cannot be exported otherwise, what sizes must fulfil (to be even, say) may become
+            assertions in the program.
+
+    Raises:
+        Exception: what torch raised at the first of all tries.
+    """
+    shapes = pytree.tree_map(lambda leaf: Dim.DYNAMIC if isinstance(leaf, str) else leaf, dynamic_shapes)
+    asserts = {"prefer_deferred_runtime_asserts_over_guards": True} if asserted else {}
+    tries: list[dict[str, Any]] = [{"strict": False}, {"strict": True, **asserts}]
+    if asserts and dynamic_shapes is not None:
+        tries.insert(1, {"strict": False, **asserts})
+    problems: list[Exception] = []
+    with redirect_stderr(io.StringIO()):  # torch prints the graph of a try that failed
+        for how in tries:
+            try:
+                return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, **how)
+            except Exception as error:  # of any kind: this is all of torch's tracing on the user's code
+                problems.append(error)
+    raise problems[0]

@@ -259,6 +259,9 @@ class Branching(nn.Module):
 def test_what_torch_cannot_export_is_told(tmp_path: Path) -> None:
     with pytest.raises(bnfold.UsageError, match="torch cannot export Branching to ONNX: "):
         bnfold.export(Branching(), torch.randn(IMAGE), tmp_path / "model.onnx")
+    flat = Fn(lambda m, x: nn.functional.scaled_dot_product_attention(x, x, x)).eval()
+    with pytest.raises(bnfold.UsageError, match=r"translating node .*: only 4D query, key, and value"):
+        bnfold.export(flat, torch.randn(2, 3, 4), tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -84,6 +84,14 @@ def test_dead_channels(net: Any, given: list[str], channels: int) -> None:
     assert error_of(net) < 1e-5
 
 
+def test_names(net: Any) -> None:
+    given = ["--input-name", "image", "--output-name", "score", "--drop-dead-channels"]
+    assert run(*COMMAND, *given, "--input-range", "image:0,1") == 0
+    graph = onnx.load("out.onnx").graph
+    assert [value.name for value in (*graph.input, *graph.output)] == ["image", "score"]
+    assert weights()["first.weight"][1] == [2, 3, 3, 3]
+
+
 def test_random_inputs_keep_to_their_ranges(net: Any) -> None:
     torch.manual_seed(0)
     [x] = random_inputs(net, [(2, 3, 9, 9)], {"x": (0.0, 1.0), "y": (5.0, 6.0)})

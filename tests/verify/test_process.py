@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 
 import bnfold
 from bnfold.errors import BnfoldError, UsageError, VerifyError
 from bnfold.onnx_graph.file.loaded import load
 from bnfold.options import Check
+from bnfold.verify.child import Crashed
 from bnfold.verify.models import verify as here
-from bnfold.verify.process import verify
+from bnfold.verify.process import Evaluated, evaluate, verify
 from tests.verify.test_models import chain, linear
 
 APART = Check(apart=True)
@@ -81,6 +83,60 @@ def test_a_crash_on_the_original_is_an_error_of_one_line(odd):
 def test_a_crash_on_the_folded_model_alone_is_the_folds_fault(odd):
     with pytest.raises(VerifyError, match=r"the second model crashes onnxruntime \(SIGABRT\)"):
         bnfold.fold_onnx(odd("folded SIGABRT"), apart=True)
+
+
+def test_one_model_by_itself(odd):
+    x = {"x": np.full((1, 4, 8, 8), 0.5, np.float32)}
+
+    def of(what: str, original: onnx.ModelProto | None = None) -> Evaluated:
+        return evaluate(load(odd(what)), x, APART, load(odd(what) if original is None else original))
+
+    found = of("always nothing")
+    own = evaluate(load(odd("")), x, Check(), load(odd("")))
+    np.testing.assert_allclose(found.outputs["y"], own.outputs["y"], rtol=1e-5)
+    assert found.notes == []
+    with pytest.raises(BnfoldError, match=r"crashes on the original model \(SIGSEGV\)"):
+        of("always SIGSEGV")
+    with pytest.raises(Crashed, match="SIGSEGV"):
+        of("always SIGSEGV", odd("always nothing"))
+    [note] = of("optimized SIGSEGV").notes
+    assert "crashes (SIGSEGV) on the second model, as on the original: a fault of onnxruntime" in note
+
+
+def test_an_exported_file(odd, tmp_path):
+    """Names of outputs are in the file that crashes."""
+    net, x = (
+        torch.nn.Sequential(torch.nn.Conv2d(2, 3, 1), torch.nn.BatchNorm2d(3)).eval(),
+        torch.ones(1, 2, 3, 3),
+    )
+
+    def export(what: str, **options: float | bool) -> bnfold.Report:
+        return bnfold.export(net, x, tmp_path / "x.onnx", output_names=[f"<<{what}>>"], **options)
+
+    with pytest.raises(BnfoldError, match=r"crashes on the original model \(SIGSEGV\).*--no-verify"):
+        export("always SIGSEGV", apart=True)
+    with pytest.raises(BnfoldError, match=r"took longer than 0.5 s \(--check-timeout\)"):
+        export("always sleep", timeout=0.5)
+    assert not (tmp_path / "x.onnx").exists()
+    report = export("both refuse", apart=True)
+    assert "refuses the second model, and not the original" in report.verification.notes[0]
+
+
+def test_half_precision(odd, tmp_path, monkeypatch):
+    """It runs the model to measure it, whether it is verified or not."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    with pytest.raises(BnfoldError, match=r"onnxruntime crashes \(SIGSEGV\) while fp16 is measured"):
+        bnfold.fold_onnx(odd("always SIGSEGV"), apart=True, precision="fp16", verify=False)
+    there, report = bnfold.fold_onnx(odd("optimized refuse"), apart=True, precision="fp16")
+    here, same = bnfold.fold_onnx(odd("optimized refuse"), precision="fp16")
+    assert there.SerializeToString() == here.SerializeToString()
+    note = report.precision.notes.pop()
+    assert note.startswith(
+        "with its optimizer on, onnxruntime refuses the second model, and the original, a fault"
+    )
+    assert report.precision == same.precision
+    assert list((tmp_path / "temporary").iterdir()) == []
 
 
 def test_what_takes_too_long_or_is_killed_is_told(odd):

@@ -41,6 +41,7 @@ class Loaded:
         # A file with external data has this key somewhere; searching is faster than asking every tensor.
         self.is_external = b"location" in self._skeleton and any(map(is_external, data.tensors(self.proto)))
         self._files = None if path is None else DataFiles(path)
+        self.holds: object = None  # what has to live as long, such as the owner of the folder of its files
 
     @property
     def edited(self) -> bool:

@@ -198,6 +198,7 @@ ACTIVATIONS: dict[str, Operator] = {
     "Round": Operator(half=Half.COUNTS),
     "Selu": _like(bounds=Function(_selu, None)),
     "Sigmoid": _like(bounds=Function(_sigmoid)),
+    "Sign": _numpy(evaluate=_computed(np.sign)),
     "Softplus": _like(bounds=Function(lambda x, site: np.logaddexp(0, x))),
     "Softsign": _like(bounds=Function(_softsign)),
     "Sqrt": _numpy(evaluate=_computed(np.sqrt), half=Half.SINGULAR | Half.COUNTS),

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+
 from bnfold.fold import role_builders as builders
 from bnfold.fold.graph import Constant, Dim, Refused, Role
-from bnfold.fold.roles import Contract, Linear, Recurrent
+from bnfold.fold.roles import Linear, Recurrent
 from bnfold.onnx_graph.ops.facts import (
     axis_of,
     broadcast_shapes,
@@ -15,12 +19,13 @@ from bnfold.onnx_graph.ops.facts import (
     shape_of,
     text,
 )
-from bnfold.onnx_graph.ops.operator import Half, Operator, Shape
+from bnfold.onnx_graph.ops.operator import Half, Inputs, Operator, Shape
 from bnfold.onnx_graph.ops.windows import counts, windows
 from bnfold.onnx_graph.site import Site
 
 __all__ = ["LINEAR"]
 
+PRODUCTS = 1 << 28  # of one multiplication of constants
 _OPEN = "its bias is not constant"
 
 
@@ -124,6 +129,16 @@ def _matmul(site: Site) -> Role:
     return builders.by_weight(weight, slot, shape, rank, costs=0 if plain else 1)
 
 
+def _multiplied(site: Site, inputs: Inputs) -> Any:
+    """Of constants: matrices and vectors, as spectral norm has them."""
+    a, b = inputs
+    if a.dtype != b.dtype or a.dtype.kind != "f" or not 1 <= min(a.ndim, b.ndim) <= max(a.ndim, b.ndim) <= 2:
+        raise ValueError("not matrices of one floating point type")
+    if a.size * (b.size // b.shape[0] if b.size else 0) > PRODUCTS:
+        raise ValueError("too many products")
+    return np.matmul(a.astype(np.float64), b.astype(np.float64)).astype(a.dtype)
+
+
 def _product(site: Site) -> Role:
     """MatMul of two tensors."""
     shapes = shape_of(site, 0), shape_of(site, 1)
@@ -142,27 +157,8 @@ def _rows_sum_to_one(site: Site, rank: int) -> bool:
 
 
 def _einsum(site: Site) -> Role:
-    equation = text(site, "equation", "").replace(" ", "")
-    left, arrow, right = equation.partition("->")
-    terms = left.split(",")
-    distinct = all(len(set(term)) == len(term) for term in (*terms, right))
-    if not (arrow and "." not in equation and len(terms) == 2 and distinct):
-        raise Refused(f"its equation {equation!r} is not a plain product of two tensors")
-    y = out_shape_of(site)
-    shapes = shape_of(site, 0), shape_of(site, 1)
-    if [len(term) for term in terms] != [len(shape) for shape in shapes] or len(right) != len(y):
-        raise Refused(f"its equation {equation!r} does not match its operands")
-    axes = []
-    for term, shape in zip(terms, shapes, strict=True):
-        goals: list[int | None] = []
-        for label, size in zip(term, shape, strict=True):
-            goal = right.find(label)
-            goals.append(goal if goal >= 0 and builders.is_kept(size, y[goal]) else None)
-        kept = [goal for goal in goals if goal is not None]
-        if kept != sorted(kept):
-            raise Refused(f"its equation {equation!r} transposes an operand")
-        axes.append(tuple(goals))
-    return Contract((axes[0], axes[1]))
+    shapes = [shape_of(site, slot) for slot in range(len(site.node.input))]
+    return builders.einsum(text(site, "equation", ""), shapes, out_shape_of(site))
 
 
 def _recurrent(site: Site) -> Role:
@@ -227,6 +223,6 @@ LINEAR: dict[str, Operator] = {
     "GRU": Operator(role=_recurrent),
     "Gemm": Operator(role=_gemm, shape=_gemm_shape, half=Half.WEIGHTS),
     "LSTM": Operator(role=_recurrent),
-    "MatMul": Operator(role=_matmul, shape=_matmul_shape, half=Half.WEIGHTS),
+    "MatMul": Operator(role=_matmul, shape=_matmul_shape, evaluate=_multiplied, half=Half.WEIGHTS),
     "RNN": Operator(role=_recurrent),
 }

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from bnfold.fold.graph import Node, Refused, Role
 from bnfold.fold.roles import Map
-from bnfold.onnx_graph.ops.facts import axes_of, integers, out_shape_of, rank_of, shape_of, text
+from bnfold.onnx_graph.ops.facts import axes_of, integers, ints, out_shape_of, rank_of, shape_of, text
 from bnfold.onnx_graph.ops.interval import Bounds
-from bnfold.onnx_graph.ops.operator import Half, Operator, Shape
+from bnfold.onnx_graph.ops.operator import Evaluate, Half, Inputs, Operator, Shape
 from bnfold.onnx_graph.ops.windows import Window, counts, windows
 from bnfold.onnx_graph.site import Site
 
@@ -180,6 +182,27 @@ def _weighted(node: Node, inputs: list[Bounds]) -> Bounds:
     return Bounds(np.where(one, x.lo, -np.inf), np.where(one, x.hi, np.inf))
 
 
+# Constants.
+
+
+def _reduced(function: Callable[..., Any], integers_too: bool = False) -> Evaluate:
+    """function: of an array, `axis` and `keepdims`, as numpy's are."""
+
+    def evaluate(site: Site, inputs: Inputs) -> Any:
+        x, given = inputs[0], inputs[1] if len(inputs) > 1 else None
+        axes = tuple(ints(site.attr("axes", ()) if given is None else given))
+        real = x.dtype.kind == "f" or x.dtype.name == "bfloat16"
+        if not x.size or not (real or integers_too):
+            raise ValueError("no numbers, or none of a floating point type")
+        if not axes and site.attr("noop_with_empty_axes", 0):
+            raise ValueError("it reduces over no axis")
+        wide = x.astype(np.float64) if real else x
+        found = function(wide, axis=axes or None, keepdims=bool(site.attr("keepdims", 1)))
+        return np.asarray(found).astype(x.dtype)
+
+    return evaluate
+
+
 _pool = partial(Operator, shape=_pool_shape)
 _whole = partial(Operator, shape=_global_shape)
 _reduces = partial(Operator, moved=("axes", 18))
@@ -196,22 +219,46 @@ WINDOWED: dict[str, Operator] = {
     "GridSample": Operator(role=_grid_sample, bounds=_weighted, changed=20),
     "LpPool": _pool(role=_lp_pool, bounds=_length, half=Half.SQUARES),
     "MaxPool": _pool(role=_max_pool, bounds=_entries, half=Half.MOVES),
-    "ReduceL1": _reduces(role=_LENGTH, bounds=_length, half=Half.SUMS),
-    "ReduceL2": _reduces(role=_LENGTH, bounds=_length, half=Half.SQUARES),
-    "ReduceLogSum": _reduces(),
-    "ReduceLogSumExp": _reduces(),
+    "ReduceL1": _reduces(
+        role=_LENGTH,
+        evaluate=_reduced(lambda x, **how: np.sum(np.abs(x), **how), True),
+        bounds=_length,
+        half=Half.SUMS,
+    ),
+    "ReduceL2": _reduces(
+        role=_LENGTH,
+        evaluate=_reduced(lambda x, **how: np.sqrt(np.sum(x * x, **how))),
+        bounds=_length,
+        half=Half.SQUARES,
+    ),
+    "ReduceLogSum": _reduces(evaluate=_reduced(lambda x, **how: np.log(np.sum(x, **how)))),
+    "ReduceLogSumExp": _reduces(evaluate=_reduced(lambda x, **how: np.log(np.sum(np.exp(x), **how)))),
     "ReduceMax": _reduces(
-        role=partial(_reduce, sign="positive", flip="ReduceMin"), bounds=_entries, half=Half.MOVES
+        role=partial(_reduce, sign="positive", flip="ReduceMin"),
+        evaluate=_reduced(np.max, True),
+        bounds=_entries,
+        half=Half.MOVES,
     ),
-    "ReduceMean": _reduces(role=partial(_reduce, sign="any"), bounds=_entries, half=Half.SUMS),
+    "ReduceMean": _reduces(
+        role=partial(_reduce, sign="any"), evaluate=_reduced(np.mean), bounds=_entries, half=Half.SUMS
+    ),
     "ReduceMin": _reduces(
-        role=partial(_reduce, sign="positive", flip="ReduceMax"), bounds=_entries, half=Half.MOVES
+        role=partial(_reduce, sign="positive", flip="ReduceMax"),
+        evaluate=_reduced(np.min, True),
+        bounds=_entries,
+        half=Half.MOVES,
     ),
-    "ReduceProd": _reduces(),
+    "ReduceProd": _reduces(evaluate=_reduced(np.prod, True)),
     "ReduceSum": Operator(
-        role=partial(_reduce, sign="any", adds=True), bounds=_total, half=Half.SUMS, moved=("axes", 13)
+        role=partial(_reduce, sign="any", adds=True),
+        evaluate=_reduced(np.sum, True),
+        bounds=_total,
+        half=Half.SUMS,
+        moved=("axes", 13),
     ),
-    "ReduceSumSquare": _reduces(half=Half.SQUARES),
+    "ReduceSumSquare": _reduces(
+        evaluate=_reduced(lambda x, **how: np.sum(x * x, **how), True), half=Half.SQUARES
+    ),
     "Resize": Operator(role=_resize, bounds=_weighted),
     "Upsample": Operator(role=_resize, bounds=_weighted),
 }

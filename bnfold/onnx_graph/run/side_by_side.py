@@ -98,13 +98,16 @@ class Feeds:
 
     def positive(self, feed: Mapping[str, Array]) -> dict[str, Array] | None:
         """The same shapes with numbers from 0 to 1, where the feed was a guess."""
+        if self._given is not None:
+            return None
         self._positive = True
         return self.another(feed, 0)
 
     def another(self, feed: Mapping[str, Array], more: int) -> dict[str, Array] | None:
-        """The same shapes with the numbers of a later seed, where the feed was a guess."""
+        """The same shapes with the numbers of a later seed; near to the feed's, where it was given."""
         if self._given is not None:
-            return None
+            found = inputs.near(feed, more)
+            return None if found is None or outside(found, self._ranges) else found
         shapes = {name: array.shape for name, array in feed.items()}
         found = next(inputs.generate(self._wanted, self._seed + more, shapes, positive=self._positive), None)
         return None if found is None else inside(found, self._ranges)

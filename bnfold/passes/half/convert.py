@@ -41,10 +41,11 @@ def feeds_of(
     shapes: Mapping[str, Sequence[int]] | None,
     seed: int,
     report: PrecisionReport,
+    value_ranges: Mapping[str, tuple[Any, Any]] | None = None,
 ) -> Feeds | None:
     """The inputs on which ranges are measured; None, and why in the report, where the model cannot be fed."""
     try:
-        return Feeds(loaded, inputs, shapes, seed)
+        return Feeds(loaded, inputs, shapes, seed, value_ranges)
     except CannotRun as reason:
         report.reason = str(reason)
         return None

@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import torch
 from torch import nn
 from torch.export import ExportedProgram
 from torch.nn.parameter import is_lazy
 
 from bnfold.errors import UsageError, explained
+from bnfold.torch_graph import tracing
 from bnfold.torch_graph.tracing import without_warnings
 
 __all__ = ["check_module", "copied", "exported"]
@@ -47,6 +47,6 @@ def exported(
         explained(f"torch.export cannot see the whole of {type(module).__name__}", advice),
         without_warnings(),
     ):
-        raw: ExportedProgram = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes)
+        raw = tracing.exported(module, args, kwargs, dynamic_shapes)
         functional = raw.run_decompositions({})
     return raw, functional

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from bnfold.cli.app import main
 from bnfold.errors import VerifyError
 from bnfold.onnx_graph.file.loaded import load
 from bnfold.onnx_graph.run.evaluators import evaluate
+from bnfold.onnx_graph.run.inputs import near
 from bnfold.options import Check
 from bnfold.passes.half.plain_norms import make_plain
 from bnfold.passes.half.rounded import rounded_copy
+from bnfold.verify.difference import TOLERANCES, Tolerance
 from tests.passes.half.small_variance import small_variance
 
 MODELS = Path(__file__).parents[3] / ".cache" / "models"
@@ -198,3 +201,23 @@ def test_the_error_says_by_how_much() -> None:
         "keep float32",
         str(caught.value),
     )
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["made up", "given"])
+def test_the_median_of_three_inputs_decides(given: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The largest rounding of many is a random number: here the first input shows more than two others."""
+    loaded = load(small_variance(1e-2, 1e-5, layers=3))
+    x = {"x": np.random.default_rng(1).standard_normal((1, 3, 16, 16)).astype(np.float32)}
+    checks = [Check(inputs=near(x, i) if i else x) if given else Check(seed=1 + i) for i in range(3)]
+    errors = [convert(loaded, "fp16", check)[1].outputs[0].max_rel for check in checks]
+    _, middle, high = sorted(errors)
+    assert errors[0] == high
+    limit = (middle + high) / 2
+    monkeypatch.setitem(TOLERANCES, "float16", Tolerance(limit, 0.0, "between"))
+    [found] = convert(loaded, "fp16", checks[0])[1].outputs
+    assert found.max_rel == middle
+    with pytest.raises(VerifyError):  # what is given has no exceptions
+        convert(loaded, "fp16", replace(checks[0], rtol=limit))
+    monkeypatch.setitem(TOLERANCES, "float16", Tolerance(middle * 0.99, 0.0, "below"))
+    with pytest.raises(VerifyError):
+        convert(loaded, "fp16", checks[0])

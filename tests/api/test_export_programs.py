@@ -1,0 +1,163 @@
+"""What torch's tracers and its exporter to ONNX need help with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv2d, dropout, scaled_dot_product_attention
+from torch.nn.utils import parametrize
+
+import bnfold
+from bnfold.torch_graph import to_onnx
+from tests.torch_graph.modules import Fn, bn, conv, randomize
+
+
+class Masked(nn.Module):
+    """The longest of many lengths makes the mask: its value is needed to trace it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c, self.b = nn.Conv1d(4, 8, 1), nn.BatchNorm1d(8)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        mask = torch.arange(int(lengths.max()))[None] < lengths[:, None]
+        y: Tensor = self.b(self.c(x)) * mask[:, None]
+        return y
+
+
+def test_a_mask_from_lengths(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    module, inputs = randomize(Masked()), (torch.randn(2, 4, 9), torch.tensor([9, 5]))
+    report = bnfold.export(module, inputs, tmp_path / "model.onnx")
+    assert (len(report.folded), report.verification.status) == (1, "passed")
+    folded, report = bnfold.fold_module(module, inputs)
+    assert (len(report.folded), report.verification.status) == (1, "passed")
+    assert isinstance(folded.b, nn.Identity)
+    assert capfd.readouterr().err == ""  # nothing of the try that failed
+
+
+@pytest.mark.parametrize("make", [nn.Conv1d, nn.Conv2d, nn.Conv3d], ids=lambda kind: kind.__name__)
+def test_a_convolution_without_a_bias_has_none(make: Callable[..., nn.Module], tmp_path: Path) -> None:
+    """torch 2.13 gives the 3-d one a bias of two axes, which nothing runs."""
+    rank = int(make.__name__[-2])
+    module = make(4, 6, 3, stride=2, padding=1, dilation=2, groups=2, bias=False).eval()
+    x = torch.randn(2, 4, *[9] * rank)
+    to_onnx.write(module, (x,), {}, tmp_path / "model.onnx")
+    [node] = onnx.load(tmp_path / "model.onnx").graph.node
+    assert (node.op_type, len(node.input)) == ("Conv", 2)
+    [found] = onnx.reference.ReferenceEvaluator(str(tmp_path / "model.onnx")).run(None, {"input": x.numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(found, module(x).numpy(), rtol=1e-4, atol=1e-5)
+
+
+class Standardized(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        w = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return conv2d(x, w / (w.std((1, 2, 3), keepdim=True) + 1e-5), self.bias)
+
+
+class Binary(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return conv2d(x, self.weight.sign() * self.weight.abs().mean((1, 2, 3), keepdim=True), self.bias)
+
+
+def test_weights_that_are_computed_from_stored_ones(tmp_path: Path) -> None:
+    """torch's exporter computes them in the file, and a fold stores them."""
+    kinds = [
+        nn.utils.parametrizations.weight_norm(conv(3, 4)),
+        nn.utils.parametrizations.spectral_norm(conv(4, 4)),
+        Standardized(4, 4, 3),
+        Binary(4, 4, 3),
+    ]
+    module = randomize(nn.Sequential(*(part for kind in kinds for part in (kind, bn(4), nn.ReLU()))))
+    report = bnfold.export(module, torch.randn(1, 3, 12, 12), tmp_path / "model.onnx")
+    assert (len(report.folded), report.kept, report.verification.status) == (4, [], "passed")
+    nodes = [node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node]
+    assert nodes == ["Conv", "Relu"] * 4
+
+
+RANDOM: dict[str, tuple[Callable[[Tensor], Any], list[str]]] = {
+    "drop-out that is always on": (lambda x: dropout(x, 0.5, True), ["dropout"]),
+    "of nothing": (lambda x: dropout(x, 0.0, True), []),
+    "off": (lambda x: dropout(x, 0.5, False), []),
+    "noise": (lambda x: x + torch.randn_like(x), ["randn_like"]),
+    "attention": (lambda x: scaled_dot_product_attention(x[None], x[None], x[None]), []),
+}
+
+
+def test_what_draws_random_numbers_is_found(tmp_path: Path) -> None:
+    def forward(m: Any, x: Tensor) -> Any:
+        return [function(x) for function, _ in RANDOM.values()]
+
+    written = to_onnx.write(Fn(forward).eval(), (torch.randn(2, 3, 4),), {}, tmp_path / "model.onnx")
+    assert written.random == [name for _, names in RANDOM.values() for name in names]
+
+
+def test_random_outputs_are_refused_by_name_or_noted(tmp_path: Path) -> None:
+    """A flag that was baked in training mode, say: nothing can tell the file's numbers from the module's."""
+
+    class Always(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return dropout(x, 0.5, True)
+
+    module, x, path = (
+        nn.Sequential(conv(3, 4), Always()).eval(),
+        torch.randn(1, 3, 5, 5),
+        tmp_path / "model.onnx",
+    )
+    with pytest.raises(bnfold.UsageError, match=r"^1 draws random numbers in inference too .*verify=False"):
+        bnfold.export(module, x, path)
+    assert not path.exists()
+    assert "1 draws random numbers, in the file as well" in bnfold.export(module, x, path, verify=False).notes
+
+
+def test_what_a_module_writes_is_told(tmp_path: Path) -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.c, self.b = conv(3, 4), bn(4)
+            self.register_buffer("calls", torch.full((), 4.0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls.add_(1)
+            return self.b(self.c(x)) * self.calls
+
+    module = randomize(Counting())
+    report = bnfold.export(module, torch.randn(1, 3, 5, 5), tmp_path / "model.onnx")
+    assert report.verification.ok
+    assert report.notes == ["the module writes into calls; the file does not, and keeps today's values"]
+    assert float(module.calls) == 4
+
+
+class Exponential(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.exp()
+
+
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_a_parametrized_batch_norm_is_folded_if_its_parametrization_may_go(name: str) -> None:
+    module = randomize(nn.Sequential(conv(3, 4), bn(4), nn.ReLU()))
+    parametrize.register_parametrization(module[1], name, Exponential())
+    x = torch.randn(1, 3, 5, 5)
+    folded, report = bnfold.fold_module(module, x, parametrizations="remove")
+    assert (len(report.folded), report.verification.status) == (1, "passed")
+    assert isinstance(folded[1], nn.Identity)
+    assert parametrize.is_parametrized(module[1])
+    assert bnfold.fold_module(module, x)[1].kept
+
+
+def test_a_shift_alone_behind_a_parametrized_weight() -> None:
+    """Its weight stays, and its bias is new."""
+    module = nn.Sequential(
+        nn.utils.parametrizations.weight_norm(conv(3, 4, bias=False)), bn(4, eps=0.0)
+    ).eval()
+    nn.init.normal_(module[1].bias)
+    folded, report = bnfold.fold_module(module, torch.randn(1, 3, 5, 5), parametrizations="remove")
+    assert (len(report.folded), report.verification.status) == (1, "passed")
+    assert torch.equal(folded[0].bias, module[1].bias)
