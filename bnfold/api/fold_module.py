@@ -155,7 +155,7 @@ class _Modules:
     def read(self, module: nn.Module, shared: str) -> Graph:
         graph = read(self.program)
         self.limits = Limits(self.plain, self.program, graph, self.made, shared)
-        self.wholes = wholes_of(self.plain, graph, self.limits.holders, self.made)
+        self.wholes = wholes_of(self.plain, graph, self.limits.holders, self.made, self.replacements)
         return graph
 
     def solve(
@@ -214,7 +214,8 @@ class _Modules:
             )
         found: dict[str, Replacement] = {}
         gone = {edit.node: None for edit in edits if isinstance(edit, Bypass)}
-        whole = {node: whole.path for whole in self.wholes if whole.maps[0] in gone for node in whole.maps}
+        wholes = [whole for whole in self.wholes if whole.maps[0] in gone]
+        whole = {node: (whole.path, whole.left) for whole in wholes for node in whole.maps}
         norms = [node for node in gone if node not in whole]
         for node in norms:  # all calls of one batch norm have the same replacement
             replacement = self.replacements(node, set(gone))

@@ -46,11 +46,23 @@ class FrozenNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         shape = [1] * x.dim()
         shape[self.axis] = -1
-        w, b, m, v = (t.reshape(shape) for t in self.buffers())
+        w, b, m, v = (t.reshape(shape) for t in self.buffers(recurse=False))
         if self.as_keras:
             return torch.subtract(x, m).mul_(v.add(1e-3).rsqrt_().mul(w)).add_(b)
         scale = w * (v + 1e-5).rsqrt()
         return x * scale + (b - m * scale)
+
+
+class FrozenAct(FrozenNorm):
+    """One with an activation in it."""
+
+    def __init__(self, channels: int, act: nn.Module) -> None:
+        super().__init__(channels)
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.act(super().forward(x))
+        return y
 
 
 class LastNorm(nn.BatchNorm1d):
@@ -117,7 +129,8 @@ class Drawn:
         if kind == "instance":
             return nn.InstanceNorm2d(channels, affine=rng.random() < 0.5, track_running_stats=True)
         if kind == "act":
-            return NormAct(
+            kinds = (NormAct, NormAct, FrozenAct)
+            return rng.choice(kinds)(
                 channels, rng.choice((nn.ReLU(inplace=True), nn.SiLU(), nn.Identity(), nn.PReLU()))
             )
         if kind == "last":

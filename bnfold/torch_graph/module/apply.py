@@ -38,7 +38,7 @@ def apply(
     module: nn.Module,
     edits: Sequence[Edit],
     replacements: Mapping[str, Replacement],
-    wholes: Mapping[Node, str],
+    wholes: Mapping[Node, tuple[str, tuple[str, ...]]],
 ) -> None:
     """Rewrite a module in place.
 
@@ -46,7 +46,8 @@ def apply(
         module: the user's, or a copy of it.
         edits: that it can follow.
         replacements: of batch norms, by the name of the running mean.
-        wholes: the paths of the modules that become the identity, by the nodes that vanish with them.
+        wholes: the paths of modules that become the identity, and what they call behind it, by the nodes that
+            vanish with them.
     """
     bypassed: dict[str, Node] = {}
     held = Counter(id(tensor) for _, _, tensor in tensors(module))
@@ -68,17 +69,19 @@ def apply(
         _make_identity_map(module, node, tied)  # in any case: somebody may hold it outside of the module
         if replacement is not None:
             _take_out(module, path_of(node), replacement)
-    for path in dict.fromkeys(wholes.values()):
+    for path, left in dict.fromkeys(wholes.values()):
         gone = module.get_submodule(path)
-        _take_out(module, path, ())
-        _make_identity(gone)  # somebody may hold it outside of the module
+        _take_out(module, path, left)
+        _become(gone, left)  # somebody may hold it outside of the module
 
 
-def _make_identity(part: nn.Module) -> None:
-    """The same object, as a module that gives what it is given."""
+def _become(part: nn.Module, left: tuple[str, ...]) -> None:
+    """The same object, as the identity, or as what it calls behind it."""
+    rest = [(name, part.get_submodule(name)) for name in left]
     for held in (part._parameters, part._buffers, part._modules):
         held.clear()
-    part.__class__ = nn.Identity
+    part._modules.update(rest)
+    part.__class__ = nn.Sequential if left else nn.Identity
 
 
 def _put(module: nn.Module, target: str, array: Any, tied: set[int]) -> None:

@@ -130,6 +130,15 @@ class Replacements:
             return ()
         return _in_a_row(owner, path, node.source, calls)
 
+    def row(self, path: str, call: str, last: fx.Node) -> tuple[str, ...] | None:
+        """The submodules that one call of a module hands its own result on to, in a row.
+
+        path, call: of the module. last: the call that makes the result, behind which it makes none itself.
+        """
+        calls = self.calls[path].get(call, [])
+        found = _in_a_row(self.module.get_submodule(path), path, last, calls, whole=True)
+        return found if isinstance(found, tuple) else None
+
     def can_be_identity(self, chains: Mapping[str, list[Node]], folded: Collection[Node]) -> bool:
         """Whether what other calls write lets a module be the identity. chains: its nodes in each call of it,
         all of which vanish.
@@ -159,13 +168,18 @@ def what_is_left(gone: nn.Module, replacement: tuple[str, ...] | str) -> nn.Modu
     return rest if replacement else nn.Identity().train(gone.training)
 
 
-def _in_a_row(owner: nn.Module, path: str, norm: fx.Node, calls: list[fx.Node]) -> Replacement:
-    """The submodules that are called behind the batch norm, if each takes what the one before it gives."""
+def _in_a_row(
+    owner: nn.Module, path: str, norm: fx.Node, calls: list[fx.Node], whole: bool = False
+) -> Replacement:
+    """The submodules that are called behind the batch norm, if each takes what the one before it gives.
+
+    whole: all that the module computes itself is the norm.
+    """
     names: list[str] = []
     last = norm
     for child, group in groupby(calls, lambda call: _child(call, path)):
         part = list(group)
-        if not child and (names or not _is_norm(part, norm)):
+        if not child and (names or not (whole or _is_norm(part, norm))):
             return None
         if child:
             outside = {source for call in part for source in call.all_input_nodes if source not in part}

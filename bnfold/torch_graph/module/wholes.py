@@ -2,9 +2,9 @@
 libraries, batch norms with channels last, a layer scale.
 
 What their calls compute says so, not their class: each call is a chain of affine maps with stored numbers,
-between which data may be rearranged if it comes out as it went in. Such a module becomes `nn.Identity` if all
-its maps vanish, in all its calls; its code is not otherwise touched. A chain none of whose numbers could be
-rewritten is one node for the solver: together its maps go where one of them alone could not.
+between which data may be rearranged if it comes out as it went in. If all its maps vanish, in all its calls,
+such a module becomes `nn.Identity`, or what it calls with the result (an activation). A chain none of whose
+numbers could be rewritten is one node for the solver: together its maps go where one alone could not.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bnfold.fold.roles import Affine, Move
 from bnfold.torch_graph.call import stack, within
 from bnfold.torch_graph.module.holders import Holders
 from bnfold.torch_graph.module.limits import CODE
-from bnfold.torch_graph.module.what_is_left import MAY_RETURN_INPUT, Calls, hooked
+from bnfold.torch_graph.module.what_is_left import MAY_RETURN_INPUT, Calls, Replacements, hooked
 
 __all__ = ["Whole", "wholes_of"]
 
@@ -36,6 +36,7 @@ class Whole:
     kind: str
     calls: dict[str, list[Node]]
     names: set[str]  # of all nodes that there were
+    left: tuple[str, ...] = ()  # submodules that it calls with its result, one after the other
     before: dict[Node, str] = field(default_factory=dict)  # why they stayed, each by itself
 
     @property
@@ -59,7 +60,9 @@ class Whole:
         return len({node in folded for node in self.maps}) > 1
 
 
-def wholes_of(module: nn.Module, graph: Graph, holders: Holders, made: Calls) -> list[Whole]:
+def wholes_of(
+    module: nn.Module, graph: Graph, holders: Holders, made: Calls, replacements: Replacements
+) -> list[Whole]:
     """All such modules of a network; `made`: the calls that it makes."""
     calls: dict[str, dict[str, list[Node]]] = defaultdict(lambda: defaultdict(list))
     for node in graph.nodes:
@@ -72,14 +75,15 @@ def wholes_of(module: nn.Module, graph: Graph, holders: Holders, made: Calls) ->
     found = []
     for path, by_call in calls.items():
         part = module.get_submodule(path)
-        alone = path and made.plain(path) == len(by_call) and _does_nothing_else(part)
+        left = _what_follows(part, path, by_call, replacements)
+        alone = path and made.plain(path) == len(by_call) and left is not None
         if alone and not _is_read_elsewhere(part, holders) and all(map(_is_one_map, by_call.values())):
             names = {node.name for nodes in by_call.values() for node in nodes}
             kind = type(part).__name__
             chains = {}
             for number, (call, nodes) in enumerate(by_call.items()):
                 chains[call] = _joined(graph, nodes, path, f"{path}@{number}" if number else path, kind)
-            found.append(Whole(path, kind, chains, names))
+            found.append(Whole(path, kind, chains, names, left or ()))
     return found
 
 
@@ -121,10 +125,19 @@ def _move(node: Node) -> Any:
     return node.role.move
 
 
-def _does_nothing_else(part: nn.Module) -> bool:
-    """No hooks, and no submodules that could be called at another time, as drop-out is."""
+def _what_follows(
+    part: nn.Module, path: str, calls: dict[str, list[Node]], replacements: Replacements
+) -> tuple[str, ...] | None:
+    """The submodules that it calls behind its own maps; None if it has hooks, or others that it may call at
+    another time, as drop-out is.
+    """
     children = (child for child in part.modules() if child is not part)
-    return not hooked(part) and all(type(child).forward is nn.Module.forward for child in children)
+    if hooked(part):
+        return None
+    if all(type(child).forward is nn.Module.forward for child in children):
+        return ()
+    rows = {replacements.row(path, call, nodes[-1].source) for call, nodes in calls.items()}
+    return rows.pop() if len(rows) == 1 else None
 
 
 def _is_read_elsewhere(part: nn.Module, holders: Holders) -> bool:

@@ -52,6 +52,18 @@ class LayerScale(nn.Module):
         return x * self.gamma.view(-1, 1, 1)
 
 
+class Pair(nn.Module):
+    """One network on two images."""
+
+    def __init__(self, *parts: nn.Module) -> None:
+        super().__init__()
+        self.net = nn.Sequential(*parts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.net(x) - self.net(x.flip(3))
+        return y
+
+
 WHOLES = {
     "frozen": FrozenNorm,
     "written in place": lambda channels: FrozenNorm(channels, as_keras=True),
@@ -126,12 +138,15 @@ class Hooked(FrozenNorm):
 
 
 class WithDropout(FrozenNorm):
+    """One that has another module, for training."""
+
     def __init__(self, channels: int) -> None:
         super().__init__(channels)
         self.drop = nn.Dropout(0.1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.drop(super().forward(x))  # type: ignore[no-any-return]
+        y = super().forward(x)
+        return self.drop(y) if self.training else y
 
 
 @pytest.mark.parametrize("kind", [Hooked, WithDropout])
@@ -139,6 +154,28 @@ def test_what_does_more_than_that_stays(kind: Any) -> None:
     folded, report = fold(nn.Sequential(conv(6, 4), kind(4)))
     assert type(folded[1]) is kind
     assert not report.folded
+
+
+class WithAct(FrozenNorm):
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.drop, self.act = nn.Dropout(0.1), nn.SiLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.act(self.drop(super().forward(x)))
+        return y
+
+
+def test_what_it_calls_with_its_result_is_left() -> None:
+    module = Pair(conv(6, 4), WithAct(4), conv(4, 3))
+    module.held = [module.net[1]]
+    folded, report = fold(module)
+    assert not report.kept
+    assert [(name, type(part)) for name, part in folded.net[1].named_children()] == [
+        ("drop", nn.Dropout),
+        ("act", nn.SiLU),
+    ]
+    assert type(folded.held[0]) is nn.Sequential
 
 
 def test_what_others_read_of_it_stays() -> None:
