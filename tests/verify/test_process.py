@@ -126,7 +126,7 @@ def test_half_precision(odd, tmp_path, monkeypatch):
     """It runs the model to measure it, whether it is verified or not."""
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
-    with pytest.raises(BnfoldError, match=r"onnxruntime crashes \(SIGSEGV\) while fp16 is measured"):
+    with pytest.raises(BnfoldError, match=r"crashes \(SIGSEGV\) on the model while it is measured for fp16"):
         bnfold.fold_onnx(odd("always SIGSEGV"), apart=True, precision="fp16", verify=False)
     there, report = bnfold.fold_onnx(odd("optimized refuse"), apart=True, precision="fp16")
     here, same = bnfold.fold_onnx(odd("optimized refuse"), precision="fp16")
