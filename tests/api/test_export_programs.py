@@ -152,12 +152,17 @@ def test_a_parametrized_batch_norm_is_folded_if_its_parametrization_may_go(name:
     assert bnfold.fold_module(module, x)[1].kept
 
 
-def test_a_shift_alone_behind_a_parametrized_weight() -> None:
-    """Its weight stays, and its bias is new."""
-    module = nn.Sequential(
-        nn.utils.parametrizations.weight_norm(conv(3, 4, bias=False)), bn(4, eps=0.0)
-    ).eval()
-    nn.init.normal_(module[1].bias)
-    folded, report = bnfold.fold_module(module, torch.randn(1, 3, 5, 5), parametrizations="remove")
-    assert (len(report.folded), report.verification.status) == (1, "passed")
-    assert torch.equal(folded[0].bias, module[1].bias)
+def test_a_shift_alone_that_a_layer_with_a_parametrized_weight_takes() -> None:
+    """Its weight has the same numbers, and its bias is new."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return torch.sigmoid(m.b(torch.relu(m.c(x))) + m.d(x))
+
+    other = nn.utils.parametrizations.weight_norm(conv(3, 4, bias=False))
+    module = randomize(Fn(forward, c=conv(3, 4), b=bn(4), d=other), negative=False)
+    x = torch.randn(1, 3, 5, 5)
+    folded, report = bnfold.fold_module(module, x, parametrizations="remove")
+    assert ([entry.into for entry in report.folded], report.verification.status) == ([("c", "d")], "passed")
+    assert torch.equal(folded.d.weight, module.d.weight)
+    assert folded.d.bias is not None
+    assert bnfold.fold_module(module, x)[1].kept

@@ -112,10 +112,6 @@ def test_random_inputs_keep_to_their_ranges(net: Any) -> None:
         (["--precision", "fp8"], "invalid choice: 'fp8'"),
         (["--check-timeout", "0.01"], "the check took longer than 0.01 s (--check-timeout): ended"),
         (["--check-timeout", "9", "--no-verify"], "--check-timeout has nothing to do with --no-verify"),
-        (
-            ["--input-name", "a", "--input-name", "b"],
-            "input_names=['a', 'b'] do not name the inputs one each: x",
-        ),
     ],
 )
 def test_bad_usage(
