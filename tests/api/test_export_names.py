@@ -143,6 +143,15 @@ def test_names_that_do_not_fit_are_refused(names: dict[str, Any], said: str) -> 
     assert not Path("model.onnx").exists()
 
 
+def test_older_keywords_of_torch_are_told_by_ours() -> None:
+    with pytest.raises(
+        bnfold.UsageError, match=r'no dynamic_axes, .*: dynamic_shapes=\(\{0: "batch"\},\) says'
+    ):
+        bnfold.export(mlp(), torch.ones(1, 4), "model.onnx", dynamic_axes={"input": {0: "batch"}})
+    with pytest.raises(bnfold.UsageError, match=r"export has no opset_version, .*: opset says it here"):
+        bnfold.export(mlp(), torch.ones(1, 4), "model.onnx", opset_version=18)
+
+
 def test_ranges_are_by_the_new_names() -> None:
     module = randomize(nn.Sequential(conv(6, 4), bn(4)))
     options: dict[str, Any] = {"drop_dead_channels": True, "input_names": ["image"]}
