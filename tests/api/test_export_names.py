@@ -134,6 +134,7 @@ def test_inputs_and_outputs_are_called_as_asked() -> None:
     ("names", "said"),
     [
         ({"input_names": ["a", "b"]}, r"input_names=\['a', 'b'\] do not name the inputs one each: x"),
+        ({"input_names": "x"}, r"input_names=\['x'\] do not name the inputs one each: x"),
         ({"output_names": ["x"]}, "'x' would be the name of two inputs or outputs"),
     ],
 )
