@@ -25,6 +25,7 @@ from bnfold.report.verification import Verification
 from bnfold.torch_graph import to_onnx
 from bnfold.verify.blame import Part, judge
 from bnfold.verify.exported import AgainstModule
+from bnfold.wrappers import plain_module
 
 __all__ = ["export"]
 
@@ -72,7 +73,8 @@ def export(
 
     Args:
         module: exported as for inference: if it is in training mode, in eval mode, and left as it was found.
-            In a module that is in eval mode, batch norms in training mode are meant to be, and are kept.
+            In a module that is in eval mode, batch norms in training mode are meant to be, and are kept. Of a
+            wrapper (DataParallel, DistributedDataParallel, torch.compile) what is inside it.
         example_inputs: a tensor, or a tuple of positional arguments.
         path: the file to write; it appears whole, after the check, or not at all.
         kwargs: keyword arguments.
@@ -122,6 +124,7 @@ def export(
         precision=precision,
     )
     check = Check(verify, rtol=rtol, atol=atol, apart=apart, timeout=timeout)
+    module = plain_module(module, "export")
     if not isinstance(module, nn.Module):
         raise UsageError(f"export takes a torch.nn.Module, not {type(module).__name__}")
     file = Path(path)

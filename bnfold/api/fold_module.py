@@ -12,20 +12,23 @@ from torch import nn
 from bnfold.api.pipeline import FrontEnd, run
 from bnfold.errors import UsageError
 from bnfold.fold.edits import Bypass, Edit, SetValue
-from bnfold.fold.graph import Constant, Graph, Node
+from bnfold.fold.graph import Graph, Node
 from bnfold.fold.roles import Affine
 from bnfold.fold.solve import Plan, solve
 from bnfold.options import Check, Fold, choice, refuse_others
-from bnfold.report.fold import Report
+from bnfold.report.fold import Entry, Report
 from bnfold.report.table import first
 from bnfold.report.verification import Verification
-from bnfold.torch_graph.module import apply as modules
+from bnfold.torch_graph.module.apply import apply, written
 from bnfold.torch_graph.module.checks import check_module, copied, exported
+from bnfold.torch_graph.module.limits import Limits, half_gone, unable, unseen
 from bnfold.torch_graph.module.parametrizations import parametrized, remove
 from bnfold.torch_graph.module.what_is_left import Replacement, Replacements, calls_of, mean_of
+from bnfold.torch_graph.module.wholes import Whole, wholes_of
 from bnfold.torch_graph.read import read
 from bnfold.verify.blame import Part, judge
 from bnfold.verify.modules import outputs, verify_modules
+from bnfold.wrappers import plain_module
 
 __all__ = ["fold_module"]
 
@@ -62,7 +65,8 @@ def fold_module(
 
     Args:
         module: in eval mode, or wholly or partly in training mode, as it shall be used: a batch norm in
-            training mode is kept.
+            training mode is kept. Of a wrapper (DataParallel, DistributedDataParallel, torch.compile) what is
+            inside it.
         example_inputs: a tensor, or a tuple of positional arguments.
         kwargs: keyword arguments.
         dynamic_shapes: as for `torch.export.export`, or with a name for a size, {0: "batch"}.
@@ -91,19 +95,16 @@ def fold_module(
     options = Fold(shared, skip)
     check = Check(verify, rtol=rtol, atol=atol)
     choice("parametrizations", parametrizations, ("keep", "remove"))
+    module = plain_module(module, "fold_module")
     check_module(module, "fold_module")
     args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     work = _Modules(module, args, dict(kwargs or {}), dynamic_shapes, options, parametrizations == "remove")
-    front = FrontEnd(read=work.read, write=work.write, check=partial(work.compare, check), solve=_possible)
+    check_with = partial(work.compare, check)
+    front = FrontEnd(read=work.read, write=work.write, check=check_with, solve=work.solve)
 
     done = run(front, copied(module), options)
     folded, report = done.model, done.report
-    report.entries = [
-        entry._replace(reason="its call stays in eager mode, as the identity map")
-        if entry.name in work.as_calls
-        else entry
-        for entry in report.entries
-    ]
+    report.entries = work.told(report.entries)
     report.notes += work.notes(report)
     if not done.order:
         report.notes.append("nothing to fold: the module is unchanged")
@@ -143,23 +144,66 @@ class _Modules:
         probe = copied(self.plain)
         self.made = calls_of(probe, lambda: outputs(probe, args, kwargs))
         self.replacements = Replacements(self.plain, raw, self.program, self.made)
-        self.tied: Mapping[Constant, str] = {}
+        self.limits: Limits  # of the graph that was read last
+        self.wholes: list[Whole] = []
         self.as_calls: set[str] = set()  # names of what folded and stays as a call
         self.removed: dict[str, None] = {}  # parametrizations
         self.untied: dict[str, str] = {}
 
     def read(self, module: nn.Module, shared: str) -> Graph:
         graph = read(self.program)
-        self.tied = modules.restrict(self.plain, self.program, graph, self.made, shared)
+        self.limits = Limits(self.plain, self.program, graph, self.made, shared)
+        self.wholes = wholes_of(self.plain, graph, self.limits.holders, self.made)
         return graph
+
+    def solve(
+        self,
+        graph: Graph,
+        *,
+        skip: Collection[str],
+        allow: Callable[[Node], bool] | None,
+        progress: Callable[[int, int], None] | None,
+    ) -> Plan:
+        """The best plan that a module can follow: folds are taken back until all that is left can be done."""
+        open_wholes = list(self.wholes)
+        for whole in open_wholes:
+            whole.open()
+        while True:
+            plan = solve(graph, skip=skip, allow=allow, progress=progress)
+            gone = set(plan.order)
+            odd = {node.name for node in unable(plan.edits)}
+            blamed = {entry.name for entry in plan.entries if odd & set(entry.into)}
+            numbers = (node for node in plan.order if node.name in blamed)
+            stay = dict.fromkeys(numbers, "would change a number in the module's code")
+            stay |= dict.fromkeys(half_gone(graph, plan.order), "another call of its module stays")
+            for node, why in stay.items():
+                assert isinstance(node.role, Affine)
+                node.role.stay = why
+            closed = [whole for whole in open_wholes if self._must_stay(whole, gone, plan)]
+            open_wholes = [whole for whole in open_wholes if whole not in closed]
+            if not stay and not closed and self.limits.agree(plan.edits):
+                return plan
+
+    def _must_stay(self, whole: Whole, gone: set[Node], plan: Plan) -> bool:
+        """Close it if it cannot vanish as it should by this plan."""
+        if whole.is_half_gone(gone):
+            kept = {node.name for node in whole.maps if node not in gone}
+            reasons = [entry.reason for entry in plan.entries if entry.name in kept]
+            whole.close(reasons[-1] if reasons else "another call of its module stays")
+        elif gone.issuperset(whole.maps) and not self.replacements.can_be_identity(whole.calls, gone):
+            whole.close("another call writes into what it reads or gives")
+        else:
+            return False
+        return True
 
     def write(self, target: nn.Module, graph: Graph, edits: Sequence[Edit]) -> nn.Module:
         values = [edit.old for edit in edits if isinstance(edit, SetValue) and edit.old is not None]
-        changed = modules.written(edits)
+        changed = written(edits)
         here = [name for name in self.computed if name in changed]
         self.removed.update(dict.fromkeys(here))
         remove(target, here)
-        self.untied.update({old.store: self.tied[old] for old in values if old in self.tied})
+        tied = self.limits.tied
+        self.untied.update({old.store: tied[old] for old in values if old in tied})
         if self.untied and self.options.shared == "error":
             raise UsageError(
                 f"the parameter {', '.join(self.untied)} is shared with {', '.join(self.untied.values())}, "
@@ -168,13 +212,34 @@ class _Modules:
             )
         found: dict[str, Replacement] = {}
         gone = {edit.node: None for edit in edits if isinstance(edit, Bypass)}
-        for node in gone:  # all calls of one batch norm have the same replacement
+        whole = {node: whole.path for whole in self.wholes if whole.maps[0] in gone for node in whole.maps}
+        norms = [node for node in gone if node not in whole]
+        for node in norms:  # all calls of one batch norm have the same replacement
             replacement = self.replacements(node, set(gone))
             same = found.get(mean_of(node), replacement) == replacement
             found[mean_of(node)] = replacement if same else None
-        modules.apply(target, edits, found)
-        self.as_calls = {node.name for node in gone if found[mean_of(node)] is None}
+        apply(target, edits, found, whole)
+        self.as_calls = {node.name for node in norms if found[mean_of(node)] is None}
         return target
+
+    def told(self, entries: Sequence[Entry]) -> list[Entry]:
+        """The ledger: whose calls stay, and one line for each call of a module that is one map as a whole."""
+        as_calls = dict.fromkeys(self.as_calls, "its call stays in eager mode, as the identity map")
+        entries = [e._replace(reason=as_calls.get(e.name, e.reason)) for e in entries]
+        of = {name: whole.path for whole in self.wholes for name in whole.names}
+        for whole in self.wholes:
+            for number, nodes in enumerate(whole.calls.values()):
+                names = {node.name for node in nodes}
+                own = [entry for entry in entries if entry.name in names]
+                if len({entry.outcome for entry in own}) == 1:
+                    into = dict.fromkeys(of.get(name, name) for entry in own for name in entry.into)
+                    into.pop(whole.path, None)
+                    name = whole.path if number == 0 else f"{whole.path}@{number}"
+                    one = own[0]._replace(name=name, op=whole.kind, into=tuple(into))
+                    at = entries.index(own[0])
+                    entries = [entry for entry in entries if entry not in own]
+                    entries.insert(at, one)
+        return entries
 
     def compare(self, check: Check, before: nn.Module, after: nn.Module) -> Verification:
         return verify_modules(copied(before), copied(after), self.args, self.kwargs, check)
@@ -182,9 +247,9 @@ class _Modules:
     def notes(self, report: Report) -> list[str]:
         """What holds whether anything folds or not."""
         notes = []
-        unseen = modules.unseen(self.plain, self.program)
-        if unseen:
-            notes.append(f"not called on these inputs, and so not looked at: {first(unseen, 4)}")
+        norms = unseen(self.plain, self.program)
+        if norms:
+            notes.append(f"not called on these inputs, and so not looked at: {first(norms, 4)}")
         if self.module.training and report.kept:
             notes.append("the module is in training mode: if it is trained, call .eval() first")
         return notes
@@ -199,25 +264,3 @@ class _Modules:
         notes += [f"the parametrization of {name} is removed: it is a plain parameter" for name in gone]
         pairs = self.untied.items()
         return notes + [f"{name} is no longer tied to {other}" for name, other in pairs if name != other]
-
-
-def _possible(
-    graph: Graph,
-    *,
-    skip: Collection[str],
-    allow: Callable[[Node], bool] | None,
-    progress: Callable[[int, int], None] | None,
-) -> Plan:
-    """The best plan that a module can follow: folds are taken back until all that is left can be done."""
-    while True:
-        plan = solve(graph, skip=skip, allow=allow, progress=progress)
-        odd = {node.name for node in modules.unable(plan.edits)}
-        blamed = {entry.name for entry in plan.entries if odd & set(entry.into)}
-        numbers = [node for node in plan.order if node.name in blamed]
-        stay = dict.fromkeys(numbers, "would change a number in the module's code")
-        stay |= dict.fromkeys(modules.half_gone(graph, plan.order), "another call of its module stays")
-        if not stay:
-            return plan
-        for node, why in stay.items():
-            assert isinstance(node.role, Affine)
-            node.role.stay = why

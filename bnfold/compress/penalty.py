@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +10,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from bnfold.errors import UsageError
 from bnfold.options import known
+from bnfold.wrappers import unwrapped
 
 __all__ = ["gamma_penalty"]
 
@@ -39,7 +39,7 @@ def gamma_penalty(module: nn.Module, *, only: Collection[str] | None = None) -> 
 
     Source: Liu et al., "Learning Efficient Convolutional Networks through Network Slimming", ICCV 2017.
     """
-    inner = _unwrapped(module)
+    inner = unwrapped(module)
     found = {_plain(name): part for name, part in inner.named_modules() if isinstance(part, _Norm)}
     scales = {name: part.weight for name, part in found.items() if isinstance(part.weight, Tensor)}
     if not scales:
@@ -55,18 +55,6 @@ def gamma_penalty(module: nn.Module, *, only: Collection[str] | None = None) -> 
             wide = scale if scale.dtype == torch.float64 else scale.float()
             total = total + wide.abs().sum().to(total.device)
     return total
-
-
-def _unwrapped(module: Any) -> nn.Module:
-    """What is in DataParallel, DistributedDataParallel, and what torch.compile gives, in any order."""
-    while True:
-        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            module = module.module
-        elif hasattr(module, "_orig_mod"):
-            module = module._orig_mod
-        else:
-            found: nn.Module = module
-            return found
 
 
 def _plain(name: str) -> str:

@@ -26,6 +26,7 @@ from bnfold.nn.recalibrate import recalibrate
 from bnfold.options import known
 from bnfold.torch_graph.module.checks import check_module, copied
 from bnfold.verify.modules import outputs
+from bnfold.wrappers import inner_name
 
 __all__ = ["prunable", "slim"]
 
@@ -166,8 +167,7 @@ def _arguments(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """What the module is called with, once it is known to be one that can be slimmed."""
     check_module(module, "slim")
-    inner = "_orig_mod" if hasattr(module, "_orig_mod") else "module"
-    if inner == "_orig_mod" or isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+    if inner := inner_name(module):
         raise UsageError(f"{type(module).__name__} wraps a module: slim its .{inner}, and wrap the result")
     if not any(isinstance(part, _Norm) and part.weight is not None for part in module.modules()):
         raise UsageError(f"{type(module).__name__} has no batch norm with a scale to prune by")

@@ -57,9 +57,12 @@ def along(array: Array, axis: int) -> Array:
     return vector
 
 
-def compact(array: Array, near: float = 0.0) -> Array:
-    """The array with one entry along each axis along which all are equal (near: to such a part)."""
-    for axis in varying(array) if array.size > max(array.shape, default=1) else ():
+def compact(array: Array, near: float = 0.0, lines: bool = False) -> Array:
+    """The array with one entry along each axis along which all are equal (near: to such a part).
+
+    lines: also if it varies along one axis only, as one number per channel does.
+    """
+    for axis in varying(array) if lines or array.size > max(array.shape, default=1) else ():
         first = array.take([0], axis)
         if (np.abs(array - first) <= near * np.abs(first)).all():
             array = first

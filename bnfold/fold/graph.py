@@ -30,8 +30,8 @@ class Constant:
 
     `store` identifies what lies in the file; several constants may look at one store. `locked` says why it
     must not be rewritten ("" if it may be). `quantized`: None for a plain constant; for integers behind a
-    scale, the axes along which the scale may vary (only a change along one of them can be absorbed). `view`
-    is the reader's own handle.
+    scale, the axes along which the scale may vary (only a change along one of them can be absorbed). `rigid`:
+    what replaces it must have its shape. `view` is the reader's own handle.
     """
 
     store: str
@@ -41,6 +41,7 @@ class Constant:
     locked: str = ""
     quantized: tuple[int, ...] | None = None
     view: Any = None
+    rigid: bool = False
 
     @property
     def value(self) -> Array:

@@ -128,7 +128,7 @@ def _locked(state: State, node: Node) -> dict[str, Conflict]:
         return found
     for side, tensor in zip(SIDES, (x, y), strict=True):
         lock = state.locks["shift"].get(tensor)
-        if lock is None:
+        if lock is None or lock.where == node.name:  # it need not take in anything if it vanishes
             continue
         p, q_in, q_out = state.p.get(y, 1.0), state.q.get(x, 0.0), state.q.get(y, 0.0)
         gap = p * role.shift + q_out - p * role.scale / state.p.get(x, 1.0) * q_in

@@ -169,6 +169,33 @@ def of_tensors(shapes: tuple[Shape, Shape], y: Shape, stochastic: bool) -> Contr
     return Contract((axes[0], axes[1]), stochastic=0 if stochastic else None)
 
 
+def einsum(equation: str, shapes: Sequence[Shape], y: Shape) -> Contract:
+    """A product of two tensors by an equation such as "bij,bjk->bik".
+
+    Raises:
+        Refused: it is another one, or transposes an operand.
+    """
+    equation = equation.replace(" ", "")
+    left, arrow, right = equation.partition("->")
+    terms = left.split(",")
+    distinct = all(len(set(term)) == len(term) for term in (*terms, right))
+    if not (arrow and "." not in equation and len(terms) == len(shapes) == 2 and distinct):
+        raise Refused(f"its equation {equation!r} is not a plain product of two tensors")
+    if [len(term) for term in terms] != [len(shape) for shape in shapes] or len(right) != len(y):
+        raise Refused(f"its equation {equation!r} does not match its operands")
+    axes = []
+    for term, shape in zip(terms, shapes, strict=True):
+        goals: list[int | None] = []
+        for label, size in zip(term, shape, strict=True):
+            goal = right.find(label)
+            goals.append(goal if goal >= 0 and is_kept(size, y[goal]) else None)
+        kept = [goal for goal in goals if goal is not None]
+        if kept != sorted(kept):
+            raise Refused(f"its equation {equation!r} transposes an operand")
+        axes.append(tuple(goals))
+    return Contract((axes[0], axes[1]))
+
+
 def _passing(shape: Shape, in_axis: int, batch: tuple[int, ...], rank: int) -> tuple[tuple[int, int], ...]:
     """The axes of x that y keeps: its rows or columns, and batch axes that the weight does not enlarge."""
     extra = rank - len(shape)

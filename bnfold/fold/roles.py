@@ -128,14 +128,24 @@ class Linear(Role):
 
 @dataclass(eq=False, slots=True)
 class Recurrent(Role):
-    """LSTM, GRU, RNN: input weights (directions, gates, inputs) and bias absorb."""
+    """LSTM, GRU, RNN: input weights (directions, gates, inputs) and bias absorb.
+
+    Where each direction is stored by itself, a weight is (gates, inputs), and `others` has those of the other
+    direction: weight, slot, bias, slot.
+    """
 
     weight: Constant
     weight_slot: int
     bias: Constant | None
-    bias_slot: int
+    bias_slot: int | None  # None: there is no place for one
     x: int = 0
     axis: int = 2
+    others: tuple[tuple[Constant, int, Constant | None, int | None], ...] = ()
+
+    @property
+    def directions(self) -> tuple[tuple[Constant, int, Constant | None, int | None], ...]:
+        """All that is stored by itself, this weight first."""
+        return ((self.weight, self.weight_slot, self.bias, self.bias_slot), *self.others)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +154,10 @@ class Map(Role):
 
     sign: of p that pass: "any", "positive", or "absolute" (Abs: p -> |p|). shift: why q does not pass ("" if
     it does). flat: axes along which p and q must be constant (reduced, resized, windowed). squeezed: axes of
-    x that y does not have. gain: multiplies q (ReduceSum: the number of summands; 0: not known).
+    x that y does not have. gain: multiplies q (ReduceSum: the number of summands; 0: not known). uniform: one
+    p and one q for the whole tensor. flip: the operator that serves a negative p instead (ReduceMax <->
+    ReduceMin). power: y carries |p| to this power (a variance: 2). centred: the mean is taken off, so that a
+    shift of x vanishes and none of y can be made. x: the slot of the data.
     """
 
     sign: str = "positive"
@@ -152,8 +165,11 @@ class Map(Role):
     flat: tuple[int, ...] = ()
     squeezed: tuple[int, ...] = ()
     gain: float = 1.0
-    uniform: bool = False  # one p and one q for the whole tensor
-    flip: str = ""  # the operator that serves a negative p instead (ReduceMax <-> ReduceMin)
+    uniform: bool = False
+    flip: str = ""
+    power: float = 1.0
+    centred: bool = False
+    x: int = 0
 
 
 @dataclass(eq=False, slots=True)
@@ -196,27 +212,33 @@ class Move(Role):
 
 @dataclass(eq=False, slots=True)
 class Pad(Role):
-    """The tensor is framed along `axes`. fill None: by its own values; else by a constant, kept at `key`."""
+    """The tensor is framed along `axes`. fill None: by its own values; else by a constant, kept at `key`.
+
+    Without axes: some of its entries are replaced by the constant.
+    """
 
     axes: tuple[int, ...]
     fill: float | None
     key: Key = 2
+    x: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Split(Role):
-    """One input, several outputs: consecutive slices along one axis."""
+    """One input, several outputs: consecutive slices along one axis, which loses it if `drops` (unbind)."""
 
     axis: int
     sizes: tuple[int, ...]
+    drops: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Concat(Role):
-    """Inputs side by side along one axis. `sizes`: None where unknown."""
+    """Inputs side by side along one axis, a new one if `adds` (stack). `sizes`: None where unknown."""
 
     axis: int
     sizes: tuple[int | None, ...]
+    adds: bool = False
 
 
 @dataclass(frozen=True, slots=True)

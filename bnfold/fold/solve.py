@@ -2,7 +2,8 @@
 
 1. Each affine node is tried within a small limit: the pairs (conv -> batch norm) are gone after this.
 2. What is left is tried without limit, smallest region first, with locks that end hopeless tries at once.
-3. A fold that alone blocks two or more others is taken last in a second run; the better run counts.
+3. A fold that alone blocks two or more others, or one of a constant that blocks a batch norm, is taken last
+   in a second run; the better run counts.
 4. The new weights are computed. One that would leave its type's range sends its fold back, and all starts
    again without it.
 """
@@ -98,7 +99,16 @@ def _better(
     other = _run(graph, refused, last, rules, progress)
     other.locks = other.state.locks = None
     calls += other.state.calls
-    return (other, calls, len(last)) if len(other.into) > len(run.into) else (run, calls, 0)
+    return (other, calls, len(last)) if _worth(other) > _worth(run) else (run, calls, 0)
+
+
+def _worth(run: Run) -> tuple[int, int]:
+    """How many nodes vanish, and how many of them are batch norms."""
+    return len(run.into), sum(_is_norm(node) for node in run.into)
+
+
+def _is_norm(node: Node) -> bool:
+    return isinstance(node.role, Affine) and node.role.kind == "norm"
 
 
 def _run(
@@ -143,11 +153,13 @@ def _run(
 
 
 def _to_evict(run: Run) -> frozenset[Node]:
-    """Folds that alone stand in the way of two or more others."""
+    """Folds that alone stand in the way of two others or more, or, of a constant, in that of a batch norm."""
     folded = list(run.into)
     alone: Counter[int] = Counter()
-    for conflicts in run.kept.values():
-        alone.update({next(iter(c.folds)) for c in conflicts if len(c.folds) == 1})
+    for node, conflicts in run.kept.items():
+        blamed = {next(iter(c.folds)) for c in conflicts if len(c.folds) == 1}
+        alone.update(blamed)
+        alone.update(number for number in blamed if _is_norm(node) and not _is_norm(folded[number]))
     return frozenset(folded[number] for number, count in alone.items() if count > 1)
 
 

@@ -17,7 +17,9 @@ struct Slope : Affine {
     float mean_dz, mean_dz_x;   // the second times invstd^2
 
     BNFOLD_DEVICE float operator()(float x, float dz) const {
-        return scale * (dz - mean_dz - (x - mean) * mean_dz_x);
+        // Where x is of no consequence, as with frozen statistics, it may be infinite or NaN.
+        const float through_x = mean_dz_x == 0 ? 0 : (x - mean) * mean_dz_x;
+        return scale * (dz - mean_dz - through_x);
     }
 };
 

@@ -1,11 +1,11 @@
 """Batch norm for training: drop-in for torch's modules, with the activation and the residual sum in one call.
 
 BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm: the modules. convert: put them in place of torch's.
-recalibrate: statistics of a whole data set.
+revert: put torch's back. recalibrate: statistics of a whole data set.
 """
 
 from bnfold.nn.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
-from bnfold.nn.convert import convert
+from bnfold.nn.convert import convert, revert
 from bnfold.nn.recalibrate import Recalibration, recalibrate
 from bnfold.nn.sync import SyncBatchNorm
 
@@ -17,4 +17,5 @@ __all__ = [
     "SyncBatchNorm",
     "convert",
     "recalibrate",
+    "revert",
 ]

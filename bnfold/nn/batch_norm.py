@@ -1,7 +1,8 @@
 """The modules: torch's batch norms, each followed by a sum and an activation if asked.
 
-They are subclasses of torch's, with the same parameters, buffers and state_dict, so that whatever looks for a
-batch norm (this package's folds, torch's own tools, a weight decay filter) finds one.
+They are subclasses of torch's (SyncBatchNorm of `_BatchNorm` alone: see there), with the same parameters,
+buffers and state_dict, so that whatever looks for a batch norm (this package's folds, torch's own tools, a
+weight decay filter) finds one.
 """
 
 from __future__ import annotations
@@ -95,6 +96,8 @@ class Fused(nn.modules.batchnorm._BatchNorm):
         batch = self.training or (self.running_mean is None and self.running_var is None)
         used = self.track_running_stats if self.training else not batch
         running = (self.running_mean, self.running_var) if used else (None, None)
+        if (running[0] is None) != (running[1] is None):
+            return None  # torch's own function says what is wrong
         momentum = 0.0 if self.momentum is None else self.momentum
         batches = self.num_batches_tracked if self.training and self.track_running_stats else None
         if batches is not None and (batches.dtype, batches.device) != (torch.int64, x.device):
@@ -115,6 +118,13 @@ class Fused(nn.modules.batchnorm._BatchNorm):
         """What is left of the module when its batch norm was folded away."""
         return AddActivation(self.activation)
 
+    def activation_alone(self) -> nn.Module:
+        """The same, where nobody gives it a residual."""
+        left = self.without_batch_norm()
+        if type(left) is not AddActivation:
+            return left
+        return nn.ReLU() if left.activation else nn.Identity()
+
     def extra_repr(self) -> str:
         text: str = super().extra_repr()  # type: ignore[no-untyped-call]
         return text if self.activation is None else f"{text}, activation={self.activation!r}"
@@ -126,10 +136,13 @@ class AddActivation(nn.Module):
     def __init__(self, activation: str | None) -> None:
         super().__init__()
         self.activation = activation
+        self.relu = activation == "relu"
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        """As `Fused.forward`, without the batch norm."""
-        return add_activate(self, input, residual)
+        """As `Fused.forward`, without the batch norm. torch.jit.script takes it."""
+        if residual is not None:
+            input = input + residual
+        return torch.relu(input) if self.relu else input
 
     def extra_repr(self) -> str:
         return f"activation={self.activation!r}"

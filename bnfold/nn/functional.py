@@ -7,6 +7,7 @@ operators of operators.py. Second derivatives are those of reference.py.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -38,8 +39,7 @@ def batch_norm(given: Arguments, running: Running, training: bool) -> Tensor:
         return operators.batch_norm(given, running, training)
     if training:
         return _Train.apply(*given, *running)  # type: ignore[no-any-return, no-untyped-call]
-    noted = given.masked and torch.is_grad_enabled()
-    return _Evaluate.apply(*given, running.mean, running.var, noted)  # type: ignore[no-any-return, no-untyped-call]
+    return _Evaluate.apply(*given, running.mean, running.var, torch.is_grad_enabled())  # type: ignore[no-any-return, no-untyped-call]
 
 
 def usable(x: Tensor, residual: Tensor | None, *parameters: Tensor | None) -> bool:
@@ -118,12 +118,15 @@ class _Train(_Differentiable):
 
 
 class _Evaluate(_Differentiable):
-    """With statistics that are known; takes `*Arguments`, mean, var, and whether a mask is wanted."""
+    """With statistics that are known; takes `*Arguments`, mean, var, and whether gradients are enabled."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        given, (mean, var, noted) = Arguments(*arguments[:6]), arguments[6:]
-        y, mask = steps.evaluate(given, mean, var, noted and any(ctx.needs_input_grad))
+        given, (mean, var, enabled) = Arguments(*arguments[:6]), arguments[6:]
+        wanted = enabled and any(ctx.needs_input_grad)
+        y, mask = steps.evaluate(given, mean, var, given.masked and wanted)
+        if wanted:  # training may go on before backward, and change what the statistics are
+            mean, var = torch.stack([mean, var])
         _save(ctx, given, mean, var, mask, frozen=True)
         return y
 
@@ -142,19 +145,23 @@ def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     if ctx.frozen:  # what was saved is the variance
         mean, second = reference.numbers(mean), reference.inverse_deviation(second, ctx.eps)
     saved = Saved(x, mask, weight, bias, mean, second, ctx.relu)
+    needs = ctx.needs_input_grad[:4]
     if not torch._C._has_storage(dy):  # many at once: is_grads_batched, or jacobian(vectorize=True)
         dz = steps.dz_of(saved, dy)
         dx, dweight, dbias = reference.gradients(
             x, dz, weight, ctx.eps, (mean, second) if ctx.frozen else None
         )
-        return dx, dz, dweight, dbias
-    needs_x, needs_residual, *others = ctx.needs_input_grad[:4]
+        return _wanted((dx, dz, dweight, dbias), needs)
     # Without a ReLU, what the residual gets is dy itself.
-    needs = (needs_x, needs_residual and ctx.relu, *others)
-    dx, dresidual, dweight, dbias = _Gradients.apply(  # type: ignore[no-untyped-call]
-        kernels.dense(dy, like=x), *saved, ctx.eps, ctx.frozen, needs
+    found = _Gradients.apply(  # type: ignore[no-untyped-call]
+        kernels.dense(dy, like=x), *saved, ctx.eps, ctx.frozen, (needs[0], needs[1] and ctx.relu, *needs[2:])
     )
-    return dx, dy if needs_residual and not ctx.relu else dresidual, dweight, dbias
+    return found if ctx.relu else _wanted((found[0], dy, *found[2:]), needs)
+
+
+def _wanted(found: Sequence[Tensor | None], needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    """None in place of gradients that nobody wants: torch refuses one of what was no tensor."""
+    return tuple(each if needed else None for each, needed in zip(found, needs, strict=True))
 
 
 class _Gradients(torch.autograd.Function):
@@ -170,7 +177,7 @@ class _Gradients(torch.autograd.Function):
         ctx.save_for_backward(dy, *saved[:6])
         ctx.relu, ctx.order = saved.relu, kernels.order_of(saved.x)
         found = steps.backward(saved, dy, ctx.frozen, needs[1])
-        return tuple(each if needed else None for each, needed in zip(found, needs, strict=True))
+        return _wanted(found, needs)
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor | None) -> tuple[Tensor | None, ...]:

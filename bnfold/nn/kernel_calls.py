@@ -91,7 +91,18 @@ def order_of(x: Tensor) -> torch.memory_format:
     last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
     if last is None or x.is_contiguous():
         return torch.contiguous_format
-    return last if x.is_contiguous(memory_format=last) or x.stride(1) == 1 else torch.contiguous_format
+    return last if x.is_contiguous(memory_format=last) or _channels_last(x) else torch.contiguous_format
+
+
+def _channels_last(x: Tensor) -> bool:
+    """Whether torch's operators take the strides of a tensor that is not dense for channels last."""
+    least = 0
+    for axis in (1, *range(x.dim() - 1, 1, -1), 0):
+        stride = x.stride(axis)
+        if stride < least or stride == 0 or (axis == 0 and least == x.stride(1)):
+            return False
+        least = stride * x.shape[axis]
+    return True
 
 
 def array_of(x: Tensor) -> Array:

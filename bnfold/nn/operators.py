@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bnfold.nn import across_ranks, reference, steps
 from bnfold.nn import kernel_calls as kernels
-from bnfold.nn import reference, steps
 from bnfold.nn.arguments import Arguments, Running, Saved
 
-__all__ = ["batch_norm"]
+__all__ = ["batch_norm", "sync_batch_norm"]
 
 _PARAMETERS = "Tensor? weight, Tensor? bias"
 _SCHEMAS = {
@@ -30,6 +30,12 @@ _SCHEMAS = {
     "bool relu) -> (Tensor y, Tensor mask)",
     "batch_norm_backward": f"(Tensor x, Tensor dy, Tensor mask, {_PARAMETERS}, Tensor mean, Tensor invstd, "
     "bool relu, bool frozen, bool needs_residual) "
+    "-> (Tensor dx, Tensor dresidual, Tensor dweight, Tensor dbias)",
+    "sync_batch_norm_train": f"(Tensor x, Tensor? residual, {_PARAMETERS}, Tensor(a!)? running_mean, "
+    "Tensor(b!)? running_var, Tensor? batches, float eps, float momentum, bool relu, str group) "
+    "-> (Tensor y, Tensor mean, Tensor invstd, Tensor count, Tensor mask)",
+    "sync_batch_norm_backward": f"(Tensor x, Tensor dy, Tensor mask, {_PARAMETERS}, Tensor mean, "
+    "Tensor invstd, bool relu, Tensor count, bool needs_residual, str group) "
     "-> (Tensor dx, Tensor dresidual, Tensor dweight, Tensor dbias)",
 }
 _library: Any = torch.library.Library("bnfold", "DEF")  # type: ignore[no-untyped-call]
@@ -45,6 +51,14 @@ def batch_norm(given: Arguments, running: Running, training: bool) -> Tensor:
         y, *_ = operators.batch_norm_train(*tensors, *running[:3], eps, running.momentum, relu)
     else:
         y, _ = operators.batch_norm_evaluate(*tensors, *running[:2], eps, relu)
+    return y  # type: ignore[no-any-return]
+
+
+def sync_batch_norm(given: Arguments, running: Running, group: str) -> Tensor:
+    """Over the ranks of the group of that name; running: its batches were counted already."""
+    operators: Any = torch.ops.bnfold
+    arguments = (*given[:4], *running[:3], given.eps, running.momentum, given.relu, group)
+    y, *_ = operators.sync_batch_norm_train(*arguments)
     return y  # type: ignore[no-any-return]
 
 
@@ -85,6 +99,30 @@ def _backward(x: Tensor, dy: Tensor, mask: Tensor, *rest: Any) -> tuple[Tensor, 
     return dx, x.new_empty(0) if dresidual is None else dresidual, dweight, dbias
 
 
+@_keeps_nothing
+def _sync_train(*arguments: Any) -> tuple[Tensor, ...]:
+    x, residual, weight, bias, mean, var, batches, eps, momentum, relu, group = arguments
+    given = _aligned(Arguments(x, residual, weight, bias, eps, relu))
+    running = Running(mean, var, batches, momentum)
+    y, mean, invstd, count, mask = across_ranks.forward(given, running, _group(group))
+    # Operators may not return parts of one tensor, as the moments of a single rank can be.
+    return y, mean.clone(), invstd, count.clone(), _given(mask, given.x)
+
+
+@_keeps_nothing
+def _sync_backward(x: Tensor, dy: Tensor, mask: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    *parameters, count, needs_residual, group = rest
+    saved = Saved(x, mask if mask.numel() else None, *parameters)
+    found = across_ranks.backward(saved, dy, count, needs_residual, _group(group))
+    dx, dresidual, dweight, dbias = found
+    return dx, x.new_empty(0) if dresidual is None else dresidual, dweight, dbias
+
+
+def _group(name: str) -> Any:
+    c10d: Any = torch.distributed.distributed_c10d
+    return c10d._resolve_process_group(name)
+
+
 def _aligned(given: Arguments) -> Arguments:
     """So that the mask has the size that the shapes alone tell."""
     if given.residual is None or not given.relu:
@@ -113,6 +151,16 @@ def _fake_backward(
     vector = x.new_empty(x.shape[1], dtype=_wide(x) if given is None else given.dtype)
     dresidual = torch.empty_like(x) if relu and needs_residual else x.new_empty(0)
     return torch.empty_like(x), dresidual, vector, torch.empty_like(vector)
+
+
+def _fake_sync_train(x: Tensor, residual: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
+    y, mean, invstd, mask = _fake_train(x, residual, *rest[:-1])
+    return y, mean, invstd, x.new_empty((), dtype=torch.float64), mask
+
+
+def _fake_sync_backward(*arguments: Any) -> tuple[Tensor, ...]:
+    *others, relu, _, needs_residual, _ = arguments
+    return _fake_backward(*others, relu, False, needs_residual)
 
 
 def _fake_mask(x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
@@ -169,10 +217,38 @@ class _Evaluate(_Differentiable):
         return y, mask
 
 
+class _SyncTrain(torch.autograd.Function):
+    """With the statistics of all ranks; the derivative calls `sync_batch_norm_backward`."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            found = torch.ops.bnfold.sync_batch_norm_train(*arguments)
+        _, *kept = found
+        x, _, weight, bias, *_, ctx.relu, ctx.group = arguments
+        ctx.save_for_backward(x, weight, bias, *kept)
+        ctx.mark_non_differentiable(*kept)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        x, weight, bias, mean, invstd, count, mask = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        dx, dresidual, *others = torch.ops.bnfold.sync_batch_norm_backward(
+            *(x, kernels.dense(dy, like=x), mask, weight, bias, mean, invstd),
+            *(ctx.relu, count, needs[1], ctx.group),
+        )
+        found = (dx, dresidual if ctx.relu else dy, *others)
+        wanted = [each if needed else None for each, needed in zip(found, needs, strict=False)]
+        return *wanted, *[None] * (len(needs) - 4)
+
+
 for _name, _step, _fake, _function in (
     ("batch_norm_train", _train, _fake_train, _Train.apply),
     ("batch_norm_evaluate", _evaluate, _fake_evaluate, _Evaluate.apply),
     ("batch_norm_backward", _backward, _fake_backward, None),
+    ("sync_batch_norm_train", _sync_train, _fake_sync_train, _SyncTrain.apply),
+    ("sync_batch_norm_backward", _sync_backward, _fake_sync_backward, None),
 ):
     _library.impl(_name, _step, "CompositeExplicitAutograd")
     torch.library.register_fake(f"bnfold::{_name}", _fake, lib=_library)

@@ -5,38 +5,40 @@
 2. Layer by layer, each batch norm is measured with those before it at their final statistics: what the
    network will see in use, exactly, at the price of a pass for each.
 
-Moments are float64 and merged without cancellation (moments.py); with torch.distributed, over all ranks.
+Moments are float64 and merged without cancellation (moments.py); with torch.distributed, over all ranks
+(measure.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
-from operator import length_hint
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from bnfold.errors import UsageError
-from bnfold.nn.moments import Moments, gathered, moments
-from bnfold.progress import progress
+from bnfold.nn.measure import Measurement, Norm, inner
+from bnfold.nn.moments import Moments
+from bnfold.options import known
+from bnfold.wrappers import unwrapped
 
 __all__ = ["Recalibration", "recalibrate"]
 
-_Norm = nn.modules.batchnorm._BatchNorm
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 @dataclass(eq=False)
 class Recalibration:
-    """What was changed. `counts`: how many values per channel each batch norm saw, by its name."""
+    """What was changed.
 
-    _before: dict[_Norm, dict[str, Tensor]] = field(repr=False)
+    counts: how many values per channel each batch norm saw, by its name; those that share their statistics
+    saw them together. left_out: names of the batch norms that were frozen or ignored.
+    """
+
+    _before: dict[Norm, dict[str, Tensor]] = field(repr=False)
     counts: dict[str, int]
+    left_out: tuple[str, ...] = ()
 
     def undo(self) -> None:
         """Put the statistics back that were there before."""
@@ -50,43 +52,46 @@ def recalibrate(
     device: Any = None,
     reset: bool = True,
     layer_by_layer: bool = False,
+    ignored: Collection[str] = (),
 ) -> Recalibration:
     """Give every batch norm of a module the statistics of a data set.
 
+    Batch norms that are frozen (in eval mode, while `module` is in training mode) are left out.
+
     Args:
-        module: in any mode; it is left in that mode, and only running statistics change.
-        loader: the batches; of a tuple or list the first item is the input, a dict holds keyword arguments.
-            For `layer_by_layer` it must be iterable many times.
+        module: in any mode; it is left in that mode, and only running statistics change. It may be wrapped
+            (DataParallel, DistributedDataParallel, torch.compile).
+        loader: the batches. Of a tuple or list the first item is the input, or as many items as the module's
+            forward has inputs without defaults; a dict holds keyword arguments. Ranks may have different
+            numbers of batches. For `layer_by_layer` it must be iterable many times.
         device: where the batches go; None: where the module's parameters are.
         reset: forget what the statistics were; False: they count as the data that the batch norm has seen
             (`num_batches_tracked` batches of the first batch's size).
         layer_by_layer: one pass for each batch norm, in the order in which they are called.
+        ignored: names of batch norms, or of modules with all their batch norms, that are left out too.
 
     Returns:
         A handle that undoes it.
 
     Raises:
-        UsageError: there is no batch norm with running statistics, no data, or only one value per channel.
+        UsageError: there is no batch norm with running statistics, or none is left; a name is unknown; there
+            is no data, or one value per channel; a batch has too few inputs, or gives a batch norm NaN or
+            infinite values. Nothing was changed then.
     """
     if layer_by_layer and not reset:
         raise UsageError("layer_by_layer measures anew: it goes with reset=True only")
-    norms = {
-        part: name
-        for name, part in module.named_modules()
-        if isinstance(part, _Norm) and part.running_mean is not None and part.running_var is not None
-    }
-    if not norms:
-        raise UsageError(f"{type(module).__name__} has no batch norm with running statistics to recalibrate")
+    module = unwrapped(module)  # DistributedDataParallel would exchange buffers in every call
+    norms, left_out = _chosen(module, ignored)
     where = device if device is not None else next((p.device for p in module.parameters()), None)
     modes = {part: part.training for part in module.modules()}
     before = {norm: {key: getattr(norm, key).clone() for key in _BUFFERS} for norm in norms}
-    run = _Run(module, loader, where)
+    run = Measurement(module, loader, where, norms)
     try:
         module.eval()
         if layer_by_layer:
-            found: dict[_Norm, Moments] = {}
-            for norm in run.order(norms):
-                found |= run.measure([norm], training=False)
+            found: dict[Norm, Moments] = {}
+            for norm in run.order():
+                found |= run.measure([each for each in norms if run.owner[each] is norm], training=False)
                 if norm not in found:
                     raise UsageError("layer_by_layer needs a loader that can be read many times")
                 _store(norm, found[norm], norms[norm])
@@ -105,74 +110,33 @@ def recalibrate(
     finally:
         for part, mode in modes.items():
             part.training = mode
-    return Recalibration(before, {norms[norm]: int(m.count) for norm, m in found.items()})
+    seen = {name: found[run.owner[norm]] for norm, name in norms.items() if run.owner[norm] in found}
+    return Recalibration(before, {name: int(m.count) for name, m in seen.items()}, left_out)
 
 
-class _Run:
-    """Passes over the data, each measuring what some batch norms see."""
-
-    def __init__(self, module: nn.Module, loader: Iterable[Any], device: Any) -> None:
-        self.module, self.loader, self.device = module, loader, device
-        self.first: dict[_Norm, int] = {}  # values per channel in the first batch
-
-    def measure(self, norms: list[_Norm], training: bool) -> dict[_Norm, Moments]:
-        """The moments of what these batch norms see, in training mode or as they are."""
-        found: dict[_Norm, Moments] = {}
-
-        def look(norm: nn.Module, inputs: tuple[Any, ...]) -> None:
-            assert isinstance(norm, _Norm)
-            seen = moments(inputs[0])
-            self.first.setdefault(norm, int(seen.count))
-            found[norm] = found[norm].merged(seen) if norm in found else seen
-
-        with ExitStack() as hooks, torch.no_grad():
-            for norm in norms:
-                norm.train(training)
-                hooks.callback(norm.register_forward_pre_hook(look).remove)
-            self.batches()
-        for norm in norms:
-            norm.eval()
-        whole = {norm: _of_all_ranks(found.get(norm) or _nothing(norm)) for norm in norms}
-        return {norm: m for norm, m in whole.items() if m.count > 0}
-
-    def order(self, norms: Iterable[_Norm]) -> list[_Norm]:
-        """The batch norms in the order in which the first batch reaches them."""
-        reached: dict[_Norm, None] = {}
-        with ExitStack() as hooks, torch.no_grad():
-            for norm in norms:
-                hooks.callback(norm.register_forward_pre_hook(lambda n, _: reached.setdefault(n)).remove)
-            self.batches(1)
-        return list(reached)
-
-    def batches(self, most: int | None = None) -> None:
-        """Run the module on the batches."""
-        total = length_hint(self.loader)
-        with progress("recalibrating") as advance:
-            for done, batch in enumerate(self.loader, 1):
-                first = batch[0] if isinstance(batch, (tuple, list)) else batch
-                given: Any = pytree.tree_map(self.moved, first)
-                if isinstance(given, dict):
-                    self.module(**given)
-                else:
-                    self.module(given)
-                advance(done, total or done)
-                if done == most:
-                    return
-
-    def moved(self, leaf: Any) -> Any:
-        return leaf.to(self.device) if isinstance(leaf, Tensor) and self.device is not None else leaf
-
-
-def _nothing(norm: _Norm) -> Moments:
-    assert norm.running_mean is not None
-    none = torch.zeros_like(norm.running_mean, dtype=torch.float64)
-    return Moments(none.sum(), none, none)
-
-
-def _of_all_ranks(here: Moments) -> Moments:
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return here
-    return gathered(here)
+def _chosen(module: nn.Module, ignored: Collection[str]) -> tuple[dict[Norm, str], tuple[str, ...]]:
+    """The batch norms to give new statistics to, with their names; and the names of those left out."""
+    if isinstance(ignored, str):
+        raise UsageError(f"ignored takes a collection of names: ({ignored!r},)")
+    every = dict(module.named_modules(remove_duplicate=False))
+    known("ignored", ignored, [name for name in every if name], "such module")
+    norms = {
+        part: name
+        for name, part in module.named_modules()
+        if isinstance(part, Norm) and part.running_mean is not None and part.running_var is not None
+    }
+    if not norms:
+        raise UsageError(f"{type(module).__name__} has no batch norm with running statistics to recalibrate")
+    unwanted = {part for name in ignored for part in every[name].modules()}
+    training = inner(module).training  # a wrapper need not know
+    frozen = {norm for norm in norms if training and not norm.training}
+    left = {norm: name for norm, name in norms.items() if norm not in unwanted | frozen}
+    if not left:
+        raise UsageError(
+            f"all batch norms of {type(module).__name__} are ignored or frozen (in eval mode, the module in "
+            "training mode). If they are to be recalibrated, call .eval() of the whole module first"
+        )
+    return left, tuple(name for norm, name in norms.items() if norm not in left)
 
 
 def _seen(before: dict[str, Tensor], values: int) -> Moments:
@@ -183,7 +147,7 @@ def _seen(before: dict[str, Tensor], values: int) -> Moments:
     )
 
 
-def _store(norm: _Norm, new: Moments, name: str) -> None:
+def _store(norm: Norm, new: Moments, name: str) -> None:
     if not new.count > 1:
         raise UsageError(
             f"{name} saw {int(new.count)} value(s) per channel: no variance can be told from that"
@@ -194,7 +158,7 @@ def _store(norm: _Norm, new: Moments, name: str) -> None:
     norm.running_var.copy_(new.variance())
 
 
-def _restore(before: dict[_Norm, dict[str, Tensor]]) -> None:
+def _restore(before: dict[Norm, dict[str, Tensor]]) -> None:
     for norm, values in before.items():
         for key, value in values.items():
             getattr(norm, key).copy_(value)

@@ -35,8 +35,11 @@ def to_array(tensor: torch.Tensor) -> Array:
 
 
 def to_tensor(array: Any, like: torch.Tensor) -> torch.Tensor:
-    """A tensor of `like`'s type and device with its own memory."""
-    array = np.ascontiguousarray(array)
+    """A tensor of `like`'s type and device with its own memory; laid out like it if it has its shape."""
+    array = np.asarray(array, order="C")
     if array.dtype.name == "bfloat16":
         array = array.astype(np.float32)  # exact
-    return torch.tensor(array).to(device=like.device, dtype=like.dtype)
+    made = torch.tensor(array)
+    if made.shape == like.shape:  # channels last, say
+        return torch.empty_like(like, requires_grad=False).copy_(made)
+    return made.to(device=like.device, dtype=like.dtype)

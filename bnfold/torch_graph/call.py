@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,24 +13,105 @@ from torch import fx
 from bnfold.fold.graph import Constant, Dim, Refused
 from bnfold.torch_graph.arrays import dtype_name, to_array
 
-__all__ = ["Call", "Stored", "given", "innermost", "op_of", "shape_of", "stack"]
+__all__ = [
+    *(
+        "Call",
+        "Stored",
+        "given",
+        "innermost",
+        "op_of",
+        "reads",
+        "set_argument",
+        "set_read",
+        "shape_of",
+        "stack",
+    ),
+    "within",
+]
+
+# other names of the same operator, with the same arguments
+ALIASES = {
+    "absolute": "abs",
+    "clip": "clamp",
+    "concat": "cat",
+    "concatenate": "cat",
+    "divide": "div",
+    "linalg_matmul": "matmul",
+    "multiply": "mul",
+    "negative": "neg",
+    "subtract": "sub",
+    "true_divide": "div",
+}
+JOINS = ("cat", "stack", "einsum")  # they read the items of one list
 
 
 def given(call: fx.Node) -> dict[str, Any]:
     """The arguments that a call of an operator states, by name; none of any other call."""
-    schema = getattr(call.target, "_schema", None)
-    names = [] if schema is None else [argument.name for argument in schema.arguments]
-    return dict(zip(names, call.args, strict=False)) | dict(call.kwargs)
+    return dict(zip(_names(call), call.args, strict=False)) | dict(call.kwargs)
 
 
 def op_of(node: fx.Node) -> str:
     """The operator of a call without its namespace and overload, "conv2d"; "" where it is none of torch's."""
-    return "".join(str(node.target).split(".")[-2:-1])
+    name = "".join(str(node.target).split(".")[-2:-1])
+    return ALIASES.get(name, name)
+
+
+def reads(call: fx.Node) -> list[Any]:
+    """What a call of an operator reads, by slot.
+
+    Slot i is argument i of the operator's schema. The items of lists of tensors come behind them, in order;
+    an operator that joins tensors has no other slots.
+    """
+    stated = given(call)
+    items = [item for _, items in _lists(call) for item in items]
+    return items if op_of(call) in JOINS else [stated.get(name) for name in _names(call)] + items
+
+
+def set_argument(call: fx.Node, name: str, value: Any) -> None:
+    """Set an argument by name, wherever the call keeps it."""
+    names = _names(call)
+    index = names.index(name)
+    if index < len(call.args):
+        call.update_arg(index, value)
+    elif call.target._schema.arguments[index].kwarg_only or index > len(call.args):  # type: ignore[union-attr]
+        call.update_kwarg(name, value)
+    else:
+        call.args = (*call.args, value)
+
+
+def set_read(call: fx.Node, slot: int, value: Any) -> None:
+    """Let a call read another value at a slot."""
+    names = [] if op_of(call) in JOINS else _names(call)
+    if slot < len(names):
+        set_argument(call, names[slot], value)
+        return
+    rest = slot - len(names)
+    for name, items in _lists(call):
+        if rest < len(items):
+            set_argument(call, name, [*items[:rest], value, *items[rest + 1 :]])
+            return
+        rest -= len(items)
+
+
+def _names(call: fx.Node) -> list[str]:
+    schema = getattr(call.target, "_schema", None)
+    return [] if schema is None else [argument.name for argument in schema.arguments]
+
+
+def _lists(call: fx.Node) -> list[tuple[str, list[Any]]]:
+    """The arguments of a call that are lists of tensors."""
+    lists = ((name, value) for name, value in given(call).items() if isinstance(value, (list, tuple)))
+    return [(name, list(value)) for name, value in lists if any(isinstance(item, fx.Node) for item in value)]
 
 
 def stack(call: fx.Node) -> list[str]:
     """The paths of the modules within which a call is made, the outermost first."""
     return [path for path, _ in (call.meta.get("nn_module_stack") or {}).values()]
+
+
+def within(call: fx.Node) -> dict[str, str]:
+    """The calls of modules around a call, the outermost first: a name for each, and the path."""
+    return {name: path for name, (path, _) in (call.meta.get("nn_module_stack") or {}).items()}
 
 
 def innermost(call: fx.Node) -> str:
@@ -72,7 +154,7 @@ class Stored:
 
 @dataclass(eq=False)
 class Call:
-    """A `call_function` node. Slot i is argument i of the operator's schema (for `cat`: item i of its list).
+    """A `call_function` node; see `reads` for its slots.
 
     `stored`: what is known before the program runs. `locked`: why a stored value must not be rewritten.
     """
@@ -101,6 +183,15 @@ class Call:
         """The number of an argument."""
         return self.names.index(name)
 
+    def item(self, name: str, index: int) -> int:
+        """The slot of an item of a list of tensors."""
+        start = 0 if self.op in JOINS else len(self.names)
+        for other, items in _lists(self.node):
+            if other == name:
+                return start + index
+            start += len(items)
+        raise Refused(f"its {name} is no list of tensors")
+
     def tensor(self, name: str) -> tuple[Dim, ...]:
         """The shape of a tensor argument."""
         node = self.arguments.get(name)
@@ -125,10 +216,27 @@ class Call:
 
     def constant(self, name: str) -> Constant | None:
         """A tensor argument whose value is known."""
-        node = self.arguments.get(name)
+        return self.known(self.arguments.get(name))
+
+    def known(self, node: Any) -> Constant | None:
+        """A tensor whose value is known, of any argument."""
         if not isinstance(node, fx.Node) or node not in self.stored:
             return None
         return self.stored[node].constant(node, self.locked(node))
+
+    def fill(self, name: str) -> float | None:
+        """The number that an argument is, or that all entries of a tensor are; None if it is neither."""
+        value = self.arguments.get(name)
+        if isinstance(value, (int, float)):
+            return float(value)
+        if not isinstance(value, fx.Node):
+            return None
+        if op_of(value) in ("zeros", "zeros_like", "new_zeros"):
+            return 0.0
+        constant = self.known(value)
+        if constant is None or math.prod(constant.shape) != 1:
+            return None
+        return float(constant.load().reshape(-1)[0])
 
     def weight(self, name: str = "weight") -> Constant:
         """A tensor argument without whose value there is no linear layer."""

@@ -14,16 +14,24 @@ from torch.export.graph_signature import InputKind
 
 from bnfold.fold.graph import Graph, Node, Role, Tensor
 from bnfold.fold.role_builders import set_moments
-from bnfold.fold.roles import Affine, Closed, Concat, Product, Sum
-from bnfold.torch_graph.arrays import dtype_name
-from bnfold.torch_graph.call import Call, Stored, innermost, op_of, shape_of
-from bnfold.torch_graph.ops.data import RESHAPES
+from bnfold.fold.roles import Affine, Closed, Concat, Contract, Move, Product, Same, Sum, is_data
+from bnfold.torch_graph.arrays import FLOATS, dtype_name
+from bnfold.torch_graph.call import Call, Stored, innermost, op_of, reads, shape_of, within
+from bnfold.torch_graph.ops.shaping import RESHAPES
 from bnfold.torch_graph.ops.table import role_of
 
 __all__ = ["Program", "read"]
 
 BIGGEST_OPERAND = 1 << 24  # elements of a constant operand that may be rewritten
-_JOINS = (Sum, Product, Concat)  # all inputs are data
+_TAKE = (Sum, Product, Concat, Contract, Same, Move)  # a constant as data
+CREATE = ("zeros", "ones", "full", "scalar_tensor")  # of nothing
+# operators of whose inputs, from this slot on, only the shape or the type counts
+_UNSEEN = {
+    **{f"{kind}_like": 0 for kind in ("zeros", "ones", "full", "empty", "rand", "randn")},
+    **{f"new_{kind}": 0 for kind in ("zeros", "ones", "full", "empty")},
+    **{f"sym_{what}": 0 for what in ("size", "numel", "stride")},
+    "type_as": 1,
+}
 _STATE = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
 
@@ -65,14 +73,15 @@ class Program:
         elif target is not operator.getitem:
             return False
         static = all(isinstance(size, int) for part in values for size in part.shape)
-        return static and bool(node.all_input_nodes) and all(n in self.stored for n in node.all_input_nodes)
+        sources = node.all_input_nodes
+        return static and bool(sources or op_of(node) in CREATE) and all(n in self.stored for n in sources)
 
     def _seen_through(self, node: fx.Node) -> str:
-        """The parameter that this is another shape of, if nobody else reads it; else ""."""
+        """The parameter that this is another shape of, for one reader; else ""."""
         source = node.args[0] if node.args else None
         if not isinstance(source, fx.Node) or op_of(node) not in RESHAPES:
             return ""
-        return self.stored[source].target if len(node.users) == len(source.users) == 1 else ""
+        return self.stored[source].target if len(node.users) == 1 else ""
 
     def _compute(self, node: fx.Node) -> Any:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self.stored[n].load())
@@ -123,6 +132,8 @@ class _Reader:
         self.tensors[node] = tensor = Tensor(node.name, shape, dtype)
         if shape is None:
             tensor.fixed = "is no tensor"
+        elif dtype not in map(dtype_name, FLOATS):
+            tensor.fixed = "does not hold floating point numbers"
         self.graph.tensors.append(tensor)
         return tensor
 
@@ -133,18 +144,19 @@ class _Reader:
         if isinstance(node.target, torch._ops.OpOverload):
             call = Call(node, self.program.stored, self.program.locked)
             role, op = role_of(call), call.op
-            if isinstance(role, Concat):
-                slots = list(call["tensors"])
-            elif not isinstance(role, Closed):
-                slots = [call[name] for name in call.names]
+            if not isinstance(role, Closed):
+                slots = reads(node)
                 while slots and not isinstance(slots[-1], fx.Node):
                     slots.pop()  # `alpha` of an addition and the like
+            if op in _UNSEEN:
+                slots = slots[: _UNSEEN[op]]
         op = "batch_norm" if "batch_norm" in op else op  # whatever torch makes of it
         found = Node(self.name(node, op), op, role, [], [], node)
-        joins = isinstance(role, _JOINS)
+        takes = isinstance(role, _TAKE)
         for slot, source in enumerate(slots):
-            tensor = self.tensors.get(source) if isinstance(source, fx.Node) else None
-            if tensor is None and joins and isinstance(source, fx.Node) and source in self.program.stored:
+            source = source if isinstance(source, fx.Node) else None
+            tensor = self.tensors.get(source) if source is not None else None
+            if tensor is None and takes and source in self.program.stored and is_data(role, slot):
                 tensor = self.operand(source)
             if tensor is not None:
                 tensor.readers.append((found, slot))
@@ -197,7 +209,9 @@ class _Reader:
         leaf = isinstance(node.target, torch._ops.OpOverload) and any(
             source in self.program.stored for source in node.all_input_nodes
         )
-        name = path if path and leaf and path not in self.names else node.name
+        times = next(reversed(within(node)), "").rpartition("@")  # as torch counts the calls of a module
+        again = f"{path}@{times[2]}" if path and times[1] and times[2].isdigit() else path
+        name = next((each for each in (path, again) if each and leaf and each not in self.names), node.name)
         name = op if op == "batch_norm" and name == node.name else name
         while name in self.names:
             name += "_"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,7 +26,7 @@ from bnfold.fold.edits import AddBias, Bypass, Edit, Operand, Rescale, Resum, Re
 from bnfold.fold.graph import Array, Graph
 from bnfold.fold.roles import Affine
 from bnfold.torch_graph.arrays import to_tensor
-from bnfold.torch_graph.call import innermost, op_of
+from bnfold.torch_graph.call import JOINS, innermost, op_of, reads, set_argument, set_read
 
 __all__ = ["apply"]
 
@@ -96,9 +97,9 @@ class _Writer:
 
     def set_value(self, node: fx.Node, edit: SetValue) -> None:
         if isinstance(edit.key, str):
-            _set(node, _NAMES.get(edit.key, edit.key), np.asarray(edit.value).reshape(-1)[0].item())
+            set_argument(node, _NAMES.get(edit.key, edit.key), np.asarray(edit.value).reshape(-1)[0].item())
             return
-        source = _at(node, edit.key)
+        source = reads(node)[edit.key]
         if isinstance(source, fx.Node):
             self.new_values.setdefault(source, []).append((node, edit.key, np.asarray(edit.value)))
         else:
@@ -115,11 +116,11 @@ class _Writer:
         aliased = spec is not None and self.memory[self.value(str(spec.target)).data_ptr()] > 1
         if spec is not None and alone and not aliased:
             old = self.value(str(spec.target))
+            if first.size == old.numel() and first.ndim != old.dim():  # seen in another shape
+                first = first.reshape(old.shape)
             new = to_tensor(first, old)
-            if new.dim() == old.dim() and new.shape != old.shape:  # a kernel of another size
+            if new.shape != old.shape:  # a kernel of another size, a number that is one for each channel now
                 _describe(source, new)
-            else:
-                new = new.reshape(old.shape)
             self.put(str(spec.target), _like(new, old))
             return
         if spec is not None and self.shared == "error":
@@ -155,36 +156,43 @@ class _Writer:
 
     def argument(self, node: fx.Node, slot: int, array: Array, like: Any = None) -> None:
         """Give an argument a parameter of its own, named after the call."""
-        if not _is_cat(node):
-            part = _schema(node)[slot]
-            _set(node, part, self.parameter(node, part, array, like))
-            return
-        items = list(node.args[0])  # type: ignore[arg-type]
-        items[slot] = self.parameter(node, str(slot), array, like)
-        node.args = (items, *node.args[1:])
+        names = _schema(node)
+        part = str(slot) if op_of(node) in JOINS or slot >= len(names) else names[slot]
+        set_read(node, slot, self.parameter(node, part, array, like))
+        if str(node.target).endswith(".Scalar"):  # a number becomes a tensor
+            node.target = getattr(torch.ops.aten, op_of(node)).Tensor
 
     def parameter(self, node: fx.Node, part: str, array: Array, like: Any = None) -> fx.Node:
         """A new parameter, named after the call, of the type of `like` or of the call's first tensor."""
         x = next(n for n in node.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor))
         kind = like if like is not None else x.meta["val"]
-        path = innermost(node)
-        target = f"{path}.{part}" if path else f"{node.name}_{part}"
-        while target in self.state or target in self.constants:
-            target += "_bnfold"
+        target = self.new_target(node, part)
         device = next((v.device for v in self.state.values() if isinstance(v, torch.Tensor)), "cpu")
         example = torch.empty(0, dtype=kind.dtype, device=device)
+        if like is not None and tuple(like.shape) == array.shape:
+            example = torch.empty_strided(array.shape, like.stride(), dtype=like.dtype, device=device)
         tensor = to_tensor(array, example)
         self.state[target] = torch.nn.Parameter(tensor, requires_grad=False)
-        name = "p_" + target.replace(".", "_")
         first = next(n for n in self.graph.nodes if n.op == "placeholder")
         with self.graph.inserting_before(first):
-            placeholder = self.graph.placeholder(name)
+            placeholder = self.graph.placeholder("p_" + re.sub(r"\W", "_", target))
+        placeholder.target = placeholder.name  # which no other has
         placeholder.meta["val"] = kind
         _describe(placeholder, tensor)
         spec = InputSpec(InputKind.PARAMETER, TensorArgument(placeholder.name), target)
         self.inputs.insert(0, spec)
         self.specs[placeholder.name] = spec
         return placeholder
+
+    def new_target(self, node: fx.Node, part: str) -> str:
+        """A name for a parameter of this call that nothing has: beside its other ones, or in its module."""
+        stored = (self.specs[n.name].target for n in node.all_input_nodes if n.name in self.specs)
+        beside = (str(name).rpartition(".")[0] for name in stored if name)
+        path = next(filter(None, beside), innermost(node))
+        target = f"{path}.{part}" if path else f"{node.name}_{part}"
+        while target in self.state or target in self.constants:
+            target += "_bnfold"
+        return target
 
     def rename_output(self, old: fx.Node, new: fx.Node) -> None:
         """Where a tensor is an output of the program, another one is from now on."""
@@ -195,7 +203,7 @@ class _Writer:
 
     def bypass(self, node: fx.Node, slot: int) -> None:
         """Let the readers of a node's output read its input at `slot` instead."""
-        self.give_way(node, _at(node, slot))
+        self.give_way(node, reads(node)[slot])
 
     def give_way(self, node: fx.Node, x: fx.Node) -> None:
         """Let the readers of a node's (first) output read another one."""
@@ -207,7 +215,7 @@ class _Writer:
     def operand(self, operand: Operand) -> fx.Node:
         """What a call reads at a slot, or gives."""
         node, slot = self.copied[operand[0].source], operand[1]
-        value = node if slot < 0 else _at(node, slot)
+        value = node if slot < 0 else reads(node)[slot]
         assert isinstance(value, fx.Node)
         return value
 
@@ -290,33 +298,11 @@ def _set_windows(node: fx.Node, edit: SetWindows) -> None:
         node.target = getattr(torch.ops.aten, op_of(node)).default
     windows = edit.windows
     assert windows.heads == windows.tails, "torch pads both sides alike"
-    _set(node, "stride", list(windows.strides))
-    _set(node, "padding", list(windows.heads))
-    _set(node, "dilation", list(windows.dilations))
-    _set(node, "groups", edit.groups)
+    set_argument(node, "stride", list(windows.strides))
+    set_argument(node, "padding", list(windows.heads))
+    set_argument(node, "dilation", list(windows.dilations))
+    set_argument(node, "groups", edit.groups)
 
 
 def _schema(node: fx.Node) -> list[str]:
     return [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
-
-
-def _is_cat(node: fx.Node) -> bool:
-    return node.target is torch.ops.aten.cat.default
-
-
-def _at(node: fx.Node, slot: int) -> Any:
-    """What a call reads at a slot, wherever it keeps it; of `cat` the slots are the items of its list."""
-    args: Any = node.args[0] if _is_cat(node) else node.args
-    return args[slot] if slot < len(args) else node.kwargs.get(_schema(node)[slot])
-
-
-def _set(node: fx.Node, name: str, value: Any) -> None:
-    """Set an argument by name, wherever the call keeps it."""
-    names = _schema(node)
-    index = names.index(name)
-    if index < len(node.args):
-        node.update_arg(index, value)
-    elif node.target._schema.arguments[index].kwarg_only or index > len(node.args):  # type: ignore[union-attr]
-        node.update_kwarg(name, value)
-    else:
-        node.args = (*node.args, value)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm, conv2d, linear
+from torch.nn.utils import parametrize
 
 import bnfold
 from bnfold.torch_graph.module.float64 import InFloat64, to_float64
@@ -190,6 +191,17 @@ def test_pruned_weights_if_asked() -> None:
     assert report.folded
     assert error < ROUNDING
     assert int((folded[0].weight == 0).sum()) == folded[0].weight.numel() // 2
+
+
+def test_a_parametrized_scale_of_a_batch_norm_if_asked() -> None:
+    module = randomize(nn.Sequential(conv(6, 4), bn(4), nn.SiLU()))
+    parametrize.register_parametrization(module[1], "weight", nn.Softplus())
+    _, report, _ = fold(module)
+    assert "computed from others" in report.kept[0].reason
+    folded, report, error = fold(module, parametrizations="remove")
+    assert error < ROUNDING
+    assert report.folded
+    assert type(folded[1]) is nn.Identity
 
 
 def test_what_the_inputs_do_not_reach_is_told() -> None:

@@ -177,6 +177,98 @@ def test_merged_calls_give_the_same(call: Call) -> None:
     assert module.norm.activation == ("relu" if call in MERGED else None)
 
 
+class Doubling(nn.Module):
+    """Writes into what it is given, which its type does not tell."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mul_(2)
+
+
+class Between(nn.Module):
+    """Something is called between a batch norm and the addition."""
+
+    def __init__(self, made_here: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1) if made_here else nn.Identity()
+        self.norm, self.doubling = nn.BatchNorm2d(3), Doubling()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + 1
+        y = self.norm(self.conv(x))
+        return torch.relu(y + self.doubling(x))
+
+
+@pytest.mark.parametrize("made_here", [True, False])
+def test_a_module_that_may_write_keeps_the_order(made_here: bool) -> None:
+    module, x = Between(made_here), torch.randn(SHAPE)
+    wanted = copy.deepcopy(module)(x)
+    assert torch.equal(bnfold.nn.convert(module, fuse_activations=True)(x), wanted)
+    assert (module.norm.activation == "relu") is made_here  # only what a convolution gave is nobody else's
+
+
+@pytest.mark.parametrize("hooked", [True, False])
+def test_an_identity_between_is_passed(hooked: bool) -> None:
+    module = nn.Sequential(Block(True), nn.BatchNorm2d(3), nn.Identity(), nn.ReLU(), nn.Identity())
+    if hooked:
+        module[2].register_forward_hook(lambda *_: None)
+    x = torch.randn(SHAPE)
+    wanted = copy.deepcopy(module)(x)
+    after = bnfold.nn.convert(module, fuse_activations=True)
+    assert torch.equal(after(x), wanted)
+    assert module[1].activation == (None if hooked else "relu")
+    assert [str(node.target) for node in after.graph.nodes][-2:] == ["4", "output"]
+
+
+class Passed(nn.Module):
+    """The residual block of networks that drop paths: where none is dropped, an identity."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.path = nn.BatchNorm2d(3), nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.path(self.path(self.norm(x)) + x))
+
+
+def test_identities_around_an_addition_are_passed() -> None:
+    module, x = Passed(), torch.randn(SHAPE)
+    wanted = copy.deepcopy(module)(x)
+    after = bnfold.nn.convert(module, fuse_activations=True)
+    assert torch.equal(after(x), wanted)
+    assert [str(node.target) for node in after.graph.nodes] == ["x", "norm", "output"]
+
+
+def test_a_batch_norm_that_a_watched_module_also_calls_stays() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+            self.inner = nn.Sequential(nn.Conv2d(3, 3, 1), self.norm)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(torch.relu(self.norm(x)))
+
+    module, x = Twice(), torch.randn(SHAPE)
+    module.inner.register_forward_hook(lambda *_: None)
+    wanted = copy.deepcopy(module)(x)
+    assert torch.equal(bnfold.nn.convert(module, fuse_activations=True)(x), wanted)
+    assert module.norm.activation is None
+
+
+def test_a_residual_by_name_is_one_already() -> None:
+    class Added(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = bnfold.nn.BatchNorm2d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(self.norm(x, residual=x) + x.abs())
+
+    module, x = Added(), torch.randn(SHAPE)
+    wanted = copy.deepcopy(module)(x)
+    assert torch.equal(bnfold.nn.convert(module, fuse_activations=True)(x), wanted)
+
+
 def test_hooks_see_what_they_saw() -> None:
     for watched in (0, 1):
         module = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU())

@@ -34,14 +34,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> HostMachine:
-    stand_in = HostMachine(DEVICES["cluster"])
-    monkeypatch.setattr(kernel_calls, "machine_of", lambda x: stand_in)
-    monkeypatch.setattr(functional, "_tried", lambda device: True)
-    return stand_in
-
-
 def pair(kind: str, activation: str | None = None, **options: Any) -> tuple[nn.Module, nn.Module]:
     ours = getattr(bnfold.nn, CLASSES[kind])(8, activation=activation, **options)
     theirs = getattr(nn, CLASSES[kind])(8, **options)

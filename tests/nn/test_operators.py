@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from bnfold.nn import kernel_calls, operators
@@ -75,6 +76,20 @@ def test_backward(case: str, frozen: bool) -> None:
     arguments: tuple[Tensor | None, ...] = (given.x.detach(), torch.randn_like(given.x).detach(), mask)
     arguments += (*parameters, *given.statistics)
     passes(torch.ops.bnfold.batch_norm_backward, *arguments, given.relu, frozen, noted)
+
+
+@pytest.mark.usefixtures("world_of_one")
+@pytest.mark.parametrize("case", ["all", "no residual", "float64"])
+def test_over_ranks(case: str) -> None:
+    given, group = Given(**CASES[case]), dist.group.WORLD.group_name
+    arguments = (given.x, given.residual, *given.parameters, *given.running)
+    passes(torch.ops.bnfold.sync_batch_norm_train, *arguments, 1e-5, 0.1, given.relu, group)
+    noted = given.residual is not None
+    mask = torch.randint(0, 15, (kernel_calls.mask_bytes(given.x) if noted else 0,), dtype=torch.uint8)
+    parameters = [None if each is None else each.detach() for each in given.parameters]
+    arguments = (given.x.detach(), torch.randn_like(given.x).detach(), mask, *parameters, *given.statistics)
+    count = torch.tensor(60.0, dtype=torch.float64)
+    passes(torch.ops.bnfold.sync_batch_norm_backward, *arguments, given.relu, count, noted, group)
 
 
 def test_the_numbers_are_torchs() -> None:

@@ -11,7 +11,10 @@ import pytest
 
 from tests.api.test_fold_module import LESS, ROUNDING
 from tests.torch_graph.modules import CASES
-from tools._common import RESULTS
+from tools._common import RESULTS, ROOT
+from tools._zoo.convert_zoo import NAMES as CONVERTED
+from tools._zoo.convert_zoo import summary as convert_summary
+from tools._zoo.convert_zoo import verdict as convert_verdict
 from tools._zoo.names import NAMES, SIGNED
 
 CHAINS = {"chain50": 50, "chain500": 500, "chain5000": 5000}
@@ -280,6 +283,19 @@ def test_the_summary_of_the_torch_zoo_adds_up() -> None:
         assert row["kept_by_fold_module"] == len(result["module"]["kept"])
         assert row["identity_maps_of_fold_module"] == result["module"]["identity_maps"]
         assert row["faithful"]
+
+
+def test_converted_networks_are_equal_or_refused() -> None:
+    found = {path.stem: read(path) for path in (RESULTS / "zoo_convert").glob("*.json")}
+    assert found.keys() == set(CONVERTED)
+    assert {convert_verdict(result) for result in found.values()} == {"equal", "refused"}
+    assert sum("errors" in result and result["merged"] > 0 for result in found.values()) >= 50
+    assert sum(result.get("random", False) for result in found.values()) >= 30
+    summary = convert_summary({name: found[name] for name in CONVERTED})
+    told = " ".join((ROOT / "docs" / "training.md").read_text().split())
+    said = "of {networks} networks .*, {equal} compute .* with {merged} of {batch_norms} .*; {refused} are"
+    assert re.search(said.format(**summary, **summary["verdicts"]), told)
+    assert read(RESULTS / "zoo_convert.json") == json.loads(json.dumps(summary))
 
 
 @pytest.mark.parametrize("name", ["repvgg_a0", "mobileone_s0", "fastvit_t8", "repvit_m0_9"])

@@ -1,1 +1,1 @@
-"""What tools/zoo, tools/zoo_torch and tools/zoo_tensorrt run."""
+"""What tools/zoo, tools/zoo_torch, tools/zoo_tensorrt and tools/zoo_convert run."""

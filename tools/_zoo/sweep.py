@@ -32,7 +32,8 @@ Results = dict[str, dict[str, Any]]  # by network
 class Sweep:
     """tool: its name, and that of the results. module: measures a network (MODULE --one NAME OPTIONS).
 
-    story, table, summary: one result in words, several as a table, and all of them in numbers.
+    story, table, summary: one result in words, several as a table, and all of them in numbers. names: of the
+    networks that it knows.
     """
 
     tool: str
@@ -40,6 +41,7 @@ class Sweep:
     story: Callable[[dict[str, Any]], str]
     table: Callable[[Results], Table]
     summary: Callable[[Results], dict[str, Any]]
+    names: Sequence[str] = NAMES
 
     @property
     def results(self) -> Path:
@@ -63,7 +65,7 @@ class Sweep:
         """What every sweep can be asked."""
         found = argparse.ArgumentParser(description=description, prog=self.tool)
         add = found.add_argument
-        add("names", nargs="*", metavar="NAME", help="only these networks of timm (default: all)")
+        add("names", nargs="*", metavar="NAME", help="only these networks (default: all)")
         add("--again", action="store_true", help="also where there is a result already")
         add("--jobs", type=int, default=1, help="networks at a time (default 1)")
         add("--one", help=argparse.SUPPRESS)
@@ -72,10 +74,10 @@ class Sweep:
     def parsed(self, parser: argparse.ArgumentParser) -> argparse.Namespace:
         """The command line; ends with a message if a network is unknown."""
         arguments = parser.parse_args()
-        if unknown := sorted(set(arguments.names) - set(NAMES)):
-            valid = ", ".join(NAMES)
+        if unknown := sorted(set(arguments.names) - set(self.names)):
+            valid = ", ".join(self.names)
             parser.error(f"unknown network {', '.join(unknown)}. Note: valid choices are {valid}")
-        arguments.names = arguments.names or NAMES
+        arguments.names = arguments.names or self.names
         return arguments
 
     def run(
@@ -89,7 +91,7 @@ class Sweep:
                 terminal.print(f"{index}/{len(names)} {running[future]}: {future.result()}")
         terminal.print(self.table(self.all(arguments.names)))
         total = self.results.with_suffix(".json")
-        write(total, self.summary(self.all(NAMES)))
+        write(total, self.summary(self.all(self.names)))
         terminal.print(f"Stored in {self.results.relative_to(ROOT)}/ and {total.relative_to(ROOT)}.")
 
     def _process(self, name: str, options: Sequence[str]) -> str:

@@ -22,7 +22,7 @@ from bnfold.fold.absorb.linear import (
     scale_together,
 )
 from bnfold.fold.absorb.store import OutOfRange, as_float, in_type, store, to_disk
-from bnfold.fold.affine import any_nonzero, at_axis
+from bnfold.fold.affine import any_nonzero, at_axis, compact
 from bnfold.fold.carry.equation import through_weight
 from bnfold.fold.carry.spread import ODD_SHAPES, State
 from bnfold.fold.edits import AddBias, Bypass, Edit, Rescale, Retype, SetValue
@@ -30,6 +30,8 @@ from bnfold.fold.graph import Array, Graph, Node
 from bnfold.fold.roles import Affine, Clamp, Gate, Leaky, Linear, Map, Normalize, Pad, Recurrent
 
 __all__ = ["OutOfRange", "absorb"]
+
+ROUNDING = 1e-14  # of float64, as much as a few operations leave
 
 
 def absorb(graph: Graph, state: State, most: int = 1) -> list[Edit]:
@@ -143,12 +145,15 @@ def _affine(state: State, node: Node) -> Iterator[Edit]:
     if role.kind != "norm":
         slot, constant = role.constants["value"]
         if role.kind == "scale":
-            new = p * role.scale * u
+            new = compact(p * role.scale * u, ROUNDING, lines=True)  # what it passes on cancels
             new, old = (1.0 / new, 1.0 / role.scale) if role.form == "x/c" else (new, role.scale)
         else:
-            new, old = p * (role.scale * v + role.shift) + q, role.shift
+            came, goes = p * role.scale * v, q
+            moved = np.asarray(came + goes)
+            moved = np.where(np.abs(moved) <= ROUNDING * (np.abs(came) + np.abs(goes)), 0.0, moved)
+            new, old = compact(p * role.shift + moved, lines=True), role.shift
             new, old = (-new, -old) if role.form == "x-c" else (new, old)
-        if not np.array_equal(new, old):
+        if not (np.abs(new - old) <= ROUNDING * np.abs(old)).all():
             yield store(node, slot, _like(new, constant.shape), constant)
         return
     # keep the running statistics in the units of the new input, so that nothing is subtracted that is not
@@ -182,17 +187,18 @@ def _like(value: Array, shape: tuple[int, ...]) -> Array:
 def _recurrent(state: State, node: Node) -> Iterator[Edit]:
     role: Recurrent = node.role  # type: ignore[assignment]
     u, v = decode(state, node.at(role.x))
-    weight = as_float(role.weight)  # (directions, gates * hidden, inputs)
-    u, v = per_channel(u, role.axis, weight.shape[2]), per_channel(v, role.axis, weight.shape[2])
-    yield store(node, role.weight_slot, weight * u, role.weight, axis=1)
-    if np.any(v):
-        added = (weight * v).sum(2)
-        before = (
-            as_float(role.bias) if role.bias is not None else np.zeros((weight.shape[0], 2 * weight.shape[1]))
-        )
-        before = before.copy()
-        before[:, : weight.shape[1]] += added
-        yield store(node, role.bias_slot, before, role.bias, role.weight.value.dtype)
+    inputs = role.weight.shape[-1]
+    u, v = per_channel(u, role.axis, inputs), per_channel(v, role.axis, inputs)
+    for constant, slot, bias, bias_slot in role.directions:
+        weight = as_float(constant)  # (directions, gates * hidden, inputs), or of one direction
+        yield store(node, slot, weight * u, constant, axis=weight.ndim - 2)
+        if np.any(v):
+            added = (weight * v).sum(-1)
+            gates = added.shape[-1]
+            before = np.zeros((*added.shape[:-1], 2 * gates)) if bias is None else as_float(bias).copy()
+            before[..., :gates] += added
+            assert bias_slot is not None
+            yield store(node, bias_slot, before, bias, constant.value.dtype)
 
 
 def _leaky(state: State, node: Node) -> Iterator[Edit]:
@@ -235,7 +241,7 @@ def _pad(state: State, node: Node) -> Iterator[Edit]:
     role: Pad = node.role  # type: ignore[assignment]
     if role.fill is None:
         return
-    p, q = (np.asarray(a, np.float64).reshape(-1)[0] for a in encode(state, node.at(0)))
+    p, q = (np.asarray(a, np.float64).reshape(-1)[0] for a in encode(state, node.at(role.x)))
     new = float(p * role.fill + q)
     if new != role.fill:
         yield SetValue(node, role.key, np.asarray(new, np.float64))
@@ -243,7 +249,7 @@ def _pad(state: State, node: Node) -> Iterator[Edit]:
 
 def _map(state: State, node: Node) -> Iterator[Edit]:
     role: Map = node.role  # type: ignore[assignment]
-    if role.flip and bool((np.asarray(encode(state, node.at(0))[0]) < 0).all()):
+    if role.flip and bool((np.asarray(encode(state, node.at(role.x))[0]) < 0).all()):
         yield Retype(node, role.flip)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from bnfold.fold.carry.spread import Spread
 from bnfold.fold.graph import Array, Node
 from bnfold.fold.roles import Affine, Closed, Gate, Linear, Normalize, Recurrent, SoftmaxInput
 
+LARGEST = 1 << 22  # elements that a constant operand may grow to
+
 
 def closed(spread: Spread, node: Node, slot: int, f: Array) -> None:
     role = node.role
@@ -23,13 +26,17 @@ def closed(spread: Spread, node: Node, slot: int, f: Array) -> None:
 def affine_scale(spread: Spread, node: Node, slot: int, f: Array) -> None:
     role: Affine = node.role  # type: ignore[assignment]
     data_slot(spread, node, slot, role.x)
+    closed = _why_not_in(role, f)
+    if role.kind == "scale" and closed:  # a product passes on what its constant cannot take
+        spread.want(other_side(node, slot, role.x), f, node)
+        return
+    if closed:
+        raise spread.fail(node, closed)
     if role.kind == "shift":
-        _unlocked(spread, node)
         if spread.zeros == "decode":
             raise spread.fail(node, "its constant cannot be divided by a zero scale")
         spread.want(other_side(node, slot, role.x), f, node)
         return
-    _own_layout(spread, node, role, f)
     if role.form == "x/c":
         spread.plain(node)
     (spread.decode if slot >= 0 else spread.encode)(node)
@@ -38,8 +45,10 @@ def affine_scale(spread: Spread, node: Node, slot: int, f: Array) -> None:
 def affine_shift(spread: Spread, node: Node, slot: int, d: Array) -> None:
     role: Affine = node.role  # type: ignore[assignment]
     data_slot(spread, node, slot, role.x)
-    if role.kind != "scale":
-        _own_layout(spread, node, role, d)
+    closed = "" if role.kind == "scale" else _why_not_in(role, d)
+    if role.kind == "norm" and closed:
+        raise spread.fail(node, closed)
+    if role.kind != "scale" and not closed:
         (spread.decode if slot >= 0 else spread.encode)(node)
         return
     x, y = node.at(role.x), node.outputs[0]
@@ -56,20 +65,27 @@ def affine_shift(spread: Spread, node: Node, slot: int, d: Array) -> None:
     spread.want(x, d / gain, node)
 
 
-def _own_layout(spread: Spread, node: Node, role: Affine, f: Array) -> None:
-    """A batch norm has one number per channel; a constant operand can take any shape."""
-    _unlocked(spread, node)
-    channel = 1 if f.ndim > 1 else 0
-    if role.kind == "norm" and f.size != f.shape[channel]:
-        raise spread.fail(
-            node, f"has one number per channel (axis {channel}), the change varies along {varying(f)}"
-        )
+def _why_not_in(role: Affine, f: Array) -> str:
+    """Why the constants of an affine node cannot take a change of this layout ("" if they can).
 
-
-def _unlocked(spread: Spread, node: Node) -> None:
-    for _, constant in node.role.constants.values():  # type: ignore[attr-defined]
+    A batch norm has one number per channel; a constant operand may grow, within bounds, unless it is rigid.
+    """
+    for _, constant in role.constants.values():
         if constant.locked:
-            raise spread.fail(node, f"its constant {constant.locked}")
+            return f"its constant {constant.locked}"
+    if role.kind == "norm":
+        channel = 1 if f.ndim > 1 else 0
+        if f.size == f.shape[channel]:
+            return ""
+        return f"has one number per channel (axis {channel}), the change varies along {varying(f)}"
+    constant = role.constants["value"][1]
+    own = ((1,) * f.ndim + constant.shape)[-f.ndim :] if f.ndim else ()
+    if all(size in (1, here) for size, here in zip(f.shape, own, strict=True)):
+        return ""
+    size = math.prod(map(max, f.shape, own))
+    if constant.rigid or size > LARGEST:
+        return f"its constant of shape {list(constant.shape)} cannot take a change of shape {list(f.shape)}"
+    return ""
 
 
 def linear_scale(spread: Spread, node: Node, slot: int, f: Array) -> None:
@@ -174,11 +190,12 @@ def recurrent(spread: Spread, node: Node, slot: int, f: Array) -> None:
     role: Recurrent = node.role  # type: ignore[assignment]
     if slot != role.x:
         raise spread.fail(node, f"the output of {node.op} is closed")
-    locked = role.weight.locked or (
-        role.bias.locked if role.bias is not None and spread.kind == "shift" else ""
-    )
-    if locked or role.weight.quantized is not None:
-        raise spread.fail(node, f"its weight {locked or 'is quantized'}")
+    for weight, _, bias, bias_slot in role.directions:
+        locked = weight.locked or ("is quantized" if weight.quantized is not None else "")
+        if locked:
+            raise spread.fail(node, f"its weight {locked}")
+        if spread.kind == "shift" and (bias_slot is None or (bias is not None and bias.locked)):
+            raise spread.fail(node, "has no bias" if bias is None else f"its bias {bias.locked}")
     if varying(f) not in ([], [role.axis]):
         raise spread.fail(node, f"needs a change along its input axis {role.axis}")
     spread.decode(node)

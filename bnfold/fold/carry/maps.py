@@ -13,7 +13,7 @@ from bnfold.fold.roles import Clamp, Leaky, Map, Pad
 
 def map_scale(spread: Spread, node: Node, slot: int, f: Array) -> None:
     role: Map = node.role  # type: ignore[assignment]
-    data_slot(spread, node, slot)
+    data_slot(spread, node, slot, role.x)
     if slot < 0 and role.squeezed:
         f = np.expand_dims(f, role.squeezed)
     if role.uniform:
@@ -25,19 +25,21 @@ def map_scale(spread: Spread, node: Node, slot: int, f: Array) -> None:
             positive(spread, node, f)
         f = np.abs(f)
     elif role.sign == "positive":
-        whole = f * spread.state.p.get(node.at(0), 1.0)
+        whole = f * spread.state.p.get(node.at(role.x), 1.0)
         if role.flip and not spread.zeros and bool((whole < 0).all()):
             spread.absorb(node)
         else:
             positive(spread, node, whole if role.flip else f)
+    if role.power != 1:
+        f = f ** (role.power if slot >= 0 else 1 / role.power)
     if slot >= 0 and role.squeezed:
         f = f.squeeze(role.squeezed)
-    spread.want(other_side(node, slot), f, node)
+    spread.want(other_side(node, slot, role.x), f, node)
 
 
 def map_shift(spread: Spread, node: Node, slot: int, d: Array) -> None:
     role: Map = node.role  # type: ignore[assignment]
-    data_slot(spread, node, slot)
+    data_slot(spread, node, slot, role.x)
     if role.shift or role.gain == 0:
         raise spread.fail(node, role.shift or "adds up a number of entries that is not known")
     if slot < 0 and role.squeezed:
@@ -45,11 +47,16 @@ def map_shift(spread: Spread, node: Node, slot: int, d: Array) -> None:
     if role.uniform:
         d = uniform(spread, node, d)
     d = flat(spread, node, d, role.flat)
+    if role.centred:
+        if slot < 0:
+            raise spread.fail(node, "takes the mean off, so that its output cannot be shifted")
+        spread.absorb(node)
+        return
     if role.gain != 1:
         d = d * role.gain if slot >= 0 else d / role.gain
     if slot >= 0 and role.squeezed:
         d = d.squeeze(role.squeezed)
-    spread.want(other_side(node, slot), d, node)
+    spread.want(other_side(node, slot, role.x), d, node)
 
 
 def leaky_scale(spread: Spread, node: Node, slot: int, f: Array) -> None:
@@ -114,18 +121,18 @@ def clamp_shift(spread: Spread, node: Node, slot: int, d: Array) -> None:
 
 def pad_scale(spread: Spread, node: Node, slot: int, f: Array) -> None:
     role: Pad = node.role  # type: ignore[assignment]
-    data_slot(spread, node, slot)
+    data_slot(spread, node, slot, role.x)
     f = flat(spread, node, f, role.axes)
-    if role.fill or (role.fill is not None and node.at(0) in spread.state.q):
+    if role.fill or (role.fill is not None and node.at(role.x) in spread.state.q):
         spread.plain(node)
         f = uniform(spread, node, f)
         spread.absorb(node)
-    spread.want(other_side(node, slot), f, node)
+    spread.want(other_side(node, slot, role.x), f, node)
 
 
 def pad_shift(spread: Spread, node: Node, slot: int, d: Array) -> None:
     role: Pad = node.role  # type: ignore[assignment]
-    data_slot(spread, node, slot)
+    data_slot(spread, node, slot, role.x)
     d = flat(spread, node, d, role.axes)
     if role.fill is not None:
         spread.plain(node)
@@ -136,4 +143,4 @@ def pad_shift(spread: Spread, node: Node, slot: int, d: Array) -> None:
                 why = "its padding is one value, and the shift differs from channel to channel"
                 raise spread.fail(node, why, "pad by reflection, or after the batch norm") from None
         spread.absorb(node)
-    spread.want(other_side(node, slot), d, node)
+    spread.want(other_side(node, slot, role.x), d, node)

@@ -35,9 +35,11 @@ def split(spread: Spread, node: Node, slot: int, f: Array) -> None:
     if slot >= 0:
         offset = 0
         for output, size in zip(node.outputs, sizes, strict=True):
-            spread.want(output, _part(f, axis, offset, size), node)
+            part = _part(f, axis, offset, size)
+            spread.want(output, part.squeeze(axis) if role.drops else part, node)
             offset += size
         return
+    f = np.expand_dims(f, axis) if role.drops else f
     if _is_spatial(f, axis):
         spread.want(node.at(0), f, node)
         return
@@ -48,10 +50,11 @@ def split(spread: Spread, node: Node, slot: int, f: Array) -> None:
 def concat(spread: Spread, node: Node, slot: int, f: Array) -> None:
     role: Concat = node.role  # type: ignore[assignment]
     axis, sizes = role.axis, role.sizes
+    f = np.expand_dims(f, axis) if role.adds and slot >= 0 else f
     if None in sizes or (slot >= 0 and _is_spatial(f, axis)):
         even = flat(spread, node, f, (axis,))
         for index in range(len(sizes)):
-            spread.want(node.at(index), even, node)
+            spread.want(node.at(index), even.squeeze(axis) if role.adds else even, node)
         spread.want(node.outputs[0], even, node)
         return
     if slot >= 0:
@@ -62,7 +65,8 @@ def concat(spread: Spread, node: Node, slot: int, f: Array) -> None:
     offset = 0
     for index, size in enumerate(sizes):
         if size:
-            spread.want(node.at(index), _part(f, axis, offset, size), node)
+            part = _part(f, axis, offset, size)
+            spread.want(node.at(index), part.squeeze(axis) if role.adds else part, node)
             offset += size
 
 

@@ -191,8 +191,13 @@ class Spread:
             raise Conflict(tensor.name, "carries a zero scale already", self.folds)
         if self.state.locks is not None:
             lock = self.state.locks[self.kind].get(tensor)
+            own = lock is not None and lock.where == self.target.name  # what vanishes takes nothing in
             # NaN: left open, so that it may yet be no change
-            if lock is not None and (lock.whole or not ((value == self.neutral) | np.isnan(value)).any()):
+            if (
+                lock is not None
+                and not own
+                and (lock.whole or not ((value == self.neutral) | np.isnan(value)).any())
+            ):
                 raise Conflict(lock.where, lock.reason, blamed(self.folds, lock.folds), lock.cure)
 
     def _merge(self, tensor: Tensor, old: Array, value: Array, at: Node, partial: bool) -> None:

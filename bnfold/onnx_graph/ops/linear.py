@@ -8,7 +8,7 @@ import numpy as np
 
 from bnfold.fold import role_builders as builders
 from bnfold.fold.graph import Constant, Dim, Refused, Role
-from bnfold.fold.roles import Contract, Linear, Recurrent
+from bnfold.fold.roles import Linear, Recurrent
 from bnfold.onnx_graph.ops.facts import (
     axis_of,
     broadcast_shapes,
@@ -157,27 +157,8 @@ def _rows_sum_to_one(site: Site, rank: int) -> bool:
 
 
 def _einsum(site: Site) -> Role:
-    equation = text(site, "equation", "").replace(" ", "")
-    left, arrow, right = equation.partition("->")
-    terms = left.split(",")
-    distinct = all(len(set(term)) == len(term) for term in (*terms, right))
-    if not (arrow and "." not in equation and len(terms) == 2 and distinct):
-        raise Refused(f"its equation {equation!r} is not a plain product of two tensors")
-    y = out_shape_of(site)
-    shapes = shape_of(site, 0), shape_of(site, 1)
-    if [len(term) for term in terms] != [len(shape) for shape in shapes] or len(right) != len(y):
-        raise Refused(f"its equation {equation!r} does not match its operands")
-    axes = []
-    for term, shape in zip(terms, shapes, strict=True):
-        goals: list[int | None] = []
-        for label, size in zip(term, shape, strict=True):
-            goal = right.find(label)
-            goals.append(goal if goal >= 0 and builders.is_kept(size, y[goal]) else None)
-        kept = [goal for goal in goals if goal is not None]
-        if kept != sorted(kept):
-            raise Refused(f"its equation {equation!r} transposes an operand")
-        axes.append(tuple(goals))
-    return Contract((axes[0], axes[1]))
+    shapes = [shape_of(site, slot) for slot in range(len(site.node.input))]
+    return builders.einsum(text(site, "equation", ""), shapes, out_shape_of(site))
 
 
 def _recurrent(site: Site) -> Role:

@@ -4,7 +4,7 @@
 2. Its module then calls its submodules, one after the other (a batch norm with an activation): it becomes
    `nn.Sequential` of these, under their own names.
 3. Its module says what it is without the batch norm, by a method `without_batch_norm` (those of `bnfold.nn`
-   do): it becomes that.
+   do), or `activation_alone` where its calls give it one tensor: it becomes that.
 4. All else (other arithmetic, hooks, a call of `torch.nn.functional.batch_norm`): the call stays, with
    parameters that make it the identity map.
 5. So it does where what follows writes into its output, which would then be the memory of a tensor that
@@ -15,31 +15,35 @@ from __future__ import annotations
 
 import operator
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 from typing import Any, TypeAlias
 
-from torch import Tensor, fx, nn
+import torch
+from torch import fx, nn
 from torch.export import ExportedProgram
 
-from bnfold.fold.graph import Node
-from bnfold.fold.roles import Affine, Concat, Contract, Linear, Normalize, Product, Sum
-from bnfold.torch_graph.call import given, stack
+from bnfold.fold.graph import Node, Tensor
+from bnfold.fold.roles import Affine, Concat, Contract, Linear, Move, Normalize, Product, Sum
+from bnfold.torch_graph.call import given, stack, within
 
-__all__ = ["Calls", "Replacement", "Replacements", "calls_of", "mean_of", "path_of", "what_is_left"]
+__all__ = [
+    *("MAY_RETURN_INPUT", "Calls", "Replacement", "Replacements", "calls_of", "hooked", "mean_of", "path_of"),
+    "what_is_left",
+]
 
 # names of submodules that are left of the batch norm's module, the method that tells, or None: its call stays
 Replacement: TypeAlias = "tuple[str, ...] | str | None"
-METHOD = "without_batch_norm"
+METHOD, ALONE = "without_batch_norm", "activation_alone"
 
 # what these compute is the batch norm and nothing else
 _TORCH = (nn.modules.batchnorm._BatchNorm.forward, nn.SyncBatchNorm.forward)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _MAKE = (Linear, Sum, Product, Concat, Contract, Normalize)  # their results have memory of their own
-_MAY_RETURN_INPUT = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
+MAY_RETURN_INPUT = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
 
 
 def mean_of(node: Node) -> str:
@@ -74,7 +78,7 @@ def calls_of(module: nn.Module, run: Callable[[], object]) -> Calls:
 
     def after(path: str, inputs: Any, kwargs: Any, output: Any) -> None:
         calls.times[path] += 1
-        if kwargs or [type(value) for value in inputs] != [Tensor] or type(output) is not Tensor:
+        if kwargs or [type(value) for value in inputs] != [torch.Tensor] or type(output) is not torch.Tensor:
             calls.odd.add(path)
 
     with ExitStack() as hooks:
@@ -94,37 +98,51 @@ class Replacements:
     def __init__(
         self, module: nn.Module, raw: ExportedProgram, program: ExportedProgram, made: Calls
     ) -> None:
-        self.module, self.made = module, made
-        self.written = set(_written(raw, output=True))
-        self.overwritten = set(_written(raw, output=False))
-        self.calls: dict[str, list[fx.Node]] = defaultdict(list)  # within the module at a path
+        self.module, self.made, self.raw = module, made, raw
+        self.written = set(_written(raw, _norms(raw), output=True))
+        self.overwritten = set(_written(raw, _norms(raw), output=False))
+        # the calls within each call of the module at a path
+        self.calls: dict[str, dict[str, list[fx.Node]]] = defaultdict(lambda: defaultdict(list))
         for call in program.graph.nodes:
             if call.op == "call_function":
-                for path in dict.fromkeys(stack(call)):
-                    self.calls[path].append(call)
+                for name, path in within(call).items():
+                    self.calls[path][name].append(call)
 
     def __call__(self, node: Node, folded: Collection[Node]) -> Replacement:
         """What is left of the module that makes this call; `folded`: all nodes that vanish."""
         path, mean = path_of(node), mean_of(node)
         owner = self.module.get_submodule(path)
-        hooked = any(getattr(owner, hooks, None) for hooks in _HOOKS)
-        needs_copy = mean in self.overwritten or (mean in self.written and not _has_own_memory(node, folded))
-        if not path or hooked or needs_copy:
+        own_memory = _has_own_memory(_input(node), folded)
+        if not path or hooked(owner) or mean in self.overwritten or (mean in self.written and not own_memory):
             return None
         times = sum(mean_of(other) == mean for other in folded if _is_norm_role(other))
         if type(owner).forward in _TORCH and self.made.plain(path) == times:
             return ()
-        calls = self.calls[path]
-        if node.source not in calls:
+        calls = next((calls for calls in self.calls[path].values() if node.source in calls), None)
+        if calls is None:
             return None
         if hasattr(owner, METHOD):
-            return METHOD
-        if not self.made.plain(path):
+            return ALONE if hasattr(owner, ALONE) and self.made.plain(path) == times else METHOD
+        if self.made.plain(path) != times:
             return None
-        own = (node.source.target, operator.getitem)
-        if all(call.target in own for call in calls):
+        own = {other.source for other in folded}
+        if all(call in own or call.target is operator.getitem for call in calls):
             return ()
         return _in_a_row(owner, path, node.source, calls)
+
+    def can_be_identity(self, chains: Mapping[str, list[Node]], folded: Collection[Node]) -> bool:
+        """Whether what other calls write lets a module be the identity. chains: its nodes in each call of it,
+        all of which vanish.
+        """
+        inside: dict[str, list[fx.Node]] = {name: [] for name in chains}
+        for call in self.raw.graph.nodes:
+            name = next(reversed(within(call)), "") if call.op == "call_function" else ""
+            if name in inside:
+                inside[name].append(call)
+        if not all(inside.values()) or any(_written(self.raw, inside.items(), output=False)):
+            return False
+        written = set(_written(self.raw, inside.items(), output=True))
+        return all(_has_own_memory(_input(chains[name][0]), folded) for name in written)
 
 
 def _is_norm_role(node: Node) -> bool:
@@ -176,15 +194,35 @@ def _child(call: fx.Node, path: str) -> str:
     return rest[0].removeprefix(f"{path}.").partition(".")[0] if rest else ""
 
 
-def _written(raw: ExportedProgram, output: bool) -> Iterator[str]:
-    """Parameters of batch norms into whose output, or later into whose input, somebody writes."""
+def hooked(module: nn.Module) -> bool:
+    """Somebody listens to its calls."""
+    return any(getattr(module, hooks, None) for hooks in _HOOKS)
+
+
+def _norms(raw: ExportedProgram) -> Iterator[tuple[str, list[fx.Node]]]:
+    """Each call of a batch norm, once by the name of each of its parameters."""
     targets = {spec.arg.name: str(spec.target) for spec in raw.graph_signature.input_specs}
-    order = {node: number for number, node in enumerate(raw.graph.nodes)}
     for node in raw.graph.nodes:
         if node.op == "call_function" and "batch_norm" in str(node.target):
-            where = node if output else _memory(node.args[0])
-            if any(order[writer] > order[node] for writer in _writers(where)):
-                yield from (targets[source.name] for source in node.all_input_nodes if source.name in targets)
+            names = (targets[source.name] for source in node.all_input_nodes if source.name in targets)
+            yield from ((name, [node]) for name in names)
+
+
+def _written(
+    raw: ExportedProgram, regions: Iterable[tuple[str, list[fx.Node]]], output: bool
+) -> Iterator[str]:
+    """The names of those calls into whose output, or later into whose input, somebody writes."""
+    order = {node: number for number, node in enumerate(raw.graph.nodes)}
+    stored = {spec.arg.name for spec in raw.graph_signature.input_specs if spec.target}
+    for name, calls in regions:
+        if output:
+            tensors = [call for call in calls if not set(calls).issuperset(call.users)]
+        else:
+            sources = (source for call in calls for source in call.all_input_nodes)
+            tensors = [_memory(x) for x in sources if x not in calls and x.name not in stored]
+        last = max(order[call] for call in calls)
+        if any(order[writer] > last for tensor in tensors for writer in _writers(tensor)):
+            yield name
 
 
 def _memory(node: fx.Node) -> fx.Node:
@@ -200,7 +238,7 @@ def _is_view(call: fx.Node) -> bool:
     if schema is None:
         return call.target is operator.getitem
     aliases = any(result.alias_info is not None for result in schema.returns)
-    return aliases or schema.name.split("::")[-1] in _MAY_RETURN_INPUT
+    return aliases or schema.name.split("::")[-1] in MAY_RETURN_INPUT
 
 
 def _writers(node: fx.Node) -> Iterator[fx.Node]:
@@ -219,13 +257,17 @@ def _writers(node: fx.Node) -> Iterator[fx.Node]:
             yield from _writers(user)
 
 
-def _has_own_memory(node: Node, folded: Collection[Node]) -> bool:
-    """Nobody but this call reads its input, which is no view of another tensor."""
+def _input(node: Node) -> Tensor:
+    """What a node that scales, shifts or rearranges reads."""
+    assert isinstance(node.role, (Affine, Move))
+    return node.at(node.role.x)
+
+
+def _has_own_memory(x: Tensor, folded: Collection[Node]) -> bool:
+    """One call alone reads this tensor, which is no view of another one."""
     while True:
-        assert isinstance(node.role, Affine)
-        x = node.at(node.role.x)
         if x.fixed or len(x.readers) > 1 or x.producer is None:
             return False
         if x.producer not in folded:
             return isinstance(x.producer.role, _MAKE)
-        node = x.producer
+        x = _input(x.producer)

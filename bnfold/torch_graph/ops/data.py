@@ -1,4 +1,4 @@
-"""Rows for the operators without parameters: activations, pooling, and what rearranges data."""
+"""Rows for the operators without parameters: activations, pooling, reductions, sampling."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import numpy as np
 
 from bnfold.fold import moves
 from bnfold.fold.graph import Constant, Refused, Role
-from bnfold.fold.roles import Clamp, Concat, Leaky, Map, Move, Pad, SoftmaxInput, Split
+from bnfold.fold.roles import Clamp, Leaky, Map, Move, Same, SoftmaxInput, Sum
 from bnfold.torch_graph.arrays import FLOATS
 from bnfold.torch_graph.call import Call
 
-__all__ = ["DATA", "RESHAPES"]
+__all__ = ["DATA"]
 
-RESHAPES = ("view", "_unsafe_view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze")
+_NEAREST = (("", ""), ("_", "_exact"))
+_SMOOTH = {"linear1d": 1, "bilinear2d": 2, "bicubic2d": 2, "trilinear3d": 3}
 
 
 def _map(call: Call, sign: str = "positive") -> Role:
@@ -98,98 +99,61 @@ def _sum(call: Call) -> Role:
     return replace(role, gain=float(np.prod(known)) if len(known) == len(sizes) else 0.0)
 
 
-def _flip(call: Call) -> Role:
-    rank, dims = len(call.x), call["dims"]
-    axis = dims[0] % rank if len(dims) == 1 else None
-    size = None if axis is None else call.x[axis]
-    if axis is None or not isinstance(size, int):
-        raise Refused("turns round more than one axis, or one of a size that is not known")
-    return Move(moves.entries(axis, tuple(range(size))[::-1], size, rank))
-
-
-def _reshape(call: Call) -> Role:
-    return Move(moves.Reshape.between(call.x, call.out))
-
-
-def _permute(call: Call) -> Role:
-    rank = len(call.x)
-    return Move(moves.Transpose(tuple(axis % rank for axis in call["dims"])))
-
-
-def _transpose(call: Call) -> Role:
-    order = list(range(len(call.x)))
-    a, b = (0, 1) if call.op == "t" else (call["dim0"], call["dim1"])
-    order[a], order[b] = order[b], order[a]
-    return Move(moves.Transpose(tuple(order)))
-
-
-def _expand(call: Call) -> Role:
-    shape, goal = call.x, call.out
-    lead = len(goal) - len(shape)
-    axes = tuple(lead + i for i, size in enumerate(shape) if size == 1 and goal[lead + i] != 1)
-    return Move(moves.Stretch(axes, lead))
-
-
-def _slice(call: Call) -> Role:
-    shape = call.x
-    axis = call["dim"] % len(shape)
-    start, stop, step = call["start"], call["end"], call["step"]
-    size = shape[axis]
-    if step == 1 and size is not None and size == call.out[axis]:
-        return Move(moves.Identity())
-    if not isinstance(size, int) or not all(b is None or isinstance(b, int) for b in (start, stop, step)):
-        raise Refused("takes entries that are not known")
-    return Move(moves.entries(axis, tuple(range(size)[slice(start, stop, step)]), size, len(shape)))
-
-
-def _select(call: Call) -> Role:
-    shape = call.x
-    axis, size = call["dim"] % len(shape), shape[call["dim"]]
-    if not isinstance(size, int) or not isinstance(call["index"], int):
-        raise Refused("takes an entry that is not known")
-    return Move(moves.entries(axis, (call["index"] % size,), size, len(shape), scalar=True))
-
-
-def _split(call: Call) -> Role:
-    axis = call["dim"] % len(call.x)
-    sizes = tuple(value.shape[axis] for value in call.node.meta["val"])
-    if not all(isinstance(size, int) for size in sizes):
-        raise Refused("the sizes of its parts are not known")
-    return Split(axis, sizes)
-
-
-def _cat(call: Call) -> Role:
-    rank = len(call.out)
-    axis = call["dim"] % rank
-    sizes = [node.meta["val"].shape[axis] for node in call["tensors"]]
-    if any(node.meta["val"].dim() != rank for node in call["tensors"]):
-        raise Refused("joins tensors of different ranks")
-    return Concat(axis, tuple(size if isinstance(size, int) else None for size in sizes))
-
-
-def _pixel_shuffle(call: Call) -> Role:
-    if len(call.x) != 4:
-        raise Refused("its input is not of rank 4")
-    return Move(moves.DepthToSpace(int(call["upscale_factor"]), depth_first=False))
-
-
-def _channel_shuffle(call: Call) -> Role:
-    size, groups = call.x[1], int(call["groups"])
-    if not isinstance(size, int):
-        raise Refused("shuffles a number of channels that is not known")
-    order = tuple(int(i) for i in np.arange(size).reshape(groups, -1).T.reshape(-1))
-    return Move(moves.Take(1, order, size))
-
-
-def _pad(call: Call) -> Role:
-    rank, edges = len(call.x), call["pad"] or call["padding"]
-    axes = tuple(sorted({rank - 1 - i // 2 for i, edge in enumerate(edges) if edge != 0}))
-    constant = call.op == "constant_pad_nd" or call["mode"] == "constant"
-    return Pad(axes, float(call["value"] or 0) if constant else None, "value")
-
-
 def _softmax(call: Call) -> Role:
     return SoftmaxInput(call["dim"] % len(call.x))
+
+
+def _spread(call: Call, power: float) -> Role:
+    """Variance or standard deviation: any shift vanishes, and a scale comes out without its sign."""
+    return replace(_reduce(call, "absolute"), power=power, centred=True)
+
+
+def _norm(call: Call) -> Role:
+    order = call["ord"] if call.op == "linalg_vector_norm" else call["p"]
+    if order == 0:
+        raise Refused("counts entries")
+    return replace(_reduce(call, "absolute"), shift=f"{call.op} does not pass a shift")
+
+
+def _power(call: Call) -> Role:
+    exponent = 2 if call.op == "square" else call["exponent"]
+    if not isinstance(exponent, (int, float)) or exponent <= 0 or exponent % 2:
+        raise Refused("pow is not linear")
+    return Map("absolute", f"{call.op} does not pass a shift", power=float(exponent))
+
+
+def _clamp_min(call: Call) -> Role:
+    if call["min"] != 0:
+        raise Refused("has a lower bound other than zero")
+    return _map(call)
+
+
+def _extreme(call: Call) -> Role:
+    """Against zero it is a Relu, whose scale may differ from channel to channel."""
+    for x, other in (("self", "other"), ("other", "self")):
+        if call.fill(other) == 0 and call.tensor(x) == call.out:
+            return Map(shift=f"{call.op} does not pass a shift", x=call.slot(x))
+    return Same((0, 1))
+
+
+def _grid_sample(call: Call) -> Role:
+    zeros = "sees zero padding outside the image, where a shift would not be seen"
+    return Map("any", zeros if call["padding_mode"] == 0 else "", tuple(range(2, len(call.x))))
+
+
+def _scatter(call: Call) -> Role:
+    """Rows are added up in a tensor of zeros: which, and how many, is not known."""
+    source = "source" if call.op == "index_add" else "src"
+    if call.fill("self") != 0:
+        raise Refused("adds to what is not zero")
+    if call["reduce"] not in (None, "sum", "mean"):
+        raise Refused(f"takes the {call['reduce']} of what it finds")
+    shape, out = call.tensor(source), call.out
+    if len(shape) != len(out):
+        raise Refused("its operands are of different ranks")
+    flat = {call["dim"] % len(out)} | {i for i, size in enumerate(shape) if size is None or size != out[i]}
+    why = "adds up a number of entries that is not known"
+    return Map("any", why, tuple(sorted(flat)), x=call.slot(source))
 
 
 DATA: dict[str, Callable[[Call], Role]] = {
@@ -206,24 +170,21 @@ DATA: dict[str, Callable[[Call], Role]] = {
     **{f"max_pool{n}d_with_indices": partial(_max_pool, count=n) for n in (1, 2, 3)},
     **{f"avg_pool{n}d": partial(_average_pool, count=n) for n in (1, 2, 3)},
     **{f"{p}adaptive_avg_pool{n}d": partial(_windowed, count=n) for n in (1, 2, 3) for p in ("", "_")},
-    **{f"upsample_nearest{n}d": partial(_windowed, count=n) for n in (1, 2, 3)},
-    "upsample_bilinear2d": partial(_windowed, count=2),
+    **{f"{p}upsample_nearest{e}{n}d": partial(_windowed, count=n) for n in (1, 2, 3) for p, e in _NEAREST},
+    **{f"upsample_{kind}": partial(_windowed, count=n) for kind, n in _SMOOTH.items()},
+    **{f"_upsample_{kind}2d_aa": partial(_windowed, count=2) for kind in ("bilinear", "bicubic")},
     "mean": partial(_reduce, sign="any"),
     "sum": _sum,
-    "flip": _flip,
     **{f"adaptive_max_pool{n}d": partial(_max_pool, count=n) for n in (1, 2, 3)},
     **dict.fromkeys(("amax", "amin"), partial(_reduce, sign="positive")),
-    **dict.fromkeys(RESHAPES, _reshape),
-    "permute": _permute,
-    **dict.fromkeys(("transpose", "t"), _transpose),
-    "expand": _expand,
-    "slice": _slice,
-    "select": _select,
-    **dict.fromkeys(("split", "split_with_sizes", "chunk"), _split),
-    "cat": _cat,
-    **dict.fromkeys(("pad", "constant_pad_nd"), _pad),
-    **{f"{kind}_pad{n}d": _pad for kind in ("reflection", "replication") for n in (1, 2, 3)},
-    "pixel_shuffle": _pixel_shuffle,
-    "channel_shuffle": _channel_shuffle,
+    "neg": lambda call: Sum((-1.0,)),
+    "var": partial(_spread, power=2.0),
+    "std": partial(_spread, power=1.0),
+    **dict.fromkeys(("linalg_vector_norm", "norm"), _norm),
+    **dict.fromkeys(("pow", "square"), _power),
+    "clamp_min": _clamp_min,
+    **dict.fromkeys(("maximum", "minimum"), _extreme),
+    "grid_sampler": _grid_sample,
+    **dict.fromkeys(("scatter_add", "index_add", "scatter_reduce"), _scatter),
     **dict.fromkeys(("softmax", "_softmax", "log_softmax", "_log_softmax"), _softmax),
 }

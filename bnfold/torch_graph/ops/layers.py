@@ -6,13 +6,14 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
+import torch
 from torch import fx
 
 from bnfold.fold import moves
 from bnfold.fold import role_builders as builders
 from bnfold.fold.affine import MAPS, align
 from bnfold.fold.graph import Constant, Refused, Role
-from bnfold.fold.roles import Affine, Closed, Linear, Move, Normalize
+from bnfold.fold.roles import Affine, Closed, Linear, Move, Normalize, Recurrent
 from bnfold.fold.windows import Windows
 from bnfold.torch_graph.call import Call
 
@@ -72,7 +73,8 @@ def _batch_norm(call: Call) -> Role:
     """Frozen: `y = weight * (x - mean) / sqrt(var + eps) + bias`, channels on axis 1."""
     if call["training"]:
         return Closed(_BATCH_STATISTICS, listed=True)
-    if any(user.args[1] != 0 for user in call.node.users if call.op != "batch_norm"):
+    several = isinstance(call.node.meta["val"], (tuple, list))
+    if several and any(user.args[1] != 0 for user in call.node.users):
         raise Refused("gives its statistics to other nodes")
     mean = call.constant("running_mean")
     if mean is None:
@@ -85,6 +87,13 @@ def _batch_norm(call: Call) -> Role:
         constants[key] = call.slot(name), constant or _default(default, mean.shape[0], mean.dtype)
     values = [constant.load() for _, constant in constants.values()]
     return builders.batch_norm(constants, values, float(call["eps"]), len(call.x))
+
+
+def _instance_norm(call: Call) -> Role:
+    """With running statistics it is a frozen batch norm."""
+    if not call["use_input_stats"]:
+        return _batch_norm(call)
+    return _normalize(call, (1,), tuple(range(2, len(call.x))))
 
 
 def _default(value: float, count: int, dtype: str) -> Constant:
@@ -123,10 +132,44 @@ def _arithmetic(call: Call) -> Role:
 
 
 def _layer_norm(call: Call) -> Role:
-    if len(call["normalized_shape"]) > 1:
-        raise Refused("is normalized over several axes")
-    last = (len(call.x) - 1,)
+    rank = len(call.x)
+    last = tuple(range(rank - len(call["normalized_shape"]), rank))
     return _normalize(call, last, last)
+
+
+def _rms_norm(call: Call) -> Role:
+    rank = len(call.x)
+    last = tuple(range(rank - len(call["normalized_shape"]), rank))
+    eps = call["eps"]
+    if eps is None:
+        eps = torch.finfo(call.node.meta["val"].dtype).eps
+    return Normalize(call.constant("weight"), call.slot("weight"), None, None, last, last, False, float(eps))
+
+
+def _recurrent(call: Call) -> Role:
+    """The first layer reads the input: of each direction one matrix, and the first of its two biases."""
+    params, layers = call["params"], int(call["num_layers"]) * (2 if call["bidirectional"] else 1)
+    step, biases = len(params) // layers, bool(call["has_biases"])
+    parts = []
+    for first in (0, step) if call["bidirectional"] else (0,):
+        weight, bias = call.known(params[first]), call.known(params[first + 2]) if biases else None
+        if weight is None or (biases and bias is None):
+            raise Refused("its weight is computed at run time")
+        parts.append(
+            (weight, call.item("params", first), bias, call.item("params", first + 2) if biases else None)
+        )
+    return Recurrent(*parts[0], axis=len(call.x) - 1, others=tuple(parts[1:]))
+
+
+def _from_number(call: Call) -> Role:
+    """`rsub`: a number minus a tensor."""
+    number = call.fill("other")
+    if number is None or call["alpha"] not in (None, 1):
+        raise Refused("is scaled on the way")
+    full = np.array(number, np.float64)
+    scale, shift = MAPS["c-x"](align(full, len(call.x)))
+    constant = Constant("", lambda: full, (), "float64")
+    return Affine(scale, shift, "shift", constants={"value": (call.slot("other"), constant)}, form="c-x")
 
 
 def _group_norm(call: Call) -> Role:
@@ -150,6 +193,10 @@ LAYERS: dict[str, Callable[[Call], Role]] = {
         lambda call: Closed(_BATCH_STATISTICS, listed=True),
     ),
     **dict.fromkeys(builders.ARITHMETIC, _arithmetic),
+    "instance_norm": _instance_norm,
+    "rms_norm": _rms_norm,
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _recurrent),
+    "rsub": _from_number,
     **dict.fromkeys(("layer_norm", "native_layer_norm"), _layer_norm),
     **dict.fromkeys(("group_norm", "native_group_norm"), _group_norm),
 }

@@ -8,7 +8,8 @@ from torch import fx
 
 from bnfold.fold import role_builders as builders
 from bnfold.fold.graph import Refused, Role
-from bnfold.torch_graph.call import Call, op_of
+from bnfold.fold.roles import Map
+from bnfold.torch_graph.call import Call, op_of, shape_of
 
 __all__ = ["PRODUCTS"]
 
@@ -43,6 +44,27 @@ def _addmm(call: Call) -> Role:
     return builders.with_bias(role, call.slot("self"), bias)
 
 
+def _einsum(call: Call) -> Role:
+    shapes = [node.meta["val"] for node in call["tensors"]]
+    known = [shape_of(value) or () for value in shapes]
+    return builders.einsum(str(call["equation"]), known, call.out)
+
+
+def _attention(call: Call) -> Role:
+    """Each row of the output is a mean of rows of the value, with weights that sum to one."""
+    shape, out = call.tensor("value"), call.out
+    if call["dropout_p"]:
+        raise Refused("drops entries (training mode)")
+    if len(shape) != len(out):
+        raise Refused("its value is of another rank than its output")
+    place = len(out) - 2
+    other = (
+        axis for axis, size in enumerate(shape) if axis != place and not builders.is_kept(size, out[axis])
+    )
+    masked = "may mask a whole row, which is zero then" if call["attn_mask"] is not None else ""
+    return Map("any", masked, tuple(sorted((*other, place))), x=call.slot("value"))
+
+
 def _rows_sum_to_one(source: fx.Node) -> bool:
     """It is a softmax along the last axis, handed on as it is."""
     while isinstance(source, fx.Node) and source.op == "call_function":
@@ -58,4 +80,6 @@ def _rows_sum_to_one(source: fx.Node) -> bool:
 PRODUCTS: dict[str, Callable[[Call], Role]] = {
     **dict.fromkeys(("matmul", "mm", "bmm"), _matmul),
     "addmm": _addmm,
+    "einsum": _einsum,
+    "scaled_dot_product_attention": _attention,
 }
