@@ -47,6 +47,8 @@ TOLERANCES: dict[str, Tolerance] = {
         1e-3, 0.0, "share of entries that may differ: a maximum may tip where two are equal"
     ),
 }
+# An output of nothing but zeros is measured against this: what cancels there was larger inside, and rounds.
+ZEROS = 0.1
 SATURATED = 1e-6  # so near 0 or 1, a value behind a sigmoid tells nothing of what is in front of it
 SEEDS = 3  # inputs that tell rounding from a fault
 # An error up to so many times the original's own is rounding; one so many times as large never is, whatever
@@ -171,9 +173,8 @@ def _compare_floats(name: str, kind: str, x: Array, y: Array, tolerance: Toleran
         return OutputError(name, kind, math.inf, math.inf, largest, False, note)
     error = float(np.abs(y[finite] - x[finite]).max(initial=0.0))
     share = error / largest if largest else (math.inf if error else 0.0)
-    result = OutputError(
-        name, kind, error, share, largest, error <= tolerance.atol + tolerance.rtol * largest
-    )
+    unit = largest if largest or tolerance.given else ZEROS
+    result = OutputError(name, kind, error, share, largest, error <= tolerance.atol + tolerance.rtol * unit)
     if not finite.any():
         result.note = "no finite value"
     elif x.dtype.kind == "f" and x.size > 1 and (np.abs(x - np.clip(np.rint(x), 0, 1)) < SATURATED).all():

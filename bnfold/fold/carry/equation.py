@@ -39,9 +39,9 @@ def balance(spread: Spread, node: Node) -> None:
     """A sum splits a shift among its operands, a product a scale; which one takes it is a choice, made late.
 
     1. All tensors set: the equation must hold.
-    2. One open: it takes what is missing.
-    3. Several open: each is tried, those first that absorb at once, and of these the one whose bias stays
-    smallest.
+    2. One open: it takes what is missing. Equations of this kind go first.
+    3. Several open: each that may change is tried, those first that absorb at once, and of these the one
+    whose bias stays smallest.
     """
     spread.later(node, lambda: _ways(spread, node))
 
@@ -53,7 +53,8 @@ def _ways(spread: Spread, node: Node) -> list[Alternative]:
     if not open_slots:
         raise Mismatch(node, missing, spread.folds)
     tensors: dict[Tensor, list[int]] = {}
-    for slot in open_slots:
+    # if none may change, the first says why
+    for slot in [slot for slot in open_slots if spread.is_open(node.at(slot))] or open_slots:
         tensors.setdefault(node.at(slot), []).append(slot)
     ranked = sorted(tensors.items(), key=lambda item: _cost(spread, item[0], item[1], missing))
     return [_way(spread, node, slots, missing) for _, slots in ranked]

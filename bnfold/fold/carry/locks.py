@@ -113,12 +113,14 @@ class Locks:
             else:
                 asked[tensor] = answer
         part = {(tensor, other) for tensor, answer in asked.items() for other, partial in answer if partial}
+        ties = not isinstance(node.role, Affine) or bool(node.role.stay)  # what may vanish need tie nothing
         for tensor, answer in asked.items():
             for other, _ in answer:
                 # a lock on `other` comes back to `tensor`: for some channels only if `other` is a part of it
                 whole = (other, tensor) not in part
                 same = whole and (tensor, other) not in part
-                self.ties[kind][other].append((tensor, whole, same, frozenset()))
+                if ties:
+                    self.ties[kind][other].append((tensor, whole, same, frozenset()))
                 if kind == "scale":
                     self._join(tensor, other)
 

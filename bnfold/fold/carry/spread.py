@@ -10,14 +10,14 @@ its readers what follows. Nothing is copied; what a failed alternative has set i
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
 
 from bnfold.fold.graph import Array, Node, Refused, Tensor
-from bnfold.fold.roles import Affine
+from bnfold.fold.roles import Affine, Product, Sum
 
 Rule: TypeAlias = "Callable[[Spread, Node, int, Array], None]"
 Alternative: TypeAlias = "Callable[[Array | None], None]"
@@ -230,17 +230,18 @@ class Spread:
         self.via[tensor] = blamed(self.via.get(tensor, frozenset()), self.folds)
 
     def _drain(self) -> None:
-        while self.queue or self.partial:
-            if self.queue:
-                self._visit(self.queue.popleft())
-            else:
-                tensor = next(iter(self.partial))
-                del self.partial[tensor]
-                value = self.values[tensor]
-                value = np.where(np.isnan(value), self.neutral, value)
-                self._set(tensor, value, self.values[tensor])
-                if not (value == self.neutral).all():
-                    self.queue.append(tensor)
+        while self.queue:
+            self._visit(self.queue.popleft())
+
+    def _close(self, tensor: Tensor) -> None:
+        """What nobody has asked of a tensor's open channels is no change."""
+        del self.partial[tensor]
+        value = self.values[tensor]
+        value = np.where(np.isnan(value), self.neutral, value)
+        self._set(tensor, value, self.values[tensor])
+        if not (value == self.neutral).all():
+            self.queue.append(tensor)
+        self._drain()
 
     def _visit(self, tensor: Tensor) -> None:
         value = self.values[tensor]
@@ -276,8 +277,11 @@ class Spread:
             raise self.fail(node, ODD_SHAPES) from None
 
     def _decide(self, depth: int) -> None:
-        while self.waiting:
-            node = next(iter(self.waiting))
+        while self.waiting or self.partial:
+            node = self._next()
+            if node is None:
+                self._close(next(iter(self.partial)))
+                continue
             alternatives = self.waiting.pop(node)()
             if not alternatives:
                 self._drain()
@@ -288,6 +292,32 @@ class Spread:
                 continue
             self._branch(node, alternatives, depth)
             return
+
+    def _next(self) -> Node | None:
+        """The node to decide next: one that has no choice, else the first. None: open channels come first.
+
+        A choice is made before what it may need is closed: so none of a node's tensors has open channels.
+        """
+        ready: Iterable[Node] = self.waiting
+        if self.partial:
+            ready = [n for n in ready if not any(t in self.partial for t in (*n.inputs, *n.outputs))]
+        first = None
+        for node in ready:
+            first = first or node
+            if isinstance(node.role, (Sum, Product)):
+                tensors = {tensor for tensor in (*node.inputs, *node.outputs) if tensor is not None}
+                if sum(map(self.is_open, tensors)) < 2:
+                    return node
+        return first
+
+    def is_open(self, tensor: Tensor) -> bool:
+        """Nothing is demanded of the tensor yet, and nothing says that it cannot change."""
+        if tensor in self.values or tensor.fixed or tensor in self.state.frozen:
+            return False
+        if tensor.constant is not None and tensor.constant.locked:
+            return False
+        lock = None if self.state.locks is None else self.state.locks[self.kind].get(tensor)
+        return lock is None or not lock.whole
 
     def _branch(self, node: Node, alternatives: Sequence[Alternative], depth: int) -> None:
         first: Conflict | None = None
@@ -300,7 +330,7 @@ class Spread:
                 if self.tries > CHOICES:
                     raise first or self.fail(node, "too many choices were tried")
                 mark, waiting, absorbers = len(self.log), dict(self.waiting), dict(self.absorbers)
-                new_biases, carriers = set(self.new_biases), set(self.carriers)
+                new_biases, carriers, partial = set(self.new_biases), set(self.carriers), dict(self.partial)
                 try:
                     alternative(missing)
                     self._drain()
@@ -312,7 +342,7 @@ class Spread:
                     first = first or conflict.bare()
                     self._undo(mark)
                     self.waiting, self.absorbers = waiting, absorbers
-                    self.new_biases, self.carriers = new_biases, carriers
+                    self.new_biases, self.carriers, self.partial = new_biases, carriers, partial
                     if missing is not None or not isinstance(conflict, Mismatch) or conflict.node is not node:
                         break
                     missing = conflict.residual
@@ -321,7 +351,6 @@ class Spread:
     def _undo(self, mark: int) -> None:
         self.state.undone += 1
         self.queue.clear()
-        self.partial.clear()
         while len(self.log) > mark:
             tensor, old = self.log.pop()
             if old is None:
