@@ -20,7 +20,7 @@ def error(run: Any, module: nn.Module, x: Tensor) -> float:
         return float((run(x.clone()) - wanted).abs().max() / wanted.abs().max())
 
 
-@pytest.mark.parametrize("seed", [0, 3])
+@pytest.mark.parametrize("seed", [0])
 def test_random_networks(seed: int) -> None:
     """For the first of them the size of the batch is free."""
     module, x = network(seed)
