@@ -51,7 +51,7 @@ TOLERANCES: dict[str, Tolerance] = {
 ZEROS = 0.1
 SATURATED = 1e-6  # so near 0 or 1, a value behind a sigmoid tells nothing of what is in front of it
 SEEDS = 3  # inputs that tell rounding from a fault
-NUDGES = 8  # ways to change the last bits of one, before a fault is told
+NUDGES = 8  # times that their last bits are changed, before a fault is told
 # An error up to so many times the original's own is rounding; one so many times as large never is, whatever
 # other inputs would show.
 OWN_ERROR, NO_ROUNDING = 2.0, 100.0
@@ -135,9 +135,9 @@ def excuse_by(
         tolerance: if it is the user's, nothing is excused.
         draws: for one input after the other, the first of them that of the comparison, what the folded model
             gives and the truth, by output. No more are drawn than can change the verdict.
-        nudges: before anything is refused, what the original gives on the first input with its last bits
-            changed, one way after the other. A net that tips over where it is rounded a little differently
-            shows it so, also where the original was lucky on the inputs themselves.
+        nudges: before anything is refused, what the original gives on these inputs, one after the other, with
+            their last bits changed. A net that tips over where it is rounded a little differently shows it
+            so, also where the original was lucky on the inputs themselves.
     """
     wrong = {error.name: error for error in errors if not error.ok}
     if tolerance.given or not wrong:

@@ -78,7 +78,7 @@ class _Check:
     def __init__(self, kind: str, check: Check, fronts: AbstractSet[str]) -> None:
         self.kind, self.check, self.fronts = kind, check, fronts
         self.notes: list[str] = []
-        self.exact: Outputs = {}  # what the original would give on the first feed, if that was asked for
+        self.exact: list[tuple[Mapping[str, Any], Outputs]] = []  # what the original would give, by feed
 
     def verdict(self, outputs: list[OutputError], by: str, status: str, reason: str = "") -> Verification:
         tolerance = tolerance_of(self.kind, self.check)
@@ -91,7 +91,7 @@ class _Check:
         self._tell_refusal(ran)
         errors = self._errors(ran, self.kind)
         if self.kind == "float32":
-            draws, nudges = self._draws(a, b, ran, feeds), self._nudges(a, ran.feed)
+            draws, nudges = self._draws(a, b, ran, feeds), self._nudges(a)
             excuse_by(errors, tolerance_of(self.kind, self.check), draws, nudges)
         return self._judged(errors, ran.evaluator)
 
@@ -110,12 +110,13 @@ class _Check:
             if exact is None:
                 self.notes.append(f"whether it is rounding could not be told: {why}")
                 return
-            self.exact = self.exact or exact
+            self.exact.append((feed, exact))
             yield {name: (ran.folded[name], Truth(exact[name], ran.original[name])) for name in exact}
 
-    def _nudges(self, a: Loaded, feed: Mapping[str, Any]) -> Iterator[Mapping[str, Truth]]:
-        """What the original gives on the first feed with its last bits changed."""
+    def _nudges(self, a: Loaded) -> Iterator[Mapping[str, Truth]]:
+        """What the original gives on the feeds that were drawn, in turn, with their last bits changed."""
         for seed in range(NUDGES):
+            feed, exact = self.exact[seed % len(self.exact)]
             nudged = inputs.nudged(feed, seed)
             if nudged is None:
                 return
@@ -123,7 +124,7 @@ class _Check:
                 found, _ = evaluate(a, nudged)
             except CannotRun:
                 return
-            yield {name: Truth(self.exact[name], found[name]) for name in self.exact.keys() & found.keys()}
+            yield {name: Truth(exact[name], found[name]) for name in exact.keys() & found.keys()}
 
     def _run_half(self, a: Loaded, b: Loaded, feeds: Feeds) -> Verification:
         wide = own = None
