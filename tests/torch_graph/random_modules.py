@@ -15,22 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["network"]
+from tests.torch_graph.modules import Fn
+
+__all__ = ["FrozenNorm", "exact", "network"]
 
 SIZE = 6  # of an image's sides, at first
-
-
-class Fn(nn.Module):
-    """Some layers and a function of them."""
-
-    def __init__(self, run: Callable[[Any, Tensor], Any], **layers: Any) -> None:
-        super().__init__()
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-        self.run = run
-
-    def forward(self, x: Tensor) -> Any:
-        return self.run(self, x)
 
 
 class FrozenNorm(nn.Module):
