@@ -120,7 +120,10 @@ class Fused(nn.modules.batchnorm._BatchNorm):
 
     def activation_alone(self) -> nn.Module:
         """The same, where nobody gives it a residual."""
-        return nn.ReLU() if self.activation else nn.Identity()
+        left = self.without_batch_norm()
+        if type(left) is not AddActivation:
+            return left
+        return nn.ReLU() if left.activation else nn.Identity()
 
     def extra_repr(self) -> str:
         text: str = super().extra_repr()  # type: ignore[no-untyped-call]

@@ -56,7 +56,7 @@ def convert(module: nn.Module, fuse_activations: bool = False) -> nn.Module:
         try:
             with explained(f"torch.fx cannot trace {type(inner).__name__}", advice):
                 graph, constants = traced(inner)
-        except UsageError:
+        except BaseException:
             for part, kind in zip(found, before, strict=True):
                 part.__class__ = kind
             raise

@@ -21,36 +21,37 @@ from bnfold.nn.tracing import GraphReader
 
 __all__ = ["Graphed", "check", "install", "restore"]
 
-_OWN_NAMES = set(dir(fx.GraphModule)) - set(dir(nn.Module))
+_EMPTY = fx.GraphModule(nn.Module(), fx.Graph())
+_OWN_NAMES = {*dir(_EMPTY)} - {*dir(nn.Module())}
 
 
 class Graphed(fx.GraphModule):
-    """plain: the class that it had. _merged: paths of batch norms that have an activation for this graph.
-    _added: names of what a graph module has and the module had not.
+    """_bnfold_class: the class that it had. _bnfold_merged: paths of batch norms that have an activation for
+    this graph. _bnfold_added: names of what a graph module has and the module had not.
     """
 
     if TYPE_CHECKING:  # torch.jit.script reads annotations
-        plain: type[nn.Module]
-        _merged: tuple[str, ...]
-        _added: tuple[str, ...]
+        _bnfold_class: type[nn.Module]
+        _bnfold_merged: tuple[str, ...]
+        _bnfold_added: tuple[str, ...]
 
     def __copy__(self) -> Graphed:
         return self._with(dict(vars(self)))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Graphed:
-        made = memo[id(self)] = _blank(self.plain)
+        made = memo[id(self)] = _blank(self._bnfold_class)
         return made._with(copy.deepcopy(vars(self), memo), made)
 
     def _with(self, state: Mapping[str, Any], made: Graphed | None = None) -> Graphed:
         """This class with other attributes."""
-        made = _blank(self.plain) if made is None else made
+        made = _blank(self._bnfold_class) if made is None else made
         vars(made).update(state)
         made.graph = state["_graph"]
         return made
 
     def __reduce__(self) -> tuple[Any, ...]:
         _, (state, imports) = super().__reduce__()  # the graph as code
-        return _blank, (self.plain,), {"state": state, "imports": imports}
+        return _blank, (self._bnfold_class,), {"state": state, "imports": imports}
 
     def __setstate__(self, stored: dict[str, Any]) -> None:
         super().__setstate__(stored["state"])  # type: ignore[no-untyped-call]
@@ -112,15 +113,15 @@ def install(
         inside: paths of submodules that must not be called by themselves from now on.
     """
     if not isinstance(module, Graphed):
-        blank = vars(fx.GraphModule(nn.Module(), fx.Graph()))
-        added = tuple(blank.keys() - vars(module).keys())
-        vars(module).update({key: blank[key] for key in added})
-        vars(module).update(_added=added, _merged=(), _tracer_cls=GraphReader)
+        empty = vars(copy.deepcopy(_EMPTY))
+        added = tuple(empty.keys() - vars(module).keys())
+        vars(module).update({key: empty[key] for key in added})
+        vars(module).update(_bnfold_added=added, _bnfold_merged=(), _tracer_cls=GraphReader)
         kinds = (kind for kind in type(module).__mro__ if not kind.__qualname__.endswith("GraphModuleImpl"))
         module.__class__ = _class(next(kinds))
     assert isinstance(module, Graphed)
-    module._merged += tuple(merged)
-    module._added += tuple(constants)
+    module._bnfold_merged += tuple(merged)
+    module._bnfold_added += tuple(constants)
     vars(module).update(constants)
     for path in inside:
         vars(module.get_submodule(path)).setdefault("forward", Inside(path))
@@ -130,18 +131,18 @@ def install(
 
 def restore(module: Graphed) -> None:
     """Give a module its class and code back, where its submodules are still those that the code calls."""
-    parts = [module.get_submodule(path) for path in module._merged]
+    parts = [module.get_submodule(path) for path in module._bnfold_merged]
     whole = all(type(part) is nn.ReLU or (isinstance(part, Fused) and part.activation) for part in parts)
-    if not whole or issubclass(module.plain, fx.GraphModule):
+    if not whole or issubclass(module._bnfold_class, fx.GraphModule):
         return
     for part in module.modules():
         if isinstance(vars(part).get("forward"), Inside):
             del part.forward
     for part in parts:
         vars(part).pop("activation", None)
-    for key in (*module._added, "_added", "_merged", "_tracer_cls"):
+    for key in (*module._bnfold_added, "_bnfold_added", "_bnfold_merged", "_tracer_cls"):
         vars(module).pop(key, None)
-    module.__class__ = module.plain  # type: ignore[assignment]
+    module.__class__ = module._bnfold_class  # type: ignore[assignment]
 
 
 def _blank(plain: type[nn.Module]) -> Graphed:
@@ -152,7 +153,7 @@ def _blank(plain: type[nn.Module]) -> Graphed:
 def _class(plain: type[nn.Module]) -> type[Graphed]:
     """A class of its own: `fx.GraphModule` keeps the code of the graph there."""
     unused = [*fx.GraphModule.__jit_unused_properties__, *getattr(plain, "__jit_unused_properties__", ())]
-    names = {"plain": plain, "__module__": plain.__module__, "__jit_unused_properties__": unused}
+    names = {"_bnfold_class": plain, "__module__": plain.__module__, "__jit_unused_properties__": unused}
     made: type[Graphed] = types.new_class(
         plain.__name__, (Graphed, plain), {}, lambda space: space.update(names)
     )

@@ -41,10 +41,7 @@ class Measurement:
     """
 
     def __init__(self, module: nn.Module, loader: Iterable[Any], device: Any, norms: dict[Norm, str]) -> None:
-        # DistributedDataParallel would wait for all ranks in each call.
-        wrapped = isinstance(module, nn.parallel.DistributedDataParallel)
-        self.module: Any = module.module if wrapped else module
-        self.loader, self.device, self.norms = loader, device, norms
+        self.module, self.loader, self.device, self.norms = module, loader, device, norms
         owners: dict[int, Norm] = {}
         self.owner = {norm: owners.setdefault(id(norm.running_var), norm) for norm in norms}
         self.first: dict[Norm, int] = {}  # values per channel in the first batch, of the rank with most

@@ -13,6 +13,7 @@ whether dropout is on, say. So the code is run in both modes.
 
 from __future__ import annotations
 
+import copy
 import pickle
 import random
 from collections.abc import Callable, Iterator
@@ -175,12 +176,11 @@ def _run(module: nn.Module, mode: bool, symbolic: bool = False) -> _Found:
                 node.type = None
         reads = {node.target for node in graph.nodes if node.op == "get_attr"}
         for path, part in parts:
-            for key, value in _attributes(part).items():
-                if not path and key in reads and key.startswith("_tensor_constant"):
-                    constants[key] = value
-                elif before[path].get(key, _MISSING) is not value:
-                    name = f"{path}.{key}".lstrip(".")
+            for key, value in _changed(before[path], _attributes(part)).items():
+                if path or key not in reads or not key.startswith("_tensor_constant"):
+                    name = f"{path}.{key}".lstrip(".").partition("[")[0]
                     raise UsageError(f"its code sets {name}, which a graph would not")
+                constants[key] = value
         if drawn != _random_states():
             raise UsageError("its code draws random numbers, which a graph would not draw again")
     return _Found(graph, tracer.modes, constants)
@@ -190,8 +190,8 @@ def _run(module: nn.Module, mode: bool, symbolic: bool = False) -> _Found:
 def _as_it_was(module: nn.Module) -> Iterator[None]:
     """Put back modes, attributes and random states; meanwhile no code turns autocast on or off."""
     plain = [part for part in module.modules() if not isinstance(part, torch.jit.ScriptModule)]
-    owns = [own for part in plain for own in _owns(part)]
-    before = [dict(own) for own in owns]
+    owns = [own for part in plain for own in (vars(part), *_collections(part).values())]
+    before = [copy.copy(own) for own in owns]
     states = [get() for get, _ in _GENERATORS]
     enter = torch.autocast.__enter__
     torch.autocast.__enter__ = _no_autocast  # type: ignore[method-assign]
@@ -200,9 +200,12 @@ def _as_it_was(module: nn.Module) -> Iterator[None]:
     finally:
         torch.autocast.__enter__ = enter  # type: ignore[method-assign]
         for own, old in zip(owns, before, strict=True):
-            for key in own.keys() - old.keys():
-                del own[key]
-            own.update(old)
+            if isinstance(own, list):
+                own[:] = old
+            else:
+                for key in own.keys() - old.keys():
+                    del own[key]
+                own.update(old)
         for (_, put), state in zip(_GENERATORS, states, strict=True):
             put(state)
 
@@ -216,12 +219,25 @@ def _random_states() -> list[bytes]:
     return [each.numpy().tobytes() if isinstance(each, Tensor) else pickle.dumps(each) for each in states]
 
 
-def _owns(part: nn.Module) -> tuple[dict[str, Any], ...]:
-    return vars(part), part._parameters, part._buffers, part._modules
+def _collections(part: nn.Module) -> dict[str, Any]:
+    """Lists and dicts among the attributes: the code may put something into them."""
+    return {key: value for key, value in vars(part).items() if isinstance(value, (list, dict))}
+
+
+def _changed(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """What is another object than before, or gone, as it is now."""
+    keys = [*before, *(key for key in now if key not in before)]
+    return {key: now.get(key) for key in keys if now.get(key, _MISSING) is not before.get(key, _MISSING)}
 
 
 def _attributes(part: nn.Module) -> dict[str, Any]:
-    return {key: value for own in _owns(part) for key, value in own.items()}
+    """All attributes, and what is in lists and dicts among them."""
+    found = dict(vars(part))
+    for name, own in _collections(part).items():
+        pairs = enumerate(own) if isinstance(own, list) else own.items()
+        torchs = name in ("_parameters", "_buffers", "_modules")
+        found.update({str(key) if torchs else f"{name}[{key}]": value for key, value in pairs})
+    return found
 
 
 def _entries(found: _Found, mode: bool | None = None) -> list[tuple[Any, ...]]:

@@ -258,12 +258,22 @@ def test_a_graph_module_is_one_already() -> None:
 
 
 class Named(nn.Module):
-    def __init__(self) -> None:
+    """Its batch norm has any name."""
+
+    def __init__(self, name: str) -> None:
         super().__init__()
-        self.graph = nn.BatchNorm2d(3)
+        self.name = name
+        setattr(self, name, nn.BatchNorm2d(3))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(self.graph(x))
+        return torch.relu(getattr(self, self.name)(x))
+
+
+@pytest.mark.parametrize("name", ["plain", "merged", "blank", "code_"])
+def test_its_own_names_are_free(name: str) -> None:
+    module, plain = Named(name), Named(name)
+    bnfold.nn.convert(module, fuse_activations=True)
+    assert same(module, plain) and module.get_submodule(name).activation == "relu"
 
 
 def replaced() -> nn.Module:
@@ -275,7 +285,11 @@ def replaced() -> nn.Module:
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (Named, r"^Named has attributes of its own that a torch.fx.GraphModule needs: graph\. Convert it"),
+        (
+            lambda: Named("graph"),
+            r"^Named has attributes of its own that a torch.fx.GraphModule needs: graph\. ",
+        ),
+        (lambda: Named("meta"), r"^Named has attributes .* needs: meta\. Convert it"),
         (replaced, r"^Block has another forward than its class: .* Convert it without fuse_activations$"),
     ],
 )

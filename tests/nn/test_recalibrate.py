@@ -187,12 +187,14 @@ def test_frozen_batch_norms_and_ignored_ones_are_left_out() -> None:
     assert (list(handle.counts), handle.left_out) == (["0.1"], ("0.4", "1"))
 
 
-def test_a_network_that_was_compiled_and_run_before() -> None:
+@pytest.mark.parametrize("part", [False, True])
+def test_a_network_that_was_compiled_and_run_before(part: bool) -> None:
     module = net()
-    compiled = torch.compile(module, backend="eager")
+    compiled: Any = torch.compile(module, backend="eager")
+    run = nn.Sequential(compiled) if part else compiled
     with torch.no_grad():
-        compiled(data()[0])
-    bnfold.nn.recalibrate(compiled, data())
+        run(data()[0])
+    bnfold.nn.recalibrate(run, data())
     with torch.no_grad():
         mean, _ = truth(torch.cat([module[0](x) for x in data()]))
     assert torch.allclose(module[1].running_mean.double(), mean, rtol=1e-6, atol=1e-6)

@@ -196,6 +196,27 @@ class DrawingArrays(Norms):
         return self.head(self.features(x) * float(np.random.normal()))  # noqa: NPY002
 
 
+class Keeping(Norms):
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: dict[str, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            self.kept["weight"] = self.head.weight
+        return self.head(self.features(x))
+
+
+class Listing(Norms):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(self.features(x))
+        return self.head(self.seen[-1])
+
+
 class Replacing(Norms):
     def __init__(self) -> None:
         super().__init__()
@@ -234,6 +255,8 @@ REFUSED: dict[type[nn.Module], str] = {
     More: "its calls differ .*: what it returns in training mode, softmax in eval mode",
     Counting: "its code sets steps, which a graph would not",
     Remembering: "its code sets seen, which a graph would not",
+    Keeping: "its code sets kept, which a graph would not",
+    Listing: "its code sets seen, which a graph would not",
     Replacing: "its code sets steps, which a graph would not",
     WithoutGradients: "its code turns gradients off or on",
     GradientsByMode: "its code turns gradients off or on",
@@ -255,6 +278,7 @@ def test_what_a_graph_cannot_hold_is_refused_and_left_alone(net: type[nn.Module]
     for part, (kind, mode, own, buffers) in zip(module.modules(), before, strict=True):
         assert (type(part), part.training) == (kind, mode)
         assert all(vars(part)[key] is value for key, value in own.items()) and len(vars(part)) == len(own)
+        assert not vars(part).get("kept") and not vars(part).get("seen")
         assert all(part._buffers[key] is value for key, value in buffers.items())
     assert random.getstate() == states[0] and torch.equal(torch.get_rng_state(), states[1])
 

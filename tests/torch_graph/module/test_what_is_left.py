@@ -43,6 +43,22 @@ def test_an_identity_or_a_relu(activation: str | None) -> None:
     assert torch.allclose(fused(X), y, atol=1e-6)
 
 
+class Sigmoid(bnfold.nn.BatchNorm2d):
+    """With an activation of its own."""
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        return super().forward(input, residual).sigmoid()
+
+    def without_batch_norm(self) -> nn.Module:
+        return nn.Sigmoid()
+
+
+def test_what_a_subclass_says_holds() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 3, 1), Sigmoid(3)).eval()
+    folded, _ = bnfold.fold_module(module, X)
+    assert type(folded[1]) is nn.Sigmoid
+
+
 class Added(nn.Module):
     def __init__(self, activation: str | None) -> None:
         super().__init__()
