@@ -141,7 +141,7 @@ def test_the_fold_that_blocks_two_others_is_evicted() -> None:
 
 
 def test_a_fold_that_blocks_two_others_together_with_more_is_evicted() -> None:
-    """a alone blocks d, which the sum ties to t1; a and b block c, whose shift the Relu would have to pass."""
+    """a alone blocks d, which the sum ties to t1; a and b block c, whose shift does not pass the Relu."""
     net = Net()
     t1 = net.conv(net.tensor(4, "graph input"))
     t2 = net.norm(t1, "a")
