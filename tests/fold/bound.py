@@ -115,7 +115,8 @@ class _System:
         for group in np.split(order, np.flatnonzero(np.diff(unknown[order])) + 1):
             gaps = np.abs(values[group, None] - values[group])
             differ = gaps > CLOSE * (1 + np.abs(values[group]).max(initial=0.0))
-            cuts |= {_cut(owners[group[pair]]) for pair in np.argwhere(np.triu(differ))}
+            pairs = owners[group[np.argwhere(np.triu(differ))]]
+            cuts |= {_cut(pair) for pair in np.unique(pairs, axis=0)}
         return cuts
 
     def cuts(self, chosen: Collection[int]) -> set[Cut]:

@@ -148,13 +148,15 @@ def _tied(node: Node) -> Iterator[list[tuple[Tensor, int]]]:
 
 
 def _reached(tensor: Tensor, axis: int, turn: Callable[[Array], Array]) -> list[int]:
+    """The axes along which what varies along this axis comes out different (NaN: left open)."""
     shape = [1] * tensor.rank
     shape[axis] = (tensor.shape or ())[axis]  # type: ignore[call-overload]
     try:
         turned = turn(np.arange(1.0, 1.0 + shape[axis]).reshape(shape))
     except Refused:
         return []
-    return [axis for axis, size in enumerate(turned.shape) if size > 1]
+    low, high = (np.nan_to_num(turned, nan=other) for other in (np.inf, -np.inf))
+    return [i for i in range(turned.ndim) if (low.min(i) < high.max(i)).any()]
 
 
 def _closed(laws: Laws, node: Node) -> None:

@@ -20,7 +20,10 @@ from tests.fold.laws import LAWS, Laws
 from tests.fold.random_nets import random_net
 from tests.onnx_graph.cases.random_graphs import random_model
 
-GRAPHS = int(os.environ.get("BNFOLD_GRAPHS", "100"))
+GRAPHS = int(os.environ.get("BNFOLD_GRAPHS", "90"))
+# where sums must not choose one by one, nor after what a Concat leaves open, nor the first fold be kept
+HARD = (382, 614, 926, 950, 1311, 1529, 1620)
+SEEDS = sorted({*range(GRAPHS), *HARD})
 SHARES = (0.5, 0.1, 0.0)  # of the scales that are negative: "half", "few", "none"
 SHORT = 0.002  # of the graphs: where more stay than must
 MODELS = 60  # with operators of every kind
@@ -40,7 +43,7 @@ def test_the_least_possible_stays(negative: float, record_property: Callable[[st
     """
     norms = stay = order = 0
     short = []
-    for seed in range(GRAPHS):
+    for seed in SEEDS:
         graph = random_net(seed, negative)
         vanish, best = folded(graph), bound(graph)
         norms, stay = norms + len(best.candidates), stay + len(best.candidates) - len(vanish)
@@ -52,10 +55,10 @@ def test_the_least_possible_stays(negative: float, record_property: Callable[[st
     assert 0 < stay < norms
     record_property(
         "measured",
-        f"{GRAPHS} random graphs, {negative:.0%} of scales negative: {stay} of {norms} batch norms stay; "
+        f"{len(SEEDS)} random graphs, {negative:.0%} of scales negative: {stay} of {norms} batch norms stay; "
         f"more than must in {len(short)} graphs, in {order} of them because of the order of the folds",
     )
-    assert len(short) <= SHORT * GRAPHS, short
+    assert len(short) <= SHORT * len(SEEDS), short
 
 
 @pytest.mark.parametrize("negative", SHARES)
