@@ -94,8 +94,8 @@ def _apart(
     try:
         (changed, report), crash = child.run(_work, first, source, precision, job)
     except Crashed as error:
-        said = f"onnxruntime crashes ({error}) while {precision} is measured"
-        raise BnfoldError(f"{said}: the model stays as it is without it") from None
+        said = f"onnxruntime crashes ({error}) on the model while it is measured for {precision}"
+        raise BnfoldError(f"{said}; without half precision it is only folded") from None
     report.notes += refused_by_crash(child, source or first, crash)
     if not changed:
         return loaded, report

@@ -30,6 +30,12 @@ from bnfold.wrappers import plain_module
 __all__ = ["export"]
 
 EXPORT = "the first fold that broke it is none: the export"
+TORCHS = {  # keywords of torch.onnx.export, and what says the same
+    "args": "example_inputs",
+    "dynamic_axes": 'dynamic_shapes=({0: "batch"},)',
+    "f": "path",
+    "opset_version": "opset",
+}
 RANDOM = (
     "{} draws random numbers in inference too (drop-out that is always on, say), so that the file cannot be "
     "compared with the module: verify=False (--no-verify) exports it unchecked"
@@ -104,6 +110,8 @@ def export(
         VerifyError: the file does not compute what the module does; nothing is written, and the message names
             the first fold that broke it.
     """
+    for name in TORCHS.keys() & others:
+        raise UsageError(f"export has no {name}, as torch.onnx.export has: {TORCHS[name]} says it here")
     refuse_others("export", others, "the example inputs are what the file is checked on")
     options = Fold(
         shared=shared,

@@ -1,5 +1,5 @@
 """Read, solve, write, merge, run the passes, check, blame: in that order, for every kind of model. Where a
-merge, or zeros that were taken in, make room for more folds, it is solved again.
+merge, zeros that were taken in, or a new addition make room for more folds, it is solved again.
 
 A front end is four functions (`FrontEnd`): what makes a graph of a model, what carries a plan's edits out on
 the model, what merging may look at, and what compares two models. ONNX files, exported torch programs and
@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Generic, Protocol, TypeVar
 
-from bnfold.fold.edits import Edit
+from bnfold.fold.edits import AddBias, Edit
 from bnfold.fold.graph import Graph, Node
 from bnfold.fold.merge.plan import merge_all, mergeable
 from bnfold.fold.merge.view import View
-from bnfold.fold.roles import Affine
+from bnfold.fold.roles import Affine, Linear
 from bnfold.fold.solve import Plan, solve
 from bnfold.options import Fold, known
 from bnfold.report.fold import Report
@@ -121,10 +121,11 @@ def run(
         if front.view is not None and merges:
             merges = mergeable(graph, front.view(set(plan.order), options.skip), done.report)
         done.model = front.write(model, graph, plan.edits)
-        zeros = front.view is not None and plan.order and any(map(_holds_zeros, graph.nodes))
+        room = any(map(_holds_zeros, graph.nodes)) or any(map(_adds_a_node, plan.edits))
+        room = room and bool(plan.order) and front.view is not None
         graph.clear()  # it describes the model no longer
         del graph, plan
-        while zeros and _fold_again(front, done, options, part, _read(front, done, options)):
+        while room and _fold_again(front, done, options, part, _read(front, done, options)):
             merges = options.merge_branches and front.view is not None and part.merges != 0
         if merges:
             _merge(front, done, options, part)
@@ -216,6 +217,11 @@ def _fold_again(front: FrontEnd[M], done: Done[M], options: Fold, part: Part, gr
 
 def _holds_zeros(node: Node) -> bool:
     return isinstance(node.role, Affine) and not node.role.plain and not node.role.scale.all()
+
+
+def _adds_a_node(edit: Edit) -> bool:
+    """The bias of a product that has no place for one becomes an addition, which takes more in."""
+    return isinstance(edit, AddBias) and isinstance(edit.node.role, Linear) and edit.node.role.costs > 0
 
 
 def _allowed(part: Part) -> Callable[[Node], bool] | None:

@@ -181,7 +181,8 @@ def _in_precision(loaded: Loaded, args: argparse.Namespace) -> tuple[Loaded, Pre
 
     usual = {name: sizes[1] for name, sizes in (args.shapes or {}).items()}
     inputs = flags.inputs_of(args)
-    return convert(loaded, args.precision, Check(inputs=inputs, shapes=None if inputs else usual))
+    how = Check(inputs=inputs, shapes=None if inputs else usual, apart=True)
+    return convert(loaded, args.precision, how)
 
 
 def _content(cache: Path | None) -> bytes | None:

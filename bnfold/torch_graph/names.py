@@ -35,7 +35,7 @@ def name_layers(model: Any) -> None:
 def rename(graph: Any, inputs: Sequence[str], outputs: Sequence[str]) -> None:
     """Name the first inputs and outputs."""
     for what, values, names in (("input", graph.inputs, inputs), ("output", graph.outputs, outputs)):
-        if len(names) > len(values) or not all(names):
+        if isinstance(names, str) or len(names) > len(values) or not all(names):
             own = ", ".join(str(value.name) for value in values)
             raise UsageError(f"{what}_names={list(names)} do not name the {what}s one each: {own or 'none'}")
     all_names = [*inputs, *(str(value.name) for value in graph.inputs[len(inputs) :]), *outputs]

@@ -19,7 +19,7 @@ import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
 
-from bnfold.errors import UsageError, first_paragraph
+from bnfold.errors import UsageError, explained, first_paragraph
 from bnfold.torch_graph import names
 from bnfold.torch_graph.call import Call, innermost
 from bnfold.torch_graph.tracing import exported, without_warnings
@@ -62,10 +62,12 @@ def write(
     Raises:
         UsageError: torch cannot export it, or there are more names than inputs or outputs.
     """
+    said = f"torch cannot export {type(module).__name__} to ONNX"
     try:
         with without_warnings():
             warnings.filterwarnings("ignore", "# ")  # on names of sizes, see `names.unnamed`
-            program = exported(module, args, kwargs, dynamic_shapes, asserted=True)
+            with explained(said):
+                program = exported(module, args, kwargs, dynamic_shapes, asserted=True)
             random, batches = _random(program), _own_statistics(program)
             _without_bias(program)
             sizes = names.sizes_of(module, args, kwargs, dynamic_shapes)
@@ -88,8 +90,8 @@ def write(
             written = model.opset_imports.get("", 0)
     except UsageError:
         raise
-    except Exception as error:  # of any kind: this is all of torch's tracing on the user's code
-        raise UsageError(f"torch cannot export {type(module).__name__} to ONNX: {_words(error)}") from error
+    except Exception as error:  # of any kind: this is all of torch's exporter on the user's code
+        raise UsageError(f"{said}: {_words(error)}") from error
     if opset not in (None, written):
         raise UsageError(
             f"torch's exporter wrote {type(module).__name__} in opset {written}, for it cannot in {opset}: "
@@ -150,9 +152,10 @@ def _own_statistics(program: ExportedProgram) -> int:
 def _without_bias(program: ExportedProgram) -> None:
     """Convolutions without a bias call the operator that the exporter gives none."""
     for node in _calls(program):
-        rank = _CONVOLUTIONS.get(node.target, 0)
+        if (rank := _CONVOLUTIONS.get(node.target, 0)) == 0:
+            continue
         call = Call(node, {}, lambda _: "")
-        if rank and call["bias"] is None and node.meta["val"].is_floating_point():
+        if call["bias"] is None and node.meta["val"].is_floating_point():
             sizes = [list(call.integers(name, rank)) for name in ("stride", "padding", "dilation")]
             node.target, node.kwargs = torch.ops.aten.convolution.default, {}
             node.args = (call["input"], call["weight"], None, *sizes, False, [0] * rank, call["groups"])

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -78,10 +79,14 @@ def exported(
     if asserts and dynamic_shapes is not None:
         tries.insert(1, {"strict": False, **asserts})
     problems: list[Exception] = []
-    with redirect_stderr(io.StringIO()):  # torch prints the graph of a try that failed
-        for how in tries:
-            try:
-                return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, **how)
-            except Exception as error:  # of any kind: this is all of torch's tracing on the user's code
-                problems.append(error)
+    for how in tries:
+        said = io.StringIO()
+        try:
+            with redirect_stderr(said):  # torch prints the graph of a try that fails
+                program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, **how)
+        except Exception as error:  # of any kind: this is all of torch's tracing on the user's code
+            problems.append(error)
+        else:
+            print(said.getvalue(), end="", file=sys.stderr)
+            return program
     raise problems[0]

@@ -72,18 +72,21 @@ class AgainstModule:
 
     def draws(self, folded: Loaded, first: Evaluated) -> Iterator[Mapping[str, tuple[Any, Truth]]]:
         """What the file gives and the truth, on the example inputs and others near to them."""
+        names = [output.name for output in folded.proto.graph.output]
         for more in range(SEEDS):
             if more and near(self.inputs, more) is None:
                 return
             try:
                 drawn = self.draw(more)
-                found = evaluate(folded, drawn.feed, self.check, self.raw) if more else first
-            except Exception:  # of any kind: nearby inputs may be none for the module
+            except Exception:  # of any kind: what is near to its inputs may be none for the module
                 return
             if drawn.exact is None:
                 return
-            names = [output.name for output in folded.proto.graph.output]
-            each = zip(names, drawn.exact, drawn.own, strict=True)
+            try:
+                found = evaluate(folded, drawn.feed, self.check, self.raw) if more else first
+            except CannotRun:
+                return
+            each = zip(names, drawn.exact, drawn.own, strict=False)
             yield {name: (found.outputs[name], Truth(exact, own)) for name, exact, own in each}
 
     def __call__(self, folded: Loaded) -> Verification:

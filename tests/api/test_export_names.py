@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir
 import onnxruntime
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 import bnfold
+from bnfold.torch_graph.names import rename
 from tests.torch_graph.modules import IMAGE, Fn, bn, conv, randomize
 
 
@@ -36,9 +38,7 @@ def signature() -> dict[str, list[Any]]:
     }
 
 
-@pytest.mark.parametrize(
-    ("size", "rows"), [("batch", 1), (Dim("batch"), 1), (Dim("batch"), 3), (Dim.AUTO, 1)], ids=str
-)
+@pytest.mark.parametrize(("size", "rows"), [("batch", 1), (Dim("batch"), 3), (Dim.AUTO, 1)], ids=str)
 def test_a_free_size_keeps_its_name_also_where_the_example_has_one_row(size: Any, rows: int) -> None:
     module, x = mlp(), torch.randn(7, 4)
     report = bnfold.export(module, x[:rows], "model.onnx", dynamic_shapes=({0: size},))
@@ -130,23 +130,31 @@ def test_inputs_and_outputs_are_called_as_asked() -> None:
     assert [error.name for error in report.verification.outputs] == [*outputs, "add_1"]
 
 
-@pytest.mark.parametrize(
-    ("names", "said"),
-    [
-        ({"input_names": ["a", "b"]}, r"input_names=\['a', 'b'\] do not name the inputs one each: x"),
-        ({"output_names": ["x"]}, "'x' would be the name of two inputs or outputs"),
-    ],
-)
-def test_names_that_do_not_fit_are_refused(names: dict[str, Any], said: str) -> None:
-    with pytest.raises(bnfold.UsageError, match=said):
-        bnfold.export(Fn(lambda m, x: x + 1), torch.ones(2), "model.onnx", **names)
-    assert not Path("model.onnx").exists()
+def test_names_that_do_not_fit_are_refused() -> None:
+    def graph() -> onnx_ir.Graph:
+        x = onnx_ir.Value(name="x")
+        node = onnx_ir.node("Relu", [x])
+        return onnx_ir.Graph([x], node.outputs, nodes=[node], name="g")
+
+    for inputs, outputs, said in (
+        (["a", "b"], [], r"input_names=\['a', 'b'\] do not name the inputs one each: x"),
+        ("x", [], r"input_names=\['x'\] do not name the inputs one each: x"),
+        ([], [""], r"output_names=\[''\] do not name the outputs one each: "),
+        ([], ["x"], "'x' would be the name of two inputs or outputs"),
+        (["y"], ["y"], "'y' would be the name of two inputs or outputs"),
+    ):
+        with pytest.raises(bnfold.UsageError, match=said):
+            rename(graph(), inputs, outputs)
+    path = Path("model.onnx")
+    with pytest.raises(bnfold.UsageError, match="do not name the inputs one each"):
+        bnfold.export(Fn(lambda m, x: x + 1), torch.ones(2), path, input_names=["a", "b"])
+    assert not path.exists()
 
 
-def test_ranges_are_by_the_new_names() -> None:
-    module = randomize(nn.Sequential(conv(6, 4), bn(4)))
-    options: dict[str, Any] = {"drop_dead_channels": True, "input_names": ["image"]}
-    x = torch.rand(IMAGE)
-    assert bnfold.export(module, x, "model.onnx", input_ranges={"image": (0, 1)}, **options).verification.ok
-    with pytest.raises(bnfold.UsageError, match="a range was given for 'input'"):
-        bnfold.export(module, x, "model.onnx", input_ranges={"input": (0, 1)}, force=True, **options)
+def test_older_keywords_of_torch_are_told_by_ours() -> None:
+    with pytest.raises(
+        bnfold.UsageError, match=r'no dynamic_axes, .*: dynamic_shapes=\(\{0: "batch"\},\) says'
+    ):
+        bnfold.export(mlp(), torch.ones(1, 4), "model.onnx", dynamic_axes={"input": {0: "batch"}})
+    with pytest.raises(bnfold.UsageError, match=r"export has no opset_version, .*: opset says it here"):
+        bnfold.export(mlp(), torch.ones(1, 4), "model.onnx", opset_version=18)

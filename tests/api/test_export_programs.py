@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, dropout, scaled_dot_product_attention
 from torch.nn.utils import parametrize
 
 import bnfold
 from bnfold.torch_graph import to_onnx
+from bnfold.torch_graph.module.checks import exported
 from tests.torch_graph.modules import Fn, bn, conv, randomize
 
 
@@ -33,27 +36,49 @@ class Masked(nn.Module):
 
 
 def test_a_mask_from_lengths(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    module, inputs = randomize(Masked()), (torch.randn(2, 4, 9), torch.tensor([9, 5]))
-    report = bnfold.export(module, inputs, tmp_path / "model.onnx")
+    inputs = torch.randn(2, 4, 9), torch.tensor([9, 5])
+    report = bnfold.export(randomize(Masked()), inputs, tmp_path / "model.onnx")
     assert (len(report.folded), report.verification.status) == (1, "passed")
-    folded, report = bnfold.fold_module(module, inputs)
-    assert (len(report.folded), report.verification.status) == (1, "passed")
-    assert isinstance(folded.b, nn.Identity)
     assert capfd.readouterr().err == ""  # nothing of the try that failed
 
 
-@pytest.mark.parametrize("make", [nn.Conv1d, nn.Conv2d, nn.Conv3d], ids=lambda kind: kind.__name__)
-def test_a_convolution_without_a_bias_has_none(make: Callable[..., nn.Module], tmp_path: Path) -> None:
+def test_a_module_is_traced_for_a_fold_as_it_is_for_an_export(capfd: pytest.CaptureFixture[str]) -> None:
+    """A size is free by its name, and one in the example; what the module prints is seen."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        print("printed", file=sys.stderr)
+        return m.b(m.c(x))
+
+    module = randomize(Fn(forward, c=conv(6, 4), b=bn(4)))
+    _, program = exported(module, (torch.randn(1, 6, 5, 5),), {}, ({0: "batch"},))
+    [x] = [node.meta["val"] for node in program.graph.nodes if node.name == "x"]
+    assert not isinstance(x.shape[0], int) and x.shape[1:] == (6, 5, 5)
+    assert "printed" in capfd.readouterr().err
+
+
+def test_convolutions_without_a_bias_have_none(tmp_path: Path) -> None:
     """torch 2.13 gives the 3-d one a bias of two axes, which nothing runs."""
-    rank = int(make.__name__[-2])
-    module = make(4, 6, 3, stride=2, padding=1, dilation=2, groups=2, bias=False).eval()
-    x = torch.randn(2, 4, *[9] * rank)
-    to_onnx.write(module, (x,), {}, tmp_path / "model.onnx")
-    [node] = onnx.load(tmp_path / "model.onnx").graph.node
-    assert (node.op_type, len(node.input)) == ("Conv", 2)
-    [found] = onnx.reference.ReferenceEvaluator(str(tmp_path / "model.onnx")).run(None, {"input": x.numpy()})
+    options = {"stride": 2, "padding": 1, "dilation": 2, "groups": 2, "bias": False}
+    kinds = {
+        f"x{rank}": kind(4, 6, 3, **options) for rank, kind in enumerate((nn.Conv1d, nn.Conv2d, nn.Conv3d), 1)
+    }
+
+    class All(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleDict(kinds)
+
+        def forward(self, x1: Tensor, x2: Tensor, x3: Tensor) -> Any:
+            return [self.layers[name](x) for name, x in (("x1", x1), ("x2", x2), ("x3", x3))]
+
+    xs = tuple(torch.randn(2, 4, *[9] * rank) for rank in (1, 2, 3))
+    module, path = All().eval(), tmp_path / "model.onnx"
+    to_onnx.write(module, xs, {}, path)
+    assert [(node.op_type, len(node.input)) for node in onnx.load(path).graph.node] == [("Conv", 2)] * 3
+    feed = {name: x.numpy() for name, x in zip(kinds, xs, strict=True)}
     with torch.no_grad():
-        np.testing.assert_allclose(found, module(x).numpy(), rtol=1e-4, atol=1e-5)
+        for found, y in zip(ReferenceEvaluator(str(path)).run(None, feed), module(*xs), strict=True):
+            np.testing.assert_allclose(found, y.numpy(), rtol=1e-4, atol=1e-5)
 
 
 class Standardized(nn.Conv2d):
@@ -140,24 +165,27 @@ class Exponential(nn.Module):
         return x.exp()
 
 
-@pytest.mark.parametrize("name", ["weight", "bias"])
-def test_a_parametrized_batch_norm_is_folded_if_its_parametrization_may_go(name: str) -> None:
+def test_a_parametrized_batch_norm_is_folded_if_its_parametrization_may_go() -> None:
     module = randomize(nn.Sequential(conv(3, 4), bn(4), nn.ReLU()))
-    parametrize.register_parametrization(module[1], name, Exponential())
+    for name in ("weight", "bias"):
+        parametrize.register_parametrization(module[1], name, Exponential())
     x = torch.randn(1, 3, 5, 5)
     folded, report = bnfold.fold_module(module, x, parametrizations="remove")
     assert (len(report.folded), report.verification.status) == (1, "passed")
     assert isinstance(folded[1], nn.Identity)
     assert parametrize.is_parametrized(module[1])
-    assert bnfold.fold_module(module, x)[1].kept
 
 
-def test_a_shift_alone_behind_a_parametrized_weight() -> None:
-    """Its weight stays, and its bias is new."""
-    module = nn.Sequential(
-        nn.utils.parametrizations.weight_norm(conv(3, 4, bias=False)), bn(4, eps=0.0)
-    ).eval()
-    nn.init.normal_(module[1].bias)
-    folded, report = bnfold.fold_module(module, torch.randn(1, 3, 5, 5), parametrizations="remove")
-    assert (len(report.folded), report.verification.status) == (1, "passed")
-    assert torch.equal(folded[0].bias, module[1].bias)
+def test_a_shift_alone_that_a_layer_with_a_parametrized_weight_takes() -> None:
+    """Its weight has the same numbers, and its bias is new."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return torch.sigmoid(m.b(torch.relu(m.c(x))) + m.d(x))
+
+    other = nn.utils.parametrizations.weight_norm(conv(3, 4, bias=False))
+    module = randomize(Fn(forward, c=conv(3, 4), b=bn(4), d=other), negative=False)
+    x = torch.randn(1, 3, 5, 5)
+    folded, report = bnfold.fold_module(module, x, parametrizations="remove")
+    assert ([entry.into for entry in report.folded], report.verification.status) == ([("c", "d")], "passed")
+    assert torch.equal(folded.d.weight, module.d.weight)
+    assert folded.d.bias is not None

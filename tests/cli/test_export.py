@@ -110,6 +110,8 @@ def test_random_inputs_keep_to_their_ranges(net: Any) -> None:
         (["--input-range", "x:0,1"], "--input-range has nothing to do without --drop-dead-channels"),
         (["--drop-dead-channels", "--input-range", "z:0,1"], "a range was given for 'z'"),
         (["--precision", "fp8"], "invalid choice: 'fp8'"),
+        (["--check-timeout", "0.01"], "the check took longer than 0.01 s (--check-timeout): ended"),
+        (["--check-timeout", "9", "--no-verify"], "--check-timeout has nothing to do with --no-verify"),
     ],
 )
 def test_bad_usage(

@@ -80,3 +80,11 @@ def test_zeros_that_were_taken_in_make_room_for_others() -> None:
     feed = feeds(model, 2)
     assert difference(run(model, feed), run(folded, feed)) <= 1e-6
     assert not np.isnan(run(folded, feed)[0]).any()
+
+
+def test_a_bias_that_became_an_addition_takes_more_in() -> None:
+    once, report = bnfold.fold_onnx(random_model(40027591, 37), verify=False)
+    twice, _ = bnfold.fold_onnx(once, verify=False)
+    assert twice.SerializeToString() == once.SerializeToString()
+    (entry,) = [entry for entry in report.entries if entry.name == "BatchNormalization_batchnormalization60"]
+    assert "MatMul_matmul46_bias_add" in entry.into

@@ -310,6 +310,18 @@ def _random(rng: np.random.Generator, i: Input, shape: tuple[int, ...], positive
     return array.astype(i.dtype)
 
 
+def nudged(feed: Mapping[str, Array], seed: int) -> dict[str, Array] | None:
+    """The same inputs with each float32 or float64 number made a rounding step larger or smaller, at random.
+
+    None if there are no such numbers.
+    """
+    rng = np.random.default_rng(seed)
+    found = {name: array for name, array in feed.items() if array.dtype in (np.float32, np.float64)}
+    for name, array in found.items():
+        found[name] = np.nextafter(array, array * rng.choice((0, 2), array.shape).astype(array.dtype))
+    return {**feed, **found} if found else None
+
+
 def near(feed: Mapping[str, Array], more: int) -> dict[str, Array] | None:
     """The same inputs with all floating point numbers a little smaller, so that everything is rounded anew.
 
