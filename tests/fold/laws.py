@@ -192,8 +192,7 @@ def _linear(laws: Laws, node: Node) -> None:
         (y, role.out_axis, [b for _, b in role.free]),
     ):
         rest = [axis for axis in range(tensor.rank) if axis != own]
-        laws.even("V", laws.ids[tensor], rest)
-        laws.even(SCALE, laws.ids[tensor], [axis for axis in rest if not (passes and axis in free)])
+        laws.even(ALL, laws.ids[tensor], [axis for axis in rest if not (passes and axis in free)])
     if role.weight.locked or role.weight.quantized == ():
         laws.still(SCALE, x, y)
     if role.padded:
@@ -289,10 +288,8 @@ def _pad(laws: Laws, node: Node) -> None:
     x, y = laws.ids[node.at(role.x)], laws.ids[node.outputs[0]]
     laws.others_still(node, (role.x,))
     laws.same(ALL, laws.even(ALL, x, role.axes), y)
-    if role.fill is not None:
-        laws.even("V", x, range(x.ndim))
-    if role.fill:
-        laws.even(SCALE, x, range(x.ndim))
+    if role.fill:  # beside zeros, one and the same v / u would do: no linear equation
+        laws.even(ALL, x, range(x.ndim))
 
 
 def _split(laws: Laws, node: Node) -> None:
