@@ -38,8 +38,8 @@ def folded(graph: Graph, allowed: frozenset[str] | None = None) -> set[str]:
 
 @pytest.mark.parametrize("negative", SHARES)
 def test_the_least_possible_stays(negative: float, record_property: Callable[[str, object], None]) -> None:
-    """Else one fold would have to be left for others (then they go if it is skipped), a scale would have to go
-    back in some channels and forward in others, or several sums would have to be solved as one system.
+    """Else one fold would have to be left for others (then they go if it is skipped), a scale would have to
+    go back in some channels and forward in others, or several sums would have to be solved as one system.
     """
     norms = stay = order = 0
     short = []
