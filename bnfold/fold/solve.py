@@ -3,7 +3,8 @@
 1. Each affine node is tried within a small limit: the pairs (conv -> batch norm) are gone after this.
 2. What is left is tried without limit, smallest region first, with locks that end hopeless tries at once.
 3. A fold that alone blocks two or more others, or one of a constant that blocks a batch norm, is taken last
-   in a second run; the better run counts.
+   in a second run; if there is none, those that block two or more together with others are. The better run
+   counts.
 4. The new weights are computed. One that would leave its type's range sends its fold back, and all starts
    again without it.
 """
@@ -162,14 +163,19 @@ def _near(run: Run, node: Node, rules: Mapping[str, Mapping[type, Rule]]) -> boo
 
 
 def _to_evict(run: Run) -> frozenset[Node]:
-    """Folds that alone stand in the way of two others or more, or, of a constant, in that of a batch norm."""
+    """Folds that alone stand in the way of two others or more, or, of a constant, in that of a batch norm; if
+    there are none, those that do so together with others.
+    """
     folded = list(run.into)
     alone: Counter[int] = Counter()
+    together: Counter[int] = Counter()
     for node, conflicts in run.kept.items():
         blamed = {next(iter(c.folds)) for c in conflicts if len(c.folds) == 1}
         alone.update(blamed)
         alone.update(number for number in blamed if _is_norm(node) and not _is_norm(folded[number]))
-    return frozenset(folded[number] for number, count in alone.items() if count > 1)
+        together.update({number for c in conflicts for number in c.folds})
+    often = [{number for number, count in counter.items() if count > 1} for counter in (alone, together)]
+    return frozenset(folded[number] for number in often[0] or often[1])
 
 
 def _culprit(run: Run, node: Node, refused: Mapping[Node, Conflict]) -> Node:

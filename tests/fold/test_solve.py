@@ -140,6 +140,19 @@ def test_the_fold_that_blocks_two_others_is_evicted() -> None:
     assert plan.evicted == 1
 
 
+def test_a_fold_that_blocks_two_others_together_with_more_is_evicted() -> None:
+    """a alone blocks d, which the sum ties to t1; a and b block c, whose shift does not pass the Relu."""
+    net = Net()
+    t1 = net.conv(net.tensor(4, "graph input"))
+    t2 = net.norm(t1, "a")
+    c = net.norm(net.norm(t2, "b"), "c")
+    net.close(net.conv(net.relu(net.concat(t1, c))))
+    net.close(net.conv(net.add(net.norm(t2, "d"), t1)))
+    plan = solve(net.graph)
+    assert kept(plan) == ["a"]
+    assert plan.evicted == 1
+
+
 def test_zero_scale_goes_forward_but_not_back_past_a_reader() -> None:
     net = Net()
     x = net.relu(net.tensor(4, "graph input"))

@@ -7,15 +7,18 @@ import re
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from tests.api.test_fold_module import LESS, ROUNDING
+from tests.onnx_graph.build import Build
 from tests.torch_graph.modules import CASES
 from tools._common import RESULTS, ROOT
 from tools._zoo.convert_zoo import NAMES as CONVERTED
 from tools._zoo.convert_zoo import summary as convert_summary
 from tools._zoo.convert_zoo import verdict as convert_verdict
 from tools._zoo.names import NAMES, SIGNED
+from tools._zoo.onnx_zoo import least
 
 CHAINS = {"chain50": 50, "chain500": 500, "chain5000": 5000}
 NETWORKS = {"resnet50": 53, "densenet121": 121, "nasnetalarge": 264}
@@ -270,6 +273,15 @@ def test_fold_module_keeps_no_more_than_its_ledger_tells(name: str) -> None:
     assert len(less.keys() - kept.keys()) == sum(result["kept_by_program_alone"].values())
     # a program's branches are merged, with the batch norms among them, and a module's are not
     assert len(kept) <= len(less) or result["program"]["merged"] > 0
+
+
+def test_the_least_that_can_stay_of_a_file(tmp_path: Path) -> None:
+    """By tools/zoo --bound: a convolution takes the first batch norm, and nothing the second."""
+    g = Build(17)
+    y = g.bn(g.conv(g.input("x", (1, 4, 6, 6)), 4, 1))
+    g.output(g.op("Sigmoid", g.bn(g.op("Sigmoid", y))))
+    onnx.save(g.model(), tmp_path / "two.onnx")
+    assert least(tmp_path / "two.onnx") == 1
 
 
 def test_the_summary_of_the_torch_zoo_adds_up() -> None:

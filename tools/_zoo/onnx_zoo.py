@@ -2,7 +2,8 @@
 
 Each network is exported twice (torch's raw graph, and what its exporter makes of it by default), with batch
 norms randomized, and every tool folds both files. One network is one process and one file in
-bench/results/zoo/: an interrupted sweep goes on where it stopped. bench/results/zoo.json sums them up.
+bench/results/zoo/: an interrupted sweep goes on where it stopped. bench/results/zoo.json sums them up. With
+--bound, what bnfold leaves stands beside the least that can stay (tests/fold/bound.py).
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from bnfold.fold.graph import Node
+from bnfold.fold.roles import Affine
 from tools._common import ROOT, origin, session, table
 from tools._data.models import FEW, HALF, SEED, export_by_itself
 from tools._peers import peers
@@ -35,17 +38,19 @@ PEERS = ("onnxruntime", "onnxsim", "onnxslim", "onnxoptimizer_all", "onnxscript"
 def main() -> None:
     parser = SWEEP.parser(__doc__)
     parser.add_argument("--no-peers", action="store_true", help="bnfold alone; keep what is known of peers")
+    parser.add_argument("--bound", action="store_true", help="also the least that can stay (minutes)")
     parser.add_argument("--drop", action="store_true", help="delete each network's exports when it is done")
     arguments = SWEEP.parsed(parser)
     if arguments.one:
-        one(arguments.one, not arguments.no_peers, arguments.drop)
+        one(arguments.one, not arguments.no_peers, arguments.bound, arguments.drop)
         return
-    fresh = arguments.again or arguments.no_peers
-    options = [f"--{key}" for key in ("no-peers", "drop") if getattr(arguments, key.replace("-", "_"))]
+    fresh = arguments.again or arguments.no_peers or arguments.bound
+    flags = ("no-peers", "bound", "drop")
+    options = [f"--{key}" for key in flags if getattr(arguments, key.replace("-", "_"))]
     SWEEP.run(arguments, lambda name: fresh or not SWEEP.known(name), options)
 
 
-def one(name: str, others: bool, drop: bool) -> None:
+def one(name: str, others: bool, bounded: bool, drop: bool) -> None:
     """Measures one network and stores the result."""
     paths = exports(name)
     before, own = inspect(paths["raw"])
@@ -59,6 +64,7 @@ def one(name: str, others: bool, drop: bool) -> None:
                 "peers": {tool: peer(tool, paths[kind], Path(folder), own) for tool in PEERS}
                 if others
                 else known.get(kind, {}).get("peers", {}),
+                "least": least(paths[kind]) if bounded else known.get(kind, {}).get("least"),
             }
     if name in SIGNED:
         result["few_negative"] = few_negative(name)
@@ -109,6 +115,27 @@ def bnfold(name: str, source: Path, folder: Path, own: frozenset[PerChannel]) ->
     return found
 
 
+def least(path: Path) -> int | None:
+    """How many batch norms stay at least, whatever the order of the folds; None: too large a system.
+
+    In the change model of bnfold: scales and shifts, and no operator in another's place.
+    """
+    from bnfold.onnx_graph.file.loaded import load
+    from bnfold.onnx_graph.read import read
+    from tests.fold.bound import bound
+
+    graph = read(load(path))
+    try:
+        found = bound(graph, lambda node: 1.0 if is_norm(node) else 1e-3)
+    except ValueError:
+        return None
+    return sum(map(is_norm, graph.nodes)) - sum(map(is_norm, found.vanish))
+
+
+def is_norm(node: Node) -> bool:
+    return isinstance(node.role, Affine) and node.role.kind == "norm"
+
+
 def peer(tool: str, source: Path, folder: Path, own: frozenset[PerChannel]) -> dict[str, Any]:
     """What a peer leaves, in a process of its own."""
     target = folder / f"{tool}.onnx"
@@ -138,8 +165,10 @@ def story(found: dict[str, Any]) -> str:
 
 def story_of(found: dict[str, Any]) -> str:
     best = best_peer(found)
-    beside = f" (best peer {best})" if best is not None else ""
-    return f"{found['given']} -> {found['bnfold']['left']}{beside}, error {found['bnfold']['error']:.1e}"
+    beside = [f"best peer {best}"] if best is not None else []
+    beside += [f"at least {found['least']}"] if found.get("least") is not None else []
+    said = f" ({', '.join(beside)})" if beside else ""
+    return f"{found['given']} -> {found['bnfold']['left']}{said}, error {found['bnfold']['error']:.1e}"
 
 
 def best_peer(found: dict[str, Any]) -> int | None:
@@ -168,6 +197,8 @@ def summary(results: Results) -> dict[str, Any]:
             rest = {"given": found["given"], "bnfold": found["bnfold"]["left"]}
             rest |= {tool: peer.get("left") for tool, peer in found["peers"].items()}
             rows[name][kind] = {"left": rest, "error": found["bnfold"]["error"], "faithful": faithful(found)}
+            if found.get("least") is not None:
+                rows[name][kind]["least"] = found["least"]
             # A peer that failed on a file left that file as it was.
             totals[kind].update({tool: found["given"] if n is None else n for tool, n in rest.items()})
     return {"totals": {kind: dict(total) for kind, total in totals.items()}, "networks": rows}
@@ -175,7 +206,8 @@ def summary(results: Results) -> dict[str, Any]:
 
 def view(results: Results) -> Table:
     """Both exports of every network: what was there, and what each tool leaves."""
-    headings = ("network", "there", "bnfold", *(peer.removesuffix("_all") for peer in PEERS), "error", "")
+    others = (peer.removesuffix("_all") for peer in PEERS)
+    headings = ("network", "there", "bnfold", "least", *others, "error", "")
     made = table("left of the batch norms (raw export / default export)", headings, left=["network", ""])
     for name, result in results.items():
         both = [result[kind] for kind in KINDS]
@@ -188,6 +220,7 @@ def view(results: Results) -> Table:
             name,
             " / ".join(str(found["given"]) for found in both),
             " / ".join(str(found["bnfold"]["left"]) for found in both),
+            " / ".join("-" if found.get("least") is None else str(found["least"]) for found in both),
             *(" / ".join(pair) for pair in cells),
             f"{error:.1e}",
             " ".join(marks),

@@ -1,0 +1,216 @@
+"""How many affine nodes can vanish at most, found without trying folds: an oracle for the solver.
+
+A set of nodes can vanish if each of the three systems of `laws.py` can be solved together with the equations
+of the set. Smallest sets for which one cannot are forbidden, a few at a time; an integer program (HiGHS, in
+scipy) finds the largest set that holds none of those, until that one can vanish.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import coo_matrix, csr_matrix
+from scipy.sparse.csgraph import connected_components
+
+from bnfold.fold.graph import Array, Graph, Node
+from tests.fold.laws import ALL, Laws
+
+CLOSE = 1e-7  # right sides that float64 may have rounded apart
+DENSE = 3000  # equations that hang together: more are left out, so that more seems possible than is
+ALWAYS = -1  # in place of a candidate: an equation that holds whatever vanishes
+Cut = frozenset[int]  # candidates that cannot vanish together
+
+
+@dataclass(frozen=True)
+class Bound:
+    """candidates: all nodes that may vanish. vanish: the most that can. cuts: why no more can, by system."""
+
+    candidates: list[Node]
+    vanish: list[Node]
+    cuts: dict[Cut, str]
+
+
+def bound(graph: Graph, weigh: Callable[[Node], float] = lambda node: 1.0) -> Bound:
+    """The largest set that can vanish; `weigh`: what each node counts.
+
+    Raises:
+        ValueError: a tensor may change in more entries than `Laws` can hold.
+    """
+    systems = Systems(Laws(graph))
+    weights = np.array([weigh(node) for node in systems.candidates])
+    cuts = dict(systems.obvious())
+    while True:
+        chosen = _largest(weights, cuts)
+        new = {cut: kind for cut, kind in systems.forbidden(chosen) if cut not in cuts}
+        if not new:
+            return Bound(systems.candidates, [systems.candidates[number] for number in sorted(chosen)], cuts)
+        cuts.update(new)
+
+
+def _largest(weights: Array, cuts: Collection[Cut]) -> set[int]:
+    """The heaviest set of candidates that holds no cut whole."""
+    if not cuts:
+        return set(range(len(weights)))
+    rows = [row for row, cut in enumerate(cuts) for _ in cut]
+    columns = [number for cut in cuts for number in cut]
+    held = coo_matrix((np.ones(len(rows)), (rows, columns)), (len(cuts), len(weights)))
+    most = LinearConstraint(held.tocsr(), -np.inf, [len(cut) - 1 for cut in cuts])
+    found = milp(-weights, constraints=most, bounds=Bounds(0, 1), integrality=np.ones(len(weights)))
+    assert found.status == 0, found.message
+    return set(np.flatnonzero(found.x > 0.5).tolist())
+
+
+class Systems:
+    """The three systems of a graph's laws, solved for sets of candidates (by their numbers)."""
+
+    def __init__(self, laws: Laws) -> None:
+        self.candidates = laws.candidates
+        self.systems = {kind: _System(laws, kind) for kind in ALL}
+
+    def obvious(self) -> Iterator[tuple[Cut, str]]:
+        """Cuts of one or two candidates that need no search, by system."""
+        return ((cut, kind) for kind, system in self.systems.items() for cut in system.obvious())
+
+    def forbidden(self, chosen: Collection[int]) -> Iterator[tuple[Cut, str]]:
+        """Smallest subsets that cannot vanish, by system; none: all of it can."""
+        return ((cut, kind) for kind, system in self.systems.items() for cut in system.cuts(chosen))
+
+
+class _System:
+    """`matrix @ unknowns = right`, over the reals or (signs) modulo 2. owner: whose equations they are."""
+
+    def __init__(self, laws: Laws, kind: str) -> None:
+        self.modulo = kind == "S"
+        pairs = [np.zeros((2, 0), int), *(np.stack([a.ravel(), b.ravel()]) for a, b in laws.equal[kind])]
+        names = _connected(np.concatenate(pairs, 1), laws.size)  # of unknowns: equal ones share one
+        rows, columns, factors = [np.zeros(0, int)], [np.zeros(0, int)], [np.zeros(0)]
+        right, owner, count = [np.zeros(0)], [np.zeros(0, int)], 0
+        for ids, weights, sides, candidate in laws.rows[kind]:
+            rows.append(np.repeat(np.arange(count, count + len(ids)), ids.shape[1]))
+            columns.append(names[ids].ravel())
+            factors.append(weights.ravel())
+            right.append(sides)
+            owner.append(np.full(len(ids), candidate))
+            count += len(ids)
+        places = np.concatenate(rows), np.concatenate(columns)
+        entries = np.where(places[1] == names[0], 0.0, np.concatenate(factors))  # no change adds nothing
+        self.matrix = csr_matrix((entries, places), (count, laws.size))  # entries of one place add up
+        if self.modulo:
+            self.matrix.data %= 2
+        self.matrix.eliminate_zeros()
+        self.right, self.owner = np.concatenate(right), np.concatenate(owner)
+
+    def obvious(self) -> set[Cut]:
+        """Two rows of one and the same unknown that want different values exclude each other."""
+        counts = np.diff(self.matrix.indptr)
+        cuts = {_cut([owner]) for owner in self.owner[(counts == 0) & (np.abs(self.right) > CLOSE)]}
+        rows = np.flatnonzero(counts == 1)
+        unknown = self.matrix.indices[self.matrix.indptr[rows]]
+        values, owners = self.right[rows] / self.matrix.data[self.matrix.indptr[rows]], self.owner[rows]
+        order = np.argsort(unknown, kind="stable")
+        for group in np.split(order, np.flatnonzero(np.diff(unknown[order])) + 1):
+            gaps = np.abs(values[group, None] - values[group])
+            differ = gaps > CLOSE * (1 + np.abs(values[group]).max(initial=0.0))
+            pairs = owners[group[np.argwhere(np.triu(differ))]]
+            cuts |= {_cut(pair) for pair in np.unique(pairs, axis=0)}
+        return cuts
+
+    def cuts(self, chosen: Collection[int]) -> set[Cut]:
+        """Smallest subsets whose rows contradict each other or the rows that always hold."""
+        rows = _tangled(self.matrix, np.flatnonzero(np.isin(self.owner, [ALWAYS, *chosen])))
+        found: set[Cut] = set()
+        for part in _apart(self.matrix, rows) if len(rows) else ():
+            while len(part) <= DENSE and (cut := self._smallest(part)) is not None:
+                found.add(cut)
+                part = part[self.owner[part] != min(cut)]  # others may be there that do not need this one
+        return found
+
+    def _smallest(self, rows: Array) -> Cut | None:
+        """The owners of a contradiction among the rows, none of whom can be left out."""
+        bad = self._contradiction(rows)
+        if bad is None:
+            return None
+        owners = set(self.owner[bad].tolist()) - {ALWAYS}
+        for owner in sorted(owners):
+            rest = bad[self.owner[bad] != owner]
+            if self._contradiction(rest) is not None:
+                bad = rest
+        return _cut(self.owner[bad])
+
+    def _contradiction(self, rows: Array) -> Array | None:
+        """Those of the rows that add up to 0 = 1; None if there is a solution."""
+        if not len(rows):
+            return None
+        matrix = self.matrix[rows]
+        dense = matrix[:, np.unique(matrix.indices)].toarray()
+        found = (_odd if self.modulo else _uneven)(dense, self.right[rows])
+        return None if found is None else rows[found]
+
+
+def _cut(owners: Iterable[Any]) -> Cut:
+    cut = frozenset(int(owner) for owner in owners if owner != ALWAYS)
+    assert cut, "the laws contradict each other before anything vanishes"
+    return cut
+
+
+def _tangled(matrix: Any, rows: Array) -> Array:
+    """Without the rows that hold an unknown of their own, again and again: those can always be solved."""
+    while True:
+        part = matrix[rows]
+        uses = np.bincount(part.indices, minlength=matrix.shape[1])
+        lone = np.unique(np.repeat(np.arange(len(rows)), np.diff(part.indptr))[uses[part.indices] == 1])
+        if not len(lone):
+            return rows
+        rows = np.delete(rows, lone)
+
+
+def _apart(matrix: Any, rows: Array) -> list[Array]:
+    """The rows in groups that share no unknown."""
+    part = matrix[rows].tocoo()
+    pairs = np.stack([part.row, len(rows) + part.col])
+    names = _connected(pairs, len(rows) + matrix.shape[1])[: len(rows)]
+    order = np.argsort(names, kind="stable")
+    return [rows[group] for group in np.split(order, np.flatnonzero(np.diff(names[order])) + 1)]
+
+
+def _connected(pairs: Array, size: int) -> Array:
+    """For each of `size` numbers, a name that it shares with those that pairs (2, n) connect it to."""
+    links = coo_matrix((np.ones(pairs.shape[1]), tuple(pairs)), (size, size))
+    names: Array = connected_components(links, directed=False)[1]
+    return names
+
+
+def _uneven(matrix: Array, right: Array) -> Array | None:
+    """Over the reals. What least squares leave is orthogonal to all columns: its rows add up to 0 = 1."""
+    size = np.sqrt((matrix**2).sum(1))
+    size[size == 0] = 1.0
+    matrix, right = matrix / size[:, None], right / size
+    rest = right if not matrix.size else right - matrix @ np.linalg.lstsq(matrix, right, rcond=1e-11)[0]
+    left = np.abs(rest).max()
+    if left <= CLOSE * max(1.0, np.abs(right).max()):
+        return None
+    return np.flatnonzero(np.abs(rest) > 1e-6 * left)
+
+
+def _odd(matrix: Array, right: Array) -> Array | None:
+    """Modulo 2, by elimination. A row is one number: bits for its factors, its right side, the rows in it."""
+    width = matrix.shape[1]
+    pivots: dict[int, int] = {}
+    for number, (row, side) in enumerate(zip(matrix, right, strict=True)):
+        value = sum(1 << int(column) for column in np.flatnonzero(row)) | int(side) << width
+        value |= 1 << (width + 1 + number)
+        while factors := value & ((1 << width) - 1):
+            top = factors.bit_length()
+            if top not in pivots:
+                pivots[top] = value
+                break
+            value ^= pivots[top]
+        else:
+            if value >> width & 1:
+                inside = value >> (width + 1)
+                return np.array([bit for bit in range(number + 1) if inside >> bit & 1])
+    return None

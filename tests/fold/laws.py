@@ -1,0 +1,431 @@
+"""What each role asks of a change, as linear equations: the method a second time, without any search.
+
+With every tensor written as `t = u*t' + v`, three systems part: log |u| ("L") and v ("V") over the reals, the
+sign of u ("S") over GF(2), where + is 0. An unknown is one entry of a tensor's array; unknown 0 is no change.
+A batch norm that stays asks nothing; one that vanishes asks `u_y = a*u_x` and `v_y = a*v_x + b`.
+
+What is no linear equation is left out, so that more seems possible than is: slopes and bounds that swap, zero
+scales, the layout of quantized weights, constants that cannot grow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from bnfold.fold import roles
+from bnfold.fold.affine import align
+from bnfold.fold.graph import Array, Graph, Node, Refused, Tensor
+
+ALL, SCALE = "LSV", "LS"
+LARGEST = 1 << 21  # entries of one tensor's array
+
+
+class Laws:
+    """The equations of a graph, and those of each node that may vanish (`candidates`).
+
+    Attributes:
+        size: the number of unknowns, those of all three systems alike.
+        equal: for each system, pairs of arrays of unknowns that are equal entry by entry.
+        rows: for each system, (unknowns (n, k), factors (n, k), right sides (n,), candidate or -1).
+
+    Raises:
+        ValueError: a tensor may change in more entries than this can hold.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.candidates: list[Node] = []
+        self.ids: dict[Tensor, Array] = {}
+        self.equal: dict[str, list[tuple[Array, Array]]] = {kind: [] for kind in ALL}
+        self.rows: dict[str, list[tuple[Array, Array, Array, int]]] = {kind: [] for kind in ALL}
+        self.size = 1
+        for tensor, axes in _varying(graph).items():
+            shape = tuple(size if axis in axes else 1 for axis, size in enumerate(tensor.shape or ()))
+            count = int(np.prod(shape, dtype=np.int64))  # type: ignore[arg-type]
+            if count > LARGEST:
+                raise ValueError(f"{tensor.name} may change in {count} entries; {LARGEST} can be held")
+            self.ids[tensor] = np.arange(self.size, self.size + count).reshape(shape)  # type: ignore[arg-type]
+            self.size += count
+        for node in graph.nodes:
+            LAWS[type(node.role)](self, node)
+        for tensor in self.ids:
+            if tensor.fixed or (tensor.constant is not None and tensor.constant.locked):
+                self.still(ALL, tensor)
+
+    def still(self, kinds: str, *tensors: Tensor) -> None:
+        """No change of these kinds."""
+        for tensor in tensors:
+            self.same(kinds, np.zeros_like(self.ids[tensor]), self.ids[tensor])
+
+    def others_still(self, node: Node, data: Collection[int]) -> None:
+        """Parameters that are computed at run time cannot change."""
+        self.still(ALL, *(t for slot, t in enumerate(node.inputs) if t is not None and slot not in data))
+
+    def same(self, kinds: str, a: Array, b: Array) -> None:
+        a, b = np.broadcast_arrays(a, b)
+        for kind in kinds:
+            self.equal[kind].append((a, b))
+
+    def positive(self, ids: Array) -> None:
+        self.same("S", np.zeros_like(ids), ids)
+
+    def even(self, kinds: str, ids: Array, axes: Collection[int]) -> Array:
+        """One unknown along these axes; the array with size 1 there."""
+        first = ids
+        for axis in axes:
+            first = first.take([0], axis)
+        self.same(kinds, ids, first)
+        return first
+
+    def row(self, kind: str, terms: list[tuple[Array, Any]], right: Any = 0.0, candidate: int = -1) -> None:
+        """sum(factor * unknown) = right, entry by entry."""
+        *arrays, right = np.broadcast_arrays(*(ids for ids, _ in terms), right)
+        factors = [np.broadcast_to(factor, right.shape).ravel() for _, factor in terms]
+        ids = np.stack([array.ravel() for array in arrays], 1)
+        self.rows[kind].append((ids, np.stack(factors, 1).astype(float), right.ravel(), candidate))
+
+
+def _varying(graph: Graph) -> dict[Tensor, set[int]]:
+    """Axes along which a tensor's change may vary: tied to one along which a scale or a shift does."""
+    tensors = {t: set[int]() for node in graph.nodes for t in (*node.inputs, *node.outputs) if t is not None}
+    ties: dict[tuple[Tensor, int], set[tuple[Tensor, int]]] = {}
+    todo: list[tuple[Tensor, int]] = []
+    for node in graph.nodes:
+        for group in _tied(node):
+            sized = {place for place in group if _is_axis(*place)}
+            for place in sized:
+                ties.setdefault(place, set()).update(sized)
+        if isinstance(node.role, roles.Affine):
+            for array in (node.role.scale, node.role.shift):
+                todo += [(node.at(node.role.x), axis) for axis, size in enumerate(array.shape) if size > 1]
+    while todo:
+        tensor, axis = todo.pop()
+        if axis not in tensors[tensor] and _is_axis(tensor, axis):
+            tensors[tensor].add(axis)
+            todo += ties.get((tensor, axis), ())
+    return tensors
+
+
+def _is_axis(tensor: Tensor, axis: int) -> bool:
+    if not 0 <= axis < tensor.rank:
+        return False
+    size = (tensor.shape or ())[axis]
+    return isinstance(size, int) and size > 1
+
+
+def _tied(node: Node) -> Iterator[list[tuple[Tensor, int]]]:
+    """Axes of the tensors around a node along which a change varies together."""
+    role = node.role
+    data = [t for slot, t in enumerate(node.inputs) if t is not None and roles.is_data(role, slot)]
+    y = node.outputs[0] if node.outputs else None
+    if y is None or isinstance(role, (roles.Closed, roles.Recurrent, roles.Normalize, roles.SoftmaxInput)):
+        return
+    if isinstance(role, roles.Linear):
+        yield from ([(node.at(role.x), a), (y, b)] for a, b in role.free)
+    elif isinstance(role, roles.Contract):
+        for slot in (0, 1):
+            yield from ([(node.at(slot), a), (y, b)] for a, b in enumerate(role.axes[slot]) if b is not None)
+    elif isinstance(role, roles.Move):
+        x = node.at(role.x)
+        for here, there, turn in ((x, y, role.move.push), (y, x, role.move.pull)):
+            for axis in range(here.rank):
+                if _is_axis(here, axis):
+                    yield [(here, axis), *((there, other) for other in _reached(here, axis, turn))]
+    elif isinstance(role, roles.Map) and role.squeezed:
+        kept = [axis for axis in range(data[0].rank) if axis not in role.squeezed]
+        yield from ([(data[0], a), (y, b)] for b, a in enumerate(kept))
+    elif (isinstance(role, roles.Split) and role.drops) or (isinstance(role, roles.Concat) and role.adds):
+        whole, parts = (data[0], node.outputs) if isinstance(role, roles.Split) else (y, data)
+        kept = [axis for axis in range(whole.rank) if axis != role.axis]
+        yield from ([(whole, a), *((part, b) for part in parts)] for b, a in enumerate(kept))
+    else:
+        around = [*data, *node.outputs]
+        for back in range(1, max(t.rank for t in around) + 1):
+            yield [(t, t.rank - back) for t in around]
+
+
+def _reached(tensor: Tensor, axis: int, turn: Callable[[Array], Array]) -> list[int]:
+    """The axes along which what varies along this axis comes out different (NaN: left open)."""
+    shape = [1] * tensor.rank
+    shape[axis] = (tensor.shape or ())[axis]  # type: ignore[call-overload]
+    try:
+        turned = turn(np.arange(1.0, 1.0 + shape[axis]).reshape(shape))
+    except Refused:
+        return []
+    low, high = (np.nan_to_num(turned, nan=other) for other in (np.inf, -np.inf))
+    return [i for i in range(turned.ndim) if (low.min(i) < high.max(i)).any()]
+
+
+def _closed(laws: Laws, node: Node) -> None:
+    laws.still(ALL, *(t for t in (*node.inputs, *node.outputs) if t is not None))
+
+
+def _affine(laws: Laws, node: Node) -> None:
+    role: roles.Affine = node.role  # type: ignore[assignment]
+    x, y = laws.ids[node.at(role.x)], laws.ids[node.outputs[0]]
+    laws.others_still(node, (role.x,))
+    if role.kind == "scale":  # a product that stays passes a shift, a sum a scale
+        laws.row("V", [(y, 1.0), (x, -role.scale)])
+    if role.kind == "shift" and (role.scale > 0).all():
+        laws.same(SCALE, x, y)
+    if role.stay:
+        return
+    number = len(laws.candidates)
+    laws.candidates.append(node)
+    x, y, a, b = (array.ravel() for array in np.broadcast_arrays(x, y, role.scale, role.shift))
+    x, y, a, b = (array[a != 0] for array in (x, y, a, b))
+    laws.row("L", [(y, 1.0), (x, -1.0)], np.log(np.abs(a)), number)
+    laws.row("S", [(y, 1.0), (x, 1.0)], (a < 0).astype(float), number)
+    laws.row("V", [(y, 1.0), (x, -a)], b, number)
+
+
+def _linear(laws: Laws, node: Node) -> None:
+    role: roles.Linear = node.role  # type: ignore[assignment]
+    x, y = node.at(role.x), node.outputs[0]
+    laws.others_still(node, (role.x,))
+    passes = role.bias is None and not role.bias_blocks_scale
+    for tensor, own, free in (
+        (x, role.in_axis, [a for a, _ in role.free]),
+        (y, role.out_axis, [b for _, b in role.free]),
+    ):
+        rest = [axis for axis in range(tensor.rank) if axis != own]
+        laws.even(ALL, laws.ids[tensor], [axis for axis in rest if not (passes and axis in free)])
+    if role.weight.locked or role.weight.quantized == ():
+        laws.still(SCALE, x, y)
+    if role.padded:
+        laws.still("V", x)
+    locked = role.bias is not None and bool(role.bias.locked)
+    if role.bias_open or locked:
+        laws.still("V", x, y)
+    if role.bias_blocks_scale or locked:
+        laws.still(SCALE, y)
+
+
+def _recurrent(laws: Laws, node: Node) -> None:
+    role: roles.Recurrent = node.role  # type: ignore[assignment]
+    laws.others_still(node, (role.x,))
+    laws.still(ALL, *node.outputs)
+    ids = laws.ids[node.at(role.x)]
+    laws.even(ALL, ids, [axis for axis in range(ids.ndim) if axis != role.axis])
+
+
+def _map(laws: Laws, node: Node) -> None:
+    role: roles.Map = node.role  # type: ignore[assignment]
+    x, y = laws.ids[node.at(role.x)], laws.ids[node.outputs[0]]
+    laws.others_still(node, (role.x,))
+    x = laws.even(ALL, x, range(x.ndim) if role.uniform else role.flat)
+    x = x.squeeze(role.squeezed) if role.squeezed else x
+    laws.row("L", [(y, 1.0), (x, -role.power)])
+    if role.sign == "absolute":
+        laws.positive(y)
+    else:
+        laws.same("S", x, y)
+    if role.sign == "positive" and not role.flip:
+        laws.positive(y)
+    if role.shift or role.gain == 0:
+        laws.still("V", node.at(role.x), node.outputs[0])
+    elif role.centred:
+        laws.still("V", node.outputs[0])
+    else:
+        laws.row("V", [(y, 1.0), (x, -role.gain)])
+
+
+def _leaky(laws: Laws, node: Node) -> None:
+    role: roles.Leaky = node.role  # type: ignore[assignment]
+    x, y = node.at(0), node.outputs[0]
+    laws.still("V", x, y)
+    if not (role.slope > 0).all():  # else a negative scale swaps the halves, and |u| changes
+        laws.same(SCALE, laws.ids[x], laws.ids[y])
+        laws.positive(laws.ids[x])
+
+
+def _clamp(laws: Laws, node: Node) -> None:
+    role: roles.Clamp = node.role  # type: ignore[assignment]
+    x, y = laws.ids[node.at(0)], laws.ids[node.outputs[0]]
+    laws.same(ALL, x, y)
+    laws.even("V", x, range(x.ndim))
+    if role.low not in (0, -np.inf) or role.high not in (0, np.inf):  # else a Relu, which scales may pass
+        laws.even(SCALE, x, range(x.ndim))
+
+
+def _gate(laws: Laws, node: Node) -> None:
+    role: roles.Gate = node.role  # type: ignore[assignment]
+    x, y = node.at(0), node.outputs[0]
+    laws.even(ALL, laws.ids[x], range(x.rank))
+    if role.beta is not None:
+        laws.still(ALL, y)
+        return
+    laws.same(SCALE, laws.ids[x], laws.ids[y])
+    laws.positive(laws.ids[x])
+    laws.still("V", x, y)
+
+
+def _move(laws: Laws, node: Node) -> None:
+    """Unknowns are moved like the data. Where they cannot be, they vary along axes where they must not."""
+    role: roles.Move = node.role  # type: ignore[assignment]
+    x, y = laws.ids[node.at(role.x)], laws.ids[node.outputs[0]]
+    laws.others_still(node, (role.x,))
+    vary = [axis for axis, size in enumerate(x.shape) if size > 1]
+    for axes in (axes for count in range(len(vary) + 1) for axes in combinations(vary, count)):
+        first = x
+        for axis in axes:
+            first = first.take([0], axis)
+        try:
+            moved = role.move.push(first.astype(float))
+        except Refused:
+            continue
+        laws.even(ALL, x, axes)
+        laws.same(ALL, moved.astype(int), y)
+        return
+    laws.still(ALL, node.at(role.x), node.outputs[0])
+
+
+def _pad(laws: Laws, node: Node) -> None:
+    role: roles.Pad = node.role  # type: ignore[assignment]
+    x, y = laws.ids[node.at(role.x)], laws.ids[node.outputs[0]]
+    laws.others_still(node, (role.x,))
+    laws.same(ALL, laws.even(ALL, x, role.axes), y)
+    if role.fill:  # beside zeros, one and the same v / u would do: no linear equation
+        laws.even(ALL, x, range(x.ndim))
+
+
+def _split(laws: Laws, node: Node) -> None:
+    role: roles.Split = node.role  # type: ignore[assignment]
+    _parts(laws, node.at(0), list(zip(node.outputs, role.sizes, strict=True)), role.axis, role.drops)
+
+
+def _concat(laws: Laws, node: Node) -> None:
+    role: roles.Concat = node.role  # type: ignore[assignment]
+    parts = [(node.at(slot), size) for slot, size in enumerate(role.sizes) if node.inputs[slot] is not None]
+    _parts(laws, node.outputs[0], parts, role.axis, role.adds)
+
+
+def _parts(laws: Laws, whole: Tensor, parts: list[tuple[Tensor, int | None]], axis: int, alone: bool) -> None:
+    """Parts side by side along one axis of the whole; alone: each is one entry of it, without that axis."""
+    ids, start = laws.ids[whole], 0
+    known = ids.shape[axis] > 1 and all(size is not None for _, size in parts)
+    if not known:
+        ids = laws.even(ALL, ids, (axis,))
+    for tensor, size in parts:
+        part = ids.take(range(start, start + (size or 0)), axis) if known else ids
+        start += size or 0
+        if _takes_all(tensor):
+            continue
+        own = np.expand_dims(laws.ids[tensor], axis) if alone else laws.ids[tensor]
+        laws.same(ALL, part, own if known else laws.even(ALL, own, (axis,)))
+
+
+def _takes_all(tensor: Tensor) -> bool:
+    """A stored operand is rewritten."""
+    return tensor.constant is not None and not tensor.constant.locked
+
+
+def _operands(laws: Laws, node: Node) -> tuple[Array, dict[int, Array], bool]:
+    """Unknowns of the output, of operands (in its rank), and whether a stored operand takes what is left."""
+    y = laws.ids[node.outputs[0]]
+    stored = {slot for slot, tensor in enumerate(node.inputs) if tensor is not None and _takes_all(tensor)}
+    slots = [slot for slot, t in enumerate(node.inputs) if t is not None and slot not in stored]
+    return y, {slot: align(laws.ids[node.at(slot)], y.ndim) for slot in slots}, bool(stored)
+
+
+def _sum(laws: Laws, node: Node) -> None:
+    role: roles.Sum = node.role  # type: ignore[assignment]
+    y, operands, open_ = _operands(laws, node)
+    for ids in operands.values():
+        laws.same(SCALE, ids, y)
+    if not open_:
+        laws.row("V", [(y, 1.0), *((ids, -role.coefficients[slot]) for slot, ids in operands.items())])
+
+
+def _product(laws: Laws, node: Node) -> None:
+    role: roles.Product = node.role  # type: ignore[assignment]
+    y, operands, open_ = _operands(laws, node)
+    laws.still("V", *(t for t in (*node.inputs, *node.outputs) if t is not None))
+    for kind in SCALE if not open_ else "":
+        laws.row(kind, [(y, 1.0), *((ids, -role.powers[slot]) for slot, ids in operands.items())])
+
+
+def _same(laws: Laws, node: Node) -> None:
+    role: roles.Same = node.role  # type: ignore[assignment]
+    y, operands, _ = _operands(laws, node)
+    laws.others_still(node, role.slots)
+    for slot, ids in operands.items():
+        if slot in role.slots:
+            laws.same(ALL, ids, y)
+    if role.sign == "positive":
+        laws.positive(y)
+
+
+def _contract(laws: Laws, node: Node) -> None:
+    role: roles.Contract = node.role  # type: ignore[assignment]
+    y = node.outputs[0]
+    terms: list[tuple[Array, Any]] = [(laws.ids[y], 1.0)]
+    for slot in (0, 1):
+        tensor, axes = node.at(slot), role.axes[slot]
+        summed = [axis for axis, goal in enumerate(axes) if goal is None]
+        kept = laws.even(SCALE, laws.ids[tensor], summed).squeeze(tuple(summed))
+        goals = [goal for goal in axes if goal is not None]
+        kept = kept.transpose(np.argsort(goals, kind="stable"))
+        shape = [1] * y.rank
+        for goal, size in zip(sorted(goals), kept.shape, strict=True):
+            shape[goal] = size
+        terms.append((kept.reshape(shape), -1.0))
+        if role.stochastic is None or slot == role.stochastic:
+            laws.still("V", tensor)
+        else:
+            laws.even("V", laws.ids[tensor], summed)
+            laws.same("V", kept.reshape(shape), laws.ids[y])
+    if role.stochastic is None:
+        laws.still("V", y)
+    for kind in SCALE:
+        laws.row(kind, terms)
+
+
+def _normalize(laws: Laws, node: Node) -> None:
+    role: roles.Normalize = node.role  # type: ignore[assignment]
+    x, y = node.at(0), node.outputs[0]
+    laws.others_still(node, (0,))
+    laws.still(ALL, *node.outputs[1:])
+    laws.even(SCALE, laws.ids[x], range(x.rank))
+    laws.positive(laws.ids[x])
+    if role.removes_mean:
+        laws.even("V", laws.ids[x], role.over)
+    else:
+        laws.still("V", x)
+    if role.scale is None or role.scale.locked:
+        laws.still(ALL, y)
+    elif role.bias_slot is None:
+        laws.still("V", y)
+    laws.even(ALL, laws.ids[y], [axis for axis in range(y.rank) if axis not in role.axes])
+
+
+def _softmax(laws: Laws, node: Node) -> None:
+    role: roles.SoftmaxInput = node.role  # type: ignore[assignment]
+    laws.still(SCALE, node.at(0))
+    laws.even("V", laws.ids[node.at(0)], (role.axis,))
+    laws.still(ALL, node.outputs[0])
+
+
+LAWS: dict[type, Callable[[Laws, Node], None]] = {
+    roles.Closed: _closed,
+    roles.Affine: _affine,
+    roles.Linear: _linear,
+    roles.Recurrent: _recurrent,
+    roles.Map: _map,
+    roles.Leaky: _leaky,
+    roles.Clamp: _clamp,
+    roles.Gate: _gate,
+    roles.Move: _move,
+    roles.Pad: _pad,
+    roles.Split: _split,
+    roles.Concat: _concat,
+    roles.Sum: _sum,
+    roles.Product: _product,
+    roles.Same: _same,
+    roles.Contract: _contract,
+    roles.Normalize: _normalize,
+    roles.SoftmaxInput: _softmax,
+}
