@@ -104,6 +104,8 @@ def export(
         VerifyError: the file does not compute what the module does; nothing is written, and the message names
             the first fold that broke it.
     """
+    if "freeze_initializers" in others:
+        refuse_others("export", {"freeze_initializers": True}, "no input of the file has a stored value")
     refuse_others("export", others, "the example inputs are what the file is checked on")
     options = Fold(
         shared=shared,

@@ -181,7 +181,8 @@ def _entries(graph: Graph, run: Run, refused: Mapping[Node, Conflict]) -> list[E
         if not isinstance(node.role, (Affine, Closed)) or not node.role.listed:
             continue
         if isinstance(node.role, Closed):
-            entries.append(Entry(node.name, node.op, "kept", (), node.role.reason, node.name))
+            role = node.role
+            entries.append(Entry(node.name, node.op, "kept", (), role.reason, node.name, role.cure))
             continue
         dead = node.role.dead
         if node in run.into:

@@ -32,7 +32,7 @@ _OPEN = "its bias is not constant"
 def _weight(site: Site, slot: int) -> Constant:
     weight = site.constant(slot)
     if weight is None:
-        raise Refused(f"its weight is not constant: it {site.why_not_constant(slot)}")
+        raise Refused(f"its weight is not constant: it {site.why_not_constant(slot)}", site.cure(slot))
     return weight
 
 
@@ -42,7 +42,7 @@ def _with_bias(role: Linear, site: Site, slot: int) -> Linear:
         return role
     bias = site.constant(slot)
     why = "" if bias is not None else f"{_OPEN}: it {site.why_not_constant(slot)}"
-    return builders.with_bias(role, slot, bias, why)
+    return builders.with_bias(role, slot, bias, why, site.cure(slot) if why else "")
 
 
 def _channels(site: Site, shape: tuple[Dim, ...], weight: Constant, wanted: int) -> None:

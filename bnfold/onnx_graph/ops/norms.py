@@ -30,7 +30,7 @@ def _batch_norm(site: Site) -> Role:
         if constant is None or value is None:
             what = f"the {_WORDS[slot]} {site.why_not_constant(slot)}"
             own = " (batch statistics)" if site.producer_op(slot) == "ReduceMean" else ""
-            raise Refused(f"its parameters are not constant: {what}{own}")
+            raise Refused(f"its parameters are not constant: {what}{own}", site.cure(slot))
         constants[name] = (slot, constant)
         values.append(value)
     shape = shape_of(site, 0)
