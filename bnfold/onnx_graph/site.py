@@ -53,7 +53,7 @@ _OVERRIDABLE = {
     "body input": "is an input of a body too",
 }
 _CURES = {
-    "graph input": "it has a stored value: --freeze-initializers, freeze_initializers=True, makes it constant",
+    "graph input": "it is stored as well: --freeze-initializers, or freeze_initializers=True, fixes it",
     "function input": INLINE,
     "function output": INLINE,
 }

@@ -19,7 +19,7 @@ from bnfold.onnx_graph.site import HIGHEST_RANK, STATE, Site
 EPSILON = float(np.float32(1e-5))  # where a norm does not state it: attributes are float32
 COMPUTED = 1 << 28  # bytes of a computed constant
 # what a rule for shapes may stumble over in a damaged node
-DAMAGE = (IndexError, TypeError, ValueError, ArithmeticError)
+DAMAGE = (IndexError, TypeError, ValueError, ArithmeticError, Refused)
 LARGEST = 1 << 20  # elements of a constant that is not a weight, and still gets a new value
 UNCHANGED = Move(Identity())  # the role of what changes nothing
 

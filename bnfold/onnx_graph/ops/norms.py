@@ -47,6 +47,13 @@ def _batch_norm(site: Site) -> Role:
     return batch_norm(constants, values, eps, len(shape), partial(broken, site))
 
 
+def _type(site: Site) -> None:
+    """Before opset 15 scale and data have one type."""
+    for value in (site.values[0], site.outputs[0]):
+        if value is not None and not value.dtype and site.opset < 15:
+            value.dtype = site.dtype(1)
+
+
 def _check_frozen(site: Site) -> None:
     if site.attr("training_mode", 0):
         raise Refused("uses batch statistics (training_mode=1)")
@@ -112,7 +119,7 @@ _like = partial(Operator, shape=same_shape)
 _squares = partial(Operator, half=Half.SQUARES)
 
 NORMS: dict[str, Operator] = {
-    "BatchNormalization": _like(role=_batch_norm, half=Half.WEIGHTS),
+    "BatchNormalization": _like(role=_batch_norm, ranks=_type, half=Half.WEIGHTS),
     "GroupNormalization": _like(role=partial(_by_channel, first=1), half=Half.SQUARES, changed=21),
     "Hardmax": Operator(changed=13),
     "InstanceNormalization": _like(role=partial(_by_channel, first=2), half=Half.SQUARES),
