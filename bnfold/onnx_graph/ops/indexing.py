@@ -213,6 +213,18 @@ def _joined(site: Site, inputs: Inputs) -> Any:
     return np.concatenate(inputs, site.attr("axis", 1))
 
 
+def _parts(site: Site, inputs: Inputs) -> Any:
+    data, given, count = inputs[0], inputs[1] if len(inputs) > 1 else None, len(site.outputs)
+    axis = site.attr("axis", 0)
+    total = data.shape[axis]
+    step = -(-total // count)
+    sizes = ints(site.attr("split") or [step] * (count - 1) + [total - step * (count - 1)])
+    sizes = sizes if given is None else ints(given)
+    if len(sizes) != count or sum(sizes) != total or min(sizes) < 0:
+        raise ValueError("its parts do not match its input")
+    return np.split(data, np.cumsum(sizes)[:-1], axis)
+
+
 def _sliced(site: Site, inputs: Inputs) -> Any:
     data = inputs[0]
     if site.opset < 10:
@@ -266,7 +278,9 @@ INDEXING: dict[str, Operator] = {
     "ScatterElements": _one_by_one,
     "ScatterND": _one_by_one,
     "Slice": Operator(role=_slice, keeps=_slice_keeps, evaluate=_sliced, half=Half.MOVES),
-    "Split": Operator(role=_split, half=Half.MOVES, changed=18, moved=("split", 13)),
+    "Split": Operator(
+        role=_split, evaluate=_parts, several=True, half=Half.MOVES, changed=18, moved=("split", 13)
+    ),
     "Tile": Operator(role=_tile, half=Half.MOVES),
     "Trilu": Operator(role=_trilu, bounds=_masked),
 }

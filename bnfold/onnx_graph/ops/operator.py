@@ -53,6 +53,7 @@ class Operator:
     keeps: what is sure of that shape where not all of it is: it fills in sizes that nobody states.
     ranks: fills in what its weights tell of the shapes around it, where onnx's own inference tells nothing.
     evaluate: its value where all inputs are constant, by the specification, in numpy.
+    several: that is a list, one for each output.
     result_type: the type of that value, where its shape is that of the first input, whatever the numbers are:
         then it is computed only when it is needed.
     unseen: inputs of which only the shape or the type is used. They need not be constant, and do not change.
@@ -70,6 +71,7 @@ class Operator:
     keeps: Callable[[Site], Shape | None] | None = None
     ranks: Callable[[Site], None] | None = None
     evaluate: Evaluate | None = None
+    several: bool = False
     result_type: Callable[[Site], str] | None = None
     unseen: tuple[int, ...] = ()
     bounds: BoundsRule | None = None
