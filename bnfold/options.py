@@ -42,6 +42,7 @@ class FoldKeywords(TypedDict, total=False):
 
     shared: str
     skip: Collection[str]
+    freeze_initializers: bool
     target: str
     lower_batch_statistics: bool
     merge_branches: bool
@@ -94,6 +95,7 @@ class Fold:
 
     shared: str = "duplicate"
     skip: Collection[str] = ()
+    freeze_initializers: bool = False
     target: str = "onnx"
     lower_batch_statistics: bool = False
     merge_branches: bool = True

@@ -20,7 +20,7 @@ from tests.onnx_graph.build import Build
 EVERY = {field.name for field in (*fields(Check), *fields(Fold))} - {"ranges"}
 FUNCTIONS = {
     "fold_onnx": EVERY,
-    "export": EVERY - {"inputs", "shapes", "seed"},
+    "export": EVERY - {"inputs", "shapes", "seed", "freeze_initializers"},
     "equalize_onnx": EVERY - {"target", "precision"},
     "fold_program": {"verify", "inputs", "rtol", "atol", "shared", "skip", "merge_branches"},
     "fold_module": {"verify", "rtol", "atol", "shared", "skip"},

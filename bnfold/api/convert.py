@@ -11,7 +11,9 @@ from bnfold.errors import BnfoldError, ModelError, UsageError, VerifyError
 from bnfold.fold.graph import Array
 from bnfold.onnx_graph.file.loaded import Loaded, load
 from bnfold.onnx_graph.file.save import save
+from bnfold.onnx_graph.model.constants import constant_of
 from bnfold.onnx_graph.model.scopes import default_opset
+from bnfold.onnx_graph.read import analysed
 from bnfold.onnx_graph.run import widened
 from bnfold.onnx_graph.run.evaluators import CannotRun, OnnxRuntime
 from bnfold.onnx_graph.run.side_by_side import Broken, Feeds, run_pair, seeded
@@ -124,7 +126,7 @@ def check(loaded: Loaded, precision: str) -> None:
     """Refuse, before any work, what cannot be converted; the errors of `convert`."""
     choice("precision", precision, PRECISIONS)
     working = widened.working_type(loaded)
-    if working in PRECISIONS.values():
+    if working in PRECISIONS.values() and _computes_in(working, loaded):
         raise UsageError(
             f"the model computes in {working} already; precision={precision} starts from float32"
         )
@@ -133,6 +135,15 @@ def check(loaded: Loaded, precision: str) -> None:
         raise ModelError(
             f"half precision needs opset {OLDEST} or newer, and the model has {opset}: export it anew"
         )
+
+
+def _computes_in(half: str, loaded: Loaded) -> bool:
+    """Whether anything but stored values is of this type: weights may be stored so for a float32 model."""
+    return any(
+        value.dtype == half and constant_of(value) is None
+        for scope in analysed(loaded).scopes
+        for value in scope.values.values()
+    )
 
 
 def _too_far(report: PrecisionReport) -> str:

@@ -53,6 +53,7 @@ def equalize_onnx(
     inputs: Mapping[str, Any] | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     seed: int = 0,
+    freeze_initializers: bool = False,
     lower_batch_statistics: bool = False,
     merge_branches: bool = True,
     drop_dead_channels: bool = False,
@@ -79,6 +80,7 @@ def equalize_onnx(
         inputs: arrays by input name; None: generated.
         shapes: sizes for inputs with dynamic dimensions, by name.
         seed: of the generated inputs.
+        freeze_initializers: of the fold, as for `fold_onnx`.
         lower_batch_statistics: of the fold, as for `fold_onnx`.
         merge_branches: of the fold.
         drop_dead_channels: of the fold.
@@ -98,6 +100,7 @@ def equalize_onnx(
     options = Fold(
         shared=shared,
         skip=skip,
+        freeze_initializers=freeze_initializers,
         lower_batch_statistics=lower_batch_statistics,
         merge_branches=merge_branches,
         drop_dead_channels=drop_dead_channels,

@@ -112,6 +112,8 @@ def export(
     """
     for name in TORCHS.keys() & others:
         raise UsageError(f"export has no {name}, as torch.onnx.export has: {TORCHS[name]} says it here")
+    if "freeze_initializers" in others:
+        refuse_others("export", {"freeze_initializers": True}, "no input of the file has a stored value")
     refuse_others("export", others, "the example inputs are what the file is checked on")
     options = Fold(
         shared=shared,

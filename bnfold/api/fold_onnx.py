@@ -25,6 +25,7 @@ from bnfold.onnx_graph.write import apply
 from bnfold.options import Check, CheckKeywords, Fold, FoldKeywords
 from bnfold.passes.deploy.rewrite import rewrite
 from bnfold.report.fold import Report
+from bnfold.report.table import first
 from bnfold.report.verification import Verification
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def fold_onnx(
     inputs: Mapping[str, Any] | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     seed: int = 0,
+    freeze_initializers: bool = False,
     target: str = "onnx",
     lower_batch_statistics: bool = False,
     precision: str | None = None,
@@ -79,6 +81,8 @@ def fold_onnx(
         inputs: arrays by input name; None: generated.
         shapes: sizes for inputs with dynamic dimensions, by name.
         seed: of the generated inputs.
+        freeze_initializers: inputs that have a stored value (initializers that are graph inputs too) are
+            inputs no longer: a caller cannot override them, and they can be folded.
         target: "onnx", standard operators as they are, or "tensorrt": what no fold removes is fused into
             operators of the domain bnfold (which have function bodies), and constants that are computed are
             stored.
@@ -105,6 +109,7 @@ def fold_onnx(
     options = Fold(
         shared=shared,
         skip=skip,
+        freeze_initializers=freeze_initializers,
         target=target,
         lower_batch_statistics=lower_batch_statistics,
         merge_branches=merge_branches,
@@ -151,6 +156,12 @@ def fold_loaded(
     progress: Progress | None = None,
 ) -> tuple[Loaded, Report]:
     """The pipeline, then half precision if that is asked for. Without verification `loaded` is edited."""
+    if options.freeze_initializers:
+        loaded, names = frozen(loaded)
+        loaded, report = fold_loaded(loaded, replace(options, freeze_initializers=False), check, progress)
+        note = f"inputs no longer: {first(names, 4)}" if names else "no input has a stored value"
+        report.notes.insert(0, note)
+        return loaded, report
     precision = options.precision
     if precision is None:
         return _folded(loaded, options, check, progress)
@@ -172,6 +183,22 @@ def _folded(loaded: Loaded, options: Fold, check: Check, progress: Progress | No
     front, passes = front_end(replace(check, ranges=ranges)), passes_of(options, ranges)
     done = fold(front, loaded, options, "model", verify=check.verify, passes=passes, progress=progress)
     return done.model, done.report
+
+
+def frozen(loaded: Loaded) -> tuple[Loaded, list[str]]:
+    """A copy whose initializers are no inputs, and the names of those that were.
+
+    Before IR 4 all are listed as inputs, and none can be overridden.
+    """
+    loaded = loaded.copy()
+    graph = loaded.proto.graph
+    stored = {tensor.name for tensor in graph.initializer if loaded.proto.ir_version >= 4}
+    left = [entry for entry in graph.input if entry.name not in stored]
+    names = [entry.name for entry in graph.input if entry.name in stored]
+    if names:
+        del graph.input[:]
+        graph.input.extend(left)
+    return loaded, names
 
 
 def ranges_in(loaded: Loaded, options: Fold) -> dict[str, Range]:

@@ -54,7 +54,7 @@ def add(parser: argparse.ArgumentParser) -> None:
             help=f"name of an {what}, in order (repeatable; default: that of {place})",
         )
     parser.add_argument("--opset", metavar="N", type=flags.whole, help="version of the default operators")
-    flags.add(parser, flags.FOLD, flags.WRITING)
+    flags.add(parser, flags.FOLD, flags.WRITING, without=("--freeze-initializers",))
     check = parser.add_argument_group("the check")
     without = ("--input-data-path", "--overwrite-input-shape")
     flags.add(check, flags.CHECK, without=without)

@@ -127,6 +127,9 @@ FOLD: Flags = {
         choices=SHARED,
         default=Fold.shared,
     ),
+    "--freeze-initializers": _flag(
+        "inputs that have a stored value are inputs no longer, so that they can be folded", action=SWITCH
+    ),
     "--target": _flag(
         "tensorrt: fuse what no fold removes into operators of bnfold, and store computed constants",
         choices=TARGETS,

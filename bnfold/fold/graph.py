@@ -21,7 +21,14 @@ Key: TypeAlias = "int | str"  # where a node keeps a value: an input slot, or an
 
 
 class Refused(Exception):
-    """What is asked for cannot be, or it cannot be known whether it can; the text says why."""
+    """What is asked for cannot be, or it cannot be known whether it can; the text says why.
+
+    cure: what would let it be, or "".
+    """
+
+    def __init__(self, reason: str, cure: str = "") -> None:
+        super().__init__(reason)
+        self.cure = cure
 
 
 @dataclass(eq=False, slots=True)
@@ -63,6 +70,7 @@ class Tensor:
         None  # one use of a constant as a data operand; its only reader may rewrite it
     )
     moments: Moments | None = None  # mean and variance per channel, if a batch norm knows them
+    cure: str = ""  # what would let it change, where it is fixed
 
     @property
     def rank(self) -> int:

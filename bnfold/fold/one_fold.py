@@ -7,7 +7,7 @@ two can go different ways.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -233,7 +233,15 @@ def _commit(run: Run, node: Node, scale: Spread, shift: Spread) -> None:
             if extra.size > 1 or extra.item() != 0.0:
                 state.q[tensor] = state.q[tensor] + extra if tensor in state.q else extra
     state.new_biases |= shift.new_biases
-    _gone(run, node, tuple(dict.fromkeys([*scale.absorbers, *shift.absorbers])))
+    holders = [*_holders(scale), *_holders(shift)]
+    _gone(run, node, tuple(dict.fromkeys([*scale.absorbers, *shift.absorbers, *holders])))
+
+
+def _holders(spread: Spread) -> Iterator[Node]:
+    """The readers of constant operands that change."""
+    for tensor, value in spread.values.items():
+        if tensor.constant is not None and (value != spread.neutral).any():
+            yield tensor.readers[0][0]
 
 
 def _gone(run: Run, node: Node, into: tuple[Node, ...]) -> None:

@@ -16,6 +16,7 @@ from bnfold.fold.roles import Affine, Contract, Linear, Product, Sum
 from bnfold.fold.windows import PRODUCT, Windows
 
 _PADDED = "its windows see zero padding, where a shift would not be seen"
+_PAD_CURE = "pad with a value that maps to zero, or not at all"
 _UNEVEN = "its taps overlap unevenly, so that a shift does not come out as a shift"
 _BATCHED = "its weight is a batch of matrices, and a shift would come out as another one for each"
 
@@ -57,6 +58,7 @@ def convolution(
         w_in=1 if transposed else 2,
         bias_slot=2,
         padded="" if even else _UNEVEN if transposed else _PADDED,
+        padded_cure="" if even or transposed else _PAD_CURE,
         free=((0, 0),),
         windows=windows,
     )
@@ -70,9 +72,13 @@ def by_matrix(
     return Linear(weight, slot, x, in_axis, out_axis, shape, None, w_out, w_in, free=free, windows=PRODUCT)
 
 
-def with_bias(role: Linear, slot: int, bias: Constant | None, unknown: str = "") -> Linear:
-    """The role with the bias at this slot. unknown: why a bias that is there is not constant, or ""."""
+def with_bias(role: Linear, slot: int, bias: Constant | None, unknown: str = "", cure: str = "") -> Linear:
+    """The role with the bias at this slot.
+
+    unknown: why a bias that is there is not constant, or "". cure: what would make it constant, or "".
+    """
     role.bias, role.bias_slot, role.bias_open, role.bias_blocks_scale = bias, slot, unknown, bool(unknown)
+    role.bias_cure = cure
     return role
 
 

@@ -20,11 +20,12 @@ from bnfold.fold.windows import Windows
 @dataclass(frozen=True, slots=True)
 class Closed(Role):
     """Its float inputs and outputs must stay as they are. `listed`: a batch norm that is not affine has a
-    line in the ledger all the same.
+    line in the ledger all the same. `cure`: what would open it, or "".
     """
 
     reason: str = "is not linear"
     listed: bool = False
+    cure: str = ""
 
 
 @dataclass(eq=False, slots=True)
@@ -78,9 +79,11 @@ class Linear(Role):
     bias: Constant | None = None
     bias_slot: int | None = None  # None: the operator has no bias input
     bias_open: str = ""  # why the bias cannot be changed ("" if it can)
+    bias_cure: str = ""  # what would let it
     bias_blocks_scale: bool = False  # the bias is computed at run time: the output cannot be scaled either
     bias_unread: bool = False  # what is stored there counts for nothing (beta = 0), but its shape has to fit
     padded: str = ""  # why an input shift cannot be absorbed ("" if it can)
+    padded_cure: str = ""  # what would let it
     free: tuple[tuple[int, int], ...] = ()  # axes of x that reappear as axes of y
     alpha: float = 1.0
     beta: float = 1.0

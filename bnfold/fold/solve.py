@@ -29,6 +29,7 @@ __all__ = ["Plan", "solve"]
 
 # Rule calls, for each node of the graph, by tries that came to nothing; after that, how far a try may reach.
 WASTE, BOUNDED = 500, 16
+NOTHING = "it changes nothing, so that nobody has to take it in"
 RULES: Mapping[str, Mapping[type, Rule]] = {"scale": carry.SCALE, "shift": carry.SHIFT}
 
 
@@ -190,18 +191,30 @@ def _culprit(run: Run, node: Node, refused: Mapping[Node, Conflict]) -> Node:
     return next(reversed(run.into))
 
 
+def _beside(run: Run, node: Node) -> str:
+    """The node before one that is gone, or behind it; the tensor that it read, if nothing of both is left."""
+    x, y = ends(node)
+    before, behind = x.producer, [reader for reader, _ in y.readers if reader not in run.into]
+    while before in run.into and isinstance(before.role, Affine):
+        before = before.at(before.role.x).producer
+    return before.name if before is not None else behind[0].name if behind else x.name
+
+
 def _entries(graph: Graph, run: Run, refused: Mapping[Node, Conflict]) -> list[Entry]:
     entries = []
     for node in graph.nodes:
         if not isinstance(node.role, (Affine, Closed)) or not node.role.listed:
             continue
         if isinstance(node.role, Closed):
-            entries.append(Entry(node.name, node.op, "kept", (), node.role.reason, node.name))
+            role = node.role
+            entries.append(Entry(node.name, node.op, "kept", (), role.reason, node.name, role.cure))
             continue
         dead = node.role.dead
         if node in run.into:
             into = tuple({n.name: None for n in run.into[node]})
-            entries.append(Entry(node.name, node.op, "folded", into, dead_channels=dead))
+            reason = "" if into else NOTHING
+            into = into or (_beside(run, node),)
+            entries.append(Entry(node.name, node.op, "folded", into, reason, dead_channels=dead))
             continue
         if node.role.kind != "norm" and node.role.scale.size == node.role.shift.size == 1:
             continue  # one number for the whole tensor, such as the x + 3 of a hard swish

@@ -16,7 +16,7 @@ from bnfold.onnx_graph.model.scopes import build, without_gc
 from bnfold.onnx_graph.ops.batch_norms import Norm, read_together
 from bnfold.onnx_graph.ops.sequences import is_only_indexed, slice_from
 from bnfold.onnx_graph.ops.table import OPERATORS, UNKNOWN, role_of
-from bnfold.onnx_graph.site import BIGGEST_OPERAND, FLOATS, Model, Scope, Site, Value
+from bnfold.onnx_graph.site import BIGGEST_OPERAND, FLOATS, INLINE, STATE, Model, Scope, Site, Value
 
 __all__ = ["analysed", "read", "scope_of"]
 
@@ -144,7 +144,7 @@ class _Reader:
     def role(self, site: Site) -> Role:
         node, functions = site.node, self.model.functions
         if functions and (node.domain, node.op_type, node.overload) in functions:
-            return Closed(f"calls the function {node.op_type}")
+            return Closed(f"calls the function {node.op_type}", cure=INLINE)
         try:
             return role_of(site)
         except _DAMAGE as error:
@@ -152,9 +152,11 @@ class _Reader:
 
     def tensor(self, value: Value) -> Tensor:
         fixed = value.fixed
-        if not fixed and value.shape is None and (value.dtype in FLOATS or not value.dtype):
-            fixed = "unknown rank"
         value.tensor = tensor = Tensor(value.name, value.shape, value.dtype)
+        if fixed:
+            tensor.cure = value.cure
+        elif value.shape is None and (value.dtype in FLOATS or not value.dtype):
+            fixed, tensor.cure = "unknown rank", STATE
         tensor.fixed = fixed
         self.graph.tensors.append(tensor)
         return tensor

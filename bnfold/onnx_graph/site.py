@@ -16,7 +16,7 @@ from bnfold.fold.graph import Array, Constant, Dim, Tensor
 if TYPE_CHECKING:
     from bnfold.onnx_graph.file.loaded import Loaded
 
-__all__ = ["CODES", "DTYPES", "FLOATS", "Model", "Scope", "Site", "Value", "numpy_dtype"]
+__all__ = ["CODES", "DTYPES", "FLOATS", "INLINE", "STATE", "Model", "Scope", "Site", "Value", "numpy_dtype"]
 
 # names of onnx.TensorProto.DataType, as numpy and ml_dtypes spell them
 _NAMES = """
@@ -44,6 +44,18 @@ _KINDS: dict[str, tuple[int, ...]] = {
         _FLOATS: "scales",
     }.items()
     for name in names.split()
+}
+INLINE = "inline the functions first, with onnx.inliner.inline_local_functions"
+STATE = "state its type and shape in the model's value_info"
+_OVERRIDABLE = {
+    "defined twice": "is defined twice",
+    "sparse initializer": "is a sparse initializer",
+    "body input": "is an input of a body too",
+}
+_CURES = {
+    "graph input": "it is stored as well: --freeze-initializers, or freeze_initializers=True, fixes it",
+    "function input": INLINE,
+    "function output": INLINE,
 }
 HIGHEST_RANK = 32  # of any array, by numpy before 2.0; what has more axes is taken for damage
 BIGGEST_OPERAND = 1 << 24  # elements of a constant operand that may be rewritten
@@ -130,6 +142,13 @@ class Value:
         self.tensor: Tensor | None = None
         self.resolved = False
         self.constant: Constant | None = None
+
+    @property
+    def cure(self) -> str:
+        """What the user can do where it is no constant or must not change; "" if nothing is known."""
+        if self.fixed == "graph input" and self.init is None:
+            return ""
+        return _CURES.get(self.fixed, "")
 
 
 class Site:
@@ -263,10 +282,15 @@ class Site:
         if value is None:
             return "is missing"
         if value.overridable:
-            return "can be overridden by the caller: it is a graph input too"
+            return _OVERRIDABLE.get(value.fixed, "can be overridden by the caller: it is a graph input too")
         if value.site is not None:
             return f"is computed by {value.site.name}"
         return "is an input"
+
+    def cure(self, i: int) -> str:
+        """What the user can do where input i is no constant or must not change; "" if nothing is known."""
+        value = self._value(i)
+        return "" if value is None else value.cure
 
 
 class _OddType(Exception):

@@ -16,7 +16,8 @@ from bnfold.report.verification import Verification
 class Entry(NamedTuple):
     """One batch norm, or one other affine node that was looked at.
 
-    outcome: "folded" (the node is gone) or "kept". into: names of the nodes whose weights absorbed it.
+    outcome: "folded" (the node is gone) or "kept". into: names of the nodes whose weights absorbed it (of one
+    that changes nothing: a neighbour).
     reason: why it was kept, or how it was folded. blocked_by: the node or tensor that stopped it. cure: what
     would let it go, or "". dead_channels: those whose output never changes (scale 0, or running variance 0).
     """

@@ -76,7 +76,12 @@ GIVEN = {
         "input_ranges": {"x": (0, 1), "y": (-1, float("inf"))},
     },
 }
-OF_FOLD_AND_EXPORT = {"--target tensorrt": {"target": "tensorrt"}, "--precision bf16": {"precision": "bf16"}}
+OF_SOME = {
+    "--target tensorrt": {"target": "tensorrt"},
+    "--precision bf16": {"precision": "bf16"},
+    "--freeze-initializers": {"freeze_initializers": True},
+}
+NOT_OF = {"equalize": ["--target tensorrt", "--precision bf16"], "export": ["--freeze-initializers"]}
 
 
 @pytest.mark.parametrize(
@@ -84,8 +89,8 @@ OF_FOLD_AND_EXPORT = {"--target tensorrt": {"target": "tensorrt"}, "--precision 
     [["fold", "in.onnx"], ["equalize", "in.onnx"], ["export", "nets:net", "o.onnx", "--input-shape", "1,2"]],
 )
 def test_all_who_fold_take_the_same_options(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    for given, values in {**GIVEN, **OF_FOLD_AND_EXPORT}.items():
-        if command[0] == "equalize" and given in OF_FOLD_AND_EXPORT:
+    for given, values in {**GIVEN, **OF_SOME}.items():
+        if given in NOT_OF.get(command[0], ()):
             with pytest.raises(SystemExit):
                 parser().parse_args([*command, *given.split()])
             assert f"unrecognized arguments: {given}" in capsys.readouterr().err

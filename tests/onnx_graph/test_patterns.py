@@ -44,6 +44,7 @@ def test_it_folds(case: Pattern) -> None:
     folded, report = bnfold.fold_onnx(model, verify=False)
     assert model.SerializeToString() == before, "the input was changed"
 
+    assert all(entry.into for entry in report.folded), str(report)
     onnx.checker.check_model(folded, full_check=True)
     assert look.repeated_names(folded) == []
     left = look.affine_nodes(folded)

@@ -20,7 +20,9 @@ LARGEST = 1 << 22  # elements that a constant operand may grow to
 
 def closed(spread: Spread, node: Node, slot: int, f: Array) -> None:
     role = node.role
-    raise spread.fail(node, role.reason if isinstance(role, Closed) else f"{node.op} is closed")
+    if isinstance(role, Closed):
+        raise spread.fail(node, role.reason, role.cure)
+    raise spread.fail(node, f"{node.op} is closed")
 
 
 def affine_scale(spread: Spread, node: Node, slot: int, f: Array) -> None:
@@ -107,9 +109,8 @@ def linear_scale(spread: Spread, node: Node, slot: int, f: Array) -> None:
         spread.want(goal_tensor, f.reshape(shape), node)
         return
     if slot < 0 and role.bias_blocks_scale:
-        raise spread.fail(
-            node, role.bias_open or "its bias is not constant, so that its output cannot be scaled"
-        )
+        reason = role.bias_open or "its bias is not constant, so that its output cannot be scaled"
+        raise spread.fail(node, reason, role.bias_cure)
     if slot < 0 and role.bias is not None and role.bias.locked:
         raise spread.fail(node, f"its bias {role.bias.locked}")
     if role.weight.locked:
@@ -148,12 +149,13 @@ def linear_shift(spread: Spread, node: Node, slot: int, d: Array) -> None:
     data_slot(spread, node, slot, role.x)
     axis = role.in_axis if slot >= 0 else role.out_axis
     if slot >= 0 and role.padded:
-        raise spread.fail(node, role.padded, "pad with a value that maps to zero, or not at all")
+        raise spread.fail(node, role.padded, role.padded_cure)
     vary = varying(d) if d.size != d.shape[axis] else []
     if vary and vary != [axis]:
         raise spread.fail(node, f"can only take a shift along its channel axis {axis}, not along {vary}")
     if role.bias_open or (role.bias is not None and role.bias.locked):
-        raise spread.fail(node, role.bias_open or f"its bias {role.bias.locked if role.bias else ''}")
+        reason = role.bias_open or f"its bias {role.bias.locked if role.bias else ''}"
+        raise spread.fail(node, reason, role.bias_cure)
 
     bias = spread.decode if slot >= 0 else spread.encode
     if (

@@ -66,13 +66,13 @@ class Locks:
         self.parent: dict[Tensor, Tensor] = {}
         self.weight: dict[Tensor, int] = {}
         queue: deque[tuple[str, Tensor, Lock]] = deque()
+        for tensor in graph.tensors:  # first: what holds it is the reason, whatever its nodes say
+            if tensor.fixed:
+                for kind in KINDS:
+                    queue.append((kind, tensor, Lock(tensor.name, tensor.fixed, cure=tensor.cure)))
         for kind in KINDS:
             for node in graph.nodes:
                 self._probe(node, kind, state, rules[kind], queue)
-        for tensor in graph.tensors:
-            if tensor.fixed:
-                for kind in KINDS:
-                    queue.append((kind, tensor, Lock(tensor.name, tensor.fixed)))
         self._spread(queue)
 
     def _probe(

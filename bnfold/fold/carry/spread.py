@@ -186,7 +186,7 @@ class Spread:
 
     def _allow(self, tensor: Tensor, value: Array) -> None:
         if tensor.fixed:
-            raise Conflict(tensor.name, tensor.fixed, self.folds)
+            raise Conflict(tensor.name, tensor.fixed, self.folds, tensor.cure)
         if tensor in self.state.frozen:
             raise Conflict(tensor.name, "carries a zero scale already", self.folds)
         if self.state.locks is not None:
@@ -272,7 +272,7 @@ class Spread:
         try:
             self.rules[type(node.role)](self, node, slot, value)
         except Refused as refused:
-            raise self.fail(node, str(refused)) from None
+            raise self.fail(node, str(refused), refused.cure) from None
         except (IndexError, ValueError):
             raise self.fail(node, ODD_SHAPES) from None
 

@@ -63,10 +63,12 @@ def resolve(value: Value) -> None:
     tensor: onnx.TensorProto | None = value.init
     site = value.site
     if tensor is None:
+        if site is None:
+            return
+        record = OPERATORS.get(site.op, UNKNOWN)
         if (
-            site is None
-            or value.slot != 0
-            or (site.op != "DequantizeLinear" and OPERATORS.get(site.op, UNKNOWN).evaluate is None)
+            (value.slot != 0 and not record.several)
+            or (site.op != "DequantizeLinear" and record.evaluate is None)
             or site.refers
         ):
             return
@@ -116,12 +118,14 @@ class _Stored:
 
 
 class _Computed:
-    """Evaluates the node that makes a constant."""
+    """Evaluates the node that makes a constant. slot: which output it is, of several."""
 
-    __slots__ = ("array", "inputs", "rule", "site", "steps")
+    __slots__ = ("array", "inputs", "rule", "site", "slot", "steps")
 
-    def __init__(self, site: Site, rule: Evaluate, inputs: list[Constant | None]) -> None:
-        self.site, self.rule, self.inputs = site, rule, inputs
+    def __init__(
+        self, site: Site, rule: Evaluate, inputs: list[Constant | None], slot: int | None = None
+    ) -> None:
+        self.site, self.rule, self.inputs, self.slot = site, rule, inputs, slot
         self.steps = 1 + sum(getattr(entry.load, "steps", 0) for entry in inputs if entry is not None)
         self.array: Array | None = None
 
@@ -140,7 +144,8 @@ class _Computed:
     def evaluate(self) -> Array:
         arrays = [None if entry is None else entry.load() for entry in self.inputs]
         with np.errstate(all="ignore"):
-            return np.asarray(self.rule(self.site, arrays))
+            made = self.rule(self.site, arrays)
+            return np.asarray(made if self.slot is None else made[self.slot])
 
     def keep(self, array: Array) -> None:
         if array.nbytes <= KEPT and self.site.scope.model.computed <= KEPT_TOGETHER:
@@ -160,7 +165,7 @@ def _computed(value: Value, site: Site) -> Constant | None:
             return None
         inputs.append(constant)
     parents = [entry for entry in inputs if entry is not None]
-    load = _Computed(site, record.evaluate, inputs)
+    load = _Computed(site, record.evaluate, inputs, value.slot if record.several else None)
     if load.steps > STEPS:
         return None
     locked = _locked(value, parents)

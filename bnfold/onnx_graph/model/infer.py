@@ -11,9 +11,11 @@ from collections.abc import Iterator
 
 import onnx
 
+from bnfold.fold.graph import Dim
 from bnfold.onnx_graph.model.constants import resolve
 from bnfold.onnx_graph.model.scopes import CONTROL, declare
-from bnfold.onnx_graph.ops.facts import shape_by
+from bnfold.onnx_graph.ops.facts import same_shape, shape_by
+from bnfold.onnx_graph.ops.operator import Operator, Shape
 from bnfold.onnx_graph.ops.table import OPERATORS, UNKNOWN
 from bnfold.onnx_graph.site import (
     CODES,
@@ -21,12 +23,15 @@ from bnfold.onnx_graph.site import (
     Model,
     Scope,
     Site,
+    Value,
 )
 
 __all__ = ["infer"]
 
 FOLLOWED = 100_000  # functions that onnx's inference is given, all times together
 Calls = dict[tuple[str, str, str], list[Site]]
+# names of sizes that onnx's inference made up, each with what it has turned out to stand for, or None
+Loose = dict[Dim, Dim]
 
 
 def infer(model: Model, scopes: list[Scope]) -> None:
@@ -36,15 +41,21 @@ def infer(model: Model, scopes: list[Scope]) -> None:
         function = scope.proto if isinstance(scope.proto, onnx.FunctionProto) else None
         if function is not None:
             _from_calls(scope, calls.get((function.domain, function.name, function.overload), []))
-        if not _pass(scope, calls):
+        if not _pass(scope, calls, {None: None}):
             graph = _inferred(model, scope)
+            loose: Loose = {None: None}
             if graph is not None:
+                stated = set(_named(scope))
                 _merge(scope, graph)
+                loose.update(dict.fromkeys(set(_named(scope)) - stated))
             for site in _all_sites(scope):
                 for value in site.outputs:
                     if value is not None and value.constant is None:
                         value.resolved = False
-            _pass(scope, {}, last=True)
+            if not _pass(scope, {}, loose, last=True) and _from_readers(scope):
+                _pass(scope, {}, loose, last=True)
+            if any(loose.values()):
+                _settle(scope, loose)
 
 
 def _all_sites(scope: Scope) -> Iterator[Site]:
@@ -54,7 +65,7 @@ def _all_sites(scope: Scope) -> Iterator[Site]:
         yield site
 
 
-def _pass(scope: Scope, calls: Calls, last: bool = False) -> bool:
+def _pass(scope: Scope, calls: Calls, loose: Loose, last: bool = False) -> bool:
     """One walk in the order of the nodes; False if onnx's inference is needed."""
     complete = True
     functions = scope.model.functions
@@ -74,7 +85,11 @@ def _pass(scope: Scope, calls: Calls, last: bool = False) -> bool:
         if last and record.ranks is not None:
             shape_by(record.ranks, site)
         for value in site.outputs:
-            if value is None or (value.shape is not None and value.dtype):
+            if value is None:
+                continue
+            if value.shape is not None and value.dtype:
+                if not value.slot and not loose.keys().isdisjoint(value.shape):
+                    _fill(value, record, site, loose)
                 continue
             rule = None if value.slot else record.shape
             source = site.values[0] if site.values else None
@@ -86,6 +101,64 @@ def _pass(scope: Scope, calls: Calls, last: bool = False) -> bool:
                 unknown = value.shape is None and (not value.dtype or value.dtype in FLOATS)
                 complete = not unknown and bool(value.dtype)
     return complete
+
+
+def _from_readers(scope: Scope) -> bool:
+    """What readers tell of values whose producer nobody knows; whether it is anything new."""
+    told = False
+    for site in reversed(list(_all_sites(scope))):
+        record = OPERATORS.get(site.op, UNKNOWN)
+        if record.ranks is not None:
+            shape_by(record.ranks, site)
+        x, y = site.values[0] if site.values else None, site.outputs[0] if site.outputs else None
+        if x is None or y is None or record.shape is None:
+            continue
+        if not x.dtype and y.dtype:
+            x.dtype, told = y.dtype, True
+        if x.shape is None and y.shape and record.shape is same_shape:  # () may be a shape that nobody gave
+            x.shape, told = y.shape, True
+    return told
+
+
+def _fill(value: Value, record: Operator, site: Site, loose: Loose) -> None:
+    """Sizes that nobody has stated, and what names made up by onnx stand for, as the operator tells them."""
+    rule, shape = record.keeps or record.shape, value.shape
+    found = None if rule is None or not site.values or site.values[0] is None else shape_by(rule, site)
+    if found is None or shape is None or len(found) != len(shape):
+        return
+    for size, told in zip(shape, found, strict=True):
+        a, b = _meant(size, loose), _meant(told, loose)
+        if a is not None and b is not None and a in loose and a != b:
+            loose[a] = b
+    value.shape = tuple(
+        told if size is None else _meant(size, loose) for size, told in zip(shape, found, strict=True)
+    )
+
+
+def _meant(size: Dim, loose: Loose) -> Dim:
+    """The size itself, or what its name has turned out to stand for."""
+    while (other := loose.get(size)) is not None:
+        size = other
+    return size
+
+
+def _settle(scope: Scope, loose: Loose) -> None:
+    """Write what names have turned out to stand for wherever they are."""
+    for value in scope.values.values():
+        if value.shape is not None and not loose.keys().isdisjoint(value.shape):
+            value.shape = tuple(_meant(size, loose) for size in value.shape)
+    for site in scope.sites:
+        for body in site.bodies or ():
+            _settle(body, loose)
+
+
+def _named(scope: Scope) -> Iterator[Dim]:
+    """Every size of a scope and of the bodies in it that has a name."""
+    for value in scope.values.values():
+        yield from (size for size in value.shape or () if isinstance(size, str))
+    for site in scope.sites:
+        for body in site.bodies or ():
+            yield from _named(body)
 
 
 def _from_calls(scope: Scope, calls: list[Site]) -> None:
@@ -108,6 +181,8 @@ def _inferred(model: Model, scope: Scope) -> onnx.GraphProto | None:
         proto = _as_model(model, scope) if scope.in_function else model.loaded.proto
         if _negative(proto.graph):
             return None
+        if not scope.in_function:
+            proto = _with_names(proto, scope)
         calls = model.loaded.proto.functions
         model.followed += len(calls)
         if model.explodes or model.followed > FOLLOWED:  # it would follow each call
@@ -134,6 +209,29 @@ def _negative(graph: onnx.GraphProto) -> bool:
     )
 
 
+def _with_names(proto: onnx.ModelProto, scope: Scope) -> onnx.ModelProto:
+    """The model itself, or a copy in which the sizes of its inputs have the names that we gave them."""
+    unnamed = []
+    for at, entry in enumerate(proto.graph.input):
+        for axis, dim in enumerate(entry.type.tensor_type.shape.dim):
+            shape = scope.values[entry.name].shape
+            if not dim.WhichOneof("value") and shape is not None and isinstance(shape[axis], str):
+                unnamed.append((at, axis, shape[axis]))
+    if unnamed:
+        whole, proto = proto, onnx.ModelProto()
+        proto.CopyFrom(whole)
+        for at, axis, name in unnamed:
+            proto.graph.input[at].type.tensor_type.shape.dim[axis].dim_param = name
+    return proto
+
+
+def _joined(stated: Shape | None, found: Shape | None) -> Shape | None:
+    """What is stated, with its gaps filled by what was found."""
+    if stated is None or found is None or len(stated) != len(found):
+        return found if stated is None else stated
+    return tuple(b if a is None else a for a, b in zip(stated, found, strict=True))
+
+
 def _as_model(model: Model, scope: Scope) -> onnx.ModelProto:
     """A function as a model of its own, without those that it calls."""
     proto = onnx.ModelProto(ir_version=model.loaded.proto.ir_version, opset_import=scope.proto.opset_import)
@@ -151,13 +249,13 @@ def _as_model(model: Model, scope: Scope) -> onnx.ModelProto:
 def _merge(scope: Scope, graph: onnx.GraphProto) -> None:
     """Take over what is new; what the model states itself comes first."""
     values = scope.values
-    names = {name for name, value in values.items() if value.shape is None or not value.dtype}
+    names = {n for n, v in values.items() if v.shape is None or not v.dtype or None in v.shape}
     stated = {name: (values[name].shape, values[name].dtype) for name in names}
     for entries in (graph.output, graph.value_info):
         declare(scope, [entry for entry in entries[:] if entry.name in names])
     for name, (shape, dtype) in stated.items():
         value = values[name]
-        value.shape = shape if shape is not None else value.shape
+        value.shape = _joined(shape, value.shape)
         value.dtype = dtype or value.dtype
     if not any(site.bodies for site in scope.sites):
         return

@@ -292,6 +292,17 @@ def _types(scope: Scope) -> None:
     for entries in (proto.input, proto.output, proto.value_info):
         if len(entries):
             declare(scope, entries)
+    if scope.parent is None:
+        for entry in proto.input[:]:
+            _name_sizes(scope.values[entry.name])
+
+
+def _name_sizes(value: Value) -> None:
+    """A size of a graph input that has no name gets one: in one run it is the same wherever it comes up."""
+    shape = value.shape
+    if shape is not None and None in shape:
+        sizes = (f"size {axis} of {value.name}" if d is None else d for axis, d in enumerate(shape))
+        value.shape = tuple(sizes)
 
 
 def declare(scope: Scope, entries: Any) -> None:

@@ -14,12 +14,12 @@ from bnfold.fold.graph import Array, Constant, Refused
 from bnfold.fold.moves import Identity
 from bnfold.fold.roles import Move
 from bnfold.onnx_graph.ops.operator import Shape
-from bnfold.onnx_graph.site import HIGHEST_RANK, Site
+from bnfold.onnx_graph.site import HIGHEST_RANK, STATE, Site
 
 EPSILON = float(np.float32(1e-5))  # where a norm does not state it: attributes are float32
 COMPUTED = 1 << 28  # bytes of a computed constant
 # what a rule for shapes may stumble over in a damaged node
-DAMAGE = (IndexError, TypeError, ValueError, ArithmeticError)
+DAMAGE = (IndexError, TypeError, ValueError, ArithmeticError, Refused)
 LARGEST = 1 << 20  # elements of a constant that is not a weight, and still gets a new value
 UNCHANGED = Move(Identity())  # the role of what changes nothing
 
@@ -35,7 +35,7 @@ def shape_of(site: Site, slot: int) -> Shape:
     site.operand(slot)
     shape = site.shape(slot)
     if shape is None:
-        raise Refused("the rank of its input is not known")
+        raise Refused("the rank of its input is not known", STATE)
     return tuple(shape)
 
 
@@ -43,7 +43,7 @@ def out_shape_of(site: Site, index: int = 0) -> Shape:
     """The shape of an output."""
     shape = site.out_shape(index)
     if shape is None:
-        raise Refused("the rank of its output is not known")
+        raise Refused("the rank of its output is not known", STATE)
     return tuple(shape)
 
 
@@ -115,7 +115,7 @@ def broadcast(site: Site, constant: Constant, slot: int, shape: Shape) -> Array:
         raise Refused(f"its constant of shape {list(constant.shape)} makes the tensor larger")
     value = site.value(slot)
     if value is None:
-        raise Refused("its constant can be overridden by the caller")
+        raise Refused("its constant can be overridden by the caller", site.cure(slot))
     if value.size > LARGEST:
         raise Refused(f"its constant has more than {LARGEST} elements")
     return align(np.asarray(value, np.float64), len(shape))

@@ -184,12 +184,45 @@ def _concat_shape(site: Site) -> Shape | None:
     return (*first[:axis], total, *first[axis + 1 :])
 
 
+def _slice_keeps(site: Site) -> Shape | None:
+    """The sizes along all axes that it does not name, whatever it takes of those that it does."""
+    x = site.shape(0)
+    if x is None or not x:
+        return None
+    named = _named_axes(site, len(x))
+    return None if named is None else tuple(None if axis in named else size for axis, size in enumerate(x))
+
+
+def _named_axes(site: Site, rank: int) -> set[int] | None:
+    """The axes of a Slice; None if they are computed."""
+    axes = known_integers(site, "axes", 3)
+    if axes is None and site.has(3):
+        return None
+    if axes is None:  # the first ones, as many as there are starts
+        starts = site.shape(1) if site.has(1) else (len(site.attr("starts", ())),)
+        count = starts[0] if starts is not None and len(starts) == 1 else None
+        axes = tuple(range(count)) if isinstance(count, int) else None
+    return None if axes is None else {axis_of(axis, rank) for axis in axes}
+
+
 # Constants.
 
 
 def _joined(site: Site, inputs: Inputs) -> Any:
     check_size([sum(array.size for array in inputs)], inputs[0].itemsize)
     return np.concatenate(inputs, site.attr("axis", 1))
+
+
+def _parts(site: Site, inputs: Inputs) -> Any:
+    data, given, count = inputs[0], inputs[1] if len(inputs) > 1 else None, len(site.outputs)
+    axis = site.attr("axis", 0)
+    total = data.shape[axis]
+    step = -(-total // count)
+    sizes = ints(site.attr("split") or [step] * (count - 1) + [total - step * (count - 1)])
+    sizes = sizes if given is None else ints(given)
+    if len(sizes) != count or sum(sizes) != total or min(sizes) < 0:
+        raise ValueError("its parts do not match its input")
+    return np.split(data, np.cumsum(sizes)[:-1], axis)
 
 
 def _sliced(site: Site, inputs: Inputs) -> Any:
@@ -244,8 +277,10 @@ INDEXING: dict[str, Operator] = {
     "Pad": Operator(role=_pad, half=Half.PASSES),
     "ScatterElements": _one_by_one,
     "ScatterND": _one_by_one,
-    "Slice": Operator(role=_slice, evaluate=_sliced, half=Half.MOVES),
-    "Split": Operator(role=_split, half=Half.MOVES, changed=18, moved=("split", 13)),
+    "Slice": Operator(role=_slice, keeps=_slice_keeps, evaluate=_sliced, half=Half.MOVES),
+    "Split": Operator(
+        role=_split, evaluate=_parts, several=True, half=Half.MOVES, changed=18, moved=("split", 13)
+    ),
     "Tile": Operator(role=_tile, half=Half.MOVES),
     "Trilu": Operator(role=_trilu, bounds=_masked),
 }

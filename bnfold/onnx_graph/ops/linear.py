@@ -32,7 +32,7 @@ _OPEN = "its bias is not constant"
 def _weight(site: Site, slot: int) -> Constant:
     weight = site.constant(slot)
     if weight is None:
-        raise Refused(f"its weight is not constant: it {site.why_not_constant(slot)}")
+        raise Refused(f"its weight is not constant: it {site.why_not_constant(slot)}", site.cure(slot))
     return weight
 
 
@@ -42,7 +42,7 @@ def _with_bias(role: Linear, site: Site, slot: int) -> Linear:
         return role
     bias = site.constant(slot)
     why = "" if bias is not None else f"{_OPEN}: it {site.why_not_constant(slot)}"
-    return builders.with_bias(role, slot, bias, why)
+    return builders.with_bias(role, slot, bias, why, site.cure(slot) if why else "")
 
 
 def _channels(site: Site, shape: tuple[Dim, ...], weight: Constant, wanted: int) -> None:
@@ -185,6 +185,7 @@ def _conv_shape(site: Site) -> Shape | None:
 
 def _ranks(site: Site) -> None:
     """Ranks and channels of a convolution's input and output, where nothing else tells them."""
+    _types(site)
     weight = site.shape(1)
     if weight is None or len(weight) < 3 or not site.outputs:
         return
@@ -199,6 +200,31 @@ def _ranks(site: Site) -> None:
     if y is not None and y.shape is None:
         y.shape = (shape_by(_conv_shape, site) if site.op == "Conv" else None) or (None, right, *rest)
         y.dtype = y.dtype or site.dtype(1)
+
+
+def _types(site: Site) -> None:
+    """All that a linear operator reads and gives has one type."""
+    x, weight, y = site.values[0], site.values[1], site.outputs[0] if site.outputs else None
+    known = [value for value in (weight, x, y) if value is not None and value.dtype]
+    for value in (x, weight, y):
+        if value is not None and known and not value.dtype:
+            value.dtype = known[0].dtype
+
+
+def _gemm_ranks(site: Site) -> None:
+    """Gemm reads and gives matrices; a stored one tells the features of the other."""
+    _types(site)
+    for slot, flip in ((0, "transA"), (1, "transB")):
+        value, other = site.values[slot], site.shape(1 - slot)
+        if value is None or value.shape is not None or value.init is not None:
+            continue
+        inner = 1 - slot if not site.attr(flip, 0) else slot
+        behind = site.attr("transB" if slot == 0 else "transA", 0)
+        size = None if other is None or len(other) != 2 else other[slot if not behind else 1 - slot]
+        value.shape = (size, None) if inner == 0 else (None, size)
+    y = site.outputs[0] if site.outputs else None
+    if y is not None and y.shape is None:
+        y.shape = shape_by(_gemm_shape, site) or (None, None)
 
 
 def _gemm_shape(site: Site) -> Shape | None:
@@ -221,8 +247,10 @@ LINEAR: dict[str, Operator] = {
     "DFT": Operator(changed=20),
     "Einsum": Operator(role=_einsum),
     "GRU": Operator(role=_recurrent),
-    "Gemm": Operator(role=_gemm, shape=_gemm_shape, half=Half.WEIGHTS),
+    "Gemm": Operator(role=_gemm, shape=_gemm_shape, ranks=_gemm_ranks, half=Half.WEIGHTS),
     "LSTM": Operator(role=_recurrent),
-    "MatMul": Operator(role=_matmul, shape=_matmul_shape, evaluate=_multiplied, half=Half.WEIGHTS),
+    "MatMul": Operator(
+        role=_matmul, shape=_matmul_shape, ranks=_types, evaluate=_multiplied, half=Half.WEIGHTS
+    ),
     "RNN": Operator(role=_recurrent),
 }

@@ -30,7 +30,7 @@ def _batch_norm(site: Site) -> Role:
         if constant is None or value is None:
             what = f"the {_WORDS[slot]} {site.why_not_constant(slot)}"
             own = " (batch statistics)" if site.producer_op(slot) == "ReduceMean" else ""
-            raise Refused(f"its parameters are not constant: {what}{own}")
+            raise Refused(f"its parameters are not constant: {what}{own}", site.cure(slot))
         constants[name] = (slot, constant)
         values.append(value)
     shape = shape_of(site, 0)
@@ -45,6 +45,13 @@ def _batch_norm(site: Site) -> Role:
         raise broken(site, f"it has parameters for {count} channels, and its input has {channels}")
     eps = float(site.attr("epsilon", EPSILON))
     return batch_norm(constants, values, eps, len(shape), partial(broken, site))
+
+
+def _type(site: Site) -> None:
+    """Before opset 15 scale and data have one type."""
+    for value in (site.values[0], site.outputs[0]):
+        if value is not None and not value.dtype and site.opset < 15:
+            value.dtype = site.dtype(1)
 
 
 def _check_frozen(site: Site) -> None:
@@ -112,7 +119,7 @@ _like = partial(Operator, shape=same_shape)
 _squares = partial(Operator, half=Half.SQUARES)
 
 NORMS: dict[str, Operator] = {
-    "BatchNormalization": _like(role=_batch_norm, half=Half.WEIGHTS),
+    "BatchNormalization": _like(role=_batch_norm, ranks=_type, half=Half.WEIGHTS),
     "GroupNormalization": _like(role=partial(_by_channel, first=1), half=Half.SQUARES, changed=21),
     "Hardmax": Operator(changed=13),
     "InstanceNormalization": _like(role=partial(_by_channel, first=2), half=Half.SQUARES),

@@ -50,8 +50,10 @@ class Operator:
     closed: why it has no role, where "is not linear" would not be the reason.
     data: the input slot whose type decides whether it works on floating point data.
     shape: that of its first output, whose type is that of its first input; None where it is not certain.
+    keeps: what is sure of that shape where not all of it is: it fills in sizes that nobody states.
     ranks: fills in what its weights tell of the shapes around it, where onnx's own inference tells nothing.
     evaluate: its value where all inputs are constant, by the specification, in numpy.
+    several: that is a list, one for each output.
     result_type: the type of that value, where its shape is that of the first input, whatever the numbers are:
         then it is computed only when it is needed.
     unseen: inputs of which only the shape or the type is used. They need not be constant, and do not change.
@@ -66,8 +68,10 @@ class Operator:
     closed: str = ""
     data: int = 0
     shape: Callable[[Site], Shape | None] | None = None
+    keeps: Callable[[Site], Shape | None] | None = None
     ranks: Callable[[Site], None] | None = None
     evaluate: Evaluate | None = None
+    several: bool = False
     result_type: Callable[[Site], str] | None = None
     unseen: tuple[int, ...] = ()
     bounds: BoundsRule | None = None

@@ -14,7 +14,7 @@ from bnfold.onnx_graph.ops.operator import Operator
 from bnfold.onnx_graph.ops.shaping import SHAPING
 from bnfold.onnx_graph.ops.sources import SOURCES
 from bnfold.onnx_graph.ops.windowed import WINDOWED
-from bnfold.onnx_graph.site import FLOATS, Site
+from bnfold.onnx_graph.site import FLOATS, INLINE, STATE, Site
 
 __all__ = ["OPERATORS", "UNKNOWN", "record_of", "role_of"]
 
@@ -51,16 +51,17 @@ def role_of(site: Site) -> Role:
         ModelError: the node cannot run: weights and input do not match, or a running variance is negative.
     """
     if site.refers:
-        return Closed("takes an attribute from the call of its function")
+        return Closed("takes an attribute from the call of its function", cure=INLINE)
     record = OPERATORS.get(site.op, UNKNOWN)
     rule = record.role
     if rule is None:
         return Closed(record.closed or f"{site.node.op_type} is not linear")
     dtype = site.dtype(record.data)
     if dtype not in FLOATS:
-        return Closed(f"works on {dtype or 'an unknown type'}")
+        return Closed(f"works on {dtype or 'an unknown type'}", cure="" if dtype else STATE)
     try:
         role = rule(site)
     except Refused as refused:
-        return Closed(str(refused))
-    return role if site.out_shape(0) is not None else Closed("the rank of its output is not known")
+        return Closed(str(refused), cure=refused.cure)
+    known = site.out_shape(0) is not None
+    return role if known else Closed("the rank of its output is not known", cure=STATE)

@@ -1,7 +1,8 @@
 """Batch norms that are left in a graph, as scale and shift: known, known at run time, or of the batch itself.
 
 1. Frozen: mean and variance are constant; scale and bias may be known at run time.
-2. `training_mode=1`: normalizes by its batch, whatever mean and variance it is given.
+2. `training_mode=1`, or before opset 14 more outputs than one: normalizes by its batch, whatever mean and
+   variance it is given.
 3. Written out: mean and variance are ReduceMean of the input and of its squared deviations, as exporters
    write a batch norm without running statistics.
 4. Any other mean and variance that are known at run time.
@@ -17,7 +18,7 @@ from bnfold.onnx_graph.ops.facts import EPSILON
 from bnfold.onnx_graph.site import Site, Value
 from bnfold.passes.deploy.terms import Computed, Known, Read, Term, add, known, multiply
 
-__all__ = ["Norm", "read_norm"]
+__all__ = ["Norm", "read_norm", "trains", "why_left"]
 
 # How large `cancels` may be: numbers of that size are rounded by 2 and 10 percent of what comes out.
 MOST_CANCELLED = {"float16": 20.0, "bfloat16": 12.0}
@@ -49,6 +50,24 @@ class Norm:
         return self.cancels <= MOST_CANCELLED.get(self.x.dtype, np.inf)
 
 
+def trains(site: Site) -> bool:
+    """A batch norm by its batch's own statistics. Before opset 14 its outputs said so, before 7 `is_test`."""
+    if site.op != "BatchNormalization":
+        return False
+    if site.opset >= 14:
+        return bool(site.attr("training_mode", 0))
+    return any(site.node.output[1:]) if site.opset >= 7 else not site.attr("is_test", 0)
+
+
+def why_left(site: Site) -> str:
+    """Why one by its batch's own statistics stays as it is."""
+    if site.opset < 7:
+        return "of an opset before 7"
+    if site.opset < 14 and any(site.used(index) for index in range(1, len(site.outputs))):
+        return "for its statistics are read, which opset 14 was the first to settle"
+    return "for shapes or types are not known"
+
+
 def read_norm(site: Site) -> Norm | None:
     """A BatchNormalization of opset 7 or later, or None if not enough is known of it."""
     x = site.values[0] if len(site.values) == 5 else None
@@ -63,13 +82,13 @@ def read_norm(site: Site) -> Norm | None:
     if any(site.shape(slot) not in (None, (channels,)) for slot in range(1, 5)):
         return None
     gamma, beta, mean, var = (_term(site, slot, rank, channels) for slot in range(1, 5))
-    if site.opset < 14 and len([name for name in site.node.output if name]) > 1:
-        return None  # in training, as it was then: no runtime runs it
-    if site.opset >= 14 and site.attr("training_mode", 0):
-        used = any(site.used(index) for index in range(1, len(site.outputs)))
+    used = any(site.used(index) for index in range(1, len(site.outputs)))
+    if used and site.opset < 14:
+        return None  # what they are was not settled then
+    if trains(site):
         momentum = float(site.attr("momentum", 0.9)) if used else None
         return Norm(site, x, channels, gamma, beta, epsilon, momentum)
-    if any(site.used(index) for index in range(1, len(site.outputs))):
+    if used:
         return None
     if _is_own_mean(site, 3, x) and _is_own_variance(site, x):
         return Norm(site, x, channels, gamma, beta, epsilon)

@@ -23,7 +23,7 @@ from bnfold.onnx_graph.site import Model, Scope, Site
 from bnfold.passes.deploy import bnfold_ops as ops
 from bnfold.passes.deploy.batch_statistics import statistics_in_standard_ops
 from bnfold.passes.deploy.chains import Chain, from_norm, from_scale
-from bnfold.passes.deploy.norms import read_norm
+from bnfold.passes.deploy.norms import read_norm, trains, why_left
 from bnfold.passes.deploy.splits import split_plainly
 from bnfold.passes.deploy.store_constants import store_computed
 from bnfold.passes.deploy.terms import fits, materialize
@@ -108,15 +108,15 @@ class _Rewriter:
             chain = from_norm(norm) if norm is not None else from_scale(site)
         if chain is not None and chain.pays and self.fuse(chain):
             return
-        if _trains(site):
+        if trains(site):
             if norm is not None and statistics_in_standard_ops(self.surgery, norm):
                 self.done.append(Rewrite(site.name, _STANDARD, (site.name,)))
             else:
-                self.leave(site, "for shapes or types are not known")
+                self.leave(site, why_left(site))
 
     def leave(self, site: Site, reason: str) -> None:
         """Remember a node that no runtime without training will run."""
-        if _trains(site):
+        if trains(site):
             self.left.setdefault(reason, []).append(site.name)
 
     def fuse(self, chain: Chain) -> bool:
@@ -171,10 +171,6 @@ class _Rewriter:
 
     def notes(self) -> list[str]:
         return [f"still in training mode, {why}: {', '.join(names)}" for why, names in self.left.items()]
-
-
-def _trains(site: Site) -> bool:
-    return site.op == "BatchNormalization" and bool(site.attr("training_mode", 0))
 
 
 def _raise_ir(proto: onnx.ModelProto) -> None:

@@ -42,7 +42,8 @@ class Left:
 
     kept: their names. blocked_by, reason: what must occur in the entry of each: names, words of the reason.
     folds: names of affine nodes that must vanish all the same; without any, the model comes back as it was.
-    cure: the entry must tell one. runs: the model can be run (some training forms cannot).
+    cure: what the entry's must say; "none": it has none. runs: the model can be run (some
+    training forms cannot).
     """
 
     name: str
@@ -51,7 +52,7 @@ class Left:
     blocked_by: tuple[str, ...]
     reason: tuple[str, ...] = ()
     folds: tuple[str, ...] = ()
-    cure: bool = False
+    cure: str = ""
     runs: bool = True
     evaluator: str = "onnxruntime"
     tolerance: float = 1e-5

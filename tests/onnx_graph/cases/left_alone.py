@@ -45,7 +45,7 @@ def _silu_output(g: Build) -> str:
     return g.op("BatchNormalization", y, *g.norm_parameters(8), name="bn", out="y")
 
 
-@MAIN("bn -> padded conv", "bn", ("conv", "x"), (WHY["padding"], WHY["input"]), cure=True)
+@MAIN("bn -> padded conv", "bn", ("conv", "x"), (WHY["padding"], WHY["input"]), cure="pad with a value")
 def _padded(g: Build) -> str:
     return g.conv(g.bn(image(g), name="bn"), 7, k=3, pads=1, name="conv")
 
@@ -78,7 +78,15 @@ def _padded_scale_after(g: Build) -> str:
     return g.conv(y, 7, k=3, pads=1, name="conv")
 
 
-@MAIN("bn -> constant Pad -> conv", "bn", ("pad", "x"), (WHY["padding"], WHY["input"]), cure=True)
+@MAIN("bn -> ConvTranspose", "bn", ("conv", "x"), (WHY["shift"], WHY["input"]), cure="none")
+def _transposed(g: Build) -> str:
+    """There is nothing that could be padded."""
+    x = g.bn(image(g), name="bn")
+    w = g.weight((6, 4, 4, 4), 24)
+    return g.op("ConvTranspose", x, w, strides=[2, 2], pads=[1, 1, 1, 1], name="conv")
+
+
+@MAIN("bn -> constant Pad -> conv", "bn", ("pad", "x"), (WHY["padding"], WHY["input"]), cure="pad")
 def _pad(g: Build) -> str:
     y = g.op("Pad", g.bn(image(g), name="bn"), g.ints(0, 0, 1, 1, 0, 0, 1, 1, name="pads"), name="pad")
     return g.conv(y, 7, k=3)
@@ -157,6 +165,13 @@ def _concat_input(g: Build) -> str:
     return g.op("Sigmoid", g.bn(g.op("Concat", g.conv(x, 5), x, axis=1), name="bn"))
 
 
+@MAIN("Concat of a graph input and of a padded conv that reads it", "bn", "x", WHY["input"], cure="none")
+def _concat_padded(g: Build) -> str:
+    """What the conv's padding says is not the obstacle."""
+    x = image(g)
+    return g.op("Sigmoid", g.bn(g.op("Concat", g.conv(x, 5, k=3, pads=1), x, axis=1), name="bn"))
+
+
 @MAIN("Concat with a tensor that cannot carry", "bn", "tanh", WHY["closed"])
 def _concat_closed(g: Build) -> str:
     x = image(g)
@@ -173,7 +188,7 @@ def _add_input(g: Build) -> str:
 # negative scales
 
 
-@MAIN("conv -> MaxPool -> bn with negative scales", "bn", "pool", WHY["negative"], cure=True)
+@MAIN("conv -> MaxPool -> bn with negative scales", "bn", "pool", WHY["negative"], cure="positive")
 def _max_pool(g: Build) -> str:
     y = g.op("MaxPool", g.conv(image(g), 7, k=3), kernel_shape=[2, 2], name="pool")
     return g.op("Sigmoid", g.bn(y, name="bn"))
@@ -185,7 +200,7 @@ def _max_pool_forward(g: Build) -> str:
     return g.conv(y, 7)
 
 
-@MAIN("conv -> Relu -> negative scale", "mul", "relu", WHY["negative"], cure=True)
+@MAIN("conv -> Relu -> negative scale", "mul", "relu", WHY["negative"], cure="positive")
 def _negative_relu(g: Build) -> str:
     y = g.op("Relu", g.conv(image(g), 8, k=3), name="relu")
     return g.op("Sigmoid", g.mul(y, "mixed", name="mul"))

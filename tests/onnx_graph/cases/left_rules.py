@@ -114,6 +114,24 @@ def _max(g: Build) -> str:
     return _end(g, g.op("Max", g.conv(x, 7), g.conv(x, 7), name="max"))
 
 
+def _cropped(g: Build, axes: str, axis: int) -> str:
+    """conv -> Slice to a computed end -> bn."""
+    y = g.conv(g.input("x", ("N", 6, 9, 11)), 7, k=3)
+    end = g.op("Slice", g.op("Shape", y), g.ints(axis, name="at"), g.ints(axis + 1, name="until"))
+    y = g.op("Slice", y, g.ints(0, name="start"), end, axes, name="crop")
+    return g.op("Sigmoid", g.op("BatchNormalization", y, *g.norm_parameters(7), name="bn"))
+
+
+@RULES("Slice to a computed end of the channels", "bn", "crop", WHY["axis"])
+def _crop_channels(g: Build) -> str:
+    return _cropped(g, g.ints(1, name="axes"), 1)
+
+
+@RULES("Slice along a computed axis", "bn", "crop", WHY["constant"])
+def _crop_anywhere(g: Build) -> str:
+    return _cropped(g, g.input("along", (1,), "int64"), 1)
+
+
 @RULES("Where with a graph input", "bn", "x", WHY["input"])
 def _where(g: Build) -> str:
     x = image(g)

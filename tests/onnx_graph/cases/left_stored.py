@@ -32,14 +32,14 @@ def _bias_input(g: Build) -> str:
     return g.op("Sigmoid", g.bn(y, name="bn"))
 
 
-@STORED("parameters that the caller may override", "bn", "bn", WHY["override"])
+@STORED("parameters that the caller may override", "bn", "bn", WHY["override"], cure="--freeze-initializers")
 def _parameters_override(g: Build) -> str:
     y, parameters = g.conv(image(g), 7, k=3), g.norm_parameters(7)
     g.expose(parameters[1])
     return g.op("BatchNormalization", y, *parameters, name="bn")
 
 
-@STORED("a weight that the caller may override", "bn", "conv", WHY["override"])
+@STORED("a weight that the caller may override", "bn", "conv", WHY["override"], cure="--freeze-initializers")
 def _weight_override(g: Build) -> str:
     w = g.weight((7, 6, 3, 3), 54)
     g.expose(w)
@@ -47,7 +47,7 @@ def _weight_override(g: Build) -> str:
     return g.op("Sigmoid", g.bn(y, name="bn"))
 
 
-@STORED("a bias that the caller may override", "bn", "conv", WHY["override"])
+@STORED("a bias that the caller may override", "bn", "conv", WHY["override"], cure="--freeze-initializers")
 def _bias_override(g: Build) -> str:
     b = g.const(g.normal((7,)), "bias")
     g.expose(b)
@@ -55,7 +55,13 @@ def _bias_override(g: Build) -> str:
     return g.op("Sigmoid", g.bn(y, name="bn"))
 
 
-@STORED("a constant operand that the caller may override", "bn", "operand", WHY["input"])
+@STORED(
+    "a constant operand that the caller may override",
+    "bn",
+    "operand",
+    WHY["input"],
+    cure="--freeze-initializers",
+)
 def _constant_override(g: Build) -> str:
     c = g.const(g.normal((7, 1, 1)), "operand")
     g.expose(c)
@@ -179,6 +185,18 @@ def _function(g: Build) -> str:
     body.function("Block", ["t"])
     y = g.op("Block", g.conv(x, 6), domain="test", out="first")
     return g.op("Block", y, domain="test", out="y")
+
+
+@STORED("a function that is given the parameters", "bn", "bn", WHY["constant"], cure="inline the functions")
+def _function_parameters(g: Build) -> str:
+    y, body, parameters = g.conv(image(g), 7), g.body(), g.norm_parameters(7)
+    body.how = "constant"
+    names = ["t", "gamma", "beta", "mean", "var"]
+    for name, given in zip(names, (y, *parameters), strict=True):
+        body.types[name] = g.type_of(given)
+    body.output(body.op("BatchNormalization", *names, name="bn"))
+    body.function("Norm", names)
+    return g.op("Sigmoid", g.op("Norm", y, *parameters, domain="test"))
 
 
 @STORED("conv -> a function of another domain -> bn", "bn", "custom", WHY["closed"], runs=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from tests.onnx_graph.build import Build
 from tests.onnx_graph.cases.case import Patterns, image
 
@@ -80,3 +82,20 @@ def _downsample(g: Build) -> str:
 def _apart(g: Build) -> str:
     y = g.op("Relu", g.conv(image(g), 8, k=3))
     return g.op("Sigmoid", g.conv(g.add(g.mul(y, "positive")), 7, k=3))
+
+
+# what no weight takes in: the entry names who reads the constants, or a neighbour of what changes nothing
+
+
+@SIDEWAYS("Where of two constants -> bn")
+def _where_constants(g: Build) -> str:
+    mask = g.op("Greater", g.input("x", (2, 1, 4, 5)), g.const(0.0, "zero"))
+    a, b = (g.const(g.normal((1, 6, 1, 1)), name) for name in "ab")
+    return g.op("Sigmoid", g.bn(g.op("Where", mask, a, b)))
+
+
+@SIDEWAYS("scales of one and shifts of zero between closed operators")
+def _nothing(g: Build) -> str:
+    y = g.op("Tanh", g.op("Mul", g.op("Sigmoid", image(g)), g.const(np.ones((6, 1, 1)), "one")))
+    zeros, ones = g.const(np.zeros(6), "zeros"), g.const(np.ones(6), "ones")
+    return g.op("Tanh", g.op("BatchNormalization", y, ones, zeros, zeros, ones, epsilon=0.0))

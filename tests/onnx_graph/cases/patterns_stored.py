@@ -69,6 +69,13 @@ def _joined(g: Build, name: str, array: Array) -> str:
     return g.op("Concat", *parts, axis=0, out=name)
 
 
+def _parted(g: Build, name: str, array: Array) -> str:
+    whole = np.concatenate([array + 1, array, array])
+    rows = len(array)
+    stored, sizes = g.const(whole, f"{name}_whole", "initializer"), g.ints(rows, rows, rows, name="sizes")
+    return g.ops("Split", stored, sizes, count=3, axis=0)[1]
+
+
 COMPUTED = {
     "Identity": _identity,
     "Reshape": _reshaped,
@@ -77,7 +84,17 @@ COMPUTED = {
     "Cast": _cast,
     "arithmetic": _computed,
     "Concat": _joined,
+    "Split": _parted,
 }
+
+
+@STORED("all parameters out of one Split")
+def _one_split(g: Build) -> str:
+    y = g.conv(image(g), 7, k=3)
+    whole = g.const(g.rng.uniform(0.3, 2, 28), "whole")
+    return g.op("BatchNormalization", y, *g.ops("Split", whole, g.ints(7, 7, 7, 7, name="sizes"), count=4))
+
+
 for _name, _how in COMPUTED.items():
     STORED.add(f"weights and parameters computed by {_name}", _plain, builder={"how": _how})
 

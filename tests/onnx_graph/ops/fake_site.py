@@ -122,6 +122,9 @@ class FakeSite:
     def why_not_constant(self, slot: int) -> str:
         return "is an input"
 
+    def cure(self, slot: int) -> str:
+        return "store it"
+
     def producer_op(self, slot: int) -> str:
         return "" if self.producer(slot) is None else self.producer(slot).op
 

@@ -36,6 +36,29 @@ def stored_type(value: Any) -> np.dtype[Any]:
     return np.asarray(value).dtype
 
 
+@pytest.mark.parametrize(
+    ("opset", "inputs", "attributes"),
+    [
+        (18, (np.array([1, 3]),), {"axis": 1}),
+        (18, (), {"axis": -1, "num_outputs": 2}),
+        (13, (np.array([2, 1]),), {"axis": 0}),
+        (11, (), {"axis": 2, "split": [4, 1]}),
+    ],
+)
+def test_the_parts_of_a_split(opset: int, inputs: tuple[Any, ...], attributes: dict[str, Any]) -> None:
+    stored = [numpy_helper.from_array(value, f"i{slot}") for slot, value in enumerate((X, *inputs))]
+    node = helper.make_node("Split", [tensor.name for tensor in stored], ["a", "b"], **attributes)
+    outs = [helper.make_tensor_value_info(name, 1, None) for name in "ab"]
+    graph = helper.make_graph([node], "g", [], outs, stored)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    values = analysed(load(proto)).scopes[0].values
+    for name, exact in zip("ab", ReferenceEvaluator(proto).run(None, {}), strict=True):
+        found = constant_of(values[name])
+        assert found is not None
+        np.testing.assert_array_equal(found.load(), exact)
+        assert found.shape == exact.shape
+
+
 @pytest.mark.parametrize("name", REDUCTIONS)
 def test_reductions(name: str) -> None:
     x = np.abs(X) if name == "LogSum" else X
