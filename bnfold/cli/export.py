@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
             atol=args.check_atol,
             apart=True,
             timeout=args.check_timeout,
-            **vars(options),
+            **{name: value for name, value in vars(options).items() if name != "freeze_initializers"},
         )
     show(args, report)
     print(printable(f"wrote {args.out} ({size(args.out)})"))
