@@ -16,6 +16,19 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "xdist_group(name): tests that share what they build, for one worker")
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """pytest-xdist marks a group in the test's id, which not every pytest lets it change."""
+    if getattr(config.option, "loadgroup", False):
+        lost = [
+            each.nodeid for each in items if each.get_closest_marker("xdist_group") and "@" not in each.nodeid
+        ]
+        if lost:
+            versions = "constraints.txt pins a pytest and a pytest-xdist that keep groups"
+            message = f"{lost[0]} would run apart from its group: {versions}"
+            raise pytest.UsageError(message)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Prints the lines that tests recorded as a property "measured", sorted."""
     reports = terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
