@@ -1,14 +1,22 @@
-"""What tests measured, below their outcome; how parallel workers share the cores."""
+"""What tests measured, below their outcome; how parallel workers share the cores; one seed for each test."""
 
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 
 # Read by torch when it is loaded: threads of several workers would wait for each other.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def _one_seed() -> None:
+    """What a test draws from torch's own generator depends on no other test."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 def pytest_configure(config: pytest.Config) -> None:
