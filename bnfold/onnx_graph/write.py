@@ -147,8 +147,8 @@ class _Writer:
         node, array = edit.node, edit.value
         site, role = _site(node), node.role
         assert isinstance(role, Linear)
-        if site.op == "MatMul":
-            self.bias_of_matmul(node, role, site, array)
+        if role.bias_slot is None:
+            self.bias_of_product(node, role, site, array)
             return
         if site.op == "Gemm" and site.attr("beta", 1.0) != 1.0:
             _set_attribute(site.node, "beta", 1.0)
@@ -164,12 +164,13 @@ class _Writer:
         if shared and made.init is not None:  # in a function it is a node before this one reader
             self.biases[key] = made
 
-    def bias_of_matmul(self, node: Node, role: Linear, site: Site, array: Array) -> None:
-        """A plain matrix product becomes a Gemm; any other gets an Add behind it."""
+    def bias_of_product(self, node: Node, role: Linear, site: Site, array: Array) -> None:
+        """A plain matrix product becomes a Gemm; any other, and an Einsum, gets an Add behind it."""
         surgery, proto, y = self.surgery, site.node, site.outputs[0]
         assert y is not None
         rank, stem = len(node.outputs[0].shape or ()), proto.name or y.name
-        if role.weight_slot == 1 and rank == len(role.weight.shape) == 2 and site.opset >= 7:
+        plain = site.op == "MatMul" and rank == len(role.weight.shape) == 2
+        if plain and role.weight_slot == 1 and site.opset >= 7:
             proto.op_type = site.op = "Gemm"
             self.give(site, BIAS_SLOT, array, f"{stem}_bias")
             return

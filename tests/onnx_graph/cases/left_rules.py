@@ -132,6 +132,22 @@ def _crop_anywhere(g: Build) -> str:
     return _cropped(g, g.input("along", (1,), "int64"), 1)
 
 
+@RULES("bn -> DeformConv", "bn", ("deform", "tanh"), "reads", builder={"opset": 19})
+def _deformed(g: Build) -> str:
+    """A shift would be seen at the border only in part, and offsets choose what is seen."""
+    x = g.bn(g.op("Tanh", image(g), name="tanh"), name="bn")
+    offset = g.op("Tanh", g.input("offset", (2, 18, 7, 9)))
+    return g.op("DeformConv", x, g.weight((4, 6, 3, 3), 54), offset, name="deform")
+
+
+@RULES("DeformConv whose bias is known at run time", "bn", "deform", WHY["constant"], builder={"opset": 19})
+def _deformed_bias(g: Build) -> str:
+    offset = g.op("Tanh", g.input("offset", (2, 18, 7, 9)))
+    bias = g.input("b", (4,))
+    y = g.op("DeformConv", image(g), g.weight((4, 6, 3, 3), 54), offset, bias, name="deform")
+    return g.op("Sigmoid", g.bn(y, name="bn"))
+
+
 @RULES("Where with a graph input", "bn", "x", WHY["input"])
 def _where(g: Build) -> str:
     x = image(g)
