@@ -73,7 +73,10 @@ def _edits(state: State, node: Node, known: Scaled | None) -> Iterator[Edit]:
     for slot, tensor in enumerate(node.inputs):
         if tensor is not None and tensor.constant is not None and (tensor in state.p or tensor in state.q):
             p, q = encode(state, tensor)
-            yield store(node, slot, p * as_float(tensor.constant) + q, tensor.constant)
+            old = as_float(tensor.constant)
+            new = _like(compact(p * old + q, lines=True), old.shape)
+            if new.shape != old.shape or not np.array_equal(new, old):
+                yield store(node, slot, new, tensor.constant)
     make = ABSORB.get(type(node.role))
     if make is not None:
         try:

@@ -15,8 +15,6 @@ from bnfold.fold.carry.spread import Spread
 from bnfold.fold.graph import Array, Node
 from bnfold.fold.roles import Affine, Closed, Gate, Linear, Normalize, Recurrent, Sampled, SoftmaxInput
 
-LARGEST = 1 << 22  # elements that a constant operand may grow to
-
 
 def closed(spread: Spread, node: Node, slot: int, f: Array) -> None:
     role = node.role
@@ -85,7 +83,7 @@ def _why_not_in(role: Affine, f: Array) -> str:
     if all(size in (1, here) for size, here in zip(f.shape, own, strict=True)):
         return ""
     size = math.prod(map(max, f.shape, own))
-    if constant.rigid or size > LARGEST:
+    if constant.rigid or size > equation.LARGEST:
         return f"its constant of shape {list(constant.shape)} cannot take a change of shape {list(f.shape)}"
     return ""
 
