@@ -18,7 +18,7 @@ from bnfold.onnx_graph.file.wire import CUT_FROM
 from bnfold.onnx_graph.model.new_nodes import append, emit, take_over
 from bnfold.onnx_graph.model.scopes import without_gc
 from bnfold.onnx_graph.model.surgery import Surgery
-from bnfold.onnx_graph.requantize import rescaled
+from bnfold.onnx_graph.requantize import rescaled, rescaled_blocks
 from bnfold.onnx_graph.site import FLOATS, Site, Value, numpy_dtype
 
 __all__ = ["apply"]
@@ -259,7 +259,10 @@ class _Writer:
         assert stored is not None
         assert scale is not None
         axis = site.attr("axis", 1) % max(stored.ndim, 1)
-        new, new_scale, new_zero, new_axis = rescaled(stored, scale, zero, axis, factor)
+        if site.attr("block_size", 0):
+            (new, new_scale, new_zero), new_axis = rescaled_blocks(stored, scale, zero, factor), axis
+        else:
+            new, new_scale, new_zero, new_axis = rescaled(stored, scale, zero, axis, factor)
         if new_scale.size > 1 and site.attr("axis", 1) not in (new_axis, new_axis - stored.ndim):
             _set_attribute(site.node, "axis", new_axis)
         for slot, old, array in ((0, stored, new), (1, scale, new_scale), (2, zero, new_zero)):

@@ -132,6 +132,16 @@ def _crop_anywhere(g: Build) -> str:
     return _cropped(g, g.input("along", (1,), "int64"), 1)
 
 
+@RULES("scales along the axis of the blocks", "bn", ("gemm", "x"), WHY["quantized"], builder={"opset": 21})
+def _across_blocks(g: Build) -> str:
+    """The inputs of one block share a step."""
+    integers = g.const(g.rng.integers(-7, 8, (8, 7)), "integers", dtype="int8")
+    steps = g.const(g.rng.uniform(0.02, 0.06, (2, 7)), "steps")
+    w = g.op("DequantizeLinear", integers, steps, axis=0, block_size=4)
+    x = g.bn(g.input("x", (5, 8)), name="bn")
+    return g.op("Gemm", x, w, g.const(g.normal((7,)), "bias"), name="gemm")
+
+
 @RULES("bn -> DeformConv", "bn", ("deform", "tanh"), "reads", builder={"opset": 19})
 def _deformed(g: Build) -> str:
     """A shift would be seen at the border only in part, and offsets choose what is seen."""
