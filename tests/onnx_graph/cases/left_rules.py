@@ -142,6 +142,33 @@ def _across_blocks(g: Build) -> str:
     return g.op("Gemm", x, w, g.const(g.normal((7,)), "bias"), name="gemm")
 
 
+@RULES("entries taken along the channels", "bn", "gather", WHY["axis"])
+def _gathered_channels(g: Build) -> str:
+    places = g.const(g.rng.integers(0, 7, (2, 7, 9, 11)), "places")
+    y = g.op("GatherElements", g.conv(image(g), 7), places, axis=1, name="gather")
+    return g.op("Sigmoid", g.bn(y, name="bn"))
+
+
+@RULES("entries put into others than zeros", "bn", "scatter", "stored zeros")
+def _scattered(g: Build) -> str:
+    places = g.const(g.rng.integers(0, 9, (2, 7, 9, 11)), "places")
+    base = g.const(g.normal((2, 7, 9, 11)), "base")
+    y = g.op("ScatterElements", base, places, g.conv(image(g), 7), axis=2, name="scatter")
+    return g.op("Sigmoid", g.bn(y, name="bn"))
+
+
+@RULES("sums up to each entry: a shift", "bn", "sums", WHY["shift"])
+def _summed_up(g: Build) -> str:
+    y = g.op("CumSum", g.conv(image(g), 7), g.const(np.array(3), "along"), name="sums")
+    return g.op("Sigmoid", g.bn(y, name="bn"))
+
+
+@RULES("TopK whose indices are used", "bn", "top", "indices")
+def _top_indices(g: Build) -> tuple[str, ...]:
+    y, places = g.ops("TopK", g.conv(image(g), 7), g.ints(3), count=2, axis=3, name="top")
+    return g.op("Sigmoid", g.bn(y, "positive", name="bn")), g.op("Cast", places, to=1)
+
+
 @RULES("bn -> DeformConv", "bn", ("deform", "tanh"), "reads", builder={"opset": 19})
 def _deformed(g: Build) -> str:
     """A shift would be seen at the border only in part, and offsets choose what is seen."""
