@@ -315,7 +315,7 @@ def test_training_info_locks_what_it_updates():
         (np.full(3, 0.5, np.float32), "<axis = -3>", 13, (1,)),
         (np.float32(0.5), "", 13, (0, 1, 2, 3)),
         (np.float32(0.5), "", 10, ()),
-        (np.full((4, 1, 3, 3), 0.5, np.float32), "<axis = 1, block_size = 3>", 21, ()),
+        (np.full((4, 1, 3, 3), 0.5, np.float32), "<axis = 1, block_size = 3>", 21, (0, 2, 3)),
     ],
 )
 def test_integers_behind_a_scale(scale: Any, attributes: str, opset: int, axes: tuple[int, ...]):
