@@ -304,7 +304,7 @@ INDEXING: dict[str, Operator] = {
     "ScatterElements": Operator(
         role=_scatter_elements,
         data=2,
-        float32="onnxruntime adds up by index (ScatterElements) in float32 only",
+        float32="onnxruntime runs ScatterElements that adds up in float32 only",
     ),
     "ScatterND": _one_by_one,
     "Slice": Operator(role=_slice, keeps=_slice_keeps, evaluate=_sliced, half=Half.MOVES),
