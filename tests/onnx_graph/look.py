@@ -131,7 +131,7 @@ def feeds(
 def run(model: onnx.ModelProto, feed: dict[str, Array], evaluator: str = "onnxruntime") -> list[Array]:
     """The outputs, by onnxruntime with its optimizer off, or by onnx's reference evaluator ("reference").
 
-    The last onnxruntime for Python 3.10 has no DeformConv, which takes the evaluator seconds: the test ends there.
+    The last onnxruntime for Python 3.10 has no DeformConv, and the evaluator is slow: the test ends there.
     """
     if evaluator == "reference":
         return [np.asarray(output) for output in ReferenceEvaluator(model).run(None, feed)]
