@@ -203,9 +203,7 @@ def einsum(equation: str, shapes: Sequence[Shape], y: Shape) -> Contract:
     return Contract((axes[0], axes[1]))
 
 
-def einsum_by_matrix(
-    equation: str, weight: Constant, slot: int, shape: Shape, rank: int
-) -> Linear | None:
+def einsum_by_matrix(equation: str, weight: Constant, slot: int, shape: Shape, rank: int) -> Linear | None:
     """A tensor times a stored matrix, by an equation such as "btc,oc->bot" or "...c,oc->...o".
 
     Args:

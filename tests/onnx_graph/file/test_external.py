@@ -21,12 +21,6 @@ from tests.onnx_graph.samples import chain, everything, value, weights
 N = 400
 
 
-@pytest.fixture(autouse=True)
-def _no_flushing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A busy disk would make these tests wait, for nothing that they could see."""
-    monkeypatch.setattr(os, "fsync", lambda handle: None)
-
-
 def outside(tensor: TensorProto, location: str, **place: object) -> TensorProto:
     """The tensor with its data in a file."""
     tensor.ClearField("raw_data")

@@ -23,12 +23,6 @@ from bnfold.onnx_graph.file.tensors import tensors
 from tests.onnx_graph.samples import UNKNOWN, chain, everything, weights
 
 
-@pytest.fixture(autouse=True)
-def _no_flushing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A busy disk would make these tests wait, for nothing that they could see."""
-    monkeypatch.setattr(os, "fsync", lambda handle: None)
-
-
 def saved(model: onnx.ModelProto, path: Path) -> Path:
     path.write_bytes(model.SerializeToString())
     return path

@@ -17,12 +17,6 @@ from tests.onnx_graph.file.test_loaded import initializer, message, saved
 from tests.onnx_graph.samples import chain
 
 
-@pytest.fixture(autouse=True)
-def _no_flushing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A busy disk would make these tests wait, for nothing that they could see."""
-    monkeypatch.setattr(os, "fsync", lambda handle: None)
-
-
 def test_only_force_replaces_a_file(tmp_path: Path) -> None:
     path, other = saved(chain(), tmp_path / "in.onnx"), saved(chain(1), tmp_path / "other.onnx")
     before = other.read_bytes()

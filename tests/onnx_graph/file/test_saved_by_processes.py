@@ -21,12 +21,6 @@ from tests.onnx_graph.samples import chain
 ROOT = Path(__file__).parents[3]
 
 
-@pytest.fixture(autouse=True)
-def _no_flushing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A busy disk would make these tests wait, for nothing that they could see."""
-    monkeypatch.setattr(os, "fsync", lambda handle: None)
-
-
 MEMORY = """
 import os, sys
 from bnfold.onnx_graph.file.loaded import load
