@@ -1,7 +1,8 @@
-"""What tests measured, below their outcome; how parallel workers share the cores; one seed for each test."""
+"""What tests measured, below their outcome; how workers share the cores; one seed for each test; garbage."""
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -35,6 +36,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             versions = "constraints.txt pins a pytest and a pytest-xdist that keep groups"
             message = f"{lost[0]} would run apart from its group: {versions}"
             raise pytest.UsageError(message)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays, so no search for garbage need look there; and they need not be frequent.
+
+    torch's exporter makes much of it: a quarter of the time of its tests would be searches.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
