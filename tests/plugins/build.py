@@ -65,7 +65,7 @@ def on_the_cpu() -> Path:
     for kernel in ("forward", "apply"):
         for kind in ("float32", "float16", "bfloat16"):
             named = [f"-DINSTANCE_KERNEL={kernel}", f"-DINSTANCE_TYPE={kind}"]
-            work.append(('#include "host_kernels.cpp"\n', [*_flags(), *named]))
+            work.append(('#include "host_kernels.cpp"\n', [*_flags(), "-O0", *named]))
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(lambda each: host.compiled_text(*each, used), work))
     return host.linked(objects, ["-shared"])
