@@ -8,6 +8,9 @@ import sys
 
 import pytest
 
+# Searches for garbage are rare: while torch exports, they would take a quarter of the time.
+gc.set_threshold(50_000, 20, 20)
+
 # Read by torch when it is loaded: threads of several workers would wait for each other.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -39,13 +42,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    """What was imported stays, so no search for garbage need look there; and they need not be frequent.
-
-    torch's exporter makes much of it: a quarter of the time of its tests would be searches.
-    """
+    """No search for garbage need look at what was imported, which stays."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
