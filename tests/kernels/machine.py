@@ -69,16 +69,16 @@ class HostMachine:
 
 
 def compiled(source: str, kernel: str, sanitize: bool, folder: Path) -> Host:
-    """With all kernels that differ only in how they read, which tests of the plain sources need all."""
-    together = alike(kernel) if folder == KERNELS and not sanitize else [kernel]
+    """A kernel, by its C++ name, compiled with its family where tests need all of that."""
+    together = family(kernel) if folder == KERNELS and not sanitize else [kernel]
     return _compiled(source, tuple(together), sanitize, folder)
 
 
-def alike(kernel: str) -> list[str]:
-    """The instances of a kernel that differ from one, by its C++ name, in how they read, with itself."""
-    exchange_and_types = READING.sub("", kernel)
+def family(kernel: str) -> list[str]:
+    """The instances that differ from one only in how they read their values, with that one."""
+    types_and_exchange = READING.sub("", kernel)
     every = instances(kernel.removeprefix("bnfold::").partition("<")[0], CLUSTERS)
-    return [each for each in every if READING.sub("", each) == exchange_and_types]
+    return [each for each in every if READING.sub("", each) == types_and_exchange]
 
 
 @functools.cache

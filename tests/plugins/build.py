@@ -65,6 +65,7 @@ def on_the_cpu() -> Path:
     for kernel in ("forward", "apply"):
         for kind in ("float32", "float16", "bfloat16"):
             named = [f"-DINSTANCE_KERNEL={kernel}", f"-DINSTANCE_TYPE={kind}"]
+            # Compiling takes longer than running what the tests ask for.
             work.append(('#include "host_kernels.cpp"\n', [*_flags(), "-O0", *named]))
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(lambda each: host.compiled_text(*each, used), work))
