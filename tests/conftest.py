@@ -1,11 +1,15 @@
-"""What tests measured, below their outcome; how parallel workers share the cores; one seed for each test."""
+"""What tests measured, below their outcome; how workers share the cores; one seed for each test; garbage."""
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
 import pytest
+
+# Searches for garbage are rare: while torch exports, they would take a quarter of the time.
+gc.set_threshold(50_000, 20, 20)
 
 # Read by torch when it is loaded: threads of several workers would wait for each other.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -35,6 +39,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             versions = "constraints.txt pins a pytest and a pytest-xdist that keep groups"
             message = f"{lost[0]} would run apart from its group: {versions}"
             raise pytest.UsageError(message)
+
+
+def pytest_collection_finish() -> None:
+    """No search for garbage need look at what was imported, which stays."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -28,7 +28,7 @@ KERNELS = HERE.parents[1] / "bnfold" / "kernels"
 CACHE = HERE.parents[1] / ".cache" / "host-kernels"
 
 FLAGS = (
-    *("-std=c++17", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing"),
+    *("-std=c++17", "-Og", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing"),
     *("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"),  # "#pragma unroll" is for CUDA compilers
 )
 SANITIZE = ("-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")

@@ -11,6 +11,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <deque>
 #include <memory>
 #include <numeric>
 #include <string>
@@ -136,13 +137,13 @@ Fiber* left;     // who was switched away from
 int running;     // fibers that have not ended
 std::int64_t vain;  // how often somebody looked whether his wait is over, since anything was done
 
-// Fibers that are ready, a heap with the lowest turn at its front.
+// Fibers that are ready. Without a seed a queue; with one a heap, whose front has the lowest turn.
 struct Ready {
     std::uint64_t turn;
     Fiber* fiber;
     bool operator<(const Ready& other) const { return turn > other.turn; }
 };
-std::vector<Ready> ready;
+std::deque<Ready> ready;
 std::uint64_t turns;  // that were given so far
 
 std::uint64_t random() {
@@ -234,7 +235,7 @@ void set_priorities(Block& block) {
 
 void make_ready(Fiber* fiber, std::uint64_t turn) {
     ready.push_back({turn, fiber});
-    std::push_heap(ready.begin(), ready.end());
+    if (shape.seed != 0) std::push_heap(ready.begin(), ready.end());
 }
 
 // Switches to a fiber that is ready. Comes back when this one is chosen again.
@@ -244,9 +245,13 @@ void next(bool ended = false) {
     }
     Fiber* to = &outside;
     if (!ready.empty()) {
-        std::pop_heap(ready.begin(), ready.end());
-        to = ready.back().fiber;
-        ready.pop_back();
+        to = ready.front().fiber;
+        if (shape.seed == 0) {
+            ready.pop_front();
+        } else {
+            std::pop_heap(ready.begin(), ready.end());
+            ready.pop_back();
+        }
     } else if (running > 0) {
         give_up_stuck();
     }

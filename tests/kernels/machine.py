@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from bnfold.kernels.launch import Device, Launch
+from bnfold.kernels.launch import CLUSTERS, Device, Launch, instances
 from tests.kernels.host import KERNELS, Host
 
 # Shared memory for a window of about 512 vectors, for those devices whose blocks hold little.
 LITTLE = 24 * 1024
+READING = re.compile(r"\d+, bnfold::Layout::\w+")  # in a kernel's C++ name
 DEVICES = {
     "one block": Device((9, 0), multiprocessors=2, shared_memory=227 * 1024, clusters=8, cooperative=True),
     "cluster": Device((9, 0), multiprocessors=6, shared_memory=LITTLE, clusters=8, cooperative=True),
@@ -66,9 +68,22 @@ class HostMachine:
         )
 
 
-@functools.cache
 def compiled(source: str, kernel: str, sanitize: bool, folder: Path) -> Host:
-    return Host(source, [kernel], folder=folder, sanitize=sanitize)
+    """A kernel, by its C++ name, compiled with its family where tests need all of that."""
+    together = family(kernel) if folder == KERNELS and not sanitize else [kernel]
+    return _compiled(source, tuple(together), sanitize, folder)
+
+
+def family(kernel: str) -> list[str]:
+    """The instances that differ from one only in how they read their values, with that one."""
+    types_and_exchange = READING.sub("", kernel)
+    every = instances(kernel.removeprefix("bnfold::").partition("<")[0], CLUSTERS)
+    return [each for each in every if READING.sub("", each) == types_and_exchange]
+
+
+@functools.cache
+def _compiled(source: str, kernels: tuple[str, ...], sanitize: bool, folder: Path) -> Host:
+    return Host(source, kernels, folder=folder, sanitize=sanitize)
 
 
 def memory(tensor: Tensor | None) -> np.ndarray[Any, Any] | None:

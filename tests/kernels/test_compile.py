@@ -306,7 +306,7 @@ def test_cuda_core_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_nvrtc_is_missing(compiler: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     core = pytest.importorskip("cuda.core", reason="the compiler comes with the extra `gpu`")
-    pathfinder = pytest.importorskip("cuda.pathfinder")
+    pathfinder = pytest.importorskip("cuda.pathfinder", reason="cuda-core brings it, of the extra `gpu`")
 
     def program(*arguments: object) -> None:
         raise pathfinder.DynamicLibNotFoundError("Failure finding libnvrtc.so.13\nin many places")

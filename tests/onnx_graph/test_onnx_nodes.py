@@ -19,6 +19,8 @@ from onnx.reference import ReferenceEvaluator
 import bnfold
 from bnfold.errors import BnfoldError
 
+pytestmark = pytest.mark.xdist_group("onnx's own tests")  # which take seconds to collect
+
 OPTIONS: dict[str, dict[str, Any]] = {
     "by default": {},
     "for TensorRT": {"target": "tensorrt"},
@@ -34,7 +36,7 @@ Run = Callable[[onnx.ModelProto, Feed], Any]
 def cases() -> list[Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they compute infinities on purpose
-        from onnx.backend.test.case.node import collect_testcases  # takes seconds
+        from onnx.backend.test.case.node import collect_testcases
 
         found: list[Any] = collect_testcases(None)
     return found

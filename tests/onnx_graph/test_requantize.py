@@ -12,7 +12,7 @@ from onnx.reference import ReferenceEvaluator
 from bnfold.fold.edits import Rescale
 from bnfold.fold.graph import Node
 from bnfold.onnx_graph.requantize import rescaled
-from tests.onnx_graph.test_read import RNG
+from tests.onnx_graph.reading import RNG
 from tests.onnx_graph.test_write import arrays, edited, image, opened, ops
 
 

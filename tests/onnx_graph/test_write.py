@@ -17,7 +17,7 @@ from bnfold.fold.solve import solve
 from bnfold.onnx_graph.file.loaded import Loaded, load
 from bnfold.onnx_graph.read import read
 from bnfold.onnx_graph.write import apply
-from tests.onnx_graph.test_read import CONV, FUNCTION, IF, RNG, W, model, norm
+from tests.onnx_graph.reading import CONV, FUNCTION, IF, RNG, W, model, norm
 
 BIAS = RNG.normal(size=4).astype(np.float32)
 

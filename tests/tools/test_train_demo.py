@@ -18,9 +18,9 @@ from tools._data.images import load
 pytest.importorskip("sklearn", reason="the digits lie in scikit-learn, of the extra train-demo")
 
 
-def test_a_network_learns_and_answers_the_same_without_its_batch_norms(ran: Ran, tmp_path: Path) -> None:
+def test_a_network_learns_and_answers_the_same_without_its_batch_norms(ran_here: Ran, tmp_path: Path) -> None:
     target = tmp_path / "net.onnx"
-    done = ran("_demos.train_demo", "--quick", "--out", target)
+    done = ran_here("_demos.train_demo", "--quick", "--out", target)
     assert (done.returncode, done.stderr) == (0, "")
     assert target.exists()
 

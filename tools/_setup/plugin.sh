@@ -115,7 +115,7 @@ build_plugin() {
             "$tensorrt"/NvInfer*.h
         "${CXX:-g++}" --version
         [ -z "$nvcc" ] || "$nvcc" --version
-        echo "$@"
+        echo "$@" "${CXXFLAGS:-}" "${CUDAFLAGS:-}" # which cmake reads
     } | sha256sum | cut -c1-32)
     kept=.cache/plugin/$key.so
     if [ ! -e "$kept" ]; then

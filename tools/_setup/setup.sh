@@ -11,6 +11,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 cd "$root" || exit 1
 torch=$(grep '^torch==' constraints.txt)
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
+unset PYTHONDONTWRITEBYTECODE # `install` leaves compiling to Python, which shall do it once, not in every process
 
 say() { printf '%s\n' "$*" >&2; }
 

@@ -1,4 +1,4 @@
-"""Reductions and products of constants; tests/onnx_graph/test_read.py has the other operators."""
+"""Reductions and products of constants; tests/onnx_graph/test_read_constants.py has the other operators."""
 
 from __future__ import annotations
 

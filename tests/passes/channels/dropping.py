@@ -13,7 +13,9 @@ from bnfold.report.channels import Dropped
 from tests.onnx_graph.build import Array, Build
 from tests.onnx_graph.look import difference, feeds, run
 
-__all__ = ["Net", "counted", "drop", "stated_sizes_hold"]
+__all__ = ["Lost", "Net", "counted", "drop", "lost", "stated_sizes_hold"]
+
+Lost = dict[str, tuple[int, int]]  # layer: output and input channels that it lost
 
 NEAR = {"float16": 2e-2, "bfloat16": 1e-1, "float32": 2e-6, "float64": 1e-13}
 
@@ -57,6 +59,11 @@ def counted(model: onnx.ModelProto) -> int:
     stored = [*model.graph.initializer]
     stored += [a.t for node in model.graph.node for a in node.attribute if node.op_type == "Constant"]
     return sum(int(np.prod(tensor.dims)) for tensor in stored if tensor.data_type in (1, 10, 11, 16))
+
+
+def lost(dropped: Dropped) -> Lost:
+    counts = {layer.name: (len(layer.outputs), len(layer.inputs)) for layer in dropped.layers}
+    return {name: count for name, count in counts.items() if count != (0, 0)}
 
 
 def stated_sizes_hold(model: onnx.ModelProto) -> None:
