@@ -1,0 +1,45 @@
+"""Proving that one ONNX model computes what another does, without running both on samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx
+
+if TYPE_CHECKING:
+    from bnfold.proof.result import Proof
+
+__all__ = ["prove"]
+
+
+def prove(
+    original: str | Path | onnx.ModelProto,
+    other: str | Path | onnx.ModelProto,
+    *,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    seed: int = 0,
+) -> Proof:
+    """Prove that `other` computes what `original` does, but for the rounding of its stored numbers.
+
+    Whoever made `other` may have been any tool: tensors are compared by name, and those that differ are
+    looked behind. See docs/proof.md for what is proved and what is not.
+
+    Args:
+        original: the model to trust: a path, or the model.
+        other: the model to judge.
+        shapes: of inputs that the model leaves open, by name.
+        seed: of the numbers that parts of the models are evaluated on.
+
+    Returns:
+        A Proof. `status` is "proved", "refuted" or "undecided"; `refusal` says which node, and why.
+
+    Raises:
+        ModelError: a model cannot be read, or is damaged.
+        UsageError: `shapes` does not fit.
+    """
+    from bnfold.onnx_graph.file.loaded import load
+    from bnfold.proof.decide import prove as decide
+
+    return decide(load(original), load(other), shapes=shapes, seed=seed)

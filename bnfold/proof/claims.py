@@ -1,0 +1,81 @@
+"""What is claimed of a tensor, and what becomes of a claim: it holds, and by what; it is wrong, and where; or
+nothing is known, and why.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from bnfold.proof.operator import Array, TooLarge, Undecided
+
+__all__ = [
+    "EVALUATED",
+    "IDENTICAL",
+    "WAYS",
+    "WEIGHTS",
+    "Entry",
+    "Held",
+    "Image",
+    "TooLarge",
+    "Undecided",
+    "Wrong",
+]
+
+# In the order in which they are tried.
+IDENTICAL, WEIGHTS, EVALUATED = "identical", "weights", "evaluated"
+WAYS = (IDENTICAL, WEIGHTS, EVALUATED)
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """Where a tensor's counterpart is, and how the two are related.
+
+    t' = p*t + q, or if `decoded` t = p*t' + q. p and q broadcast against the tensor.
+    """
+
+    name: str
+    p: Array | float = 1.0
+    q: Array | float = 0.0
+    decoded: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """Whether the counterpart is equal."""
+        return bool(np.all(np.asarray(self.p) == 1)) and not np.any(self.q)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One number that is wrong. what: of which array; at: its place there."""
+
+    what: str
+    at: tuple[int, ...]
+    value: float
+    expected: float
+
+    def __str__(self) -> str:
+        return f"{self.what} at {list(self.at)} is {self.value:.9g}, and {self.expected:.9g} is expected"
+
+
+@dataclass(frozen=True)
+class Held:
+    """A claim that was proved. way: one of WAYS. ulps: the largest error of a stored number, where weights
+    decided.
+    """
+
+    way: str
+    ulps: float = 0.0
+
+
+class Wrong(Exception):
+    """A claim does not hold.
+
+    final: no larger region may be asked instead. What was compared depends on no fact about its inputs, or is
+    so nearly right that no missing fact explains it.
+    """
+
+    def __init__(self, reason: str, entry: Entry | None = None, final: bool = False) -> None:
+        super().__init__(reason)
+        self.entry, self.final = entry, final

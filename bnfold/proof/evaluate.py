@@ -1,0 +1,275 @@
+"""A region of each model on the same random numbers, in float64.
+
+Two analytic functions that agree at one random point are equal with probability one. For those that are
+analytic in pieces every piece must be met: inputs have both signs and several sizes, a third of them lie
+around the numbers that stand in the region, and they are scaled up and down until each piece was met
+(pieces.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from bnfold.proof.claims import EVALUATED, Entry, Held, Image, Undecided, Wrong
+from bnfold.proof.graph import Node, Scope, same_bits
+from bnfold.proof.layers import CONVOLUTIONS, PRODUCTS, precision_of
+from bnfold.proof.operator import Array, is_float, wide
+from bnfold.proof.pieces import bounds_of, missed
+
+__all__ = ["Side", "compare"]
+
+# Of the rounding of new constants, and how much more than its root mean square may be off.
+DRAWS, TIMES = 16, 16.0
+# Relative: where nothing is rounded, and where an attribute (float32) is new.
+EXACT, ATTRIBUTE = 1e-10, 4e-7
+# A fact about an input that is missing is off by its whole size; what is nearly right is a wrong number.
+NEAR = 1e-3
+# What the rounding of new constants may explain, relative: beyond it, it could explain anything.
+MOST = {"float16": 0.1, "bfloat16": 0.3}
+SCALES = (1.0, 64.0, 4096.0, 1 / 64)  # of the inputs, in turn
+
+
+class Side:
+    """A region of one model, with what it reads and gives.
+
+    loose: whether an operator could be computed in float32 only. missed: what of its pieces no run has met,
+    by node.
+    """
+
+    def __init__(self, scope: Scope, nodes: Sequence[Node], out: str) -> None:
+        self.scope, self.nodes, self.out = scope, nodes, out
+        self.loose = False
+        self.missed: dict[Node, set[str]] = {}
+
+    def constants(self) -> dict[str, Array]:
+        """The floating constants that the region's nodes read, and its output if that is one."""
+        found: dict[str, Array] = {}
+        for name in (*(name for node in self.nodes for name in node.inputs if name), self.out):
+            value = self.scope.constant(name)
+            if value is not None and is_float(value):
+                found[name] = value
+        return found
+
+    def run(self, feed: Mapping[str, Array], moved: Mapping[str, Array] | None = None) -> Array:
+        """The output, from the leaves. moved: other values for constants. Raises Undecided."""
+        made = dict(feed)
+
+        def value(name: str) -> Array | None:
+            if name in made:
+                return made[name]
+            if moved is not None and name in moved:
+                return moved[name]
+            stored = self.scope.constant(name) if name else None
+            if name and stored is None:
+                raise Undecided(f"{name} is not known here")
+            return None if stored is None else wide(stored)
+
+        for node in self.nodes:
+            given = [value(name) for name in node.inputs]
+            outputs, loose = node.operator.run_wide(given)
+            self.loose = self.loose or loose
+            if moved is None:
+                self._met(node, given, outputs)
+            for name, output in zip(node.outputs, outputs, strict=False):
+                if name:
+                    made.setdefault(name, output)
+        result = value(self.out)
+        assert result is not None
+        return result
+
+    def _met(self, node: Node, given: Sequence[Array | None], outputs: Sequence[Array]) -> None:
+        fixed = [not name or self.scope.constant(name) is not None for name in node.inputs]
+        now = missed(node, fixed, given, outputs)
+        self.missed[node] = self.missed[node] & now if node in self.missed else now
+
+    def pieces(self, leaves: Sequence[str]) -> bool:
+        """Whether there is a bound behind another node: on it the inputs have no direct hold."""
+        return any(
+            bounds_of(node, [self.scope.constant(name) if name else None for name in node.inputs])
+            and node.inputs[0] not in leaves
+            for node in self.nodes
+        )
+
+
+def compare(
+    a: Side,
+    b: Side,
+    leaves: Sequence[str],
+    image: Callable[[str], Image],
+    y: Image,
+    values: Callable[[str], Array],
+    rng: np.random.Generator,
+) -> Held:
+    """Whether region `b`, fed with the images of the leaves, gives the image of what region `a` gives.
+
+    Args:
+        a: of the original.
+        b: of the folded model.
+        leaves: what `a` reads.
+        image: of a leaf.
+        y: of the output.
+        values: something of the type and shape of a leaf; integers and booleans are taken as they are.
+        rng: for the numbers.
+
+    Raises:
+        Wrong: it does not. Undecided: it cannot be told.
+    """
+    points = _break_points(a, b)
+    behind = a.pieces(leaves) or b.pieces([image(leaf).name for leaf in leaves])
+    for turn, scale in enumerate(SCALES):
+        feed_a, feed_b = _feeds(leaves, image, values, points, scale, rng)
+        _judge(a, b, feed_a, feed_b, y, rng)
+        if not any(a.missed.values()) and not any(b.missed.values()) and (turn or not behind):
+            return Held(EVALUATED)
+    node, what = next((node, what) for side in (a, b) for node, what in side.missed.items() if what)
+    raise Undecided(f"{node.name} ({node.op}): {min(what)}, in all that was tried")
+
+
+def _feeds(
+    leaves: Sequence[str],
+    image: Callable[[str], Image],
+    values: Callable[[str], Array],
+    points: Array,
+    scale: float,
+    rng: np.random.Generator,
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Random numbers for the leaves, and what they are in the folded model."""
+    feed_a: dict[str, Array] = {}
+    feed_b: dict[str, Array] = {}
+    for leaf in leaves:
+        like, at = values(leaf), image(leaf)
+        if not is_float(like):
+            feed_a[leaf] = feed_b[at.name] = like
+            continue
+        x = scale * _drawn(like.shape, points, rng)
+        other = np.asarray(x if at.decoded else at.p * x + at.q)
+        if at.name in feed_b:  # two tensors with one counterpart: the later one follows from it
+            other = feed_b[at.name]
+            if not at.decoded and not np.all(at.p):
+                raise Undecided(f"{leaf} shares its counterpart, and has lost its value there")
+            x = np.asarray(at.p * other + at.q if at.decoded else (other - at.q) / at.p)
+        elif at.decoded:
+            x = np.asarray(at.p * other + at.q)
+        if x.shape != like.shape or other.shape != like.shape:
+            raise Undecided(f"the claim about {leaf} does not fit its shape {like.shape}")
+        feed_a[leaf], feed_b[at.name] = x, other
+    return feed_a, feed_b
+
+
+def _judge(
+    a: Side,
+    b: Side,
+    feed_a: Mapping[str, Array],
+    feed_b: Mapping[str, Array],
+    y: Image,
+    rng: np.random.Generator,
+) -> None:
+    """Whether the regions agree on one feed. Raises Wrong, Undecided."""
+    ya, yb = a.run(feed_a), b.run(feed_b)
+    if not is_float(ya) or not is_float(yb):
+        if ya.shape != yb.shape or ya.dtype.kind != yb.dtype.kind or not np.array_equal(ya, yb):
+            raise Wrong("integers or truth values differ")
+        return
+    with np.errstate(all="ignore"):
+        want, got = (ya, y.p * yb + y.q) if y.decoded else (y.p * ya + y.q, yb)
+    if want.shape != got.shape:
+        raise Wrong(f"its shape is {got.shape}, and {want.shape} is expected")
+    if 2 * np.isfinite(want).sum() < want.size:
+        raise Undecided("most of what comes out is not finite")
+    largest = float(np.abs(want[np.isfinite(want)]).max(initial=0.0))
+    with np.errstate(all="ignore"):
+        error = np.abs(want - got)
+        error[(want == got) | (np.isnan(want) & np.isnan(got))] = 0.0
+        error[np.isnan(error)] = np.inf
+        allowed = EXACT * (np.abs(want) + np.abs(y.q)) + 1e-13 * largest
+    new = _new_constants(a, b)
+    if new and (error > allowed).any():
+        allowed = allowed + TIMES * _rounding(b, feed_b, new, got, y, rng)
+        most = max([NEAR, *(MOST.get(value.dtype.name, NEAR) for value in new.values())])
+        if (error > allowed).any() or allowed.max() > most * largest:
+            _refuse(a, b, want, got, error, np.minimum(allowed, most * largest), largest)
+    elif (error > allowed).any():
+        _refuse(a, b, want, got, error, allowed, largest)
+    if a.loose or b.loose:
+        raise Undecided("it agrees, but an operator could be computed in float32 only")
+
+
+def _refuse(a: Side, b: Side, want: Array, got: Array, error: Array, allowed: Array, largest: float) -> None:
+    """Raises what follows from an error that is larger than what is allowed."""
+    excess = np.nan_to_num(error - allowed, nan=np.inf)
+    if not (excess > 0).any():
+        raise Undecided("the rounding of its constants could explain any difference")
+    at = tuple(int(i) for i in np.unravel_index(int(excess.argmax()), excess.shape))
+    entry = Entry("the output", at, float(got[at]), float(want[at]))
+    near = float(error.max()) < NEAR * largest
+    if near and (a.loose or b.loose):
+        raise Undecided("an operator could be computed in float32 only, and it does not agree exactly")
+    if _new_attributes(a, b) and float(error.max()) <= ATTRIBUTE * largest:
+        raise Undecided("it agrees but for what may be the rounding of a new attribute")
+    raise Wrong("it does not agree", entry, final=near)
+
+
+def _rounding(
+    b: Side,
+    feed: Mapping[str, Array],
+    new: Mapping[str, Array],
+    got: Array,
+    y: Image,
+    rng: np.random.Generator,
+) -> Array:
+    """How far one more rounding of the new constants moves the output, in the root mean square: for each
+    channel of a map, else for each entry.
+    """
+    total = np.zeros(got.shape)
+    for _ in range(DRAWS):
+        moved = {
+            name: wide(value) * (1 + precision_of(value.dtype.name) * rng.choice([-1.0, 1.0], value.shape))
+            for name, value in new.items()
+        }
+        again = b.run(feed, moved)
+        with np.errstate(all="ignore"):
+            total += np.square((y.p * again + y.q if y.decoded else again) - got) / DRAWS
+    found: Array = np.sqrt(np.nan_to_num(total, nan=0.0, posinf=0.0))
+    if found.ndim > 2:
+        found = np.asarray(found.max(tuple(range(2, found.ndim)), keepdims=True))
+    return found
+
+
+def _new_constants(a: Side, b: Side) -> dict[str, Array]:
+    """The constants that region `b` reads and `a` does not, by their bits: what was rounded."""
+    old = list(a.constants().values())
+    return {k: v for k, v in b.constants().items() if not any(same_bits(v, other) for other in old)}
+
+
+def _new_attributes(a: Side, b: Side) -> bool:
+    """Whether `b` states a number that `a` does not."""
+    first, second = (
+        {(t.name, t.f) for n in s.nodes for t in n.proto.attribute if t.type == 1} for s in (a, b)
+    )
+    return bool(second - first)
+
+
+def _break_points(a: Side, b: Side) -> Array:
+    """Numbers above 3 that stand in the region, but for weights: what is near zero is met anyway."""
+    found: list[float] = []
+    for side in (a, b):
+        for node in side.nodes:
+            if node.op in CONVOLUTIONS or node.op in PRODUCTS:
+                continue
+            found += [t.f for t in node.proto.attribute if t.type == 1]
+            for name in node.inputs:
+                value = side.scope.constant(name) if name else None
+                if value is not None and is_float(value) and value.size:
+                    found += [float(v) for v in wide(value).reshape(-1)[:: max(1, value.size // 16)]]
+    points = np.array(found)
+    return points[np.isfinite(points) & (np.abs(points) > 3) & (np.abs(points) < 1e30)]
+
+
+def _drawn(shape: tuple[int, ...], points: Array, rng: np.random.Generator) -> Array:
+    x = rng.standard_normal(shape) * rng.choice([0.1, 1.0, 1.0, 8.0], shape)
+    if points.size:
+        near = rng.choice(points, shape) * rng.choice([-1, 1], shape) * rng.uniform(0.5, 1.6, shape)
+        x = np.where(rng.random(shape) < 0.34, near, x)
+    return np.asarray(x)
