@@ -138,8 +138,8 @@ def test_the_given_module_stays_as_it_is() -> None:
 
 @torch.no_grad()
 def test_in_place_is_the_same_in_place() -> None:
-    net, twin = residual_net(), residual_net()
-    inner = net.one.project
+    net = residual_net()
+    twin, inner = copy.deepcopy(net), net.one.project
     for options in ({"fold": False}, {"loader": [example()]}):
         slimmed, _ = slim(net, example(), inplace=True, ratio=0.3, **options)
         expected, _ = slim(twin, example(), ratio=0.3, **options)

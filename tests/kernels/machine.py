@@ -32,12 +32,13 @@ DEVICES = {
 
 @dataclass
 class HostMachine:
-    """As `CudaDevice`. launches: what was launched, in order."""
+    """As `CudaDevice`. launches: what was launched, in order; idle: it runs nothing."""
 
     limits: Device
     seed: int = 0
     sanitize: bool = False
     folder: Path = KERNELS
+    idle: bool = False
 
     def __post_init__(self) -> None:
         self.launches: list[Launch] = []
@@ -47,6 +48,8 @@ class HostMachine:
     ) -> None:
         """Runs a kernel to its end."""
         self.launches.append(launch)
+        if self.idle:
+            return
         if launch.cooperative:  # a block that reads too early shall not find what an earlier launch wrote
             letters = tensors[-2]
             assert letters is not None

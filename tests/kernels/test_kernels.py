@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bnfold.kernels.launch import ROWS
+from bnfold.kernels.launch import ROWS, Launch
 from bnfold.nn import kernel_calls as kernels
 from bnfold.nn import reference
 from bnfold.nn.arguments import Arguments, Running, Saved
@@ -44,6 +44,30 @@ SHAPES: dict[str, tuple[tuple[int, ...], bool]] = {
     "a sequence": ((4, 6, 37), False),
     "points": ((9, 10, 1, 1), False),
 }
+
+# These are launched alike on all devices: one runs them.
+ALIKE = {
+    "planes of whole vectors",
+    "rows",
+    "three dimensions",
+    "three dimensions, channels last",
+    "a sequence",
+    "points",
+}
+
+
+def places(*names: str) -> pytest.MarkDecorator:
+    """Each shape on each device that launches it in its own way."""
+    each = [(device, name) for name in names for device in (["one block"] if name in ALIKE else DEVICES)]
+    return pytest.mark.parametrize(("machine", "name"), each, indirect=["machine"])
+
+
+# Under sanitizers, which take long: each shape on two devices, and each device with half of the shapes.
+SANITIZED = [
+    (device, name)
+    for number, name in enumerate(SHAPES)
+    for device in (["one block"] if name in ALIKE else list(DEVICES)[number % 2 :: 2])
+]
 
 
 @pytest.fixture(params=DEVICES)
@@ -186,8 +210,8 @@ def check(case: Case, relu: bool, summed: bool) -> dict[str, Tensor]:
     return found
 
 
-@pytest.mark.parametrize("kind", TYPES, ids=lambda kind: str(kind)[6:])
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("kind", TYPES[:2], ids=lambda kind: str(kind)[6:])
+@places(*SHAPES)
 def test_values_and_gradients(machine: HostMachine, name: str, kind: torch.dtype) -> None:
     shape, last = SHAPES[name]
     case = Case.drawn(shape, last, kind)
@@ -195,21 +219,34 @@ def test_values_and_gradients(machine: HostMachine, name: str, kind: torch.dtype
     check(case, relu=False, summed=False)
 
 
+@pytest.mark.parametrize(
+    "name", ["planes of whole vectors", "many odd planes", "a sequence", "many rows", "points"]
+)
+@pytest.mark.parametrize("machine", ["one block, windows"], indirect=True)
+def test_bfloat16(machine: HostMachine, name: str) -> None:
+    """One shape for each way to read: sums, however they are exchanged, are float32."""
+    case = Case.drawn(*SHAPES[name], torch.bfloat16)
+    check(case, relu=True, summed=True)
+    check(case, relu=False, summed=False)
+
+
 @pytest.mark.parametrize("kind", TYPES[1:], ids=lambda kind: str(kind)[6:])
-@pytest.mark.parametrize("name", ["planes of whole vectors", "odd planes together", "rows", "points"])
+@places("planes of whole vectors", "rows", "points")
 def test_parameters_of_the_activations_type(machine: HostMachine, name: str, kind: torch.dtype) -> None:
     check(Case.drawn(*SHAPES[name], kind, parameters=kind), relu=True, summed=False)
 
 
 def test_each_row_of_the_table_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows, kernels_run = set(), set()
+    launches: dict[str, list[list[Launch]]] = {name: [] for name in SHAPES}
     for device in DEVICES.values():
-        stand_in = HostMachine(device)
-        monkeypatch.setattr(kernels, "machine_of", lambda x, stand_in=stand_in: stand_in)
-        for shape, last in SHAPES.values():
+        for name, (shape, last) in SHAPES.items():
+            stand_in = HostMachine(device, idle=True)
+            monkeypatch.setattr(kernels, "machine_of", lambda x, stand_in=stand_in: stand_in)
             all_steps(Case.drawn(shape, last), True, True)
-        rows |= {launch.row for launch in stand_in.launches}
-        kernels_run |= {launch.kernel for launch in stand_in.launches}
+            launches[name].append(stand_in.launches)
+    assert {name for name, (first, *others) in launches.items() if others == [first] * 3} == ALIKE
+    every = [launch for found in launches.values() for device in found for launch in device]
+    rows, kernels_run = {launch.row for launch in every}, {launch.kernel for launch in every}
     assert rows == {row.name for row in ROWS} | {"stream"}
     # Five ways to read, by three ways to exchange for the kernels that do.
     counted = {name: sum(f"::{name}<" in each for each in kernels_run) for name in ("forward", "apply")}
@@ -218,20 +255,20 @@ def test_each_row_of_the_table_is_reached(monkeypatch: pytest.MonkeyPatch) -> No
     assert sum("::apply_backward<" in each for each in kernels_run) == 5
 
 
-@pytest.mark.parametrize("name", ["planes of whole vectors", "odd planes together", "many rows"])
+@places("planes of whole vectors", "odd planes together", "many rows")
 @pytest.mark.parametrize(("mean", "std"), [(1000.0, 0.1), (-30.0, 1e-3), (0.0, 1e-6), (3e4, 1e4)])
 def test_a_mean_far_from_zero(machine: HostMachine, name: str, mean: float, std: float) -> None:
     check(Case.drawn(*SHAPES[name], mean=mean, std=std), relu=False, summed=True)
 
 
-@pytest.mark.parametrize("name", ["planes of whole vectors", "odd planes together", "many rows"])
+@places("planes of whole vectors", "odd planes together", "many rows")
 def test_the_first_value_far_from_the_others(machine: HostMachine, name: str) -> None:
     case = Case.drawn(*SHAPES[name], mean=1000.0, std=0.1)
     case.x[0, :].flatten(1 if case.x.dim() > 2 else 0)[..., 0] = 0
     check(case, relu=False, summed=False)
 
 
-@pytest.mark.parametrize("name", ["planes of whole vectors", "odd planes together", "many rows"])
+@places("planes of whole vectors", "odd planes together", "many rows")
 @pytest.mark.parametrize("value", [0.0, 1e4, 1234.567])
 def test_constant_input_is_normalized_to_zero(machine: HostMachine, name: str, value: float) -> None:
     case = Case.drawn(*SHAPES[name])
@@ -242,7 +279,7 @@ def test_constant_input_is_normalized_to_zero(machine: HostMachine, name: str, v
     close(invstd, torch.full_like(invstd, 1e-5).double().rsqrt(), 1e-4)
 
 
-@pytest.mark.parametrize("name", ["planes of whole vectors", "odd planes together", "many rows"])
+@places("planes of whole vectors", "odd planes together", "many rows")
 def test_what_is_no_number_stays_none(machine: HostMachine, name: str) -> None:
     case = Case.drawn(*SHAPES[name])
     case.x[0, 1].fill_(torch.nan)
@@ -285,7 +322,7 @@ def test_the_average_over_batches(machine: HostMachine) -> None:
     assert ours[2] == 3  # whoever calls has counted
 
 
-@pytest.mark.parametrize("name", ["planes of whole vectors", "odd planes together", "rows", "channels last"])
+@places("planes of whole vectors", "odd planes together", "rows", "channels last")
 def test_tensors_that_are_not_aligned(machine: HostMachine, name: str) -> None:
     shape, last = SHAPES[name]
     case = Case.drawn(shape, last, torch.float16)
@@ -309,7 +346,7 @@ def bits(results: dict[str, Tensor]) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("name", ["planes of whole vectors", "odd planes together", "many rows"])
+@places("planes of whole vectors", "odd planes together", "many rows")
 def test_the_same_bits_under_every_schedule(machine: HostMachine, name: str) -> None:
     case = Case.drawn(*SHAPES[name])
     wanted = bits(all_steps(case, True, True))
@@ -318,7 +355,7 @@ def test_the_same_bits_under_every_schedule(machine: HostMachine, name: str) -> 
 
 
 @pytest.mark.skipif(unavailable(sanitize=True) is not None, reason=unavailable(sanitize=True) or "")
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize(("machine", "name"), SANITIZED, indirect=["machine"])
 def test_no_access_beyond_a_tensor(machine: HostMachine, name: str) -> None:
     """Under AddressSanitizer and UndefinedBehaviorSanitizer."""
     machine.sanitize, machine.seed = True, 1

@@ -62,7 +62,7 @@ def test_what_cannot_be_written_ends_the_tool_with_status_2(ran_here: Ran, tmp_p
     assert re.fullmatch(r"slim_demo: .*'\S+file'\n", done.stderr)
 
 
-def test_seeds_are_counted_from_one(ran: Ran) -> None:
-    done = ran("_demos.slim_demo", "--seeds", 0)
+def test_seeds_are_counted_from_one(ran_here: Ran) -> None:
+    done = ran_here("_demos.slim_demo", "--seeds", 0)
     assert done.returncode == 2
     assert done.stderr.endswith("slim_demo: error: --seeds: at least 1\n")

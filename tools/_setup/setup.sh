@@ -60,7 +60,11 @@ make_venv() {
     install "$venv" setuptools || return 1
     # By itself and with its version, so that a CPU build at hand is preferred to the CUDA one.
     [ -z "$first" ] || install "$venv" "$first" || return 1
-    install "$venv" --no-build-isolation "$@" || return 1
+    # One at a time: it writes bnfold.egg-info, which all environments share.
+    (
+        if command -v flock >/dev/null; then flock 8; fi
+        install "$venv" --no-build-isolation "$@"
+    ) 8>.cache/editable.lock || return 1
     echo "$stamp" >"$venv/.stamp-$name"
 }
 
@@ -87,6 +91,7 @@ set_up_other() {
     local version=$1 python
     shift
     python=$(find_python "$version") || return 1
+    mkdir -p .cache
     make_venv ".venv-$version" "$python" test "" "$@" || exit 1
 }
 

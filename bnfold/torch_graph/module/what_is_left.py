@@ -76,14 +76,17 @@ def calls_of(module: nn.Module, run: Callable[[], object]) -> Calls:
     """The calls that `run` makes, which runs the module."""
     calls = Calls()
 
-    def after(path: str, inputs: Any, kwargs: Any, output: Any) -> None:
+    def after(path: str, part: nn.Module, inputs: Any, kwargs: dict[str, Any], output: Any) -> None:
         calls.times[path] += 1
-        if kwargs or [type(value) for value in inputs] != [torch.Tensor] or type(output) is not torch.Tensor:
+        # What is called in its own way (Keras's layers) adds `mask=None` to the one tensor that it is given.
+        own_way = type(part).__call__ is not nn.Module.__call__
+        given = [value for value in kwargs.values() if not own_way or value is not None]
+        if given or [type(value) for value in inputs] != [torch.Tensor] or type(output) is not torch.Tensor:
             calls.odd.add(path)
 
     with ExitStack() as hooks:
         for path, part in module.named_modules():
-            hook = partial(lambda path, _, *given: after(path, *given), path)
+            hook = partial(after, path)
             hooks.callback(part.register_forward_hook(hook, with_kwargs=True).remove)
         run()
     return calls
