@@ -168,7 +168,7 @@ class _Prover:
 
     def _guess(self, node: Node, slot: int, name: str) -> None:
         """A tensor that is gone may be what the folded model has under the name of what its node read: a
-        batch norm that vanished in the layer before it, say. What is proved is no worse for having been guessed.
+        batch norm that vanished in the layer before it, say. A claim that was guessed is proved as any other.
         """
         for read in node.inputs:
             if read in self.lost and read in self.b.made:
