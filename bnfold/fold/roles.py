@@ -151,6 +151,20 @@ class Recurrent(Role):
         return ((self.weight, self.weight_slot, self.bias, self.bias_slot), *self.others)
 
 
+@dataclass(eq=False, slots=True)
+class Sampled(Role):
+    """DeformConv: what it gives, channels on axis 1, is absorbed by its weight (outputs first) and its bias.
+
+    What it reads stays: offsets choose the places, and a mask weighs what is found there.
+    """
+
+    weight: Constant
+    weight_slot: int
+    bias: Constant | None
+    bias_slot: int
+    bias_open: str = ""  # why the bias cannot be changed ("" if it can)
+
+
 @dataclass(frozen=True, slots=True)
 class Map(Role):
     """Elementwise, or a window or reduction within channels: `f(p*x + q) = p*f(x) + q` under conditions.

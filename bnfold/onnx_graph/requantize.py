@@ -8,7 +8,7 @@ import numpy as np
 
 from bnfold.fold.graph import Array
 
-__all__ = ["negated", "rescaled"]
+__all__ = ["negated", "rescaled", "rescaled_blocks"]
 
 
 def rescaled(
@@ -44,6 +44,38 @@ def rescaled(
         return None, new_scale, zero, axis
     new, new_zero = negated(stored, zero, negative, axis)
     return new, new_scale, new_zero, axis
+
+
+def rescaled_blocks(
+    stored: Array, scale: Array, zero: Array | None, factor: Array
+) -> tuple[Array | None, Array, Array | None]:
+    """The same where a scale holds for a block of entries along one axis, along which the factor is constant.
+
+    Args:
+        stored: the integers (or small floats).
+        scale: of the rank of `stored`, one entry for each block.
+        zero: of the scale's shape; None for zero.
+        factor: of the rank of `stored`, of size 1 along the axis of the blocks.
+
+    Returns:
+        New integers (None: as before), scale, and zero point (None: left out).
+    """
+    new_scale = (np.abs(factor) * scale.astype(np.float64)).astype(scale.dtype)
+    negative = factor < 0
+    if not negative.any():
+        return None, new_scale, zero
+    if stored.dtype.kind not in "iu" and "int" not in stored.dtype.name:
+        return (stored.astype(np.float32) * np.where(negative, -1, 1)).astype(stored.dtype), new_scale, zero
+    wider = stored.astype(np.int64 if stored.dtype.itemsize > 2 else np.int32)
+    signed = not stored.dtype.name.startswith("uint")
+    bits = int("".join(filter(str.isdigit, stored.dtype.name)))
+    lowest = ((wider == -(1 << (bits - 1))) & negative).any()
+    if signed and zero is None and not lowest:
+        return np.where(negative, -wider, wider).astype(stored.dtype), new_scale, None
+    top = -1 if signed else (1 << bits) - 1
+    zeros = np.zeros(scale.shape, wider.dtype) if zero is None else zero.astype(wider.dtype)
+    new, new_zero = np.where(negative, top - wider, wider), np.where(negative, top - zeros, zeros)
+    return new.astype(stored.dtype), new_scale, new_zero.astype(stored.dtype)
 
 
 def negated(stored: Array, zero: Array | None, negative: Array, axis: int) -> tuple[Array, Array | None]:

@@ -18,7 +18,7 @@ from bnfold.onnx_graph.file.wire import CUT_FROM
 from bnfold.onnx_graph.model.new_nodes import append, emit, take_over
 from bnfold.onnx_graph.model.scopes import without_gc
 from bnfold.onnx_graph.model.surgery import Surgery
-from bnfold.onnx_graph.requantize import rescaled
+from bnfold.onnx_graph.requantize import rescaled, rescaled_blocks
 from bnfold.onnx_graph.site import FLOATS, Site, Value, numpy_dtype
 
 __all__ = ["apply"]
@@ -147,8 +147,8 @@ class _Writer:
         node, array = edit.node, edit.value
         site, role = _site(node), node.role
         assert isinstance(role, Linear)
-        if site.op == "MatMul":
-            self.bias_of_matmul(node, role, site, array)
+        if role.bias_slot is None:
+            self.bias_of_product(node, role, site, array)
             return
         if site.op == "Gemm" and site.attr("beta", 1.0) != 1.0:
             _set_attribute(site.node, "beta", 1.0)
@@ -164,12 +164,13 @@ class _Writer:
         if shared and made.init is not None:  # in a function it is a node before this one reader
             self.biases[key] = made
 
-    def bias_of_matmul(self, node: Node, role: Linear, site: Site, array: Array) -> None:
-        """A plain matrix product becomes a Gemm; any other gets an Add behind it."""
+    def bias_of_product(self, node: Node, role: Linear, site: Site, array: Array) -> None:
+        """A plain matrix product becomes a Gemm; any other, and an Einsum, gets an Add behind it."""
         surgery, proto, y = self.surgery, site.node, site.outputs[0]
         assert y is not None
         rank, stem = len(node.outputs[0].shape or ()), proto.name or y.name
-        if role.weight_slot == 1 and rank == len(role.weight.shape) == 2 and site.opset >= 7:
+        plain = site.op == "MatMul" and rank == len(role.weight.shape) == 2
+        if plain and role.weight_slot == 1 and site.opset >= 7:
             proto.op_type = site.op = "Gemm"
             self.give(site, BIAS_SLOT, array, f"{stem}_bias")
             return
@@ -258,7 +259,10 @@ class _Writer:
         assert stored is not None
         assert scale is not None
         axis = site.attr("axis", 1) % max(stored.ndim, 1)
-        new, new_scale, new_zero, new_axis = rescaled(stored, scale, zero, axis, factor)
+        if site.attr("block_size", 0):
+            (new, new_scale, new_zero), new_axis = rescaled_blocks(stored, scale, zero, factor), axis
+        else:
+            new, new_scale, new_zero, new_axis = rescaled(stored, scale, zero, axis, factor)
         if new_scale.size > 1 and site.attr("axis", 1) not in (new_axis, new_axis - stored.ndim):
             _set_attribute(site.node, "axis", new_axis)
         for slot, old, array in ((0, stored, new), (1, scale, new_scale), (2, zero, new_zero)):

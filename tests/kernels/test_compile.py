@@ -114,7 +114,7 @@ def test_each_instance_is_compiled_for_some_architecture(
 def test_registers_and_spills(
     kernel: str, arch: str, monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, object], None]
 ) -> None:
-    pytest.importorskip("cuda.core")
+    pytest.importorskip("cuda.core", reason="the compiler comes with the extra `gpu`")
     monkeypatch.setenv("BNFOLD_CACHE", str(ROOT / ".cache" / "cubins"))
     compiled = fresh("compile").compiled
     used = {}
@@ -195,7 +195,7 @@ def test_each_launch_is_of_a_known_instance(data: st.DataObject) -> None:
 @pytest.fixture
 def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The module compile.py with an empty disk cache, and in `programs` what it compiles."""
-    core = pytest.importorskip("cuda.core")
+    core = pytest.importorskip("cuda.core", reason="the compiler comes with the extra `gpu`")
     monkeypatch.setenv("BNFOLD_CACHE", str(tmp_path / "cache"))
     module: Any = fresh("compile")
     module.programs = []
@@ -305,7 +305,7 @@ def test_cuda_core_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nvrtc_is_missing(compiler: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    core = pytest.importorskip("cuda.core")
+    core = pytest.importorskip("cuda.core", reason="the compiler comes with the extra `gpu`")
     pathfinder = pytest.importorskip("cuda.pathfinder")
 
     def program(*arguments: object) -> None:

@@ -231,7 +231,7 @@ def test_bfloat16(machine: HostMachine, name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", TYPES[1:], ids=lambda kind: str(kind)[6:])
-@places("planes of whole vectors", "rows", "points")
+@places("planes of whole vectors", "odd planes together", "rows", "points")
 def test_parameters_of_the_activations_type(machine: HostMachine, name: str, kind: torch.dtype) -> None:
     check(Case.drawn(*SHAPES[name], kind, parameters=kind), relu=True, summed=False)
 

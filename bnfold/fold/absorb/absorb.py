@@ -27,7 +27,7 @@ from bnfold.fold.carry.equation import through_weight
 from bnfold.fold.carry.spread import ODD_SHAPES, State
 from bnfold.fold.edits import AddBias, Bypass, Edit, Rescale, Retype, SetValue
 from bnfold.fold.graph import Array, Graph, Node
-from bnfold.fold.roles import Affine, Clamp, Gate, Leaky, Linear, Map, Normalize, Pad, Recurrent
+from bnfold.fold.roles import Affine, Clamp, Gate, Leaky, Linear, Map, Normalize, Pad, Recurrent, Sampled
 
 __all__ = ["OutOfRange", "absorb"]
 
@@ -73,7 +73,10 @@ def _edits(state: State, node: Node, known: Scaled | None) -> Iterator[Edit]:
     for slot, tensor in enumerate(node.inputs):
         if tensor is not None and tensor.constant is not None and (tensor in state.p or tensor in state.q):
             p, q = encode(state, tensor)
-            yield store(node, slot, p * as_float(tensor.constant) + q, tensor.constant)
+            old = as_float(tensor.constant)
+            new = _like(compact(p * old + q, lines=True), old.shape)
+            if new.shape != old.shape or not np.array_equal(new, old):
+                yield store(node, slot, new, tensor.constant)
     make = ABSORB.get(type(node.role))
     if make is not None:
         try:
@@ -201,6 +204,21 @@ def _recurrent(state: State, node: Node) -> Iterator[Edit]:
             yield store(node, bias_slot, before, bias, constant.value.dtype)
 
 
+def _sampled(state: State, node: Node) -> Iterator[Edit]:
+    role: Sampled = node.role  # type: ignore[assignment]
+    y, outputs = node.outputs[0], role.weight.shape[0]
+    p, q = (per_channel(value, 1, outputs) for value in encode(state, y))
+    if y in state.p:
+        factor = np.asarray(p).reshape((-1,) + (1,) * (len(role.weight.shape) - 1))
+        yield store(node, role.weight_slot, factor * as_float(role.weight), role.weight, axis=0)
+    if role.bias is not None:
+        if y in state.p or y in state.q:
+            yield store(node, role.bias_slot, p * as_float(role.bias) + q, role.bias)
+    elif np.any(q):
+        bias = np.zeros(outputs) + q
+        yield store(node, role.bias_slot, bias, None, role.weight.value.dtype)
+
+
 def _leaky(state: State, node: Node) -> Iterator[Edit]:
     role: Leaky = node.role  # type: ignore[assignment]
     p, _ = encode(state, node.at(0))
@@ -286,6 +304,7 @@ ABSORB: dict[type, Callable[[State, Node], Iterator[Edit]]] = {
     Linear: _linear,
     Affine: _affine,
     Recurrent: _recurrent,
+    Sampled: _sampled,
     Leaky: _leaky,
     Clamp: _clamp,
     Gate: _gate,

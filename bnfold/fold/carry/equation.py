@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,23 @@ from bnfold.fold.carry.spread import Alternative, Mismatch, Spread, same
 from bnfold.fold.graph import Array, Node, Tensor
 from bnfold.fold.roles import Linear, Product, Sum
 
-__all__ = ["balance", "fit", "share", "through_weight"]
+__all__ = ["LARGEST", "balance", "fit", "share", "through_weight"]
+
+LARGEST = 1 << 22  # elements that a constant operand may grow to
 
 
 def fit(spread: Spread, node: Node, array: Array, tensor: Tensor) -> Array:
-    """As this operand sees it (numpy broadcasting): of its rank, not varying where it is broadcast."""
+    """As this operand sees it (numpy broadcasting): of its rank, not varying where it is broadcast.
+
+    A constant may grow instead, as far as the result goes, unless it is rigid.
+    """
+    own = tensor.constant
+    if own is not None and not own.rigid and own.quantized is None and not own.locked:
+        rank = max(array.ndim, len(own.shape))
+        pairs = [*zip(align(array, rank).shape, (1,) * (rank - len(own.shape)) + own.shape, strict=True)]
+        fits = all(a == b or 1 in (a, b) for a, b in pairs)
+        if fits and math.prod(map(max, pairs)) <= LARGEST:
+            return array
     try:
         array = align(array, tensor.rank)
     except ValueError as error:

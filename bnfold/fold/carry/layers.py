@@ -13,9 +13,7 @@ from bnfold.fold.carry import equation
 from bnfold.fold.carry.common import data_slot, flat, other_side, positive, uniform
 from bnfold.fold.carry.spread import Spread
 from bnfold.fold.graph import Array, Node
-from bnfold.fold.roles import Affine, Closed, Gate, Linear, Normalize, Recurrent, SoftmaxInput
-
-LARGEST = 1 << 22  # elements that a constant operand may grow to
+from bnfold.fold.roles import Affine, Closed, Gate, Linear, Normalize, Recurrent, Sampled, SoftmaxInput
 
 
 def closed(spread: Spread, node: Node, slot: int, f: Array) -> None:
@@ -85,7 +83,7 @@ def _why_not_in(role: Affine, f: Array) -> str:
     if all(size in (1, here) for size, here in zip(f.shape, own, strict=True)):
         return ""
     size = math.prod(map(max, f.shape, own))
-    if constant.rigid or size > LARGEST:
+    if constant.rigid or size > equation.LARGEST:
         return f"its constant of shape {list(constant.shape)} cannot take a change of shape {list(f.shape)}"
     return ""
 
@@ -201,6 +199,21 @@ def recurrent(spread: Spread, node: Node, slot: int, f: Array) -> None:
     if varying(f) not in ([], [role.axis]):
         raise spread.fail(node, f"needs a change along its input axis {role.axis}")
     spread.decode(node)
+
+
+def sampled(spread: Spread, node: Node, slot: int, f: Array) -> None:
+    role: Sampled = node.role  # type: ignore[assignment]
+    if slot >= 0:
+        raise spread.fail(node, f"what {node.op} reads is closed")
+    closed = "is quantized" if role.weight.quantized is not None else role.weight.locked
+    if closed and spread.kind == "scale":
+        raise spread.fail(node, f"its weight {closed}")
+    closed = role.bias_open or (f"its bias {role.bias.locked}" if role.bias and role.bias.locked else "")
+    if closed:
+        raise spread.fail(node, closed)
+    if varying(f) not in ([], [1]):
+        raise spread.fail(node, f"needs a change along its channel axis 1, not along {varying(f)}")
+    spread.encode(node)
 
 
 def gate(spread: Spread, node: Node, slot: int, f: Array) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 
 from bnfold.fold import moves
 from bnfold.fold.carry.common import data_slot, flat, other_side, positive, uniform
-from bnfold.fold.carry.spread import Spread
+from bnfold.fold.carry.spread import Spread, same
 from bnfold.fold.graph import Array, Node, Refused
 from bnfold.fold.roles import Clamp, Leaky, Map, Pad
 
@@ -34,6 +34,10 @@ def map_scale(spread: Spread, node: Node, slot: int, f: Array) -> None:
         f = f ** (role.power if slot >= 0 else 1 / role.power)
     if slot >= 0 and role.squeezed:
         f = f.squeeze(role.squeezed)
+    if slot < 0 and role.sign == "absolute":
+        known = spread.values.get(node.at(role.x))
+        if known is not None and same(np.abs(known), f, "scale"):
+            return  # whatever its signs are
     spread.want(other_side(node, slot, role.x), f, node)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache, partial
 from itertools import accumulate
 from typing import Any
@@ -16,6 +17,8 @@ from bnfold.fold.carry.spread import Alternative, Spread
 from bnfold.fold.carry.spread import same as same_values
 from bnfold.fold.graph import Array, Node, Refused, Tensor
 from bnfold.fold.roles import Concat, Contract, Move, Same, Split
+
+SMALL = 1 << 12  # elements of a constant that is looked at to see whether it is zero
 
 
 def move(spread: Spread, node: Node, slot: int, f: Array) -> None:
@@ -105,10 +108,22 @@ def same(spread: Spread, node: Node, slot: int, f: Array) -> None:
     role: Same = node.role  # type: ignore[assignment]
     if slot >= 0 and slot not in role.slots:
         raise spread.fail(node, f"{node.op} reads it as a condition")
-    spread.plain(node)
-    if spread.kind == "scale" and role.sign == "positive":
-        positive(spread, node, f)
-    equation.share(spread, node, role.slots, slot, f)
+    slots = role.slots
+    if spread.kind == "scale":  # which leaves a constant of zeros as it is
+        slots = tuple(other for other in slots if not _is_zero(spread, node.at(other)))
+        if role.sign == "positive":
+            positive(spread, node, f)
+    if spread.kind == "shift" or len(slots) > 1:
+        spread.plain(node)
+    equation.share(spread, node, slots, slot, f)
+
+
+def _is_zero(spread: Spread, tensor: Tensor) -> bool:
+    """A stored zero that no fold has shifted so far."""
+    constant = tensor.constant
+    if constant is None or tensor in spread.state.q:
+        return False
+    return math.prod(constant.shape) <= SMALL and not np.any(constant.load())
 
 
 def sum_scale(spread: Spread, node: Node, slot: int, f: Array) -> None:

@@ -17,6 +17,7 @@ _RULES: dict[type, tuple[Rule, Rule]] = {
     roles.Closed: (layers.closed, layers.closed),
     roles.Affine: (layers.affine_scale, layers.affine_shift),
     roles.Linear: (layers.linear_scale, layers.linear_shift),
+    roles.Sampled: (layers.sampled, layers.sampled),
     roles.Recurrent: (layers.recurrent, layers.recurrent),
     roles.Map: (maps.map_scale, maps.map_shift),
     roles.Leaky: (maps.leaky_scale, maps.leaky_shift),

@@ -23,7 +23,7 @@ from bnfold.fold.rescale.carry_scale import (
     undo,
 )
 from bnfold.fold.rescale.headroom import Headroom, Narrow, Seen, headroom
-from bnfold.fold.roles import Clamp, Concat, Leaky, Map, Move, Pad, Same, Split, Sum
+from bnfold.fold.roles import Clamp, Concat, Leaky, Linear, Map, Move, Pad, Same, Split, Sum
 
 __all__ = ["Fit", "RescaledTensor", "fit", "makers", "troubled"]
 
@@ -80,8 +80,11 @@ def makers(node: Node) -> list[Node]:
         if maker is None or maker in found:
             continue
         found[maker] = None
-        if isinstance(maker.role, _PASS):
+        role, axis = maker.role, getattr(node.role, "in_axis", None)
+        if isinstance(role, _PASS):
             pending += maker.inputs
+        elif isinstance(role, Linear) and axis in dict(role.free).values():
+            pending.append(maker.inputs[role.x])  # a product along another axis: channels pass
     return list(found)
 
 

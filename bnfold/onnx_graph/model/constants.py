@@ -235,6 +235,9 @@ def _dequantized(value: Value, site: Site) -> Constant | None:
     axes: tuple[int, ...] = ()
     if site.opset >= 13 and not blocked:
         axes = (axis,) if many else tuple(range(rank))
+    if blocked:  # it has a scale for each entry along the other axes
+        sizes = zip(stored.shape, scale.shape, strict=True) if len(scale.shape) == rank else ()
+        axes = tuple(a for a, (size, own) in enumerate(sizes) if a != axis and size == own)
     if axes and stored.dtype == "int32" and bool((stored.load() == -(1 << 31)).any()):
         axes = ()  # it cannot be negated, and int32 has no zero point that would help
     out = DTYPES.get(site.attr("output_dtype", 0), "") or scale.dtype

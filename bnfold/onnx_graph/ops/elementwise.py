@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial, reduce
 from typing import Any, TypeAlias
@@ -12,7 +11,7 @@ import numpy as np
 from bnfold.fold.affine import MAPS, align
 from bnfold.fold.graph import Array, Node, Refused, Role
 from bnfold.fold.role_builders import ARITHMETIC
-from bnfold.fold.roles import Affine, Map, Same, Sum
+from bnfold.fold.roles import Affine, Same, Sum
 from bnfold.onnx_graph.ops.facts import broadcast, broadcast_shapes, check_size, fits, shape_of
 from bnfold.onnx_graph.ops.interval import Bounds
 from bnfold.onnx_graph.ops.operator import Evaluate, Half, Inputs, Operator, Shape
@@ -74,12 +73,7 @@ def _mean(site: Site) -> Role:
 
 
 def _extreme(site: Site) -> Role:
-    """Max, Min. Against zero they are a Relu, whose scale may differ from channel to channel."""
-    zero = site.constant(1) if len(site.node.input) == 2 else None
-    if zero is not None and math.prod(zero.shape) == 1 and fits(zero.shape, shape_of(site, 0)):
-        value = site.value(1)
-        if value is not None and not np.any(value):
-            return Map(shift=f"{site.op} does not pass a shift")
+    """Max, Min."""
     return Same(tuple(range(_operands(site))))
 
 

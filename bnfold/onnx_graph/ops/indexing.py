@@ -166,6 +166,32 @@ def _trilu(site: Site) -> Role:
     return Map("any", "sets a triangle to zero, where a shift would not be seen", flat=(rank - 2, rank - 1))
 
 
+def _gather_elements(site: Site) -> Role:
+    """Takes entries along one axis, at each place its own; along the others the first ones, mostly all."""
+    shape = shape_of(site, 0)
+    return Map("any", flat=_one_by_one_axes(site, shape, out_shape_of(site)))
+
+
+def _scatter_elements(site: Site) -> Role:
+    """Puts entries into zeros along one axis, or adds them up there: a scale passes, a shift does not."""
+    stored = site.constant(0)
+    if stored is None or np.prod(stored.shape, dtype=float) > LARGEST or np.any(stored.load()):
+        raise Refused("puts entries into others than stored zeros")
+    if text(site, "reduction", "none") not in ("none", "add"):
+        raise Refused("takes extremes or products of the entries that it puts there")
+    flat = _one_by_one_axes(site, shape_of(site, 2), out_shape_of(site))
+    return Map("any", "puts entries among zeros, where a shift would not be seen", flat, x=2)
+
+
+def _one_by_one_axes(site: Site, x: Shape, y: Shape) -> tuple[int, ...]:
+    """The axis of the indices, and those along which not surely all entries are taken."""
+    if len(x) != len(y):
+        raise Refused("its shapes do not match")
+    chosen = axis_of(int(site.attr("axis", 0)), len(x))
+    sizes = enumerate(zip(x, y, strict=True))
+    return tuple(axis for axis, (a, b) in sizes if axis == chosen or a is None or a != b)
+
+
 # Shapes.
 
 
@@ -272,10 +298,14 @@ INDEXING: dict[str, Operator] = {
     "Concat": Operator(role=_concat, shape=_concat_shape, evaluate=_joined, half=Half.MOVES),
     "Expand": Operator(role=_expand, evaluate=_expanded, half=Half.MOVES),
     "Gather": Operator(role=_gather, evaluate=_gathered, half=Half.MOVES),
-    "GatherElements": _one_by_one,
+    "GatherElements": Operator(role=_gather_elements),
     "GatherND": _one_by_one,
     "Pad": Operator(role=_pad, half=Half.PASSES),
-    "ScatterElements": _one_by_one,
+    "ScatterElements": Operator(
+        role=_scatter_elements,
+        data=2,
+        float32="onnxruntime runs ScatterElements that adds up in float32 only",
+    ),
     "ScatterND": _one_by_one,
     "Slice": Operator(role=_slice, keeps=_slice_keeps, evaluate=_sliced, half=Half.MOVES),
     "Split": Operator(

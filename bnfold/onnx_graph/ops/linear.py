@@ -8,7 +8,7 @@ import numpy as np
 
 from bnfold.fold import role_builders as builders
 from bnfold.fold.graph import Constant, Dim, Refused, Role
-from bnfold.fold.roles import Linear, Recurrent
+from bnfold.fold.roles import Linear, Recurrent, Sampled
 from bnfold.onnx_graph.ops.facts import (
     axis_of,
     broadcast_shapes,
@@ -51,7 +51,7 @@ def _channels(site: Site, shape: tuple[Dim, ...], weight: Constant, wanted: int)
         raise broken(site, f"{what}, and its input has {shape[1]}")
 
 
-def _layout(site: Site) -> tuple[Constant, int, tuple[Dim, ...]]:
+def _layout(site: Site, bias_slot: int = 2) -> tuple[Constant, int, tuple[Dim, ...]]:
     """The weight, the number of groups and the shape of the input."""
     weight, shape, groups = _weight(site, 1), shape_of(site, 0), int(site.attr("group", 1))
     if len(weight.shape) != len(shape) or len(shape) < 3:
@@ -61,7 +61,7 @@ def _layout(site: Site) -> tuple[Constant, int, tuple[Dim, ...]]:
         raise broken(site, f"its weight of shape {list(weight.shape)} cannot be split into {groups} groups")
     _channels(site, shape, weight, weight.shape[0] if transposed else weight.shape[1] * groups)
     outputs = weight.shape[1] * groups if transposed else weight.shape[0]
-    bias = site.constant(2)
+    bias = site.constant(bias_slot)
     if bias is not None and bias.shape != (outputs,):
         raise broken(site, f"its bias has shape {list(bias.shape)}, and its weight {outputs} output channels")
     return weight, groups, shape
@@ -79,6 +79,13 @@ def _conv_transpose(site: Site) -> Role:
     grid = windows(site, weight.shape[2:], shape[2:])
     even = not beyond and not grid.padded and all(w.taps == 1 and w.stride == 1 for w in grid.windows)
     return _with_bias(builders.convolution(weight, groups, even, transposed=True), site, 2)
+
+
+def _deform_conv(site: Site) -> Role:
+    weight, _, _ = _layout(site, 3)
+    bias = site.constant(3) if site.has(3) else None
+    closed = f"{_OPEN}: it {site.why_not_constant(3)}" if site.has(3) and bias is None else ""
+    return Sampled(weight, 1, bias, 3, closed)
 
 
 def _gemm(site: Site) -> Role:
@@ -157,8 +164,15 @@ def _rows_sum_to_one(site: Site, rank: int) -> bool:
 
 
 def _einsum(site: Site) -> Role:
+    equation, y = text(site, "equation", ""), out_shape_of(site)
+    slot = 1 if site.constant(1) is not None else 0
+    weight = site.constant(slot)
+    if weight is not None and len(site.node.input) == 2:
+        role = builders.einsum_by_matrix(equation, weight, slot, shape_of(site, 1 - slot), len(y))
+        if role is not None:
+            return role
     shapes = [shape_of(site, slot) for slot in range(len(site.node.input))]
-    return builders.einsum(text(site, "equation", ""), shapes, out_shape_of(site))
+    return builders.einsum(equation, shapes, y)
 
 
 def _recurrent(site: Site) -> Role:
@@ -189,10 +203,10 @@ def _ranks(site: Site) -> None:
     weight = site.shape(1)
     if weight is None or len(weight) < 3 or not site.outputs:
         return
-    left, right = (weight[1], weight[0]) if site.op == "Conv" else (weight[0], weight[1])
-    groups = site.attr("group", 1)
+    transposed, groups = site.op == "ConvTranspose", site.attr("group", 1)
+    left, right = (weight[0], weight[1]) if transposed else (weight[1], weight[0])
     if isinstance(left, int) and isinstance(right, int):
-        left, right = (left * groups, right) if site.op == "Conv" else (left, right * groups)
+        left, right = (left, right * groups) if transposed else (left * groups, right)
     rest = (None,) * (len(weight) - 2)
     x, y = site.values[0], site.outputs[0]
     if x is not None and x.shape is None and x.init is None:
@@ -245,6 +259,7 @@ LINEAR: dict[str, Operator] = {
     "Conv": Operator(role=_conv, shape=_conv_shape, ranks=_ranks, half=Half.WEIGHTS),
     "ConvTranspose": Operator(role=_conv_transpose, ranks=_ranks, half=Half.WEIGHTS),
     "DFT": Operator(changed=20),
+    "DeformConv": Operator(role=_deform_conv, ranks=_ranks),
     "Einsum": Operator(role=_einsum),
     "GRU": Operator(role=_recurrent),
     "Gemm": Operator(role=_gemm, shape=_gemm_shape, ranks=_gemm_ranks, half=Half.WEIGHTS),

@@ -11,7 +11,16 @@ import numpy as np
 
 from bnfold.fold.graph import Node, Refused, Role
 from bnfold.fold.roles import Map
-from bnfold.onnx_graph.ops.facts import axes_of, integers, ints, out_shape_of, rank_of, shape_of, text
+from bnfold.onnx_graph.ops.facts import (
+    axes_of,
+    axis_of,
+    integers,
+    ints,
+    out_shape_of,
+    rank_of,
+    shape_of,
+    text,
+)
 from bnfold.onnx_graph.ops.interval import Bounds
 from bnfold.onnx_graph.ops.operator import Evaluate, Half, Inputs, Operator, Shape
 from bnfold.onnx_graph.ops.windows import Window, counts, windows
@@ -78,6 +87,22 @@ def _reduce(site: Site, sign: str, shifts: bool = True, flip: str = "", adds: bo
             gain = 0.0  # so many that nobody knows
     squeezed = () if site.attr("keepdims", 1) else axes
     return Map(sign, "" if shifts else _no_shift(site), axes, squeezed, gain, flip=flip)
+
+
+def _cum_sum(site: Site) -> Role:
+    """Sums along one axis, over a growing number of entries."""
+    rank, axis = rank_of(site, 0), site.value(1)
+    if axis is None or axis.size != 1:
+        raise Refused("its axis is not constant")
+    flat = (axis_of(int(axis.reshape(-1)[0]), rank),)
+    return Map("any", "adds up a growing number of entries, so that a shift does not come out as one", flat)
+
+
+def _top_k(site: Site) -> Role:
+    """The largest or smallest entries along one axis, sorted or not."""
+    if site.used(1):
+        raise Refused("its indices are used, and a scale can change which of two equals they name")
+    return Map(flat=(axis_of(int(site.attr("axis", -1)), rank_of(site, 0)),))
 
 
 def _resize(site: Site) -> Role:
@@ -210,7 +235,7 @@ _LENGTH = partial(_reduce, sign="absolute", shifts=False)
 
 WINDOWED: dict[str, Operator] = {
     "AveragePool": _pool(role=_average_pool, bounds=_entries, half=Half.SUMS),
-    "CumSum": Operator(closed="has no rule: it adds up a growing number of entries", half=Half.SUMS),
+    "CumSum": Operator(role=_cum_sum, half=Half.SUMS),
     "GlobalAveragePool": _whole(role=partial(_global, sign="any"), bounds=_entries, half=Half.SUMS),
     "GlobalLpPool": _whole(
         role=partial(_global, sign="absolute", shifts=False), bounds=_length, half=Half.SQUARES
@@ -260,5 +285,6 @@ WINDOWED: dict[str, Operator] = {
         evaluate=_reduced(lambda x, **how: np.sum(x * x, **how), True), half=Half.SQUARES
     ),
     "Resize": Operator(role=_resize, bounds=_weighted),
+    "TopK": Operator(role=_top_k),
     "Upsample": Operator(role=_resize, bounds=_weighted),
 }

@@ -106,13 +106,20 @@ def _leaky(role: Leaky, groups: Groups, node: Node, x: Channels) -> Channels:
     return x
 
 
+_AS_WIDE = {  # maps that read something else that runs along the channels as well
+    "GatherElements": "its indices run along the channels",
+    "PRelu": "its slope is computed at run time",
+    "ScatterElements": "its indices run along the channels",
+}
+
+
 def _map(role: Map, groups: Groups, node: Node, x: Channels) -> Channels | str:
     if x.axis in role.flat:
         return f"{node.op} works across channels"
     if node.op == "Resize" and node.source.has(3) and node.source.value(3) is None:
         return "its sizes are computed at run time"
-    if node.op == "PRelu":
-        return "its slope is computed at run time"
+    if node.op in _AS_WIDE:
+        return _AS_WIDE[node.op]
     return Channels(x.axis - sum(axis < x.axis for axis in role.squeezed), x.sets)
 
 

@@ -137,7 +137,11 @@ class Limits:
 
     def agree(self, edits: Sequence[Edit]) -> bool:
         """Whether all calls of each parameter need the same of it; what they do not agree on is locked."""
-        values = {edit.old: edit.value for edit in edits if isinstance(edit, SetValue) and edit.old}
+        values = {
+            edit.old: edit.value
+            for edit in edits
+            if isinstance(edit, SetValue) and edit.old and not _is_as_stored(edit.value, edit.old)
+        }
         biases = {edit.node.role: edit.value for edit in edits if isinstance(edit, AddBias)}
         agreed = True
         for name, constants in self.uses.items():
@@ -155,6 +159,11 @@ class Limits:
 def _lock_all(constants: Sequence[Constant], why: str) -> None:
     for constant in constants:
         constant.locked = why
+
+
+def _is_as_stored(value: Array, constant: Constant) -> bool:
+    """Changes that cancelled each other ask for what is there already."""
+    return np.array_equal(np.ravel(value), np.ravel(constant.load()))
 
 
 def _all_same(values: Mapping[Any, Array], users: Sequence[Any]) -> bool:

@@ -132,6 +132,59 @@ def _crop_anywhere(g: Build) -> str:
     return _cropped(g, g.input("along", (1,), "int64"), 1)
 
 
+@RULES("scales along the axis of the blocks", "bn", ("gemm", "x"), WHY["quantized"], builder={"opset": 21})
+def _across_blocks(g: Build) -> str:
+    """The inputs of one block share a step."""
+    integers = g.const(g.rng.integers(-7, 8, (8, 7)), "integers", dtype="int8")
+    steps = g.const(g.rng.uniform(0.02, 0.06, (2, 7)), "steps")
+    w = g.op("DequantizeLinear", integers, steps, axis=0, block_size=4)
+    x = g.bn(g.input("x", (5, 8)), name="bn")
+    return g.op("Gemm", x, w, g.const(g.normal((7,)), "bias"), name="gemm")
+
+
+@RULES("entries taken along the channels", "bn", "gather", WHY["axis"])
+def _gathered_channels(g: Build) -> str:
+    places = g.const(g.rng.integers(0, 7, (2, 7, 9, 11)), "places")
+    y = g.op("GatherElements", g.conv(image(g), 7), places, axis=1, name="gather")
+    return g.op("Sigmoid", g.bn(y, name="bn"))
+
+
+@RULES("entries put into others than zeros", "bn", "scatter", "stored zeros")
+def _scattered(g: Build) -> str:
+    places = g.const(g.rng.integers(0, 9, (2, 7, 9, 11)), "places")
+    base = g.const(g.normal((2, 7, 9, 11)), "base")
+    y = g.op("ScatterElements", base, places, g.conv(image(g), 7), axis=2, name="scatter")
+    return g.op("Sigmoid", g.bn(y, name="bn"))
+
+
+@RULES("sums up to each entry: a shift", "bn", "sums", WHY["shift"])
+def _summed_up(g: Build) -> str:
+    y = g.op("CumSum", g.conv(image(g), 7), g.const(np.array(3), "along"), name="sums")
+    return g.op("Sigmoid", g.bn(y, name="bn"))
+
+
+@RULES("TopK whose indices are used", "bn", "top", "indices")
+def _top_indices(g: Build) -> tuple[str, ...]:
+    y, places = g.ops("TopK", g.conv(image(g), 7), g.ints(3), count=2, axis=3, name="top")
+    return g.op("Sigmoid", g.bn(y, "positive", name="bn")), g.op("Cast", places, to=1)
+
+
+@RULES("bn -> DeformConv", "bn", ("deform", "tanh"), "reads", builder={"opset": 19})
+def _deformed(g: Build) -> str:
+    """A shift would be seen at the border only in part, and offsets choose what is seen."""
+    x = g.bn(g.op("Tanh", image(g), name="tanh"), name="bn")
+    offset = g.op("Tanh", g.input("offset", (2, 18, 7, 9)))
+    return g.op("DeformConv", x, g.weight((4, 6, 3, 3), 54), offset, name="deform")
+
+
+@RULES("DeformConv whose bias is known at run time", "bn", "deform", WHY["constant"], builder={"opset": 19})
+def _deformed_bias(g: Build) -> str:
+    offset = g.op("Tanh", g.input("offset", (2, 18, 7, 9)))
+    bias = g.input("b", (4,))
+    y = g.op("DeformConv", image(g), g.weight((4, 6, 3, 3), 54), offset, bias, name="deform")
+    return g.op("Sigmoid", g.bn(y, name="bn"))
+
+
 @RULES("Where with a graph input", "bn", "x", WHY["input"])
 def _where(g: Build) -> str:
     x = image(g)

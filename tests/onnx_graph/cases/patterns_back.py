@@ -348,3 +348,25 @@ def _written_last(g: Build) -> str:
 def _written_gemm(g: Build) -> str:
     y = g.op("Div", g.op("Sub", g.gemm(rows(g), 7, c=(7,)), g.const(0.4, "mean")), g.const(1.7, "std"))
     return g.op("Sub", g.const(g.normal((7,)), "beta"), y)
+
+
+# DeformConv absorbs what it gives
+
+
+def _deformed(g: Build, group: int, bias: bool, mask: bool) -> str:
+    x = image(g)
+    w = g.weight((8, 6 // group, 3, 2), 36)
+    inputs = [x, w, g.op("Tanh", g.input("offset", (2, 12, 7, 10)))]
+    if bias or mask:
+        inputs.append(g.const(g.normal((8,)), "bias") if bias else "")
+    if mask:
+        inputs.append(g.op("Sigmoid", g.input("mask", (2, 6, 7, 10))))
+    return g.op("Sigmoid", g.bn(g.op("DeformConv", *inputs, group=group, kernel_shape=[3, 2])))
+
+
+for _group, _bias, _mask in ((1, True, True), (1, False, True), (2, False, False), (2, True, False)):
+    BACK.add(
+        f"DeformConv of {_group} groups{', bias' * _bias}{', mask' * _mask}",
+        partial(_deformed, group=_group, bias=_bias, mask=_mask),
+        builder={"opset": 19},
+    )

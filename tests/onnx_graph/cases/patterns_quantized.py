@@ -76,3 +76,41 @@ def _fake_quantized(g: Build) -> str:
     integers = g.op("QuantizeLinear", g.weight((7, 6, 3, 3), 54), step, zero, axis=0)
     w = g.op("DequantizeLinear", integers, step, zero, axis=0)
     return g.bn(g.op("Conv", image(g), w, g.const(g.normal((7,)), "bias")))
+
+
+BLOCKED = Patterns()  # a step for each block of the inputs and each output
+
+
+def _blocked(
+    g: Build,
+    signs: Any = "mixed",
+    low: int = -7,
+    zero: bool = False,
+    dtype: str = "int8",
+    turned: bool = False,
+) -> str:
+    lowest, top = (0, 255) if dtype == "uint8" else (low, 7)
+    values = g.rng.integers(lowest, top + 1, (8, 7))
+    values[0] = lowest
+    steps = g.rng.uniform(0.02, 0.06, (2, 7)) / (20 if dtype == "uint8" else 1)
+    points = g.rng.integers(lowest + 2, top - 2, (2, 7)) if zero else None
+    if turned:  # stored as (outputs, inputs), as a Gemm takes it
+        values, steps, points = values.T, steps.T, None if points is None else points.T
+    parts = [g.const(values, "integers", dtype=dtype), g.const(steps, "steps")]
+    parts += [g.const(points, "points", dtype=dtype)] if points is not None else []
+    w = g.op("DequantizeLinear", *parts, axis=int(turned), block_size=4)
+    y = g.op("Gemm", rows(g, 8), w, g.const(g.normal((7,)), "bias"), transB=int(turned))
+    return g.bn(y, signs)
+
+
+BLOCKS: dict[str, dict[str, Any]] = {
+    "positive scales": {"signs": "positive"},
+    "negative scales, integers negated": {},
+    "negative scales and the lowest integer, zero points made": {"low": -128},
+    "negative scales, zero points": {"zero": True, "low": -128},
+    "uint8, negative scales, zero points": {"zero": True, "dtype": "uint8"},
+    "uint8 without zero points, negative scales": {"dtype": "uint8"},
+    "a weight that is turned": {"zero": True, "turned": True},
+}
+for _name, _options in BLOCKS.items():
+    BLOCKED.add(f"DequantizeLinear in blocks, {_name}", partial(_blocked, **_options), builder={"opset": 21})

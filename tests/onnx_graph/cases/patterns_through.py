@@ -238,6 +238,33 @@ def _max_constant(g: Build) -> str:
     return g.bn(g.op("Max", _conv(g), g.const(g.normal((8, 1, 1)), "floor")), "positive")
 
 
+def _one_number(g: Build, op: str, number: float, rank: int, first: bool) -> str:
+    """Where, Max or Min with a stored number: it grows to one for each channel."""
+    y, one = _conv(g), g.const(np.full((1,) * rank, number), "one")
+    inputs: tuple[str, ...] = (one, y) if first else (y, one)
+    if op == "Where":
+        rows = g.input("m", (2, 1, 1, 1))
+        inputs = (g.op("Greater", rows, g.const(0.0, "zero")), *inputs)
+    return g.bn(g.op(op, *inputs), "mixed" if op == "Where" else "positive")
+
+
+for _op, _number, _rank, _first in (
+    *(("Where", 0.0, 0, True), ("Where", -3.5, 1, False), ("Where", 1.25, 4, True)),
+    *(("Max", 0.0, 0, False), ("Max", 0.5, 1, True), ("Min", 0.25, 3, False), ("Min", 0.0, 0, True)),
+):
+    THROUGH.add(
+        f"{_op} with {_number}, of rank {_rank}, {'first' if _first else 'second'} -> bn",
+        partial(_one_number, op=_op, number=_number, rank=_rank, first=_first),
+    )
+
+
+@THROUGH("Max with 0 -> bn -> bn")
+def _zero_that_was_shifted(g: Build) -> str:
+    """The first fold shifts the zero, which the second then scales as well."""
+    y = g.bn(g.op("Max", _conv(g), g.const(np.zeros(()), "zero")), "positive")
+    return g.bn(y, "positive")
+
+
 @THROUGH("Where between two convs -> bn")
 def _where(g: Build) -> str:
     x = image(g)

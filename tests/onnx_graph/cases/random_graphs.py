@@ -11,63 +11,15 @@ from collections.abc import Callable
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
+
+from tests.onnx_graph.cases.random_pool import Pool
 
 OPSET = 19
 
 
-class Grower:
-    """Tensors are (2, C, H, W), (2, L, C) or (2, C); `pool` holds their names and shapes."""
-
-    def __init__(self, seed: int) -> None:
-        self.rng = np.random.default_rng(seed)
-        self.nodes: list[onnx.NodeProto] = []
-        self.initializers: list[onnx.TensorProto] = []
-        self.pool: list[tuple[str, tuple[int, ...]]] = []
-        self.inputs: list[tuple[str, tuple[int, ...]]] = []
-        self.used: set[str] = set()
-        self.count = 0
-
-    def name(self, stem: str) -> str:
-        self.count += 1
-        return f"{stem}{self.count}"
-
-    def const(self, array: object, dtype: type = np.float32) -> str:
-        name = self.name("w")
-        array = np.asarray(array, dtype)
-        if self.rng.random() < 0.15:
-            self.nodes.append(helper.make_node("Constant", [], [name], value=numpy_helper.from_array(array)))
-        else:
-            self.initializers.append(numpy_helper.from_array(array, name))
-        return name
-
-    def op(self, op: str, inputs: list[str], shape: tuple[int, ...], **attributes: object) -> str:
-        name = self.name(op.lower())
-        self.nodes.append(helper.make_node(op, inputs, [name], name=f"{op}_{name}", **attributes))
-        self.used |= set(inputs)
-        self.pool.append((name, shape))
-        return name
-
-    def pick(self, rank: int | None = None) -> tuple[str, tuple[int, ...]] | None:
-        fits = [t for t in self.pool if rank is None or len(t[1]) == rank]
-        if not fits:
-            return None
-        # late tensors more often, so that graphs are deep
-        weights = np.arange(1, len(fits) + 1.0) ** 2
-        return fits[int(self.rng.choice(len(fits), p=weights / weights.sum()))]
-
-    def scales(self, channels: int) -> np.ndarray:
-        gamma = self.rng.uniform(0.4, 1.6, channels)
-        kind = self.rng.random()
-        if kind < 0.35:
-            gamma *= self.rng.choice([-1, 1], channels)
-        elif kind < 0.44:
-            gamma[self.rng.integers(channels)] = 0
-        elif kind < 0.54:
-            gamma[:] = 1.25
-        return gamma
-
-    # operators
+class Grower(Pool):
+    """A graph that grows by one operator at a time."""
 
     def conv(self) -> None:
         if (t := self.pick(4)) is None:
@@ -95,6 +47,29 @@ class Grower:
         stated = {"axis": axis} if axis >= 0 else {}
         self.nodes.append(helper.make_node("DequantizeLinear", inputs, [name], name=name, **stated))
         return name
+
+    def einsum(self) -> None:
+        if (t := self.pick(3)) is None:
+            return
+        x, (n, length, c) = t
+        weight = self.const(self.rng.standard_normal((4, c)) / np.sqrt(c))
+        self.op("Einsum", [x, weight], (n, length, 4), equation="blc,oc->blo")
+
+    def picks(self) -> None:
+        """Entries placed or summed up along one axis.
+
+        Not GatherElements: onnx's evaluator takes minutes for damaged indices of it. The patterns have it.
+        """
+        if (t := self.pick(4)) is None:
+            return
+        x, shape = t
+        axis = int(self.rng.integers(1, 4))
+        if self.rng.random() < 0.5:
+            self.op("CumSum", [x, self.const(axis, np.int64)], shape)
+            return
+        places = self.const(self.rng.integers(0, shape[axis], shape), np.int64)
+        zeros = self.const(np.zeros(shape))
+        self.op("ScatterElements", [zeros, places, x], shape, axis=axis, reduction="add")
 
     def conv_transpose(self) -> None:
         if (t := self.pick(4)) is None or t[1][2] > 8:
@@ -211,7 +186,14 @@ class Grower:
         if op in ("Add", "Mul") and len(shape) == 4 and self.rng.random() < 0.3:
             thin = [name for name, s in self.pool if len(s) == 4 and s[1] == shape[1] and s[2:] == (1, 1)]
             other = thin[0] if thin else other
+        if op in ("Max", "Min") and self.rng.random() < 0.4:
+            other = self.number()
         self.op(op, [x, other], shape)
+
+    def number(self) -> str:
+        """A constant of one element, which grows where what it meets changes by channel."""
+        number = self.rng.choice([0.0, self.rng.standard_normal()])
+        return self.const(np.full((1,) * int(self.rng.integers(2)), number))
 
     def concat(self) -> None:
         if (t := self.pick()) is None:
@@ -371,7 +353,8 @@ class Grower:
         x, shape = t
         fits = [name for name, s in self.pool if s == shape]
         mask = self.const(self.rng.random(shape[2:]) < 0.5, np.bool_)
-        self.op("Where", [mask, x, fits[int(self.rng.integers(len(fits)))]], shape)
+        other = self.number() if self.rng.random() < 0.4 else fits[int(self.rng.integers(len(fits)))]
+        self.op("Where", [mask, x, other], shape)
 
     def rivals(self) -> None:
         """A batch norm over a Concat, and one over each of its operands: only the two small ones can both go.
@@ -417,6 +400,7 @@ class Grower:
             self.shuffle, self.shuffle, self.pad, self.resize, self.matmul, self.gemm,
             self.attention, self.norm,
             self.layer_norm, self.recurrent, self.where, self.conv_transpose, self.rivals, self.detour,
+            self.add, self.einsum, self.picks, self.conv, self.add,
         ]  # fmt: skip
         while self.count < 3 or len(self.nodes) < steps:
             operators[int(self.rng.integers(len(operators)))]()

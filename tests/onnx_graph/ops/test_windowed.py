@@ -113,7 +113,6 @@ def test_grid_sample() -> None:
         ("ReduceMax", (X, ints(2)), {}),
         ("ReduceL2", (X, ints(2)), {}),
         ("Resize", (X, None, np.asarray([1, 1, 1.5, 2], np.float32)), {"mode": "linear"}),
-        ("Max", (X, np.zeros((), np.float32)), {}),
         ("Trilu", (X,), {}),
     ],
 )

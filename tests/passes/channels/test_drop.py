@@ -121,6 +121,13 @@ def _zero_scale(g: Net) -> str:
     return g.layer(y, name="b")
 
 
+@stays("through entries that indices of every channel choose", "its indices run along the channels")
+def _chosen(g: Net) -> str:
+    y = g.layer(g.image(), dead={1: 0.5}, name="a")
+    places = g.const(np.zeros([int(size or 0) for size in g.shape(y)], np.int64), "places")
+    return g.layer(g.op("GatherElements", y, places, axis=2), name="b")
+
+
 @stays("across channels", "LRN")
 def _lrn(g: Net) -> str:
     y = g.layer(g.image(), dead=DEAD, name="a")
