@@ -6,9 +6,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
-from bnfold.proof.operator import Array, TooLarge, Undecided
+from bnfold.certificate import Image
+from bnfold.proof.operator import TooLarge, Undecided
 
 __all__ = [
     "EVALUATED",
@@ -26,24 +25,6 @@ __all__ = [
 # In the order in which they are tried.
 IDENTICAL, WEIGHTS, EVALUATED = "identical", "weights", "evaluated"
 WAYS = (IDENTICAL, WEIGHTS, EVALUATED)
-
-
-@dataclass(frozen=True, eq=False)
-class Image:
-    """Where a tensor's counterpart is, and how the two are related.
-
-    t' = p*t + q, or if `decoded` t = p*t' + q. p and q broadcast against the tensor.
-    """
-
-    name: str
-    p: Array | float = 1.0
-    q: Array | float = 0.0
-    decoded: bool = False
-
-    @property
-    def plain(self) -> bool:
-        """Whether the counterpart is equal."""
-        return bool(np.all(np.asarray(self.p) == 1)) and not np.any(self.q)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx
 
+from bnfold.certificate import Certificate
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.run.inputs import compatible, describe
 from bnfold.proof import evaluate, layers
@@ -24,13 +25,14 @@ __all__ = ["prove"]
 
 BACK = 3  # regions, to look for facts about an input
 LARGEST = 60  # nodes of a region: behind a fault nothing agrees any more, and regions grow to the outputs
+ROUNDS = 4  # of rounding, that a certificate may speak of
 MODEL = "the model"  # who is to blame where it is no node
 
 
 def prove(
     original: Loaded,
     folded: Loaded,
-    claims: Mapping[str, Image | None] | None = None,
+    certificate: Certificate | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     seed: int = 0,
 ) -> Proof:
@@ -39,10 +41,9 @@ def prove(
     Args:
         original: the model to trust.
         folded: the model to judge.
-        claims: what became of the original's tensors; all of them must hold. A tensor that is not named in it
-        is
-            claimed to be what the folded model has under its name. None: all are, and a claim that does not
-            hold is dropped, unless it is about an output.
+        certificate: what became of the original's tensors; all of its claims must hold. A tensor that it does
+            not name is claimed to be what the folded model has under its name. None: all are, and a claim
+            that does not hold is dropped, unless it is about an output.
         shapes: of inputs that the model leaves open.
         seed: of the numbers that regions are evaluated on.
 
@@ -50,9 +51,13 @@ def prove(
         ModelError: a model is damaged.
         UsageError: an input in `shapes` is unknown, or has another rank or sizes.
     """
-    a, b = Model(original), Model(folded)
+    a, b = Model(original, () if certificate is None else certificate.frozen), Model(folded)
+    claims = None
+    if certificate is not None:
+        claims = {name: image for (scope, name), image in certificate.images.items() if not scope}
     known = Known(a, shapes, seed)
-    proof = _Prover(a.main, b.main, known, claims, seed).run()
+    rounds = 1 if certificate is None else min(max(certificate.rounds, 1), ROUNDS)
+    proof = _Prover(a.main, b.main, known, claims, seed, rounds).run()
     refusal = proof.refusal
     if refusal is None or not refusal.wrong:
         broken, entry = known.trial(folded)
@@ -66,10 +71,16 @@ def prove(
 
 class _Prover:
     def __init__(
-        self, a: Scope, b: Scope, known: Known, claims: Mapping[str, Image | None] | None, seed: int
+        self,
+        a: Scope,
+        b: Scope,
+        known: Known,
+        claims: Mapping[str, Image | None] | None,
+        seed: int,
+        rounds: int,
     ) -> None:
         self.a, self.b, self.known, self.claims = a, b, known, claims
-        self.rng = np.random.default_rng(seed)
+        self.rng, self.rounds = np.random.default_rng(seed), rounds
         self.lost: dict[str, Refusal] = {}  # claims that do not hold, by tensor
         self.guessed: dict[str, Image] = {}  # claims that were made up and hold
         self.proof = Proof()
@@ -241,11 +252,11 @@ class _Prover:
             a, b = layers.layer_of(self.a, nodes, name, scaled=True), layers.layer_of(self.b, theirs, y.name)
             x = self._leaf(leaves[0])
             if a is not None and b is not None and a.x == leaves[0] and b.x == x.name:
-                worst = layers.compare(a, b, x, y, node.name)
+                worst = layers.compare(a, b, x, y, node.name, self.rounds)
                 if worst is not None:
                     return Held(WEIGHTS, worst)
         sides = evaluate.Side(self.a, nodes, name), evaluate.Side(self.b, theirs, y.name)
-        evaluate.compare(*sides, leaves, self._leaf, y, self.known.value, self.rng)
+        evaluate.compare(*sides, leaves, self._leaf, y, self.known.value, self.rng, self.rounds)
         return Held(EVALUATED)
 
     def _region(self, name: str, back: int) -> tuple[list[Node], list[str]]:

@@ -103,6 +103,7 @@ def compare(
     y: Image,
     values: Callable[[str], Array],
     rng: np.random.Generator,
+    rounds: int = 1,
 ) -> Held:
     """Whether region `b`, fed with the images of the leaves, gives the image of what region `a` gives.
 
@@ -114,6 +115,7 @@ def compare(
         y: of the output.
         values: something of the type and shape of a leaf; integers and booleans are taken as they are.
         rng: for the numbers.
+        rounds: how often constants may have been rounded: beyond once, those of the original as well.
 
     Raises:
         Wrong: it does not. Undecided: it cannot be told.
@@ -123,7 +125,7 @@ def compare(
     always = 4 if behind else 3 if points.size else 2
     for turn, (scale, near) in enumerate(TRIES, 1):
         feed_a, feed_b = _feeds(leaves, image, values, points if near else points[:0], scale, rng)
-        _judge(a, b, feed_a, feed_b, y, rng)
+        _judge(a, b, feed_a, feed_b, y, rng, rounds)
         if turn >= always and not any(a.missed.values()) and not any(b.missed.values()):
             return Held(EVALUATED)
     node, what = next((node, what) for side in (a, b) for node, what in side.missed.items() if what)
@@ -168,6 +170,7 @@ def _judge(
     feed_b: Mapping[str, Array],
     y: Image,
     rng: np.random.Generator,
+    rounds: int,
 ) -> None:
     """Whether the regions agree on one feed. Raises Wrong, Undecided."""
     ya, yb = a.run(feed_a), b.run(feed_b)
@@ -187,9 +190,13 @@ def _judge(
         error[(want == got) | (np.isnan(want) & np.isnan(got))] = 0.0
         error[np.isnan(error)] = np.inf
         allowed = EXACT * (np.abs(want) + np.abs(y.q)) + 1e-13 * largest
-    new = _new_constants(a, b)
-    if new and (error > allowed).any():
-        allowed = allowed + TIMES * _rounding(b, feed_b, new, got, y, rng)
+    new, old = _new_constants(a, b), a.constants() if rounds > 1 else {}
+    if (new or old) and (error > allowed).any():
+        plain = Image("")
+        allowed = allowed + TIMES * _rounding(b, feed_b, new, got, y if y.decoded else plain, rng)
+        if old:
+            allowed = allowed + TIMES * (rounds - 1) * _rounding(a, feed_a, old, want, plain if y.decoded else y, rng)
+        new |= old
         most = max([NEAR, *(MOST.get(value.dtype.name, NEAR) for value in new.values())])
         if (error > allowed).any() or allowed.max() > most * largest:
             _refuse(a, b, want, got, error, np.minimum(allowed, most * largest), largest)
@@ -215,25 +222,24 @@ def _refuse(a: Side, b: Side, want: Array, got: Array, error: Array, allowed: Ar
 
 
 def _rounding(
-    b: Side,
+    side: Side,
     feed: Mapping[str, Array],
     new: Mapping[str, Array],
     got: Array,
     y: Image,
     rng: np.random.Generator,
 ) -> Array:
-    """How far one more rounding of the new constants moves the output, in the root mean square: for each
-    channel of a map, else for each entry.
+    """How far one more rounding of these constants moves y.p times the output plus y.q, which is `got`, in the
+    root mean square: for each channel of a map, else for each entry.
     """
     total = np.zeros(got.shape)
-    for _ in range(DRAWS):
+    for _ in range(DRAWS if new else 0):
         moved = {
             name: wide(value) * (1 + precision_of(value.dtype.name) * rng.choice([-1.0, 1.0], value.shape))
             for name, value in new.items()
         }
-        again = b.run(feed, moved)
         with np.errstate(all="ignore"):
-            total += np.square((y.p * again + y.q if y.decoded else again) - got) / DRAWS
+            total += np.square(y.p * side.run(feed, moved) + y.q - got) / DRAWS
     found: Array = np.sqrt(np.nan_to_num(total, nan=0.0, posinf=0.0))
     if found.ndim > 2:
         found = np.asarray(found.max(tuple(range(2, found.ndim)), keepdims=True))

@@ -8,7 +8,7 @@ ones.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -103,7 +103,8 @@ class Scope:
         # Until IR 3 every initializer had to be an input as well. Later, one that is can be overridden by the
         # caller, and is an input as any other.
         listed = model.proto.ir_version < 4 and parent is None
-        self.inputs = [v.name for v in proto.input if not (listed and v.name in stored)]
+        frozen = {name for name in stored if listed or (parent is None and name in model.frozen)}
+        self.inputs = [v.name for v in proto.input if v.name not in frozen]
         self.outputs = [v.name for v in proto.output]
         self.stored = {name: tensor for name, tensor in stored.items() if name not in self.inputs}
         self.values: dict[str, Array] = {}
@@ -175,6 +176,11 @@ class Scope:
         if node.control or node.random:
             return
         given = [self.constant(name) if name else None for name in node.inputs]
+        if node.op == "CastLike" and given[1] is None:  # of its second input only the type counts
+            given[1] = self._stated(node.inputs[1])
+            if given[0] is not None and given[1] is not None:
+                self.values[node.outputs[0]] = node.operator.run(given)[0]
+            return
         if any(value is None for name, value in zip(node.inputs, given, strict=True) if name):
             return
         if node.op in GROWING and not _bounded(node.op, given):
@@ -186,6 +192,16 @@ class Scope:
         for name, value in zip(node.outputs, outputs, strict=False):
             if name:
                 self.values[name] = value
+
+    def _stated(self, name: str) -> Array | None:
+        """A zero of the type that the file states for a tensor. (One that states another does not load.)"""
+        info = self._infos.get(name)
+        return None if info is None else np.zeros((), helper.tensor_dtype_to_np_dtype(info))
+
+    @cached_property
+    def _infos(self) -> dict[str, int]:
+        listed = (*self.proto.input, *self.proto.output, *self.proto.value_info)
+        return {v.name: v.type.tensor_type.elem_type for v in listed if v.type.tensor_type.elem_type}
 
     # names
 
@@ -244,10 +260,13 @@ class Scope:
 
 
 class Model:
-    """A model that was loaded: its graph with all functions inlined."""
+    """A model that was loaded: its graph with all functions inlined.
 
-    def __init__(self, loaded: Loaded) -> None:
-        self.loaded, self.where = loaded, loaded.where
+    frozen: inputs that keep their stored values, and so are none.
+    """
+
+    def __init__(self, loaded: Loaded, frozen: Collection[str] = ()) -> None:
+        self.loaded, self.where, self.frozen = loaded, loaded.where, frozen
         self.proto = loaded.proto
         if len(self.proto.functions):
             self.proto = _inlined(loaded)

@@ -205,8 +205,10 @@ def _product(node: Node, values: Sequence[Array | None]) -> Layer | None:
     return Layer(x, w[None, :, :, None], bias, axis, axis, False, rest, matrix.dtype.name, node, 1.0)
 
 
-def compare(a: Layer, b: Layer, x: Image, y: Image, where: str) -> float | None:
+def compare(a: Layer, b: Layer, x: Image, y: Image, where: str, rounds: int = 1) -> float | None:
     """Whether layer `b` is layer `a` between the images of what it reads and gives.
+
+    rounds: how often the numbers of `b` may have been rounded.
 
     Returns:
         The largest error in units in the last place; None if weights do not decide it.
@@ -231,7 +233,7 @@ def compare(a: Layer, b: Layer, x: Image, y: Image, where: str) -> float | None:
     if a.padded and v.any() and (a.weight * (v != 0)).any():
         return None  # the zeros beside x would have to be shifted too: evaluation at true sizes says no
     worst = 0.0
-    roundings = max(a.roundings, b.roundings)
+    roundings = max(a.roundings, b.roundings) * rounds
     if not (np.array_equal(a.weight, b.weight) and (u == 1).all() and (py == 1).all()):
         expected = a.weight * (u * py.reshape(groups, outputs, 1, 1))
         worst = ulps(b.weight, expected, 0.0, f"weight of {where}", b.dtype, roundings)
@@ -240,7 +242,7 @@ def compare(a: Layer, b: Layer, x: Image, y: Image, where: str) -> float | None:
         terms = a.weight * v
         moved, size = terms.sum((2, 3)).reshape(-1), np.abs(terms).sum((2, 3)).reshape(-1)
     before, after = (_bias(layer) for layer in (a, b))
-    slack = SUM * (np.abs(py) * (a.terms + size) + np.abs(qy))
+    slack = (SUM + (rounds - 1) * precision_of(b.dtype)) * (np.abs(py) * (a.terms + size) + np.abs(qy))
     expected = py * (before + moved) + qy
     return max(worst, ulps(after, expected, slack, f"bias of {where}", b.dtype, roundings))
 
