@@ -12,6 +12,7 @@ from bnfold.proof.operator import TooLarge, Undecided
 __all__ = [
     "EVALUATED",
     "IDENTICAL",
+    "SUMS",
     "WAYS",
     "WEIGHTS",
     "Entry",
@@ -23,8 +24,8 @@ __all__ = [
 ]
 
 # In the order in which they are tried.
-IDENTICAL, WEIGHTS, EVALUATED = "identical", "weights", "evaluated"
-WAYS = (IDENTICAL, WEIGHTS, EVALUATED)
+IDENTICAL, WEIGHTS, SUMS, EVALUATED = "identical", "weights", "sums", "evaluated"
+WAYS = (IDENTICAL, WEIGHTS, SUMS, EVALUATED)
 
 
 @dataclass(frozen=True)

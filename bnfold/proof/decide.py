@@ -15,8 +15,8 @@ import onnx
 from bnfold.certificate import Certificate
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.run.inputs import compatible, describe
-from bnfold.proof import evaluate, layers
-from bnfold.proof.claims import EVALUATED, IDENTICAL, WEIGHTS, Held, Image, TooLarge, Undecided, Wrong
+from bnfold.proof import evaluate, layers, sums
+from bnfold.proof.claims import EVALUATED, IDENTICAL, SUMS, WEIGHTS, Held, Image, TooLarge, Undecided, Wrong
 from bnfold.proof.graph import Model, Node, Scope, same_bits
 from bnfold.proof.known import Known
 from bnfold.proof.result import Proof, Refusal
@@ -255,6 +255,13 @@ class _Prover:
                 worst = layers.compare(a, b, x, y, node.name, self.rounds)
                 if worst is not None:
                     return Held(WEIGHTS, worst)
+            shape = self.known.value(leaves[0]).shape
+            sum_a = sums.kernel_of(self.a, nodes, name, leaves[0], shape)
+            sum_b = sums.kernel_of(self.b, theirs, y.name, x.name, shape)
+            if sum_a is not None and sum_b is not None:
+                worst = sums.compare(sum_a, sum_b, x, y, len(shape), node.name)
+                if worst is not None:
+                    return Held(SUMS, worst)
         sides = evaluate.Side(self.a, nodes, name), evaluate.Side(self.b, theirs, y.name)
         evaluate.compare(*sides, leaves, self._leaf, y, self.known.value, self.rng, self.rounds)
         return Held(EVALUATED)

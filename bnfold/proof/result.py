@@ -14,6 +14,7 @@ __all__ = ["Proof", "Refusal"]
 WORDS = {
     "identical": "the same operator on the same tensors",
     "weights": "by their weights",
+    "sums": "by sums of kernels",
     "evaluated": "by evaluation in float64",
 }
 
@@ -77,7 +78,7 @@ class Proof:
         """In one line."""
         if self.refusal is None:
             parts = [f"{self.ways[way]} {WORDS[way]}" for way in WAYS if self.ways[way]]
-            worst = f"; stored numbers at most {self.ulps:.3f} ulp off" if self.ways["weights"] else ""
+            worst = f"; stored numbers at most {self.ulps:.3f} ulp off" if self.ways["weights"] + self.ways["sums"] else ""
             return f"proved: {sum(self.ways.values())} tensors, {', '.join(parts) or 'none computed'}{worst}"
         text = f"{self.status}: {self.refusal}"
         if self.begins is not None and self.begins != self.refusal:
