@@ -10,6 +10,7 @@ from bnfold.certificate import Image
 from bnfold.proof.operator import TooLarge, Undecided
 
 __all__ = [
+    "CHANNELS",
     "EVALUATED",
     "IDENTICAL",
     "SUMS",
@@ -24,8 +25,8 @@ __all__ = [
 ]
 
 # In the order in which they are tried.
-IDENTICAL, WEIGHTS, SUMS, EVALUATED = "identical", "weights", "sums", "evaluated"
-WAYS = (IDENTICAL, WEIGHTS, SUMS, EVALUATED)
+IDENTICAL, WEIGHTS, SUMS, CHANNELS, EVALUATED = "identical", "weights", "sums", "channels", "evaluated"
+WAYS = (IDENTICAL, WEIGHTS, SUMS, CHANNELS, EVALUATED)
 
 
 @dataclass(frozen=True)

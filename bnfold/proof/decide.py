@@ -16,9 +16,22 @@ from bnfold.certificate import Certificate
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.run.inputs import compatible, describe
 from bnfold.proof import evaluate, layers, sums
-from bnfold.proof.claims import EVALUATED, IDENTICAL, SUMS, WEIGHTS, Held, Image, TooLarge, Undecided, Wrong
+from bnfold.proof.claims import (
+    CHANNELS,
+    EVALUATED,
+    IDENTICAL,
+    SUMS,
+    WEIGHTS,
+    Held,
+    Image,
+    TooLarge,
+    Undecided,
+    Wrong,
+)
 from bnfold.proof.graph import Model, Node, Scope, same_bits
 from bnfold.proof.known import Known
+from bnfold.proof.maps import Channels, map_of, vanished
+from bnfold.proof.operator import Array
 from bnfold.proof.result import Proof, Refusal
 
 __all__ = ["prove"]
@@ -52,35 +65,30 @@ def prove(
         UsageError: an input in `shapes` is unknown, or has another rank or sizes.
     """
     a, b = Model(original, () if certificate is None else certificate.frozen), Model(folded)
-    claims = None
-    if certificate is not None:
-        claims = {name: image for (scope, name), image in certificate.images.items() if not scope}
     known = Known(a, shapes, seed)
-    rounds = 1 if certificate is None else min(max(certificate.rounds, 1), ROUNDS)
-    proof = _Prover(a.main, b.main, known, claims, seed, rounds).run()
+    proof = _Prover(a.main, b.main, known, certificate, seed).run()
     refusal = proof.refusal
-    if refusal is None or not refusal.wrong:
+    if refusal is None:
+        broken = known.runs(folded)
+        proof.refusal = Refusal(MODEL, "", broken, True) if broken else None
+    elif not refusal.wrong:
         broken, entry = known.trial(folded)
         if broken:
             proof.refusal = Refusal(MODEL, "", broken, True)
-        elif refusal is not None and entry is not None:
+        elif entry is not None:
             proof.refusal = Refusal(refusal.node, refusal.tensor, "one run shows another output", True, entry)
     proof.sizes = known.sizes
     return proof
 
 
 class _Prover:
-    def __init__(
-        self,
-        a: Scope,
-        b: Scope,
-        known: Known,
-        claims: Mapping[str, Image | None] | None,
-        seed: int,
-        rounds: int,
-    ) -> None:
-        self.a, self.b, self.known, self.claims = a, b, known, claims
-        self.rng, self.rounds = np.random.default_rng(seed), rounds
+    def __init__(self, a: Scope, b: Scope, known: Known, certificate: Certificate | None, seed: int) -> None:
+        self.a, self.b, self.known, self.rng = a, b, known, np.random.default_rng(seed)
+        self.claims: dict[str, Image | None] | None = None
+        self.rounds, self.premises = 1, dict[str, tuple[Array, Array]]()
+        if certificate is not None:
+            self.claims = {name: image for (scope, name), image in certificate.images.items() if not scope}
+            self.rounds, self.premises = min(max(certificate.rounds, 1), ROUNDS), certificate.premises
         self.lost: dict[str, Refusal] = {}  # claims that do not hold, by tensor
         self.guessed: dict[str, Image] = {}  # claims that were made up and hold
         self.proof = Proof()
@@ -171,7 +179,7 @@ class _Prover:
             refusal = Refusal(
                 node.name, name, str(error), isinstance(error, Wrong), getattr(error, "entry", None)
             )
-            droppable = self.claims is None and name not in self.a.outputs
+            droppable = (self.claims is None or node.gives_list) and name not in self.a.outputs
             if droppable and not isinstance(error, TooLarge):
                 self.lost[name] = refusal
             else:
@@ -248,23 +256,47 @@ class _Prover:
         nodes, leaves = self._region(name, back)
         stop = {self._leaf(leaf).name for leaf in leaves}
         theirs, _ = self.b.region(y.name, stop.__contains__, LARGEST)
-        if back == 0 and len(leaves) == 1 and theirs:
+        whole = y.cut is None and all(self._leaf(leaf).cut is None for leaf in leaves)
+        if back == 0 and len(leaves) == 1 and whole:
+            held = self._by_numbers(node, nodes, theirs, leaves[0], name, y)
+            if held is not None:
+                return held
+        sides = evaluate.Side(self.a, nodes, name), evaluate.Side(self.b, theirs, y.name)
+        evaluate.compare(
+            *sides, leaves, self._leaf, y, self.known.value, self.rng, self.rounds, self.premises
+        )
+        return Held(EVALUATED)
+
+    def _by_numbers(
+        self, node: Node, nodes: list[Node], theirs: list[Node], leaf: str, name: str, y: Image
+    ) -> Held | None:
+        """What reads one tensor, decided by the numbers that are stored for it; None if it is not that."""
+        x = self._leaf(leaf)
+        if theirs:
             a, b = layers.layer_of(self.a, nodes, name, scaled=True), layers.layer_of(self.b, theirs, y.name)
-            x = self._leaf(leaves[0])
-            if a is not None and b is not None and a.x == leaves[0] and b.x == x.name:
+            if a is not None and b is not None and a.x == leaf and b.x == x.name:
                 worst = layers.compare(a, b, x, y, node.name, self.rounds)
                 if worst is not None:
                     return Held(WEIGHTS, worst)
-            shape = self.known.value(leaves[0]).shape
-            sum_a = sums.kernel_of(self.a, nodes, name, leaves[0], shape)
-            sum_b = sums.kernel_of(self.b, theirs, y.name, x.name, shape)
-            if sum_a is not None and sum_b is not None:
-                worst = sums.compare(sum_a, sum_b, x, y, len(shape), node.name)
-                if worst is not None:
-                    return Held(SUMS, worst)
-        sides = evaluate.Side(self.a, nodes, name), evaluate.Side(self.b, theirs, y.name)
-        evaluate.compare(*sides, leaves, self._leaf, y, self.known.value, self.rng, self.rounds)
-        return Held(EVALUATED)
+        elif x.name != y.name:
+            return None
+        shape = self.known.value(leaf).shape
+        if not theirs:
+            if len(shape) < 2:
+                return None
+            axis = 1 - len(shape)
+            at = Channels(axis, shape[1], len(shape), axis)
+            found = map_of(self.a, nodes, leaf, name, at)
+            looser = (self.rounds - 1) * 2 * layers.precision_of("float32")
+            good = found is not None and vanished(found, x, y, at, node.name, looser)
+            return Held(CHANNELS) if good else None
+        sum_a = sums.kernel_of(self.a, nodes, name, leaf, shape)
+        sum_b = sums.kernel_of(self.b, theirs, y.name, x.name, shape)
+        if sum_a is not None and sum_b is not None:
+            worst = sums.compare(sum_a, sum_b, x, y, len(shape), node.name)
+            if worst is not None:
+                return Held(SUMS, worst)
+        return None
 
     def _region(self, name: str, back: int) -> tuple[list[Node], list[str]]:
         """The original's nodes from a tensor back to the nearest claims, or to those `back` claims before."""

@@ -9,16 +9,20 @@ around the numbers that stand in the region, and they are scaled up and down unt
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 
+from bnfold.certificate import Cut
 from bnfold.proof.claims import EVALUATED, Entry, Held, Image, Undecided, Wrong
 from bnfold.proof.graph import Node, Scope, same_bits
 from bnfold.proof.layers import CONVOLUTIONS, PRODUCTS, precision_of
 from bnfold.proof.operator import Array, is_float, wide
 from bnfold.proof.pieces import bounds_of, missed
 
-__all__ = ["Side", "compare"]
+__all__ = ["Premises", "Side", "compare"]
+
+Premises: TypeAlias = "Mapping[str, tuple[Array, Array]]"
 
 # Of the rounding of new constants, and how much more than its root mean square may be off.
 DRAWS, TIMES = 16, 16.0
@@ -104,6 +108,7 @@ def compare(
     values: Callable[[str], Array],
     rng: np.random.Generator,
     rounds: int = 1,
+    premises: Premises | None = None,
 ) -> Held:
     """Whether region `b`, fed with the images of the leaves, gives the image of what region `a` gives.
 
@@ -116,6 +121,7 @@ def compare(
         values: something of the type and shape of a leaf; integers and booleans are taken as they are.
         rng: for the numbers.
         rounds: how often constants may have been rounded: beyond once, those of the original as well.
+        premises: what leaves keep to, as the lowest and the highest number.
 
     Raises:
         Wrong: it does not. Undecided: it cannot be told.
@@ -124,7 +130,9 @@ def compare(
     behind = a.pieces(leaves) or b.pieces([image(leaf).name for leaf in leaves])
     always = 4 if behind else 3 if points.size else 2
     for turn, (scale, near) in enumerate(TRIES, 1):
-        feed_a, feed_b = _feeds(leaves, image, values, points if near else points[:0], scale, rng)
+        feed_a, feed_b = _feeds(
+            leaves, image, values, premises or {}, points if near else points[:0], scale, rng
+        )
         _judge(a, b, feed_a, feed_b, y, rng, rounds)
         if turn >= always and not any(a.missed.values()) and not any(b.missed.values()):
             return Held(EVALUATED)
@@ -136,6 +144,7 @@ def _feeds(
     leaves: Sequence[str],
     image: Callable[[str], Image],
     values: Callable[[str], Array],
+    premises: Premises,
     points: Array,
     scale: float,
     rng: np.random.Generator,
@@ -148,19 +157,54 @@ def _feeds(
         if not is_float(like):
             feed_a[leaf] = feed_b[at.name] = like
             continue
-        x = scale * _drawn(like.shape, points, rng)
+        if leaf in premises:
+            low, high = premises[leaf]
+            x = np.asarray(low + (high - low) * rng.random(like.shape))
+        else:
+            x = scale * _drawn(like.shape, points, rng)
+        if at.cut is not None:
+            x = _with_constants(x, at, at.cut)
         other = np.asarray(x if at.decoded else at.p * x + at.q)
         if at.name in feed_b:  # two tensors with one counterpart: the later one follows from it
             other = feed_b[at.name]
-            if not at.decoded and not np.all(at.p):
+            if at.cut is not None or (not at.decoded and not np.all(at.p)):
                 raise Undecided(f"{leaf} shares its counterpart, and has lost its value there")
             x = np.asarray(at.p * other + at.q if at.decoded else (other - at.q) / at.p)
         elif at.decoded:
             x = np.asarray(at.p * other + at.q)
-        if x.shape != like.shape or other.shape != like.shape:
+        elif at.cut is not None:
+            other = other.take(at.cut.kept, at.cut.axis)
+        if x.shape != like.shape or (other.shape != like.shape and at.cut is None):
             raise Undecided(f"the claim about {leaf} does not fit its shape {like.shape}")
         feed_a[leaf], feed_b[at.name] = x, other
     return feed_a, feed_b
+
+
+def _with_constants(x: Array, image: Image, cut: Cut) -> Array:
+    """Numbers for a tensor of the original, with what its gone channels are known to be."""
+    gone, constants = _gone(cut, x.shape)
+    known = np.where(np.isnan(constants), image.p * x + image.q, constants)
+    return np.where(gone, (known - image.q) / image.p, x)
+
+
+def _gone(cut: Cut, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """Which channels are gone, and what they were, as arrays that broadcast against a tensor."""
+    if not -len(shape) <= cut.axis < len(shape) or shape[cut.axis] != cut.constants.size:
+        raise Undecided(f"the claim about its channels does not fit its shape {shape}")
+    at = [1] * len(shape)
+    at[cut.axis] = -1
+    gone = np.ones(cut.constants.size, bool)
+    gone[cut.kept] = False
+    return gone.reshape(at), cut.constants.reshape(at)
+
+
+def _put(kept: Array, others: Array, cut: Cut, shape: tuple[int, ...]) -> Array:
+    """A tensor of all its channels, from those that were kept and something for the others."""
+    whole = np.array(np.broadcast_to(others, shape))
+    if kept.shape != whole.take(cut.kept, cut.axis).shape:
+        raise Wrong(f"its shape is {kept.shape}")
+    np.moveaxis(whole, cut.axis, 0)[cut.kept] = np.moveaxis(kept, cut.axis, 0)
+    return whole
 
 
 def _judge(
@@ -180,6 +224,9 @@ def _judge(
         return
     with np.errstate(all="ignore"):
         want, got = (ya, y.p * yb + y.q) if y.decoded else (y.p * ya + y.q, yb)
+        if y.cut is not None:  # what is gone has to be what it is said to have been
+            _, constants = _gone(y.cut, want.shape)
+            got = _put(got, np.where(np.isnan(constants), want, constants), y.cut, want.shape)
     if want.shape != got.shape:
         raise Wrong(f"its shape is {got.shape}, and {want.shape} is expected")
     if 2 * np.isfinite(want).sum() < want.size:
@@ -190,12 +237,18 @@ def _judge(
         error[(want == got) | (np.isnan(want) & np.isnan(got))] = 0.0
         error[np.isnan(error)] = np.inf
         allowed = EXACT * (np.abs(want) + np.abs(y.q)) + 1e-13 * largest
+        if y.cut is not None:  # a constant is what rounded numbers have made it
+            allowed = allowed + _gone(y.cut, want.shape)[0] * TIMES * precision_of("float32") * np.abs(want)
     new, old = _new_constants(a, b), a.constants() if rounds > 1 else {}
     if (new or old) and (error > allowed).any():
         plain = Image("")
-        allowed = allowed + TIMES * _rounding(b, feed_b, new, got, y if y.decoded else plain, rng)
+        moved = _rounding(b, feed_b, new, yb, y if y.decoded else plain, rng)
+        if y.cut is not None:
+            moved = _put(np.broadcast_to(moved, yb.shape), np.zeros(1), y.cut, want.shape)
+        allowed = allowed + TIMES * moved
         if old:
-            allowed = allowed + TIMES * (rounds - 1) * _rounding(a, feed_a, old, want, plain if y.decoded else y, rng)
+            also = _rounding(a, feed_a, old, ya, plain if y.decoded else y, rng)
+            allowed = allowed + TIMES * (rounds - 1) * also
         new |= old
         most = max([NEAR, *(MOST.get(value.dtype.name, NEAR) for value in new.values())])
         if (error > allowed).any() or allowed.max() > most * largest:
@@ -225,21 +278,21 @@ def _rounding(
     side: Side,
     feed: Mapping[str, Array],
     new: Mapping[str, Array],
-    got: Array,
+    output: Array,
     y: Image,
     rng: np.random.Generator,
 ) -> Array:
-    """How far one more rounding of these constants moves y.p times the output plus y.q, which is `got`, in the
-    root mean square: for each channel of a map, else for each entry.
+    """How far one more rounding of these constants moves y.p times the output, in the root mean square: for
+    each channel of a map, else for each entry.
     """
-    total = np.zeros(got.shape)
+    total = np.zeros(output.shape)
     for _ in range(DRAWS if new else 0):
         moved = {
             name: wide(value) * (1 + precision_of(value.dtype.name) * rng.choice([-1.0, 1.0], value.shape))
             for name, value in new.items()
         }
         with np.errstate(all="ignore"):
-            total += np.square(y.p * side.run(feed, moved) + y.q - got) / DRAWS
+            total = total + np.square(y.p * (side.run(feed, moved) - output)) / DRAWS
     found: Array = np.sqrt(np.nan_to_num(total, nan=0.0, posinf=0.0))
     if found.ndim > 2:
         found = np.asarray(found.max(tuple(range(2, found.ndim)), keepdims=True))

@@ -24,6 +24,8 @@ from bnfold.proof.operator import Array, Operator, TooLarge, Undecided
 __all__ = ["CONTROL", "Model", "Node", "Scope", "same_bits"]
 
 CONTROL = frozenset({"If", "Loop", "Scan", "SequenceMap"})
+# What gives a list of tensors. That is no place for a claim: what reads it is looked at together with it.
+LISTS = frozenset({"SplitToSequence", "SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert"})
 # What draws random numbers: two runs differ, so nothing can be computed of it.
 RANDOM = frozenset({"Bernoulli", "Multinomial"})
 # What makes an array as large as a stored number says, and the most numbers that a constant may have.
@@ -74,6 +76,10 @@ class Node:
         if self.op == "Dropout":  # of opset 7 on, it does nothing unless it is told to train
             return self.operator.since < 7 or any(self.inputs[2:])
         return self.op in RANDOM or self.op.startswith("Random")
+
+    @property
+    def gives_list(self) -> bool:
+        return self.op in LISTS
 
     def attribute(self, name: str, default: Any = None) -> Any:
         """An attribute as Python has it; text is bytes."""

@@ -15,8 +15,8 @@ import onnx
 
 from bnfold.errors import BnfoldError, UsageError
 from bnfold.onnx_graph.file.loaded import Loaded
-from bnfold.onnx_graph.run import evaluators
-from bnfold.onnx_graph.run.evaluators import CannotRun
+from bnfold.onnx_graph.run import evaluators, inputs
+from bnfold.onnx_graph.run.evaluators import CannotRun, OnnxRuntime
 from bnfold.onnx_graph.run.side_by_side import Broken, Feeds, Ran, run_pair
 from bnfold.proof.claims import Entry
 from bnfold.proof.graph import Model, Scope
@@ -29,14 +29,14 @@ SHAPES = frozenset({"Shape", "Size"})
 
 
 class Known:
-    """One run of the original, made when it is first needed.
+    """Types and shapes, inferred; and by one run of the original, made when it is first needed, what cannot be.
 
     shapes: of inputs, where the model leaves them open.
     """
 
     def __init__(self, model: Model, shapes: Mapping[str, Sequence[int]] | None, seed: int) -> None:
         self._model, self._shapes, self._seed = model, shapes, seed
-        self.ran = False
+        self.sizes: dict[str, tuple[int, ...]] = {}  # of the inputs, where shapes were needed
 
     def value(self, name: str) -> Array:
         """Zeros of the type and shape of a tensor of floats; integers and truth values as they are.
@@ -44,55 +44,78 @@ class Known:
         Raises:
             Undecided: nothing is known of it, or its integers depend on more than shapes.
         """
-        if isinstance(self._values, str):
-            raise Undecided(
-                f"the original cannot be run, and the shape of {name} is not known: {self._values}"
-            )
-        value = self._values.get(name)
+        value = self._inferred.get(name)
+        if value is None:
+            if isinstance(self._found, str):
+                raise Undecided(
+                    f"the original cannot be run, and the shape of {name} is not known: {self._found}"
+                )
+            value = self._found.get(name)
         if value is None:
             raise Undecided(f"the shape of {name} is not known")
         if not is_float(value) and name not in self._of_shapes:
             raise Undecided(f"{name} is made of data, and not of floating numbers: one run says too little")
         return value
 
-    @property
-    def sizes(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of the inputs in the run; empty if none was needed."""
-        if not self.ran or isinstance(self._values, str):
+    @cached_property
+    def _inferred(self) -> dict[str, Array]:
+        """Floats, of a model whose inputs have one size; other sizes are tried out first."""
+        try:
+            wanted = inputs.wanted(self._model.loaded)
+        except UsageError:
             return {}
-        return {name: self._values[name].shape for name in self._model.main.inputs if name in self._values}
+        if self._shapes or any(i.dims is None or not all(isinstance(d, int) for d in i.dims) for i in wanted):
+            return {}
+        self.sizes = {i.name: tuple(d for d in i.dims or () if isinstance(d, int)) for i in wanted}
+        return _inferred(self._model.proto, self.sizes)
 
     @cached_property
-    def _values(self) -> dict[str, Array] | str:
+    def _found(self) -> dict[str, Array] | str:
         """Of all tensors by name; or why not."""
-        self.ran = True
-        whole = self._model.loaded.copy()
-        whole.proto = onnx.ModelProto()
-        whole.proto.CopyFrom(self._model.proto)
-        have = {output.name for output in whole.proto.graph.output}
-        scope = self._model.main
-        for name in scope.made:
-            if name not in have and scope.constant(name) is None:
-                whole.proto.graph.output.add().name = name
-        reason = "its inputs cannot be made up"
+        loaded, reason = self._model.loaded.copy(), "its inputs cannot be made up"
         try:
-            for feed in Feeds(self._model.loaded, None, self._shapes, self._seed):
+            for feed in self._feeds():
+                sizes = {name: value.shape for name, value in feed.items()}
+                known = _inferred(self._model.proto, sizes)
+                loaded.proto = onnx.ModelProto()
+                loaded.proto.CopyFrom(self._model.proto)
+                have, scope = {output.name for output in loaded.proto.graph.output}, self._model.main
+                for name in scope.made:
+                    if name not in have and name not in known and scope.constant(name) is None:
+                        loaded.proto.graph.output.add().name = name
                 try:
-                    found, _ = evaluators.evaluate(whole, feed)
+                    run, _ = evaluators.evaluate(loaded, feed)
                 except CannotRun as error:
                     reason = str(error)
                     continue
-                values = {**{k: v for k, v in found.items() if isinstance(v, np.ndarray)}, **feed}
-                return {name: _type_and_shape(value) for name, value in values.items()}
+                self.sizes = sizes
+                values = {**{k: v for k, v in run.items() if isinstance(v, np.ndarray)}, **feed}
+                return known | {name: _type_and_shape(value) for name, value in values.items()}
         except UsageError:
             raise
         except (BnfoldError, MemoryError) as error:
             reason = str(error) or "not enough memory"
         return reason
 
+    def _feeds(self) -> Feeds:
+        return Feeds(self._model.loaded, None, self._shapes, self._seed)
+
     @cached_property
     def _of_shapes(self) -> frozenset[str]:
         return frozenset(_of_shapes(self._model.main))
+
+    def runs(self, folded: Loaded) -> str:
+        """Why the folded model does not run where the original does; "" if it does, or neither."""
+        try:
+            feed = next(iter(self._feeds()))
+            if self.sizes:
+                feed = next(
+                    f for f in self._feeds() if all(f[n].shape == s for n, s in self.sizes.items() if n in f)
+                )
+            OnnxRuntime(folded).run(feed)
+            return ""
+        except (BnfoldError, MemoryError, StopIteration):
+            return self.trial(folded)[0]
 
     def trial(self, folded: Loaded) -> tuple[str, Entry | None]:
         """One run of both models.
@@ -102,12 +125,42 @@ class Known:
             is something else altogether, or None.
         """
         try:
-            feeds = Feeds(self._model.loaded, None, self._shapes, self._seed)
-            return "", _gross(run_pair(self._model.loaded, folded, feeds))
+            return "", _gross(run_pair(self._model.loaded, folded, self._feeds()))
         except Broken as error:
             return str(error), None
         except (BnfoldError, MemoryError):  # the original does not run here either, and nothing is learned
             return "", None
+
+
+def _inferred(proto: onnx.ModelProto, sizes: Mapping[str, Sequence[int]]) -> dict[str, Array]:
+    """Tensors of floats whose shapes follow from those of the inputs, as onnx infers them. (What is wrong there
+    only makes a region's evaluation fail.)
+    """
+    model = onnx.ModelProto()
+    model.CopyFrom(proto)
+    del model.graph.value_info[:]
+    for value in model.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    for value in model.graph.input:
+        if value.name in sizes:
+            value.type.tensor_type.shape.Clear()
+            value.type.tensor_type.shape.SetInParent()
+            for size in sizes[value.name]:
+                value.type.tensor_type.shape.dim.add().dim_value = size
+    try:
+        model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    except Exception:  # whatever onnx raises: a run will tell
+        return {}
+    found: dict[str, Array] = {}
+    for value in (*model.graph.input, *model.graph.value_info, *model.graph.output):
+        tensor = value.type.tensor_type
+        dims = tensor.shape.dim
+        if not tensor.HasField("shape") or not all(d.HasField("dim_value") for d in dims):
+            continue
+        zero = np.zeros((), onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+        if is_float(zero):
+            found[value.name] = np.broadcast_to(zero, [d.dim_value for d in dims])
+    return found
 
 
 def _type_and_shape(value: Array) -> Array:

@@ -21,9 +21,10 @@ import numpy as np
 
 from bnfold.proof.claims import Entry, Image, Wrong
 from bnfold.proof.graph import Node, Scope
+from bnfold.proof.maps import Channels, along_channels, per_channel
 from bnfold.proof.operator import Array, is_float, wide
 
-__all__ = ["Layer", "compare", "layer_of", "per_channel", "precision_of", "ulps"]
+__all__ = ["Layer", "compare", "layer_of", "precision_of", "ulps"]
 
 CONVOLUTIONS, PRODUCTS = frozenset({"Conv", "ConvTranspose"}), frozenset({"Gemm", "MatMul"})
 # A float64 sum of several terms, relative to the sum of their absolute values.
@@ -83,11 +84,13 @@ def layer_of(scope: Scope, nodes: Sequence[Node], out: str, scaled: bool = False
     for node in nodes[1:]:
         if list(node.reads()).count(before) != 1 or not (scaled or (len(nodes) == 2 and node.op == "Add")):
             return None
-        found = _along_channels(scope, node, before, layer)
+        groups, outputs = layer.weight.shape[:2]
+        rank = 1 - layer.y_axis if first.op in CONVOLUTIONS else -layer.y_axis  # at least
+        axis = None if first.op == "MatMul" else 1 - rank
+        found = along_channels(scope, node, before, Channels(layer.y_axis, groups * outputs, rank, axis))
         if found is None:
             return None
         scale, shift = found
-        groups, outputs = layer.weight.shape[:2]
         if node.op != "Add":
             layer.weight = layer.weight * np.broadcast_to(scale, groups * outputs).reshape(
                 groups, outputs, 1, 1
@@ -96,55 +99,6 @@ def layer_of(scope: Scope, nodes: Sequence[Node], out: str, scaled: bool = False
         layer.terms = layer.terms * np.abs(scale) + np.abs(shift)
         before = node.outputs[0]
     return layer
-
-
-def _along_channels(scope: Scope, node: Node, x: str, layer: Layer) -> tuple[Array, Array] | None:
-    """What a node behind a layer does to each of its channels, y -> scale * y + shift; None if it is not
-    that.
-    """
-    one, zero = np.ones(()), np.zeros(())
-    if node.op == "Identity":
-        return one, zero
-    if node.op == "BatchNormalization":
-        return _batch_norm(scope, node, x, layer)
-    if node.op not in ("Add", "Sub", "Mul", "Div") or len(node.inputs) != 2:
-        return None
-    constant = scope.constant(node.inputs[1 - node.inputs.index(x)])
-    size = layer.weight.shape[0] * layer.weight.shape[1]
-    rank = 1 - layer.y_axis if layer.node.op in CONVOLUTIONS else -layer.y_axis
-    if (
-        constant is None or not is_float(constant) or constant.ndim > rank
-    ):  # it may be of a higher rank than y
-        return None
-    c = per_channel(wide(constant), layer.y_axis, size)
-    if c is None:
-        return None
-    if node.op == "Add":
-        return one, c
-    if node.op == "Mul":
-        return c, zero
-    if node.op == "Sub":
-        return (one, -c) if node.inputs[0] == x else (-one, c)
-    return (1 / c, zero) if node.inputs[0] == x and c.all() else None
-
-
-def _batch_norm(scope: Scope, node: Node, x: str, layer: Layer) -> tuple[Array, Array] | None:
-    """By stored statistics. Its channels are axis 1: those of a convolution, and of a Gemm, which has two
-    axes.
-    """
-    if node.operator.since < 7 or node.attribute("training_mode", 0) or node.attribute("spatial", 1) != 1:
-        return None
-    if any(node.outputs[1:]) or len(node.inputs) != 5 or node.inputs[0] != x or layer.node.op == "MatMul":
-        return None
-    values = [scope.constant(name) for name in node.inputs[1:]]
-    if any(value is None or value.ndim != 1 for value in values):
-        return None
-    scale, shift, mean, var = (wide(value) for value in values if value is not None)
-    spread = var + float(node.attribute("epsilon", np.float32(1e-5)))
-    if not (spread > 0).all() or scale.size != layer.weight.shape[0] * layer.weight.shape[1]:
-        return None
-    factor = scale / np.sqrt(spread)
-    return factor, shift - factor * mean
 
 
 def _convolution(node: Node, values: Sequence[Array | None]) -> Layer | None:
@@ -250,16 +204,6 @@ def compare(a: Layer, b: Layer, x: Image, y: Image, where: str, rounds: int = 1)
 def _bias(layer: Layer) -> Array:
     size = layer.weight.shape[0] * layer.weight.shape[1]
     return np.zeros(size) if layer.bias is None else np.broadcast_to(layer.bias, (size,))
-
-
-def per_channel(value: Array | float, axis: int, size: int) -> Array | None:
-    """One number a channel, of what varies along no other axis (counted from the end); else None."""
-    value = np.asarray(value, np.float64)
-    if value.size == 1:
-        return np.full(size, value.item())
-    if value.ndim < -axis or value.shape[axis] != value.size or value.size != size:
-        return None
-    return value.reshape(-1)
 
 
 def precision_of(dtype: str) -> float:

@@ -100,11 +100,13 @@ class Operator:
         if self.op in _ELSEWHERE:
             return self._onnxruntime(values, narrow=True), True
         try:
-            return [wide(np.asarray(v)) for v in self._run(values)], self.op in _NARROW
+            return [_all_wide(v) for v in self._run(values)], self.op in _NARROW
         except Undecided:
             raise
         except (Exception, MemoryError) as error:
             try:
+                if any(isinstance(v, list) for v in values):
+                    raise Undecided("a sequence")
                 return self._onnxruntime(values, narrow=True), True
             except Undecided:
                 raise Undecided(f"{self.op} cannot be computed: {_line(error)}") from None
@@ -130,7 +132,7 @@ class Operator:
         with np.errstate(all="ignore"):
             made = self._evaluator.run(None, self._feed(values))
         outputs = iter(made)
-        return [np.asarray(next(outputs)) if there else np.zeros(0) for there in self._there[1]]
+        return [_array(next(outputs)) if there else np.zeros(0) for there in self._there[1]]
 
     def _dequantized(self, values: Sequence[Array | None]) -> Array | None:
         """One scale, or one for each entry of an axis (which onnx's evaluator lacks below opset 19)."""
@@ -160,10 +162,10 @@ class Operator:
         except (BnfoldError, KeyError, ValueError, TypeError) as error:
             raise Undecided(f"{self.op} cannot be computed: {_line(error)}") from None
         made = iter(found.values())
-        return [np.asarray(next(made)) if there else np.zeros(0) for there in self._there[1]]
+        return [_array(next(made)) if there else np.zeros(0) for there in self._there[1]]
 
     def _feed(self, values: Sequence[Array | None]) -> dict[str, Array]:
-        return {f"x{i}": np.asarray(v) for i, v in enumerate(values) if v is not None}
+        return {f"x{i}": _array(v) for i, v in enumerate(values) if v is not None}
 
     def _model(self, values: Sequence[Array | None]) -> onnx.ModelProto:
         """The node alone."""
@@ -191,6 +193,15 @@ class Operator:
         graph = helper.make_graph([node], "node", inputs, outputs)
         opsets = [helper.make_opsetid(domain, version) for domain, version in self._opsets.items()]
         return helper.make_model(graph, opset_imports=opsets, ir_version=self._ir_version)
+
+
+def _array(value: Any) -> Array:
+    """A sequence stays what it is."""
+    return value if isinstance(value, list) else np.asarray(value)  # type: ignore[return-value]
+
+
+def _all_wide(value: Any) -> Array:
+    return [wide(v) for v in value] if isinstance(value, list) else wide(value)  # type: ignore[return-value]
 
 
 def _since(op: str, domain: str, version: int) -> int:

@@ -37,7 +37,7 @@ def bounds_of(node: Node, values: Values) -> list[float]:
 def missed(node: Node, fixed: Sequence[bool], values: Values, outputs: Sequence[Array]) -> set[str]:
     """What of a node's pieces these inputs do not meet, in words. fixed: which inputs are constants."""
     x = values[0] if values else None
-    if x is None or not x.size:
+    if x is None or isinstance(x, list) or not x.size:
         return set()
     if node.op.startswith("Gather") and fixed[0] and not fixed[1]:
         return {"of a stored table only those entries are met that one run reads"}

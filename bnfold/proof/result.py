@@ -15,6 +15,7 @@ WORDS = {
     "identical": "the same operator on the same tensors",
     "weights": "by their weights",
     "sums": "by sums of kernels",
+    "channels": "by scale and shift of each channel",
     "evaluated": "by evaluation in float64",
 }
 

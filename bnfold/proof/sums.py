@@ -17,7 +17,8 @@ import numpy as np
 
 from bnfold.certificate import Image
 from bnfold.proof.graph import Node, Scope
-from bnfold.proof.layers import SUM, per_channel, precision_of, ulps
+from bnfold.proof.layers import SUM, precision_of, ulps
+from bnfold.proof.maps import per_channel
 from bnfold.proof.operator import Array, wide
 
 __all__ = ["Kernel", "compare", "kernel_of"]
@@ -93,8 +94,8 @@ def _conv(node: Node, given: _Given, values: _Values, rank: int, matrix: bool) -
         return None
     if (
         node.attribute("auto_pad", b"NOTSET") not in (b"NOTSET", b"")
-        or len(given) > 2
-        and given[2] is not None
+        or (len(given) > 2
+        and given[2] is not None)
     ):
         return None
     n, groups = rank - 2, int(node.attribute("group", 1))
@@ -104,7 +105,8 @@ def _conv(node: Node, given: _Given, values: _Values, rank: int, matrix: bool) -
         return None
     taps: Taps = {}
     for at in np.ndindex(*kernel):
-        part = weight[(slice(None), slice(None), *at)].reshape(groups, weight.shape[0] // groups, -1)
+        place = (slice(None), slice(None), *at)
+        part = weight[place].reshape(groups, weight.shape[0] // groups, -1)
         taps[tuple(i * d - p for i, d, p in zip(at, dilations, pads[:n], strict=True))] = part, np.abs(part)
     reach = tuple(pads[i] + pads[n + i] - (kernel[i] - 1) * dilations[i] for i in range(n))
     bias = values[2] if len(values) > 2 else None
