@@ -33,6 +33,7 @@ from bnfold.proof.known import Known
 from bnfold.proof.maps import Channels, map_of, vanished
 from bnfold.proof.operator import Array
 from bnfold.proof.result import Proof, Refusal
+from bnfold.proof.sizes import smaller
 
 __all__ = ["prove"]
 
@@ -261,11 +262,27 @@ class _Prover:
             held = self._by_numbers(node, nodes, theirs, leaves[0], name, y)
             if held is not None:
                 return held
-        sides = evaluate.Side(self.a, nodes, name), evaluate.Side(self.b, theirs, y.name)
-        evaluate.compare(
-            *sides, leaves, self._leaf, y, self.known.value, self.rng, self.rounds, self.premises
-        )
+        self._evaluate(nodes, theirs, leaves, name, y)
         return Held(EVALUATED)
+
+    def _evaluate(
+        self, nodes: list[Node], theirs: list[Node], leaves: list[str], name: str, y: Image
+    ) -> None:
+        """Raises Wrong, Undecided."""
+        images = [y, *(self._leaf(leaf) for leaf in leaves)]
+        for values in (
+            smaller([(self.a, nodes), (self.b, theirs)], leaves, images, self.known.value),
+            self.known.value,
+        ):
+            if values is None:
+                continue
+            sides = evaluate.Side(self.a, nodes, name), evaluate.Side(self.b, theirs, y.name)
+            try:
+                evaluate.compare(*sides, leaves, self._leaf, y, values, self.rng, self.rounds, self.premises)
+                return
+            except (Wrong, Undecided):
+                if values == self.known.value:
+                    raise
 
     def _by_numbers(
         self, node: Node, nodes: list[Node], theirs: list[Node], leaf: str, name: str, y: Image
@@ -293,7 +310,7 @@ class _Prover:
         sum_a = sums.kernel_of(self.a, nodes, name, leaf, shape)
         sum_b = sums.kernel_of(self.b, theirs, y.name, x.name, shape)
         if sum_a is not None and sum_b is not None:
-            worst = sums.compare(sum_a, sum_b, x, y, len(shape), node.name)
+            worst = sums.compare(sum_a, sum_b, x, y, len(shape), node.name, self.rounds)
             if worst is not None:
                 return Held(SUMS, worst)
         return None

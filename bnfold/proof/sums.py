@@ -271,8 +271,12 @@ _RULES: dict[str, Callable[[Node, _Given, _Values, int, bool], Kernel | None]] =
 }
 
 
-def compare(a: Kernel, b: Kernel, x: Image, y: Image, rank: int, where: str) -> float | None:
+def compare(
+    a: Kernel, b: Kernel, x: Image, y: Image, rank: int, where: str, rounds: int = 1
+) -> float | None:
     """Whether kernel `b` is kernel `a` between the images of the leaf and of what comes out.
+
+    rounds: how often numbers may have been rounded.
 
     Returns and raises as `layers.compare`.
     """
@@ -288,7 +292,7 @@ def compare(a: Kernel, b: Kernel, x: Image, y: Image, rank: int, where: str) -> 
         return None
     groups = math.gcd(a.groups, b.groups)
     # each of A's numbers that went into a term was rounded once when its batch norm was folded, before the sum was
-    half = MARGIN * precision_of(b.dtype) * max(a.steps, 1)
+    half = MARGIN * precision_of(b.dtype) * max(a.steps, 1) * rounds
     worst = 0.0
     shape = groups, a.bias.size // groups, inputs[0] // groups
     nothing = np.zeros(shape), np.zeros(shape)
