@@ -205,6 +205,8 @@ class _Prover:
         other = self.b.made.get(y.name)
         if y.plain and other is not None and other[1] == slot and self._identical(node, other[0]):
             return Held(IDENTICAL)
+        if node.gives_list:
+            raise Undecided("a list of tensors")
         if node.control:
             raise Undecided("control flow that is not the same in both models")
         first: Wrong | Undecided | None = None

@@ -12,12 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
+from onnx import AttributeProto
 
 from bnfold.certificate import Cut
 from bnfold.proof.claims import EVALUATED, Entry, Held, Image, Undecided, Wrong
 from bnfold.proof.graph import Node, Scope, same_bits
 from bnfold.proof.layers import CONVOLUTIONS, PRODUCTS, precision_of
-from bnfold.proof.operator import Array, is_float, wide
+from bnfold.proof.operator import Array, Operator, is_float, wide
 from bnfold.proof.pieces import bounds_of, missed
 
 __all__ = ["Premises", "Side", "compare"]
@@ -26,8 +27,10 @@ Premises: TypeAlias = "Mapping[str, tuple[Array, Array]]"
 
 # Of the rounding of new constants, and how much more than its root mean square may be off.
 DRAWS, TIMES = 16, 16.0
-# Relative: where nothing is rounded, and where an attribute (float32) is new.
-EXACT, ATTRIBUTE = 1e-10, 4e-7
+# Of their inputs only the first one is data: others tell sizes, and no rounding.
+SIZED = frozenset({"Resize", "Upsample"})
+# Relative, where nothing is rounded.
+EXACT = 1e-10
 # A fact about an input that is missing is off by its whole size; what is nearly right is a wrong number.
 NEAR = 1e-3
 # What the rounding of new constants may explain, relative: beyond it, it could explain anything.
@@ -52,14 +55,26 @@ class Side:
     def constants(self) -> dict[str, Array]:
         """The floating constants that the region's nodes read, and its output if that is one."""
         found: dict[str, Array] = {}
-        for name in (*(name for node in self.nodes for name in node.inputs if name), self.out):
+        read = (
+            name for node in self.nodes for name in node.inputs[: 1 if node.op in SIZED else None] if name
+        )
+        for name in (*read, self.out):
             value = self.scope.constant(name)
             if value is not None and is_float(value):
                 found[name] = value
         return found
 
-    def run(self, feed: Mapping[str, Array], moved: Mapping[str, Array] | None = None) -> Array:
-        """The output, from the leaves. moved: other values for constants. Raises Undecided."""
+    def run(
+        self,
+        feed: Mapping[str, Array],
+        moved: Mapping[str, Array] | None = None,
+        operators: Mapping[Node, Operator] | None = None,
+    ) -> Array:
+        """The output, from the leaves. moved: other values for constants; operators: others for nodes.
+
+        Raises:
+            Undecided: it cannot be computed.
+        """
         made = dict(feed)
 
         def value(name: str) -> Array | None:
@@ -74,7 +89,8 @@ class Side:
 
         for node in self.nodes:
             given = [value(name) for name in node.inputs]
-            outputs, loose = node.operator.run_wide(given)
+            operator = node.operator if operators is None else operators.get(node, node.operator)
+            outputs, loose = operator.run_wide(given)
             self.loose = self.loose or loose
             if moved is None:
                 self._met(node, given, outputs)
@@ -239,15 +255,15 @@ def _judge(
         allowed = EXACT * (np.abs(want) + np.abs(y.q)) + 1e-13 * largest
         if y.cut is not None:  # a constant is what rounded numbers have made it
             allowed = allowed + _gone(y.cut, want.shape)[0] * TIMES * precision_of("float32") * np.abs(want)
-    new, old = _new_constants(a, b), a.constants() if rounds > 1 else {}
-    if (new or old) and (error > allowed).any():
+    new, old, stated = _new_constants(a, b), a.constants() if rounds > 1 else {}, _new_attributes(a, b)
+    if (new or old or stated) and (error > allowed).any():
         plain = Image("")
-        moved = _rounding(b, feed_b, new, yb, y if y.decoded else plain, rng)
+        moved = _rounding(b, feed_b, new, stated, yb, y if y.decoded else plain, rng)
         if y.cut is not None:
             moved = _put(np.broadcast_to(moved, yb.shape), np.zeros(1), y.cut, want.shape)
         allowed = allowed + TIMES * moved
         if old:
-            also = _rounding(a, feed_a, old, ya, plain if y.decoded else y, rng)
+            also = _rounding(a, feed_a, old, [], ya, plain if y.decoded else y, rng)
             allowed = allowed + TIMES * (rounds - 1) * also
         new |= old
         most = max([NEAR, *(MOST.get(value.dtype.name, NEAR) for value in new.values())])
@@ -269,8 +285,6 @@ def _refuse(a: Side, b: Side, want: Array, got: Array, error: Array, allowed: Ar
     near = float(error.max()) < NEAR * largest
     if near and (a.loose or b.loose):
         raise Undecided("an operator could be computed in float32 only, and it does not agree exactly")
-    if _new_attributes(a, b) and float(error.max()) <= ATTRIBUTE * largest:
-        raise Undecided("it agrees but for what may be the rounding of a new attribute")
     raise Wrong("it does not agree", entry, final=near)
 
 
@@ -278,21 +292,23 @@ def _rounding(
     side: Side,
     feed: Mapping[str, Array],
     new: Mapping[str, Array],
+    stated: Sequence[Node],
     output: Array,
     y: Image,
     rng: np.random.Generator,
 ) -> Array:
-    """How far one more rounding of these constants moves y.p times the output, in the root mean square: for
+    """How far one more rounding of these constants and nodes' attributes moves y.p times the output, in the root mean square: for
     each channel of a map, else for each entry.
     """
     total = np.zeros(output.shape)
-    for _ in range(DRAWS if new else 0):
+    for _ in range(DRAWS if new or stated else 0):
         moved = {
             name: wide(value) * (1 + precision_of(value.dtype.name) * rng.choice([-1.0, 1.0], value.shape))
             for name, value in new.items()
         }
+        others = {node: node.operator.moved(rng) for node in stated}
         with np.errstate(all="ignore"):
-            total = total + np.square(y.p * (side.run(feed, moved) - output)) / DRAWS
+            total = total + np.square(y.p * (side.run(feed, moved, others) - output)) / DRAWS
     found: Array = np.sqrt(np.nan_to_num(total, nan=0.0, posinf=0.0))
     if found.ndim > 2:
         found = np.asarray(found.max(tuple(range(2, found.ndim)), keepdims=True))
@@ -305,12 +321,14 @@ def _new_constants(a: Side, b: Side) -> dict[str, Array]:
     return {k: v for k, v in b.constants().items() if not any(same_bits(v, other) for other in old)}
 
 
-def _new_attributes(a: Side, b: Side) -> bool:
-    """Whether `b` states a number that `a` does not."""
-    first, second = (
-        {(t.name, t.f) for n in s.nodes for t in n.proto.attribute if t.type == 1} for s in (a, b)
-    )
-    return bool(second - first)
+def _new_attributes(a: Side, b: Side) -> list[Node]:
+    """The nodes of `b` that state a number which `a` does not."""
+    old = {(t.name, t.f) for node in a.nodes for t in node.proto.attribute if t.type == AttributeProto.FLOAT}
+    return [
+        node
+        for node in b.nodes
+        if any(t.type == AttributeProto.FLOAT and (t.name, t.f) not in old for t in node.proto.attribute)
+    ]
 
 
 def _break_points(a: Side, b: Side) -> Array:

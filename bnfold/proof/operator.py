@@ -20,7 +20,7 @@ __all__ = ["Array", "Operator", "TooLarge", "Undecided", "is_float", "wide"]
 
 # What onnx's evaluator takes for something else, or in a type of its own.
 _ELSEWHERE = frozenset({"GroupNormalization", "Upsample", "GlobalLpPool"})
-# It computes these in float32, whatever it is given.
+# Some releases compute these in float32, whatever they are given; and all take cubic coefficients in float32.
 _NARROW = frozenset({"Resize"})
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
 _NUMBERS = itertools.count()
@@ -100,7 +100,8 @@ class Operator:
         if self.op in _ELSEWHERE:
             return self._onnxruntime(values, narrow=True), True
         try:
-            return [_all_wide(v) for v in self._run(values)], self.op in _NARROW
+            made = [_all_wide(v) for v in self._run(values)]
+            return made, self.op in _NARROW and (self._cubic() or all(map(_is_narrow, made)))
         except Undecided:
             raise
         except (Exception, MemoryError) as error:
@@ -110,6 +111,20 @@ class Operator:
                 return self._onnxruntime(values, narrow=True), True
             except Undecided:
                 raise Undecided(f"{self.op} cannot be computed: {_line(error)}") from None
+
+    def _cubic(self) -> bool:
+        return any(a.name == "mode" and a.s == b"cubic" for a in self.node.attribute)
+
+    def moved(self, rng: np.random.Generator) -> Operator:
+        """The same with other attributes: floating ones off by half a unit in the last place of float32."""
+        node = NodeProto()
+        node.CopyFrom(self.node)
+        for attribute in node.attribute:
+            if attribute.type == AttributeProto.FLOAT:
+                attribute.f *= (
+                    1 + rng.choice([-1.0, 1.0]) * 2.0**-23
+                )  # which float32 rounds to the next number
+        return Operator(node, self._opsets, self._ir_version, self._array)
 
     def _to(self) -> int:
         return next((int(a.i) for a in self.node.attribute if a.name == "to"), 0)
@@ -198,6 +213,11 @@ class Operator:
 def _array(value: Any) -> Array:
     """A sequence stays what it is."""
     return value if isinstance(value, list) else np.asarray(value)  # type: ignore[return-value]
+
+
+def _is_narrow(value: Array) -> bool:
+    """Whether all numbers could be float32."""
+    return isinstance(value, list) or bool((value == value.astype(np.float32)).all())
 
 
 def _all_wide(value: Any) -> Array:

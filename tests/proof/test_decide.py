@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import bnfold
 from bnfold.onnx_graph.file.loaded import load
-from bnfold.proof.claims import Image
+from bnfold.certificate import Certificate, Image
 from bnfold.proof.decide import prove
 from bnfold.proof.result import Proof
 
@@ -87,6 +87,7 @@ def net(seed: int = 0) -> onnx.ModelProto:
 
 
 def proof(a: onnx.ModelProto, b: onnx.ModelProto, claims: Any = None) -> Proof:
+    claims = None if claims is None else Certificate({("", name): image for name, image in claims.items()})
     return prove(load(a), load(b), claims)
 
 
