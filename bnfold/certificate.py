@@ -13,13 +13,13 @@ The file is numpy's npz with three arrays: `header`, UTF-8 JSON; `numbers`, floa
      "original": str, "folded": str,         SHA-256 of what the two models hold
      "premises": {name: [lowest, highest]},  what inputs keep to
      "frozen": [name],                       inputs that are none any more, and keep their stored values
-     "rounds": int,                          how often numbers may have been rounded
-     "images": [[scope, name, counterpart or null, form, p, q, cut]]}
+     "rounds": int,                          how often changes were carried out, and numbers rounded
+     "images": [[scope, name, counterpart or null, form, p, q, cut, scaled, moved]]}
 
 `form` is "encode" (counterpart = p * tensor + q) or "decode" (tensor = p * counterpart + q). `p` and `q` are numbers,
 or {"at": first place in `numbers`, "shape": [int]}. `cut` is null, or {"axis": int, "kept": [first place, how many]
 in `channels`, "constants": [first place, how many] in `numbers`}: which channels are still there, and what was
-constant in each of the others (NaN: nobody reads it).
+constant in each of the others (NaN: nobody reads it). `scaled` and `moved`: in which rounds (bits) p and q have become so.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ class Cut:
 class Image:
     """Where a tensor's counterpart is, and how the two are related.
 
-    t' = p*t + q, or if `decoded` t = p*t' + q. p and q broadcast against the tensor.
+    t' = p*t + q, or if `decoded` t = p*t' + q. p and q broadcast against the tensor. scaled, moved: the
+    bits of the rounds of changes in which p and q have become what they are.
     """
 
     name: str
@@ -72,6 +73,8 @@ class Image:
     q: Array | float = 0.0
     decoded: bool = False
     cut: Cut | None = None
+    scaled: int = 0
+    moved: int = 0
 
     @property
     def plain(self) -> bool:
@@ -96,14 +99,15 @@ class Certificate:
         images: list[Any] = []
         for (scope, name), image in self.images.items():
             if image is None:
-                images.append([scope, name, None, "encode", 1.0, 0.0, None])
+                images.append([scope, name, None, "encode", 1.0, 0.0, None, 0, 0])
                 continue
             cut = None
             if image.cut is not None:
                 kept, constants = channels.add(image.cut.kept), numbers.add(image.cut.constants)
                 cut = {"axis": image.cut.axis, "kept": kept, "constants": constants}
             form = "decode" if image.decoded else "encode"
-            images.append([scope, name, image.name, form, numbers.put(image.p), numbers.put(image.q), cut])
+            p, q = numbers.put(image.p), numbers.put(image.q)
+            images.append([scope, name, image.name, form, p, q, cut, image.scaled, image.moved])
         header = {
             "format": FORMAT,
             "version": VERSION,
@@ -206,18 +210,18 @@ def _parsed(text: Array, numbers: Array, channels: Array) -> Certificate:
     )
     for name, (low, high) in header["premises"].items():
         certificate.premises[name] = np.asarray(value(low)), np.asarray(value(high))
-    for scope, name, counterpart, form, p, q, stated in header["images"]:
+    for scope, name, counterpart, form, p, q, stated, scaled, moved in header["images"]:
         if not isinstance(scope, str) or not isinstance(name, str) or form not in ("encode", "decode"):
             raise _Damaged(f"a claim about {name!r} in the form {form!r}")
         cut = None
         if stated is not None:
             kept, constants = part(channels, stated["kept"]), part(numbers, stated["constants"])
-            if kept.size and not (0 <= kept.min() and kept.max() < constants.size):
+            if kept.size and not (kept.min() >= 0 and kept.max() < constants.size):
                 raise _Damaged(f"channels of {name!r} that it has not")
             cut = Cut(int(stated["axis"]), kept, constants)
         image = None
         if counterpart is not None:
-            image = Image(str(counterpart), value(p), value(q), form == "decode", cut)
+            image = Image(str(counterpart), value(p), value(q), form == "decode", cut, int(scaled), int(moved))
         certificate.images[scope, name] = image
     return certificate
 

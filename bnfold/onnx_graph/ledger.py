@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -24,6 +25,7 @@ class Ledger:
     def __init__(self) -> None:
         self.images: dict[Key, Image | None] = {}
         self.rounds = 0
+        self.originals: frozenset[Key] = frozenset()  # all tensors of the first graph
 
     def watch(self, graph: Graph, claims: Claims) -> Callable[[], None]:
         """Note where the tensors of a graph are, before edits are carried out.
@@ -33,6 +35,8 @@ class Ledger:
         """
         values = {tensor: value for tensor in graph.tensors if (value := _value(tensor)) is not None}
         keys = {tensor: (path(value.scope), value.name) for tensor, value in values.items()}
+
+        self.originals = self.originals or frozenset(keys.values())
 
         def after() -> None:
             made: dict[Key, Image | None] = {}
@@ -44,7 +48,9 @@ class Ledger:
                 if (claim is None and tensor in claims) or not _alive(value):
                     made[key] = None
                 elif claim is not None:
-                    made[key] = Image(value.name, claim.p, claim.q, claim.decoded, claim.cut)
+                    scaled, moved = (bool(np.any(np.not_equal(a, b))) for a, b in ((claim.p, 1), (claim.q, 0)))
+                    bits = scaled << self.rounds, moved << self.rounds
+                    made[key] = Image(value.name, claim.p, claim.q, claim.decoded, claim.cut, *bits)
                 elif value.name != key[1]:
                     made[key] = Image(value.name)
             self._add(made)
@@ -59,25 +65,26 @@ class Ledger:
             key: image if image is None else _then(image, made.get((key[0], image.name), Image(image.name)))
             for key, image in known.items()
         }
-        self.images |= {key: image for key, image in made.items() if key not in known}
+        self.images |= {key: made[key] for key in made if key not in known and key in self.originals}
 
 
 def _then(first: Image, second: Image | None) -> Image | None:
     """One claim behind another."""
     if second is None or (first.cut is not None and not second.plain):
         return None
+    scaled, moved = first.scaled | second.scaled, first.moved | second.moved
     if second.plain:
-        return Image(second.name, first.p, first.q, first.decoded, first.cut)
+        return replace(first, name=second.name)
     if first.plain:
         return second
     if first.decoded != second.decoded or second.cut is not None:
         return None
     outer, inner = (first, second) if first.decoded else (second, first)
-    p, scaled = np.multiply(outer.p, inner.p), np.multiply(outer.p, inner.q)
-    q = scaled + outer.q
+    p, inside = np.multiply(outer.p, inner.p), np.multiply(outer.p, inner.q)
+    q = inside + outer.q
     # A bias that was stored, and has gone on: what is left of it is what storing it has rounded.
-    q = np.where(np.abs(q) <= ROUNDING * (np.abs(scaled) + np.abs(outer.q)), 0.0, q)
-    return Image(second.name, p, q, first.decoded)
+    q = np.where(np.abs(q) <= ROUNDING * (np.abs(inside) + np.abs(outer.q)), 0.0, q)
+    return Image(second.name, p, q, first.decoded, None, scaled, moved)
 
 
 def path(scope: Scope) -> str:

@@ -4,6 +4,7 @@ nothing is known, and why.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from bnfold.certificate import Image
@@ -56,9 +57,12 @@ class Wrong(Exception):
     """A claim does not hold.
 
     final: no larger region may be asked instead. What was compared depends on no fact about its inputs, or is
-    so nearly right that no missing fact explains it.
+    so nearly right that no missing fact explains it. ulps: how far a stored number is off, in units in the
+    last place, where those were compared.
     """
 
-    def __init__(self, reason: str, entry: Entry | None = None, final: bool = False) -> None:
+    def __init__(
+        self, reason: str, entry: Entry | None = None, final: bool = False, ulps: float = math.inf
+    ) -> None:
         super().__init__(reason)
-        self.entry, self.final = entry, final
+        self.entry, self.final, self.ulps = entry, final, ulps

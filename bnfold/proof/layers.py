@@ -159,10 +159,10 @@ def _product(node: Node, values: Sequence[Array | None]) -> Layer | None:
     return Layer(x, w[None, :, :, None], bias, axis, axis, False, rest, matrix.dtype.name, node, 1.0)
 
 
-def compare(a: Layer, b: Layer, x: Image, y: Image, where: str, rounds: int = 1) -> float | None:
+def compare(a: Layer, b: Layer, x: Image, y: Image, where: str, rounds: tuple[int, int] = (1, 1)) -> float | None:
     """Whether layer `b` is layer `a` between the images of what it reads and gives.
 
-    rounds: how often the numbers of `b` may have been rounded.
+    rounds: how often weight and bias of `b` may have been rounded.
 
     Returns:
         The largest error in units in the last place; None if weights do not decide it.
@@ -187,18 +187,18 @@ def compare(a: Layer, b: Layer, x: Image, y: Image, where: str, rounds: int = 1)
     if a.padded and v.any() and (a.weight * (v != 0)).any():
         return None  # the zeros beside x would have to be shifted too: evaluation at true sizes says no
     worst = 0.0
-    roundings = max(a.roundings, b.roundings) * rounds
+    roundings = max(a.roundings, b.roundings)
     if not (np.array_equal(a.weight, b.weight) and (u == 1).all() and (py == 1).all()):
         expected = a.weight * (u * py.reshape(groups, outputs, 1, 1))
-        worst = ulps(b.weight, expected, 0.0, f"weight of {where}", b.dtype, roundings)
+        worst = ulps(b.weight, expected, 0.0, f"weight of {where}", b.dtype, roundings * rounds[0])
     moved = size = np.zeros(groups * outputs)
     if v.any():
         terms = a.weight * v
         moved, size = terms.sum((2, 3)).reshape(-1), np.abs(terms).sum((2, 3)).reshape(-1)
     before, after = (_bias(layer) for layer in (a, b))
-    slack = (SUM + (rounds - 1) * precision_of(b.dtype)) * (np.abs(py) * (a.terms + size) + np.abs(qy))
+    slack = (SUM + (rounds[1] - 1) * precision_of(b.dtype)) * (np.abs(py) * (a.terms + size) + np.abs(qy))
     expected = py * (before + moved) + qy
-    return max(worst, ulps(after, expected, slack, f"bias of {where}", b.dtype, roundings))
+    return max(worst, ulps(after, expected, slack, f"bias of {where}", b.dtype, roundings * rounds[1]))
 
 
 def _bias(layer: Layer) -> Array:
@@ -235,6 +235,6 @@ def ulps(
         entry = Entry(where, at, float(got[at]), float(expected[at]))
         count = int((error > limit).sum())
         raise Wrong(
-            f"{worst:.3g} units in the last place off; {count} of {error.size} are", entry, final=True
+            f"{worst:.3g} units in the last place off; {count} of {error.size} are", entry, True, worst
         )
     return worst
