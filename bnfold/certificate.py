@@ -29,6 +29,7 @@ import io
 import json
 import math
 import zipfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -166,7 +167,7 @@ def read_certificate(path: str | Path) -> Certificate:
         raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from None
     except _Damaged as error:
         raise UsageError(f"{path}: not a certificate of bnfold: {error}") from None
-    except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, MemoryError) as error:
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError, MemoryError) as error:
         raise UsageError(f"{path}: not a certificate of bnfold: {error}") from None
     except (KeyError, IndexError, TypeError, AttributeError, RecursionError, RuntimeError) as error:
         raise UsageError(f"{path}: the certificate is damaged ({type(error).__name__}: {error})") from None

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 
 import onnx
 
+from bnfold.errors import UsageError
+
 if TYPE_CHECKING:
+    from bnfold.certificate import Certificate
     from bnfold.proof.result import Proof
 
 __all__ = ["prove"]
@@ -18,6 +21,7 @@ def prove(
     original: str | Path | onnx.ModelProto,
     other: str | Path | onnx.ModelProto,
     *,
+    certificate: str | Path | Certificate | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     seed: int = 0,
 ) -> Proof:
@@ -29,6 +33,8 @@ def prove(
     Args:
         original: the model to trust: a path, or the model.
         other: the model to judge.
+        certificate: of the fold that made it: `report.certificate`, or the file that `bnfold fold` wrote. All
+            of its claims have to hold; a tensor that it does not name is claimed to be what it was.
         shapes: of inputs that the model leaves open, by name.
         seed: of the numbers that parts of the models are evaluated on.
 
@@ -37,9 +43,17 @@ def prove(
 
     Raises:
         ModelError: a model cannot be read, or is damaged.
-        UsageError: `shapes` does not fit.
+        UsageError: `shapes` does not fit, or the certificate is damaged or of other models.
     """
+    from bnfold.certificate import digest, read_certificate
     from bnfold.onnx_graph.file.loaded import load
     from bnfold.proof.decide import prove as decide
 
-    return decide(load(original), load(other), shapes=shapes, seed=seed)
+    a, b = load(original), load(other)
+    if isinstance(certificate, (str, Path)):
+        certificate = read_certificate(certificate)
+    if certificate is not None:
+        for loaded, digest_, which in ((a, certificate.original, "first"), (b, certificate.folded, "second")):
+            if digest(loaded.inlined()) != digest_:
+                raise UsageError(f"the certificate is of another fold: the {which} model is not the one in it")
+    return decide(a, b, certificate, shapes=shapes, seed=seed)

@@ -12,16 +12,18 @@ SUMMARY = "prove node by node that a model computes what another does"
 EPILOG = """\
 examples:
   bnfold prove model.onnx folded.onnx
+  bnfold prove model.onnx folded.onnx --certificate folded.npz
   bnfold prove model.onnx simplified.onnx --json proof.json
 
 B may be the work of any tool. Tensors of one name are claimed to be equal, and each claim is proved from
-those before it; docs/proof.md says how, and what is not proved.
+those before it; docs/proof.md says how, and what is not proved. The certificate of a fold tells what became
+of tensors that are no longer what they were: every one of its claims has to hold.
 
 the JSON report:
   {"status": str,          "proved", "refuted" or "undecided"
-   "claims": {"identical": int, "weights": int, "evaluated": int},   what holds, by what proved it
-   "ulps": number,         the largest error of a stored number where weights decided, in units in the last
-   place "refusal": {            what ended the proof, or null
+   "claims": {"identical": int, "weights": int, "sums": int, "channels": int, "evaluated": int},   that hold
+   "ulps": number,         the largest error of a stored number, in units in the last place
+   "refusal": {            what ended the proof, or null
      "node": str, "tensor": str, "reason": str,
      "wrong": bool,        whether it is known to be false, not only unknown
      "entry": {"what": str, "at": [int], "value": number, "expected": number}},   or null
@@ -36,20 +38,26 @@ IDLE = [flags.NO_JSON]
 STATUS = {"proved": 0, "refuted": 1, "undecided": 3}
 
 
+CERTIFICATE: flags.Flags = {
+    "--certificate": {"help": "of the fold from A to B: bnfold fold wrote it", "metavar": "FILE", "type": Path}
+}
+
+
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="A.onnx", type=Path, help="the model to trust")
     parser.add_argument("other", metavar="B.onnx", type=Path, help="the model to judge")
     wanted = ("--overwrite-input-shape", "--seed")
     flags.add(parser, {words: how for words, how in flags.CHECK.items() if words.startswith(wanted)})
-    flags.add(parser, flags.OUTPUT)
+    flags.add(parser, CERTIFICATE, flags.OUTPUT)
 
 
 def run(args: argparse.Namespace) -> int:
-    check_target(args.json, args.force, never=[args.model, args.other])
+    check_target(args.json, args.force, never=[args.model, args.other, args.certificate])
 
     from bnfold.api.prove import prove
 
     with timed(args, "decided"):
-        proof = prove(args.model, args.other, shapes=args.overwrite_input_shape, seed=args.seed or 0)
+        shapes, seed = args.overwrite_input_shape, args.seed or 0
+        proof = prove(args.model, args.other, certificate=args.certificate, shapes=shapes, seed=seed)
     show(args, proof)
     return STATUS[proof.status]
