@@ -1,13 +1,14 @@
-"""What a fold claims: for each tensor of the original where its counterpart is, and how the two are related.
+"""What a fold claims: where each of the original's tensors has its counterpart, and how the two are related.
 
-It is a hint and no evidence: whoever checks it proves every claim, so a wrong certificate can only make a proof
-fail. A tensor that it does not name is claimed to be what it was, under its own name.
+It is a hint and no evidence: whoever checks it proves every claim, so a wrong certificate can only make a
+proof fail. A tensor that it does not name is claimed to be what it was, under its own name.
 
-A tensor is found by its scope and its name. The scope is "" for the graph, else a path: `NAME:K/` for the K-th body
-of the node whose first output is NAME, behind the path of the scope that the node is in. Tensors of model-local
-functions are not in it.
+A tensor is found by its scope and its name. The scope is "" for the graph, else a path: `NAME:K/` for the
+K-th body of the node whose first output is NAME, behind the path of the scope that the node is in. Tensors
+of model-local functions are not in it.
 
-The file is numpy's npz with three arrays: `header`, UTF-8 JSON; `numbers`, float64; `channels`, int64. The header:
+The file is numpy's npz with three arrays: `header`, UTF-8 JSON; `numbers`, float64; `channels`, int64. The
+header:
 
     {"format": "bnfold certificate", "version": 1,
      "original": str, "folded": str,         SHA-256 of what the two models hold
@@ -16,10 +17,11 @@ The file is numpy's npz with three arrays: `header`, UTF-8 JSON; `numbers`, floa
      "rounds": int,                          how often changes were carried out, and numbers rounded
      "images": [[scope, name, counterpart or null, form, p, q, cut, scaled, moved]]}
 
-`form` is "encode" (counterpart = p * tensor + q) or "decode" (tensor = p * counterpart + q). `p` and `q` are numbers,
-or {"at": first place in `numbers`, "shape": [int]}. `cut` is null, or {"axis": int, "kept": [first place, how many]
-in `channels`, "constants": [first place, how many] in `numbers`}: which channels are still there, and what was
-constant in each of the others (NaN: nobody reads it). `scaled` and `moved`: in which rounds (bits) p and q have become so.
+`form` is "encode" (counterpart = p * tensor + q) or "decode" (tensor = p * counterpart + q). `p` and `q` are
+numbers, or {"at": first place in `numbers`, "shape": [int]}. `cut` is null, or {"axis": int, "kept": [first
+place, how many] in `channels`, "constants": [first place, how many] in `numbers`}: which channels are still
+there, and what was constant in each of the others (NaN: nobody reads it). `scaled` and `moved`: in which
+rounds (bits) p and q have become so.
 """
 
 from __future__ import annotations
@@ -85,7 +87,10 @@ class Image:
 
 @dataclass
 class Certificate:
-    """The claims of one fold; the fields are those of the file. images: None for a tensor without counterpart."""
+    """The claims of one fold; the fields are those of the file.
+
+    images: None for a tensor without a counterpart.
+    """
 
     images: dict[Key, Image | None] = field(default_factory=dict)
     premises: dict[str, tuple[Array, Array]] = field(default_factory=dict)
@@ -114,7 +119,9 @@ class Certificate:
             "version": VERSION,
             "original": self.original,
             "folded": self.folded,
-            "premises": {k: [numbers.put(low), numbers.put(high)] for k, (low, high) in self.premises.items()},
+            "premises": {
+                k: [numbers.put(low), numbers.put(high)] for k, (low, high) in self.premises.items()
+            },
             "frozen": list(self.frozen),
             "rounds": self.rounds,
             "images": images,
@@ -147,7 +154,7 @@ class _Numbers:
 
 
 def read_certificate(path: str | Path) -> Certificate:
-    """A certificate from its file. Nothing in a file is run, and a large one is refused before it is unpacked.
+    """A certificate from its file. Nothing in it is run, and a large one is refused before it is unpacked.
 
     Raises:
         UsageError: there is no such file, or it is no certificate of a version that is known.
@@ -222,7 +229,9 @@ def _parsed(text: Array, numbers: Array, channels: Array) -> Certificate:
             cut = Cut(int(stated["axis"]), kept, constants)
         image = None
         if counterpart is not None:
-            image = Image(str(counterpart), value(p), value(q), form == "decode", cut, int(scaled), int(moved))
+            image = Image(
+                str(counterpart), value(p), value(q), form == "decode", cut, int(scaled), int(moved)
+            )
         certificate.images[scope, name] = image
     return certificate
 

@@ -55,5 +55,5 @@ def prove(
     if certificate is not None:
         for loaded, digest_, which in ((a, certificate.original, "first"), (b, certificate.folded, "second")):
             if digest(loaded.inlined()) != digest_:
-                raise UsageError(f"the certificate is of another fold: the {which} model is not the one in it")
+                raise UsageError(f"the certificate is of another fold: the {which} model is another")
     return decide(a, b, certificate, shapes=shapes, seed=seed)

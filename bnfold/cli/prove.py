@@ -39,7 +39,11 @@ STATUS = {"proved": 0, "refuted": 1, "undecided": 3}
 
 
 CERTIFICATE: flags.Flags = {
-    "--certificate": {"help": "of the fold from A to B: bnfold fold wrote it", "metavar": "FILE", "type": Path}
+    "--certificate": {
+        "help": "of the fold from A to B: bnfold fold wrote it",
+        "metavar": "FILE",
+        "type": Path,
+    }
 }
 
 

@@ -29,7 +29,9 @@ class Claim:
     cut: Cut | None = None
 
 
-Claims: TypeAlias = "Mapping[Tensor, Claim | None]"  # None: nothing stands for it. Not named: it is what it was
+Claims: TypeAlias = (
+    "Mapping[Tensor, Claim | None]"  # None: nothing stands for it. Not named: it is what it was
+)
 
 
 def of_fold(graph: Graph, state: State) -> Claims:
@@ -53,7 +55,7 @@ def _behind(tensor: Tensor, state: State) -> Tensor:
 
 
 def of_merge(root: Node, hosts: Iterable[Node]) -> Claims:
-    """Hosts give another sum than before; that of the root is what a single host gives, or has a node still."""
+    """Hosts give another sum than before. What the root gave, a single host gives, or a node still."""
     hosts = tuple(hosts)
     claims: dict[Tensor, Claim | None] = {tensor: None for host in hosts for tensor in host.outputs}
     claims[root.outputs[0]] = Claim(hosts[0].outputs[0])

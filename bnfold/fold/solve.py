@@ -37,8 +37,9 @@ RULES: Mapping[str, Mapping[type, Rule]] = {"scale": carry.SCALE, "shift": carry
 
 @dataclass
 class Plan:
-    """What to write, and what to report. `order` lists the folded nodes as they were committed; `claims` tells
-    what becomes of each tensor.
+    """What to write, and what to report.
+
+    order: the folded nodes as they were committed. claims: what becomes of each tensor.
     """
 
     edits: list[Edit] = field(default_factory=list)

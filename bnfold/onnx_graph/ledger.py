@@ -1,4 +1,4 @@
-"""What became of the tensors of a model, by name, over all that was done to it: a certificate in the making."""
+"""What became of a model's tensors, by name, over all that was done to it: a certificate in the making."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ class Ledger:
                 if (claim is None and tensor in claims) or not _alive(value):
                     made[key] = None
                 elif claim is not None:
-                    scaled, moved = (bool(np.any(np.not_equal(a, b))) for a, b in ((claim.p, 1), (claim.q, 0)))
+                    scaled, moved = (
+                        bool(np.any(np.not_equal(a, b))) for a, b in ((claim.p, 1), (claim.q, 0))
+                    )
                     bits = scaled << self.rounds, moved << self.rounds
                     made[key] = Image(value.name, claim.p, claim.q, claim.decoded, claim.cut, *bits)
                 elif value.name != key[1]:

@@ -11,6 +11,7 @@ from bnfold.certificate import Image
 from bnfold.proof.operator import TooLarge, Undecided
 
 __all__ = [
+    "BODIES",
     "CHANNELS",
     "EVALUATED",
     "IDENTICAL",
@@ -26,8 +27,9 @@ __all__ = [
 ]
 
 # In the order in which they are tried.
-IDENTICAL, WEIGHTS, SUMS, CHANNELS, EVALUATED = "identical", "weights", "sums", "channels", "evaluated"
-WAYS = (IDENTICAL, WEIGHTS, SUMS, CHANNELS, EVALUATED)
+IDENTICAL, WEIGHTS, SUMS, CHANNELS = "identical", "weights", "sums", "channels"
+BODIES, EVALUATED = "bodies", "evaluated"
+WAYS = (IDENTICAL, WEIGHTS, SUMS, CHANNELS, BODIES, EVALUATED)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.run.inputs import compatible, describe
 from bnfold.proof import evaluate, layers, sums
 from bnfold.proof.claims import (
+    BODIES,
     CHANNELS,
     EVALUATED,
     IDENTICAL,
@@ -40,7 +41,9 @@ __all__ = ["prove"]
 BACK = 3  # regions, to look for facts about an input
 LARGEST = 60  # nodes of a region: behind a fault nothing agrees any more, and regions grow to the outputs
 ROUNDS = 4  # of rounding, that a certificate may speak of
-ODD_ULPS = 64  # that another tool may have lost on its way to a stored number: evaluation tells rounding apart
+ODD_ULPS = (
+    64  # that another tool may have lost on its way to a stored number: evaluation tells rounding apart
+)
 MODEL = "the model"  # who is to blame where it is no node
 
 
@@ -68,7 +71,7 @@ def prove(
     """
     a, b = Model(original, () if certificate is None else certificate.frozen), Model(folded)
     known = Known(a, shapes, seed)
-    proof = _Prover(a.main, b.main, known, certificate, seed).run()
+    proof = _Prover(a.main, b.main, known, certificate, np.random.default_rng(seed)).run()
     refusal = proof.refusal
     if refusal is None:
         broken = known.runs(folded)
@@ -84,13 +87,27 @@ def prove(
 
 
 class _Prover:
-    def __init__(self, a: Scope, b: Scope, known: Known, certificate: Certificate | None, seed: int) -> None:
-        self.a, self.b, self.known, self.rng = a, b, known, np.random.default_rng(seed)
+    """A scope of each model. parent: of the scopes around them, whose tensors are read here."""
+
+    def __init__(
+        self,
+        a: Scope,
+        b: Scope,
+        known: Known,
+        certificate: Certificate | None,
+        rng: np.random.Generator,
+        parent: _Prover | None = None,
+    ) -> None:
+        self.a, self.b, self.known, self.certificate, self.rng = a, b, known, certificate, rng
+        self.parent = parent
         self.claims: dict[str, Image | None] | None = None
         self.rounds, self.premises = 1, dict[str, tuple[Array, Array]]()
         if certificate is not None:
-            self.claims = {name: image for (scope, name), image in certificate.images.items() if not scope}
-            self.rounds, self.premises = min(max(certificate.rounds, 1), ROUNDS), certificate.premises
+            images = certificate.images
+            self.claims = {name: image for (scope, name), image in images.items() if scope == a.path}
+            self.rounds = min(max(certificate.rounds, 1), ROUNDS)
+            self.premises = {} if a.path else certificate.premises
+        self.bodies: dict[int, None] = {}  # nodes whose bodies are proved
         self.lost: dict[str, Refusal] = {}  # claims that do not hold, by tensor
         self.guessed: dict[str, Image] = {}  # claims that were made up and hold
         self.proof = Proof()
@@ -161,11 +178,18 @@ class _Prover:
             return None
         if name in self.guessed:
             return self.guessed[name]
+        if self.parent is not None and not self.a.owns(name):
+            return self.parent.image(name)
         if self.claims is not None and name in self.claims:
             image = self.claims[name]
-            there = image is not None and (image.name in self.b.made or image.name in self.b.inputs)
+            home = None if image is None else self.b.home(image.name)
+            there = home is not None and image is not None and image.name not in home.stored
             return image if there else None
         return Image(name) if name in self.b.made or name in self.a.inputs else None
+
+    def _value(self, name: str) -> Array:
+        home = self.a.home(name)
+        return self.known.value(name, "" if home is None else home.path)
 
     def _leaf(self, name: str) -> Image:
         image = self.image(name)
@@ -181,11 +205,15 @@ class _Prover:
             refusal = Refusal(
                 node.name, name, str(error), isinstance(error, Wrong), getattr(error, "entry", None)
             )
-            droppable = (self.claims is None or node.gives_list) and name not in self.a.outputs
+            unspoken = self.claims is None or node.gives_list or self._in_function(name)
+            droppable = unspoken and name not in self.a.outputs
             if droppable and not isinstance(error, TooLarge):
                 self.lost[name] = refusal
             else:
                 self.proof.refusal = refusal
+
+    def _in_function(self, name: str) -> bool:
+        return not self.a.path and name not in self.a.model.names
 
     def _guess(self, node: Node, slot: int, name: str) -> None:
         """A tensor that is gone may be what the folded model has under the name of what its node read: a
@@ -209,7 +237,7 @@ class _Prover:
         if node.gives_list:
             raise Undecided("a list of tensors")
         if node.control:
-            raise Undecided("control flow that is not the same in both models")
+            return self._bodies(node, slot, y, other)
         first: Wrong | Undecided | None = None
         for back in range(BACK):
             try:
@@ -230,11 +258,39 @@ class _Prover:
         """One operator, of the same constants and of tensors that are equal: nothing has to be computed."""
         if node.control or other.control:
             return self._same_bodies(node, other)
-        if node.random or node.key != other.key or len(node.inputs) != len(other.inputs):
+        if node.random or node.key != other.key:
             return False
         if [bool(o) for o in node.outputs] != [bool(o) for o in other.outputs]:
             return False
+        return self._reads_the_same(node, other)
+
+    def _reads_the_same(self, node: Node, other: Node) -> bool:
+        if len(node.inputs) != len(other.inputs):
+            return False
         return all(self._equal(x, z) for x, z in zip(node.inputs, other.inputs, strict=True))
+
+    def _bodies(self, node: Node, slot: int, y: Image, maker: tuple[Node, int] | None) -> Held:
+        """Control flow of one kind on equal tensors, whose bodies are proved in turn. What a loop carries is
+        equal before each turn, if it is behind it.
+        """
+        if node.index in self.bodies and y.plain:
+            return Held(BODIES)
+        other, at = maker if maker is not None else (node, -1)
+        alike = at == slot and y.plain and node.key == other.key and list(node.bodies) == list(other.bodies)
+        if not alike or node.many_bodies or node.op == "SequenceMap" or not self._reads_the_same(node, other):
+            raise Undecided("control flow that is not the same in both models")
+        for attribute, body in node.bodies.items():
+            inner = _Prover(body, other.bodies[attribute], self.known, self.certificate, self.rng, self)
+            found = inner.run()
+            self.proof.ways += found.ways
+            self.proof.ulps = max(self.proof.ulps, found.ulps)
+            if found.refusal is not None:
+                reason = f"in its {attribute}: {found.refusal}"
+                if found.refusal.wrong:
+                    raise Wrong(reason, found.refusal.entry, final=True)
+                raise Undecided(reason)
+        self.bodies[node.index] = None
+        return Held(BODIES)
 
     def _same_bodies(self, node: Node, other: Node) -> bool:
         """The same bytes, of models with the same operators, that read equal tensors. Large numbers have
@@ -278,10 +334,8 @@ class _Prover:
     ) -> None:
         """Raises Wrong, Undecided."""
         images, rounds = [y, *(self._leaf(leaf) for leaf in leaves)], self._rounds(y, *leaves)[1]
-        for values in (
-            smaller([(self.a, nodes), (self.b, theirs)], leaves, images, self.known.value),
-            self.known.value,
-        ):
+        full = self._value
+        for values in (smaller([(self.a, nodes), (self.b, theirs)], leaves, images, full), full):
             if values is None:
                 continue
             sides = evaluate.Side(self.a, nodes, name), evaluate.Side(self.b, theirs, y.name)
@@ -289,7 +343,7 @@ class _Prover:
                 evaluate.compare(*sides, leaves, self._leaf, y, values, self.rng, rounds, self.premises)
                 return
             except (Wrong, Undecided):
-                if values == self.known.value:
+                if values is full:
                     raise
 
     def _rounds(self, y: Image, *leaves: str) -> tuple[int, int]:
@@ -315,7 +369,7 @@ class _Prover:
                     return Held(WEIGHTS, worst)
         elif x.name != y.name:
             return None
-        shape = self.known.value(leaf).shape
+        shape = self._value(leaf).shape
         if not theirs:
             if len(shape) < 2:
                 return None

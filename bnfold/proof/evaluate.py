@@ -294,8 +294,8 @@ def _rounding(
     y: Image,
     rng: np.random.Generator,
 ) -> Array:
-    """How far one more rounding of these constants and nodes' attributes moves y.p times the output, in the root mean square: for
-    each channel of a map, else for each entry.
+    """How far one more rounding of these constants, and of these nodes' attributes, moves y.p times the
+    output, in the root mean square: for each channel of a map, else for each entry.
     """
     total = np.zeros(output.shape)
     for _ in range(DRAWS if new or stated else 0):

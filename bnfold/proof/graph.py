@@ -25,7 +25,9 @@ __all__ = ["CONTROL", "Model", "Node", "Scope", "same_bits"]
 
 CONTROL = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 # What gives a list of tensors. That is no place for a claim: what reads it is looked at together with it.
-LISTS = frozenset({"SplitToSequence", "SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert"})
+LISTS = frozenset(
+    {"SplitToSequence", "SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert"}
+)
 # What draws random numbers: two runs differ, so nothing can be computed of it.
 RANDOM = frozenset({"Bernoulli", "Multinomial"})
 # What makes an array as large as a stored number says, and the most numbers that a constant may have.
@@ -74,7 +76,8 @@ class Node:
     @property
     def random(self) -> bool:
         if self.op == "Dropout":  # of opset 7 on, it does nothing unless it is told to train
-            return self.operator.since < 7 or any(self.inputs[2:])
+            trains = self.scope.constant(self.inputs[2]) if any(self.inputs[2:]) else np.zeros(1)
+            return self.operator.since < 7 or trains is None or bool(trains.any())
         return self.op in RANDOM or self.op.startswith("Random")
 
     @property
@@ -200,7 +203,7 @@ class Scope:
                 self.values[name] = value
 
     def _stated(self, name: str) -> Array | None:
-        """A zero of the type that the file states for a tensor. (One that states another does not load.)"""
+        """A zero of the type that the file states for a tensor; with a wrong one it would not load."""
         info = self._infos.get(name)
         return None if info is None else np.zeros((), helper.tensor_dtype_to_np_dtype(info))
 
@@ -278,6 +281,8 @@ class Model:
             self.proto = _inlined(loaded)
         self.opsets = {o.domain if o.domain != "ai.onnx" else "": o.version for o in self.proto.opset_import}
         self.opsets = self.opsets or {"": 1}
+        # Those that are not from functions, whose tensors no certificate speaks of.
+        self.names = {name for node in loaded.proto.graph.node for name in node.output}
         self._operators: dict[Any, Operator] = {}
         self.main = Scope(self, self.proto.graph)
 

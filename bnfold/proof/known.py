@@ -7,7 +7,7 @@ whether what it gives is something else altogether, which is a counterexample.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -29,7 +29,7 @@ SHAPES = frozenset({"Shape", "Size"})
 
 
 class Known:
-    """Types and shapes, inferred; and by one run of the original, made when it is first needed, what cannot be.
+    """Types and shapes: inferred, and what cannot be, from one run of the original, made when it is needed.
 
     shapes: of inputs, where the model leaves them open.
     """
@@ -38,19 +38,21 @@ class Known:
         self._model, self._shapes, self._seed = model, shapes, seed
         self.sizes: dict[str, tuple[int, ...]] = {}  # of the inputs, where shapes were needed
 
-    def value(self, name: str) -> Array:
+    def value(self, name: str, path: str = "") -> Array:
         """Zeros of the type and shape of a tensor of floats; integers and truth values as they are.
+
+        path: of the scope that it is in.
 
         Raises:
             Undecided: nothing is known of it, or its integers depend on more than shapes.
         """
-        value = self._inferred.get(name)
+        value = self._inferred.get(path + name)
         if value is None:
             if isinstance(self._found, str):
                 raise Undecided(
                     f"the original cannot be run, and the shape of {name} is not known: {self._found}"
                 )
-            value = self._found.get(name)
+            value = self._found.get(path + name)
         if value is None:
             raise Undecided(f"the shape of {name} is not known")
         if not is_float(value) and name not in self._of_shapes:
@@ -133,8 +135,9 @@ class Known:
 
 
 def _inferred(proto: onnx.ModelProto, sizes: Mapping[str, Sequence[int]]) -> dict[str, Array]:
-    """Tensors of floats whose shapes follow from those of the inputs, as onnx infers them. (What is wrong there
-    only makes a region's evaluation fail.)
+    """Tensors of floats whose shapes follow from those of the inputs, as onnx infers them.
+
+    A wrong one would only make the evaluation of a region fail.
     """
     model = onnx.ModelProto()
     model.CopyFrom(proto)
@@ -151,16 +154,23 @@ def _inferred(proto: onnx.ModelProto, sizes: Mapping[str, Sequence[int]]) -> dic
         model = onnx.shape_inference.infer_shapes(model, data_prop=True)
     except Exception:  # whatever onnx raises: a run will tell
         return {}
-    found: dict[str, Array] = {}
-    for value in (*model.graph.input, *model.graph.value_info, *model.graph.output):
+    return dict(_stated(model.graph, ""))
+
+
+def _stated(graph: onnx.GraphProto, path: str) -> Iterator[tuple[str, Array]]:
+    """By path and name, what a graph and the bodies in it say of tensors of floats."""
+    for value in (*graph.input, *graph.value_info, *graph.output):
         tensor = value.type.tensor_type
         dims = tensor.shape.dim
         if not tensor.HasField("shape") or not all(d.HasField("dim_value") for d in dims):
             continue
         zero = np.zeros((), onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
         if is_float(zero):
-            found[value.name] = np.broadcast_to(zero, [d.dim_value for d in dims])
-    return found
+            yield path + value.name, np.broadcast_to(zero, [d.dim_value for d in dims])
+    for node in graph.node:
+        bodies = [attribute.g for attribute in node.attribute if attribute.type == onnx.AttributeProto.GRAPH]
+        for i, body in enumerate(bodies):
+            yield from _stated(body, f"{path}{next(filter(None, node.output), '')}:{i}/")
 
 
 def _type_and_shape(value: Array) -> Array:

@@ -159,7 +159,9 @@ def _product(node: Node, values: Sequence[Array | None]) -> Layer | None:
     return Layer(x, w[None, :, :, None], bias, axis, axis, False, rest, matrix.dtype.name, node, 1.0)
 
 
-def compare(a: Layer, b: Layer, x: Image, y: Image, where: str, rounds: tuple[int, int] = (1, 1)) -> float | None:
+def compare(
+    a: Layer, b: Layer, x: Image, y: Image, where: str, rounds: tuple[int, int] = (1, 1)
+) -> float | None:
     """Whether layer `b` is layer `a` between the images of what it reads and gives.
 
     rounds: how often weight and bias of `b` may have been rounded.

@@ -22,6 +22,8 @@ __all__ = ["Array", "Operator", "TooLarge", "Undecided", "is_float", "wide"]
 _ELSEWHERE = frozenset({"GroupNormalization", "Upsample", "GlobalLpPool"})
 # Some releases compute these in float32, whatever they are given; and all take cubic coefficients in float32.
 _NARROW = frozenset({"Resize"})
+# Its loops in Python: the most numbers that an input may have.
+_LOOPS = {"DeformConv": 100, "GridSample": 1000, "NonMaxSuppression": 1000, "RoiAlign": 1000}
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
 _NUMBERS = itertools.count()
 # Attributes whose numbers may lie outside of them, and are not looked for: equal to nothing.
@@ -97,7 +99,9 @@ class Operator:
             like = values[1]
             if like is not None and is_float(like):
                 return [first], False
-        if self.op in _ELSEWHERE:
+        most = _LOOPS.get(self.op)
+        slow = most is not None and any(v is not None and v.size > most for v in values)
+        if slow or self.op in _ELSEWHERE:
             return self._onnxruntime(values, narrow=True), True
         try:
             made = [_all_wide(v) for v in self._run(values)]

@@ -16,6 +16,7 @@ WORDS = {
     "weights": "by their weights",
     "sums": "by sums of kernels",
     "channels": "by scale and shift of each channel",
+    "bodies": "by the bodies of their nodes",
     "evaluated": "by evaluation in float64",
 }
 
@@ -79,7 +80,8 @@ class Proof:
         """In one line."""
         if self.refusal is None:
             parts = [f"{self.ways[way]} {WORDS[way]}" for way in WAYS if self.ways[way]]
-            worst = f"; stored numbers at most {self.ulps:.3f} ulp off" if self.ways["weights"] + self.ways["sums"] else ""
+            stored = self.ways["weights"] + self.ways["sums"]
+            worst = f"; stored numbers at most {self.ulps:.3f} ulp off" if stored else ""
             return f"proved: {sum(self.ways.values())} tensors, {', '.join(parts) or 'none computed'}{worst}"
         text = f"{self.status}: {self.refusal}"
         if self.begins is not None and self.begins != self.refusal:

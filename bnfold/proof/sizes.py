@@ -115,7 +115,8 @@ def _same_windows(both: Sequence[tuple[Scope, Sequence[Node]]]) -> bool:
                     return False
                 rest = [node.attribute(name) for name in ("auto_pad", "ceil_mode", "count_include_pad")]
                 rest += [node.attribute(name) for name in ("output_padding", "output_shape")]
-                windows[node.op, repr([list(each) for each in (kernel, dilations, pads, strides)] + rest)] += 1
+                stated = [list(each) for each in (kernel, dilations, pads, strides)]
+                windows[node.op, repr(stated + rest)] += 1
         found.append(windows)
     return found[0] == found[1]
 

@@ -1,9 +1,10 @@
-"""Several layers of one tensor as one layer: summed branches, two layers in a row, per-channel maps between.
+"""Several layers of one tensor as one: summed branches, two layers in a row, per-channel maps between.
 
-A region in which every node is linear in what it reads is one linear map of its leaf, and one kernel: for each offset
-of a tap from the place of the output, a matrix for each group. Two such regions are one function exactly where these
-kernels, what they add, and the reach of their windows are equal. Every term is counted with its absolute value as
-well: what merging has rounded on the way is at most half a unit in the last place of each.
+A region in which every node is linear in what it reads is one linear map of its leaf, and one kernel: for
+each offset of a tap from the place of the output, a matrix for each group. Two such regions are one function
+exactly where these kernels, what they add, and the reach of their windows are equal. Every term is counted
+with its absolute value as well: what merging has rounded on the way is at most half a unit in the last place
+of each.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from bnfold.certificate import Image
 from bnfold.proof.graph import Node, Scope
 from bnfold.proof.layers import SUM, precision_of, ulps
 from bnfold.proof.maps import per_channel
-from bnfold.proof.operator import Array, wide
+from bnfold.proof.operator import Array, is_float, wide
 
 __all__ = ["Kernel", "compare", "kernel_of"]
 
@@ -33,10 +34,10 @@ MARGIN = 1.01  # what rounding one rounded number again adds
 class Kernel:
     """A linear map of one tensor.
 
-    taps: matrices of shape (groups, outputs, inputs), of one group each. bias, size: what is added, and the sum of its
-    terms' absolute values. stride: of the windows; () where they are single places of no image. reach: how many places
-    less there are, for each axis; None as long as it is a map of each place by itself. steps: how many stored numbers
-    are multiplied into one term.
+    taps: matrices of shape (groups, outputs, inputs), of one group each. bias, size: what is added, and the
+    sum of its terms' absolute values. stride: of the windows; () where they are single places of no image.
+    reach: how many places less there are, for each axis; None as long as it is a map of each place by itself.
+    steps: how many stored numbers are multiplied into one term.
     """
 
     taps: Taps
@@ -77,7 +78,7 @@ def kernel_of(
         if found is None or len([o for o in node.outputs if o]) != 1:
             return None
         for value in values:
-            if value is not None and value.dtype.kind == "f":
+            if value is not None and is_float(value):
                 found.dtype = value.dtype.name
         made[node.outputs[0]] = found
     kernel = made.get(out)
@@ -92,10 +93,8 @@ def _conv(node: Node, given: _Given, values: _Values, rank: int, matrix: bool) -
     x, weight = given[0], values[1]
     if matrix or x is None or weight is None or weight.ndim != rank:
         return None
-    if (
-        node.attribute("auto_pad", b"NOTSET") not in (b"NOTSET", b"")
-        or (len(given) > 2
-        and given[2] is not None)
+    if node.attribute("auto_pad", b"NOTSET") not in (b"NOTSET", b"") or (
+        len(given) > 2 and given[2] is not None
     ):
         return None
     n, groups = rank - 2, int(node.attribute("group", 1))
@@ -217,9 +216,8 @@ def _arithmetic(node: Node, given: _Given, values: _Values, rank: int, matrix: b
                 return None
             total = summed
         return total
-    if len(kernels) != 1 or len(given) != 2 or given[0] is None:
-        if len(kernels) != 1 or len(given) != 2 or node.op not in ("Add", "Mul"):
-            return None
+    if len(kernels) != 1 or len(given) != 2 or (given[0] is None and node.op in ("Sub", "Div")):
+        return None
     x, value = kernels[0], values[1] if given[0] is not None else values[0]
     assert value is not None
     axis, size = (-1 if matrix else 1 - rank), x.bias.size
@@ -227,12 +225,13 @@ def _arithmetic(node: Node, given: _Given, values: _Values, rank: int, matrix: b
         return None
     if value.size not in (1, size):
         return None
+    if node.op == "Div" and not value.all():
+        return None
     value = value.reshape(-1)
     one, zero = np.ones(1), np.zeros(1)
-    with np.errstate(all="ignore"):
-        a, b = {"Add": (one, value), "Sub": (one, -value), "Mul": (value, zero), "Div": (1 / value, zero)}[
-            node.op
-        ]
+    inverse = 1 / value if node.op == "Div" else value
+    moves = {"Add": (one, value), "Sum": (one, value), "Sub": (one, -value), "Mul": (value, zero)}
+    a, b = (moves | {"Div": (inverse, zero)})[node.op]
     return _scaled(x, a, b)
 
 
@@ -271,9 +270,7 @@ _RULES: dict[str, Callable[[Node, _Given, _Values, int, bool], Kernel | None]] =
 }
 
 
-def compare(
-    a: Kernel, b: Kernel, x: Image, y: Image, rank: int, where: str, rounds: int = 1
-) -> float | None:
+def compare(a: Kernel, b: Kernel, x: Image, y: Image, rank: int, where: str, rounds: int = 1) -> float | None:
     """Whether kernel `b` is kernel `a` between the images of the leaf and of what comes out.
 
     rounds: how often numbers may have been rounded.
@@ -291,7 +288,7 @@ def compare(
     if not px.all() or qx.any():
         return None
     groups = math.gcd(a.groups, b.groups)
-    # each of A's numbers that went into a term was rounded once when its batch norm was folded, before the sum was
+    # Each of A's numbers in a term was rounded once, when its batch norm was folded before the sum.
     half = MARGIN * precision_of(b.dtype) * max(a.steps, 1) * rounds
     worst = 0.0
     shape = groups, a.bias.size // groups, inputs[0] // groups

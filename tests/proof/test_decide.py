@@ -11,8 +11,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import bnfold
-from bnfold.onnx_graph.file.loaded import load
 from bnfold.certificate import Certificate, Image
+from bnfold.onnx_graph.file.loaded import load
 from bnfold.proof.decide import prove
 from bnfold.proof.result import Proof
 
