@@ -76,7 +76,6 @@ IDLE = [
 CERTIFICATE: flags.Flags = {
     "--certificate": {
         "help": "write what became of each tensor, for bnfold prove",
-        "dest": "certificate_file",
         "metavar": "FILE",
         "type": Path,
     }
@@ -93,9 +92,9 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     check_outputs(args)
     others = [args.model, args.input_data_path, args.out, args.json]
-    check_target(args.certificate_file, args.force, never=others)
+    check_target(args.certificate, args.force, never=others)
     check, options = flags.check_of(args), flags.fold_of(args)
-    options = replace(options, certificate=args.certificate_file is not None)
+    options = replace(options, certificate=args.certificate is not None)
 
     from bnfold.api import fold_onnx as api
 
@@ -103,6 +102,6 @@ def run(args: argparse.Namespace) -> int:
         loaded, report = api.fold_file(args.model, options, check, advance)
     status = finish(args, loaded, report, " to fold into it")
     if report.certificate is not None:
-        write(args.certificate_file, report.certificate.to_bytes())
-        print(printable(f"wrote {args.certificate_file} ({size(args.certificate_file)})"))
+        write(args.certificate, report.certificate.to_bytes())
+        print(printable(f"wrote {args.certificate} ({size(args.certificate)})"))
     return status
