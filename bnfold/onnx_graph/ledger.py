@@ -48,9 +48,8 @@ class Ledger:
                 if (claim is None and tensor in claims) or not _alive(value):
                     made[key] = None
                 elif claim is not None:
-                    scaled, moved = (
-                        bool(np.any(np.not_equal(a, b))) for a, b in ((claim.p, 1), (claim.q, 0))
-                    )
+                    gone = claim.tensor is not tensor  # what its node did, others do from now on
+                    scaled, moved = (gone or bool(np.any(a)) for a in (np.subtract(claim.p, 1), claim.q))
                     bits = scaled << self.rounds, moved << self.rounds
                     made[key] = Image(value.name, claim.p, claim.q, claim.decoded, claim.cut, *bits)
                 elif value.name != key[1]:
@@ -76,9 +75,9 @@ def _then(first: Image, second: Image | None) -> Image | None:
         return None
     scaled, moved = first.scaled | second.scaled, first.moved | second.moved
     if second.plain:
-        return replace(first, name=second.name)
+        return replace(first, name=second.name, scaled=scaled, moved=moved)
     if first.plain:
-        return second
+        return replace(second, scaled=scaled, moved=moved)
     if first.decoded != second.decoded or second.cut is not None:
         return None
     outer, inner = (first, second) if first.decoded else (second, first)

@@ -19,7 +19,7 @@ from bnfold.proof.claims import EVALUATED, Entry, Held, Image, Undecided, Wrong
 from bnfold.proof.graph import Node, Scope, same_bits
 from bnfold.proof.layers import CONVOLUTIONS, PRODUCTS, precision_of
 from bnfold.proof.operator import Array, Operator, is_float, wide
-from bnfold.proof.pieces import bounds_of, missed
+from bnfold.proof.pieces import Met, bounds_of
 
 __all__ = ["Premises", "Side", "compare"]
 
@@ -35,22 +35,25 @@ EXACT = 1e-10
 NEAR = 1e-3
 # What the rounding of new constants may explain, relative: beyond it, it could explain anything.
 MOST = {"float16": 0.1, "bfloat16": 0.3}
-# The inputs' size and whether some lie around the region's numbers, in turn. The first two come always, and
-# without those: beside a number of 1e4, what a small bias does cannot be told from rounding.
-TRIES = ((1.0, False), (1 / 64, False), (1.0, True), (64.0, True), (4096.0, True))
+# The inputs' size, and whether some lie around the region's numbers. Each is tried with its negative too,
+# which meets the other side of zero. The first two come always, and without those numbers: beside one of 1e4,
+# what a small bias does cannot be told from rounding. The later ones, until all pieces were met.
+TRIES = [(1.0, False), (1 / 64, False), (1.0, True), (64.0, True), (4096.0, True)]
+TRIES += [(1.0, False), (1.0, True), (8.0, False)] * 4
 
 
 class Side:
     """A region of one model, with what it reads and gives.
 
-    loose: whether an operator could be computed in float32 only. missed: what of its pieces no run has met,
-    by node.
+    loose: whether an operator could be computed in float32 only. met: of its pieces, by node. strict: whether
+    at every place along every axis.
     """
 
     def __init__(self, scope: Scope, nodes: Sequence[Node], out: str) -> None:
         self.scope, self.nodes, self.out = scope, nodes, out
         self.loose = False
-        self.missed: dict[Node, set[str]] = {}
+        self.met = {node: Met(node) for node in nodes}
+        self.strict = True
 
     def constants(self) -> dict[str, Array]:
         """The floating constants that the region's nodes read, and its output if that is one."""
@@ -103,8 +106,12 @@ class Side:
 
     def _met(self, node: Node, given: Sequence[Array | None], outputs: Sequence[Array]) -> None:
         fixed = [not name or self.scope.constant(name) is not None for name in node.inputs]
-        now = missed(node, fixed, given, outputs)
-        self.missed[node] = self.missed[node] & now if node in self.missed else now
+        self.met[node].look(fixed, given, outputs)
+
+    def missed(self) -> tuple[Node, str] | None:
+        """A piece that no run has met, in words."""
+        found = ((node, met.missed(self.strict)) for node, met in self.met.items())
+        return next((one for one in found if one[1]), None)
 
     def pieces(self, leaves: Sequence[str]) -> bool:
         """Whether there is a bound behind another node: on it the inputs have no direct hold."""
@@ -144,16 +151,22 @@ def compare(
     """
     points = _break_points(a, b)
     behind = a.pieces(leaves) or b.pieces([image(leaf).name for leaf in leaves])
-    always = 4 if behind else 3 if points.size else 2
+    # Between facts about inputs not every place has both sides; some place has.
+    a.strict = b.strict = not any(leaf in (premises or {}) for leaf in leaves)
+    always = 5 if behind else 3 if points.size else 2
     for turn, (scale, near) in enumerate(TRIES, 1):
-        feed_a, feed_b = _feeds(
-            leaves, image, values, premises or {}, points if near else points[:0], scale, rng
-        )
-        _judge(a, b, feed_a, feed_b, y, rng, rounds)
-        if turn >= always and not any(a.missed.values()) and not any(b.missed.values()):
+        seed = int(rng.integers(1 << 32))
+        for sign in (scale, -scale) if turn != 2 else (scale,):
+            drawn = np.random.default_rng(seed)
+            some = points if near else points[:0]
+            feed_a, feed_b = _feeds(leaves, image, values, premises or {}, some, sign, drawn)
+            _judge(a, b, feed_a, feed_b, y, rng, rounds)
+        missed = a.missed() or b.missed()
+        if turn >= always and missed is None:
             return Held(EVALUATED)
-    node, what = next((node, what) for side in (a, b) for node, what in side.missed.items() if what)
-    raise Undecided(f"{node.name} ({node.op}): {min(what)}, in all that was tried")
+    assert missed is not None
+    node, what = missed
+    raise Undecided(f"{node.name} ({node.op}): {what}, in all that was tried")
 
 
 def _feeds(
