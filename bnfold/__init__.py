@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from bnfold.api.fold_module import fold_module as fold_module
     from bnfold.api.fold_onnx import fold_onnx as fold_onnx
     from bnfold.api.fold_program import fold_program as fold_program
+    from bnfold.api.prove import prove as prove
     from bnfold.errors import BnfoldError as BnfoldError
     from bnfold.errors import ModelError as ModelError
     from bnfold.errors import UsageError as UsageError
@@ -38,6 +39,7 @@ _HOME = {
     "export": "bnfold.api.export",
     "fold_module": "bnfold.api.fold_module",
     "fold_program": "bnfold.api.fold_program",
+    "prove": "bnfold.api.prove",
     "nn": "bnfold.nn",
     "compress": "bnfold.compress",
     "Report": "bnfold.report.fold",
@@ -54,6 +56,7 @@ __all__ = [
     "fold_onnx",
     "fold_module",
     "fold_program",
+    "prove",
     "nn",
     "compress",
     "Report",

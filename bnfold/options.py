@@ -49,6 +49,7 @@ class FoldKeywords(TypedDict, total=False):
     drop_dead_channels: bool
     input_ranges: Mapping[str, tuple[Any, Any]] | None
     precision: str | None
+    certificate: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +103,7 @@ class Fold:
     drop_dead_channels: bool = False
     input_ranges: Mapping[str, tuple[Any, Any]] | None = None
     precision: str | None = None
+    certificate: bool = False
 
     def __post_init__(self) -> None:
         choice("shared", self.shared, SHARED)

@@ -85,7 +85,7 @@ def test_importing_bnfold_is_light() -> None:
     [
         ["--help"],
         ["--version"],
-        *([command, "--help"] for command in ("fold", "verify", "export", "build", "bench", "equalize")),
+        *([c, "--help"] for c in ("fold", "verify", "prove", "export", "build", "bench", "equalize")),
     ],
 )
 def test_help_is_light(arguments: list[str]) -> None:

@@ -27,7 +27,7 @@ from bnfold.verify.blame import Part, judge
 from bnfold.verify.exported import AgainstModule
 from bnfold.wrappers import plain_module
 
-__all__ = ["export"]
+__all__ = ["OTHERS", "export"]
 
 EXPORT = "the first fold that broke it is none: the export"
 TORCHS = {  # keywords of torch.onnx.export, and what says the same
@@ -35,6 +35,10 @@ TORCHS = {  # keywords of torch.onnx.export, and what says the same
     "dynamic_axes": 'dynamic_shapes=({0: "batch"},)',
     "f": "path",
     "opset_version": "opset",
+}
+OTHERS = {  # options of the fold that have nothing to do here
+    "certificate": "there is no file of the module before the fold",
+    "freeze_initializers": "no input of the file has a stored value",
 }
 RANDOM = (
     "{} draws random numbers in inference too (drop-out that is always on, say), so that the file cannot be "
@@ -112,8 +116,8 @@ def export(
     """
     for name in TORCHS.keys() & others:
         raise UsageError(f"export has no {name}, as torch.onnx.export has: {TORCHS[name]} says it here")
-    if "freeze_initializers" in others:
-        refuse_others("export", {"freeze_initializers": True}, "no input of the file has a stored value")
+    for name in OTHERS.keys() & others:
+        refuse_others("export", {name: True}, OTHERS[name])
     refuse_others("export", others, "the example inputs are what the file is checked on")
     options = Fold(
         shared=shared,

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any, overload
 import onnx
 
 from bnfold.api.pipeline import FrontEnd, Pass, Progress, fold
+from bnfold.certificate import Certificate, digest
 from bnfold.errors import UsageError
 from bnfold.fold.edits import Edit
 from bnfold.fold.graph import Graph
 from bnfold.fold.merge.view import View
 from bnfold.onnx_graph.file.loaded import Loaded, load
+from bnfold.onnx_graph.ledger import Ledger
 from bnfold.onnx_graph.model.scopes import without_gc
 from bnfold.onnx_graph.read import read, scope_of
 from bnfold.onnx_graph.write import apply
@@ -67,6 +69,7 @@ def fold_onnx(
     input_ranges: Mapping[str, tuple[Any, Any]] | None = None,
     apart: bool = False,
     timeout: float | None = None,
+    certificate: bool = False,
 ) -> tuple[onnx.ModelProto | onnx_ir.Model, Report]:
     """Fold every batch norm that can vanish from an ONNX model without changing what it computes.
 
@@ -97,6 +100,7 @@ def fold_onnx(
             ever has, numbers or arrays that broadcast against it, such as of shape (C, 1, 1) for images.
         apart: check in a process of its own, so that a crash in what runs the models is raised as an error.
         timeout: seconds that the check may take there; with it the check is apart.
+        certificate: note in the report what became of each tensor, for `bnfold.prove` (docs/proof.md).
 
     Returns:
         The folded model (for a path: an `onnx.ModelProto`), of the kind that was given, and the report.
@@ -116,6 +120,7 @@ def fold_onnx(
         drop_dead_channels=drop_dead_channels,
         input_ranges=input_ranges,
         precision=precision,
+        certificate=certificate,
     )
     loaded, as_given = opened(model, "fold_onnx")
     check = Check(verify, inputs, shapes, seed, rtol, atol, apart, timeout)
@@ -156,9 +161,22 @@ def fold_loaded(
     progress: Progress | None = None,
 ) -> tuple[Loaded, Report]:
     """The pipeline, then half precision if that is asked for. Without verification `loaded` is edited."""
+    before = digest(loaded.inlined()) if options.certificate else ""
+    folded, report = _frozen_or_not(loaded, options, check, progress)
+    if report.certificate is not None:
+        report.certificate.original, report.certificate.folded = before, digest(folded.inlined())
+    return folded, report
+
+
+def _frozen_or_not(
+    loaded: Loaded, options: Fold, check: Check, progress: Progress | None
+) -> tuple[Loaded, Report]:
     if options.freeze_initializers:
         loaded, names = frozen(loaded)
-        loaded, report = fold_loaded(loaded, replace(options, freeze_initializers=False), check, progress)
+        less = replace(options, freeze_initializers=False)
+        loaded, report = _frozen_or_not(loaded, less, check, progress)
+        if report.certificate is not None:
+            report.certificate.frozen = tuple(names)
         note = f"inputs no longer: {first(names, 4)}" if names else "no input has a stored value"
         report.notes.insert(0, note)
         return loaded, report
@@ -180,8 +198,14 @@ def fold_loaded(
 
 def _folded(loaded: Loaded, options: Fold, check: Check, progress: Progress | None) -> tuple[Loaded, Report]:
     ranges = ranges_in(loaded, options)
-    front, passes = front_end(replace(check, ranges=ranges)), passes_of(options, ranges)
+    front, ledger = front_end(replace(check, ranges=ranges)), None
+    if options.certificate:
+        ledger = Ledger()
+        front = replace(front, watch=ledger.watch)
+    passes = passes_of(options, ranges, ledger)
     done = fold(front, loaded, options, "model", verify=check.verify, passes=passes, progress=progress)
+    if ledger is not None:
+        done.report.certificate = Certificate(ledger.images, dict(ranges), rounds=max(ledger.rounds, 1))
     return done.model, done.report
 
 
@@ -234,13 +258,15 @@ def _write(loaded: Loaded, graph: Graph, edits: Sequence[Edit]) -> Loaded:
     return loaded
 
 
-def passes_of(options: Fold, ranges: Mapping[str, Range]) -> list[Pass[Loaded]]:
-    """What is done to a folded ONNX model."""
+def passes_of(
+    options: Fold, ranges: Mapping[str, Range], ledger: Ledger | None = None
+) -> list[Pass[Loaded]]:
+    """What is done to a folded ONNX model. ledger: which is told what becomes of its tensors."""
 
     def dropping(loaded: Loaded, report: Report) -> Loaded:
         from bnfold.passes.channels.drop import drop_dead_channels as drop
 
-        report.dropped = drop(loaded, ranges, options.shared)
+        report.dropped = drop(loaded, ranges, options.shared, None if ledger is None else ledger.watch)
         return loaded
 
     def rewriting(loaded: Loaded, report: Report) -> Loaded:

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Generic, Protocol, TypeVar
 
+from bnfold.fold.claims import Claims
 from bnfold.fold.edits import AddBias, Edit
 from bnfold.fold.graph import Graph, Node
-from bnfold.fold.merge.plan import merge_all, mergeable
+from bnfold.fold.merge.plan import MergePlan, merge_all, mergeable
 from bnfold.fold.merge.view import View
 from bnfold.fold.roles import Affine, Linear
 from bnfold.fold.solve import Plan, solve
@@ -58,7 +59,8 @@ class FrontEnd(Generic[M]):
     and what was written is not read again (the program of a module, for one, does not change with it).
     check: what a comparison of the model before and after finds.
     copy: a model that `write` may edit while the old one is still needed; the model itself if `write` makes a
-    new one. solve: what plans. around: a context for all of the work but the check.
+    new one. solve: what plans. around: a context for all of the work but the check. watch: told what becomes
+    of each tensor before edits are carried out, and asked when they are; None: nobody wants to know.
     """
 
     read: Callable[[M, str], Graph]
@@ -68,6 +70,15 @@ class FrontEnd(Generic[M]):
     copy: Callable[[M], M] = _same
     solve: Solve = solve
     around: Callable[[], AbstractContextManager[None]] = nullcontext
+    watch: Callable[[Graph, Claims], Callable[[], None]] | None = None
+
+    def carry_out(self, model: M, graph: Graph, plan: Plan | MergePlan) -> M:
+        """The model, with the edits of a plan."""
+        noted = None if self.watch is None else self.watch(graph, plan.claims())
+        model = self.write(model, graph, plan.edits)
+        if noted is not None:
+            noted()
+        return model
 
 
 @dataclass(frozen=True)
@@ -120,7 +131,7 @@ def run(
         merges = options.merge_branches and front.view is not None and part.merges != 0
         if front.view is not None and merges:
             merges = mergeable(graph, front.view(set(plan.order), options.skip), done.report)
-        done.model = front.write(model, graph, plan.edits)
+        done.model = front.carry_out(model, graph, plan)
         room = any(map(_holds_zeros, graph.nodes)) or any(map(_adds_a_node, plan.edits))
         room = room and bool(plan.order) and front.view is not None
         graph.clear()  # it describes the model no longer
@@ -180,8 +191,8 @@ def _merge(front: FrontEnd[M], done: Done[M], options: Fold, part: Part) -> None
     """Merge branches, in rounds; what is read is read anew each time, since the graph is another one then."""
     assert front.view is not None
 
-    def write(graph: Graph, edits: Sequence[Edit]) -> None:
-        done.model = front.write(done.model, graph, edits)
+    def write(graph: Graph, plan: MergePlan) -> None:
+        done.model = front.carry_out(done.model, graph, plan)
 
     view, read = partial(front.view, (), options.skip), partial(_read, front, done, options)
     merged = -1
@@ -206,7 +217,7 @@ def _fold_again(front: FrontEnd[M], done: Done[M], options: Fold, part: Part, gr
     plan = front.solve(graph, skip=options.skip, allow=_allowed(part), progress=None) if left else Plan()
     if not plan.order:
         return False
-    done.model = front.write(done.model, graph, plan.edits)
+    done.model = front.carry_out(done.model, graph, plan)
     done.order += [node.name for node in plan.order]
     gone = {entry.name: entry for entry in plan.entries if entry.outcome == "folded"}
     done.report.entries = [

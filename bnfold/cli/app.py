@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import NoReturn, Protocol
 
 from bnfold import __version__
-from bnfold.cli import bench, build, equalize, export, fold, verify
+from bnfold.cli import bench, build, equalize, export, fold, prove, verify
 from bnfold.cli.flags import Idle, refuse_idle
 from bnfold.cli.terminal import complain
 from bnfold.errors import BnfoldError, VerifyError
@@ -40,6 +40,7 @@ class Command(Protocol):
 COMMANDS: dict[str, Command] = {
     "fold": fold,
     "verify": verify,
+    "prove": prove,
     "export": export,
     "build": build,
     "bench": bench,

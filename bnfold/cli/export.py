@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     except ModuleNotFoundError:
         raise UsageError("bnfold export needs torch: pip install 'bnfold[torch]'") from None
 
-    from bnfold.api.export import export
+    from bnfold.api.export import OTHERS, export
     from bnfold.cli.factory import load_module, random_inputs
 
     with timed(args, "exported, folded and checked"):
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
             atol=args.check_atol,
             apart=True,
             timeout=args.check_timeout,
-            **{name: value for name, value in vars(options).items() if name != "freeze_initializers"},
+            **{name: value for name, value in vars(options).items() if name not in OTHERS},
         )
     show(args, report)
     print(printable(f"wrote {args.out} ({size(args.out)})"))

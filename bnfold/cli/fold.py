@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
+from pathlib import Path
 
 from bnfold.cli import flags
-from bnfold.cli.terminal import check_outputs, finish, timed
+from bnfold.cli.terminal import check_outputs, check_target, finish, printable, size, timed, write
 from bnfold.progress import progress
 
 SUMMARY = "fold every batch norm that can vanish, and say why the others cannot"
@@ -19,6 +21,7 @@ examples:
   bnfold fold model.onnx half.onnx --precision fp16 --input-data-path images.npz
   bnfold fold model.onnx folded.onnx --no-merge-branches
   bnfold fold model.onnx smaller.onnx --drop-dead-channels --input-range x:0,1
+  bnfold fold model.onnx folded.onnx --certificate folded.npz
 
 the JSON report:
   {"entries": [            one for each batch norm, and each other per-channel map that was looked at
@@ -65,23 +68,40 @@ IDLE = [
     flags.NO_RANGES,
     flags.Idle(list(flags.TOLERANCES), " with --no-verify", lambda a: a.no_verify),
     flags.Idle(list(flags.CHECK), " with --no-verify", lambda a: a.no_verify and not a.precision),
+    flags.Idle(["--certificate"], " without OUT", lambda a: a.out is None),
     *flags.NO_OUT,
 ]
 
 
+CERTIFICATE: flags.Flags = {
+    "--certificate": {
+        "help": "write what became of each tensor, for bnfold prove",
+        "metavar": "FILE",
+        "type": Path,
+    }
+}
+
+
 def add(parser: argparse.ArgumentParser) -> None:
     flags.add(parser, flags.MODEL, out="the folded model; without it, only explain")
-    flags.add(parser, flags.FOLD, flags.WRITING)
+    flags.add(parser, flags.FOLD, flags.WRITING, CERTIFICATE)
     flags.add(parser.add_argument_group("the check"), flags.CHECK)
     flags.add(parser, flags.OUTPUT)
 
 
 def run(args: argparse.Namespace) -> int:
     check_outputs(args)
+    others = [args.model, args.input_data_path, args.out, args.json]
+    check_target(args.certificate, args.force, never=others)
     check, options = flags.check_of(args), flags.fold_of(args)
+    options = replace(options, certificate=args.certificate is not None)
 
     from bnfold.api import fold_onnx as api
 
     with timed(args, "read, folded and checked"), progress("Folding") as advance:
         loaded, report = api.fold_file(args.model, options, check, advance)
-    return finish(args, loaded, report, " to fold into it")
+    status = finish(args, loaded, report, " to fold into it")
+    if report.certificate is not None:
+        write(args.certificate, report.certificate.to_bytes())
+        print(printable(f"wrote {args.certificate} ({size(args.certificate)})"))
+    return status

@@ -67,13 +67,18 @@ def finish(args: argparse.Namespace, loaded: Any, report: Any, hint: str = "") -
 
 def show(args: argparse.Namespace, report: Any) -> None:
     """A report in words and, if that was asked for, as a JSON file: whole, or not at all."""
+    if args.json:
+        write(args.json, as_json(report.to_dict()))
+    print(printable(str(report)))
+
+
+def write(path: Path, content: bytes) -> None:
+    """A file: whole, or not at all."""
     from bnfold.onnx_graph.file.whole_files import Output
 
-    if args.json:
-        with Output() as output:
-            output.write(args.json, [as_json(report.to_dict())])
-            output.commit()
-    print(printable(str(report)))
+    with Output() as output:
+        output.write(path, [content])
+        output.commit()
 
 
 def as_json(data: dict[str, Any]) -> bytes:

@@ -14,11 +14,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from bnfold.fold.absorb.absorb import OutOfRange, absorb
 from bnfold.fold.carry import table as carry
 from bnfold.fold.carry.locks import Locks
 from bnfold.fold.carry.spread import Conflict, Rule
+from bnfold.fold.claims import Claims, of_fold
 from bnfold.fold.edits import Edit
 from bnfold.fold.graph import Graph, Node
 from bnfold.fold.one_fold import NARROW, Run, ends, fold, pair
@@ -35,7 +37,10 @@ RULES: Mapping[str, Mapping[type, Rule]] = {"scale": carry.SCALE, "shift": carry
 
 @dataclass
 class Plan:
-    """What to write, and what to report. `order` lists the folded nodes as they were committed."""
+    """What to write, and what to report.
+
+    order: the folded nodes as they were committed. claims: what becomes of each tensor.
+    """
 
     edits: list[Edit] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
@@ -43,6 +48,7 @@ class Plan:
     calls: int = 0  # rule calls, a measure of the work
     evicted: int = 0
     ways: Counter[str] = field(default_factory=Counter)  # how folds went: "scale back, shift forward", ...
+    claims: Callable[[], Claims] = dict
 
 
 def solve(
@@ -83,6 +89,7 @@ def solve(
             calls,
             evicted,
             run.ways + Counter({"rolled back": run.state.undone}),
+            partial(of_fold, graph, run.state),
         )
 
 

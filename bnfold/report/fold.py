@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from bnfold.certificate import Certificate
 from bnfold.report.channels import Dropped
 from bnfold.report.data import Data
 from bnfold.report.precision import PrecisionReport
@@ -68,6 +69,7 @@ class Report(Data):
     merged: linear nodes that became one; apart: those that did not, and why. dropped: the dead channels
     (None: not looked for). rewritten: the kept batch norms that became other nodes for the target.
     verification: of the check, None if it was not run. precision: of a conversion to half precision.
+    certificate: what became of each tensor, if that was asked for; no part of the JSON.
     """
 
     entries: list[Entry] = field(default_factory=list)
@@ -78,6 +80,7 @@ class Report(Data):
     notes: list[str] = field(default_factory=list)
     verification: Verification | None = None
     precision: PrecisionReport | None = None
+    certificate: Certificate | None = None
 
     @property
     def folded(self) -> list[Entry]:
@@ -90,6 +93,7 @@ class Report(Data):
     def to_dict(self) -> dict[str, Any]:
         """Plain data: the fields by their names, and how many entries are "folded" and "kept"."""
         data = super().to_dict()
+        del data["certificate"]
         return {"entries": data["entries"], "folded": len(self.folded), "kept": len(self.kept)} | data
 
     def __str__(self) -> str:

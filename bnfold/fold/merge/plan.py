@@ -37,15 +37,16 @@ channel gives NaN in others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from bnfold.fold.absorb.store import OutOfRange
 from bnfold.fold.carry.spread import ODD_SHAPES
+from bnfold.fold.claims import Claim, Claims, of_merge
 from bnfold.fold.edits import Edit
-from bnfold.fold.graph import Graph
+from bnfold.fold.graph import Graph, Tensor
 from bnfold.fold.merge.rows import find_rows
 from bnfold.fold.merge.sums import find_sums
 from bnfold.fold.merge.view import Found, View
@@ -62,13 +63,18 @@ class MergePlan:
     """What to write, and what to report.
 
     apart: names of nodes that are not merged, and why. maps: names of affine nodes that vanish, and of those
-    that take them in.
+    that take them in. becomes: of tensors, for `claims`.
     """
 
     edits: list[Edit] = field(default_factory=list)
     merged: list[Merge] = field(default_factory=list)
     apart: dict[tuple[str, ...], str] = field(default_factory=dict)
     maps: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    becomes: dict[Tensor, Claim | None] = field(default_factory=dict)
+
+    def claims(self) -> Claims:
+        """What becomes of each tensor."""
+        return self.becomes
 
 
 def mergeable(graph: Graph, view: View, report: Report) -> bool:
@@ -85,7 +91,7 @@ def mergeable(graph: Graph, view: View, report: Report) -> bool:
 def merge_all(
     report: Report,
     read: Callable[[], Graph],
-    apply: Callable[[Graph, Sequence[Edit]], None],
+    apply: Callable[[Graph, MergePlan], None],
     view: Callable[[], View],
     limit: int | None = None,
 ) -> Graph:
@@ -94,7 +100,7 @@ def merge_all(
     Args:
         report: gets a line for each merge. A kept map that is gone counts as folded.
         read: gives the graph as it is now.
-        apply: writes edits of that graph.
+        apply: writes a plan for that graph.
         view: what may be merged, as new.
         limit: stop after so many merges.
 
@@ -110,7 +116,7 @@ def merge_all(
         report.apart = [Apart(names, why) for names, why in plan.apart.items()]
         if not plan.merged:
             break
-        apply(graph, plan.edits)
+        apply(graph, plan)
         report.merged += plan.merged
         report.entries = [_after(entry, plan) for entry in report.entries]
         graph = read()
@@ -134,6 +140,7 @@ def merge(graph: Graph, view: View, limit: int | None = None) -> MergePlan:
             plan.apart[hosts + gone] = ODD_SHAPES
             continue
         plan.edits += edits
+        plan.becomes |= of_merge(found.root, found.hosts)
         plan.merged.append(Merge(hosts[0], found.hosts[0].op, gone, found.before, found.after))
         plan.maps |= {node.name: hosts for node in found.gone if isinstance(node.role, Affine)}
     plan.apart = {**view.apart, **plan.apart}

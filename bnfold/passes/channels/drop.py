@@ -6,11 +6,13 @@ Read it first: each step is a module of its own, in the order in which `drop_dea
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from bnfold import certificate
 from bnfold.fold.absorb.store import OutOfRange
+from bnfold.fold.claims import Claim, Claims
 from bnfold.fold.edits import AddBias, Edit, SetValue
 from bnfold.fold.graph import Array, Graph, Node, Role
 from bnfold.fold.roles import Linear, Map, Product, Same, Sum
@@ -38,7 +40,10 @@ _WORDS: dict[type[Role], str] = {Map: "sees padding beside it", Product: _JOINED
 
 
 def drop_dead_channels(
-    loaded: Loaded, ranges: Mapping[str, Range] | None = None, shared: str = "duplicate"
+    loaded: Loaded,
+    ranges: Mapping[str, Range] | None = None,
+    shared: str = "duplicate",
+    watch: Callable[[Graph, Claims], Callable[[], None]] | None = None,
 ) -> Dropped:
     """Take out, in place, every channel that is proven to be constant or that nobody reads.
 
@@ -46,6 +51,7 @@ def drop_dead_channels(
         loaded: the model, folded before: a batch norm scale of zero is then a filter of zeros.
         ranges: of graph inputs, by name.
         shared: what to do with vectors whose users need different ones: "duplicate", "skip", "error".
+        watch: told what becomes of each tensor before it does, and asked afterwards.
 
     Returns:
         What left, and what is constant and had to stay.
@@ -72,9 +78,22 @@ def drop_dead_channels(
                 stay |= {int(s): Reason(error.reason, error.node.name) for s in choice.sets[tensor][moving]}
         dropped = Dropped(list(_layers(choice, cuts)), _kept_constants(graph, choice))
         before = _count(loaded)
+        noted = None if watch is None else watch(graph, _claims(graph, choice))
         _write(loaded, graph, choice, cuts)
+        if noted is not None:
+            noted()
         dropped.parameters = before - _count(loaded)
         return dropped
+
+
+def _claims(graph: Graph, choice: Choice) -> Claims:
+    claims = {}
+    for tensor in graph.tensors:
+        keep = choice.keep(tensor)
+        if keep is not None:
+            axis = choice.groups.channels[tensor].axis
+            claims[tensor] = Claim(tensor, cut=certificate.Cut(axis, keep, choice.constants(tensor)))
+    return claims
 
 
 def _layers(choice: Choice, cuts: dict[Node, Cut]) -> list[CutLayer]:

@@ -1,0 +1,417 @@
+"""The order of decisions: for every tensor of the original that has a counterpart, whether it is that.
+
+By induction along the original's order: if every claim holds between the claims before it, the graph outputs
+are the same function of the graph inputs. A claim is about all values that the claimed tensors before it can
+have, so it may also be decided further back, with facts about them; never with less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+
+from bnfold.certificate import Certificate
+from bnfold.onnx_graph.file.loaded import Loaded
+from bnfold.onnx_graph.run.inputs import compatible, describe
+from bnfold.proof import evaluate, layers, sums
+from bnfold.proof.claims import (
+    BODIES,
+    CHANNELS,
+    EVALUATED,
+    IDENTICAL,
+    SUMS,
+    WEIGHTS,
+    Held,
+    Image,
+    TooLarge,
+    Undecided,
+    Wrong,
+)
+from bnfold.proof.graph import Model, Node, Scope, same_bits
+from bnfold.proof.known import Known
+from bnfold.proof.maps import Channels, map_of, vanished
+from bnfold.proof.operator import Array
+from bnfold.proof.result import Proof, Refusal
+from bnfold.proof.sizes import smaller
+
+__all__ = ["prove"]
+
+BACK = 3  # regions, to look for facts about an input
+LARGEST = 60  # nodes of a region: behind a fault nothing agrees any more, and regions grow to the outputs
+ROUNDS = 4  # of rounding, that a certificate may speak of
+ODD_ULPS = (
+    64  # that another tool may have lost on its way to a stored number: evaluation tells rounding apart
+)
+MODEL = "the model"  # who is to blame where it is no node
+
+
+def prove(
+    original: Loaded,
+    folded: Loaded,
+    certificate: Certificate | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    seed: int = 0,
+) -> Proof:
+    """Prove that `folded` computes what `original` does, but for the rounding of its stored numbers.
+
+    Args:
+        original: the model to trust.
+        folded: the model to judge.
+        certificate: what became of the original's tensors; all of its claims must hold. A tensor that it does
+            not name is claimed to be what the folded model has under its name. None: all are, and a claim
+            that does not hold is dropped, unless it is about an output.
+        shapes: of inputs that the model leaves open.
+        seed: of the numbers that regions are evaluated on.
+
+    Raises:
+        ModelError: a model is damaged.
+        UsageError: an input in `shapes` is unknown, or has another rank or sizes.
+    """
+    a, b = Model(original, () if certificate is None else certificate.frozen), Model(folded)
+    known = Known(a, shapes, seed)
+    proof = _Prover(a.main, b.main, known, certificate, np.random.default_rng(seed)).run()
+    refusal = proof.refusal
+    if refusal is None:
+        broken = known.runs(folded)
+        proof.refusal = Refusal(MODEL, "", broken, True) if broken else None
+    elif not refusal.wrong:
+        broken, entry = known.trial(folded)
+        if broken:
+            proof.refusal = Refusal(MODEL, "", broken, True)
+        elif entry is not None:
+            proof.refusal = Refusal(refusal.node, refusal.tensor, "one run shows another output", True, entry)
+    proof.sizes = known.sizes
+    return proof
+
+
+class _Prover:
+    """A scope of each model. parent: of the scopes around them, whose tensors are read here."""
+
+    def __init__(
+        self,
+        a: Scope,
+        b: Scope,
+        known: Known,
+        certificate: Certificate | None,
+        rng: np.random.Generator,
+        parent: _Prover | None = None,
+    ) -> None:
+        self.a, self.b, self.known, self.certificate, self.rng = a, b, known, certificate, rng
+        self.parent = parent
+        self.claims: dict[str, Image | None] | None = None
+        self.rounds, self.premises = 1, dict[str, tuple[Array, Array]]()
+        if certificate is not None:
+            images = certificate.images
+            self.claims = {name: image for (scope, name), image in images.items() if scope == a.path}
+            self.rounds = min(max(certificate.rounds, 1), ROUNDS)
+            self.premises = {} if a.path else certificate.premises
+        self.bodies: dict[int, None] = {}  # nodes whose bodies are proved
+        self.lost: dict[str, Refusal] = {}  # claims that do not hold, by tensor
+        self.guessed: dict[str, Image] = {}  # claims that were made up and hold
+        self.proof = Proof()
+
+    def run(self) -> Proof:
+        proof = self.proof
+        proof.refusal = self._signature()
+        if proof.refusal is None:
+            for node in self.a.nodes:
+                for slot, name in enumerate(node.outputs):
+                    y = self.image(name) if name and self.a.constant(name) is None else None
+                    if proof.refusal is not None:
+                        break
+                    if y is not None:
+                        self._claim(node, slot, name, y)
+                    elif name and self.claims is None and self.a.constant(name) is None:
+                        self._guess(node, slot, name)
+        proof.dropped = list(self.lost.values())
+        if proof.refusal is not None and proof.refusal.tensor:
+            proof.begins = self._begins(proof.refusal)
+        return proof
+
+    def _begins(self, refusal: Refusal) -> Refusal:
+        """The first claim that failed of those that a refused one depends on."""
+        seen, stack = set[str](), [refusal.tensor]
+        while stack:
+            name = stack.pop()
+            if name in seen or (
+                name in self.a.made and self.image(name) is not None and name != refusal.tensor
+            ):
+                continue
+            seen.add(name)
+            stack += self.a.made[name][0].reads() if name in self.a.made else ()
+        return next((lost for name, lost in self.lost.items() if name in seen), refusal)
+
+    def _signature(self) -> Refusal | None:
+        """Inputs and outputs: the same names in order, of types and shapes that agree, all claimed."""
+        for kind in ("input", "output"):
+            ours, theirs = (
+                [v for v in getattr(s.proto, kind) if v.name in getattr(s, f"{kind}s")]
+                for s in (self.a, self.b)
+            )
+            if [v.name for v in ours] != [v.name for v in theirs]:
+                return Refusal(MODEL, "", f"its {kind}s have other names, or another order", True)
+            for v, w in zip(ours, theirs, strict=True):
+                if not compatible(describe(v.type), describe(w.type)):
+                    return Refusal(MODEL, "", f"the {kind} {v.name} is of another type or shape", True)
+        for name in self.a.inputs:
+            defaults = [_default(scope, name) for scope in (self.a, self.b)]
+            if any(d is not None for d in defaults) and (
+                None in defaults or not _same_default(self.a, self.b, name)
+            ):
+                return Refusal(MODEL, "", f"the input {name} has another default", True)
+        for name in (*self.a.inputs, *self.a.outputs):
+            ours_, theirs_ = self.a.constant(name), self.b.constant(name)
+            if ours_ is not None or theirs_ is not None:
+                if ours_ is None or theirs_ is None or not same_bits(ours_, theirs_):
+                    return Refusal(MODEL, name, "is a constant, and not the same in both", False)
+                continue
+            y = self.image(name)
+            if y is None or y.name != name or not y.plain:
+                return Refusal(MODEL, name, "an input or output is claimed to be something else", True)
+        return None
+
+    def image(self, name: str) -> Image | None:
+        """The claim about a tensor of the graph. One that is not there any more is no claim."""
+        if name in self.lost:
+            return None
+        if name in self.guessed:
+            return self.guessed[name]
+        if self.parent is not None and not self.a.owns(name):
+            return self.parent.image(name)
+        if self.claims is not None and name in self.claims:
+            image = self.claims[name]
+            home = None if image is None else self.b.home(image.name)
+            there = home is not None and image is not None and image.name not in home.stored
+            return image if there else None
+        return Image(name) if name in self.b.made or name in self.a.inputs else None
+
+    def _value(self, name: str) -> Array:
+        home = self.a.home(name)
+        return self.known.value(name, "" if home is None else home.path)
+
+    def _leaf(self, name: str) -> Image:
+        image = self.image(name)
+        assert image is not None
+        return image
+
+    def _claim(self, node: Node, slot: int, name: str, y: Image) -> None:
+        try:
+            held = self._decide(node, slot, name, y)
+            self.proof.ways[held.way] += 1
+            self.proof.ulps = max(self.proof.ulps, held.ulps)
+        except (Wrong, Undecided) as error:
+            refusal = Refusal(
+                node.name, name, str(error), isinstance(error, Wrong), getattr(error, "entry", None)
+            )
+            unspoken = self.claims is None or node.gives_list or self._in_function(name)
+            droppable = unspoken and name not in self.a.outputs
+            if droppable and not isinstance(error, TooLarge):
+                self.lost[name] = refusal
+            else:
+                self.proof.refusal = refusal
+
+    def _in_function(self, name: str) -> bool:
+        return not self.a.path and name not in self.a.model.names
+
+    def _guess(self, node: Node, slot: int, name: str) -> None:
+        """A tensor that is gone may be what the folded model has under the name of what its node read: a
+        batch norm that vanished in the layer before it, say. A claim that was guessed is proved as any other.
+        """
+        for read in node.inputs:
+            if read in self.lost and read in self.b.made:
+                try:
+                    held = self._decide(node, slot, name, Image(read))
+                except (Wrong, Undecided):
+                    continue
+                self.guessed[name] = Image(read)
+                self.proof.ways[held.way] += 1
+                self.proof.ulps = max(self.proof.ulps, held.ulps)
+                return
+
+    def _decide(self, node: Node, slot: int, name: str, y: Image) -> Held:
+        other = self.b.made.get(y.name)
+        if y.plain and other is not None and other[1] == slot and self._identical(node, other[0]):
+            return Held(IDENTICAL)
+        if node.gives_list:
+            raise Undecided("a list of tensors")
+        if node.control:
+            return self._bodies(node, slot, y, other)
+        first: Wrong | Undecided | None = None
+        for back in range(BACK):
+            try:
+                return self._decided_at(node, name, y, back)
+            except Undecided as error:
+                if isinstance(first, Wrong) and not isinstance(error, TooLarge):
+                    # what is read may obey facts that were not seen
+                    raise Undecided(f"{first}, as far as can be seen ({error})") from None
+                first = first or error
+            except Wrong as error:
+                if error.final:
+                    raise
+                first = first or error
+        assert first is not None
+        raise first
+
+    def _identical(self, node: Node, other: Node) -> bool:
+        """One operator, of the same constants and of tensors that are equal: nothing has to be computed."""
+        if node.control or other.control:
+            return self._same_bodies(node, other)
+        if node.random or node.key != other.key:
+            return False
+        if [bool(o) for o in node.outputs] != [bool(o) for o in other.outputs]:
+            return False
+        return self._reads_the_same(node, other)
+
+    def _reads_the_same(self, node: Node, other: Node) -> bool:
+        if len(node.inputs) != len(other.inputs):
+            return False
+        return all(self._equal(x, z) for x, z in zip(node.inputs, other.inputs, strict=True))
+
+    def _bodies(self, node: Node, slot: int, y: Image, maker: tuple[Node, int] | None) -> Held:
+        """Control flow of one kind on equal tensors, whose bodies are proved in turn. What a loop carries is
+        equal before each turn, if it is behind it.
+        """
+        if node.index in self.bodies and y.plain:
+            return Held(BODIES)
+        other, at = maker if maker is not None else (node, -1)
+        alike = at == slot and y.plain and node.key == other.key and list(node.bodies) == list(other.bodies)
+        if not alike or node.many_bodies or node.op == "SequenceMap" or not self._reads_the_same(node, other):
+            raise Undecided("control flow that is not the same in both models")
+        for attribute, body in node.bodies.items():
+            inner = _Prover(body, other.bodies[attribute], self.known, self.certificate, self.rng, self)
+            found = inner.run()
+            self.proof.ways += found.ways
+            self.proof.ulps = max(self.proof.ulps, found.ulps)
+            if found.refusal is not None:
+                reason = f"in its {attribute}: {found.refusal}"
+                if found.refusal.wrong:
+                    raise Wrong(reason, found.refusal.entry, final=True)
+                raise Undecided(reason)
+        self.bodies[node.index] = None
+        return Held(BODIES)
+
+    def _same_bodies(self, node: Node, other: Node) -> bool:
+        """The same bytes, of models with the same operators, that read equal tensors. Large numbers have
+        another token in each file, and what lies outside of the file is not looked for: such bodies are not
+        the same.
+        """
+        if node.many_bodies or self.a.model.opsets != self.b.model.opsets or node.proto != other.proto:
+            return False
+        if b"location" in node.proto.SerializeToString() or _draws(node):
+            return False
+        return all(self._equal(name, name) for name in node.reads())
+
+    def _equal(self, x: str, z: str) -> bool:
+        if not x or not z:
+            return x == z
+        ours, theirs = self.a.constant(x), self.b.constant(z)
+        if ours is not None or theirs is not None:
+            return ours is not None and theirs is not None and same_bits(ours, theirs)
+        image = self.image(x)
+        return image is not None and image.name == z and image.plain
+
+    def _decided_at(self, node: Node, name: str, y: Image, back: int) -> Held:
+        nodes, leaves = self._region(name, back)
+        stop = {self._leaf(leaf).name for leaf in leaves}
+        theirs, _ = self.b.region(y.name, stop.__contains__, LARGEST)
+        whole = y.cut is None and all(self._leaf(leaf).cut is None for leaf in leaves)
+        if back == 0 and len(leaves) == 1 and whole:
+            try:
+                held = self._by_numbers(node, nodes, theirs, leaves[0], name, y)
+            except Wrong as wrong:
+                if self.claims is not None or wrong.ulps > ODD_ULPS:
+                    raise
+                held = None
+            if held is not None:
+                return held
+        self._evaluate(nodes, theirs, leaves, name, y)
+        return Held(EVALUATED)
+
+    def _evaluate(
+        self, nodes: list[Node], theirs: list[Node], leaves: list[str], name: str, y: Image
+    ) -> None:
+        """Raises Wrong, Undecided."""
+        images, rounds = [y, *(self._leaf(leaf) for leaf in leaves)], self._rounds(y, *leaves)[1]
+        full = self._value
+        for values in (smaller([(self.a, nodes), (self.b, theirs)], leaves, images, full), full):
+            if values is None:
+                continue
+            sides = evaluate.Side(self.a, nodes, name), evaluate.Side(self.b, theirs, y.name)
+            try:
+                evaluate.compare(*sides, leaves, self._leaf, y, values, self.rng, rounds, self.premises)
+                return
+            except (Wrong, Undecided):
+                if values is full:
+                    raise
+
+    def _rounds(self, y: Image, *leaves: str) -> tuple[int, int]:
+        """How often what is multiplied between these, and what is added, may have been rounded."""
+        images = [y, *map(self._leaf, leaves)]
+        scaled, moved = 0, 0
+        for image in images:
+            scaled |= image.scaled
+            moved |= image.scaled | image.moved
+        found = (min(max(bits.bit_count(), 1), self.rounds) for bits in (scaled, moved))
+        return next(found), next(found)
+
+    def _by_numbers(
+        self, node: Node, nodes: list[Node], theirs: list[Node], leaf: str, name: str, y: Image
+    ) -> Held | None:
+        """What reads one tensor, decided by the numbers that are stored for it; None if it is not that."""
+        x = self._leaf(leaf)
+        if theirs:
+            a, b = layers.layer_of(self.a, nodes, name, scaled=True), layers.layer_of(self.b, theirs, y.name)
+            if a is not None and b is not None and a.x == leaf and b.x == x.name:
+                worst = layers.compare(a, b, x, y, node.name, self._rounds(y, leaf))
+                if worst is not None:
+                    return Held(WEIGHTS, worst)
+        elif x.name != y.name:
+            return None
+        shape = self._value(leaf).shape
+        if not theirs:
+            if len(shape) < 2:
+                return None
+            axis = 1 - len(shape)
+            at = Channels(axis, shape[1], len(shape), axis)
+            found = map_of(self.a, nodes, leaf, name, at)
+            looser = (self._rounds(y, leaf)[1] - 1) * 2 * layers.precision_of("float32")
+            good = found is not None and vanished(found, x, y, at, node.name, looser)
+            return Held(CHANNELS) if good else None
+        sum_a = sums.kernel_of(self.a, nodes, name, leaf, shape)
+        sum_b = sums.kernel_of(self.b, theirs, y.name, x.name, shape)
+        if sum_a is not None and sum_b is not None:
+            worst = sums.compare(sum_a, sum_b, x, y, len(shape), node.name, self.rounds)
+            if worst is not None:
+                return Held(SUMS, worst)
+        return None
+
+    def _region(self, name: str, back: int) -> tuple[list[Node], list[str]]:
+        """The original's nodes from a tensor back to the nearest claims, or to those `back` claims before."""
+        opened = {name}
+
+        def is_leaf(tensor: str) -> bool:
+            return tensor not in opened and self.image(tensor) is not None
+
+        for _ in range(back + 1):
+            found = self.a.region(name, is_leaf, LARGEST)
+            opened |= {t for t in found[1] if t in self.a.made}
+        made = {output for one in found[0] for output in one.outputs}
+        return found[0], [leaf for leaf in found[1] if leaf not in made]
+
+
+def _default(scope: Scope, name: str) -> onnx.TensorProto | None:
+    return next((tensor for tensor in scope.proto.initializer if tensor.name == name), None)
+
+
+def _same_default(a: Scope, b: Scope, name: str) -> bool:
+    ours, theirs = _default(a, name), _default(b, name)
+    assert ours is not None
+    assert theirs is not None
+    return same_bits(a.model.loaded.array(ours), b.model.loaded.array(theirs))
+
+
+def _draws(node: Node) -> bool:
+    """Whether random numbers are drawn in a body."""
+    return node.random or any(_draws(below) for body in node.bodies.values() for below in body.nodes)

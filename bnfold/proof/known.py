@@ -1,0 +1,206 @@
+"""What is known of the original's tensors from one run of it: their types and shapes, and integers made of
+shapes.
+
+Nothing is compared here but in the end: whether the folded model runs at all where the original does, and
+whether what it gives is something else altogether, which is a counterexample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+
+import numpy as np
+import onnx
+
+from bnfold.errors import BnfoldError, UsageError
+from bnfold.onnx_graph.file.loaded import Loaded
+from bnfold.onnx_graph.run import evaluators, inputs
+from bnfold.onnx_graph.run.evaluators import CannotRun, OnnxRuntime
+from bnfold.onnx_graph.run.side_by_side import Broken, Feeds, Ran, run_pair
+from bnfold.proof.claims import Entry
+from bnfold.proof.graph import Model, Scope
+from bnfold.proof.operator import Array, Undecided, is_float, wide
+
+__all__ = ["Known"]
+
+GROSS = 0.05  # of the largest value: no rounding of stored numbers does that to a network that is of use
+SHAPES = frozenset({"Shape", "Size"})
+
+
+class Known:
+    """Types and shapes: inferred, and what cannot be, from one run of the original, made when it is needed.
+
+    shapes: of inputs, where the model leaves them open.
+    """
+
+    def __init__(self, model: Model, shapes: Mapping[str, Sequence[int]] | None, seed: int) -> None:
+        self._model, self._shapes, self._seed = model, shapes, seed
+        self.sizes: dict[str, tuple[int, ...]] = {}  # of the inputs, where shapes were needed
+
+    def value(self, name: str, path: str = "") -> Array:
+        """Zeros of the type and shape of a tensor of floats; integers and truth values as they are.
+
+        path: of the scope that it is in.
+
+        Raises:
+            Undecided: nothing is known of it, or its integers depend on more than shapes.
+        """
+        value = self._inferred.get(path + name)
+        if value is None:
+            if isinstance(self._found, str):
+                raise Undecided(
+                    f"the original cannot be run, and the shape of {name} is not known: {self._found}"
+                )
+            value = self._found.get(path + name)
+        if value is None:
+            raise Undecided(f"the shape of {name} is not known")
+        if not is_float(value) and name not in self._of_shapes:
+            raise Undecided(f"{name} is made of data, and not of floating numbers: one run says too little")
+        return value
+
+    @cached_property
+    def _inferred(self) -> dict[str, Array]:
+        """Floats, of a model whose inputs have one size; other sizes are tried out first."""
+        try:
+            wanted = inputs.wanted(self._model.loaded)
+        except UsageError:
+            return {}
+        if self._shapes or any(i.dims is None or not all(isinstance(d, int) for d in i.dims) for i in wanted):
+            return {}
+        self.sizes = {i.name: tuple(d for d in i.dims or () if isinstance(d, int)) for i in wanted}
+        return _inferred(self._model.proto, self.sizes)
+
+    @cached_property
+    def _found(self) -> dict[str, Array] | str:
+        """Of all tensors by name; or why not."""
+        loaded, reason = self._model.loaded.copy(), "its inputs cannot be made up"
+        try:
+            for feed in self._feeds():
+                sizes = {name: value.shape for name, value in feed.items()}
+                known = _inferred(self._model.proto, sizes)
+                loaded.proto = onnx.ModelProto()
+                loaded.proto.CopyFrom(self._model.proto)
+                have, scope = {output.name for output in loaded.proto.graph.output}, self._model.main
+                for name in scope.made:
+                    if name not in have and name not in known and scope.constant(name) is None:
+                        loaded.proto.graph.output.add().name = name
+                try:
+                    run, _ = evaluators.evaluate(loaded, feed)
+                except CannotRun as error:
+                    reason = str(error)
+                    continue
+                self.sizes = sizes
+                values = {**{k: v for k, v in run.items() if isinstance(v, np.ndarray)}, **feed}
+                return known | {name: _type_and_shape(value) for name, value in values.items()}
+        except UsageError:
+            raise
+        except (BnfoldError, MemoryError) as error:
+            reason = str(error) or "not enough memory"
+        return reason
+
+    def _feeds(self) -> Feeds:
+        return Feeds(self._model.loaded, None, self._shapes, self._seed)
+
+    @cached_property
+    def _of_shapes(self) -> frozenset[str]:
+        return frozenset(_of_shapes(self._model.main))
+
+    def runs(self, folded: Loaded) -> str:
+        """Why the folded model does not run where the original does; "" if it does, or neither."""
+        try:
+            feed = next(iter(self._feeds()))
+            if self.sizes:
+                feed = next(
+                    f for f in self._feeds() if all(f[n].shape == s for n, s in self.sizes.items() if n in f)
+                )
+            OnnxRuntime(folded).run(feed)
+            return ""
+        except (BnfoldError, MemoryError, StopIteration):
+            return self.trial(folded)[0]
+
+    def trial(self, folded: Loaded) -> tuple[str, Entry | None]:
+        """One run of both models.
+
+        Returns:
+            Why the folded model does not run where the original does, or "". And an entry of an output that
+            is something else altogether, or None.
+        """
+        try:
+            return "", _gross(run_pair(self._model.loaded, folded, self._feeds()))
+        except Broken as error:
+            return str(error), None
+        except (BnfoldError, MemoryError):  # the original does not run here either, and nothing is learned
+            return "", None
+
+
+def _inferred(proto: onnx.ModelProto, sizes: Mapping[str, Sequence[int]]) -> dict[str, Array]:
+    """Tensors of floats whose shapes follow from those of the inputs, as onnx infers them.
+
+    A wrong one would only make the evaluation of a region fail.
+    """
+    model = onnx.ModelProto()
+    model.CopyFrom(proto)
+    del model.graph.value_info[:]
+    for value in model.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    for value in model.graph.input:
+        if value.name in sizes:
+            value.type.tensor_type.shape.Clear()
+            value.type.tensor_type.shape.SetInParent()
+            for size in sizes[value.name]:
+                value.type.tensor_type.shape.dim.add().dim_value = size
+    try:
+        model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    except Exception:  # whatever onnx raises: a run will tell
+        return {}
+    return dict(_stated(model.graph, ""))
+
+
+def _stated(graph: onnx.GraphProto, path: str) -> Iterator[tuple[str, Array]]:
+    """By path and name, what a graph and the bodies in it say of tensors of floats."""
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        tensor = value.type.tensor_type
+        dims = tensor.shape.dim
+        if not tensor.HasField("shape") or not all(d.HasField("dim_value") for d in dims):
+            continue
+        zero = np.zeros((), onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+        if is_float(zero):
+            yield path + value.name, np.broadcast_to(zero, [d.dim_value for d in dims])
+    for node in graph.node:
+        bodies = [attribute.g for attribute in node.attribute if attribute.type == onnx.AttributeProto.GRAPH]
+        for i, body in enumerate(bodies):
+            yield from _stated(body, f"{path}{next(filter(None, node.output), '')}:{i}/")
+
+
+def _type_and_shape(value: Array) -> Array:
+    """Without the numbers, where these are floats: they need no memory so."""
+    return np.broadcast_to(np.zeros((), value.dtype), value.shape) if is_float(value) else value
+
+
+def _of_shapes(scope: Scope) -> set[str]:
+    """Tensors that depend on shapes and constants only: whatever an input holds, they are the same."""
+    found: set[str] = set()
+    for node in scope.nodes:
+        if node.control or node.random:
+            continue
+        if node.op in SHAPES or all(x in found or scope.constant(x) is not None for x in node.reads()):
+            found.update(filter(None, node.outputs))
+    return found
+
+
+def _gross(ran: Ran) -> Entry | None:
+    for name, value in ran.original.items():
+        other = ran.folded.get(name)
+        if not isinstance(value, np.ndarray) or not isinstance(other, np.ndarray) or not is_float(value):
+            continue
+        if value.shape != other.shape:
+            continue
+        x, y = wide(value), wide(other)
+        if not x.size or not np.isfinite(x).all() or not np.isfinite(y).all():
+            continue
+        error = np.abs(x - y)
+        if error.max() > GROSS * np.abs(x).max() > 0:
+            at = tuple(int(i) for i in np.unravel_index(int(error.argmax()), error.shape))
+            return Entry(f"the output {name}, run in float32,", at, float(y[at]), float(x[at]))
+    return None

@@ -1,0 +1,135 @@
+"""Maps of each channel by itself, y = scale * x + shift: batch norms by stored statistics, and constants.
+
+One that vanished has nothing in the folded model: what its input and its output are there is one tensor. So
+
+    t' = p_x * x + q_x   and   t' = p_y * (scale * x + shift) + q_y
+
+must be one, for all x: p_x = p_y * scale and q_x = p_y * shift + q_y, in every channel. No number is rounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from bnfold.proof.claims import Entry, Image, Wrong
+from bnfold.proof.graph import Node, Scope
+from bnfold.proof.operator import Array, is_float, wide
+
+__all__ = ["Channels", "along_channels", "map_of", "per_channel", "vanished"]
+
+# Relative, of numbers that float64 makes on different ways; `certificate.rounds` may add to it.
+EXACT = 1e-10
+
+
+class Channels(NamedTuple):
+    """Where the channels of a tensor are: its axis from the end, how many, and the tensor's rank, at least.
+
+    norm: the axis from the end that a batch norm takes for them, if that is known.
+    """
+
+    axis: int
+    size: int
+    rank: int
+    norm: int | None
+
+
+def along_channels(scope: Scope, node: Node, x: str, at: Channels) -> tuple[Array, Array] | None:
+    """What a node that reads x does to each channel, y -> scale * y + shift; None if it is not that."""
+    one, zero = np.ones(()), np.zeros(())
+    if node.op == "Identity":
+        return one, zero
+    if node.op == "BatchNormalization":
+        return _batch_norm(scope, node, x, at)
+    if node.op not in ("Add", "Sub", "Mul", "Div") or len(node.inputs) != 2:
+        return None
+    constant = scope.constant(node.inputs[1 - node.inputs.index(x)])
+    if (
+        constant is None or not is_float(constant) or constant.ndim > at.rank
+    ):  # y may be of a higher rank than x
+        return None
+    c = per_channel(wide(constant), at.axis, at.size)
+    if c is None:
+        return None
+    if node.op == "Add":
+        return one, c
+    if node.op == "Mul":
+        return c, zero
+    if node.op == "Sub":
+        return (one, -c) if node.inputs[0] == x else (-one, c)
+    return (1 / c, zero) if node.inputs[0] == x and c.all() else None
+
+
+def _batch_norm(scope: Scope, node: Node, x: str, at: Channels) -> tuple[Array, Array] | None:
+    """By stored statistics. Its channels are axis 1."""
+    if node.operator.since < 7 or node.attribute("training_mode", 0) or node.attribute("spatial", 1) != 1:
+        return None
+    if any(node.outputs[1:]) or len(node.inputs) != 5 or node.inputs[0] != x or at.norm != at.axis:
+        return None
+    values = [scope.constant(name) for name in node.inputs[1:]]
+    if any(value is None or value.ndim != 1 for value in values):
+        return None
+    scale, shift, mean, var = (wide(value) for value in values if value is not None)
+    spread = var + float(node.attribute("epsilon", np.float32(1e-5)))
+    if not (spread > 0).all() or scale.size != at.size:
+        return None
+    factor = scale / np.sqrt(spread)
+    return factor, shift - factor * mean
+
+
+def per_channel(value: Array | float, axis: int, size: int) -> Array | None:
+    """One number a channel, of what varies along no other axis (counted from the end); else None."""
+    value = np.asarray(value, np.float64)
+    if value.size == 1:
+        return np.full(size, value.item())
+    if value.ndim < -axis or value.shape[axis] != value.size or value.size != size:
+        return None
+    return value.reshape(-1)
+
+
+def map_of(scope: Scope, nodes: Sequence[Node], x: str, out: str, at: Channels) -> tuple[Array, Array] | None:
+    """A region that is one such map of x, as scale and shift of each channel; None for any other."""
+    scale, shift = np.ones(at.size), np.zeros(at.size)
+    for node in nodes:
+        if list(node.reads()).count(x) != 1 or node.outputs[0] == "":
+            return None
+        found = along_channels(scope, node, x, at)
+        if found is None:
+            return None
+        scale, shift, x = scale * found[0], shift * found[0] + found[1], node.outputs[0]
+    return (scale, shift) if x == out else None
+
+
+def vanished(
+    found: tuple[Array, Array], x: Image, y: Image, at: Channels, where: str, looser: float = 0.0
+) -> bool:
+    """Whether nothing does in the folded model what this map does in the original.
+
+    looser: relative, what numbers may be off beside what float64 makes of them.
+
+    Returns:
+        False if it cannot be told: x or y varies along other axes, or is given as what it decodes to.
+
+    Raises:
+        Wrong: a channel is another one.
+    """
+    if x.decoded or y.decoded:
+        return False
+    px, qx, py, qy = (per_channel(value, at.axis, at.size) for value in (x.p, x.q, y.p, y.q))
+    if px is None or qx is None or py is None or qy is None:
+        return False
+    scale, shift = found
+    for what, got, want, size in (
+        ("scale", px, py * scale, np.abs(px)),
+        ("shift", qx, py * shift + qy, np.abs(qx) + np.abs(py * shift) + np.abs(qy)),
+    ):
+        error = np.abs(got - want)
+        wrong = ~(error <= (EXACT + looser) * size)
+        if wrong.any():
+            channel = int(np.where(np.isnan(error), np.inf, error).argmax())
+            entry = Entry(f"{what} of {where}", (channel,), float(got[channel]), float(want[channel]))
+            near = float(error[channel]) < 1e-3 * max(float(size.max()), 1e-300)
+            raise Wrong("what vanished is not what its tensors say", entry, final=near)
+    return True
