@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bnfold.cli import flags
 from bnfold.cli.terminal import check_outputs, check_target, finish, printable, size, timed, write
+from bnfold.options import CHECKS, Check
 from bnfold.progress import progress
 
 SUMMARY = "fold every batch norm that can vanish, and say why the others cannot"
@@ -73,6 +74,13 @@ IDLE = [
 ]
 
 
+BY: flags.Flags = {
+    "--check": {
+        "help": "run both models, let a proof decide (runs, where it cannot), do both, or none (%(default)s)",
+        "choices": [*CHECKS, "none"],
+        "default": Check.check,
+    }
+}
 CERTIFICATE: flags.Flags = {
     "--certificate": {
         "help": "write what became of each tensor, for bnfold prove",
@@ -85,7 +93,7 @@ CERTIFICATE: flags.Flags = {
 def add(parser: argparse.ArgumentParser) -> None:
     flags.add(parser, flags.MODEL, out="the folded model; without it, only explain")
     flags.add(parser, flags.FOLD, flags.WRITING, CERTIFICATE)
-    flags.add(parser.add_argument_group("the check"), flags.CHECK)
+    flags.add(parser.add_argument_group("the check"), BY, flags.CHECK)
     flags.add(parser, flags.OUTPUT)
 
 
@@ -93,7 +101,9 @@ def run(args: argparse.Namespace) -> int:
     check_outputs(args)
     others = [args.model, args.input_data_path, args.out, args.json]
     check_target(args.certificate, args.force, never=others)
+    args.no_verify = args.no_verify or args.check == "none"
     check, options = flags.check_of(args), flags.fold_of(args)
+    check = replace(check, check=Check.check if args.check == "none" else args.check)
     options = replace(options, certificate=args.certificate is not None)
 
     from bnfold.api import fold_onnx as api

@@ -69,7 +69,10 @@ def judge(
     Raises:
         VerifyError: the check failed; the message names the first step that broke the model.
     """
-    conclude(report, found, said, lambda: f": {_blame(work, again, source)}")
+    if found.proof is not None and not found.outputs:  # it names the node
+        conclude(report, found, said)
+    else:
+        conclude(report, found, said, lambda: f": {_blame(work, again, source)}")
 
 
 class Judged(Protocol):
