@@ -7,13 +7,14 @@ from contextlib import closing
 from pathlib import Path
 
 from bnfold.certificate import Certificate
+from bnfold.errors import ModelError
 from bnfold.onnx_graph.file.loaded import Loaded, load
 from bnfold.options import Check
 from bnfold.proof.decide import prove
 from bnfold.proof.result import Proof
 from bnfold.report.verification import Verification
 from bnfold.verify.child import Child, Crashed
-from bnfold.verify.process import verify
+from bnfold.verify.process import refused, refused_by_crash, verify
 
 __all__ = ["compare"]
 
@@ -24,30 +25,40 @@ def compare(original: Loaded, folded: Loaded, check: Check, certificate: Certifi
     Raises:
         BnfoldError: as `verify.process.verify`.
     """
+    proof, notes = None, list[str]()
     try:
-        proof = _proof(original, folded, check, certificate)
-    except Crashed as error:
-        found = verify(original, folded, check)
-        found.notes.append(f"compared, since the proof crashed ({error})")
-        return found
-    if proof.status == "refuted":
+        proof, notes = _proof(original, folded, check, certificate)
+    except (Crashed, ModelError, MemoryError) as error:  # what reads the models for a run may do better
+        notes.append(f"compared, since a proof is not to be had: {error or type(error).__name__}")
+    if proof is not None and proof.status == "refuted":
         return Verification([], "", "failed", "", 0.0, 0.0, proof=proof)
-    if proof.status == "proved" and check.check == "proof":
-        return Verification([], "", "passed", "", 0.0, 0.0, proof=proof)
+    if proof is not None and proof.status == "proved" and check.by == "proof":
+        return Verification([], "", "passed", "", 0.0, 0.0, notes, proof)
     found = verify(original, folded, check)
     found.proof = proof
+    if proof is None:
+        found.notes += notes
     return found
 
 
-def _proof(original: Loaded, folded: Loaded, check: Check, certificate: Certificate) -> Proof:
+def _proof(
+    original: Loaded, folded: Loaded, check: Check, certificate: Certificate
+) -> tuple[Proof, list[str]]:
+    """The proof, and what onnxruntime's optimizer does not take, if there is a child to ask for it."""
     if not check.in_child:
-        return prove(original, folded, certificate, check.shapes, check.seed)
+        return prove(original, folded, certificate, check.shapes, check.seed), []
     with closing(Child(check.timeout)) as child:
-        places = child.placed(original), child.placed(folded)
-        found: Proof
-        found, _ = child.run(_proved, *places, certificate, check)
+        first, second = child.placed(original), child.placed(folded)
+        found: tuple[Proof, list[str]]
+        found, crash = child.run(_proved, first, second, certificate, check)
+        found[1].extend(refused_by_crash(child, first, crash))
         return found
 
 
-def _proved(first: Path, second: Path, certificate: Certificate, check: Check) -> Iterator[Proof]:
-    yield prove(load(first), load(second), certificate, check.shapes, check.seed)
+def _proved(
+    first: Path, second: Path, certificate: Certificate, check: Check
+) -> Iterator[tuple[Proof, list[str]]]:
+    proof = prove(load(first), load(second), certificate, check.shapes, check.seed)
+    yield proof, []
+    if proof.status == "proved":
+        yield proof, refused(first, second)

@@ -70,7 +70,7 @@ def fold_onnx(
     apart: bool = False,
     timeout: float | None = None,
     certificate: bool = False,
-    check: str = "run",
+    check: str | None = None,
 ) -> tuple[onnx.ModelProto | onnx_ir.Model, Report]:
     """Fold every batch norm that can vanish from an ONNX model without changing what it computes.
 
@@ -102,7 +102,8 @@ def fold_onnx(
         apart: check in a process of its own, so that a crash in what runs the models is raised as an error.
         timeout: seconds that the check may take there; with it the check is apart.
         certificate: note in the report what became of each tensor, for `bnfold.prove` (docs/proof.md).
-        check: "run" the models; or let a "proof" decide, and runs only what it leaves undecided; or "both".
+        check: "run" the models; or let a "proof" decide, and runs what it leaves undecided; or "both". None:
+            a proof, and both where inputs or tolerances are given.
 
     Returns:
         The folded model (for a path: an `onnx.ModelProto`), of the kind that was given, and the report.
@@ -202,10 +203,10 @@ def _folded(loaded: Loaded, options: Fold, check: Check, progress: Progress | No
     ranges = ranges_in(loaded, options)
     check = replace(check, ranges=ranges)
     front, ledger = front_end(check), None
-    if options.certificate or (check.verify and check.check != "run"):
+    if options.certificate or (check.verify and check.by != "run"):
         ledger = Ledger()
         front = replace(front, watch=ledger.watch)
-    if ledger is not None and check.check != "run":
+    if ledger is not None and check.by != "run":
         front = replace(front, check=partial(_checked, check, ledger))
     passes = passes_of(options, ranges, ledger)
     done = fold(front, loaded, options, "model", verify=check.verify, passes=passes, progress=progress)

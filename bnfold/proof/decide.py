@@ -70,7 +70,7 @@ def prove(
         UsageError: an input in `shapes` is unknown, or has another rank or sizes.
     """
     a, b = Model(original, () if certificate is None else certificate.frozen), Model(folded)
-    known = Known(a, shapes, seed)
+    known = Known(a, shapes, seed, None if certificate is None else certificate.premises)
     proof = _Prover(a.main, b.main, known, certificate, np.random.default_rng(seed)).run()
     refusal = proof.refusal
     if refusal is None:

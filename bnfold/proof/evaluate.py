@@ -33,6 +33,7 @@ SIZED = frozenset({"Resize", "Upsample"})
 EXACT = 1e-10
 # A fact about an input that is missing is off by its whole size; what is nearly right is a wrong number.
 NEAR = 1e-3
+MOST_WORK = 2e10  # multiplications, about as many seconds as its first digits
 # What the rounding of new constants may explain, relative: beyond it, it could explain anything.
 MOST = {"float16": 0.1, "bfloat16": 0.3}
 # The inputs' size, whether some lie around the region's numbers, and whether all of a channel have one sign
@@ -56,6 +57,7 @@ class Side:
         self.scope, self.nodes, self.out = scope, nodes, out
         self.loose = False
         self.met = {node: Met(node) for node in nodes}
+        self.work = 0.0  # multiplications of one run
         self.strict = True
 
     def constants(self) -> dict[str, Array]:
@@ -81,7 +83,7 @@ class Side:
         Raises:
             Undecided: it cannot be computed.
         """
-        made = dict(feed)
+        made, work = dict(feed), 0.0
 
         def value(name: str) -> Array | None:
             if name in made:
@@ -100,11 +102,13 @@ class Side:
             self.loose = self.loose or loose
             if moved is None:
                 self._met(node, given, outputs)
+                work += _multiplications(node, given, outputs)
             for name, output in zip(node.outputs, outputs, strict=False):
                 if name:
                     made.setdefault(name, output)
         result = value(self.out)
         assert result is not None
+        self.work = max(self.work, work)
         return result
 
     def _met(self, node: Node, given: Sequence[Array | None], outputs: Sequence[Array]) -> None:
@@ -123,6 +127,16 @@ class Side:
             and node.inputs[0] not in leaves
             for node in self.nodes
         )
+
+
+def _multiplications(node: Node, given: Sequence[Array | None], outputs: Sequence[Array]) -> float:
+    """Those of a layer with weights; of others one for each number that comes out."""
+    size = float(sum(np.size(output) for output in outputs if not isinstance(output, list)))
+    if node.op in CONVOLUTIONS and given[1] is not None:
+        source = given[0] if node.op == "ConvTranspose" else None
+        places = size if source is None else float(source.size)
+        return float(places * given[1].size / max(given[1].shape[0], 1))
+    return float(size * (given[0].shape[-1] if node.op in PRODUCTS and given[0] is not None else 1))
 
 
 def compare(
@@ -164,6 +178,8 @@ def compare(
             drawn = np.random.default_rng(seed)
             some = points if near else points[:0]
             feed_a, feed_b = _feeds(leaves, image, values, premises or {}, some, sign, signed, drawn)
+            if turn > 1 and (a.work + b.work) * (2 * always + DRAWS * rounds) > MOST_WORK:
+                raise Undecided("it would take too long to compute it often enough")
             _judge(a, b, feed_a, feed_b, y, rng, rounds)
         missed = a.missed() or b.missed()
         if turn >= always and missed is None:

@@ -8,16 +8,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bnfold.proof.claims import WAYS, Entry
+from bnfold.report.table import counted
 
 __all__ = ["Proof", "Refusal"]
 
 WORDS = {
-    "identical": "the same operator on the same tensors",
-    "weights": "by their weights",
-    "sums": "by sums of kernels",
-    "channels": "by scale and shift of each channel",
-    "bodies": "by the bodies of their nodes",
-    "evaluated": "by evaluation in float64",
+    "identical": "identical",
+    "weights": "by weights",
+    "sums": "by sums",
+    "channels": "by channels",
+    "bodies": "by bodies",
+    "evaluated": "evaluated",
 }
 
 
@@ -82,7 +83,8 @@ class Proof:
             parts = [f"{self.ways[way]} {WORDS[way]}" for way in WAYS if self.ways[way]]
             stored = self.ways["weights"] + self.ways["sums"]
             worst = f"; stored numbers at most {self.ulps:.3f} ulp off" if stored else ""
-            return f"proved: {sum(self.ways.values())} tensors, {', '.join(parts) or 'none computed'}{worst}"
+            how = f" ({', '.join(parts)})" if parts else ""
+            return f"proved: {counted(sum(self.ways.values()), 'tensor')}{how}{worst}"
         text = f"{self.status}: {self.refusal}"
         if self.begins is not None and self.begins != self.refusal:
             text += f"; the models begin to differ at {self.begins}"
