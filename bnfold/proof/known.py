@@ -116,8 +116,8 @@ class Known:
     def _of_shapes(self) -> frozenset[str]:
         return frozenset(_of_shapes(self._model.main))
 
-    def runs(self, folded: Loaded) -> str:
-        """Why the folded model does not run where the original does; "" if it does, or neither."""
+    def runs(self, folded: Loaded) -> tuple[bool, str]:
+        """Whether the folded model runs; and why it does not where the original does, or ""."""
         try:
             feed = next(iter(self._feeds()))
             if self.sizes:
@@ -125,9 +125,9 @@ class Known:
                     f for f in self._feeds() if all(f[n].shape == s for n, s in self.sizes.items() if n in f)
                 )
             OnnxRuntime(folded).run(feed)
-            return ""
+            return True, ""
         except (BnfoldError, MemoryError, StopIteration):
-            return self.trial(folded)[0]
+            return False, self.trial(folded)[0]
 
     def trial(self, folded: Loaded) -> tuple[str, Entry | None]:
         """One run of both models.

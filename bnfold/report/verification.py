@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from bnfold.report.data import Data
 from bnfold.report.table import table
 
-__all__ = ["OutputError", "Verification"]
+__all__ = ["OutputError", "Told", "Verification"]
 
 
 class Told(Protocol):

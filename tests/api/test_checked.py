@@ -74,7 +74,8 @@ def test_a_wrong_fold_is_refused_at_its_node(monkeypatch: pytest.MonkeyPatch) ->
         bnfold.fold_onnx(small(), check="proof")
     said = str(caught.value)
     assert said.startswith(
-        "the folded model does not compute the same\nverification by proof: refuted: conv: conv_out: "
+        "the folded model does not compute the same: conv is wrong, a part of the fold of bn\n"
+        "verification by proof: refuted: conv: conv_out: "
     )
     assert "weight of conv at [0, 0, 0, 0]" in said
 
