@@ -16,10 +16,21 @@ from bnfold.errors import UsageError
 if TYPE_CHECKING:
     from typing_extensions import Unpack as Unpack
 
-__all__ = ["PRECISIONS", "Check", "CheckKeywords", "Fold", "FoldKeywords", "choice", "known", "refuse_others"]
+__all__ = [
+    "CHECKS",
+    "PRECISIONS",
+    "Check",
+    "CheckKeywords",
+    "Fold",
+    "FoldKeywords",
+    "choice",
+    "known",
+    "refuse_others",
+]
 
 SHARED = ("duplicate", "skip", "error")
 TARGETS = ("onnx", "tensorrt")
+CHECKS = ("run", "proof", "both")
 PRECISIONS = {"fp16": "float16", "bf16": "bfloat16"}
 INPUT_RANGES = "input ranges have nothing to do unless dead channels are dropped"
 
@@ -35,6 +46,7 @@ class CheckKeywords(TypedDict, total=False):
     atol: float | None
     apart: bool
     timeout: float | None
+    check: str | None
 
 
 class FoldKeywords(TypedDict, total=False):
@@ -62,6 +74,8 @@ class Check:
     computes in (verify/difference.py). apart: in a process of its own, so that a crash in what runs the
     models is told as an error. timeout: seconds that it may take there (with it, it is apart). ranges: what
     values inputs keep to, by name, as float64 arrays of their ranks (onnx_graph/run/input_ranges.py).
+    check: by running the models ("run"), by a "proof", with runs where that is undecided, or by "both"; None:
+    by a proof, and by both where inputs or tolerances are given.
     """
 
     verify: bool = True
@@ -73,6 +87,7 @@ class Check:
     apart: bool = False
     timeout: float | None = None
     ranges: Mapping[str, tuple[Any, Any]] | None = None
+    check: str | None = None
 
     def __post_init__(self) -> None:
         if self.inputs is not None and self.shapes:
@@ -81,8 +96,16 @@ class Check:
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise UsageError(f"{name}={value!r} is not a number from 0 on, such as 1e-5")
+        if self.check is not None:
+            choice("check", self.check, CHECKS)
         if self.timeout is not None and not 0 < self.timeout < math.inf:
             raise UsageError(f"timeout={self.timeout!r} is not a number of seconds above 0")
+
+    @property
+    def by(self) -> str:
+        """One of CHECKS: `check`; where that is None, both if anything was said about runs, else a proof."""
+        said = self.inputs is not None or self.rtol is not None or self.atol is not None
+        return self.check or ("both" if said else "proof")
 
     @property
     def in_child(self) -> bool:

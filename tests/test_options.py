@@ -20,8 +20,8 @@ from tests.onnx_graph.build import Build
 EVERY = {field.name for field in (*fields(Check), *fields(Fold))} - {"ranges"}
 FUNCTIONS = {
     "fold_onnx": EVERY,
-    "export": EVERY - {"inputs", "shapes", "seed", "freeze_initializers", "certificate"},
-    "equalize_onnx": EVERY - {"target", "precision", "certificate"},
+    "export": EVERY - {"inputs", "shapes", "seed", "freeze_initializers", "certificate", "check"},
+    "equalize_onnx": EVERY - {"target", "precision", "certificate", "check"},
     "fold_program": {"verify", "inputs", "rtol", "atol", "shared", "skip", "merge_branches"},
     "fold_module": {"verify", "rtol", "atol", "shared", "skip"},
 }

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, overload
 import onnx
 
 from bnfold.api.pipeline import FrontEnd, Pass, Progress, fold
-from bnfold.certificate import Certificate, digest
+from bnfold.certificate import digest
 from bnfold.errors import UsageError
 from bnfold.fold.edits import Edit
 from bnfold.fold.graph import Graph
@@ -70,6 +70,7 @@ def fold_onnx(
     apart: bool = False,
     timeout: float | None = None,
     certificate: bool = False,
+    check: str | None = None,
 ) -> tuple[onnx.ModelProto | onnx_ir.Model, Report]:
     """Fold every batch norm that can vanish from an ONNX model without changing what it computes.
 
@@ -101,6 +102,8 @@ def fold_onnx(
         apart: check in a process of its own, so that a crash in what runs the models is raised as an error.
         timeout: seconds that the check may take there; with it the check is apart.
         certificate: note in the report what became of each tensor, for `bnfold.prove` (docs/proof.md).
+        check: "run" the models; or let a "proof" decide, and runs what it leaves undecided; or "both". None:
+            a proof, and both where inputs or tolerances are given.
 
     Returns:
         The folded model (for a path: an `onnx.ModelProto`), of the kind that was given, and the report.
@@ -123,8 +126,8 @@ def fold_onnx(
         certificate=certificate,
     )
     loaded, as_given = opened(model, "fold_onnx")
-    check = Check(verify, inputs, shapes, seed, rtol, atol, apart, timeout)
-    folded, report = fold_loaded(loaded, options, check)
+    how = Check(verify, inputs, shapes, seed, rtol, atol, apart, timeout, check=check)
+    folded, report = fold_loaded(loaded, options, how)
     return as_given(folded), report
 
 
@@ -198,14 +201,17 @@ def _frozen_or_not(
 
 def _folded(loaded: Loaded, options: Fold, check: Check, progress: Progress | None) -> tuple[Loaded, Report]:
     ranges = ranges_in(loaded, options)
-    front, ledger = front_end(replace(check, ranges=ranges)), None
-    if options.certificate:
+    check = replace(check, ranges=ranges)
+    front, ledger = front_end(check), None
+    if options.certificate or (check.verify and check.by != "run"):
         ledger = Ledger()
         front = replace(front, watch=ledger.watch)
+    if ledger is not None and check.by != "run":
+        front = replace(front, check=partial(_checked, check, ledger))
     passes = passes_of(options, ranges, ledger)
     done = fold(front, loaded, options, "model", verify=check.verify, passes=passes, progress=progress)
-    if ledger is not None:
-        done.report.certificate = Certificate(ledger.images, dict(ranges), rounds=max(ledger.rounds, 1))
+    if ledger is not None and options.certificate:
+        done.report.certificate = ledger.certificate(ranges)
     return done.model, done.report
 
 
@@ -251,6 +257,12 @@ def _compare(check: Check, before: Loaded, after: Loaded) -> Verification:
     from bnfold.verify.process import verify
 
     return verify(before, after, check)
+
+
+def _checked(check: Check, ledger: Ledger, before: Loaded, after: Loaded) -> Verification:
+    from bnfold.api.checked import compare
+
+    return compare(before, after, check, ledger.certificate(check.ranges or {}))
 
 
 def _write(loaded: Loaded, graph: Graph, edits: Sequence[Edit]) -> Loaded:

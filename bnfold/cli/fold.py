@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bnfold.cli import flags
 from bnfold.cli.terminal import check_outputs, check_target, finish, printable, size, timed, write
+from bnfold.options import CHECKS
 from bnfold.progress import progress
 
 SUMMARY = "fold every batch norm that can vanish, and say why the others cannot"
@@ -63,16 +64,31 @@ the JSON report:
 """
     + flags.DONE
 )
+
+
+def unchecked(args: argparse.Namespace) -> bool:
+    """Whether it was asked not to check the fold."""
+    return bool(args.no_verify or args.check == "none")
+
+
 IDLE = [
     flags.Idle(["--lower-batch-statistics"], ": --target tensorrt does more", lambda a: a.target != "onnx"),
     flags.NO_RANGES,
-    flags.Idle(list(flags.TOLERANCES), " with --no-verify", lambda a: a.no_verify),
-    flags.Idle(list(flags.CHECK), " with --no-verify", lambda a: a.no_verify and not a.precision),
+    flags.Idle(["--check"], " with --no-verify", lambda a: a.no_verify),
+    flags.Idle(list(flags.TOLERANCES), " with --no-verify", unchecked),
+    flags.Idle(list(flags.CHECK), " with --no-verify", lambda a: unchecked(a) and not a.precision),
     flags.Idle(["--certificate"], " without OUT", lambda a: a.out is None),
     *flags.NO_OUT,
 ]
 
 
+BY: flags.Flags = {
+    "--check": {
+        "help": "run both models, let a proof decide and runs where it cannot, do both, or none (default: "
+        "proof; both where inputs or tolerances are given)",
+        "choices": [*CHECKS, "none"],
+    }
+}
 CERTIFICATE: flags.Flags = {
     "--certificate": {
         "help": "write what became of each tensor, for bnfold prove",
@@ -85,7 +101,7 @@ CERTIFICATE: flags.Flags = {
 def add(parser: argparse.ArgumentParser) -> None:
     flags.add(parser, flags.MODEL, out="the folded model; without it, only explain")
     flags.add(parser, flags.FOLD, flags.WRITING, CERTIFICATE)
-    flags.add(parser.add_argument_group("the check"), flags.CHECK)
+    flags.add(parser.add_argument_group("the check"), BY, flags.CHECK)
     flags.add(parser, flags.OUTPUT)
 
 
@@ -93,7 +109,9 @@ def run(args: argparse.Namespace) -> int:
     check_outputs(args)
     others = [args.model, args.input_data_path, args.out, args.json]
     check_target(args.certificate, args.force, never=others)
+    args.no_verify = unchecked(args)
     check, options = flags.check_of(args), flags.fold_of(args)
+    check = replace(check, check=None if args.check == "none" else args.check)
     options = replace(options, certificate=args.certificate is not None)
 
     from bnfold.api import fold_onnx as api

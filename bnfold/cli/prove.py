@@ -29,6 +29,8 @@ the JSON report:
      "entry": {"what": str, "at": [int], "value": number, "expected": number}},   or null
    "begins": {...},        where the models begin to differ, of what the refusal depends on; or null
    "dropped": [{...}],     claims that did not hold and were not needed
+   "premises": [str],      what it takes from the certificate about inputs
+   "ran": bool,            whether B was run in the end
    "sizes": {name: [int]}  of the inputs, where shapes were needed
   }
 

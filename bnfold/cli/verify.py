@@ -28,7 +28,8 @@ the JSON report:
    "status": str,          "passed", "failed" or "not run"
    "reason": str,          why it failed, or was not run
    "rtol": number, "atol": number,   max|A - B| may be atol + rtol * max|A|
-   "notes": [str]
+   "notes": [str],
+   "proof": object         as in `bnfold prove --help`, where a fold asked for one, or null
   }
 
 exit status: 0 the models agree; 1 they do not; 2 bad input or usage, or neither could be told

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
 
-from bnfold.certificate import Image, Key
+from bnfold.certificate import Certificate, Image, Key
 from bnfold.fold.claims import Claims
 from bnfold.fold.graph import Graph, Tensor
+from bnfold.onnx_graph.run.input_ranges import Range
 from bnfold.onnx_graph.site import Scope, Value
 
 __all__ = ["Ledger"]
@@ -26,6 +27,10 @@ class Ledger:
         self.images: dict[Key, Image | None] = {}
         self.rounds = 0
         self.originals: frozenset[Key] = frozenset()  # all tensors of the first graph
+
+    def certificate(self, premises: Mapping[str, Range]) -> Certificate:
+        """What is known by now. premises: what inputs keep to."""
+        return Certificate(self.images, dict(premises), rounds=max(self.rounds, 1))
 
     def watch(self, graph: Graph, claims: Claims) -> Callable[[], None]:
         """Note where the tensors of a graph are, before edits are carried out.

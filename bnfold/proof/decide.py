@@ -70,11 +70,14 @@ def prove(
         UsageError: an input in `shapes` is unknown, or has another rank or sizes.
     """
     a, b = Model(original, () if certificate is None else certificate.frozen), Model(folded)
-    known = Known(a, shapes, seed)
+    known = Known(a, shapes, seed, None if certificate is None else certificate.premises)
     proof = _Prover(a.main, b.main, known, certificate, np.random.default_rng(seed)).run()
     refusal = proof.refusal
+    if certificate is not None:
+        proof.premises = [f"{name} keeps to its range" for name in certificate.premises]
+        proof.premises += [f"{name} keeps its stored value" for name in certificate.frozen]
     if refusal is None:
-        broken = known.runs(folded)
+        proof.ran, broken = known.runs(folded)
         proof.refusal = Refusal(MODEL, "", broken, True) if broken else None
     elif not refusal.wrong:
         broken, entry = known.trial(folded)

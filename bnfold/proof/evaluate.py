@@ -33,13 +33,17 @@ SIZED = frozenset({"Resize", "Upsample"})
 EXACT = 1e-10
 # A fact about an input that is missing is off by its whole size; what is nearly right is a wrong number.
 NEAR = 1e-3
+MOST_WORK = 2e10  # multiplications, about as many seconds as its first digits
 # What the rounding of new constants may explain, relative: beyond it, it could explain anything.
 MOST = {"float16": 0.1, "bfloat16": 0.3}
-# The inputs' size, and whether some lie around the region's numbers. Each is tried with its negative too,
-# which meets the other side of zero. The first two come always, and without those numbers: beside one of 1e4,
-# what a small bias does cannot be told from rounding. The later ones, until all pieces were met.
-TRIES = [(1.0, False), (1 / 64, False), (1.0, True), (64.0, True), (4096.0, True)]
-TRIES += [(1.0, False), (1.0, True), (8.0, False)] * 4
+# The inputs' size, whether some lie around the region's numbers, and whether all of a channel have one sign
+# (a maximum of many is hardly ever negative else). Each is tried with its negative too. The first two come
+# always, and without those numbers: beside one of 1e4, what a small bias does cannot be told from rounding.
+# The later ones, until all pieces were met.
+PLAIN, SIGNED, NEAR_POINTS = (False, False), (False, True), (True, False)
+TRIES = [(1.0, *PLAIN), (1 / 64, *PLAIN), (1.0, *SIGNED)]
+TRIES += [(size, *NEAR_POINTS) for size in (1.0, 64.0, 4096.0)]
+TRIES += [(1.0, *PLAIN), (1.0, *SIGNED), (1.0, *NEAR_POINTS), (8.0, *SIGNED)] * 3
 
 
 class Side:
@@ -53,6 +57,7 @@ class Side:
         self.scope, self.nodes, self.out = scope, nodes, out
         self.loose = False
         self.met = {node: Met(node) for node in nodes}
+        self.work = 0.0  # multiplications of one run
         self.strict = True
 
     def constants(self) -> dict[str, Array]:
@@ -78,7 +83,7 @@ class Side:
         Raises:
             Undecided: it cannot be computed.
         """
-        made = dict(feed)
+        made, work = dict(feed), 0.0
 
         def value(name: str) -> Array | None:
             if name in made:
@@ -97,11 +102,13 @@ class Side:
             self.loose = self.loose or loose
             if moved is None:
                 self._met(node, given, outputs)
+                work += _multiplications(node, given, outputs)
             for name, output in zip(node.outputs, outputs, strict=False):
                 if name:
                     made.setdefault(name, output)
         result = value(self.out)
         assert result is not None
+        self.work = max(self.work, work)
         return result
 
     def _met(self, node: Node, given: Sequence[Array | None], outputs: Sequence[Array]) -> None:
@@ -120,6 +127,16 @@ class Side:
             and node.inputs[0] not in leaves
             for node in self.nodes
         )
+
+
+def _multiplications(node: Node, given: Sequence[Array | None], outputs: Sequence[Array]) -> float:
+    """Those of a layer with weights; of others one for each number that comes out."""
+    size = float(sum(np.size(output) for output in outputs if not isinstance(output, list)))
+    if node.op in CONVOLUTIONS and given[1] is not None:
+        source = given[0] if node.op == "ConvTranspose" else None
+        places = size if source is None else float(source.size)
+        return float(places * given[1].size / max(given[1].shape[0], 1))
+    return float(size * (given[0].shape[-1] if node.op in PRODUCTS and given[0] is not None else 1))
 
 
 def compare(
@@ -153,13 +170,16 @@ def compare(
     behind = a.pieces(leaves) or b.pieces([image(leaf).name for leaf in leaves])
     # Between facts about inputs not every place has both sides; some place has.
     a.strict = b.strict = not any(leaf in (premises or {}) for leaf in leaves)
-    always = 5 if behind else 3 if points.size else 2
-    for turn, (scale, near) in enumerate(TRIES, 1):
+    several = len(a.nodes) > 1 or len(b.nodes) > 1
+    always = 6 if behind else 4 if points.size else 3 if several else 2
+    for turn, (scale, near, signed) in enumerate(TRIES, 1):
         seed = int(rng.integers(1 << 32))
         for sign in (scale, -scale) if turn != 2 else (scale,):
             drawn = np.random.default_rng(seed)
             some = points if near else points[:0]
-            feed_a, feed_b = _feeds(leaves, image, values, premises or {}, some, sign, drawn)
+            feed_a, feed_b = _feeds(leaves, image, values, premises or {}, some, sign, signed, drawn)
+            if turn > 1 and (a.work + b.work) * (2 * always + DRAWS * rounds) > MOST_WORK:
+                raise Undecided("it would take too long to compute it often enough")
             _judge(a, b, feed_a, feed_b, y, rng, rounds)
         missed = a.missed() or b.missed()
         if turn >= always and missed is None:
@@ -176,6 +196,7 @@ def _feeds(
     premises: Premises,
     points: Array,
     scale: float,
+    signed: bool,
     rng: np.random.Generator,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """Random numbers for the leaves, and what they are in the folded model."""
@@ -190,7 +211,7 @@ def _feeds(
             low, high = premises[leaf]
             x = np.asarray(low + (high - low) * rng.random(like.shape))
         else:
-            x = scale * _drawn(like.shape, points, rng)
+            x = scale * _drawn(like.shape, points, signed, rng)
         if at.cut is not None:
             x = _with_constants(x, at, at.cut)
         other = np.asarray(x if at.decoded else at.p * x + at.q)
@@ -357,9 +378,12 @@ def _break_points(a: Side, b: Side) -> Array:
     return np.asarray(points[np.isfinite(points) & (np.abs(points) > 3) & (np.abs(points) < 1e30)])
 
 
-def _drawn(shape: tuple[int, ...], points: Array, rng: np.random.Generator) -> Array:
+def _drawn(shape: tuple[int, ...], points: Array, signed: bool, rng: np.random.Generator) -> Array:
     x = rng.standard_normal(shape) * rng.choice([0.1, 1.0, 1.0, 8.0], shape)
     if points.size:
         near = rng.choice(points, shape) * rng.choice([-1, 1], shape) * rng.uniform(0.5, 1.6, shape)
         x = np.where(rng.random(shape) < 0.34, near, x)
+    if signed:
+        channels = (*shape[:2], *(1 for _ in shape[2:]))
+        x = np.abs(x) * rng.choice([-1.0, 1.0], channels)
     return np.asarray(x)

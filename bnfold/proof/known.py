@@ -7,6 +7,7 @@ whether what it gives is something else altogether, which is a counterexample.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 
@@ -19,23 +20,30 @@ from bnfold.onnx_graph.run import evaluators, inputs
 from bnfold.onnx_graph.run.evaluators import CannotRun, OnnxRuntime
 from bnfold.onnx_graph.run.side_by_side import Broken, Feeds, Ran, run_pair
 from bnfold.proof.claims import Entry
-from bnfold.proof.graph import Model, Scope
+from bnfold.proof.graph import LARGEST, Model, Scope
 from bnfold.proof.operator import Array, Undecided, is_float, wide
 
 __all__ = ["Known"]
 
 GROSS = 0.05  # of the largest value: no rounding of stored numbers does that to a network that is of use
+HUGE = 1 << 48  # numbers, that no array has
 SHAPES = frozenset({"Shape", "Size"})
 
 
 class Known:
     """Types and shapes: inferred, and what cannot be, from one run of the original, made when it is needed.
 
-    shapes: of inputs, where the model leaves them open.
+    shapes: of inputs, where the model leaves them open. premises: what inputs keep to.
     """
 
-    def __init__(self, model: Model, shapes: Mapping[str, Sequence[int]] | None, seed: int) -> None:
-        self._model, self._shapes, self._seed = model, shapes, seed
+    def __init__(
+        self,
+        model: Model,
+        shapes: Mapping[str, Sequence[int]] | None,
+        seed: int,
+        premises: Mapping[str, tuple[Array, Array]] | None = None,
+    ) -> None:
+        self._model, self._shapes, self._seed, self._premises = model, shapes, seed, premises
         self.sizes: dict[str, tuple[int, ...]] = {}  # of the inputs, where shapes were needed
 
     def value(self, name: str, path: str = "") -> Array:
@@ -55,6 +63,8 @@ class Known:
             value = self._found.get(path + name)
         if value is None:
             raise Undecided(f"the shape of {name} is not known")
+        if value.size > LARGEST:
+            raise Undecided(f"{name} has too many numbers to make up: {list(value.shape)}")
         if not is_float(value) and name not in self._of_shapes:
             raise Undecided(f"{name} is made of data, and not of floating numbers: one run says too little")
         return value
@@ -100,14 +110,14 @@ class Known:
         return reason
 
     def _feeds(self) -> Feeds:
-        return Feeds(self._model.loaded, None, self._shapes, self._seed)
+        return Feeds(self._model.loaded, None, self._shapes, self._seed, self._premises)
 
     @cached_property
     def _of_shapes(self) -> frozenset[str]:
         return frozenset(_of_shapes(self._model.main))
 
-    def runs(self, folded: Loaded) -> str:
-        """Why the folded model does not run where the original does; "" if it does, or neither."""
+    def runs(self, folded: Loaded) -> tuple[bool, str]:
+        """Whether the folded model runs; and why it does not where the original does, or ""."""
         try:
             feed = next(iter(self._feeds()))
             if self.sizes:
@@ -115,9 +125,9 @@ class Known:
                     f for f in self._feeds() if all(f[n].shape == s for n, s in self.sizes.items() if n in f)
                 )
             OnnxRuntime(folded).run(feed)
-            return ""
+            return True, ""
         except (BnfoldError, MemoryError, StopIteration):
-            return self.trial(folded)[0]
+            return False, self.trial(folded)[0]
 
     def trial(self, folded: Loaded) -> tuple[str, Entry | None]:
         """One run of both models.
@@ -165,8 +175,9 @@ def _stated(graph: onnx.GraphProto, path: str) -> Iterator[tuple[str, Array]]:
         if not tensor.HasField("shape") or not all(d.HasField("dim_value") for d in dims):
             continue
         zero = np.zeros((), onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
-        if is_float(zero):
-            yield path + value.name, np.broadcast_to(zero, [d.dim_value for d in dims])
+        shape = [d.dim_value for d in dims]
+        if is_float(zero) and min(shape, default=0) >= 0 and math.prod(shape) <= HUGE:
+            yield path + value.name, np.broadcast_to(zero, shape)
     for node in graph.node:
         bodies = [attribute.g for attribute in node.attribute if attribute.type == onnx.AttributeProto.GRAPH]
         for i, body in enumerate(bodies):

@@ -8,16 +8,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bnfold.proof.claims import WAYS, Entry
+from bnfold.report.table import counted
 
 __all__ = ["Proof", "Refusal"]
 
 WORDS = {
-    "identical": "the same operator on the same tensors",
-    "weights": "by their weights",
-    "sums": "by sums of kernels",
-    "channels": "by scale and shift of each channel",
-    "bodies": "by the bodies of their nodes",
-    "evaluated": "by evaluation in float64",
+    "identical": "identical",
+    "weights": "by weights",
+    "sums": "by sums",
+    "channels": "by channels",
+    "bodies": "by bodies",
+    "evaluated": "evaluated",
 }
 
 
@@ -59,7 +60,8 @@ class Proof:
     ways: claims that hold, by one of claims.WAYS. refusal: what ended the proof, or None. begins: where the
     models begin to differ, of what the refusal depends on. dropped: claims that did not hold and were not
     needed. ulps: the largest error of a stored number, in units in the last place, where weights decided.
-    sizes: of the inputs in the run that told shapes; empty if no shape was needed.
+    sizes: of the inputs, where shapes were needed. premises: what the proof takes from the certificate about
+    inputs, in words. ran: whether the other model was run in the end.
     """
 
     ways: Counter[str] = field(default_factory=Counter)
@@ -68,6 +70,8 @@ class Proof:
     dropped: list[Refusal] = field(default_factory=list)
     ulps: float = 0.0
     sizes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    premises: list[str] = field(default_factory=list)
+    ran: bool = False
 
     @property
     def status(self) -> str:
@@ -82,7 +86,9 @@ class Proof:
             parts = [f"{self.ways[way]} {WORDS[way]}" for way in WAYS if self.ways[way]]
             stored = self.ways["weights"] + self.ways["sums"]
             worst = f"; stored numbers at most {self.ulps:.3f} ulp off" if stored else ""
-            return f"proved: {sum(self.ways.values())} tensors, {', '.join(parts) or 'none computed'}{worst}"
+            provided = f"; provided that {', '.join(self.premises)}" if self.premises else ""
+            how = f" ({', '.join(parts)})" if parts else ""
+            return f"proved: {counted(sum(self.ways.values()), 'tensor')}{how}{worst}{provided}"
         text = f"{self.status}: {self.refusal}"
         if self.begins is not None and self.begins != self.refusal:
             text += f"; the models begin to differ at {self.begins}"
@@ -97,5 +103,7 @@ class Proof:
             "refusal": None if self.refusal is None else self.refusal.to_dict(),
             "begins": None if self.begins is None else self.begins.to_dict(),
             "dropped": [refusal.to_dict() for refusal in self.dropped],
+            "premises": self.premises,
+            "ran": self.ran,
             "sizes": {name: list(shape) for name, shape in self.sizes.items()},
         }

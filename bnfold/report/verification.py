@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from bnfold.report.data import Data
 from bnfold.report.table import table
 
-__all__ = ["OutputError", "Verification"]
+__all__ = ["OutputError", "Told", "Verification"]
+
+
+class Told(Protocol):
+    """Something that is told in a line, or as plain data."""
+
+    def to_dict(self) -> dict[str, Any]: ...
 
 
 @dataclass
@@ -47,7 +53,7 @@ class Verification(Data):
 
     status: "passed", "failed", or "not run" (nothing is known; `reason` says why). evaluator: what ran both
     models. rtol, atol: the tolerance that was given, or that of the model's type. notes: what else a reader
-    should know.
+    should know. proof: what a proof found, if one was asked for.
     """
 
     outputs: list[OutputError]
@@ -57,6 +63,7 @@ class Verification(Data):
     rtol: float
     atol: float
     notes: list[str] = field(default_factory=list)
+    proof: Told | None = None
 
     @property
     def ok(self) -> bool:
@@ -73,6 +80,9 @@ class Verification(Data):
         within = f" (tolerance {self.rtol:g} of the largest value)" if self.outputs else ""
         rounded = ", ".join(dict.fromkeys(o.name for o in self.outputs if o.rounding))
         status = f"{self.status}, {rounded} but for rounding" if rounded and self.ok else self.status
-        lines.append(f"verification{by}: {status}{': ' + self.reason if self.reason else ''}{within}")
+        if self.proof is not None:
+            lines.append(f"verification by proof: {self.proof}")
+        if self.proof is None or self.outputs or self.reason:
+            lines.append(f"verification{by}: {status}{': ' + self.reason if self.reason else ''}{within}")
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)

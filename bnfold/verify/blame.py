@@ -7,7 +7,8 @@ from typing import NamedTuple, Protocol
 
 from bnfold.errors import BnfoldError, VerifyError
 from bnfold.report.fold import Report
-from bnfold.report.verification import Verification
+from bnfold.report.table import first
+from bnfold.report.verification import Told, Verification
 
 __all__ = ["ALL", "Part", "Work", "conclude", "first_bad", "judge"]
 
@@ -69,7 +70,21 @@ def judge(
     Raises:
         VerifyError: the check failed; the message names the first step that broke the model.
     """
-    conclude(report, found, said, lambda: f": {_blame(work, again, source)}")
+    if found.proof is not None and not found.outputs:  # it names the node
+        conclude(report, found, said, lambda: f": {_concerned(report, found.proof)}")
+    else:
+        conclude(report, found, said, lambda: f": {_blame(work, again, source)}")
+
+
+def _concerned(report: Report, proof: Told | None) -> str:
+    """What was done to the node at which a proof says that the models differ."""
+    data = {} if proof is None else proof.to_dict()
+    node = (data.get("begins") or data.get("refusal") or {}).get("node", "")
+    folds = [one.name for one in report.entries if one.outcome == "folded" and node in (one.name, *one.into)]
+    merges = [merge.name for merge in report.merged if node in (merge.name, *merge.replaces)]
+    parts = [f"the fold of {name}" for name in folds]
+    parts += [f"the merging of branches into {name}" for name in merges]
+    return f"{node} is wrong" + (f", a part of {first(parts, 4)}" if parts else "")
 
 
 class Judged(Protocol):

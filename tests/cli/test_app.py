@@ -71,7 +71,7 @@ def test_names_cannot_drive_the_terminal(folder: Path, capsys: pytest.CaptureFix
 
 
 def test_help_explains_the_reports(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("fold", "in.onnx", "--json", "report.json") == 0
+    assert run("fold", "in.onnx", "--check", "both", "--json", "report.json") == 0
     report = json.loads((folder / "report.json").read_text())
     check = report["verification"]
     for command, keys in (

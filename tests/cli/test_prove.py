@@ -67,3 +67,15 @@ def test_a_certificate_holds_for_the_same_weights_in_another_file(folder: Path) 
     assert run("fold", "in.onnx", "out.onnx", "--certificate", "c.npz") == 0
     assert run("fold", "in.onnx", "apart.onnx", "--save-as-external-data") == 0
     assert run("prove", "in.onnx", "apart.onnx", "--certificate", "c.npz") == 0
+
+
+def test_a_fold_that_is_checked_by_a_proof(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("fold", "in.onnx", "a.onnx", "--check", "proof", "--json", "a.json") == 0
+    assert "verification by proof: proved: " in capsys.readouterr().out
+    assert json.loads((folder / "a.json").read_text())["verification"]["proof"]["status"] == "proved"
+    assert run("fold", "in.onnx", "b.onnx", "--check", "none") == 0
+    assert "verification" not in capsys.readouterr().out
+    told = refused(capsys, folder, 2, "fold", "in.onnx", "c.onnx", "--check", "proof", "--no-verify")
+    assert "--check" in told
+    told = refused(capsys, folder, 2, "fold", "in.onnx", "c.onnx", "--check", "none", "--seed", "3")
+    assert "--seed" in told

@@ -298,3 +298,31 @@ def test_a_given_claim_has_to_hold(p: float, q: float, status: str) -> None:
     folded = graph([node("Conv", "x w", "c"), node("Relu", "c", "y")], {"w": 2 * w})
     found = proof(original, folded, {"c": Image("c", p, q), "r": Image("y", 2.0)})
     assert (found.status == "proved") == bool(status), str(found)
+
+
+def test_what_one_channel_has_met_says_nothing_of_another() -> None:
+    """Tanh of the last column is 1 for all inputs of usual size, whatever its weights are."""
+    rng = np.random.default_rng(0)
+    w, b = rng.normal(size=(3, 4)).astype(np.float32), np.float32([0, 0, 0, 1e5])
+    nodes = [node("Gemm", "x w b", "g"), node("Tanh", "g", "y")]
+    original = graph(nodes, {"w": w, "b": b}, [2, 3])
+    moved = w.copy()
+    moved[:, 3] *= -2
+    assert proof(original, graph(nodes, {"w": moved, "b": b}, [2, 3])).status != "proved"
+    assert proof(original, graph(nodes, {"w": 2 * w, "b": b}, [2, 3])).status == "refuted"
+
+
+def test_a_maximum_that_is_hardly_ever_negative() -> None:
+    """Celu is nothing for numbers above zero, and of 3 x 3 numbers one is nearly always."""
+    x, pool = [2, 3, 5, 5], {"kernel_shape": [3, 3]}
+    original = graph(
+        [node("Celu", "x", "c"), node("MaxPool", "x", "m", **pool), node("Add", "m z", "y")],
+        {"z": np.float32(0)},
+        x,
+    )
+    other = graph(
+        [node("Celu", "x", "c"), node("MaxPool", "c", "m", **pool), node("Add", "m z", "y")],
+        {"z": np.float32(0)},
+        x,
+    )
+    assert proof(original, other).status == "refuted"

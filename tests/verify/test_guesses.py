@@ -92,7 +92,7 @@ def open_models() -> dict[str, onnx.ModelProto]:
 
 @pytest.mark.parametrize("name", ["volume", "image", "sound", "two"])
 def test_free_sizes_are_checked_by_default(name):
-    _, report = bnfold.fold_onnx(open_models()[name])
+    _, report = bnfold.fold_onnx(open_models()[name], check="both")
     assert report.folded
     assert report.verification.status == "passed"
     assert report.verification.evaluator.startswith("onnxruntime")

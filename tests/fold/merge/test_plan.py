@@ -406,4 +406,6 @@ def test_the_check_tells_a_merge_from_a_fold(monkeypatch: pytest.MonkeyPatch) ->
     y = g.op("Relu", add(g, g.conv(y, 6, 3, pads=1, bias=False, name="a"), y))
     g.output(add(g, g.conv(y, 6, 3, pads=1, name="b"), y))
     with pytest.raises(VerifyError, match="no fold broke it, but the merging of branches into a did"):
-        bnfold.fold_onnx(g.model())
+        bnfold.fold_onnx(g.model(), check="run")
+    with pytest.raises(VerifyError, match="add is wrong, a part of the merging of branches into a"):
+        bnfold.fold_onnx(g.model(), check="proof")

@@ -1,0 +1,68 @@
+"""The check of a fold: by running both models, by a proof, or by both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+from bnfold.certificate import Certificate
+from bnfold.errors import ModelError
+from bnfold.onnx_graph.file.loaded import Loaded, load
+from bnfold.options import Check
+from bnfold.proof.decide import prove
+from bnfold.proof.result import Proof
+from bnfold.report.verification import Verification
+from bnfold.verify.child import Child, Crashed
+from bnfold.verify.process import refused, refused_by_crash, verify
+
+__all__ = ["compare"]
+
+
+def compare(original: Loaded, folded: Loaded, check: Check, certificate: Certificate) -> Verification:
+    """Whether a fold has changed nothing. What a proof leaves undecided, runs decide.
+
+    Raises:
+        BnfoldError: as `verify.process.verify`.
+    """
+    proof, notes = None, list[str]()
+    try:
+        proof, notes = _proof(original, folded, check, certificate)
+    except (Crashed, ModelError, MemoryError) as error:  # what reads the models for a run may do better
+        notes.append(f"compared, since a proof is not to be had: {error or type(error).__name__}")
+    if proof is not None and proof.status == "refuted":
+        return Verification([], "", "failed", "", 0.0, 0.0, proof=proof)
+    if proof is not None and proof.status == "proved" and check.by == "proof":
+        if not proof.ran:
+            notes.append(
+                "the folded model was not run: onnxruntime does not run it here, and not the original"
+            )
+        return Verification([], "", "passed", "", 0.0, 0.0, notes, proof)
+    found = verify(original, folded, check)
+    found.proof = proof
+    if proof is None:
+        found.notes += notes
+    return found
+
+
+def _proof(
+    original: Loaded, folded: Loaded, check: Check, certificate: Certificate
+) -> tuple[Proof, list[str]]:
+    """The proof, and what onnxruntime's optimizer does not take, if there is a child to ask for it."""
+    if not check.in_child:
+        return prove(original, folded, certificate, check.shapes, check.seed), []
+    with closing(Child(check.timeout)) as child:
+        first, second = child.placed(original), child.placed(folded)
+        found: tuple[Proof, list[str]]
+        found, crash = child.run(_proved, first, second, certificate, check)
+        found[1].extend(refused_by_crash(child, first, crash))
+        return found
+
+
+def _proved(
+    first: Path, second: Path, certificate: Certificate, check: Check
+) -> Iterator[tuple[Proof, list[str]]]:
+    proof = prove(load(first), load(second), certificate, check.shapes, check.seed)
+    yield proof, []
+    if proof.status == "proved":
+        yield proof, refused(first, second)
