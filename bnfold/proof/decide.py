@@ -104,11 +104,14 @@ class _Prover:
         self.a, self.b, self.known, self.certificate, self.rng = a, b, known, certificate, rng
         self.parent = parent
         self.claims: dict[str, Image | None] | None = None
+        self.far = False
         self.rounds, self.premises = 1, dict[str, tuple[Array, Array]]()
         if certificate is not None:
             images = certificate.images
             self.claims = {name: image for (scope, name), image in images.items() if scope == a.path}
             self.rounds = min(max(certificate.rounds, 1), ROUNDS)
+            # What is constant may be so because of something that stands far before it.
+            self.far = any(image is not None and image.cut is not None for image in images.values())
             self.premises = {} if a.path else certificate.premises
         self.bodies: dict[int, None] = {}  # nodes whose bodies are proved
         self.lost: dict[str, Refusal] = {}  # claims that do not hold, by tensor
@@ -255,6 +258,8 @@ class _Prover:
                     raise
                 first = first or error
         assert first is not None
+        if isinstance(first, Wrong) and self.far:
+            raise Undecided(f"{first}, as far as can be seen from {BACK} parts before it") from None
         raise first
 
     def _identical(self, node: Node, other: Node) -> bool:

@@ -33,7 +33,7 @@ SIZED = frozenset({"Resize", "Upsample"})
 EXACT = 1e-10
 # A fact about an input that is missing is off by its whole size; what is nearly right is a wrong number.
 NEAR = 1e-3
-MOST_WORK = 2e10  # multiplications, about as many seconds as its first digits
+MOST_WORK = 4e9  # multiplications of all runs of a region: some seconds
 # What the rounding of new constants may explain, relative: beyond it, it could explain anything.
 MOST = {"float16": 0.1, "bfloat16": 0.3}
 # The inputs' size, whether some lie around the region's numbers, and whether all of a channel have one sign
@@ -208,8 +208,7 @@ def _feeds(
             feed_a[leaf] = feed_b[at.name] = like
             continue
         if leaf in premises:
-            low, high = premises[leaf]
-            x = np.asarray(low + (high - low) * rng.random(like.shape))
+            x = _between(*premises[leaf], like.shape, rng)
         else:
             x = scale * _drawn(like.shape, points, signed, rng)
         if at.cut is not None:
@@ -228,6 +227,14 @@ def _feeds(
             raise Undecided(f"the claim about {leaf} does not fit its shape {like.shape}")
         feed_a[leaf], feed_b[at.name] = x, other
     return feed_a, feed_b
+
+
+def _between(low: Array, high: Array, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    """Random numbers in a range, of which an end may be infinite."""
+    anything = np.clip(_drawn(shape, np.zeros(0), False, rng), low, high)
+    width = np.where(np.isfinite(high) & np.isfinite(low), high, 0) - np.where(np.isfinite(low), low, 0)
+    inside = np.where(np.isfinite(low), low, 0) + np.maximum(width, 0) * rng.random(shape)
+    return np.where(np.isfinite(low) & np.isfinite(high), inside, anything)
 
 
 def _with_constants(x: Array, image: Image, cut: Cut) -> Array:
