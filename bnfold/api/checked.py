@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 from bnfold.certificate import Certificate
-from bnfold.errors import ModelError
+from bnfold.errors import BnfoldError, ModelError
 from bnfold.onnx_graph.file.loaded import Loaded, load
 from bnfold.options import Check
 from bnfold.proof.decide import prove
@@ -50,7 +50,7 @@ def _proof(
 ) -> tuple[Proof, list[str]]:
     """The proof, and what onnxruntime's optimizer does not take, if there is a child to ask for it."""
     if not check.in_child:
-        return prove(original, folded, certificate, check.shapes, check.seed), []
+        return _attempt(original, folded, certificate, check), []
     with closing(Child(check.timeout)) as child:
         first, second = child.placed(original), child.placed(folded)
         found: tuple[Proof, list[str]]
@@ -59,10 +59,20 @@ def _proof(
         return found
 
 
+def _attempt(original: Loaded, folded: Loaded, certificate: Certificate, check: Check) -> Proof:
+    """A fault of the proof must not keep runs from judging: it is told, and they do."""
+    try:
+        return prove(original, folded, certificate, check.shapes, check.seed)
+    except (BnfoldError, MemoryError):
+        raise
+    except Exception as error:
+        raise ModelError(f"a fault of bnfold, please report it ({type(error).__name__}: {error})") from error
+
+
 def _proved(
     first: Path, second: Path, certificate: Certificate, check: Check
 ) -> Iterator[tuple[Proof, list[str]]]:
-    proof = prove(load(first), load(second), certificate, check.shapes, check.seed)
+    proof = _attempt(load(first), load(second), certificate, check)
     yield proof, []
     if proof.status == "proved":
         yield proof, refused(first, second)

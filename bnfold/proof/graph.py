@@ -19,7 +19,7 @@ from onnx import AttributeProto, GraphProto, NodeProto, helper
 from bnfold.errors import ModelError
 from bnfold.onnx_graph.file.calls import explodes
 from bnfold.onnx_graph.file.loaded import Loaded
-from bnfold.proof.operator import Array, Operator, TooLarge, Undecided
+from bnfold.proof.operator import Array, Operator, TooLarge, Undecided, zero_of
 
 __all__ = ["CONTROL", "Model", "Node", "Scope", "same_bits"]
 
@@ -205,7 +205,7 @@ class Scope:
     def _stated(self, name: str) -> Array | None:
         """A zero of the type that the file states for a tensor; with a wrong one it would not load."""
         info = self._infos.get(name)
-        return None if info is None else np.zeros((), helper.tensor_dtype_to_np_dtype(info))
+        return None if info is None else zero_of(info)
 
     @cached_property
     def _infos(self) -> dict[str, int]:

@@ -21,7 +21,7 @@ from bnfold.onnx_graph.run.evaluators import CannotRun, OnnxRuntime
 from bnfold.onnx_graph.run.side_by_side import Broken, Feeds, Ran, run_pair
 from bnfold.proof.claims import Entry
 from bnfold.proof.graph import LARGEST, Model, Scope
-from bnfold.proof.operator import Array, Undecided, is_float, wide
+from bnfold.proof.operator import Array, Undecided, is_float, wide, zero_of
 
 __all__ = ["Known"]
 
@@ -174,9 +174,9 @@ def _stated(graph: onnx.GraphProto, path: str) -> Iterator[tuple[str, Array]]:
         dims = tensor.shape.dim
         if not tensor.HasField("shape") or not all(d.HasField("dim_value") for d in dims):
             continue
-        zero = np.zeros((), onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+        zero = zero_of(tensor.elem_type)
         shape = [d.dim_value for d in dims]
-        if is_float(zero) and min(shape, default=0) >= 0 and math.prod(shape) <= HUGE:
+        if zero is not None and is_float(zero) and min(shape, default=0) >= 0 and math.prod(shape) <= HUGE:
             yield path + value.name, np.broadcast_to(zero, shape)
     for node in graph.node:
         bodies = [attribute.g for attribute in node.attribute if attribute.type == onnx.AttributeProto.GRAPH]

@@ -16,7 +16,7 @@ from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
-__all__ = ["Array", "Operator", "TooLarge", "Undecided", "is_float", "wide"]
+__all__ = ["Array", "Operator", "TooLarge", "Undecided", "is_float", "wide", "zero_of"]
 
 # What onnx's evaluator takes for something else, or in a type of its own.
 _ELSEWHERE = frozenset({"GroupNormalization", "Upsample", "GlobalLpPool"})
@@ -43,6 +43,14 @@ class TooLarge(Undecided):
 def is_float(array: Array) -> bool:
     """Of a floating type, ml_dtypes' bfloat16 included."""
     return bool(array.dtype.kind == "f" or array.dtype.name == "bfloat16")
+
+
+def zero_of(code: int) -> Array | None:
+    """A zero of a type by its number in ONNX; None for what is no type."""
+    try:
+        return np.zeros((), helper.tensor_dtype_to_np_dtype(code))
+    except (KeyError, ValueError, TypeError):
+        return None
 
 
 def wide(array: Array) -> Array:

@@ -83,3 +83,27 @@ def test_a_wrong_fold_is_refused_at_its_node(monkeypatch: pytest.MonkeyPatch) ->
 def test_an_unknown_way_is_refused() -> None:
     with pytest.raises(UsageError, match=r"check='z3' is unknown. Note: valid choices are run, proof, both"):
         bnfold.fold_onnx(small(), check="z3")
+
+
+def test_types_that_are_none_are_not_known() -> None:
+    model = small()
+    model.graph.value_info.append(onnx.ValueInfoProto(name="conv_out"))
+    model.graph.value_info[-1].type.tensor_type.elem_type = 999
+    model.graph.output[0].type.tensor_type.elem_type = 0
+    _, report = bnfold.fold_onnx(model, check="proof")
+    assert report.verification is not None
+    assert report.verification.status != "failed"
+
+
+def test_a_fault_of_the_proof_leaves_it_to_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bnfold.api import checked
+
+    def broken(*_: Any) -> None:
+        raise KeyError("gone")
+
+    monkeypatch.setattr(checked, "prove", broken)
+    _, report = bnfold.fold_onnx(small(), check="proof")
+    found = report.verification
+    assert found is not None
+    assert (found.status, found.proof) == ("passed", None)
+    assert "a fault of bnfold, please report it (KeyError: 'gone')" in found.notes[0]
