@@ -40,6 +40,8 @@ __all__ = ["prove"]
 
 BACK = 3  # regions, to look for facts about an input
 LARGEST = 60  # nodes of a region: behind a fault nothing agrees any more, and regions grow to the outputs
+# What the attributes of a damaged file make of a rule.
+ODD = (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError)
 ROUNDS = 4  # of rounding, that a certificate may speak of
 ODD_ULPS = (
     64  # that another tool may have lost on its way to a stored number: evaluation tells rounding apart
@@ -204,7 +206,11 @@ class _Prover:
 
     def _claim(self, node: Node, slot: int, name: str, y: Image) -> None:
         try:
-            held = self._decide(node, slot, name, y)
+            try:
+                held = self._decide(node, slot, name, y)
+            except ODD as error:
+                said = f"{type(error).__name__}: {error}"
+                raise Undecided(f"its attributes or shapes are odd ({said})") from None
             self.proof.ways[held.way] += 1
             self.proof.ulps = max(self.proof.ulps, held.ulps)
         except (Wrong, Undecided) as error:
@@ -229,7 +235,7 @@ class _Prover:
             if read in self.lost and read in self.b.made:
                 try:
                     held = self._decide(node, slot, name, Image(read))
-                except (Wrong, Undecided):
+                except (Wrong, Undecided, *ODD):
                     continue
                 self.guessed[name] = Image(read)
                 self.proof.ways[held.way] += 1

@@ -19,6 +19,7 @@ from onnx import AttributeProto, GraphProto, NodeProto, helper
 from bnfold.errors import ModelError
 from bnfold.onnx_graph.file.calls import explodes
 from bnfold.onnx_graph.file.loaded import Loaded
+from bnfold.onnx_graph.file.tensors import as_text
 from bnfold.proof.operator import Array, Operator, TooLarge, Undecided, zero_of
 
 __all__ = ["CONTROL", "Model", "Node", "Scope", "same_bits"]
@@ -55,7 +56,8 @@ class Node:
     def __init__(self, proto: NodeProto, scope: Scope, index: int) -> None:
         self.proto, self.scope, self.index = proto, scope, index
         self.inputs, self.outputs = list(proto.input), list(proto.output)
-        self.op = proto.op_type if proto.domain in DEFAULT else f"{proto.domain}.{proto.op_type}"
+        op, domain = as_text(proto.op_type), as_text(proto.domain)
+        self.op = op if domain in DEFAULT else f"{domain}.{op}"
         self.name = proto.name or next((f"{self.op}:{o}" for o in self.outputs if o), self.op)
         self.bodies: dict[str, Scope] = {}
         self.operator: Operator = scope.model.operator(proto)

@@ -14,6 +14,8 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper
 
+from bnfold.onnx_graph.file.tensors import as_text
+
 Array: TypeAlias = np.ndarray[Any, Any]
 
 __all__ = ["Array", "Operator", "TooLarge", "Undecided", "is_float", "wide", "zero_of"]
@@ -73,13 +75,14 @@ class Operator:
         array: Callable[[TensorProto], Array],
     ) -> None:
         self.node, self._opsets, self._ir_version, self._array = node, opsets, ir_version, array
-        self.op, self.domain = node.op_type, "" if node.domain == "ai.onnx" else node.domain
+        self.op, domain = as_text(node.op_type), as_text(node.domain)
+        self.domain = "" if domain == "ai.onnx" else domain
         self.since = _since(self.op, self.domain, opsets.get(self.domain, 0))
         head = self.domain, self.op, node.overload, self.since
         if self.op == "Constant":  # compared by its value; to take its bytes for a key would copy all weights
             self.key: Any = (*head, next(_NUMBERS))
         else:
-            attributes = sorted(node.attribute, key=lambda a: a.name)
+            attributes = sorted(node.attribute, key=lambda a: as_text(a.name))
             self.key = (*head, *(_key(a, array) for a in attributes))
         self._there = [bool(name) for name in node.input], [bool(name) for name in node.output]
         self.identity = self.key, *map(tuple, self._there)
@@ -240,7 +243,7 @@ def _since(op: str, domain: str, version: int) -> int:
     """The opset that the operator's meaning dates from; the model's own, for what onnx does not know."""
     try:
         return int(onnx.defs.get_schema(op, version, domain).since_version)
-    except onnx.defs.SchemaError:
+    except (onnx.defs.SchemaError, TypeError):  # a name that is no text
         return version
 
 
