@@ -169,7 +169,7 @@ class _Prover:
                 None in defaults or not _same_default(self.a, self.b, name)
             ):
                 return Refusal(MODEL, "", f"the input {name} has another default", True)
-        for name in (*self.a.inputs, *self.a.outputs):
+        for name in filter(None, (*self.a.inputs, *self.a.outputs)):  # a body may leave an output out
             ours_, theirs_ = self.a.constant(name), self.b.constant(name)
             if ours_ is not None or theirs_ is not None:
                 if ours_ is None or theirs_ is None or not same_bits(ours_, theirs_):
