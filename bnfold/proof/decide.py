@@ -10,11 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import onnx
 
 from bnfold.certificate import Certificate
 from bnfold.onnx_graph.file.loaded import Loaded
-from bnfold.onnx_graph.run.inputs import compatible, describe
 from bnfold.proof import evaluate, gone, layers, sums
 from bnfold.proof.claims import (
     BODIES,
@@ -29,14 +27,15 @@ from bnfold.proof.claims import (
     Undecided,
     Wrong,
 )
-from bnfold.proof.graph import Model, Node, Scope, same_bits
-from bnfold.proof.known import Known
+from bnfold.proof.graph import Model
+from bnfold.proof.known import KnownOfFile
 from bnfold.proof.maps import Channels, map_of, vanished
 from bnfold.proof.operator import Array
 from bnfold.proof.result import Proof, Refusal
+from bnfold.proof.scope import Known, Node, Scope, same_bits
 from bnfold.proof.sizes import smaller
 
-__all__ = ["prove"]
+__all__ = ["Prover", "prove"]
 
 BACK = 3  # regions, to look for facts about an input
 LARGEST = 60  # nodes of a region: behind a fault nothing agrees any more, and regions grow to the outputs
@@ -72,8 +71,8 @@ def prove(
         UsageError: an input in `shapes` is unknown, or has another rank or sizes.
     """
     a, b = Model(original, () if certificate is None else certificate.frozen), Model(folded)
-    known = Known(a, shapes, seed, None if certificate is None else certificate.premises)
-    proof = _Prover(a.main, b.main, known, certificate, np.random.default_rng(seed)).run()
+    known = KnownOfFile(a, shapes, seed, None if certificate is None else certificate.premises)
+    proof = Prover(a.main, b.main, known, certificate, np.random.default_rng(seed)).run()
     refusal = proof.refusal
     if certificate is not None:
         proof.premises = [f"{name} keeps to its range" for name in certificate.premises]
@@ -91,7 +90,7 @@ def prove(
     return proof
 
 
-class _Prover:
+class Prover:
     """A scope of each model. parent: of the scopes around them, whose tensors are read here."""
 
     def __init__(
@@ -101,7 +100,7 @@ class _Prover:
         known: Known,
         certificate: Certificate | None,
         rng: np.random.Generator,
-        parent: _Prover | None = None,
+        parent: Prover | None = None,
     ) -> None:
         self.a, self.b, self.known, self.certificate, self.rng = a, b, known, certificate, rng
         self.parent = parent
@@ -152,23 +151,9 @@ class _Prover:
         return next((lost for name, lost in self.lost.items() if name in seen), refusal)
 
     def _signature(self) -> Refusal | None:
-        """Inputs and outputs: the same names in order, of types and shapes that agree, all claimed."""
-        for kind in ("input", "output"):
-            ours, theirs = (
-                [v for v in getattr(s.proto, kind) if v.name in getattr(s, f"{kind}s")]
-                for s in (self.a, self.b)
-            )
-            if [v.name for v in ours] != [v.name for v in theirs]:
-                return Refusal(MODEL, "", f"its {kind}s have other names, or another order", True)
-            for v, w in zip(ours, theirs, strict=True):
-                if not compatible(describe(v.type), describe(w.type)):
-                    return Refusal(MODEL, "", f"the {kind} {v.name} is of another type or shape", True)
-        for name in self.a.inputs:
-            defaults = [_default(scope, name) for scope in (self.a, self.b)]
-            if any(d is not None for d in defaults) and (
-                None in defaults or not _same_default(self.a, self.b, name)
-            ):
-                return Refusal(MODEL, "", f"the input {name} has another default", True)
+        """Inputs and outputs: the same ones in both, all claimed."""
+        if differs := self.a.against(self.b):
+            return Refusal(MODEL, "", differs, True)
         for name in filter(None, (*self.a.inputs, *self.a.outputs)):  # a body may leave an output out
             ours_, theirs_ = self.a.constant(name), self.b.constant(name)
             if ours_ is not None or theirs_ is not None:
@@ -217,15 +202,12 @@ class _Prover:
             refusal = Refusal(
                 node.name, name, str(error), isinstance(error, Wrong), getattr(error, "entry", None)
             )
-            unspoken = self.claims is None or node.gives_list or self._in_function(name)
+            unspoken = self.claims is None or node.gives_list or not self.a.is_named(name)
             droppable = unspoken and name not in self.a.outputs
             if droppable and not isinstance(error, TooLarge):
                 self.lost[name] = refusal
             else:
                 self.proof.refusal = refusal
-
-    def _in_function(self, name: str) -> bool:
-        return not self.a.path and name not in self.a.model.names
 
     def _guess(self, node: Node, slot: int, name: str) -> None:
         """A tensor that is gone may be what the folded model has under the name of what its node read: a
@@ -294,7 +276,7 @@ class _Prover:
         if not alike or node.many_bodies or node.op == "SequenceMap" or not self._reads_the_same(node, other):
             raise Undecided("control flow that is not the same in both models")
         for attribute, body in node.bodies.items():
-            inner = _Prover(body, other.bodies[attribute], self.known, self.certificate, self.rng, self)
+            inner = Prover(body, other.bodies[attribute], self.known, self.certificate, self.rng, self)
             found = inner.run()
             self.proof.ways += found.ways
             self.proof.ulps = max(self.proof.ulps, found.ulps)
@@ -307,15 +289,7 @@ class _Prover:
         return Held(BODIES)
 
     def _same_bodies(self, node: Node, other: Node) -> bool:
-        """The same bytes, of models with the same operators, that read equal tensors. Large numbers have
-        another token in each file, and what lies outside of the file is not looked for: such bodies are not
-        the same.
-        """
-        if node.many_bodies or self.a.model.opsets != self.b.model.opsets or node.proto != other.proto:
-            return False
-        if b"location" in node.proto.SerializeToString() or _draws(node):
-            return False
-        return all(self._equal(name, name) for name in node.reads())
+        return node.same_bodies(other) and all(self._equal(name, name) for name in node.reads())
 
     def _equal(self, x: str, z: str) -> bool:
         if not x or not z:
@@ -427,19 +401,3 @@ class _Prover:
             opened |= {t for t in found[1] if t in self.a.made}
         made = {output for one in found[0] for output in one.outputs}
         return found[0], [leaf for leaf in found[1] if leaf not in made]
-
-
-def _default(scope: Scope, name: str) -> onnx.TensorProto | None:
-    return next((tensor for tensor in scope.proto.initializer if tensor.name == name), None)
-
-
-def _same_default(a: Scope, b: Scope, name: str) -> bool:
-    ours, theirs = _default(a, name), _default(b, name)
-    assert ours is not None
-    assert theirs is not None
-    return same_bits(a.model.loaded.array(ours), b.model.loaded.array(theirs))
-
-
-def _draws(node: Node) -> bool:
-    """Whether random numbers are drawn in a body."""
-    return node.random or any(_draws(below) for body in node.bodies.values() for below in body.nodes)

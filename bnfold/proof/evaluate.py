@@ -12,14 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
-from onnx import AttributeProto
 
 from bnfold.certificate import Cut
 from bnfold.proof.claims import EVALUATED, Entry, Held, Image, Undecided, Wrong
-from bnfold.proof.graph import Node, Scope, same_bits
 from bnfold.proof.layers import CONVOLUTIONS, PRODUCTS, precision_of
 from bnfold.proof.operator import Array, Operator, is_float, wide
 from bnfold.proof.pieces import Met, bounds_of
+from bnfold.proof.scope import Node, Scope, same_bits
 
 __all__ = ["Premises", "Side", "compare"]
 
@@ -361,12 +360,8 @@ def _new_constants(a: Side, b: Side) -> dict[str, Array]:
 
 def _new_attributes(a: Side, b: Side) -> list[Node]:
     """The nodes of `b` that state a number which `a` does not."""
-    old = {(t.name, t.f) for node in a.nodes for t in node.proto.attribute if t.type == AttributeProto.FLOAT}
-    return [
-        node
-        for node in b.nodes
-        if any(t.type == AttributeProto.FLOAT and (t.name, t.f) not in old for t in node.proto.attribute)
-    ]
+    old = {number for node in a.nodes for number in node.numbers().items()}
+    return [node for node in b.nodes if any(number not in old for number in node.numbers().items())]
 
 
 def _break_points(a: Side, b: Side) -> Array:
@@ -376,7 +371,7 @@ def _break_points(a: Side, b: Side) -> Array:
         for node in side.nodes:
             if node.op in CONVOLUTIONS or node.op in PRODUCTS:
                 continue
-            found += [t.f for t in node.proto.attribute if t.type == 1]
+            found += node.numbers().values()
             for name in node.inputs:
                 value = side.scope.constant(name) if name else None
                 if value is not None and is_float(value) and value.size:

@@ -1,4 +1,4 @@
-"""A model as the proof sees it: scopes, names, constants, and the regions between claimed tensors.
+"""A file as the proof sees it: scopes of nodes, and their constants.
 
 Read from the file's own nodes and by nobody else's code: what misled the fold must not mislead its proof.
 Functions are inlined first. Bodies of If, Loop and Scan are scopes of their own, which read names of outer
@@ -8,7 +8,7 @@ ones.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -20,59 +20,40 @@ from bnfold.errors import ModelError
 from bnfold.onnx_graph.file.calls import explodes
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.file.tensors import as_text
-from bnfold.proof.operator import Array, Operator, TooLarge, Undecided, zero_of
+from bnfold.onnx_graph.run.inputs import compatible, describe
+from bnfold.proof.operator import Array, Operator, zero_of
+from bnfold.proof.scope import LARGEST, Node, Scope, same_bits
 
-__all__ = ["CONTROL", "Model", "Node", "Scope", "same_bits"]
+__all__ = ["FileNode", "FileScope", "Model"]
 
-CONTROL = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 # What gives a list of tensors. That is no place for a claim: what reads it is looked at together with it.
 LISTS = frozenset(
     {"SplitToSequence", "SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert"}
 )
 # What draws random numbers: two runs differ, so nothing can be computed of it.
 RANDOM = frozenset({"Bernoulli", "Multinomial"})
-# What makes an array as large as a stored number says, and the most numbers that a constant may have.
-GROWING, LARGEST = frozenset({"ConstantOfShape", "Expand", "Tile"}), 1 << 27
+# What makes an array as large as a stored number says.
+GROWING = frozenset({"ConstantOfShape", "Expand", "Tile"})
 DEFAULT = ("", "ai.onnx")
 
 
-def same_bits(a: Array, b: Array) -> bool:
-    """One type, one shape and the same bits (so NaN is NaN, and -0 is not 0)."""
-    if a is b:
-        return True
-    if a.dtype != b.dtype or a.shape != b.shape:
-        return False
-    if a.dtype.kind == "O":
-        return bool(np.array_equal(a, b))
-    first, second = (np.ascontiguousarray(x).reshape(-1).view(np.uint8) for x in (a, b))
-    return bool(np.array_equal(first, second))
+class FileNode(Node):
+    """One node of a file."""
 
+    bodies: dict[str, FileScope]
 
-class Node:
-    """One node. `index`: its place in its scope's order. `bodies`: its scopes, by the attribute's name."""
-
-    __slots__ = ("bodies", "index", "inputs", "key", "name", "op", "operator", "outputs", "proto", "scope")
-
-    def __init__(self, proto: NodeProto, scope: Scope, index: int) -> None:
-        self.proto, self.scope, self.index = proto, scope, index
-        self.inputs, self.outputs = list(proto.input), list(proto.output)
+    def __init__(self, proto: NodeProto, scope: FileScope, index: int) -> None:
         op, domain = as_text(proto.op_type), as_text(proto.domain)
-        self.op = op if domain in DEFAULT else f"{domain}.{op}"
-        self.name = proto.name or next((f"{self.op}:{o}" for o in self.outputs if o), self.op)
-        self.bodies: dict[str, Scope] = {}
-        self.operator: Operator = scope.model.operator(proto)
-        # all of a node but its name and the names around it
-        self.key = self.operator.key
-
-    @property
-    def control(self) -> bool:
-        return bool(self.bodies) or self.op in CONTROL or self.many_bodies
+        op = op if domain in DEFAULT else f"{domain}.{op}"
+        name = proto.name or next((f"{op}:{o}" for o in proto.output if o), op)
+        operator = scope.model.operator(proto)
+        super().__init__(op, name, proto.input, proto.output, operator, index)
+        self.proto, self.scope = proto, scope
+        self.bodies = {}
 
     @property
     def many_bodies(self) -> bool:
-        """An attribute that is a list of graphs, which no standard operator has. Nothing is known of such a
-        node.
-        """
+        """An attribute that is a list of graphs, which no standard operator has."""
         return any(a.type == AttributeProto.GRAPHS for a in self.proto.attribute)
 
     @property
@@ -87,47 +68,54 @@ class Node:
         return self.op in LISTS
 
     def attribute(self, name: str, default: Any = None) -> Any:
-        """An attribute as Python has it; text is bytes."""
         for attribute in self.proto.attribute:
             if attribute.name == name:
                 return helper.get_attribute_value(attribute)
         return default
 
-    def reads(self) -> Iterator[str]:
-        """The names that the node needs of its scope and of outer ones, those that its bodies read
-        included.
+    def numbers(self) -> dict[str, float]:
+        return {a.name: a.f for a in self.proto.attribute if a.type == AttributeProto.FLOAT}
+
+    def same_bodies(self, other: Node) -> bool:
+        """The same bytes, of models with the same operators. Large numbers have another token in each file,
+        and what lies outside of the file is not looked for: such bodies are not the same.
         """
-        yield from filter(None, self.inputs)
-        for body in self.bodies.values():
-            yield from body.captured
+        assert isinstance(other, FileNode)
+        if self.many_bodies or self.scope.model.opsets != other.scope.model.opsets:
+            return False
+        if self.proto != other.proto or b"location" in self.proto.SerializeToString():
+            return False
+        return not _draws(self)
 
 
-class Scope:
-    """A graph, or a body in one.
+class FileScope(Scope):
+    """The graph of a file, or a body in one."""
 
-    path: "" for the graph; for a body, what `certificate` calls it. made: who makes a name, at which output.
-    """
-
-    def __init__(self, model: Model, proto: GraphProto, path: str = "", parent: Scope | None = None) -> None:
-        self.model, self.proto, self.path, self.parent = model, proto, path, parent
+    def __init__(
+        self, model: Model, proto: GraphProto, path: str = "", parent: FileScope | None = None
+    ) -> None:
+        self.model, self.proto = model, proto
         stored = {tensor.name: tensor for tensor in proto.initializer}
         # Until IR 3 every initializer had to be an input as well. Later, one that is can be overridden by the
         # caller, and is an input as any other.
         listed = model.proto.ir_version < 4 and parent is None
         frozen = {name for name in stored if listed or (parent is None and name in model.frozen)}
-        self.inputs = [v.name for v in proto.input if v.name not in frozen]
-        self.outputs = [v.name for v in proto.output]
-        self.stored = {name: tensor for name, tensor in stored.items() if name not in self.inputs}
-        self.values: dict[str, Array] = {}
-        self.made: dict[str, tuple[Node, int]] = {}
-        self.nodes: list[Node] = []
+        inputs = [v.name for v in proto.input if v.name not in frozen]
+        stored = {name: tensor for name, tensor in stored.items() if name not in inputs}
+        super().__init__(inputs, [v.name for v in proto.output], stored, path, parent)
         names = set(self.inputs) | set(self.stored)
         if len(names) < len(self.inputs) + len(self.stored):
             raise ModelError(f"{model.where}an input of the graph is listed twice")
         for index, node in enumerate(self._in_order(proto.node)):
-            self._add(Node(node, self, index), names)
+            self._add(FileNode(node, self, index), names)
 
-    def _add(self, node: Node, names: set[str]) -> None:
+    def load(self, name: str) -> Array:
+        return self.model.loaded.array(self.stored[name])
+
+    def is_named(self, name: str) -> bool:
+        return bool(self.path) or name in self.model.names
+
+    def _add(self, node: FileNode, names: set[str]) -> None:
         self.nodes.append(node)
         for slot, name in enumerate(node.outputs):
             if name in names:
@@ -139,7 +127,7 @@ class Scope:
         for attribute in node.proto.attribute:
             if attribute.type == AttributeProto.GRAPH:
                 path = f"{self.path}{stem}:{len(node.bodies)}/"
-                node.bodies[attribute.name] = Scope(self.model, attribute.g, path, self)
+                node.bodies[attribute.name] = FileScope(self.model, attribute.g, path, self)
         self._compute(node)
 
     def _in_order(self, nodes: Sequence[NodeProto]) -> list[NodeProto]:
@@ -163,27 +151,7 @@ class Scope:
                     stack.append(below)
         return [nodes[i] for i in order]
 
-    # constants
-
-    def constant(self, name: str) -> Array | None:
-        """The value of what depends on stored numbers only, in the types of the file; else None."""
-        if name in self.values:
-            return self.values[name]
-        if name in self.stored:
-            value = self.values[name] = self.model.loaded.array(self.stored[name])
-            return value
-        if name in self.made or name in self.inputs or self.parent is None:
-            return None
-        return self.parent.constant(name)
-
-    def is_stored(self, name: str) -> bool:
-        """Whether a constant's numbers lie in the file as they are."""
-        if name in self.made:
-            return self.made[name][0].op == "Constant"
-        return name in self.stored or (self.parent is not None and self.parent.is_stored(name))
-
     def _compute(self, node: Node) -> None:
-        """The outputs of a node whose inputs are constants. What cannot be computed is no constant."""
         if node.control or node.random:
             return
         given = [self.constant(name) if name else None for name in node.inputs]
@@ -191,18 +159,8 @@ class Scope:
             given[1] = self._stated(node.inputs[1])
             if given[0] is not None and given[1] is not None:
                 self.values[node.outputs[0]] = node.operator.run(given)[0]
-            return
-        if any(value is None for name, value in zip(node.inputs, given, strict=True) if name):
-            return
-        if node.op in GROWING and not _bounded(node.op, given):
-            return
-        try:
-            outputs = node.operator.run(given)
-        except Undecided:
-            return
-        for name, value in zip(node.outputs, outputs, strict=False):
-            if name:
-                self.values[name] = value
+        elif node.op not in GROWING or _bounded(node.op, given):
+            self.compute(node, given)
 
     def _stated(self, name: str) -> Array | None:
         """A zero of the type that the file states for a tensor; with a wrong one it would not load."""
@@ -214,60 +172,28 @@ class Scope:
         listed = (*self.proto.input, *self.proto.output, *self.proto.value_info)
         return {v.name: v.type.tensor_type.elem_type for v in listed if v.type.tensor_type.elem_type}
 
-    # names
+    def against(self, other: Scope) -> str:
+        """The same names in order, of types and shapes that agree, with the same defaults."""
+        assert isinstance(other, FileScope)
+        for kind in ("input", "output"):
+            ours, theirs = (
+                [v for v in getattr(s.proto, kind) if v.name in getattr(s, f"{kind}s")] for s in (self, other)
+            )
+            if [v.name for v in ours] != [v.name for v in theirs]:
+                return f"its {kind}s have other names, or another order"
+            for v, w in zip(ours, theirs, strict=True):
+                if not compatible(describe(v.type), describe(w.type)):
+                    return f"the {kind} {v.name} is of another type or shape"
+        for name in self.inputs:
+            default, theirs_ = self._default(name), other._default(name)
+            if (default is None) != (theirs_ is None):
+                return f"the input {name} has another default"
+            if default is not None and theirs_ is not None and not same_bits(default, theirs_):
+                return f"the input {name} has another default"
+        return ""
 
-    @cached_property
-    def captured(self) -> tuple[str, ...]:
-        """The names of outer scopes that are read here, or in a body in here."""
-        own = {*self.inputs, *self.stored, *self.made}
-        read = (name for node in self.nodes for name in node.reads())
-        return tuple(dict.fromkeys(name for name in (*read, *self.outputs) if name and name not in own))
-
-    def owns(self, name: str) -> bool:
-        return name in self.made or name in self.inputs or name in self.stored
-
-    def home(self, name: str) -> Scope | None:
-        """The scope that defines a name which is read here."""
-        scope: Scope | None = self
-        while scope is not None and not scope.owns(name):
-            scope = scope.parent
-        return scope
-
-    # regions
-
-    def region(self, target: str, is_leaf: Callable[[str], bool], most: int) -> tuple[list[Node], list[str]]:
-        """The nodes from `target` back to its leaves, in order, and the leaves.
-
-        Args:
-            target: a tensor of this scope.
-            is_leaf: whether to stop at a tensor.
-            most: nodes.
-
-        Raises:
-            TooLarge: it has more.
-            Undecided: it holds control flow or random numbers, or reads an input that is no leaf.
-        """
-        nodes: dict[int, Node] = {}
-        leaves: dict[str, None] = {}
-        seen, stack = set[str](), [target]
-        while stack:
-            name = stack.pop()
-            if name in seen or self.constant(name) is not None:
-                continue
-            seen.add(name)
-            if is_leaf(name):
-                leaves[name] = None
-                continue
-            if name not in self.made:
-                raise Undecided(f"{name} is read here and has no counterpart")
-            node = self.made[name][0]
-            if node.control or node.random:
-                raise Undecided(f"{node.name} ({node.op}) cannot be computed by itself")
-            nodes[node.index] = node
-            if len(nodes) > most:
-                raise TooLarge(f"the region has more than {most} nodes")
-            stack += filter(None, node.inputs)
-        return [nodes[i] for i in sorted(nodes)], list(leaves)
+    def _default(self, name: str) -> Array | None:
+        return next((self.model.loaded.array(t) for t in self.proto.initializer if t.name == name), None)
 
 
 class Model:
@@ -286,7 +212,7 @@ class Model:
         # Those that are not from functions, whose tensors no certificate speaks of.
         self.names = {name for node in loaded.proto.graph.node for name in node.output}
         self._operators: dict[Any, Operator] = {}
-        self.main = Scope(self, self.proto.graph)
+        self.main = FileScope(self, self.proto.graph)
 
     def operator(self, proto: NodeProto) -> Operator:
         """What a node does, shared by all nodes that do the same."""
@@ -326,3 +252,8 @@ def _bounded(op: str, given: Sequence[Array | None]) -> bool:
         return given[0].size * math.prod(max(int(n), 1) for n in given[1].reshape(-1)) <= LARGEST
     except (AssertionError, IndexError, ValueError, TypeError):
         return False
+
+
+def _draws(node: Node) -> bool:
+    """Whether random numbers are drawn in a body."""
+    return node.random or any(_draws(below) for body in node.bodies.values() for below in body.nodes)

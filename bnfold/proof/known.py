@@ -20,17 +20,18 @@ from bnfold.onnx_graph.run import evaluators, inputs
 from bnfold.onnx_graph.run.evaluators import CannotRun, OnnxRuntime
 from bnfold.onnx_graph.run.side_by_side import Broken, Feeds, Ran, run_pair
 from bnfold.proof.claims import Entry
-from bnfold.proof.graph import LARGEST, Model, Scope
+from bnfold.proof.graph import Model
 from bnfold.proof.operator import Array, Undecided, is_float, wide, zero_of
+from bnfold.proof.scope import LARGEST, Scope
 
-__all__ = ["Known"]
+__all__ = ["KnownOfFile", "of_shapes"]
 
 GROSS = 0.05  # of the largest value: no rounding of stored numbers does that to a network that is of use
 HUGE = 1 << 48  # numbers, that no array has
 SHAPES = frozenset({"Shape", "Size"})
 
 
-class Known:
+class KnownOfFile:
     """Types and shapes: inferred, and what cannot be, from one run of the original, made when it is needed.
 
     shapes: of inputs, where the model leaves them open. premises: what inputs keep to.
@@ -114,7 +115,7 @@ class Known:
 
     @cached_property
     def _of_shapes(self) -> frozenset[str]:
-        return frozenset(_of_shapes(self._model.main))
+        return frozenset(of_shapes(self._model.main))
 
     def runs(self, folded: Loaded) -> tuple[bool, str]:
         """Whether the folded model runs; and why it does not where the original does, or ""."""
@@ -189,7 +190,7 @@ def _type_and_shape(value: Array) -> Array:
     return np.broadcast_to(np.zeros((), value.dtype), value.shape) if is_float(value) else value
 
 
-def _of_shapes(scope: Scope) -> set[str]:
+def of_shapes(scope: Scope) -> set[str]:
     """Tensors that depend on shapes and constants only: whatever an input holds, they are the same."""
     found: set[str] = set()
     for node in scope.nodes:

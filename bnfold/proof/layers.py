@@ -19,9 +19,9 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from bnfold.proof.claims import Entry, Image, Wrong
-from bnfold.proof.graph import Node, Scope
 from bnfold.proof.maps import Channels, along_channels, per_channel
 from bnfold.proof.operator import Array, is_float, wide
+from bnfold.proof.scope import Node, Scope
 
 __all__ = ["Ends", "Layer", "Worst", "bias_of", "compare", "ends_of", "layer_of", "precision_of"]
 

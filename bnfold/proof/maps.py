@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from bnfold.proof.claims import Entry, Image, Wrong
-from bnfold.proof.graph import Node, Scope
 from bnfold.proof.operator import Array, is_float, wide
+from bnfold.proof.scope import Node, Scope
 
 __all__ = ["Channels", "along_channels", "map_of", "per_channel", "vanished"]
 

@@ -15,8 +15,8 @@ from typing import TypeAlias
 
 import numpy as np
 
-from bnfold.proof.graph import Node
 from bnfold.proof.operator import Array, is_float
+from bnfold.proof.scope import Node
 
 __all__ = ["Met", "bounds_of"]
 
@@ -27,7 +27,7 @@ NO_BOUND = 1e37
 ZERO = frozenset({"Abs", "Celu", "Elu", "LeakyRelu", "PRelu", "Relu", "Selu", "Sign", "Softsign"})
 COMPARISONS = frozenset({"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"})
 # Where they are steep enough that a difference shows: for inputs of at most this size.
-STEEP = {"Erf": 1.5, "Gelu": 2.5, "Mish": 4.0, "Sigmoid": 4.0, "Tanh": 2.5}
+STEEP = {"Erf": 1.5, "Gelu": 2.5, "Mish": 4.0, "Sigmoid": 4.0, "Swish": 4.0, "Tanh": 2.5}
 STEEP |= dict.fromkeys(("Celu", "Elu", "Selu"), 3.0)
 
 
@@ -116,7 +116,7 @@ def _along(x: Array, how: Callable[..., Array]) -> Array:
 
 
 def _clip(node: Node, values: Values) -> list[float]:
-    stated = [float(a.f) for a in node.proto.attribute if a.name in ("min", "max")]
+    stated = [bound for name, bound in node.numbers().items() if name in ("min", "max")]
     given = [float(v.reshape(-1)[0]) for v in values[1:3] if v is not None and v.size and is_float(v)]
     return stated + given
 

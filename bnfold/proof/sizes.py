@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from bnfold.proof.claims import Image
-from bnfold.proof.graph import Node, Scope
 from bnfold.proof.operator import Array
+from bnfold.proof.scope import Node, Scope
 
 __all__ = ["smaller"]
 

@@ -17,10 +17,10 @@ from typing import TypeAlias
 import numpy as np
 
 from bnfold.certificate import Image
-from bnfold.proof.graph import Node, Scope
 from bnfold.proof.layers import SUM, Worst, precision_of
 from bnfold.proof.maps import per_channel
 from bnfold.proof.operator import Array, is_float, wide
+from bnfold.proof.scope import Node, Scope
 
 __all__ = ["Kernel", "compare", "kernel_of"]
 
