@@ -1,97 +1,45 @@
-"""What became of a model's tensors, by name, over all that was done to it: a certificate in the making."""
+"""What became of the tensors of a file: a certificate in the making."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass
+from functools import cached_property
 
-import numpy as np
-
-from bnfold.certificate import Certificate, Image, Key
-from bnfold.fold.claims import Claims
-from bnfold.fold.graph import Graph, Tensor
-from bnfold.onnx_graph.run.input_ranges import Range
+from bnfold.fold import ledger as fold
+from bnfold.fold.graph import Tensor
 from bnfold.onnx_graph.site import Scope, Value
 
 __all__ = ["Ledger"]
 
-ROUNDING = 2.0**-23  # of a stored float32, and a little more
 
-
-class Ledger:
-    """images: what is claimed of the original's tensors that are no longer what they were, under their names.
-    rounds: how often edits were carried out, and numbers rounded.
+class Ledger(fold.Ledger):
+    """Tensors by the scopes that they are in. Functions are not told apart by their calls: nothing is noted
+    of what is in them.
     """
 
-    def __init__(self) -> None:
-        self.images: dict[Key, Image | None] = {}
-        self.rounds = 0
-        self.originals: frozenset[Key] = frozenset()  # all tensors of the first graph
-
-    def certificate(self, premises: Mapping[str, Range]) -> Certificate:
-        """What is known by now. premises: what inputs keep to."""
-        return Certificate(self.images, dict(premises), rounds=max(self.rounds, 1))
-
-    def watch(self, graph: Graph, claims: Claims) -> Callable[[], None]:
-        """Note where the tensors of a graph are, before edits are carried out.
-
-        Returns:
-            What notes, when they are, where they are then.
-        """
-        values = {tensor: value for tensor in graph.tensors if (value := _value(tensor)) is not None}
-        keys = {tensor: (path(value.scope), value.name) for tensor, value in values.items()}
-
-        self.originals = self.originals or frozenset(keys.values())
-
-        def after() -> None:
-            made: dict[Key, Image | None] = {}
-            for tensor, key in keys.items():
-                claim = claims.get(tensor)
-                value = values[tensor]
-                if claim is not None and not _alive(value) and claim.tensor in values:
-                    value = values[claim.tensor]
-                if (claim is None and tensor in claims) or not _alive(value):
-                    made[key] = None
-                elif claim is not None:
-                    gone = claim.tensor is not tensor  # what its node did, others do from now on
-                    scaled, moved = (gone or bool(np.any(a)) for a in (np.subtract(claim.p, 1), claim.q))
-                    moved = moved or claim.cut is not None  # into the biases of what reads it
-                    bits = scaled << self.rounds, moved << self.rounds
-                    made[key] = Image(value.name, claim.p, claim.q, claim.decoded, claim.cut, *bits)
-                elif value.name != key[1]:
-                    made[key] = Image(value.name)
-            self._add(made)
-            self.rounds += 1
-
-        return after
-
-    def _add(self, made: dict[Key, Image | None]) -> None:
-        """Claims about the model as it is now become claims about the original."""
-        known = self.images
-        self.images = {
-            key: image if image is None else _then(image, made.get((key[0], image.name), Image(image.name)))
-            for key, image in known.items()
-        }
-        self.images |= {key: made[key] for key in made if key not in known and key in self.originals}
+    def place_of(self, tensor: Tensor) -> _Place | None:
+        """See `fold.ledger.Ledger`."""
+        if tensor.producer is None or tensor.constant is not None:
+            return None
+        value: Value | None = tensor.producer.source.outputs[-1 - tensor.slot]
+        return None if value is None or value.scope.in_function else _Place(value)
 
 
-def _then(first: Image, second: Image | None) -> Image | None:
-    """One claim behind another."""
-    if second is None or (first.cut is not None and not second.plain):
-        return None
-    scaled, moved = first.scaled | second.scaled, first.moved | second.moved
-    if second.plain:
-        return replace(first, name=second.name, scaled=scaled, moved=moved)
-    if first.plain:
-        return replace(second, scaled=scaled, moved=moved)
-    if first.decoded != second.decoded or second.cut is not None:
-        return None
-    outer, inner = (first, second) if first.decoded else (second, first)
-    p, inside = np.multiply(outer.p, inner.p), np.multiply(outer.p, inner.q)
-    q = inside + outer.q
-    # A bias that was stored, and has gone on: what is left of it is what storing it has rounded.
-    q = np.where(np.abs(q) <= ROUNDING * (np.abs(inside) + np.abs(outer.q)), 0.0, q)
-    return Image(second.name, p, q, first.decoded, None, scaled, moved)
+@dataclass
+class _Place:
+    value: Value
+
+    @cached_property
+    def scope(self) -> str:
+        return path(self.value.scope)
+
+    @property
+    def name(self) -> str:
+        return self.value.name
+
+    @property
+    def alive(self) -> bool:
+        return self.value.scope.values.get(self.value.name) is self.value
 
 
 def path(scope: Scope) -> str:
@@ -101,15 +49,3 @@ def path(scope: Scope) -> str:
     owner = scope.owner
     stem = next((name for name in owner.node.output if name), "")
     return f"{path(scope.parent)}{stem}:{(owner.bodies or []).index(scope)}/"
-
-
-def _value(tensor: Tensor) -> Value | None:
-    """What a node of the graph, or of a body in it, makes; functions are not told apart by their calls."""
-    if tensor.producer is None or tensor.constant is not None:
-        return None
-    value: Value | None = tensor.producer.source.outputs[-1 - tensor.slot]
-    return None if value is None or value.scope.in_function else value
-
-
-def _alive(value: Value) -> bool:
-    return value.scope.values.get(value.name) is value

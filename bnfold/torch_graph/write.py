@@ -35,13 +35,25 @@ _NAMES = {"epsilon": "eps"}  # where a role has another name than ATen
 NewValue = tuple[fx.Node, int, Array]  # a call, its slot, and what it should read there
 
 
-def apply(program: ExportedProgram, graph: Graph, edits: Sequence[Edit], shared: str) -> ExportedProgram:
+def apply(
+    program: ExportedProgram,
+    graph: Graph,
+    edits: Sequence[Edit],
+    shared: str,
+    moved: dict[str, str] | None = None,
+) -> ExportedProgram:
     """A new program with the edits made; what they do not name is shared with the old one.
+
+    moved: gets, by a value's name, the name of the new one that stands for it.
 
     Raises:
         UsageError: a parameter would have to be duplicated, and `shared` is "error".
     """
-    return _Writer(program, shared).run(edits)
+    writer = _Writer(program, shared)
+    made = writer.run(edits)
+    if moved is not None:
+        moved.update(writer.moved)
+    return made
 
 
 class _Writer:
@@ -66,6 +78,7 @@ class _Writer:
         self.memory = Counter(v.data_ptr() for v in self.state.values() if isinstance(v, torch.Tensor))
         self.new_values: dict[fx.Node, list[NewValue]] = {}
         self.biases: list[tuple[fx.Node, Array]] = []  # of operators that take none
+        self.moved: dict[str, str] = {}  # by a value's name, that of a new call that stands for it
 
     def run(self, edits: Sequence[Edit]) -> ExportedProgram:
         bypassed: list[tuple[fx.Node, int]] = []
@@ -155,6 +168,7 @@ class _Writer:
         add.meta.update(node.meta)
         node.replace_all_uses_with(add, delete_user_cb=lambda user: user is not add)
         self.rename_output(node, add)
+        self.moved[node.name] = add.name
 
     def argument(self, node: fx.Node, slot: int, array: Array, like: Any = None) -> None:
         """Give an argument a parameter of its own, named after the call."""
@@ -209,8 +223,7 @@ class _Writer:
 
     def give_way(self, node: fx.Node, x: fx.Node) -> None:
         """Let the readers of a node's (first) output read another one."""
-        several = isinstance(node.meta.get("val"), (tuple, list))
-        for y in [user for user in node.users if user.args[1] == 0] if several else [node]:
+        for y in _values(node):
             self.rename_output(y, x)
             y.replace_all_uses_with(x)
 
@@ -233,6 +246,8 @@ class _Writer:
             with self.graph.inserting_after(at):
                 at = whole = self.graph.call_function(torch.ops.aten.add.Tensor, (whole, other))
             whole.meta.update(meta)
+        if others:
+            self.moved.update(dict.fromkeys((y.name for y in _values(node)), whole.name))
         self.give_way(node, whole)
 
     def sweep(self) -> None:
@@ -293,6 +308,12 @@ def _describe(node: fx.Node, tensor: torch.Tensor) -> None:
     old = node.meta["val"]
     with old.fake_mode if hasattr(old, "fake_mode") else torch.no_grad():
         node.meta["val"] = torch.empty(tensor.shape, dtype=tensor.dtype, device=old.device)
+
+
+def _values(node: fx.Node) -> list[fx.Node]:
+    """A call's (first) output, or each node that takes it out of what the call gives."""
+    several = isinstance(node.meta.get("val"), (tuple, list))
+    return [user for user in node.users if user.args[1] == 0] if several else [node]
 
 
 def _set_windows(node: fx.Node, edit: SetWindows) -> None:

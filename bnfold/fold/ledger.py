@@ -1,0 +1,113 @@
+"""What became of a model's tensors, by name, over all that was done to it: a certificate in the making."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+
+from bnfold.certificate import Certificate, Image, Key
+from bnfold.fold.claims import Claims
+from bnfold.fold.graph import Array, Graph, Tensor
+
+__all__ = ["Ledger", "Place"]
+
+ROUNDING = 2.0**-23  # of a stored float32, and a little more
+
+
+class Place(Protocol):
+    """Where a tensor is in a model, before and after edits."""
+
+    @property
+    def scope(self) -> str:
+        """As certificates call it."""
+
+    @property
+    def name(self) -> str:
+        """Its name by now."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it is still there."""
+
+
+class Ledger:
+    """images: what is claimed of the original's tensors that are no longer what they were, under their names.
+    rounds: how often edits were carried out, and numbers rounded.
+    """
+
+    def __init__(self) -> None:
+        self.images: dict[Key, Image | None] = {}
+        self.rounds = 0
+        self.originals: frozenset[Key] = frozenset()  # all tensors of the first graph
+
+    def place_of(self, tensor: Tensor) -> Place | None:
+        """Where a tensor is; None for what no certificate speaks of."""
+        raise NotImplementedError
+
+    def certificate(self, premises: Mapping[str, tuple[Array, Array]]) -> Certificate:
+        """What is known by now. premises: what inputs keep to."""
+        return Certificate(self.images, dict(premises), rounds=max(self.rounds, 1))
+
+    def watch(self, graph: Graph, claims: Claims) -> Callable[[], None]:
+        """Note where the tensors of a graph are, before edits are carried out.
+
+        Returns:
+            What notes, when they are, where they are then.
+        """
+        places = {tensor: at for tensor in graph.tensors if (at := self.place_of(tensor)) is not None}
+        keys = {tensor: (place.scope, place.name) for tensor, place in places.items()}
+
+        self.originals = self.originals or frozenset(keys.values())
+
+        def after() -> None:
+            made: dict[Key, Image | None] = {}
+            for tensor, key in keys.items():
+                claim = claims.get(tensor)
+                place = places[tensor]
+                if claim is not None and not place.alive and claim.tensor in places:
+                    place = places[claim.tensor]
+                if (claim is None and tensor in claims) or not place.alive:
+                    made[key] = None
+                elif claim is not None:
+                    gone = claim.tensor is not tensor  # what its node did, others do from now on
+                    scaled, moved = (gone or bool(np.any(a)) for a in (np.subtract(claim.p, 1), claim.q))
+                    moved = moved or claim.cut is not None  # into the biases of what reads it
+                    bits = scaled << self.rounds, moved << self.rounds
+                    made[key] = Image(place.name, claim.p, claim.q, claim.decoded, claim.cut, *bits)
+                elif place.name != key[1]:
+                    made[key] = Image(place.name)
+            self._add(made)
+            self.rounds += 1
+
+        return after
+
+    def _add(self, made: dict[Key, Image | None]) -> None:
+        """Claims about the model as it is now become claims about the original."""
+        known = self.images
+        self.images = {
+            key: image if image is None else _then(image, made.get((key[0], image.name), Image(image.name)))
+            for key, image in known.items()
+        }
+        self.images |= {key: made[key] for key in made if key not in known and key in self.originals}
+
+
+def _then(first: Image, second: Image | None) -> Image | None:
+    """One claim behind another."""
+    if second is None or (first.cut is not None and not second.plain):
+        return None
+    scaled, moved = first.scaled | second.scaled, first.moved | second.moved
+    if second.plain:
+        return replace(first, name=second.name, scaled=scaled, moved=moved)
+    if first.plain:
+        return replace(second, scaled=scaled, moved=moved)
+    if first.decoded != second.decoded or second.cut is not None:
+        return None
+    outer, inner = (first, second) if first.decoded else (second, first)
+    p, inside = np.multiply(outer.p, inner.p), np.multiply(outer.p, inner.q)
+    q = inside + outer.q
+    # A bias that was stored, and has gone on: what is left of it is what storing it has rounded.
+    q = np.where(np.abs(q) <= ROUNDING * (np.abs(inside) + np.abs(outer.q)), 0.0, q)
+    return Image(second.name, p, q, first.decoded, None, scaled, moved)

@@ -1,0 +1,1 @@
+"""Proving that two exported torch programs are the same."""
