@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx
 
-__all__ = ["BOOLEAN", "CREATE", "Reading", "Stated", "is_random", "reading_of"]
+__all__ = ["BOOLEAN", "CREATE", "Reading", "Stated", "is_random", "reading_of", "writes"]
 
 
 class Reading(NamedTuple):
@@ -198,10 +198,6 @@ def _plain_view(call: Stated) -> Reading | None:
     return Reading(f"aten.{call.name}") if call.overload != "dtype" else None
 
 
-def _instance_norm(call: Stated) -> Reading | None:
-    return Reading("aten.instance_norm") if call["use_input_stats"] is True else None
-
-
 def _vector_norm(call: Stated) -> Reading | None:
     return Reading(f"aten.{call.name}") if call["ord" if "ord" in call else "p"] in (None, 2) else None
 
@@ -353,7 +349,6 @@ _RULES: dict[str, Rule] = {
     **dict.fromkeys(("alias", "clone", "contiguous", "detach", "lift_fresh_copy"), _renamed("Identity")),
     **dict.fromkeys(("_to_copy", "to", "type_as"), _cast),
     **dict.fromkeys(("view", "_unsafe_view"), _plain_view),
-    "instance_norm": _instance_norm,
     **dict.fromkeys(("linalg_vector_norm", "norm"), _vector_norm),
     **dict.fromkeys(("sym_size", "sym_numel", "sym_stride"), _renamed("Shape")),
 }
@@ -377,6 +372,12 @@ def reading_of(call: Stated) -> tuple[Reading, bool]:
         elif call.name in ANALYTIC or call.name in CREATE or call.name in LIKE:
             reading = Reading(f"aten.{call.name}")
     return (Reading(f"{call.library}.{call.name}"), False) if reading is None else (reading, True)
+
+
+def writes(call: Stated) -> bool:
+    """Whether a call of a batch norm updates its statistics, which its schema does not tell."""
+    trains = call["training"] is True or call["use_input_stats"] is True
+    return trains and any(call[f"running_{what}"] is not None for what in ("mean", "var"))
 
 
 def is_random(call: Stated, tags: Sequence[Any]) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from bnfold.errors import ModelError
 from bnfold.proof.operator import Array, Undecided
 from bnfold.proof.scope import LARGEST, Scope
 from bnfold.torch_proof.call import Call, Slot, TorchOperator, to_array
-from bnfold.torch_proof.operators import BOOLEAN, Reading, Stated, is_random, reading_of
+from bnfold.torch_proof.operators import BOOLEAN, Reading, Stated, is_random, reading_of, writes
 
 __all__ = ["Program", "shape_of"]
 
@@ -52,7 +52,8 @@ class Program(Scope):
         self.signature += [
             f"output {i} goes to {spec.kind.name} {spec.target}" for i, spec in enumerate(specs)
         ]
-        super().__init__(list(self._inputs(nodes)), [], dict(self._state(nodes)))
+        inputs, stored = self._placeholders([node for node in nodes if node.op == "placeholder"])
+        super().__init__(inputs, [], stored)
         needed = _needed(nodes[-1])
         for node in calls:
             if node in needed:
@@ -62,33 +63,31 @@ class Program(Scope):
 
     # what goes in and out
 
-    def _inputs(self, nodes: Sequence[fx.Node]) -> Iterator[str]:
-        changed = {str(spec.target) for spec in self.program.graph_signature.output_specs if spec.target}
-        kinds = {spec.arg.name: spec for spec in self.program.graph_signature.input_specs}
-        place = 0
-        for node in nodes:
-            if node.op != "placeholder":
-                continue
-            spec = kinds[node.name]
-            if spec.kind in STATE and str(spec.target) not in changed:
-                continue
-            if spec.kind in STATE:
-                name = f"buffer {spec.target}"
-                self.signature.append(f"{name} holds {_bits(self._tensor_of(str(spec.target)))}")
-            elif spec.kind is InputKind.USER_INPUT:
-                name, place = f"input {place}", place + 1
-                self.signature.append(f"{name} is {_kind(node.meta.get('val'))}")
+    def _placeholders(self, nodes: Sequence[fx.Node]) -> tuple[list[str], dict[str, str]]:
+        """The names of inputs; of what is stored, names in the graph and in the state."""
+        signature, inputs, stored = self.program.graph_signature, list[str](), dict[str, str]()
+        changed = {str(spec.target) for spec in signature.output_specs if spec.target}
+        memory = {
+            _memory(self._tensor_of(spec.target)) for spec in signature.input_specs if spec.target in changed
+        }
+        for node, spec in zip(nodes, signature.input_specs, strict=True):
+            name, target = node.name, str(spec.target)
+            if spec.kind is InputKind.USER_INPUT:
+                name = f"input {sum(each.startswith('input ') for each in inputs)}"
+                self.signature.append(
+                    f"{name} is {_kind(node.meta.get('val'))} {getattr(spec.arg, 'value', '')}"
+                )
+                inputs.append(name)
+            elif spec.kind not in STATE:
+                raise ModelError(f"{name} is an input of another kind, {spec.kind.name}")
+            elif _memory(self._tensor_of(target)) in memory:
+                name = f"buffer {target}"
+                self.signature.append(f"{name} holds {_bits(self._tensor_of(target))}")
+                inputs.append(name)
             else:
-                raise ModelError(f"{node.name} is an input of another kind, {spec.kind.name}")
+                stored[name] = target
             self.at[node], self.kinds[name] = name, node.meta.get("val")
-            yield name
-
-    def _state(self, nodes: Sequence[fx.Node]) -> Iterator[tuple[str, str]]:
-        targets = {spec.arg.name: str(spec.target) for spec in self.program.graph_signature.input_specs}
-        for node in nodes:
-            if node.op == "placeholder" and node not in self.at:
-                self.at[node], self.kinds[node.name] = node.name, node.meta.get("val")
-                yield node.name, targets[node.name]
+        return inputs, stored
 
     def _tensor_of(self, target: str) -> Any:
         state: Mapping[str, Any] = self.program.state_dict
@@ -233,7 +232,7 @@ class Program(Scope):
 def _refuse(node: fx.Node) -> None:
     """Raises ModelError where a program does more than to compute values of values."""
     if isinstance(node.target, torch._ops.OpOverload):
-        if node.target._schema.is_mutable:
+        if node.target._schema.is_mutable or writes(Stated(node)):
             raise ModelError(f"{node.name} writes into what it reads: the program is not functional")
     elif node.target is not operator.getitem:
         module, name = getattr(node.target, "__module__", ""), _name_of(node.target)
@@ -284,6 +283,11 @@ def _kind(kind: Any) -> str:
         return type(kind).__name__
     sizes = ", ".join(str(size) if isinstance(size, int) else "?" for size in kind.shape)
     return f"{kind.dtype} of ({sizes})"
+
+
+def _memory(tensor: Any) -> int:
+    """Two names of one tensor change together."""
+    return tensor.data_ptr() if isinstance(tensor, torch.Tensor) and tensor.numel() else id(tensor)
 
 
 def _bits(tensor: Any) -> str:
