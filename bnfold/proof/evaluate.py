@@ -17,7 +17,7 @@ from bnfold.certificate import Cut
 from bnfold.proof.claims import EVALUATED, Entry, Held, Image, Undecided, Wrong
 from bnfold.proof.layers import CONVOLUTIONS, PRODUCTS, precision_of
 from bnfold.proof.operator import Array, Operator, is_float, wide
-from bnfold.proof.pieces import Met, bounds_of
+from bnfold.proof.pieces import Met, bounds_of, is_shut
 from bnfold.proof.scope import Node, Scope, same_bits
 
 __all__ = ["Premises", "Side", "compare"]
@@ -83,6 +83,7 @@ class Side:
             Undecided: it cannot be computed.
         """
         made, work = dict(feed), 0.0
+        looked: list[tuple[Node, list[Array | None], list[Array]]] = []
 
         def value(name: str) -> Array | None:
             if name in made:
@@ -100,19 +101,26 @@ class Side:
             outputs, loose = operator.run_wide(given)
             self.loose = self.loose or loose
             if moved is None:
-                self._met(node, given, outputs)
+                looked.append((node, given, outputs))
                 work += _multiplications(node, given, outputs)
             for name, output in zip(node.outputs, outputs, strict=False):
                 if name:
                     made.setdefault(name, output)
+        self._met(looked)
         result = value(self.out)
         assert result is not None
         self.work = max(self.work, work)
         return result
 
-    def _met(self, node: Node, given: Sequence[Array | None], outputs: Sequence[Array]) -> None:
-        fixed = [not name or self.scope.constant(name) is not None for name in node.inputs]
-        self.met[node].look(fixed, given, outputs)
+    def _met(self, looked: Sequence[tuple[Node, Sequence[Array | None], Sequence[Array]]]) -> None:
+        """The pieces that a run has met, from the last node to the first: before one that lets nearly nothing
+        through, none shows.
+        """
+        shows = True
+        for node, given, outputs in reversed(looked):
+            fixed = [not name or self.scope.constant(name) is not None for name in node.inputs]
+            self.met[node].look(fixed, given, outputs, shows)
+            shows = shows and not is_shut(node, given, outputs)
 
     def missed(self) -> tuple[Node, str] | None:
         """A piece that no run has met, in words."""

@@ -6,6 +6,9 @@ as Tanh is far from zero, they say nearly nothing. So what a region's evaluation
 such operator in it has had numbers on both sides, or where it is steep: at every place along every axis,
 since what another channel has met says nothing about this one. A place whose input never changes has nothing
 to meet.
+
+What is met counts only where it shows: behind a Tanh of large numbers nothing does. So in a run in which an
+operator lets nearly nothing of its input through, nothing before it has met anything.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import numpy as np
 from bnfold.proof.operator import Array, is_float
 from bnfold.proof.scope import Node
 
-__all__ = ["Met", "bounds_of"]
+__all__ = ["Met", "bounds_of", "is_shut"]
 
 Values: TypeAlias = "Sequence[Array | None]"
 
@@ -29,6 +32,9 @@ COMPARISONS = frozenset({"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEq
 # Where they are steep enough that a difference shows: for inputs of at most this size.
 STEEP = {"Erf": 1.5, "Gelu": 2.5, "Mish": 4.0, "Sigmoid": 4.0, "Swish": 4.0, "Tanh": 2.5}
 STEEP |= dict.fromkeys(("Celu", "Elu", "Selu"), 3.0)
+# Those that are flat at both ends; the others are flat below. And those that give their input or a bound.
+FLAT, CUTS = frozenset({"Erf", "Sigmoid", "Tanh"}), frozenset({"Clip", "Relu"})
+FEW = 1 / 16  # of the numbers: nearly nothing
 
 
 class Met:
@@ -40,8 +46,10 @@ class Met:
         self.low: Array | None = None
         self.high: Array | None = None
 
-    def look(self, fixed: Sequence[bool], values: Values, outputs: Sequence[Array]) -> None:
-        """One evaluation. fixed: which inputs are constants."""
+    def look(
+        self, fixed: Sequence[bool], values: Values, outputs: Sequence[Array], shows: bool = True
+    ) -> None:
+        """One evaluation. fixed: which inputs are constants. shows: whether what is met counts."""
         x = values[0] if values else None
         if x is None or isinstance(x, list) or not x.size:
             return
@@ -49,7 +57,7 @@ class Met:
         if not pieces:
             return
         for what, hit in pieces.items():
-            found = _along(np.broadcast_to(hit, x.shape) if hit.size == 1 else hit, np.any)
+            found = _along(np.broadcast_to(hit, x.shape) if hit.size == 1 else hit, np.any) & shows
             self.places[what] = self.places[what] | found if what in self.places else found
         changing = values[fixed.index(False)] if False in fixed else x
         if changing is not None and changing.shape == next(iter(pieces.values())).shape:
@@ -66,6 +74,24 @@ class Met:
             if still.any():
                 return what
         return ""
+
+
+def is_shut(node: Node, values: Values, outputs: Sequence[Array]) -> bool:
+    """Whether nearly nothing of the first input shows in what comes out."""
+    x = values[0] if values else None
+    if x is None or isinstance(x, list) or not x.size:
+        return False
+    if node.op in CUTS:
+        through = outputs[0] == x
+    elif node.op == "Softmax":
+        through = outputs[0] < 0.99
+    elif node.op == "HardSigmoid":
+        through = (outputs[0] > 0) & (outputs[0] < 1)
+    elif node.op in STEEP:
+        through = np.abs(x) < STEEP[node.op] if node.op in FLAT else x > -STEEP[node.op]
+    else:
+        return False
+    return bool(through.mean() < FEW)
 
 
 def bounds_of(node: Node, values: Values) -> list[float]:
