@@ -23,6 +23,7 @@ from bnfold.proof.claims import (
     IDENTICAL,
     SUMS,
     WEIGHTS,
+    Agrees,
     Held,
     Image,
     TooLarge,
@@ -134,6 +135,8 @@ class _Prover:
                     elif name and self.claims is None and self.a.constant(name) is None:
                         self._guess(node, slot, name)
         proof.dropped = list(self.lost.values())
+        if proof.refusal is None and proof.agreed:
+            proof.refusal = proof.agreed[0]
         if proof.refusal is not None and proof.refusal.tensor:
             proof.begins = self._begins(proof.refusal)
         return proof
@@ -217,6 +220,9 @@ class _Prover:
             refusal = Refusal(
                 node.name, name, str(error), isinstance(error, Wrong), getattr(error, "entry", None)
             )
+            if isinstance(error, Agrees):  # what follows is judged as if it were so
+                self.proof.agreed.append(refusal)
+                return
             unspoken = self.claims is None or node.gives_list or self._in_function(name)
             droppable = unspoken and name not in self.a.outputs
             if droppable and not isinstance(error, TooLarge):
@@ -254,6 +260,8 @@ class _Prover:
         for back in range(BACK):
             try:
                 return self._decided_at(node, name, y, back)
+            except Agrees:
+                raise
             except Undecided as error:
                 if isinstance(first, Wrong) and not isinstance(error, TooLarge):
                     # what is read may obey facts that were not seen
@@ -356,6 +364,8 @@ class _Prover:
             try:
                 evaluate.compare(*sides, leaves, self._leaf, y, values, self.rng, rounds, self.premises)
                 return
+            except Agrees:
+                raise
             except (Wrong, Undecided):
                 if values is full:
                     raise
