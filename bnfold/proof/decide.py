@@ -260,9 +260,9 @@ class _Prover:
         for back in range(BACK):
             try:
                 return self._decided_at(node, name, y, back)
-            except Agrees:
-                raise
             except Undecided as error:
+                if first is None and isinstance(error, Agrees):
+                    raise
                 if isinstance(first, Wrong) and not isinstance(error, TooLarge):
                     # what is read may obey facts that were not seen
                     raise Undecided(f"{first}, as far as can be seen ({error})") from None

@@ -49,8 +49,8 @@ TRIES += [(1.0, *PLAIN), (1.0, *SIGNED), (1.0, *NEAR_POINTS), (8.0, *SIGNED)] * 
 class Side:
     """A region of one model, with what it reads and gives.
 
-    loose: an operator that could be computed in float32 only, or "". met: of its pieces, by node. strict: whether
-    at every place along every axis.
+    loose: an operator that could be computed in float32 only, or "". met: of its pieces, by node. strict:
+    whether at every place along every axis.
     """
 
     def __init__(self, scope: Scope, nodes: Sequence[Node], out: str) -> None:

@@ -333,6 +333,6 @@ def _bounded(op: str, given: Sequence[Array | None]) -> bool:
 
 
 def _expanded(shape: Sequence[int], wanted: Sequence[int]) -> Iterator[int]:
-    """At least the sizes of an array of that shape that is expanded to others: the larger one of each axis."""
+    """At least the sizes of an expanded array, the last first: the larger one of each axis."""
     for own, other in itertools.zip_longest(reversed(shape), reversed(wanted), fillvalue=1):
         yield max(own, other)

@@ -1,0 +1,147 @@
+"""What other tools make of a model, right and wrong, and by operators of their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+from bnfold.onnx_graph.file.loaded import load
+from bnfold.proof.decide import prove
+from bnfold.proof.result import Proof
+from tests.proof.test_decide import graph, node
+
+X = [1, 3, 8, 8]
+RNG = np.random.default_rng(0)
+W = RNG.normal(size=(6, 3, 3, 3)).astype(np.float32)
+NORM = {f"n{i}": v.astype(np.float32) for i, v in enumerate(RNG.uniform(0.5, 2, (4, 6)))}
+
+
+def proof(a: onnx.ModelProto, b: onnx.ModelProto) -> Proof:
+    return prove(load(a), load(b))
+
+
+def first(found: Proof) -> str:
+    """The node at which the models begin to differ."""
+    assert found.refusal is not None
+    return (found.begins or found.refusal).node
+
+
+def conv_norm(**norm: Any) -> onnx.ModelProto:
+    """Relu, Conv, batch norm, Relu."""
+    nodes = [
+        node("Relu", "x", "r"),
+        node("Conv", "r w", "c", pads=[1] * 4),
+        node("BatchNormalization", "c n0 n1 n2 n3", "n", **norm),
+        node("Relu", "n", "y"),
+    ]
+    nodes[2].output.extend(["mean", "variance"] if norm else [])
+    return graph(nodes, {"w": W, **NORM}, X)
+
+
+def conv_with(scale: Any, shift: Any, name: str = "n") -> onnx.ModelProto:
+    """The same with the scale and the shift in the Conv, whose output is called `name`."""
+    w, b = (W * np.reshape(scale, (-1, 1, 1, 1))).astype(np.float32), np.float32(shift)
+    nodes = [
+        node("Relu", "x", "r"),
+        node("Conv", "r w b", name, pads=[1] * 4),
+        node("Relu", name, "y"),
+    ]
+    return graph(nodes, {"w": w, "b": b}, X)
+
+
+def stored_statistics() -> tuple[Any, Any]:
+    scale, shift, mean, variance = (value.astype(np.float64) for value in NORM.values())
+    factor = scale / np.sqrt(variance + float(np.float32(1e-5)))
+    return factor, shift - factor * mean
+
+
+@pytest.mark.parametrize("name", ["n", "c"])
+def test_a_batch_norm_that_trains_is_not_folded(name: str) -> None:
+    """By the batch's own statistics: no Conv computes that. `name`: the tensor that is gone is the other."""
+    folded = conv_with(*stored_statistics(), name)
+    assert proof(conv_norm(), folded).status == "proved"
+    found = proof(conv_norm(training_mode=1), folded)
+    assert found.status == "refuted"
+    assert first(found) == ("BatchNormalization_n" if name == "n" else "Conv_c")
+
+
+@pytest.mark.parametrize("axis", [1, 3])
+def test_a_mul_along_the_last_axis_is_none_of_channels(axis: int) -> None:
+    """Six channels, and six columns."""
+    scale = RNG.uniform(0.5, 2, 6).astype(np.float32)
+    shape = [6 if i == axis else 1 for i in range(4)]
+    nodes = [
+        node("Conv", "x w", "c"),
+        node("Mul", "c s", "m"),
+        node("Relu", "m", "y"),
+    ]
+    original = graph(nodes, {"w": W, "s": scale.reshape(shape)}, X)
+    nodes = [node("Conv", "x w", "m"), node("Relu", "m", "y")]
+    found = proof(original, graph(nodes, {"w": W * scale.reshape(-1, 1, 1, 1)}, X))
+    assert found.status == ("proved" if axis == 1 else "refuted")
+    if axis == 3:
+        assert first(found) == "Mul_m"
+
+
+# operators of other domains
+
+
+BEHIND = [node("Mul", "t s", "u"), node("Sigmoid", "u", "y")]
+
+
+def unfused() -> onnx.ModelProto:
+    """A Conv with a batch norm and a Relu, and something behind it."""
+    model = conv_norm()
+    model.graph.node[-1].CopyFrom(node("Relu", "n", "t"))
+    model.graph.node.extend(BEHIND)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(2), "s"))
+    return model
+
+
+def fused(activation: str = "Relu", s: float = 2.0) -> onnx.ModelProto:
+    """The same as onnxruntime's extended optimizer writes it; or with another activation, or another s."""
+    factor, shift = stored_statistics()
+    w = (W * factor.reshape(-1, 1, 1, 1)).astype(np.float32)
+    conv = node("FusedConv", "r w b", "t", pads=[1] * 4, activation=activation, domain="com.microsoft")
+    stored = {"w": w, "b": shift.astype(np.float32), "s": np.float32(s)}
+    model = graph([node("Relu", "x", "r"), conv, *BEHIND], stored, X)
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    return model
+
+
+def test_a_custom_operator_is_undecided_and_what_follows_is_proved() -> None:
+    found = proof(unfused(), fused())
+    assert found.status == "undecided"
+    assert "custom operator com.microsoft.FusedConv" in str(found)
+    assert [one.tensor for one in found.agreed] == ["t"]
+    assert found.ways["identical"] == 3
+    assert found.to_dict()["agreed"] == [one.to_dict() for one in found.agreed]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "name"), [(fused(s=2.02), "Mul_u"), (fused("Tanh"), "Relu_t")], ids=["behind it", "itself"]
+)
+def test_what_is_wrong_is_refuted_beside_a_custom_operator_too(wrong: onnx.ModelProto, name: str) -> None:
+    found = proof(unfused(), wrong)
+    assert found.status == "refuted"
+    assert first(found) == name
+
+
+# constants
+
+
+def test_a_constant_that_is_expanded_to_its_own_size_is_a_constant() -> None:
+    """As torch's exporter writes the table of an attention: its many entries are no product of sizes."""
+    index = np.arange(12000).reshape(1, -1) % 7
+    table, sizes = np.arange(7, dtype=np.float32), np.int64([1, 12000])
+    nodes = [node("Expand", "i s", "e"), node("Gather", "t e", "g"), node("Add", "x g", "y")]
+    original = graph(nodes, {"i": index, "s": sizes, "t": table}, [1, 12000])
+    computed = graph([node("Add", "x g", "y")], {"g": table[index]}, [1, 12000])
+    assert proof(original, computed).status == "proved"
+    off = table[index]
+    off[0, 5000] += 1
+    assert proof(original, graph([node("Add", "x g", "y")], {"g": off}, [1, 12000])).status == "refuted"
