@@ -44,6 +44,7 @@ LARGEST = 60  # nodes of a region: behind a fault nothing agrees any more, and r
 # What the attributes of a damaged file make of a rule.
 ODD = (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError)
 ROUNDS = 4  # of rounding, that a certificate may speak of
+STEPS = 8  # of rounding, that another tool may have made on its way to a stored number
 ODD_ULPS = (
     64  # that another tool may have lost on its way to a stored number: evaluation tells rounding apart
 )
@@ -405,7 +406,8 @@ class _Prover:
         sum_a = sums.kernel_of(self.a, nodes, name, leaf, shape)
         sum_b = sums.kernel_of(self.b, theirs, y.name, x.name, shape)
         if sum_a is not None and sum_b is not None:
-            worst = sums.compare(sum_a, sum_b, x, y, len(shape), node.name, self.rounds)
+            rounds = STEPS if self.claims is None else self.rounds
+            worst = sums.compare(sum_a, sum_b, x, y, len(shape), node.name, rounds)
             if worst is not None:
                 return Held(SUMS, worst)
         return None
@@ -423,7 +425,8 @@ class _Prover:
             if left is None:
                 return None
             a, ends = left
-        return None if ends is None else layers.compare(a, b, ends, node.name, self._rounds(y, leaf))
+        rounds = (STEPS, STEPS) if self.claims is None else self._rounds(y, leaf)
+        return None if ends is None else layers.compare(a, b, ends, node.name, rounds)
 
     def _region(self, name: str, back: int) -> tuple[list[Node], list[str]]:
         """The original's nodes from a tensor back to the nearest claims, or to those `back` claims before."""
