@@ -87,6 +87,24 @@ def test_a_mul_along_the_last_axis_is_none_of_channels(axis: int) -> None:
         assert first(found) == "Mul_m"
 
 
+@pytest.mark.parametrize(("weight", "bias"), [(0.0, 0.0), (1e-4, 0.0), (0.0, 1e-4)])
+def test_numbers_that_a_tool_computed_in_float32_are_decided_by_weights(weight: float, bias: float) -> None:
+    """Each step is rounded, and a shift is a small difference of large numbers."""
+    scale, _, mean, variance = NORM.values()
+    factor = scale / np.sqrt(variance + np.float32(1e-5))
+    near = (factor * mean * np.float32(1 + 1e-4)).astype(np.float32)
+    original = conv_norm()
+    original.graph.initializer[2].CopyFrom(onnx.numpy_helper.from_array(near, "n1"))
+    shift = (0 - mean) * factor + near
+    moved = conv_with(factor * np.float32(1 + weight), shift + np.float32(bias))
+    found = proof(original, moved)
+    assert found.status == ("refuted" if weight or bias else "proved"), str(found)
+    if found.status == "proved":
+        assert found.ways["weights"] == 1
+        assert found.ways["evaluated"] == 0
+        assert 0 < found.ulps < 8
+
+
 # operators of other domains
 
 
