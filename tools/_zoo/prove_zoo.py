@@ -138,11 +138,19 @@ def summary(results: Results) -> dict[str, Any]:
         for column in columns:
             found = {name: one for name in results if (one := proofs(results[name], part).get(column))}
             for name, one in found.items():
-                keys = ("status", "failure", "cpu_seconds")
-                rows[name].setdefault(part, {})[column] = {key: one[key] for key in keys if key in one}
+                rows[name].setdefault(part, {})[column] = short(one)
             if networks := [one for name, one in found.items() if name in NAMES]:
                 totals[part][column] = total(networks)
     return {"totals": totals, "networks": rows}
+
+
+def short(one: dict[str, Any]) -> dict[str, Any]:
+    """Of one proof: how it ended, how long it took, and the node where the models begin to differ."""
+    found = {key: one[key] for key in ("status", "failure", "cpu_seconds") if key in one}
+    if one.get("refusal"):
+        first = one["begins"] or one["refusal"]
+        found |= {"node": first["node"], "reason": first["reason"]}
+    return found
 
 
 def total(found: list[dict[str, Any]]) -> dict[str, Any]:
