@@ -262,7 +262,7 @@ class _Prover:
             try:
                 return self._decided_at(node, name, y, back)
             except Undecided as error:
-                if first is None and isinstance(error, Agrees):
+                if isinstance(error, Agrees) and not isinstance(first, Wrong):
                     raise
                 if isinstance(first, Wrong) and not isinstance(error, TooLarge):
                     # what is read may obey facts that were not seen

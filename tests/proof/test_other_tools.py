@@ -149,6 +149,20 @@ def test_what_is_wrong_is_refuted_beside_a_custom_operator_too(wrong: onnx.Model
     assert first(found) == name
 
 
+def test_a_custom_operator_that_reads_what_stands_before() -> None:
+    """A MatMul with a Transpose in it, which something else still reads."""
+    w = RNG.normal(size=(4, 5)).astype(np.float32)
+    rest = [node("ReduceSum", "t", "s"), node("Add", "m s", "y")]
+    nodes = [node("Transpose", "x", "t", perm=[0, 2, 1])]
+    original = graph([*nodes, node("MatMul", "t w", "m"), *rest], {"w": w}, [2, 4, 3])
+    product = node("FusedMatMul", "x w", "m", transA=1, domain="com.microsoft")
+    other = graph([*nodes, product, *rest], {"w": w}, [2, 4, 3])
+    other.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    found = proof(original, other)
+    assert [one.tensor for one in found.agreed] == ["m"]
+    assert found.ways["identical"] == 3
+
+
 # constants
 
 
