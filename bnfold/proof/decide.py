@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import onnx
 
 from bnfold.certificate import Certificate
 from bnfold.onnx_graph.file.loaded import Loaded
@@ -48,6 +47,8 @@ STEPS = 8  # of rounding, that another tool may have made on its way to a stored
 ODD_ULPS = (
     64  # that another tool may have lost on its way to a stored number: evaluation tells rounding apart
 )
+EARLY = 10  # claims that do not hold, before a run is asked whether the models differ
+SHOWN = "one run shows another output"
 MODEL = "the model"  # who is to blame where it is no node
 
 
@@ -84,11 +85,11 @@ def prove(
         proof.ran, broken = known.runs(folded)
         proof.refusal = Refusal(MODEL, "", broken, True) if broken else None
     elif not refusal.wrong:
-        broken, entry = known.trial(folded)
+        broken, entry = known.trial(folded, any(one.wrong for one in proof.dropped))
         if broken:
             proof.refusal = Refusal(MODEL, "", broken, True)
         elif entry is not None:
-            proof.refusal = Refusal(refusal.node, refusal.tensor, "one run shows another output", True, entry)
+            proof.refusal = Refusal(refusal.node, refusal.tensor, SHOWN, True, entry)
     proof.sizes = known.sizes
     return proof
 
@@ -168,9 +169,9 @@ class _Prover:
                 if not compatible(describe(v.type), describe(w.type)):
                     return Refusal(MODEL, "", f"the {kind} {v.name} is of another type or shape", True)
         for name in self.a.inputs:
-            defaults = [_default(scope, name) for scope in (self.a, self.b)]
-            if any(d is not None for d in defaults) and (
-                None in defaults or not _same_default(self.a, self.b, name)
+            ours_, theirs_ = self.a.default(name), self.b.default(name)
+            if (ours_ is None) != (theirs_ is None) or not (
+                ours_ is None or theirs_ is None or same_bits(ours_, theirs_)
             ):
                 return Refusal(MODEL, "", f"the input {name} has another default", True)
         for name in filter(None, (*self.a.inputs, *self.a.outputs)):  # a body may leave an output out
@@ -228,8 +229,16 @@ class _Prover:
             droppable = unspoken and name not in self.a.outputs
             if droppable and not isinstance(error, TooLarge):
                 self.lost[name] = refusal
+                if len(self.lost) == EARLY and any(one.wrong for one in self.lost.values()):
+                    self._try(node, name)
             else:
                 self.proof.refusal = refusal
+
+    def _try(self, node: Node, name: str) -> None:
+        """Behind a fault nothing agrees any more: a run may save many evaluations."""
+        _, entry = self.known.trial(self.b.model.loaded, suspect=True)
+        if entry is not None:
+            self.proof.refusal = Refusal(node.name, name, SHOWN, True, entry)
 
     def _in_function(self, name: str) -> bool:
         return not self.a.path and name not in self.a.model.names
@@ -322,7 +331,7 @@ class _Prover:
         """
         if node.many_bodies or self.a.model.opsets != self.b.model.opsets or node.proto != other.proto:
             return False
-        if b"location" in node.proto.SerializeToString() or _draws(node):
+        if b"location" in node.proto.SerializeToString() or node.draws:
             return False
         return all(self._equal(name, name) for name in node.reads())
 
@@ -440,19 +449,3 @@ class _Prover:
             opened |= {t for t in found[1] if t in self.a.made}
         made = {output for one in found[0] for output in one.outputs}
         return found[0], [leaf for leaf in found[1] if leaf not in made]
-
-
-def _default(scope: Scope, name: str) -> onnx.TensorProto | None:
-    return next((tensor for tensor in scope.proto.initializer if tensor.name == name), None)
-
-
-def _same_default(a: Scope, b: Scope, name: str) -> bool:
-    ours, theirs = _default(a, name), _default(b, name)
-    assert ours is not None
-    assert theirs is not None
-    return same_bits(a.model.loaded.array(ours), b.model.loaded.array(theirs))
-
-
-def _draws(node: Node) -> bool:
-    """Whether random numbers are drawn in a body."""
-    return node.random or any(_draws(below) for body in node.bodies.values() for below in body.nodes)

@@ -84,6 +84,11 @@ class Node:
         return self.op in RANDOM or self.op.startswith("Random")
 
     @property
+    def draws(self) -> bool:
+        """Whether random numbers are drawn here, or in a body."""
+        return self.random or any(node.draws for body in self.bodies.values() for node in body.nodes)
+
+    @property
     def gives_list(self) -> bool:
         return self.op in LISTS
 
@@ -165,6 +170,11 @@ class Scope:
         return [nodes[i] for i in order]
 
     # constants
+
+    def default(self, name: str) -> Array | None:
+        """What an input is if it is not given."""
+        found = next((tensor for tensor in self.proto.initializer if tensor.name == name), None)
+        return None if found is None else self.model.loaded.array(found)
 
     def constant(self, name: str) -> Array | None:
         """The value of what depends on stored numbers only, in the types of the file; else None."""

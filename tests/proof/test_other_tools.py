@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper
 
 from bnfold.onnx_graph.file.loaded import load
+from bnfold.onnx_graph.run.side_by_side import Feeds
 from bnfold.proof.decide import prove
 from bnfold.proof.result import Proof
+from bnfold.proof.trial import trial
 from tests.proof.test_decide import graph, node
 
 X = [1, 3, 8, 8]
@@ -161,6 +163,56 @@ def test_a_custom_operator_that_reads_what_stands_before() -> None:
     found = proof(original, other)
     assert [one.tensor for one in found.agreed] == ["m"]
     assert found.ways["identical"] == 3
+
+
+# faults that everything behind depends on
+
+
+def deep(moved: float = 1.0, scales: Any = (), narrow: bool = False) -> onnx.ModelProto:
+    """35 times Conv and LeakyRelu. moved: times the second weight. scales: of what each of them gives."""
+    rng = np.random.default_rng(5)
+    weights = [np.float32(rng.normal(size=(3, 3, 1, 1)) / 2) for _ in range(35)]
+    weights[1] = weights[1] * np.float32(moved)
+    before, nodes = "x", []
+    for i, after in enumerate([*range(34), "y"]):
+        nodes += [node("Conv", f"{before} w{i}", f"c{i}"), node("LeakyRelu", f"c{i}", str(after), alpha=0.7)]
+        before = str(after)
+    for i, scale in enumerate(scales):
+        weights[i], weights[i + 1] = weights[i] * np.float32(scale), weights[i + 1] / np.float32(scale)
+    model = graph(nodes, {f"w{i}": w for i, w in enumerate(weights)}, X)
+    if narrow:
+        model.graph.node[0].input[0] = "z"
+        casts = [node("Cast", "x", "h", to=TensorProto.FLOAT16), node("Cast", "h", "z", to=TensorProto.FLOAT)]
+        model.graph.node.extend(casts)
+    return model
+
+
+def test_a_fault_far_from_the_outputs_is_shown_by_a_run() -> None:
+    """Behind it no claim holds, and what comes out is off by less than a twentieth."""
+    found = proof(deep(), deep(1.01))
+    assert found.status == "refuted", str(found)
+    assert found.refusal is not None
+    assert found.refusal.reason == "one run shows another output"
+    assert first(found) == "Conv_c1"
+    assert len(found.dropped) < 15
+
+
+def shown(original: onnx.ModelProto, other: onnx.ModelProto) -> bool:
+    """Whether a run tells the two apart."""
+    a = load(original)
+    return trial(a, load(other), Feeds(a, None, None, 0), suspect=True)[1] is not None
+
+
+def test_a_run_does_not_refute_what_is_right() -> None:
+    """All tensors but the outputs are others, and rounded anew."""
+    assert shown(deep(), deep(1.01))
+    assert not shown(deep(), deep(scales=np.random.default_rng(6).uniform(0.5, 2, 34)))
+
+
+def test_a_run_says_nothing_of_small_errors_where_numbers_are_narrow() -> None:
+    """The last bits of the inputs are lost in a Cast to float16, and say nothing of what rounding does."""
+    assert not shown(deep(narrow=True), deep(1.01, narrow=True))
+    assert shown(deep(narrow=True), deep(3.0, narrow=True))
 
 
 # constants
