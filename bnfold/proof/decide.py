@@ -44,9 +44,7 @@ LARGEST = 60  # nodes of a region: behind a fault nothing agrees any more, and r
 ODD = (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError)
 ROUNDS = 4  # of rounding, that a certificate may speak of
 STEPS = 8  # of rounding, that another tool may have made on its way to a stored number
-ODD_ULPS = (
-    64  # that another tool may have lost on its way to a stored number: evaluation tells rounding apart
-)
+ODD_ULPS = 64  # that a number of another tool may be off, so that evaluation tells whether it is rounding
 EARLY = 10  # claims that do not hold, before a run is asked whether the models differ
 SHOWN = "one run shows another output"
 MODEL = "the model"  # who is to blame where it is no node

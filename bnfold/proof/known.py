@@ -45,6 +45,7 @@ class Known:
     ) -> None:
         self._model, self._shapes, self._seed, self._premises = model, shapes, seed, premises
         self.sizes: dict[str, tuple[int, ...]] = {}  # of the inputs, where shapes were needed
+        self._tried: tuple[str, Entry | None] | None = None
 
     def value(self, name: str, path: str = "") -> Array:
         """Zeros of the type and shape of a tensor of floats; integers and truth values as they are.
@@ -130,11 +131,15 @@ class Known:
             return False, self.trial(folded)[0]
 
     def trial(self, folded: Loaded, suspect: bool = False) -> tuple[str, Entry | None]:
-        """One run of both models, as `trial.trial`."""
+        """One run of both models, as `trial.trial`; not again, if it was asked for all that it can tell."""
+        if self._tried is not None:
+            return self._tried
         try:
-            return trial(self._model.loaded, folded, self._feeds(), suspect)
+            found = trial(self._model.loaded, folded, self._feeds(), suspect)
         except (BnfoldError, MemoryError):  # the original does not run here either, and nothing is learned
-            return "", None
+            found = "", None
+        self._tried = found if suspect else None
+        return found
 
 
 def _inferred(proto: onnx.ModelProto, sizes: Mapping[str, Sequence[int]]) -> dict[str, Array]:

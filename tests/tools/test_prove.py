@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
 
 from bnfold.proof.claims import WAYS
 from tests.tools.test_bench import check_origin, read
-from tools._common import RESULTS
+from tools._common import RESULTS, ROOT
 from tools._data.traps import TRAPS
 from tools._zoo.names import NAMES
 from tools._zoo.onnx_zoo import KINDS
-from tools._zoo.prove_zoo import NETWORKS, PEERS, summary
+from tools._zoo.prove_zoo import NETWORKS, PEERS, STATUSES, summary
 
 FOUND = {path.stem: read(path) for path in sorted((RESULTS / "prove").glob("*.json"))}
 WRONG = {("training_norm", "onnxscript"): "norm", ("mul_of_columns", "onnxslim"): "mul"}
@@ -50,6 +51,17 @@ def test_results_of_other_tools_are_proved_or_rightly_refuted(name: str) -> None
         elif one["status"] != "proved":
             assert one["status"] == "undecided"
             assert "the custom operator com.microsoft." in one["refusal"]["reason"]
+
+
+def test_the_readme_counts_them() -> None:
+    totals = read(RESULTS / "prove.json")["totals"]["peers"].values()
+    counts = [sum(found[status] for found in totals) for status in (*STATUSES, "fails")]
+    told = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    said = r"Of the (\d+) results of onnxsim, .* networks it proves (\d+) and refutes none; in the other (\d+)"
+    found = re.search(said, told)
+    assert found is not None
+    assert [int(number) for number in found.groups()] == [sum(counts), counts[0], counts[2]]
+    assert counts[1] == counts[3] == 0
 
 
 def test_the_summary_adds_up() -> None:
