@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from tools._common import markdown
@@ -52,10 +53,12 @@ def lines(result: dict[str, Any]) -> list[str]:
 
 
 def cell(one: dict[str, Any] | None) -> str:
-    """The status where it is not "proved", and seconds."""
+    """The status where it is not "proved", with the custom operator that is the reason, and seconds."""
     if one is None:
         return "-"
     if "failure" in one:
         return "fails"
-    status = {"proved": "", "refuted": "**refuted** ", "undecided": "undecided "}[one["status"]]
+    custom = re.search(r"custom operator com\.microsoft\.(\w+)", one.get("reason", ""))
+    why = f"({custom[1]}) " if custom else ""
+    status = {"proved": "", "refuted": "**refuted** ", "undecided": f"undecided {why}"}[one["status"]]
     return f"{status}{one['cpu_seconds']:.1f}"
