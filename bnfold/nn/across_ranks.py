@@ -83,7 +83,8 @@ def _together(needs: Tensor, own: int) -> bool:
     On a GPU only a rank that has no need of it looks, since that waits for the GPU; and none does while a
     graph is captured, which takes it that all ranks are alike.
     """
-    if needs.is_cuda and (own == INPUT or torch.cuda.is_current_stream_capturing()):
+    captured = needs.is_cuda and torch.cuda.is_current_stream_capturing()
+    if captured or (needs.device.type != "cpu" and own == INPUT):
         return own == INPUT
     found = needs.tolist()
     if INPUT in found and NO_BACKWARD in found:

@@ -151,11 +151,12 @@ class _Reader:
                 slots = slots[: _UNSEEN[op]]
         op = "batch_norm" if "batch_norm" in op else op  # whatever torch makes of it
         found = Node(self.name(node, op), op, role, [], [], node)
+        takes = not isinstance(role, Closed)
         for slot, source in enumerate(slots):
             source = source if isinstance(source, fx.Node) else None
             tensor = self.tensors.get(source) if source is not None else None
-            if tensor is None and source in self.program.stored and not isinstance(role, Closed):
-                tensor = self.operand(source) if is_data(role, slot) else None
+            if tensor is None and takes and source in self.program.stored and is_data(role, slot):
+                tensor = self.operand(source)
             if tensor is not None:
                 tensor.readers.append((found, slot))
             found.inputs.append(tensor)
