@@ -27,18 +27,9 @@ SMALL, TIMES, NUDGES = 1e-5, 256.0, 8
 # What jumps where it is moved a little: a few nudges may all miss what rounding does to it.
 JUMPS = frozenset(
     {
-        *("ArgMax", "ArgMin", "Ceil", "DynamicQuantizeLinear", "Equal", "Floor", "Greater", "GreaterOrEqual"),
-        *(
-            "Hardmax",
-            "Less",
-            "LessOrEqual",
-            "Mod",
-            "NonMaxSuppression",
-            "QuantizeLinear",
-            "Round",
-            "Sign",
-            "TopK",
-        ),
+        *("ArgMax", "ArgMin", "Ceil", "DynamicQuantizeLinear", "Equal", "Floor", "Greater"),
+        *("GreaterOrEqual", "Hardmax", "Less", "LessOrEqual", "Mod", "NonMaxSuppression"),
+        *("QuantizeLinear", "Round", "Sign", "TopK"),
     }
 )
 NARROW = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16})
@@ -61,22 +52,18 @@ def trial(original: Loaded, folded: Loaded, feeds: Feeds, suspect: bool) -> tupl
     except Broken as error:
         return str(error), None
     found = _first(ran, dict.fromkeys(ran.original, GROSS))
-    if (
-        found is None
-        and suspect
-        and _smooth(original)
-        and _smooth(folded)
-        and _first(ran, dict.fromkeys(ran.original, SMALL)) is not None
-    ):
-        found = _first(ran, {name: max(SMALL, TIMES * own) for name, own in _own(original, ran).items()})
-    return "", found
+    if found is not None or not suspect or _first(ran, dict.fromkeys(ran.original, SMALL)) is None:
+        return "", found
+    if not _smooth(original) or not _smooth(folded):
+        return "", None
+    return "", _first(ran, {name: max(SMALL, TIMES * own) for name, own in _own(original, ran).items()})
 
 
 def _smooth(model: Loaded) -> bool:
     """Whether no operator jumps, and no number is narrower than those that are nudged."""
     for node in nodes(model.proto):
-        casts = {a.i for a in node.attribute if a.name == "to"} | {a.t.data_type for a in node.attribute}
-        if node.op_type in JUMPS or casts & NARROW:
+        types = {a.i for a in node.attribute if a.name == "to"} | {a.t.data_type for a in node.attribute}
+        if node.op_type in JUMPS or types & NARROW:
             return False
     return not any(tensor.data_type in NARROW for tensor in model.proto.graph.initializer)
 
