@@ -21,6 +21,7 @@ from bnfold.proof.claims import (
     IDENTICAL,
     SUMS,
     WEIGHTS,
+    Agrees,
     Held,
     Image,
     TooLarge,
@@ -42,9 +43,10 @@ LARGEST = 60  # nodes of a region: behind a fault nothing agrees any more, and r
 # What the attributes of a damaged file make of a rule.
 ODD = (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError)
 ROUNDS = 4  # of rounding, that a certificate may speak of
-ODD_ULPS = (
-    64  # that another tool may have lost on its way to a stored number: evaluation tells rounding apart
-)
+STEPS = 8  # of rounding, that another tool may have made on its way to a stored number
+ODD_ULPS = 64  # that a number of another tool may be off, so that evaluation tells whether it is rounding
+EARLY = 10  # claims that do not hold, before a run is asked whether the models differ
+SHOWN = "one run shows another output"
 MODEL = "the model"  # who is to blame where it is no node
 
 
@@ -81,11 +83,11 @@ def prove(
         proof.ran, broken = known.runs(folded)
         proof.refusal = Refusal(MODEL, "", broken, True) if broken else None
     elif not refusal.wrong:
-        broken, entry = known.trial(folded)
+        broken, entry = known.trial(folded, any(one.wrong for one in proof.dropped))
         if broken:
             proof.refusal = Refusal(MODEL, "", broken, True)
         elif entry is not None:
-            proof.refusal = Refusal(refusal.node, refusal.tensor, "one run shows another output", True, entry)
+            proof.refusal = Refusal(refusal.node, refusal.tensor, SHOWN, True, entry)
     proof.sizes = known.sizes
     return proof
 
@@ -133,6 +135,8 @@ class Prover:
                     elif name and self.claims is None and self.a.constant(name) is None:
                         self._guess(node, slot, name)
         proof.dropped = list(self.lost.values())
+        if proof.refusal is None and proof.agreed:
+            proof.refusal = proof.agreed[0]
         if proof.refusal is not None and proof.refusal.tensor:
             proof.begins = self._begins(proof.refusal)
         return proof
@@ -202,12 +206,23 @@ class Prover:
             refusal = Refusal(
                 node.name, name, str(error), isinstance(error, Wrong), getattr(error, "entry", None)
             )
+            if isinstance(error, Agrees):  # what follows is judged as if it were so
+                self.proof.agreed.append(refusal)
+                return
             unspoken = self.claims is None or node.gives_list or not self.a.is_named(name)
             droppable = unspoken and name not in self.a.outputs
             if droppable and not isinstance(error, TooLarge):
                 self.lost[name] = refusal
+                if len(self.lost) == EARLY and any(one.wrong for one in self.lost.values()):
+                    self._try(node, name)
             else:
                 self.proof.refusal = refusal
+
+    def _try(self, node: Node, name: str) -> None:
+        """Behind a fault nothing agrees any more: a run may save many evaluations."""
+        entry = self.known.counterexample(self.b)
+        if entry is not None:
+            self.proof.refusal = Refusal(node.name, name, SHOWN, True, entry)
 
     def _guess(self, node: Node, slot: int, name: str) -> None:
         """A tensor that is gone may be what the folded model has under the name of what its node read: a
@@ -237,6 +252,8 @@ class Prover:
             try:
                 return self._decided_at(node, name, y, back)
             except Undecided as error:
+                if isinstance(error, Agrees) and not isinstance(first, Wrong):
+                    raise
                 if isinstance(first, Wrong) and not isinstance(error, TooLarge):
                     # what is read may obey facts that were not seen
                     raise Undecided(f"{first}, as far as can be seen ({error})") from None
@@ -329,6 +346,8 @@ class Prover:
             try:
                 evaluate.compare(*sides, leaves, self._leaf, y, values, self.rng, rounds, self.premises)
                 return
+            except Agrees:
+                raise
             except (Wrong, Undecided):
                 if values is full:
                     raise
@@ -369,7 +388,8 @@ class Prover:
         sum_a = sums.kernel_of(self.a, nodes, name, leaf, shape)
         sum_b = sums.kernel_of(self.b, theirs, y.name, x.name, shape)
         if sum_a is not None and sum_b is not None:
-            worst = sums.compare(sum_a, sum_b, x, y, len(shape), node.name, self.rounds)
+            rounds = STEPS if self.claims is None else self.rounds
+            worst = sums.compare(sum_a, sum_b, x, y, len(shape), node.name, rounds)
             if worst is not None:
                 return Held(SUMS, worst)
         return None
@@ -387,7 +407,8 @@ class Prover:
             if left is None:
                 return None
             a, ends = left
-        return None if ends is None else layers.compare(a, b, ends, node.name, self._rounds(y, leaf))
+        rounds = (STEPS, STEPS) if self.claims is None else self._rounds(y, leaf)
+        return None if ends is None else layers.compare(a, b, ends, node.name, rounds)
 
     def _region(self, name: str, back: int) -> tuple[list[Node], list[str]]:
         """The original's nodes from a tensor back to the nearest claims, or to those `back` claims before."""

@@ -7,6 +7,7 @@ ones.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
@@ -85,7 +86,7 @@ class FileNode(Node):
             return False
         if self.proto != other.proto or b"location" in self.proto.SerializeToString():
             return False
-        return not _draws(self)
+        return not self.draws
 
 
 class FileScope(Scope):
@@ -249,11 +250,15 @@ def _bounded(op: str, given: Sequence[Array | None]) -> bool:
             return given[0] is not None and math.prod(int(n) for n in given[0].reshape(-1)) <= LARGEST
         assert given[0] is not None
         assert given[1] is not None
-        return given[0].size * math.prod(max(int(n), 1) for n in given[1].reshape(-1)) <= LARGEST
+        sizes = [int(n) for n in given[1].reshape(-1)]
+        if op == "Expand":
+            return math.prod(_expanded(given[0].shape, sizes)) <= LARGEST
+        return given[0].size * math.prod(max(n, 1) for n in sizes) <= LARGEST
     except (AssertionError, IndexError, ValueError, TypeError):
         return False
 
 
-def _draws(node: Node) -> bool:
-    """Whether random numbers are drawn in a body."""
-    return node.random or any(_draws(below) for body in node.bodies.values() for below in body.nodes)
+def _expanded(shape: Sequence[int], wanted: Sequence[int]) -> Iterator[int]:
+    """At least the sizes of an expanded array, the last first: the larger one of each axis."""
+    for own, other in itertools.zip_longest(reversed(shape), reversed(wanted), fillvalue=1):
+        yield max(own, other)

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from bnfold.proof.claims import Entry
 from bnfold.proof.operator import Array, Operator, TooLarge, Undecided
 
 __all__ = ["CONTROL", "LARGEST", "Known", "Node", "Scope", "same_bits"]
@@ -31,6 +32,12 @@ class Known(Protocol):
 
         Raises:
             Undecided: nothing is known of it, or its integers depend on more than shapes.
+        """
+
+    def counterexample(self, other: Scope) -> Entry | None:
+        """An entry of an output that a run shows to be another one in the scope `other`; None: none is known.
+
+        It is asked where a claim has failed, so that small differences are worth a look.
         """
 
 
@@ -81,6 +88,11 @@ class Node:
     def random(self) -> bool:
         """Whether two runs differ, so that nothing can be computed of it."""
         raise NotImplementedError
+
+    @property
+    def draws(self) -> bool:
+        """Whether random numbers are drawn here, or in a body."""
+        return self.random or any(node.draws for body in self.bodies.values() for node in body.nodes)
 
     @property
     def gives_list(self) -> bool:
