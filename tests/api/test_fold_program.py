@@ -38,6 +38,7 @@ def test_what_can_fold_folds_and_is_exact(name: str) -> None:
     program = export(module, x)
     state = {key: value.clone() for key, value in program.state_dict.items()}
     folded, report = bnfold.fold_program(program)
+    assert report.verification is None or report.verification.to_dict()["proof"]["status"] == "proved", report
     assert len(report.kept) == stays, report
     assert all(entry.reason and entry.blocked_by for entry in report.kept)
     assert norms(folded) == stays
@@ -143,8 +144,11 @@ def test_a_broken_fold_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.no_grad():
         norm = positive[2]  # scales alone, no shift
         norm.bias.copy_(norm.running_mean * norm.weight / (norm.running_var + norm.eps).sqrt())
+    program = export(positive, torch.randn(IMAGE))
     with pytest.raises(bnfold.VerifyError, match="the first fold that broke it is 2"):
-        bnfold.fold_program(export(positive, torch.randn(IMAGE)))
+        bnfold.fold_program(program, check="run")
+    with pytest.raises(bnfold.VerifyError, match="silu is wrong\nverification by proof: refuted: silu: "):
+        bnfold.fold_program(program)
 
 
 def test_a_batch_norm_is_called_one_whatever_torch_makes_of_it() -> None:
