@@ -31,7 +31,7 @@ BOTH = ("scale", "shift")
 class Broken:
     """One rule that lies. named: nodes of the original of which a proof may say that it is wrong there.
 
-    options: of the fold. builder: of the model.
+    options: of the fold. builder: of the model. gain: of the random inputs on which it differs.
     """
 
     rule: str
@@ -40,6 +40,7 @@ class Broken:
     named: tuple[str, ...]
     options: dict[str, Any] = field(default_factory=dict)
     builder: dict[str, Any] = field(default_factory=dict)
+    gain: float = 1.0
 
     def model(self) -> onnx.ModelProto:
         return make(self.rule, self.body, **self.builder)
@@ -122,14 +123,16 @@ def _set(role: Any, fields: dict[str, Any]) -> None:
         object.__setattr__(role, name, value)
 
 
-def passing(role: type, kind: str, change: Change, slots: Callable[[int], bool] = lambda slot: True) -> Break:
-    """What the rule asks of other tensors is changed."""
+def passing(role: type, kind: str, change: Change) -> Break:
+    """What the rule asks of the inputs is changed, and nothing is asked of the outputs, which would tell."""
 
     def breaks(patch: Patch) -> None:
         right = TABLES[kind][role]
 
         def wrong(spread: Spread, node: Node, slot: int, f: Array) -> None:
             kept = type(spread)
+            if slot >= 0:
+                return
 
             def want(self: Spread, tensor: Any, value: Array, at: Node, partial: bool = False) -> None:
                 kept.want(self, tensor, np.asarray(change(value)), at, partial)

@@ -20,6 +20,7 @@ from bnfold.fold.roles import (
     Sampled,
     SoftmaxInput,
 )
+from bnfold.onnx_graph import requantize
 from bnfold.onnx_graph.ops import batch_norms
 from tests.onnx_graph.build import Build
 from tests.proof.broken.breaking import (
@@ -177,10 +178,14 @@ def _together(g: Build) -> str:
 _stacked = linear._stacked
 
 
-@LAYERS("quantized: another axis than the scale's own", replaced(layers, "_quantized", lambda *_: None), "conv", "bn", builder={"opset": 19})
+@LAYERS(
+    "quantized: a negative factor, and the integers stay as they are",
+    replaced(requantize, "negated", lambda stored, zero, *_: (stored, zero)),
+    "conv", "bn", builder={"opset": 19},
+)  # fmt: skip
 def _quantized(g: Build) -> str:
     w = g.const(g.rng.integers(-127, 128, (5, 4, 3, 3)), "integers", dtype="int8")
-    w = g.op("DequantizeLinear", w, g.const(g.rng.uniform(0.001, 0.003, 4), "step"), axis=1)
+    w = g.op("DequantizeLinear", w, g.const(g.rng.uniform(0.001, 0.003, 5), "step"), axis=0)
     return _end(g, g.bn(g.op("Conv", image(g), w, name="conv"), name="bn"))
 
 
