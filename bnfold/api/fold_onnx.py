@@ -270,9 +270,11 @@ def _write(loaded: Loaded, graph: Graph, edits: Sequence[Edit]) -> Loaded:
     return loaded
 
 
-def passes_of(
-    options: Fold, ranges: Mapping[str, Range], ledger: Ledger | None = None
-) -> list[Pass[Loaded]]:
+def _has_dropped(report: Report) -> bool:
+    return report.dropped is not None and bool(report.dropped.layers)
+
+
+def passes_of(options: Fold, ranges: Mapping[str, Range], ledger: Ledger | None = None) -> list[Pass[Loaded]]:
     """What is done to a folded ONNX model. ledger: which is told what becomes of its tensors."""
 
     def dropping(loaded: Loaded, report: Report) -> Loaded:
@@ -289,5 +291,5 @@ def passes_of(
 
     passes = [Pass("the rewriting for the target", rewriting)]
     if options.drop_dead_channels:
-        passes.insert(0, Pass("dropping dead channels", dropping))
+        passes.insert(0, Pass("dropping dead channels", dropping, _has_dropped))
     return passes

@@ -83,10 +83,14 @@ class FrontEnd(Generic[M]):
 
 @dataclass(frozen=True)
 class Pass(Generic[M]):
-    """What is done to the folded model. `name` goes on in "no fold broke it, but ... did"."""
+    """What is done to the folded model. `name` goes on in "no fold broke it, but ... did".
+
+    makes_room: whether it has changed what more could fold or merge, by its report.
+    """
 
     name: str
     run: Callable[[M, Report], M]
+    makes_room: Callable[[Report], bool] = lambda report: False
 
 
 @dataclass
@@ -142,6 +146,11 @@ def run(
             _merge(front, done, options, part)
         for one in passes[: part.passes]:
             done.model = one.run(done.model, done.report)
+            if front.view is not None and one.makes_room(done.report):
+                while _fold_again(front, done, options, part, _read(front, done, options)):
+                    pass
+                if options.merge_branches and part.merges != 0:
+                    _merge(front, done, options, part)
     return done
 
 

@@ -15,7 +15,7 @@ import onnx
 from bnfold.certificate import Certificate
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.run.inputs import compatible, describe
-from bnfold.proof import evaluate, layers, sums
+from bnfold.proof import evaluate, gone, layers, sums
 from bnfold.proof.claims import (
     BODIES,
     CHANNELS,
@@ -169,7 +169,7 @@ class _Prover:
                 None in defaults or not _same_default(self.a, self.b, name)
             ):
                 return Refusal(MODEL, "", f"the input {name} has another default", True)
-        for name in (*self.a.inputs, *self.a.outputs):
+        for name in filter(None, (*self.a.inputs, *self.a.outputs)):  # a body may leave an output out
             ours_, theirs_ = self.a.constant(name), self.b.constant(name)
             if ours_ is not None or theirs_ is not None:
                 if ours_ is None or theirs_ is None or not same_bits(ours_, theirs_):
@@ -330,8 +330,7 @@ class _Prover:
         nodes, leaves = self._region(name, back)
         stop = {self._leaf(leaf).name for leaf in leaves}
         theirs, _ = self.b.region(y.name, stop.__contains__, LARGEST)
-        whole = y.cut is None and all(self._leaf(leaf).cut is None for leaf in leaves)
-        if back == 0 and len(leaves) == 1 and whole:
+        if back == 0 and len(leaves) == 1:
             try:
                 held = self._by_numbers(node, nodes, theirs, leaves[0], name, y)
             except Wrong as wrong:
@@ -376,12 +375,12 @@ class _Prover:
         """What reads one tensor, decided by the numbers that are stored for it; None if it is not that."""
         x = self._leaf(leaf)
         if theirs:
-            a, b = layers.layer_of(self.a, nodes, name, scaled=True), layers.layer_of(self.b, theirs, y.name)
-            if a is not None and b is not None and a.x == leaf and b.x == x.name:
-                worst = layers.compare(a, b, x, y, node.name, self._rounds(y, leaf))
-                if worst is not None:
-                    return Held(WEIGHTS, worst)
+            worst = self._by_weights(node, nodes, theirs, leaf, name, y)
+            if worst is not None:
+                return Held(WEIGHTS, worst)
         elif x.name != y.name:
+            return None
+        if x.cut is not None or y.cut is not None:
             return None
         shape = self._value(leaf).shape
         if not theirs:
@@ -400,6 +399,21 @@ class _Prover:
             if worst is not None:
                 return Held(SUMS, worst)
         return None
+
+    def _by_weights(
+        self, node: Node, nodes: list[Node], theirs: list[Node], leaf: str, name: str, y: Image
+    ) -> float | None:
+        x = self._leaf(leaf)
+        a, b = layers.layer_of(self.a, nodes, name, scaled=True), layers.layer_of(self.b, theirs, y.name)
+        if a is None or b is None or a.x != leaf or b.x != x.name:
+            return None
+        ends = layers.ends_of(a, x, y)
+        if ends is not None and (x.cut is not None or y.cut is not None):
+            left = gone.left_of(a, ends, self._value(leaf).ndim, x.cut, y.cut)
+            if left is None:
+                return None
+            a, ends = left
+        return None if ends is None else layers.compare(a, b, ends, node.name, self._rounds(y, leaf))
 
     def _region(self, name: str, back: int) -> tuple[list[Node], list[str]]:
         """The original's nodes from a tensor back to the nearest claims, or to those `back` claims before."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from bnfold.proof.graph import Node, Scope
 from bnfold.proof.maps import Channels, along_channels, per_channel
 from bnfold.proof.operator import Array, is_float, wide
 
-__all__ = ["Layer", "compare", "layer_of", "precision_of", "ulps"]
+__all__ = ["Ends", "Layer", "bias_of", "compare", "ends_of", "layer_of", "precision_of", "ulps"]
 
 CONVOLUTIONS, PRODUCTS = frozenset({"Conv", "ConvTranspose"}), frozenset({"Gemm", "MatMul"})
 # A float64 sum of several terms, relative to the sum of their absolute values.
@@ -57,7 +57,7 @@ class Layer:
     terms: Array = field(init=False)
 
     def __post_init__(self) -> None:
-        self.terms = np.abs(_bias(self))
+        self.terms = np.abs(bias_of(self))
 
 
 def layer_of(scope: Scope, nodes: Sequence[Node], out: str, scaled: bool = False) -> Layer | None:
@@ -95,7 +95,7 @@ def layer_of(scope: Scope, nodes: Sequence[Node], out: str, scaled: bool = False
             layer.weight = layer.weight * np.broadcast_to(scale, groups * outputs).reshape(
                 groups, outputs, 1, 1
             )
-        layer.bias = _bias(layer) * scale + shift
+        layer.bias = bias_of(layer) * scale + shift
         layer.terms = layer.terms * np.abs(scale) + np.abs(shift)
         before = node.outputs[0]
     return layer
@@ -159,10 +159,30 @@ def _product(node: Node, values: Sequence[Array | None]) -> Layer | None:
     return Layer(x, w[None, :, :, None], bias, axis, axis, False, rest, matrix.dtype.name, node, 1.0)
 
 
-def compare(
-    a: Layer, b: Layer, x: Image, y: Image, where: str, rounds: tuple[int, int] = (1, 1)
-) -> float | None:
-    """Whether layer `b` is layer `a` between the images of what it reads and gives.
+class Ends(NamedTuple):
+    """What a layer stands between, a number for each channel: x = u*x' + v, and y' = py*y + qy."""
+
+    u: Array
+    v: Array
+    py: Array
+    qy: Array
+
+
+def ends_of(layer: Layer, x: Image, y: Image) -> Ends | None:
+    """Of the original's layer, by the images of what it reads and gives; None if they are not such."""
+    groups, outputs, inputs, _ = layer.weight.shape
+    px, qx = (per_channel(value, layer.x_axis, groups * inputs) for value in (x.p, x.q))
+    py, qy = (per_channel(value, layer.y_axis, groups * outputs) for value in (y.p, y.q))
+    if px is None or qx is None or py is None or qy is None or y.decoded:
+        return None
+    if x.decoded:
+        return Ends(px, qx, py, qy) if x.cut is None else None
+    # what has lost its value cannot be decoded; that nobody needs it, evaluation can tell
+    return Ends(1 / px, -qx / px, py, qy) if px.all() else None
+
+
+def compare(a: Layer, b: Layer, ends: Ends, where: str, rounds: tuple[int, int] = (1, 1)) -> float | None:
+    """Whether layer `b` is layer `a` between these ends.
 
     rounds: how often weight and bias of `b` may have been rounded.
 
@@ -172,20 +192,11 @@ def compare(
     Raises:
         Wrong: an entry of the weight or the bias is another. It is final: no fact about x would mend it.
     """
-    if a.rest != b.rest or a.weight.shape != b.weight.shape or y.decoded:
+    if a.rest != b.rest or a.weight.shape != b.weight.shape:
         return None
     groups, outputs, inputs, _ = a.weight.shape
-    px, qx = (per_channel(value, a.x_axis, groups * inputs) for value in (x.p, x.q))
-    py, qy = (per_channel(value, a.y_axis, groups * outputs) for value in (y.p, y.q))
-    if px is None or qx is None or py is None or qy is None:
-        return None
-    if not x.decoded:
-        if (
-            not px.all()
-        ):  # what has lost its value cannot be decoded; that nobody needs it, evaluation can tell
-            return None
-        px, qx = 1 / px, -qx / px
-    u, v = px.reshape(groups, 1, inputs, 1), qx.reshape(groups, 1, inputs, 1)
+    py, qy = ends.py, ends.qy
+    u, v = (part.reshape(groups, 1, inputs, 1) for part in (ends.u, ends.v))
     if a.padded and v.any() and (a.weight * (v != 0)).any():
         return None  # the zeros beside x would have to be shifted too: evaluation at true sizes says no
     worst = 0.0
@@ -197,13 +208,14 @@ def compare(
     if v.any():
         terms = a.weight * v
         moved, size = terms.sum((2, 3)).reshape(-1), np.abs(terms).sum((2, 3)).reshape(-1)
-    before, after = (_bias(layer) for layer in (a, b))
+    before, after = (bias_of(layer) for layer in (a, b))
     slack = (SUM + (rounds[1] - 1) * precision_of(b.dtype)) * (np.abs(py) * (a.terms + size) + np.abs(qy))
     expected = py * (before + moved) + qy
     return max(worst, ulps(after, expected, slack, f"bias of {where}", b.dtype, roundings * rounds[1]))
 
 
-def _bias(layer: Layer) -> Array:
+def bias_of(layer: Layer) -> Array:
+    """One number for each output."""
     size = layer.weight.shape[0] * layer.weight.shape[1]
     return np.zeros(size) if layer.bias is None else np.broadcast_to(layer.bias, (size,))
 

@@ -275,6 +275,21 @@ def test_one_body_means_another_thing_in_another_opset() -> None:
     assert proof(old, new).status != "proved"
 
 
+def test_a_body_may_leave_an_output_out() -> None:
+    """No runtime takes such a model, but a fold of it is not wrong for that."""
+
+    def model(first: onnx.NodeProto) -> onnx.ModelProto:
+        outputs = [onnx.ValueInfoProto(name=name) for name in ("o", "")]
+        body = helper.make_graph([first, node("Relu", "n", "o")], "b", [], outputs)
+        nodes = [node("If", "c", "y z", then_branch=body, else_branch=body)]
+        made = graph(nodes, {"one": np.float32(1)})
+        made.graph.input.append(helper.make_tensor_value_info("c", TensorProto.BOOL, []))
+        return made
+
+    same, other = model(node("Identity", "x", "n")), model(node("Mul", "x one", "n"))
+    assert proof(same, other).status != "refuted"
+
+
 def test_integers_are_compared_as_such() -> None:
     big = np.full((3, 3), 16777217, np.int32)
     original = graph([node("MatMul", "x w", "m"), node("Cast", "m", "y", to=1)], {"w": big}, [2, 3], 6)
