@@ -31,7 +31,8 @@ BOTH = ("scale", "shift")
 class Broken:
     """One rule that lies. named: nodes of the original of which a proof may say that it is wrong there.
 
-    options: of the fold. builder: of the model. gain: of the random inputs on which it differs.
+    options: of the fold. builder: of the model. gain: of the random inputs on which it differs,
+    by `least` of the largest output. fine: so little that without a certificate it passes for rounding.
     """
 
     rule: str
@@ -41,6 +42,8 @@ class Broken:
     options: dict[str, Any] = field(default_factory=dict)
     builder: dict[str, Any] = field(default_factory=dict)
     gain: float = 1.0
+    least: float = 1e-4
+    fine: bool = False
 
     def model(self) -> onnx.ModelProto:
         return make(self.rule, self.body, **self.builder)
