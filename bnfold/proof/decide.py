@@ -74,10 +74,15 @@ def prove(
     a, b = Model(original, () if certificate is None else certificate.frozen), Model(folded)
     known = Known(a, shapes, seed, None if certificate is None else certificate.premises)
     proof = _Prover(a.main, b.main, known, certificate, np.random.default_rng(seed)).run()
-    refusal = proof.refusal
     if certificate is not None:
         proof.premises = [f"{name} keeps to its range" for name in certificate.premises]
         proof.premises += [f"{name} keeps its stored value" for name in certificate.frozen]
+    return _run_once(proof, known, folded)
+
+
+def _run_once(proof: Proof, known: Known, folded: Loaded) -> Proof:
+    """The same, with what one run of the folded model says: it has to run, and may be a counterexample."""
+    refusal = proof.refusal
     if refusal is None:
         proof.ran, broken = known.runs(folded)
         proof.refusal = Refusal(MODEL, "", broken, True) if broken else None

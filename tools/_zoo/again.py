@@ -1,0 +1,101 @@
+"""Proofs of many folded models that differ at a few nodes each, of one original with one certificate.
+
+A claim is decided by a region of each model. Where no node of the folded model that its decision has looked
+at is another one than in the right fold, it is what it was there, and is not decided again: all else is what
+`bnfold.prove` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+
+from bnfold.certificate import Certificate, Image
+from bnfold.onnx_graph.file.loaded import load
+from bnfold.proof.claims import Held
+from bnfold.proof.decide import _Prover, _run_once
+from bnfold.proof.graph import Model, Node, Scope, same_bits
+from bnfold.proof.known import Known
+from bnfold.proof.result import Proof
+
+__all__ = ["Again"]
+
+
+class Again:
+    """An original, and the right fold of it. right: its proof."""
+
+    def __init__(self, original: onnx.ModelProto, folded: onnx.ModelProto, certificate: Certificate) -> None:
+        self._a, self._b = Model(load(original), certificate.frozen), Model(load(folded)).main
+        self._known = Known(self._a, None, 0, certificate.premises)
+        self._certificate = certificate
+        self._held: dict[str, tuple[Held, frozenset[str]]] = {}
+        self.right = _run_once(self._prover(self._b, self._held, set()).run(), self._known, load(folded))
+
+    @property
+    def original(self) -> Scope:
+        return self._a.main
+
+    def _prover(self, b: Scope, held: dict[str, tuple[Held, frozenset[str]]], changed: set[str]) -> _Looking:
+        rng = np.random.default_rng(0)
+        return _Looking(self._a.main, b, self._known, self._certificate, rng, held=held, changed=changed)
+
+    def proof(self, folded: onnx.ModelProto) -> Proof:
+        """Of a model whose nodes have the outputs of the right fold's.
+
+        Raises:
+            ModelError: it is damaged.
+        """
+        loaded = load(folded)
+        b = Model(loaded).main
+        changed = {_first(node) for node in b.nodes if not _same(node, b, self._b)}
+        return _run_once(self._prover(b, self._held, changed).run(), self._known, loaded)
+
+
+def _first(node: Node) -> str:
+    return next(filter(None, node.outputs), "")
+
+
+def _same(node: Node, b: Scope, before: Scope) -> bool:
+    """Whether a node is what it was, and so are its constants."""
+    place = _first(node)
+    if place not in before.made:
+        return False
+    old = before.made[place][0]
+    if node.proto != old.proto:
+        return False
+    for name in node.reads():
+        new, was = b.constant(name), before.constant(name)
+        if (new is None) != (was is None) or (new is not None and was is not None and not same_bits(new, was)):
+            return False
+    return True
+
+
+class _Looking(_Prover):
+    """Remembers which nodes of the folded model a decision has looked at."""
+
+    def __init__(
+        self, *given: Any, held: dict[str, tuple[Held, frozenset[str]]], changed: set[str]
+    ) -> None:
+        super().__init__(*given)
+        self._held, self._changed, self._seen = held, changed, set[str]()
+        region: Callable[..., Any] = self.b.region
+
+        def watched(*what: Any) -> Any:
+            found = region(*what)
+            self._seen |= {_first(node) for node in found[0]}
+            return found
+
+        self.b.region = watched  # type: ignore[method-assign]
+
+    def _decide(self, node: Node, slot: int, name: str, y: Image) -> Held:
+        held, seen = self._held.get(name, (None, frozenset()))
+        if held is not None and not seen & self._changed:
+            return held
+        maker = self.b.made.get(y.name)
+        self._seen = set() if maker is None else {_first(maker[0])}
+        found = super()._decide(node, slot, name, y)
+        self._held.setdefault(name, (found, frozenset(self._seen)))
+        return found
