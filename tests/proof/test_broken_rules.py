@@ -1,4 +1,4 @@
-"""Every rule of the fold, broken on purpose, one at a time: what comes out is another function, and refused."""
+"""Every rule of the fold, broken on purpose, one at a time: what comes out is wrong, and refused."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ def apart(model: onnx.ModelProto, original: onnx.ModelProto, gain: float = 1.0) 
 
 
 @pytest.mark.parametrize("case", TABLE, ids=lambda case: case.rule)
-def test_a_fold_by_a_broken_rule_is_refuted_at_its_node(case: Broken, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fold_by_a_broken_rule_is_refuted_at_its_node(
+    case: Broken, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original = case.model()
     right, _ = bnfold.fold_onnx(original, verify=False, **case.options)
     error = apart(right, original, case.gain)

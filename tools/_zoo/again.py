@@ -68,7 +68,9 @@ def _same(node: Node, b: Scope, before: Scope) -> bool:
         return False
     for name in node.reads():
         new, was = b.constant(name), before.constant(name)
-        if (new is None) != (was is None) or (new is not None and was is not None and not same_bits(new, was)):
+        if (new is None) != (was is None) or (
+            new is not None and was is not None and not same_bits(new, was)
+        ):
             return False
     return True
 
@@ -76,9 +78,7 @@ def _same(node: Node, b: Scope, before: Scope) -> bool:
 class _Looking(_Prover):
     """Remembers which nodes of the folded model a decision has looked at."""
 
-    def __init__(
-        self, *given: Any, held: dict[str, tuple[Held, frozenset[str]]], changed: set[str]
-    ) -> None:
+    def __init__(self, *given: Any, held: dict[str, tuple[Held, frozenset[str]]], changed: set[str]) -> None:
         super().__init__(*given)
         self._held, self._changed, self._seen = held, changed, set[str]()
         region: Callable[..., Any] = self.b.region

@@ -34,12 +34,11 @@ from tools._zoo.again import Again
 from tools._zoo.mutations import CLAIMS, MODELS, Subject, claims_of, place, shapes_of
 from tools._zoo.sweep import Results, Sweep
 
-NETWORKS = tuple(
-    """
+_NETWORKS = """
     lcnet_050 mobilenetv3_small_100 tinynet_e regnetx_002 regnety_002 mixnet_s mnasnet_small levit_128s
     fastvit_t8 ghostnet_100 repvgg_a0 resnet18
-    """.split()
-)
+"""
+NETWORKS = tuple(_NETWORKS.split())
 PATTERNS = "patterns"  # the tiny models of the tests, in the place of a network
 CACHE = ROOT / ".cache" / "mutants"
 COUNT, EACH = 850, 10  # mutants of a network, and of each pattern
@@ -290,7 +289,9 @@ def summary(results: Results) -> dict[str, Any]:
         "models": dict(models),
         "certificates": dict(claims),
         "named": round(models["named"] / refusals, 4) if refusals else None,
-        "false_proofs": {n: f["lists"]["FALSE PROOF"] for n, f in results.items() if "FALSE PROOF" in f["lists"]},
+        "false_proofs": {
+            n: f["lists"]["FALSE PROOF"] for n, f in results.items() if "FALSE PROOF" in f["lists"]
+        },
     }
 
 

@@ -66,7 +66,7 @@ def _number(
     slots: slice = slice(None),
     ops: Sequence[str] = (),
 ) -> Mutation:
-    """Of a stored tensor that a node reads at one of these slots. ops: of the node; (): any other than LAYERS."""
+    """Of a stored tensor that a node reads at one of these slots. ops: of the node; (): any but LAYERS."""
 
     def mutate(on: Subject) -> NodeProto | None:
         stored = _stored(on.graph)
@@ -182,10 +182,10 @@ def _strides(value: list[int], _: np.random.Generator) -> list[int]:
 # -- operators, operands, edges
 
 OPERATORS = {
-    "Relu": "LeakyRelu", "LeakyRelu": "Elu", "Sigmoid": "Tanh", "Tanh": "Sigmoid", "HardSwish": "Relu",
-    "HardSigmoid": "Sigmoid", "Add": "Sub", "Sub": "Add", "Mul": "Div", "Div": "Mul", "Max": "Min", "Min": "Max",
-    "GlobalAveragePool": "GlobalMaxPool", "ReduceMean": "ReduceMax", "MaxPool": "AveragePool", "Erf": "Tanh",
-    "Softmax": "LogSoftmax", "Abs": "Neg", "Elu": "Selu", "Sqrt": "Exp", "ReduceMax": "ReduceMin",
+    "Abs": "Neg", "Add": "Sub", "Div": "Mul", "Elu": "Selu", "Erf": "Tanh", "GlobalAveragePool": "GlobalMaxPool",
+    "HardSigmoid": "Sigmoid", "HardSwish": "Relu", "LeakyRelu": "Elu", "Max": "Min", "MaxPool": "AveragePool",
+    "Min": "Max", "Mul": "Div", "ReduceMax": "ReduceMin", "ReduceMean": "ReduceMax", "Relu": "LeakyRelu",
+    "Sigmoid": "Tanh", "Softmax": "LogSoftmax", "Sqrt": "Exp", "Sub": "Add", "Tanh": "Sigmoid",
 }  # fmt: skip
 KEPT = frozenset({"Relu", "LeakyRelu", "Sigmoid", "Tanh", "HardSwish", "HardSigmoid", "Erf", "Abs", "Clip"})
 

@@ -104,7 +104,9 @@ def _padding(g: Build) -> str:
     return _end(g, g.conv(g.bn(image(g), name="bn"), 5, k=3, pads=1, name="conv"))
 
 
-@LAYERS("Linear: windows that overlap unevenly are not looked at", altered(Linear, "shift", padded=""), "deconv")
+@LAYERS(
+    "Linear: windows that overlap unevenly are not looked at", altered(Linear, "shift", padded=""), "deconv"
+)
 def _uneven(g: Build) -> str:
     return _end(g, g.deconv(g.bn(image(g), name="bn"), 5, k=3, strides=[2, 2], name="deconv"))
 
@@ -117,7 +119,12 @@ def _reversed(role: Any, numbers: Any, where: Any, stack: int) -> Any:
 _against = linear._against
 
 
-@LAYERS("Linear: the channels of its groups in another order", replaced(linear, "_against", _reversed), "conv", "bn")
+@LAYERS(
+    "Linear: the channels of its groups in another order",
+    replaced(linear, "_against", _reversed),
+    "conv",
+    "bn",
+)
 def _grouped(g: Build) -> str:
     return _end(g, g.bn(conv(g, 6, k=3, group=2), name="bn"))
 
@@ -132,7 +139,9 @@ def _alpha(g: Build) -> str:
     return _end(g, g.gemm(g.bn(g.input("x", (5, 6)), name="bn"), 4, c=(4,), alpha=0.5, name="gemm"))
 
 
-@LAYERS("Linear: a bias that is computed takes a scale", altered(Linear, "scale", bias_blocks_scale=False), "conv")
+@LAYERS(
+    "Linear: a bias that is computed takes a scale", altered(Linear, "scale", bias_blocks_scale=False), "conv"
+)
 def _open_bias(g: Build) -> str:
     bias = g.op("Exp", g.input("b", (4,)), name="bias")
     y = g.op("Conv", image(g), g.weight((4, 4, 1, 1), 4), bias, name="conv")
@@ -158,8 +167,9 @@ def _free(g: Build) -> str:
 @LAYERS(
     "Linear: what is carried through a layer without bias is not multiplied by its weight",
     replaced(equation, "through_weight", lambda role, v, rank: np.full(role.outputs, np.mean(v))),
-    "first", "second",
-)  # fmt: skip
+    "first",
+    "second",
+)
 def _carried(g: Build) -> str:
     y = g.op("Transpose", g.bn(g.input("x", (2, 6, 9)), name="bn"), perm=[0, 2, 1])
     return _end(g, g.matmul(g.matmul(y, 7, name="first"), 8, bias=True, name="second"))
@@ -168,8 +178,11 @@ def _carried(g: Build) -> str:
 @LAYERS(
     "Linear: what one layer of a stack takes in goes into another one",
     replaced(linear, "_stacked", lambda vectors: _stacked(vectors[::-1])),
-    "one", "two", "n1", "n2",
-)  # fmt: skip
+    "one",
+    "two",
+    "n1",
+    "n2",
+)
 def _together(g: Build) -> str:
     y = g.bn(g.conv(image(g), 4, k=3, name="one"), name="n1")
     return _end(g, g.bn(g.conv(g.op("Tanh", y), 4, k=3, name="two"), name="n2"))
@@ -181,8 +194,10 @@ _stacked = linear._stacked
 @LAYERS(
     "quantized: a negative factor, and the integers stay as they are",
     replaced(requantize, "negated", lambda stored, zero, *_: (stored, zero)),
-    "conv", "bn", builder={"opset": 19},
-)  # fmt: skip
+    "conv",
+    "bn",
+    builder={"opset": 19},
+)
 def _quantized(g: Build) -> str:
     w = g.const(g.rng.integers(-127, 128, (5, 4, 3, 3)), "integers", dtype="int8")
     w = g.op("DequantizeLinear", w, g.const(g.rng.uniform(0.001, 0.003, 5), "step"), axis=0)
@@ -217,8 +232,11 @@ def _stays_shift(g: Build) -> tuple[str, ...]:
 @LAYERS(
     "Affine: a shift passes a constant scale unchanged",
     ruled(Affine, lambda s, n, slot, d: s.want(other_side(n, slot, n.role.x), d, n), "shift"),
-    "conv", "scale", "shift", options={"skip": ["scale"]},
-)  # fmt: skip
+    "conv",
+    "scale",
+    "shift",
+    options={"skip": ["scale"]},
+)
 def _through_scale(g: Build) -> str:
     return _end(g, g.add(g.mul(conv(g), name="scale"), name="shift"))
 
@@ -233,13 +251,20 @@ _from_batch_norm = role_builders.from_batch_norm
 @LAYERS(
     "Affine: the epsilon of a batch norm is left out",
     replaced(batch_norms, "from_batch_norm", _without_epsilon),
-    "conv", "bn",
-)  # fmt: skip
+    "conv",
+    "bn",
+)
 def _epsilon(g: Build) -> str:
     return _end(g, g.bn(conv(g), name="bn", epsilon=0.3))
 
 
-@LAYERS("Sampled: q is left out", storing(Sampled, "encode", lambda given: (given[0], 0.0)), "deform", "bn", builder={"opset": 19})
+@LAYERS(
+    "Sampled: q is left out",
+    storing(Sampled, "encode", lambda given: (given[0], 0.0)),
+    "deform",
+    "bn",
+    builder={"opset": 19},
+)
 def _sampled(g: Build) -> str:
     w, b = g.weight((4, 4, 3, 2), 24), g.const(g.normal((4,)), "bias")
     offset = g.op("Tanh", g.input("offset", (1, 12, 3, 3)))
@@ -253,7 +278,9 @@ def _sampled(g: Build) -> str:
 def _lstm(g: Build) -> str:
     x = g.op("Transpose", g.bn(g.input("x", (2, 3, 5)), name="bn"), perm=[2, 0, 1])
     w, r = g.weight((1, 8, 3), 3, "W"), g.weight((1, 8, 2), 2, "R")
-    return g.ops("LSTM", x, w, r, g.const(g.normal((1, 16), 0.3), "B"), count=1, hidden_size=2, name="lstm")[0]
+    return g.ops("LSTM", x, w, r, g.const(g.normal((1, 16), 0.3), "B"), count=1, hidden_size=2, name="lstm")[
+        0
+    ]
 
 
 def _recurrent(u: Any = lambda u: u, v: Any = lambda v: v) -> Any:
@@ -269,24 +296,21 @@ LAYERS("Recurrent: v is left out", _recurrent(v=lambda v: v * 0.0), "lstm")(_lst
 
 @LAYERS(
     "Gate: the beta of HardSigmoid stays",
-    storing(Gate, "decode", lambda given: (given[0], np.zeros(1))), "gate",
-)  # fmt: skip
+    storing(Gate, "decode", lambda given: (given[0], np.zeros(1))),
+    "gate",
+)
 def _gate_beta(g: Build) -> str:
     y = g.op("Add", g.op("Mul", image(g), g.const(-0.6, "a")), g.const(0.2, "b"))
     return g.op("HardSigmoid", y, alpha=0.3, beta=0.4, name="gate")
 
 
-@LAYERS(
-    "Gate: the alpha of Celu stays", stored(Gate, lambda state, node: iter(())), "celu", "scale"
-)
+@LAYERS("Gate: the alpha of Celu stays", stored(Gate, lambda state, node: iter(())), "celu", "scale")
 def _gate_alpha(g: Build) -> str:
     y = g.op("Celu", conv(g), alpha=0.7, name="celu")
     return _end(g, g.op("Mul", y, g.const(0.4, "number"), name="scale"))
 
 
-@LAYERS(
-    "Gate: Celu passes a negative scale", replaced(layers, "positive", lambda *_: None), "celu", "scale"
-)
+@LAYERS("Gate: Celu passes a negative scale", replaced(layers, "positive", lambda *_: None), "celu", "scale")
 def _gate_sign(g: Build) -> str:
     y = g.op("Celu", conv(g), alpha=0.7, name="celu")
     return _end(g, g.op("Mul", y, g.const(-0.4, "number"), name="scale"))
@@ -308,9 +332,11 @@ def _norm_sign(g: Build) -> str:
 
 
 @LAYERS(
-    "Normalize: a shift passes one that takes no mean off", altered(Normalize, "shift", removes_mean=True),
-    "norm", builder={"opset": 23},
-)  # fmt: skip
+    "Normalize: a shift passes one that takes no mean off",
+    altered(Normalize, "shift", removes_mean=True),
+    "norm",
+    builder={"opset": 23},
+)
 def _norm_mean(g: Build) -> str:
     y = g.op("Add", g.input("x", (2, 5, 6)), g.const(0.7, "a"), name="shift")
     return _end(g, g.op("RMSNormalization", y, g.const(g.scales(6), "scales"), name="norm"))
@@ -318,17 +344,22 @@ def _norm_mean(g: Build) -> str:
 
 @LAYERS(
     "Normalize: a shift that varies along what is normalized passes",
-    altered(Normalize, "shift", over=()), "norm",
-)  # fmt: skip
+    altered(Normalize, "shift", over=()),
+    "norm",
+)
 def _norm_over(g: Build) -> str:
     y = g.add(g.input("x", (2, 5, 6)), axis=2, name="shift")
-    return _end(g, g.op("LayerNormalization", y, g.const(g.scales(6), "s"), g.const(g.normal((6,)), "b"), name="norm"))
+    return _end(
+        g, g.op("LayerNormalization", y, g.const(g.scales(6), "s"), g.const(g.normal((6,)), "b"), name="norm")
+    )
 
 
 @LAYERS(
     "Normalize: its own scale does not take in p",
-    storing(Normalize, "encode", lambda given: (1.0, given[1])), "norm", "bn",
-)  # fmt: skip
+    storing(Normalize, "encode", lambda given: (1.0, given[1])),
+    "norm",
+    "bn",
+)
 def _norm_scale(g: Build) -> str:
     return _end(g, g.bn(_instance(g, conv(g)), name="bn"))
 

@@ -11,7 +11,6 @@ from bnfold.fold.carry.common import other_side
 from bnfold.fold.roles import Clamp, Leaky, Map, Pad
 from tests.onnx_graph.build import Build, Signs
 from tests.proof.broken.breaking import (
-    Break,
     Table,
     altered,
     conv,
@@ -48,7 +47,12 @@ MAPS("Map: Abs gives a negative scale", ABSOLUTE, "map", "mul")(_signed("Abs"))
 MAPS("Map: LpPool gives a negative scale", ABSOLUTE, "map", "mul")(_signed("LpPool", **POOL))
 
 
-@MAPS("Map: ReduceMax of a negative scale does not become ReduceMin", stored(Map, lambda *_: iter(())), "map", "bn")
+@MAPS(
+    "Map: ReduceMax of a negative scale does not become ReduceMin",
+    stored(Map, lambda *_: iter(())),
+    "map",
+    "bn",
+)
 def _flip(g: Build) -> str:
     y = g.op("ReduceMax", conv(g), g.ints(2, 3, name="axes"), name="map")
     return _end(g, g.bn(y, "negative", name="bn"))
@@ -76,13 +80,19 @@ def _gain(g: Build) -> str:
     return _end(g, g.bn(g.op("ReduceSum", conv(g), g.ints(2, 3, name="axes"), name="map"), name="bn"))
 
 
-@MAPS("Map: a sum of a number of entries that is not known takes a shift", altered(Map, "shift", gain=1.0), "map", "add")
+@MAPS(
+    "Map: a sum of a number of entries that is not known takes a shift",
+    altered(Map, "shift", gain=1.0),
+    "map",
+    "add",
+)
 def _gain_unknown(g: Build) -> str:
     y = g.conv(g.input("x", ("N", 4, "H", 7)), 4, name="conv")
     return _end(g, g.add(g.op("ReduceSum", y, g.ints(2, 3, name="axes"), name="map"), name="add"))
 
 
 # where it has to be constant
+
 
 @MAPS("Map: a change that varies in space passes a pool", altered(Map, flat=()), "map", "mul")
 def _space(g: Build) -> str:
@@ -98,17 +108,26 @@ def _leaky(signs: Signs) -> Any:
     return _signed("LeakyRelu", signs, alpha=0.2)
 
 
-MAPS("Leaky: the slope stays under a negative scale", stored(Leaky, lambda *_: iter(())), "map", "mul")(_leaky("negative"))
+MAPS("Leaky: the slope stays under a negative scale", stored(Leaky, lambda *_: iter(())), "map", "mul")(
+    _leaky("negative")
+)
 MAPS(
     "Leaky: a negative scale is not divided by the slope",
-    ruled(Leaky, lambda s, n, slot, f: s.want(other_side(n, slot), f, n), "scale"), "map", "mul",
-)(_leaky("negative"))  # fmt: skip
+    ruled(Leaky, lambda s, n, slot, f: s.want(other_side(n, slot), f, n), "scale"),
+    "map",
+    "mul",
+)(_leaky("negative"))
 MAPS(
     "Leaky: one slope for scales of both signs",
-    ruled(Leaky, lambda s, n, slot, f: s.want(other_side(n, slot), f, n), "scale"), "map", "mul",
-)(_leaky("mixed"))  # fmt: skip
+    ruled(Leaky, lambda s, n, slot, f: s.want(other_side(n, slot), f, n), "scale"),
+    "map",
+    "mul",
+)(_leaky("mixed"))
 MAPS(
-    "Leaky passes a shift", ruled(Leaky, lambda s, n, slot, f: s.want(other_side(n, slot), f, n), "shift"), "map", "add"
+    "Leaky passes a shift",
+    ruled(Leaky, lambda s, n, slot, f: s.want(other_side(n, slot), f, n), "shift"),
+    "map",
+    "add",
 )(_shifted("LeakyRelu", alpha=0.2))
 
 
@@ -125,9 +144,11 @@ MAPS("Clamp: the bounds stay", stored(Clamp, lambda *_: iter(())), *BOUNDS)(lamb
 MAPS("Clamp: the bounds do not move", storing(Clamp, "encode", lambda given: (given[0], 0.0)), *BOUNDS)(
     lambda g: _clip(g, 1.0, 0.8)
 )
-MAPS("Clamp: the bounds do not change places", storing(Clamp, "encode", lambda given: (np.abs(given[0]), given[1])), *BOUNDS)(
-    lambda g: _clip(g, -0.6, 0.0)
-)
+MAPS(
+    "Clamp: the bounds do not change places",
+    storing(Clamp, "encode", lambda given: (np.abs(given[0]), given[1])),
+    *BOUNDS,
+)(lambda g: _clip(g, -0.6, 0.0))
 
 
 @MAPS("Clamp: bounds of 10,000 stay", stored(Clamp, lambda *_: iter(())), "map", "mul", gain=1e5)
@@ -137,7 +158,12 @@ def _far(g: Build) -> str:
     return g.op("Mul", y, g.const(3.0, "a"), name="mul")
 
 
-@MAPS("Clamp: a scale that differs from channel to channel", replaced(maps, "uniform", lambda s, n, f: f), "map", "mul")
+@MAPS(
+    "Clamp: a scale that differs from channel to channel",
+    replaced(maps, "uniform", lambda s, n, f: f),
+    "map",
+    "mul",
+)
 def _many(g: Build) -> str:
     y = g.op("Clip", conv(g), g.const(-0.5, "low"), g.const(1.5, "high"), name="map")
     return _end(g, g.mul(y, "positive", name="mul"))

@@ -65,8 +65,9 @@ for _name, _body in MOVES.items():
         replaced(moves.Transpose, "pull", moves.Transpose.push),
         replaced(moves.Transpose, "push", moves.Transpose.pull),
     ),
-    "move", "bn",
-)  # fmt: skip
+    "move",
+    "bn",
+)
 def _axes(g: Build) -> str:
     """Axes turn around in a circle, which is not its own inverse."""
     y = g.op("Reshape", conv(g, 8), g.ints(2, 2, 2, 2, 6, 7), name="parts")
@@ -75,9 +76,11 @@ def _axes(g: Build) -> str:
 
 
 @REARRANGING(
-    "Move: blocks of DepthToSpace in the other mode", altered(Move, move=moves.DepthToSpace(2, False)),
-    "move", "bn",
-)  # fmt: skip
+    "Move: blocks of DepthToSpace in the other mode",
+    altered(Move, move=moves.DepthToSpace(2, False)),
+    "move",
+    "bn",
+)
 def _blocks(g: Build) -> str:
     y = g.op("DepthToSpace", g.conv(image(g), 12, name="conv"), blocksize=2, mode="DCR", name="move")
     return _end(g, g.bn(y, name="bn"))
@@ -94,9 +97,11 @@ def _forward(change: Any) -> Any:
 
 
 @REARRANGING(
-    "Move: what differs within a block passes as one", ruled(Move, _forward(lambda f: f[:, :2])),
-    "move", "conv",
-)  # fmt: skip
+    "Move: what differs within a block passes as one",
+    ruled(Move, _forward(lambda f: f[:, :2])),
+    "move",
+    "conv",
+)
 def _within(g: Build) -> str:
     y = g.op("DepthToSpace", g.bn(g.input("x", (2, 8, 3, 4)), name="bn"), blocksize=2, name="move")
     return _end(g, g.conv(y, 5, name="conv"))
@@ -181,9 +186,11 @@ _weights = equation._weights
 
 
 @REARRANGING(
-    "Sum: the sign of an operand is left out", replaced(equation, "_weights", _unsigned), *SUM,
+    "Sum: the sign of an operand is left out",
+    replaced(equation, "_weights", _unsigned),
+    *SUM,
     options=APART,
-)  # fmt: skip
+)
 def _difference(g: Build) -> str:
     """The second operand is the one that can take a shift."""
     x = image(g)
@@ -198,7 +205,12 @@ def _product(g: Build) -> str:
     return _end(g, g.mul(y, name="mul"))
 
 
-@REARRANGING("Product: a divisor takes the scale as a factor", replaced(equation, "_weights", _unsigned), "product", "mul")
+@REARRANGING(
+    "Product: a divisor takes the scale as a factor",
+    replaced(equation, "_weights", _unsigned),
+    "product",
+    "mul",
+)
 def _quotient(g: Build) -> str:
     x = image(g)
     one = g.op("Sigmoid", g.conv(x, 4, name="one"), name="sigmoid")
@@ -218,21 +230,25 @@ def _misfit(spread: Any, node: Any, slot: int, f: Array) -> None:
         spread.want(node.at(index), f[:, :size], node)
 
 
-@REARRANGING(
-    "Sum: an operand that is broadcast takes what varies", ruled(Sum, _misfit), *SUM, options=APART
-)
+@REARRANGING("Sum: an operand that is broadcast takes what varies", ruled(Sum, _misfit), *SUM, options=APART)
 def _broadcast(g: Build) -> str:
     x = image(g)
-    return _end(g, g.bn(g.op("Add", g.conv(x, 4, name="one"), g.conv(x, 1, name="two"), name="sum"), name="bn"))
+    return _end(
+        g, g.bn(g.op("Add", g.conv(x, 4, name="one"), g.conv(x, 1, name="two"), name="sum"), name="bn")
+    )
 
 
 # Max, Where
 
 
-@REARRANGING("Same: Max passes a negative scale", replaced(rearranging, "positive", lambda *_: None), "max", "bn")
+@REARRANGING(
+    "Same: Max passes a negative scale", replaced(rearranging, "positive", lambda *_: None), "max", "bn"
+)
 def _max(g: Build) -> str:
     x = image(g)
-    return _end(g, g.bn(g.op("Max", g.conv(x, 4, name="one"), g.conv(x, 4, name="two"), name="max"), name="bn"))
+    return _end(
+        g, g.bn(g.op("Max", g.conv(x, 4, name="one"), g.conv(x, 4, name="two"), name="max"), name="bn")
+    )
 
 
 @REARRANGING("Same: one of the operands is forgotten", altered(Same, slots=(1,)), "where", "bn")
@@ -243,7 +259,13 @@ def _where(g: Build) -> str:
     return _end(g, g.bn(y, name="bn"))
 
 
-@REARRANGING("Same: a stored zero that was shifted is not scaled", replaced(rearranging, "_is_zero", lambda spread, tensor: tensor.constant is not None), "max", "bn", "bn2")
+@REARRANGING(
+    "Same: a stored zero that was shifted is not scaled",
+    replaced(rearranging, "_is_zero", lambda spread, tensor: tensor.constant is not None),
+    "max",
+    "bn",
+    "bn2",
+)
 def _shifted_zero(g: Build) -> str:
     y = g.op("Max", conv(g), g.const(np.zeros(()), "zero"), name="max")
     return _end(g, g.bn(g.bn(y, "positive", name="bn"), "positive", name="bn2"))
@@ -259,7 +281,16 @@ def _attention(g: Build, stochastic: bool) -> tuple[str, str]:
     return g.op("MatMul", weights, v, name="product"), v
 
 
-@REARRANGING("Contract: both operands take the scale", ruled(Contract, lambda s, n, slot, f: [s.want(n.at(k), f, n) for k in (0, 1)] and None if slot < 0 else None, "scale"), "product", "mul")
+@REARRANGING(
+    "Contract: both operands take the scale",
+    ruled(
+        Contract,
+        lambda s, n, slot, f: [s.want(n.at(k), f, n) for k in (0, 1)] and None if slot < 0 else None,
+        "scale",
+    ),
+    "product",
+    "mul",
+)
 def _contract_scale(g: Build) -> str:
     x = g.input("x", (2, 4, 4))
     y = g.op("MatMul", g.matmul(x, 4, name="one"), g.matmul(x, 4, name="two"), name="product")
@@ -267,15 +298,28 @@ def _contract_scale(g: Build) -> str:
 
 
 @REARRANGING(
-    "Contract: rows that do not sum to one pass a shift", altered(Contract, "shift", stochastic=0),
-    "product", "add",
-)  # fmt: skip
+    "Contract: rows that do not sum to one pass a shift",
+    altered(Contract, "shift", stochastic=0),
+    "product",
+    "add",
+)
 def _contract_shift(g: Build) -> str:
     return _end(g, g.add(_attention(g, False)[0], axis=2, name="add"))
 
 
-@REARRANGING("Contract: a scale along what is summed over", ruled(Contract, _forward(lambda f: f), "scale"), "product", "mul", "conv")
+@REARRANGING(
+    "Contract: a scale along what is summed over",
+    ruled(Contract, _forward(lambda f: f), "scale"),
+    "product",
+    "mul",
+    "conv",
+)
 def _contract_axis(g: Build) -> str:
     x = g.input("x", (2, 4, 4))
-    y = g.op("MatMul", g.op("Sigmoid", x, name="weights"), g.mul(g.op("Sin", x, name="sin"), axis=1, name="mul"), name="product")
+    y = g.op(
+        "MatMul",
+        g.op("Sigmoid", x, name="weights"),
+        g.mul(g.op("Sin", x, name="sin"), axis=1, name="mul"),
+        name="product",
+    )
     return _end(g, g.conv(y, 4, name="conv"))

@@ -1,4 +1,4 @@
-"""Broken rules of the search itself, of the numbers that it stores, of merged branches and dropped channels."""
+"""Broken rules of the search itself, of what it stores, of merged branches and dropped channels."""
 
 from __future__ import annotations
 
@@ -28,7 +28,13 @@ def _end(g: Build, y: str) -> str:
 # the search
 
 
-@SOLVING("two different changes of one tensor meet", replaced(spreading, "same", lambda *_: True), "sum", "gather", options=APART)
+@SOLVING(
+    "two different changes of one tensor meet",
+    replaced(spreading, "same", lambda *_: True),
+    "sum",
+    "gather",
+    options=APART,
+)
 def _meet(g: Build) -> str:
     y = conv(g)
     other = g.op("Gather", y, g.ints(1, 2, 3, 0), axis=1, name="gather")
@@ -39,13 +45,17 @@ def _allow(self: Any, tensor: Any, value: Array) -> None:
     """Whatever is asked of it."""
 
 
-@SOLVING("an output of the graph changes", replaced(spreading.Spread, "_allow", _allow), "the model", "conv", "bn")
+@SOLVING(
+    "an output of the graph changes", replaced(spreading.Spread, "_allow", _allow), "the model", "conv", "bn"
+)
 def _output(g: Build) -> tuple[str, str]:
     y = conv(g)
     return y, _end(g, g.bn(y, name="bn"))
 
 
-@SOLVING("an input of the graph changes", replaced(spreading.Spread, "_allow", _allow), "the model", "bn", "end")
+@SOLVING(
+    "an input of the graph changes", replaced(spreading.Spread, "_allow", _allow), "the model", "bn", "end"
+)
 def _input(g: Build) -> str:
     return _end(g, g.bn(image(g), name="bn"))
 
@@ -60,7 +70,13 @@ def _without_shifts(state: Any, factors: Any) -> None:
 _multiply = one_fold._multiply
 
 
-@SOLVING("a second scale does not reach the shift of the first", replaced(one_fold, "_multiply", _without_shifts), "conv", "first", "second")
+@SOLVING(
+    "a second scale does not reach the shift of the first",
+    replaced(one_fold, "_multiply", _without_shifts),
+    "conv",
+    "first",
+    "second",
+)
 def _two(g: Build) -> str:
     return _end(g, g.bn(g.bn(conv(g), name="first"), name="second"))
 
@@ -103,7 +119,12 @@ def _shift_of_the_other_sign(state: Any, node: Any, *more: Any) -> Any:
 _shift = one_fold._shift
 
 
-@SOLVING("a shift forward with the sign of one backward", replaced(one_fold, "_shift", _shift_of_the_other_sign), "conv", "bn")
+@SOLVING(
+    "a shift forward with the sign of one backward",
+    replaced(one_fold, "_shift", _shift_of_the_other_sign),
+    "conv",
+    "bn",
+)
 def _sign(g: Build) -> str:
     return _end(g, g.conv(g.bn(image(g), name="bn"), 5, k=3, name="conv"))
 
@@ -123,20 +144,39 @@ def _unsolved(spread: Any, node: Any, missing: Array) -> bool:
     return True
 
 
-@SOLVING("Sum: what its output takes is asked of no operand", replaced(equation, "_holds", _unsolved), "sum", "bn", options=APART)
+@SOLVING(
+    "Sum: what its output takes is asked of no operand",
+    replaced(equation, "_holds", _unsolved),
+    "sum",
+    "bn",
+    options=APART,
+)
 def _equation(g: Build) -> str:
     x = image(g)
     y = g.op("Add", g.conv(x, 4, name="one"), g.conv(x, 4, name="two"), name="sum")
     return _end(g, g.add(y, name="bn"))
 
 
-@SOLVING("Product: the square of a tensor takes a scale once", together(replaced(equation, "_holds", _nobody_looks), replaced(equation, "_root", lambda s, n, value, w: value)), "square", "mul")
+@SOLVING(
+    "Product: the square of a tensor takes a scale once",
+    together(
+        replaced(equation, "_holds", _nobody_looks), replaced(equation, "_root", lambda s, n, value, w: value)
+    ),
+    "square",
+    "mul",
+)
 def _square(g: Build) -> str:
     y = conv(g)
     return _end(g, g.mul(g.op("Mul", y, y, name="square"), "positive", name="mul"))
 
 
-@SOLVING("Sum: a tensor that comes back by another way", replaced(equation, "_holds", _nobody_looks), "sum", "bn", "pool")
+@SOLVING(
+    "Sum: a tensor that comes back by another way",
+    replaced(equation, "_holds", _nobody_looks),
+    "sum",
+    "bn",
+    "pool",
+)
 def _comes_back(g: Build) -> str:
     y = conv(g)
     pool = g.op("AveragePool", y, kernel_shape=[3, 3], pads=[1, 1, 1, 1], name="pool")
@@ -190,12 +230,24 @@ def _six_ulps(node: Any, value: Any, old: Any, dtype: Any = None, axis: Any = No
 _in_type = store.in_type
 
 
-@SOLVING("what is stored is six units in the last place off", replaced(store, "in_type", _six_ulps), *NORM, least=1e-7, fine=True)
+@SOLVING(
+    "what is stored is six units in the last place off",
+    replaced(store, "in_type", _six_ulps),
+    *NORM,
+    least=1e-7,
+    fine=True,
+)
 def _stored(g: Build) -> str:
     return _end(g, g.bn(conv(g, bias=True, k=3), name="bn"))
 
 
-@SOLVING("a stored operand keeps one number for all channels", replaced(absorb, "compact", lambda array, *_, **__: array.take([0], 1) if array.ndim == 4 else array), "concat", "bn", "max")
+@SOLVING(
+    "a stored operand keeps one number for all channels",
+    replaced(absorb, "compact", lambda array, *_, **__: array.take([0], 1) if array.ndim == 4 else array),
+    "concat",
+    "bn",
+    "max",
+)
 def _operand(g: Build) -> str:
     y = g.op("Max", conv(g), g.const(g.normal((1, 4, 1, 1)), "floor"), name="max")
     return _end(g, g.bn(y, "positive", name="bn"))
@@ -225,14 +277,23 @@ def _beside(form: Any, kernel: Array, goal: Any) -> Array:
 
 _moved_to = kernels.moved_to
 
-SOLVING("merged branches: a tap goes to the place beside its own", replaced(sums, "moved_to", _beside), *MERGED)(_branches)
-SOLVING("merged branches: the biases are left out", _numbers_of(lambda leaf, k, b: (k, b * 0)), *MERGED)(_branches)
 SOLVING(
-    "merged branches: the identity is left out", _numbers_of(lambda leaf, k, b: (k * (leaf.node is not None), b)), *MERGED
+    "merged branches: a tap goes to the place beside its own", replaced(sums, "moved_to", _beside), *MERGED
 )(_branches)
-SOLVING("merged branches: one weight off by 1e-5", _numbers_of(lambda leaf, k, b: (k * (1 + 1e-5), b)), *MERGED, least=1e-6)(
+SOLVING("merged branches: the biases are left out", _numbers_of(lambda leaf, k, b: (k, b * 0)), *MERGED)(
     _branches
 )
+SOLVING(
+    "merged branches: the identity is left out",
+    _numbers_of(lambda leaf, k, b: (k * (leaf.node is not None), b)),
+    *MERGED,
+)(_branches)
+SOLVING(
+    "merged branches: one weight off by 1e-5",
+    _numbers_of(lambda leaf, k, b: (k * (1 + 1e-5), b)),
+    *MERGED,
+    least=1e-6,
+)(_branches)
 
 
 def _row(g: Build) -> str:
@@ -241,8 +302,16 @@ def _row(g: Build) -> str:
 
 
 ROW = ("one", "two")
-SOLVING("layers in a row: the bias of the first is left out", replaced(rows, "bias_of", lambda role, n: kernels.bias_of(role, n) * (n != 6)), *ROW)(_row)
-SOLVING("layers in a row: taps in another order", replaced(rows, "chain_kernels", lambda *given: np.flip(kernels.chain_kernels(*given), -1)), *ROW)(_row)
+SOLVING(
+    "layers in a row: the bias of the first is left out",
+    replaced(rows, "bias_of", lambda role, n: kernels.bias_of(role, n) * (n != 6)),
+    *ROW,
+)(_row)
+SOLVING(
+    "layers in a row: taps in another order",
+    replaced(rows, "chain_kernels", lambda *given: np.flip(kernels.chain_kernels(*given), -1)),
+    *ROW,
+)(_row)
 
 
 # dropped channels
@@ -251,8 +320,13 @@ SOLVING("layers in a row: taps in another order", replaced(rows, "chain_kernels"
 @SOLVING(
     "dropped channels: what they were is left out",
     replaced(choose.Choice, "constants", lambda self, tensor: _constants(self, tensor) * 0),
-    "first", "second", "relu", "bn", "end", options={"drop_dead_channels": True},
-)  # fmt: skip
+    "first",
+    "second",
+    "relu",
+    "bn",
+    "end",
+    options={"drop_dead_channels": True},
+)
 def _dropped(g: Build) -> str:
     y = g.bn(g.conv(image(g), 6, name="first"), "zero or positive", name="bn")
     return _end(g, g.conv(g.op("Sigmoid", y, name="relu"), 3, name="second"))
