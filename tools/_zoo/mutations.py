@@ -182,10 +182,11 @@ def _strides(value: list[int], _: np.random.Generator) -> list[int]:
 # -- operators, operands, edges
 
 OPERATORS = {
-    "Abs": "Neg", "Add": "Sub", "Div": "Mul", "Elu": "Selu", "Erf": "Tanh", "GlobalAveragePool": "GlobalMaxPool",
-    "HardSigmoid": "Sigmoid", "HardSwish": "Relu", "LeakyRelu": "Elu", "Max": "Min", "MaxPool": "AveragePool",
-    "Min": "Max", "Mul": "Div", "ReduceMax": "ReduceMin", "ReduceMean": "ReduceMax", "Relu": "LeakyRelu",
-    "Sigmoid": "Tanh", "Softmax": "LogSoftmax", "Sqrt": "Exp", "Sub": "Add", "Tanh": "Sigmoid",
+    "Abs": "Neg", "Add": "Sub", "Div": "Mul", "Elu": "Selu", "Erf": "Tanh", "HardSigmoid": "Sigmoid",
+    "GlobalAveragePool": "GlobalMaxPool", "HardSwish": "Relu", "LeakyRelu": "Elu", "Max": "Min",
+    "MaxPool": "AveragePool", "Min": "Max", "Mul": "Div", "ReduceMax": "ReduceMin", "ReduceMean": "ReduceMax",
+    "Relu": "LeakyRelu", "Sigmoid": "Tanh", "Softmax": "LogSoftmax", "Sqrt": "Exp", "Sub": "Add",
+    "Tanh": "Sigmoid",
 }  # fmt: skip
 KEPT = frozenset({"Relu", "LeakyRelu", "Sigmoid", "Tanh", "HardSwish", "HardSigmoid", "Erf", "Abs", "Clip"})
 

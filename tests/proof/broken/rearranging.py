@@ -53,6 +53,13 @@ MOVES: dict[str, Any] = {
         "DepthToSpace", g.conv(image(g), 12, name="conv"), blocksize=2, mode="DCR", name="move"
     ),
     "Tile": lambda g: g.op("Tile", conv(g), g.ints(1, 1, 1, 2), name="move"),
+    "Expand": lambda g: g.op(
+        "Expand", g.op("GlobalAveragePool", conv(g), name="pool"), g.ints(2, 4, 3, 5), name="move"
+    ),
+    "Slice of the image": lambda g: g.op("Slice", conv(g), g.ints(1), g.ints(4), g.ints(2), name="move"),
+    "Squeeze": lambda g: g.op(
+        "Squeeze", g.conv(g.input("x", (2, 4, 1, 7)), 4, name="conv"), g.ints(2), name="move"
+    ),
     "Unsqueeze": lambda g: g.op("Unsqueeze", conv(g), g.ints(3, name="axes"), name="move"),
 }
 for _name, _body in MOVES.items():
