@@ -29,7 +29,7 @@ BOTH = ("scale", "shift")
 
 @dataclass(frozen=True)
 class Broken:
-    """One rule that lies. named: nodes of the original of which a proof may say that it is wrong there.
+    """One rule that lies. named: the node of the original where what comes out begins to be wrong.
 
     options: of the fold. builder: of the model. gain: of the random inputs on which it differs,
     by `least` of the largest output. fine: so little that without a certificate it passes for rounding.
@@ -38,7 +38,7 @@ class Broken:
     rule: str
     body: Body
     breaks: Break
-    named: tuple[str, ...]
+    named: str
     options: dict[str, Any] = field(default_factory=dict)
     builder: dict[str, Any] = field(default_factory=dict)
     gain: float = 1.0
@@ -52,7 +52,7 @@ class Broken:
 class Table(list[Broken]):
     """A table under construction: a decorator of the body of the model."""
 
-    def __call__(self, rule: str, breaks: Break, *named: str, **more: Any) -> Callable[[Body], Body]:
+    def __call__(self, rule: str, breaks: Break, named: str, **more: Any) -> Callable[[Body], Body]:
         def register(body: Body) -> Body:
             self.append(Broken(rule, body, breaks, named, **more))
             return body

@@ -69,17 +69,17 @@ def _sides(u: Any = lambda u: u, v: Any = lambda v: v, p: Any = lambda p: p, q: 
     return storing(Linear, "both_sides", change)
 
 
-@LAYERS("Linear, output: p is left out", _sides(p=lambda p: 1.0), "conv", "bn")
+@LAYERS("Linear, output: p is left out", _sides(p=lambda p: 1.0), "conv")
 def _back_scale(g: Build) -> str:
     return _end(g, g.bn(conv(g, k=3, pads=1), name="bn"))
 
 
-@LAYERS("Linear, output: the sign of p is left out", _sides(p=np.abs), "conv", "bn")
+@LAYERS("Linear, output: the sign of p is left out", _sides(p=np.abs), "conv")
 def _back_sign(g: Build) -> str:
     return _end(g, g.bn(conv(g, k=3, pads=1), "negative", name="bn"))
 
 
-@LAYERS("Linear, output: q is left out", _sides(q=lambda q: q * 0.0), "conv", "bn")
+@LAYERS("Linear, output: q is left out", _sides(q=lambda q: q * 0.0), "conv")
 def _back_shift(g: Build) -> str:
     return _end(g, g.bn(conv(g, k=3, pads=1), name="bn"))
 
@@ -123,13 +123,12 @@ _against = linear._against
     "Linear: the channels of its groups in another order",
     replaced(linear, "_against", _reversed),
     "conv",
-    "bn",
 )
 def _grouped(g: Build) -> str:
     return _end(g, g.bn(conv(g, 6, k=3, group=2), name="bn"))
 
 
-@LAYERS("Linear: the bias of a Gemm is not scaled by its beta", altered(Linear, beta=1.0), "gemm", "bn")
+@LAYERS("Linear: the bias of a Gemm is not scaled by its beta", altered(Linear, beta=1.0), "gemm")
 def _beta(g: Build) -> str:
     return _end(g, g.bn(g.gemm(g.input("x", (5, 6)), 4, c=(4,), beta=0.5, name="gemm"), name="bn"))
 
@@ -156,9 +155,7 @@ def _free_with_bias(spread: Any, node: Any, slot: int, f: Any) -> None:
         node.role.bias = bias
 
 
-@LAYERS(
-    "Linear: a change along free axes passes a bias", ruled(Linear, _free_with_bias, "scale"), "gemm", "scale"
-)
+@LAYERS("Linear: a change along free axes passes a bias", ruled(Linear, _free_with_bias, "scale"), "gemm")
 def _free(g: Build) -> str:
     y = g.gemm(g.matmul(g.input("x", (7, 6)), 5, left=True, name="rows"), 4, c=(4,), name="gemm")
     return _end(g, g.op("Mul", y, g.const(g.scales(5).reshape(5, 1), "scales"), name="scale"))
@@ -167,7 +164,6 @@ def _free(g: Build) -> str:
 @LAYERS(
     "Linear: what is carried through a layer without bias is not multiplied by its weight",
     replaced(equation, "through_weight", lambda role, v, rank: np.full(role.outputs, np.mean(v))),
-    "first",
     "second",
 )
 def _carried(g: Build) -> str:
@@ -179,9 +175,6 @@ def _carried(g: Build) -> str:
     "Linear: what one layer of a stack takes in goes into another one",
     replaced(linear, "_stacked", lambda vectors: _stacked(vectors[::-1])),
     "one",
-    "two",
-    "n1",
-    "n2",
 )
 def _together(g: Build) -> str:
     y = g.bn(g.conv(image(g), 4, k=3, name="one"), name="n1")
@@ -195,7 +188,6 @@ _stacked = linear._stacked
     "quantized: a negative factor, and the integers stay as they are",
     replaced(requantize, "negated", lambda stored, zero, *_: (stored, zero)),
     "conv",
-    "bn",
     builder={"opset": 19},
 )
 def _quantized(g: Build) -> str:
@@ -216,15 +208,12 @@ def _two_norms(g: Build) -> tuple[str, str]:
     return _end(g, g.bn(y, name="bn")), g.op("Tanh", g.bn(y, name="other"), name="end2")
 
 
-NORMS = ("bn", "other", "conv")
-
-
-@LAYERS("Affine: a batch norm that stays does not take in u", _affine(u=lambda u: 1.0), *NORMS)
+@LAYERS("Affine: a batch norm that stays does not take in u", _affine(u=lambda u: 1.0), "other")
 def _stays_scale(g: Build) -> tuple[str, ...]:
     return _two_norms(g)
 
 
-@LAYERS("Affine: a batch norm that stays does not take in v", _affine(v=lambda v: 0.0), *NORMS)
+@LAYERS("Affine: a batch norm that stays does not take in v", _affine(v=lambda v: 0.0), "other")
 def _stays_shift(g: Build) -> tuple[str, ...]:
     return _two_norms(g)
 
@@ -232,9 +221,7 @@ def _stays_shift(g: Build) -> tuple[str, ...]:
 @LAYERS(
     "Affine: a shift passes a constant scale unchanged",
     ruled(Affine, lambda s, n, slot, d: s.want(other_side(n, slot, n.role.x), d, n), "shift"),
-    "conv",
     "scale",
-    "shift",
     options={"skip": ["scale"]},
 )
 def _through_scale(g: Build) -> str:
@@ -251,7 +238,6 @@ _from_batch_norm = role_builders.from_batch_norm
 @LAYERS(
     "Affine: the epsilon of a batch norm is left out",
     replaced(batch_norms, "from_batch_norm", _without_epsilon),
-    "conv",
     "bn",
 )
 def _epsilon(g: Build) -> str:
@@ -262,7 +248,6 @@ def _epsilon(g: Build) -> str:
     "Sampled: q is left out",
     storing(Sampled, "encode", lambda given: (given[0], 0.0)),
     "deform",
-    "bn",
     builder={"opset": 19},
 )
 def _sampled(g: Build) -> str:
@@ -304,13 +289,13 @@ def _gate_beta(g: Build) -> str:
     return g.op("HardSigmoid", y, alpha=0.3, beta=0.4, name="gate")
 
 
-@LAYERS("Gate: the alpha of Celu stays", stored(Gate, lambda state, node: iter(())), "celu", "scale")
+@LAYERS("Gate: the alpha of Celu stays", stored(Gate, lambda state, node: iter(())), "celu")
 def _gate_alpha(g: Build) -> str:
     y = g.op("Celu", conv(g), alpha=0.7, name="celu")
     return _end(g, g.op("Mul", y, g.const(0.4, "number"), name="scale"))
 
 
-@LAYERS("Gate: Celu passes a negative scale", replaced(layers, "positive", lambda *_: None), "celu", "scale")
+@LAYERS("Gate: Celu passes a negative scale", replaced(layers, "positive", lambda *_: None), "celu")
 def _gate_sign(g: Build) -> str:
     y = g.op("Celu", conv(g), alpha=0.7, name="celu")
     return _end(g, g.op("Mul", y, g.const(-0.4, "number"), name="scale"))
@@ -358,7 +343,6 @@ def _norm_over(g: Build) -> str:
     "Normalize: its own scale does not take in p",
     storing(Normalize, "encode", lambda given: (1.0, given[1])),
     "norm",
-    "bn",
 )
 def _norm_scale(g: Build) -> str:
     return _end(g, g.bn(_instance(g, conv(g)), name="bn"))

@@ -41,17 +41,16 @@ def _signed(op: str, signs: Signs = "mixed", **attributes: Any) -> Any:
 
 POOL = {"kernel_shape": [3, 2], "strides": [2, 1]}
 for _op, _attributes in (("Relu", {}), ("MaxPool", POOL), ("GlobalMaxPool", {})):
-    MAPS(f"Map: {_op} passes a negative scale", ANY_SIGN, "map", "mul")(_signed(_op, **_attributes))
+    MAPS(f"Map: {_op} passes a negative scale", ANY_SIGN, "map")(_signed(_op, **_attributes))
 ABSOLUTE = altered(Map, "scale", sign="any")
-MAPS("Map: Abs gives a negative scale", ABSOLUTE, "map", "mul")(_signed("Abs"))
-MAPS("Map: LpPool gives a negative scale", ABSOLUTE, "map", "mul")(_signed("LpPool", **POOL))
+MAPS("Map: Abs gives a negative scale", ABSOLUTE, "map")(_signed("Abs"))
+MAPS("Map: LpPool gives a negative scale", ABSOLUTE, "map")(_signed("LpPool", **POOL))
 
 
 @MAPS(
     "Map: ReduceMax of a negative scale does not become ReduceMin",
     stored(Map, lambda *_: iter(())),
     "map",
-    "bn",
 )
 def _flip(g: Build) -> str:
     y = g.op("ReduceMax", conv(g), g.ints(2, 3, name="axes"), name="map")
@@ -72,10 +71,10 @@ def _shifted(op: str, **attributes: Any) -> Any:
 
 COUNTED = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "count_include_pad": 1}
 for _op, _attributes in (("Relu", {}), ("Abs", {}), ("AveragePool", COUNTED), ("LpPool", POOL)):
-    MAPS(f"Map: {_op} passes a shift", SHIFTS, "map", "add")(_shifted(_op, **_attributes))
+    MAPS(f"Map: {_op} passes a shift", SHIFTS, "map")(_shifted(_op, **_attributes))
 
 
-@MAPS("Map: a sum of many entries takes a shift once", altered(Map, gain=1.0), "map", "bn")
+@MAPS("Map: a sum of many entries takes a shift once", altered(Map, gain=1.0), "map")
 def _gain(g: Build) -> str:
     return _end(g, g.bn(g.op("ReduceSum", conv(g), g.ints(2, 3, name="axes"), name="map"), name="bn"))
 
@@ -84,7 +83,6 @@ def _gain(g: Build) -> str:
     "Map: a sum of a number of entries that is not known takes a shift",
     altered(Map, "shift", gain=1.0),
     "map",
-    "add",
 )
 def _gain_unknown(g: Build) -> str:
     y = g.conv(g.input("x", ("N", 4, "H", 7)), 4, name="conv")
@@ -94,7 +92,7 @@ def _gain_unknown(g: Build) -> str:
 # where it has to be constant
 
 
-@MAPS("Map: a change that varies in space passes a pool", altered(Map, flat=()), "map", "mul")
+@MAPS("Map: a change that varies in space passes a pool", altered(Map, flat=()), "map")
 def _space(g: Build) -> str:
     y = g.op("Transpose", conv(g), perm=[0, 2, 3, 1], name="turn")
     y = g.op("AveragePool", y, kernel_shape=[1, 3], pads=[0, 1, 0, 1], name="map")
@@ -108,26 +106,23 @@ def _leaky(signs: Signs) -> Any:
     return _signed("LeakyRelu", signs, alpha=0.2)
 
 
-MAPS("Leaky: the slope stays under a negative scale", stored(Leaky, lambda *_: iter(())), "map", "mul")(
+MAPS("Leaky: the slope stays under a negative scale", stored(Leaky, lambda *_: iter(())), "map")(
     _leaky("negative")
 )
 MAPS(
     "Leaky: a negative scale is not divided by the slope",
     ruled(Leaky, lambda s, n, slot, f: s.want(other_side(n, slot), f, n), "scale"),
     "map",
-    "mul",
 )(_leaky("negative"))
 MAPS(
     "Leaky: one slope for scales of both signs",
     ruled(Leaky, lambda s, n, slot, f: s.want(other_side(n, slot), f, n), "scale"),
     "map",
-    "mul",
 )(_leaky("mixed"))
 MAPS(
     "Leaky passes a shift",
     ruled(Leaky, lambda s, n, slot, f: s.want(other_side(n, slot), f, n), "shift"),
     "map",
-    "add",
 )(_shifted("LeakyRelu", alpha=0.2))
 
 
@@ -139,19 +134,18 @@ def _clip(g: Build, a: float, b: float) -> str:
     return _end(g, g.op("Add", g.op("Mul", y, g.const(a, "a"), name="mul"), g.const(b, "b"), name="add"))
 
 
-BOUNDS = ("map", "mul", "add")
-MAPS("Clamp: the bounds stay", stored(Clamp, lambda *_: iter(())), *BOUNDS)(lambda g: _clip(g, 0.6, 0.0))
-MAPS("Clamp: the bounds do not move", storing(Clamp, "encode", lambda given: (given[0], 0.0)), *BOUNDS)(
+MAPS("Clamp: the bounds stay", stored(Clamp, lambda *_: iter(())), "map")(lambda g: _clip(g, 0.6, 0.0))
+MAPS("Clamp: the bounds do not move", storing(Clamp, "encode", lambda given: (given[0], 0.0)), "map")(
     lambda g: _clip(g, 1.0, 0.8)
 )
 MAPS(
     "Clamp: the bounds do not change places",
     storing(Clamp, "encode", lambda given: (np.abs(given[0]), given[1])),
-    *BOUNDS,
+    "map",
 )(lambda g: _clip(g, -0.6, 0.0))
 
 
-@MAPS("Clamp: bounds of 10,000 stay", stored(Clamp, lambda *_: iter(())), "map", "mul", gain=1e5)
+@MAPS("Clamp: bounds of 10,000 stay", stored(Clamp, lambda *_: iter(())), "map", gain=1e5)
 def _far(g: Build) -> str:
     """What no random input of usual size would meet."""
     y = g.op("Clip", conv(g), g.const(-1e4, "low"), g.const(1e4, "high"), name="map")
@@ -162,7 +156,6 @@ def _far(g: Build) -> str:
     "Clamp: a scale that differs from channel to channel",
     replaced(maps, "uniform", lambda s, n, f: f),
     "map",
-    "mul",
 )
 def _many(g: Build) -> str:
     y = g.op("Clip", conv(g), g.const(-0.5, "low"), g.const(1.5, "high"), name="map")
@@ -177,17 +170,17 @@ def _pad(g: Build, y: str, fill: float) -> str:
     return g.op("Pad", y, pads, g.const(fill, "fill"), name="map")
 
 
-@MAPS("Pad: its fill stays under a scale", stored(Pad, lambda *_: iter(())), "map", "mul")
+@MAPS("Pad: its fill stays under a scale", stored(Pad, lambda *_: iter(())), "map")
 def _pad_scale(g: Build) -> str:
     return _end(g, g.op("Mul", _pad(g, conv(g), 0.7), g.const(-0.6, "a"), name="mul"))
 
 
-@MAPS("Pad: its fill stays under a shift", stored(Pad, lambda *_: iter(())), "map", "add")
+@MAPS("Pad: its fill stays under a shift", stored(Pad, lambda *_: iter(())), "map")
 def _pad_shift(g: Build) -> str:
     return _end(g, g.op("Add", _pad(g, conv(g), 0.0), g.const(0.6, "a"), name="add"))
 
 
-@MAPS("Pad: a shift that differs from channel to channel", altered(Pad, "shift", fill=None), "map", "bn")
+@MAPS("Pad: a shift that differs from channel to channel", altered(Pad, "shift", fill=None), "map")
 def _pad_channels(g: Build) -> str:
     return _end(g, g.bn(_pad(g, conv(g), 0.0), name="bn"))
 
@@ -203,6 +196,6 @@ LIES: dict[str, tuple[str, Any]] = {
 }
 for _what, (_kind, _change) in LIES.items():
 
-    @MAPS(f"Map: a pool passes on {_what}", passing(Map, _kind, _change), "map", "bn")
+    @MAPS(f"Map: a pool passes on {_what}", passing(Map, _kind, _change), "map")
     def _passed(g: Build) -> str:
         return _end(g, g.bn(g.op("AveragePool", conv(g), name="map", **POOL), name="bn"))

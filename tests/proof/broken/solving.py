@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.fold import affine, one_fold
+from bnfold.fold import affine, one_fold, solve
 from bnfold.fold.absorb import absorb, store
 from bnfold.fold.carry import equation
 from bnfold.fold.carry import spread as spreading
@@ -31,7 +31,6 @@ def _end(g: Build, y: str) -> str:
 @SOLVING(
     "two different changes of one tensor meet",
     replaced(spreading, "same", lambda *_: True),
-    "sum",
     "gather",
     options=APART,
 )
@@ -45,17 +44,13 @@ def _allow(self: Any, tensor: Any, value: Array) -> None:
     """Whatever is asked of it."""
 
 
-@SOLVING(
-    "an output of the graph changes", replaced(spreading.Spread, "_allow", _allow), "the model", "conv", "bn"
-)
+@SOLVING("an output of the graph changes", replaced(spreading.Spread, "_allow", _allow), "the model")
 def _output(g: Build) -> tuple[str, str]:
     y = conv(g)
     return y, _end(g, g.bn(y, name="bn"))
 
 
-@SOLVING(
-    "an input of the graph changes", replaced(spreading.Spread, "_allow", _allow), "the model", "bn", "end"
-)
+@SOLVING("an input of the graph changes", replaced(spreading.Spread, "_allow", _allow), "end")
 def _input(g: Build) -> str:
     return _end(g, g.bn(image(g), name="bn"))
 
@@ -73,9 +68,7 @@ _multiply = one_fold._multiply
 @SOLVING(
     "a second scale does not reach the shift of the first",
     replaced(one_fold, "_multiply", _without_shifts),
-    "conv",
     "first",
-    "second",
 )
 def _two(g: Build) -> str:
     return _end(g, g.bn(g.bn(conv(g), name="first"), name="second"))
@@ -95,17 +88,15 @@ def _paired(change: str) -> Break:
                 q[x] = -q[x]
         return done
 
-    from bnfold.fold import solve
-
     return replaced(solve, "pair", wrong)
 
 
-@SOLVING("pair: p and its inverse", _paired("p"), "conv", "bn")
+@SOLVING("pair: p and its inverse", _paired("p"), "bn")
 def _pair_scale(g: Build) -> str:
     return _end(g, g.bn(conv(g), name="bn"))
 
 
-@SOLVING("pair: the sign of q", _paired("q"), "conv", "bn")
+@SOLVING("pair: the sign of q", _paired("q"), "bn")
 def _pair_shift(g: Build) -> str:
     return _end(g, g.bn(conv(g), name="bn"))
 
@@ -123,7 +114,6 @@ _shift = one_fold._shift
     "a shift forward with the sign of one backward",
     replaced(one_fold, "_shift", _shift_of_the_other_sign),
     "conv",
-    "bn",
 )
 def _sign(g: Build) -> str:
     return _end(g, g.conv(g.bn(image(g), name="bn"), 5, k=3, name="conv"))
@@ -148,7 +138,6 @@ def _unsolved(spread: Any, node: Any, missing: Array) -> bool:
     "Sum: what its output takes is asked of no operand",
     replaced(equation, "_holds", _unsolved),
     "sum",
-    "bn",
     options=APART,
 )
 def _equation(g: Build) -> str:
@@ -163,7 +152,6 @@ def _equation(g: Build) -> str:
         replaced(equation, "_holds", _nobody_looks), replaced(equation, "_root", lambda s, n, value, w: value)
     ),
     "square",
-    "mul",
 )
 def _square(g: Build) -> str:
     y = conv(g)
@@ -174,8 +162,6 @@ def _square(g: Build) -> str:
     "Sum: a tensor that comes back by another way",
     replaced(equation, "_holds", _nobody_looks),
     "sum",
-    "bn",
-    "pool",
 )
 def _comes_back(g: Build) -> str:
     y = conv(g)
@@ -196,28 +182,25 @@ def _numbers(scale: float = 1.0, shift: float = 1.0, mean: float = 1.0) -> Break
     return replaced(batch_norms, "from_batch_norm", wrong)
 
 
-NORM = ("conv", "bn")
-
-
 def _norm(g: Build) -> str:
     return _end(g, g.bn(conv(g, k=3, pads=1), name="bn"))
 
 
-SOLVING("a batch norm: its mean is added", _numbers(mean=-1.0), *NORM)(_norm)
-SOLVING("a batch norm: a scale off by 3e-7", _numbers(scale=1 + 3e-7), *NORM, least=1e-7, fine=True)(_norm)
-SOLVING("a batch norm: a shift off by 1e-6", _numbers(shift=1 + 1e-6), *NORM, least=1e-7, fine=True)(_norm)
+SOLVING("a batch norm: its mean is added", _numbers(mean=-1.0), "bn")(_norm)
+SOLVING("a batch norm: a scale off by 3e-7", _numbers(scale=1 + 3e-7), "bn", least=1e-7, fine=True)(_norm)
+SOLVING("a batch norm: a shift off by 1e-6", _numbers(shift=1 + 1e-6), "bn", least=1e-7)(_norm)
 
 
 def _form(form: str, other: str) -> Break:
     return lambda patch: patch.setitem(affine.MAPS, form, affine.MAPS[other])
 
 
-@SOLVING("arithmetic: c - x is taken for x - c", _form("c-x", "x-c"), "conv", "sub")
+@SOLVING("arithmetic: c - x is taken for x - c", _form("c-x", "x-c"), "sub")
 def _subtracted(g: Build) -> str:
     return _end(g, g.per_channel("Sub", conv(g), g.normal((4,)), left=True, name="sub"))
 
 
-@SOLVING("arithmetic: x / c is taken for x * c", _form("x/c", "x*c"), "conv", "div")
+@SOLVING("arithmetic: x / c is taken for x * c", _form("x/c", "x*c"), "div")
 def _divided(g: Build) -> str:
     return _end(g, g.per_channel("Div", conv(g), g.scales(4), name="div"))
 
@@ -233,7 +216,7 @@ _in_type = store.in_type
 @SOLVING(
     "what is stored is six units in the last place off",
     replaced(store, "in_type", _six_ulps),
-    *NORM,
+    "conv",
     least=1e-7,
     fine=True,
 )
@@ -244,8 +227,6 @@ def _stored(g: Build) -> str:
 @SOLVING(
     "a stored operand keeps one number for all channels",
     replaced(absorb, "compact", lambda array, *_, **__: array.take([0], 1) if array.ndim == 4 else array),
-    "concat",
-    "bn",
     "max",
 )
 def _operand(g: Build) -> str:
@@ -263,9 +244,6 @@ def _branches(g: Build) -> str:
     return _end(g, g.op("Add", y, g.bn(x, name="n3"), name="all"))
 
 
-MERGED = ("sum", "all", "big", "small", "n1", "n2", "n3")
-
-
 def _numbers_of(change: Any) -> Break:
     right = sums._numbers
     return replaced(sums, "_numbers", lambda leaf, block, scale: change(leaf, *right(leaf, block, scale)))
@@ -278,20 +256,20 @@ def _beside(form: Any, kernel: Array, goal: Any) -> Array:
 _moved_to = kernels.moved_to
 
 SOLVING(
-    "merged branches: a tap goes to the place beside its own", replaced(sums, "moved_to", _beside), *MERGED
+    "merged branches: a tap goes to the place beside its own", replaced(sums, "moved_to", _beside), "all"
 )(_branches)
-SOLVING("merged branches: the biases are left out", _numbers_of(lambda leaf, k, b: (k, b * 0)), *MERGED)(
+SOLVING("merged branches: the biases are left out", _numbers_of(lambda leaf, k, b: (k, b * 0)), "all")(
     _branches
 )
 SOLVING(
     "merged branches: the identity is left out",
     _numbers_of(lambda leaf, k, b: (k * (leaf.node is not None), b)),
-    *MERGED,
+    "all",
 )(_branches)
 SOLVING(
     "merged branches: one weight off by 1e-5",
     _numbers_of(lambda leaf, k, b: (k * (1 + 1e-5), b)),
-    *MERGED,
+    "all",
     least=1e-6,
 )(_branches)
 
@@ -301,16 +279,15 @@ def _row(g: Build) -> str:
     return _end(g, g.conv(y, 4, k=1, name="two"))
 
 
-ROW = ("one", "two")
 SOLVING(
     "layers in a row: the bias of the first is left out",
     replaced(rows, "bias_of", lambda role, n: kernels.bias_of(role, n) * (n != 6)),
-    *ROW,
+    "two",
 )(_row)
 SOLVING(
     "layers in a row: taps in another order",
     replaced(rows, "chain_kernels", lambda *given: np.flip(kernels.chain_kernels(*given), -1)),
-    *ROW,
+    "two",
 )(_row)
 
 
@@ -320,11 +297,7 @@ SOLVING(
 @SOLVING(
     "dropped channels: what they were is left out",
     replaced(choose.Choice, "constants", lambda self, tensor: _constants(self, tensor) * 0),
-    "first",
-    "second",
-    "relu",
     "bn",
-    "end",
     options={"drop_dead_channels": True},
 )
 def _dropped(g: Build) -> str:
