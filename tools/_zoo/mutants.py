@@ -41,6 +41,7 @@ _NETWORKS = """
 NETWORKS = tuple(_NETWORKS.split())
 PATTERNS = "patterns"  # the tiny models of the tests, in the place of a network
 CACHE = ROOT / ".cache" / "mutants"
+SIZE = 96  # of the images, where the network does not fix it
 COUNT, EACH = 850, 20  # mutants of a network, and of each pattern
 BARE, CLAIMED = 40, 10  # every so many are proved without a certificate, and are of the certificate
 # A false proof is so much further from the original than the right fold is, and so far at least, of the
@@ -259,7 +260,7 @@ def _originals(name: str, folder: Path) -> Any:
         return
     path = folder / f"{name}.onnx"
     if not path.exists():
-        export_by_itself(name, HALF, path)
+        export_by_itself(name, HALF, path, size=SIZE)
     yield onnx.load(path)
 
 
