@@ -7,7 +7,7 @@ at is another one than in the right fold, it is what it was there, and is not de
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from bnfold.proof.claims import Held
 from bnfold.proof.decide import _Prover, _run_once
 from bnfold.proof.graph import Model, Node, Scope, same_bits
 from bnfold.proof.known import Known
+from bnfold.proof.operator import Array, Undecided, wide
 from bnfold.proof.result import Proof
 
 __all__ = ["Again"]
@@ -32,6 +33,7 @@ class Again:
         self._known = Known(self._a, None, 0, certificate.premises)
         self._certificate = certificate
         self._held: dict[str, tuple[Held, frozenset[str]]] = {}
+        self._values: list[dict[str, Array]] = []
         self.right = _run_once(self._prover(self._b, self._held, set()).run(), self._known, load(folded))
 
     @property
@@ -50,8 +52,59 @@ class Again:
         """
         loaded = load(folded)
         b = Model(loaded).main
-        changed = {_first(node) for node in b.nodes if not _same(node, b, self._b)}
-        return _run_once(self._prover(b, self._held, changed).run(), self._known, loaded)
+        return _run_once(self._prover(b, self._held, self._changed(b)).run(), self._known, loaded)
+
+    def _changed(self, b: Scope) -> set[str]:
+        return {_first(node) for node in b.nodes if not _same(node, b, self._b)}
+
+    def outputs(self, folded: onnx.ModelProto, feeds: Sequence[Mapping[str, Array]]) -> list[list[Array]]:
+        """In float64, of each feed: only what depends on a change is computed anew.
+
+        Raises:
+            Undecided: it cannot be computed.
+        """
+        if not self._values:
+            self._values = [_values(self._b, feed, {}, None) for feed in feeds]
+        b = Model(load(folded)).main
+        changed, found = self._changed(b), []
+        for before, feed in zip(self._values, feeds, strict=True):
+            values = {**before, **_values(b, feed, before, changed)}
+            found.append([values[name] if name in values else _constant(b, name) for name in b.outputs])
+        return found
+
+
+def _values(
+    b: Scope, feed: Mapping[str, Array], before: Mapping[str, Array], changed: Collection[str] | None
+) -> dict[str, Array]:
+    """What differs from `before`, of tensors behind the changed nodes. changed: None is all."""
+    made: dict[str, Array] = {} if changed is not None else {k: wide(v) for k, v in feed.items()}
+    for node in b.nodes:
+        if changed is not None and _first(node) not in changed and not any(n in made for n in node.inputs):
+            continue
+        if all(b.constant(name) is not None for name in node.outputs if name):
+            continue
+        if node.control or node.random:
+            raise Undecided(f"{node.name} cannot be computed by itself")
+        given = [
+            None if not name else made[name] if name in made else before.get(name) for name in node.inputs
+        ]
+        given = [_constant(b, n) if n and v is None else v for n, v in zip(node.inputs, given, strict=True)]
+        outputs, _ = node.operator.run_wide(given)
+        pairs = zip(node.outputs, outputs, strict=False)
+        made |= {name: value for name, value in pairs if name and not _equal(before.get(name), value)}
+    return made
+
+
+def _equal(before: Array | None, value: Array) -> bool:
+    """The same numbers: nobody behind it can tell."""
+    return before is not None and np.array_equal(before, value, equal_nan=value.dtype.kind == "f")
+
+
+def _constant(b: Scope, name: str) -> Array:
+    value = b.constant(name)
+    if value is None:
+        raise Undecided(f"{name} is not known")
+    return wide(value)
 
 
 def _first(node: Node) -> str:
