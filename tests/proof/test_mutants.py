@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import onnx
 import pytest
 
@@ -44,6 +45,16 @@ def windows() -> onnx.ModelProto:
     return g.model()
 
 
+def parts() -> onnx.ModelProto:
+    """A list of tensors, of which no claim is made."""
+    g = Build(seed=3)
+    x = g.op("Relu", g.bn(g.conv(g.input("x", (2, 4, 5, 5)), 6, k=3), "positive"))
+    both = g.op("SplitToSequence", x, g.ints(2, 4, name="sizes"), axis=1)
+    left, right = (g.op("SequenceAt", both, g.const(np.array(i), f"at{i}")) for i in (0, 1))
+    g.output(g.op("Sigmoid", left), g.op("Tanh", right))
+    return g.model()
+
+
 GRAPHS: list[Callable[[], onnx.ModelProto]] = [net, attention, windows, lambda: random_sums(3).model()]
 
 
@@ -60,10 +71,11 @@ def test_mutants_are_refused_where_they_were_changed(graph: int) -> None:
     assert len(found.get("unnamed", ())) <= count * 0.05, found
 
 
-def test_what_is_not_decided_again_would_be_decided_likewise() -> None:
-    bench = Bench(attention(), 0)
+@pytest.mark.parametrize("graph", [attention, parts])
+def test_what_is_not_decided_again_would_be_decided_likewise(graph: Callable[[], onnx.ModelProto]) -> None:
+    bench = Bench(graph(), 0)
     found = []
-    for kind in MODELS:
+    for kind in [*MODELS, *["edge"] * 6]:
         mutant = onnx.ModelProto()
         mutant.CopyFrom(bench.folded)
         if MODELS[kind](Subject(mutant.graph, bench.rng, bench.shapes)) is not None:

@@ -32,17 +32,19 @@ class Again:
         self._a, self._b = Model(load(original), certificate.frozen), Model(load(folded)).main
         self._known = Known(self._a, None, 0, certificate.premises)
         self._certificate = certificate
-        self._held: dict[str, tuple[Held, frozenset[str]]] = {}
         self._values: list[dict[str, Array]] = []
-        self.right = _run_once(self._prover(self._b, self._held, set()).run(), self._known, load(folded))
+        self._first = self._prover(self._b)
+        self.right = _run_once(self._first.run(), self._known, load(folded))
 
     @property
     def original(self) -> Scope:
         return self._a.main
 
-    def _prover(self, b: Scope, held: dict[str, tuple[Held, frozenset[str]]], changed: set[str]) -> _Looking:
+    def _prover(self, b: Scope, before: _Looking | None = None) -> _Looking:
         rng = np.random.default_rng(0)
-        return _Looking(self._a.main, b, self._known, self._certificate, rng, held=held, changed=changed)
+        prover = _Looking(self._a.main, b, self._known, self._certificate, rng)
+        prover.before, prover.changed = before, self._changed(b)
+        return prover
 
     def proof(self, folded: onnx.ModelProto) -> Proof:
         """Of a model whose nodes have the outputs of the right fold's.
@@ -52,7 +54,7 @@ class Again:
         """
         loaded = load(folded)
         b = Model(loaded).main
-        return _run_once(self._prover(b, self._held, self._changed(b)).run(), self._known, loaded)
+        return _run_once(self._prover(b, self._first).run(), self._known, loaded)
 
     def _changed(self, b: Scope) -> set[str]:
         return {_first(node) for node in b.nodes if not _same(node, b, self._b)}
@@ -90,6 +92,8 @@ def _values(
         ]
         given = [_constant(b, n) if n and v is None else v for n, v in zip(node.inputs, given, strict=True)]
         outputs, _ = node.operator.run_wide(given)
+        if any(isinstance(value, list) for value in outputs):
+            raise Undecided("a list of tensors")
         pairs = zip(node.outputs, outputs, strict=False)
         made |= {name: value for name, value in pairs if name and not _equal(before.get(name), value)}
     return made
@@ -129,11 +133,18 @@ def _same(node: Node, b: Scope, before: Scope) -> bool:
 
 
 class _Looking(_Prover):
-    """Remembers which nodes of the folded model a decision has looked at."""
+    """Remembers which nodes of the folded model each decision has looked at.
 
-    def __init__(self, *given: Any, held: dict[str, tuple[Held, frozenset[str]]], changed: set[str]) -> None:
+    before: the proof of the right fold. changed: the nodes that are others now.
+    """
+
+    before: _Looking | None = None
+    changed: Collection[str] = frozenset()
+
+    def __init__(self, *given: Any) -> None:
         super().__init__(*given)
-        self._held, self._changed, self._seen = held, changed, set[str]()
+        self.held: dict[str, tuple[Held, set[str]]] = {}
+        self._seen = set[str]()
         region: Callable[..., Any] = self.b.region
 
         def watched(*what: Any) -> Any:
@@ -144,11 +155,13 @@ class _Looking(_Prover):
         self.b.region = watched  # type: ignore[method-assign]
 
     def _decide(self, node: Node, slot: int, name: str, y: Image) -> Held:
-        held, seen = self._held.get(name, (None, frozenset()))
-        if held is not None and not seen & self._changed:
-            return held
+        # A claim that is lost now, as one about a list of tensors may be, makes other regions.
+        if self.before is not None and self.lost.keys() <= self.before.lost.keys():
+            held, seen = self.before.held.get(name, (None, set()))
+            if held is not None and seen.isdisjoint(self.changed):
+                return held
         maker = self.b.made.get(y.name)
         self._seen = set() if maker is None else {_first(maker[0])}
         found = super()._decide(node, slot, name, y)
-        self._held.setdefault(name, (found, frozenset(self._seen)))
+        self.held[name] = found, self._seen
         return found

@@ -221,7 +221,10 @@ class Tally:
 def _named(found: Proof, bench: Bench, node: onnx.NodeProto) -> bool:
     """Whether a refusal tells the node that was changed, or what it goes into."""
     told = [each for each in (found.refusal, found.begins) if each is not None]
-    return any(each.tensor in bench.homes.get(place(node), ()) or each.node == node.name for each in told)
+    if any(each.tensor in bench.homes.get(place(node), ()) or each.node == node.name for each in told):
+        return True
+    # where the model does not run, onnxruntime tells the node
+    return any(not each.tensor and f"({node.name})" in each.reason for each in told)
 
 
 def one(name: str, count: int, folder: Path, seconds: float) -> None:
