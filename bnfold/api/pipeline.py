@@ -15,7 +15,7 @@ from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 from bnfold.fold.claims import Claims
-from bnfold.fold.edits import AddBias, Edit
+from bnfold.fold.edits import AddBias, Edit, SetValue
 from bnfold.fold.graph import Graph, Node
 from bnfold.fold.merge.plan import MergePlan, merge_all, mergeable
 from bnfold.fold.merge.view import View
@@ -135,6 +135,7 @@ def run(
         merges = options.merge_branches and front.view is not None and part.merges != 0
         if front.view is not None and merges:
             merges = mergeable(graph, front.view(set(plan.order), options.skip), done.report)
+            merges = merges or any(map(_changes_a_map, plan.edits))
         done.model = front.carry_out(model, graph, plan)
         room = any(map(_holds_zeros, graph.nodes)) or any(map(_adds_a_node, plan.edits))
         room = room and bool(plan.order) and front.view is not None
@@ -242,6 +243,11 @@ def _holds_zeros(node: Node) -> bool:
 def _adds_a_node(edit: Edit) -> bool:
     """The bias of a product that has no place for one becomes an addition, which takes more in."""
     return isinstance(edit, AddBias) and isinstance(edit.node.role, Linear) and edit.node.role.costs > 0
+
+
+def _changes_a_map(edit: Edit) -> bool:
+    """It may vary along other axes then, and be no part of a sum any more that was too much for one node."""
+    return isinstance(edit, SetValue) and isinstance(edit.node.role, Affine)
 
 
 def _allowed(part: Part) -> Callable[[Node], bool] | None:

@@ -37,7 +37,7 @@ def left_of(layer: Layer, ends: Ends, rank: int, x: Cut | None, y: Cut | None) -
     if read is None or made is None or (groups > 1 and inputs > 1):
         return None
     kept, known, said = read
-    weight, of_input = layer.weight, (groups, 1, inputs, 1)
+    weight, of_input = layer.exact(), (groups, 1, inputs, 1)
     left = np.zeros(groups * inputs, bool)
     left[kept] = True
     if (weight * (~left & ~known).reshape(of_input)).any():
@@ -54,15 +54,15 @@ def left_of(layer: Layer, ends: Ends, rank: int, x: Cut | None, y: Cut | None) -
     far = np.abs(constant - said) > TIMES * precision_of("float32") * np.abs(constant)
     if (known & (live | far)).any():
         return None
-    rest = layer.rest
+    stored, scale, rest = layer.weight, layer.scale, layer.rest
     if groups > 1:
         if not np.array_equal(rows, (kept[:, None] * outputs + np.arange(outputs)).reshape(-1)):
             return None
-        weight, rest = weight[kept], (*rest[:2], kept.size, *rest[3:])
+        stored, scale, rest = stored[kept], scale[kept], (*rest[:2], kept.size, *rest[3:])
     else:
-        weight = weight[:, rows][:, :, kept]
-    smaller = replace(layer, weight=weight, bias=bias[rows], rest=rest)
-    smaller.terms = terms[rows]
+        stored, scale = stored[:, rows][:, :, kept], scale[:, rows]
+    smaller = replace(layer, weight=stored, bias=bias[rows], rest=rest)
+    smaller.scale, smaller.terms = scale, terms[rows]
     return smaller, Ends(ends.u[kept], ends.v[kept], ends.py[rows], ends.qy[rows])
 
 

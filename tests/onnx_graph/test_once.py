@@ -116,3 +116,20 @@ def test_what_can_merge_only_behind_dropped_channels_merges() -> None:
     assert report.dropped.layers
     assert len(report.merged) == 1
     assert [node.op_type for node in folded.graph.node].count("Conv") == 1
+
+
+def test_a_map_that_took_columns_in_is_no_part_of_a_sum_any_more() -> None:
+    """One 1 x 1 would have joined the 3 within it, beside what is scaled; now it joins the other 1 x 1."""
+    g = Build(17, seed=3)
+    x = g.input("x", (2, 6, 8))
+
+    def times(value: str, *shape: int) -> str:
+        return g.op("Mul", value, g.const(g.normal(shape)))
+
+    columns = times(g.conv(x, 6, 3, pads=1, group=2), 8)
+    others = times(g.op("Tanh", x), 6, 1)
+    y = g.op("Add", times(g.op("Add", columns, others), 6, 1), g.conv(x, 6, 1, group=6))
+    g.output(g.op("Add", y, g.conv(x, 6, 1)))
+    _, report = bnfold.fold_onnx(g.model(), verify=False)
+    assert len(report.folded) == 1
+    assert len(report.merged) == 1

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 import bnfold
 from bnfold.certificate import Certificate, Image
 from bnfold.onnx_graph.file.loaded import load
+from bnfold.proof import layers
 from bnfold.proof.decide import prove
 from bnfold.proof.result import Proof
 
@@ -145,6 +146,32 @@ def test_a_batch_norm_in_a_conv_is_proved_by_weights_without_any_run() -> None:
     assert refusal.wrong
     assert refusal.entry is not None
     assert refusal.entry.at == (0, 1, 2, 1)
+
+
+@pytest.mark.parametrize("group", [1, 2])
+def test_a_weight_is_compared_part_by_part(group: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large one needs little memory so, and what is wrong is named by its place in the whole."""
+    monkeypatch.setattr(layers, "PART", 7)
+    w = np.random.default_rng(0).normal(size=(6, 4 // group, 1, 1)).astype(np.float32)
+    x = [2, 4, 5, 5]
+    nodes = [node("Conv", "x w", "c", group=group), node("Mul", "c s", "y")]
+    original = graph(nodes, {"w": w, "s": np.float32(3)}, x)
+
+    def folded(weight: Any) -> onnx.ModelProto:
+        return graph([node("Conv", "x w", "y", group=group)], {"w": weight}, x)
+
+    right = proof(original, folded(3 * w), {"c": None})
+    assert (right.status, right.ways) == ("proved", {"weights": 1})
+    assert right.ulps <= 0.5
+    wrong = 3 * w
+    wrong[1, 1] *= 1 + 1e-6
+    wrong[5, 0] *= 1.5
+    refusal = proof(original, folded(wrong), {"c": None}).refusal
+    assert refusal is not None
+    assert "2 of" in str(refusal)
+    assert refusal.entry is not None
+    assert refusal.entry.at == ((0, 5, 0, 0) if group == 1 else (1, 2, 0, 0))
+    assert refusal.entry.value == wrong[5, 0, 0, 0]
 
 
 def mutants(model: onnx.ModelProto, rng: np.random.Generator) -> list[tuple[str, onnx.ModelProto]]:
