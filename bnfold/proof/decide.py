@@ -128,16 +128,16 @@ class _Prover:
     def run(self) -> Proof:
         proof = self.proof
         proof.refusal = self._signature()
-        if proof.refusal is None:
-            for node in self.a.nodes:
-                for slot, name in enumerate(node.outputs):
-                    y = self.image(name) if name and self.a.constant(name) is None else None
-                    if proof.refusal is not None:
-                        break
-                    if y is not None:
-                        self._claim(node, slot, name, y)
-                    elif name and self.claims is None and self.a.constant(name) is None:
-                        self._guess(node, slot, name)
+        needed = {*self.a.outputs, *(read for node in self.a.nodes for read in node.reads())}
+        for node in self.a.nodes:
+            for slot, name in enumerate(node.outputs):
+                if name not in needed or self.a.constant(name) is not None or proof.refusal is not None:
+                    continue
+                y = self.image(name)
+                if y is not None:
+                    self._claim(node, slot, name, y)
+                elif self.claims is None:
+                    self._guess(node, slot, name)
         proof.dropped = list(self.lost.values())
         if proof.refusal is not None and proof.refusal.tensor:
             proof.begins = self._begins(proof.refusal)

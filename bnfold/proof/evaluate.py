@@ -15,11 +15,12 @@ import numpy as np
 from onnx import AttributeProto
 
 from bnfold.certificate import Cut
+from bnfold.proof import steps
 from bnfold.proof.claims import EVALUATED, Entry, Held, Image, Undecided, Wrong
 from bnfold.proof.graph import Node, Scope, same_bits
 from bnfold.proof.layers import CONVOLUTIONS, PRODUCTS, precision_of
 from bnfold.proof.operator import Array, Operator, is_float, wide
-from bnfold.proof.pieces import Met, bounds_of
+from bnfold.proof.pieces import Met, along, bounds_of
 
 __all__ = ["Premises", "Side", "compare"]
 
@@ -50,13 +51,16 @@ class Side:
     """A region of one model, with what it reads and gives.
 
     loose: whether an operator could be computed in float32 only. met: of its pieces, by node. strict: whether
-    at every place along every axis.
+    at every place along every axis. steps: what operators that jump have read in the last run.
     """
 
     def __init__(self, scope: Scope, nodes: Sequence[Node], out: str) -> None:
         self.scope, self.nodes, self.out = scope, nodes, out
         self.loose = False
         self.met = {node: Met(node) for node in nodes}
+        self.steps: list[steps.Step] = []
+        self.finite: Array | None = None
+        self.used = {out, *(name for node in nodes for name in node.inputs)}
         self.work = 0.0  # multiplications of one run
         self.strict = True
 
@@ -83,7 +87,7 @@ class Side:
         Raises:
             Undecided: it cannot be computed.
         """
-        made, work = dict(feed), 0.0
+        made, work, jumps = dict(feed), 0.0, list[steps.Step]()
 
         def value(name: str) -> Array | None:
             if name in made:
@@ -102,6 +106,9 @@ class Side:
             self.loose = self.loose or loose
             if moved is None:
                 self._met(node, given, outputs)
+                used = [y for n, y in zip(node.outputs, outputs, strict=False) if n in self.used]
+                jump = steps.step(node, given, used)
+                jumps += [] if jump is None else [jump]
                 work += _multiplications(node, given, outputs)
             for name, output in zip(node.outputs, outputs, strict=False):
                 if name:
@@ -109,6 +116,7 @@ class Side:
         result = value(self.out)
         assert result is not None
         self.work = max(self.work, work)
+        self.steps = self.steps if moved is not None else jumps
         return result
 
     def _met(self, node: Node, given: Sequence[Array | None], outputs: Sequence[Array]) -> None:
@@ -117,8 +125,15 @@ class Side:
 
     def missed(self) -> tuple[Node, str] | None:
         """A piece that no run has met, in words."""
+        if self.nodes and self.strict and self.finite is not None and not self.finite.all():
+            return self.nodes[-1], "at some place nothing finite comes out"
         found = ((node, met.missed(self.strict)) for node, met in self.met.items())
         return next((one for one in found if one[1]), None)
+
+    def gave(self, output: Array) -> None:
+        """Where one that counts is finite: infinite numbers are equal whatever made them."""
+        found = along(np.isfinite(output), np.any)
+        self.finite = found if self.finite is None else self.finite | found
 
     def pieces(self, leaves: Sequence[str]) -> bool:
         """Whether there is a bound behind another node: on it the inputs have no direct hold."""
@@ -181,6 +196,7 @@ def compare(
             if turn > 1 and (a.work + b.work) * (2 * always + DRAWS * rounds) > MOST_WORK:
                 raise Undecided("it would take too long to compute it often enough")
             _judge(a, b, feed_a, feed_b, y, rng, rounds)
+            steps.compare(a.steps, b.steps)
         missed = a.missed() or b.missed()
         if turn >= always and missed is None:
             return Held(EVALUATED)
@@ -288,6 +304,7 @@ def _judge(
         raise Wrong(f"its shape is {got.shape}, and {want.shape} is expected")
     if 2 * np.isfinite(want).sum() < want.size:
         raise Undecided("most of what comes out is not finite")
+    a.gave(want)
     largest = float(np.abs(want[np.isfinite(want)]).max(initial=0.0))
     with np.errstate(all="ignore"):
         error = np.abs(want - got)
