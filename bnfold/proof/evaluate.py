@@ -187,6 +187,7 @@ def compare(
     a.strict = b.strict = not any(leaf in (premises or {}) for leaf in leaves)
     several = len(a.nodes) > 1 or len(b.nodes) > 1
     always = 6 if behind else 4 if points.size else 3 if several else 2
+    jumps = ""
     for turn, (scale, near, signed) in enumerate(TRIES, 1):
         seed = int(rng.integers(1 << 32))
         for sign in (scale, -scale) if turn != 2 else (scale,):
@@ -196,9 +197,11 @@ def compare(
             if turn > 1 and (a.work + b.work) * (2 * always + DRAWS * rounds) > MOST_WORK:
                 raise Undecided("it would take too long to compute it often enough")
             _judge(a, b, feed_a, feed_b, y, rng, rounds)
-            steps.compare(a.steps, b.steps)
+            jumps = jumps or steps.unlike(a.steps, b.steps)
         missed = a.missed() or b.missed()
         if turn >= always and missed is None:
+            if jumps:
+                raise Undecided(jumps)
             return Held(EVALUATED)
     assert missed is not None
     node, what = missed

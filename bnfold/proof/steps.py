@@ -13,9 +13,9 @@ from typing import TypeAlias
 import numpy as np
 
 from bnfold.proof.graph import Node
-from bnfold.proof.operator import Array, Undecided, is_float
+from bnfold.proof.operator import Array, is_float
 
-__all__ = ["Step", "compare", "step"]
+__all__ = ["Step", "step", "unlike"]
 
 Step: TypeAlias = "tuple[Node, list[Array]]"  # and the floating numbers that decide where it jumps
 
@@ -40,16 +40,14 @@ def step(node: Node, given: Sequence[Array | None], outputs: Sequence[Array]) ->
     return (node, floats) if floats else None
 
 
-def compare(a: Iterable[Step], b: Iterable[Step]) -> None:
-    """Raises Undecided where one of them has no counterpart that reads the same."""
+def unlike(a: Iterable[Step], b: Iterable[Step]) -> str:
+    """Which of them has no counterpart that reads the same, in words; "" if all have one."""
     ours, theirs = list(a), list(b)
     for some, others in ((ours, theirs), (theirs, ours)):
         for node, given in some:
             if not any(node.key == other.key and _same(given, read) for other, read in others):
-                raise Undecided(
-                    f"{node.name} ({node.op}) jumps, and is flat elsewhere: what it gives does not tell "
-                    "whether it reads the same"
-                )
+                return f"{node.name} ({node.op}) jumps, and it cannot be told whether it reads the same"
+    return ""
 
 
 def _same(given: Sequence[Array], read: Sequence[Array]) -> bool:
