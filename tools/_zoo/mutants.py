@@ -210,7 +210,10 @@ class Tally:
             del images[key]
         found = bench.proof(bench.folded, replace(bench.certificate, images=images))
         self.note(kind, "mutants")
-        if found is None or found.refusal is None:
+        if found is None:
+            self.note(kind, "no model", f"{kind} of {key[1]}")
+            return
+        if found.refusal is None:
             self.note(kind, "proved", f"{kind} of {key[1]}" if changed is not None else "")
             return
         self.note(kind, found.status)
