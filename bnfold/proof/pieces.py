@@ -129,8 +129,9 @@ def _counts(op: str, x: Array, axes: tuple[int, ...], share: float) -> Array:
     """Which entries make a difference: the largest one, or those with some share of the sum."""
     if op in HARD:
         return np.asarray(HARD[op] * x == (HARD[op] * x).max(axes, keepdims=True))
-    part = np.exp(x - x.max(axes, keepdims=True))
-    part = part / part.sum(axes, keepdims=True)
+    with np.errstate(all="ignore"):
+        part = np.exp(x - x.max(axes, keepdims=True))
+        part = part / part.sum(axes, keepdims=True)
     return np.asarray((part > share) & (part.max(axes, keepdims=True) < 0.99))
 
 
