@@ -75,10 +75,15 @@ def prove(
     a, b = Model(original, () if certificate is None else certificate.frozen), Model(folded)
     known = KnownOfFile(a, shapes, seed, None if certificate is None else certificate.premises)
     proof = Prover(a.main, b.main, known, certificate, np.random.default_rng(seed)).run()
-    refusal = proof.refusal
     if certificate is not None:
         proof.premises = [f"{name} keeps to its range" for name in certificate.premises]
         proof.premises += [f"{name} keeps its stored value" for name in certificate.frozen]
+    return _run_once(proof, known, folded)
+
+
+def _run_once(proof: Proof, known: KnownOfFile, folded: Loaded) -> Proof:
+    """The same, with what one run of the folded model says: it has to run, and may be a counterexample."""
+    refusal = proof.refusal
     if refusal is None:
         proof.ran, broken = known.runs(folded)
         proof.refusal = Refusal(MODEL, "", broken, True) if broken else None
@@ -124,16 +129,15 @@ class Prover:
     def run(self) -> Proof:
         proof = self.proof
         proof.refusal = self._signature()
-        if proof.refusal is None:
-            for node in self.a.nodes:
-                for slot, name in enumerate(node.outputs):
-                    y = self.image(name) if name and self.a.constant(name) is None else None
-                    if proof.refusal is not None:
-                        break
-                    if y is not None:
-                        self._claim(node, slot, name, y)
-                    elif name and self.claims is None and self.a.constant(name) is None:
-                        self._guess(node, slot, name)
+        needed = {*self.a.outputs, *(read for node in self.a.nodes for read in node.reads())}
+        for node in self.a.nodes:
+            for slot, name in enumerate(node.outputs):
+                if name not in needed or self.a.constant(name) is not None or proof.refusal is not None:
+                    continue
+                if (y := self.image(name)) is not None:
+                    self._claim(node, slot, name, y)
+                elif self.claims is None:
+                    self._guess(node, slot, name)
         proof.dropped = list(self.lost.values())
         if proof.refusal is None and proof.agreed:
             proof.refusal = proof.agreed[0]
@@ -146,9 +150,8 @@ class Prover:
         seen, stack = set[str](), [refusal.tensor]
         while stack:
             name = stack.pop()
-            if name in seen or (
-                name in self.a.made and self.image(name) is not None and name != refusal.tensor
-            ):
+            holds = name in self.a.made and self.image(name) is not None and name != refusal.tensor
+            if name in seen or holds:
                 continue
             seen.add(name)
             stack += self.a.made[name][0].reads() if name in self.a.made else ()

@@ -14,10 +14,11 @@ from typing import TypeAlias
 import numpy as np
 
 from bnfold.certificate import Cut
+from bnfold.proof import steps
 from bnfold.proof.claims import EVALUATED, Agrees, Entry, Held, Image, Undecided, Wrong
 from bnfold.proof.layers import CONVOLUTIONS, PRODUCTS, precision_of
 from bnfold.proof.operator import Array, Operator, is_float, wide
-from bnfold.proof.pieces import Met, bounds_of, is_shut
+from bnfold.proof.pieces import Met, along, bounds_of, is_shut
 from bnfold.proof.scope import Node, Scope, same_bits
 
 __all__ = ["Premises", "Side", "compare"]
@@ -49,13 +50,16 @@ class Side:
     """A region of one model, with what it reads and gives.
 
     loose: an operator that could be computed in float32 only, or "". met: of its pieces, by node. strict:
-    whether at every place along every axis.
+    whether at every place along every axis. steps: what operators that jump have read in the last run.
     """
 
     def __init__(self, scope: Scope, nodes: Sequence[Node], out: str) -> None:
         self.scope, self.nodes, self.out = scope, nodes, out
         self.loose = ""
         self.met = {node: Met(node) for node in nodes}
+        self.steps: list[steps.Step] = []
+        self.finite: Array | None = None
+        self.used = {out, *(name for node in nodes for name in node.inputs)}
         self.work = 0.0  # multiplications of one run
         self.strict = True
 
@@ -82,7 +86,7 @@ class Side:
         Raises:
             Undecided: it cannot be computed.
         """
-        made, work = dict(feed), 0.0
+        made, work, jumps = dict(feed), 0.0, list[steps.Step]()
         looked: list[tuple[Node, list[Array | None], list[Array]]] = []
 
         def value(name: str) -> Array | None:
@@ -103,6 +107,9 @@ class Side:
                 self.loose = f"{'the custom operator ' if node.operator.custom else ''}{node.op}"
             if moved is None:
                 looked.append((node, given, outputs))
+                used = [y for n, y in zip(node.outputs, outputs, strict=False) if n in self.used]
+                jump = steps.step(node, given, used)
+                jumps += [] if jump is None else [jump]
                 work += _multiplications(node, given, outputs)
             for name, output in zip(node.outputs, outputs, strict=False):
                 if name:
@@ -111,6 +118,7 @@ class Side:
         result = value(self.out)
         assert result is not None
         self.work = max(self.work, work)
+        self.steps = self.steps if moved is not None else jumps
         return result
 
     def _met(self, looked: Sequence[tuple[Node, Sequence[Array | None], Sequence[Array]]]) -> None:
@@ -125,8 +133,15 @@ class Side:
 
     def missed(self) -> tuple[Node, str] | None:
         """A piece that no run has met, in words."""
+        if self.nodes and self.strict and self.finite is not None and not self.finite.all():
+            return self.nodes[-1], "at some place nothing finite comes out"
         found = ((node, met.missed(self.strict)) for node, met in self.met.items())
         return next((one for one in found if one[1]), None)
+
+    def gave(self, output: Array) -> None:
+        """Where one that counts is finite: infinite numbers are equal whatever made them."""
+        found = along(np.isfinite(output), np.any)
+        self.finite = found if self.finite is None else self.finite | found
 
     def pieces(self, leaves: Sequence[str]) -> bool:
         """Whether there is a bound behind another node: on it the inputs have no direct hold."""
@@ -180,6 +195,7 @@ def compare(
     a.strict = b.strict = not any(leaf in (premises or {}) for leaf in leaves)
     several = len(a.nodes) > 1 or len(b.nodes) > 1
     always = 6 if behind else 4 if points.size else 3 if several else 2
+    jumps = ""
     for turn, (scale, near, signed) in enumerate(TRIES, 1):
         seed = int(rng.integers(1 << 32))
         for sign in (scale, -scale) if turn != 2 else (scale,):
@@ -189,8 +205,11 @@ def compare(
             if turn > 1 and (a.work + b.work) * (2 * always + DRAWS * rounds) > MOST_WORK:
                 raise Undecided("it would take too long to compute it often enough")
             _judge(a, b, feed_a, feed_b, y, rng, rounds)
+            jumps = jumps or steps.unlike(a.steps, b.steps)
         missed = a.missed() or b.missed()
         if turn >= always and missed is None:
+            if jumps:
+                raise Undecided(jumps)
             return Held(EVALUATED)
     assert missed is not None
     node, what = missed
@@ -296,6 +315,7 @@ def _judge(
         raise Wrong(f"its shape is {got.shape}, and {want.shape} is expected")
     if 2 * np.isfinite(want).sum() < want.size:
         raise Undecided("most of what comes out is not finite")
+    a.gave(want)
     largest = float(np.abs(want[np.isfinite(want)]).max(initial=0.0))
     with np.errstate(all="ignore"):
         error = np.abs(want - got)

@@ -150,7 +150,19 @@ def _elu(call: Stated) -> Reading | None:
 
 
 def _softmax(call: Stated) -> Reading | None:
-    return Reading("Softmax", None, {"axis": call["dim"]})
+    op = "LogSoftmax" if "log" in call.name else "Softmax"
+    return Reading(op, None, {"axis": call["dim"]})
+
+
+def _reduced(op: str) -> Rule:
+    """All axes where none is stated."""
+
+    def rule(call: Stated) -> Reading | None:
+        dim = call["dim"]
+        axes = list(dim) if isinstance(dim, (list, tuple)) else [dim]
+        return Reading(op, None, {"axes": axes or None})
+
+    return rule
 
 
 def _cat(call: Stated) -> Reading | None:
@@ -341,7 +353,12 @@ _RULES: dict[str, Rule] = {
     "sigmoid": _renamed("Sigmoid"),
     "tanh": _renamed("Tanh"),
     "erf": _renamed("Erf"),
-    **dict.fromkeys(("softmax", "_softmax"), _softmax),
+    **dict.fromkeys(("softmax", "_softmax", "log_softmax", "_log_softmax"), _softmax),
+    "amax": _reduced("ReduceMax"),
+    "amin": _reduced("ReduceMin"),
+    "logsumexp": _reduced("ReduceLogSumExp"),
+    "atan": _renamed("Atan"),
+    "softplus": lambda call: Reading("Softplus") if call["beta"] == 1 else None,
     **dict.fromkeys(("cat", "concat", "concatenate"), _cat),
     "where": _where,
     "masked_fill": _masked_fill,
