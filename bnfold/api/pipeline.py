@@ -70,11 +70,11 @@ class FrontEnd(Generic[M]):
     copy: Callable[[M], M] = _same
     solve: Solve = solve
     around: Callable[[], AbstractContextManager[None]] = nullcontext
-    watch: Callable[[Graph, Claims], Callable[[], None]] | None = None
+    watch: Callable[[Graph, Claims, Sequence[Edit]], Callable[[], None]] | None = None
 
     def carry_out(self, model: M, graph: Graph, plan: Plan | MergePlan) -> M:
         """The model, with the edits of a plan."""
-        noted = None if self.watch is None else self.watch(graph, plan.claims())
+        noted = None if self.watch is None else self.watch(graph, plan.claims(), plan.edits)
         model = self.write(model, graph, plan.edits)
         if noted is not None:
             noted()

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
+from operator import or_
 from typing import Protocol
 
 import numpy as np
 
 from bnfold.certificate import Certificate, Image, Key
 from bnfold.fold.claims import Claims
+from bnfold.fold.edits import Edit, SetValue
 from bnfold.fold.graph import Array, Graph, Tensor
+from bnfold.fold.roles import Affine
 
 __all__ = ["Ledger", "Place"]
 
@@ -35,12 +39,14 @@ class Place(Protocol):
 
 class Ledger:
     """images: what is claimed of the original's tensors that are no longer what they were, under their names.
-    rounds: how often edits were carried out, and numbers rounded.
+    rounds: how often edits were carried out, and numbers rounded. kept: by the output of a map whose numbers
+    have changed, and were rounded, in which rounds (bits): if it goes later, they are a part of what stays.
     """
 
     def __init__(self) -> None:
         self.images: dict[Key, Image | None] = {}
         self.rounds = 0
+        self.kept: dict[Key, int] = {}
         self.originals: frozenset[Key] = frozenset()  # all tensors of the first graph
 
     def place_of(self, tensor: Tensor) -> Place | None:
@@ -51,8 +57,13 @@ class Ledger:
         """What is known by now. premises: what inputs keep to."""
         return Certificate(self.images, dict(premises), rounds=max(self.rounds, 1))
 
-    def watch(self, graph: Graph, claims: Claims) -> Callable[[], None]:
+    def watch(self, graph: Graph, claims: Claims, edits: Sequence[Edit] = ()) -> Callable[[], None]:
         """Note where the tensors of a graph are, before edits are carried out.
+
+        Args:
+            graph: as it is.
+            claims: what becomes of its tensors.
+            edits: that will be carried out.
 
         Returns:
             What notes, when they are, where they are then.
@@ -61,9 +72,14 @@ class Ledger:
         keys = {tensor: (place.scope, place.name) for tensor, place in places.items()}
 
         self.originals = self.originals or frozenset(keys.values())
+        nodes = {edit.node for edit in edits if isinstance(edit, SetValue)}
+        maps = [node for node in nodes if isinstance(node.role, Affine)]
+        changed = [tensor for node in maps for tensor in node.outputs if tensor in places]
 
         def after() -> None:
             made: dict[Key, Image | None] = {}
+            lost = (key for tensor, key in keys.items() if not places[tensor].alive)
+            rounds = reduce(or_, (self.kept.get(key, 0) for key in lost), 1 << self.rounds)
             for tensor, key in keys.items():
                 claim = claims.get(tensor)
                 place = places[tensor]
@@ -75,11 +91,14 @@ class Ledger:
                     gone = claim.tensor is not tensor  # what its node did, others do from now on
                     scaled, moved = (gone or bool(np.any(a)) for a in (np.subtract(claim.p, 1), claim.q))
                     moved = moved or claim.cut is not None  # into the biases of what reads it
-                    bits = scaled << self.rounds, moved << self.rounds
+                    bits = rounds * scaled, rounds * moved
                     made[key] = Image(place.name, claim.p, claim.q, claim.decoded, claim.cut, *bits)
                 elif place.name != key[1]:
                     made[key] = Image(place.name)
             self._add(made)
+            for tensor in changed:
+                key = keys[tensor][0], places[tensor].name
+                self.kept[key] = self.kept.get(key, 0) | rounds
             self.rounds += 1
 
         return after

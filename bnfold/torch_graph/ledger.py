@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from bnfold.fold import ledger as fold
 from bnfold.fold.claims import Claims
+from bnfold.fold.edits import Edit
 from bnfold.fold.graph import Graph, Tensor
 
 __all__ = ["Ledger"]
@@ -24,10 +25,10 @@ class Ledger(fold.Ledger):
         self.moved: dict[str, str] = {}
         self.names: Collection[str] = ()
 
-    def watch(self, graph: Graph, claims: Claims) -> Callable[[], None]:
+    def watch(self, graph: Graph, claims: Claims, edits: Sequence[Edit] = ()) -> Callable[[], None]:
         """See `fold.ledger.Ledger`."""
         self.moved = {}
-        return super().watch(graph, claims)
+        return super().watch(graph, claims, edits)
 
     def place_of(self, tensor: Tensor) -> _Place | None:
         """See `fold.ledger.Ledger`."""

@@ -35,7 +35,7 @@ class Stated:
 
     def __init__(self, node: fx.Node) -> None:
         assert isinstance(node.target, torch._ops.OpOverload)
-        schema = node.target._schema
+        self.node, schema = node, node.target._schema
         names = [argument.name for argument in schema.arguments]
         self.given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
         defaults = {argument.name: argument.default_value for argument in schema.arguments}
@@ -96,8 +96,7 @@ def _linear(call: Stated) -> Reading | None:
 
 
 def _addmm(call: Stated) -> Reading | None:
-    attributes = {name: float(call[name]) for name in ("alpha", "beta")}
-    return Reading("Gemm", ("mat1", "mat2", "self"), attributes)
+    return Reading("Gemm", ("mat1", "mat2", "self"), {name: float(call[name]) for name in ("alpha", "beta")})
 
 
 def _product(call: Stated) -> Reading | None:
@@ -215,89 +214,18 @@ def _vector_norm(call: Stated) -> Reading | None:
 
 
 # Analytic in what they read, or a choice among it that every order of random numbers meets.
-ANALYTIC = frozenset(
-    [
-        "adaptive_avg_pool1d",
-        "adaptive_avg_pool2d",
-        "adaptive_avg_pool3d",
-        "_adaptive_avg_pool2d",
-        "_adaptive_avg_pool3d",
-        "adaptive_max_pool1d",
-        "adaptive_max_pool2d",
-        "adaptive_max_pool3d",
-        "addcmul",
-        "baddbmm",
-        "broadcast_to",
-        "channel_shuffle",
-        "chunk",
-        "col2im",
-        "constant_pad_nd",
-        "cos",
-        "cumsum",
-        "einsum",
-        "expand",
-        "expand_as",
-        "flatten",
-        "flip",
-        "gather",
-        "group_norm",
-        "im2col",
-        "index",
-        "index_select",
-        "layer_norm",
-        "lerp",
-        "log_softmax",
-        "_log_softmax",
-        "mean",
-        "movedim",
-        "narrow",
-        "native_channel_shuffle",
-        "native_group_norm",
-        "native_layer_norm",
-        "pad",
-        "permute",
-        "pixel_shuffle",
-        "pixel_unshuffle",
-        "reflection_pad1d",
-        "reflection_pad2d",
-        "reflection_pad3d",
-        "repeat",
-        "replication_pad1d",
-        "replication_pad2d",
-        "replication_pad3d",
-        "reshape",
-        "rms_norm",
-        "roll",
-        "rsqrt",
-        "rsub",
-        "select",
-        "sin",
-        "slice",
-        "split",
-        "split_with_sizes",
-        "square",
-        "squeeze",
-        "stack",
-        "sum",
-        "swapaxes",
-        "t",
-        "tile",
-        "transpose",
-        "unbind",
-        "unflatten",
-        "unfold",
-        "unsqueeze",
-        "upsample_bicubic2d",
-        "upsample_bilinear2d",
-        "upsample_linear1d",
-        "upsample_nearest1d",
-        "upsample_nearest2d",
-        "upsample_nearest3d",
-        "upsample_trilinear3d",
-        "var",
-        "std",
-    ]
-)
+_ANALYTIC = """
+    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d
+    adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d addcmul baddbmm broadcast_to channel_shuffle
+    chunk col2im constant_pad_nd cos cumsum einsum expand expand_as flatten flip gather group_norm im2col
+    index index_select instance_norm layer_norm lerp mean movedim narrow native_channel_shuffle
+    native_group_norm native_layer_norm pad permute pixel_shuffle pixel_unshuffle reflection_pad1d
+    reflection_pad2d reflection_pad3d repeat replication_pad1d replication_pad2d replication_pad3d reshape
+    rms_norm roll rsqrt rsub select sin slice split split_with_sizes square squeeze stack std sum swapaxes t
+    tile transpose unbind unflatten unfold unsqueeze upsample_bicubic2d upsample_bilinear2d upsample_linear1d
+    upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_trilinear3d var
+"""
+ANALYTIC = frozenset(_ANALYTIC.split())
 # Of sizes and numbers.
 CREATE = frozenset(["arange", "eye", "full", "linspace", "ones", "scalar_tensor", "zeros"])
 # Of whose first input only type and shape count.
@@ -385,10 +313,23 @@ def reading_of(call: Stated) -> tuple[Reading, bool]:
     if call.library == "aten":
         rule = _RULES.get(call.name)
         if rule is not None:
-            reading = rule(call)
+            reading = _all_read(rule, call)
         elif call.name in ANALYTIC or call.name in CREATE or call.name in LIKE:
             reading = Reading(f"aten.{call.name}")
     return (Reading(f"{call.library}.{call.name}"), False) if reading is None else (reading, True)
+
+
+def _all_read(rule: Rule, call: Stated) -> Reading | None:
+    """What a rule makes of a call; None where a size stands in the place of a number."""
+    try:
+        reading = rule(call)
+    except TypeError:
+        return None
+    if reading is not None and reading.reads is not None:
+        read = {call[name] for name in reading.reads if isinstance(call[name], fx.Node)}
+        if read != set(call.node.all_input_nodes):
+            return None
+    return reading
 
 
 def writes(call: Stated) -> bool:

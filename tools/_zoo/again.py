@@ -16,11 +16,12 @@ import onnx
 from bnfold.certificate import Certificate, Image
 from bnfold.onnx_graph.file.loaded import load
 from bnfold.proof.claims import Held
-from bnfold.proof.decide import _Prover, _run_once
-from bnfold.proof.graph import Model, Node, Scope, same_bits
-from bnfold.proof.known import Known
+from bnfold.proof.decide import Prover, _run_once
+from bnfold.proof.graph import Model
+from bnfold.proof.known import KnownOfFile
 from bnfold.proof.operator import Array, Undecided, wide
 from bnfold.proof.result import Proof
+from bnfold.proof.scope import Node, Scope, same_bits
 
 __all__ = ["Again"]
 
@@ -30,7 +31,7 @@ class Again:
 
     def __init__(self, original: onnx.ModelProto, folded: onnx.ModelProto, certificate: Certificate) -> None:
         self._a, self._b = Model(load(original), certificate.frozen), Model(load(folded)).main
-        self._known = Known(self._a, None, 0, certificate.premises)
+        self._known = KnownOfFile(self._a, None, 0, certificate.premises)
         self._certificate = certificate
         self._values: list[dict[str, Array]] = []
         self._first = self._prover(self._b)
@@ -132,7 +133,7 @@ def _same(node: Node, b: Scope, before: Scope) -> bool:
     return True
 
 
-class _Looking(_Prover):
+class _Looking(Prover):
     """Remembers which nodes of the folded model each decision has looked at.
 
     before: the proof of the right fold. changed: the nodes that are others now.
