@@ -42,6 +42,13 @@ def flat(m: Any, x: Tensor) -> Tensor:
     return m.l(y.reshape(y.shape[0], y.shape[1] * 4))
 
 
+def again(m: Any, x: Tensor) -> Tensor:
+    """What one map has taken in, and rounded, goes on with it."""
+    for _ in range(3):
+        x = -m.b2(m.b1(x))
+    return m.c(x)
+
+
 RIGHT: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "pre-activation": (lambda: nn.Sequential(bn(6), nn.ReLU(), conv(6, 4), bn(4), conv(4, 4)), IMAGE),
     "depthwise": (lambda: nn.Sequential(conv(6, 6, groups=6, padding="same"), bn(6), nn.ReLU6()), IMAGE),
@@ -89,6 +96,17 @@ def test_right_folds_are_proved(name: str) -> None:
     found = folded(randomize(make()), torch.randn(shape)).proof
     assert found.status == "proved", found
     assert found.ran
+
+
+def test_what_is_rounded_more_than_once() -> None:
+    """A channel that is gone makes room for more rounds of folding."""
+    torch.manual_seed(2)
+    module = randomize(Fn(again, b1=bn(6), b2=bn(6), c=conv(6, 4)))
+    with torch.no_grad():
+        module.get_parameter("b1.weight")[0] = 0.0
+    found = folded(module, torch.randn(IMAGE))
+    assert found.certificate.rounds > 1
+    assert found.proof.status == "proved", found.proof
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -258,6 +276,17 @@ def test_a_bound_that_nothing_reaches_is_undecided() -> None:
     found = prove(none, far)
     assert found.status == "undecided"
     assert "nothing is above 2" in str(found)
+
+
+@pytest.mark.parametrize("seed", range(1, 4))
+def test_what_is_met_behind_a_flat_function_does_not_count(seed: int) -> None:
+    """Numbers beyond the bound are so large that Tanh gives 1 or -1 for them, with the bound and without."""
+    sum_ = nn.Linear(4, 1, bias=False)
+    with torch.no_grad():
+        sum_.weight.copy_(torch.tensor([[3.0, 1.0, 1.0, -5.0]]))
+    far = program_of(lambda m, x: torch.tanh(m.l(torch.clamp(x * 2, max=1e4))), l=sum_)
+    none = program_of(lambda m, x: torch.tanh(m.l(x * 2)), l=sum_)
+    assert prove(none, far, seed=seed).status != "proved"
 
 
 def test_integers_of_data_are_no_points_of_a_function() -> None:
