@@ -420,8 +420,25 @@ class Prover:
         def is_leaf(tensor: str) -> bool:
             return tensor not in opened and self.image(tensor) is not None
 
-        for _ in range(back + 1):
+        found = self.a.region(name, is_leaf, LARGEST)
+        if twins := self._twins(found[1]):
+            opened |= twins
             found = self.a.region(name, is_leaf, LARGEST)
+        for _ in range(back):
             opened |= {t for t in found[1] if t in self.a.made}
+            found = self.a.region(name, is_leaf, LARGEST)
         made = {output for one in found[0] for output in one.outputs}
         return found[0], [leaf for leaf in found[1] if leaf not in made]
+
+    def _twins(self, leaves: list[str]) -> set[str]:
+        """Of those that have one counterpart in the folded model, all but the first: what is between them has
+        vanished there, and is looked at together with what reads it, as one function of the first.
+        """
+        first = {self._leaf(leaf).name: leaf for leaf in leaves if leaf not in self.a.made}
+        made = sorted((self.a.made[leaf][0].index, leaf) for leaf in leaves if leaf in self.a.made)
+        nodes = {leaf: self.a.made[leaf][0] for _, leaf in made}
+        return {
+            leaf
+            for leaf, node in nodes.items()
+            if first.setdefault(self._leaf(leaf).name, leaf) != leaf and not (node.control or node.random)
+        }

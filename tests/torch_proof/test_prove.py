@@ -109,6 +109,20 @@ def test_what_is_rounded_more_than_once() -> None:
     assert found.proof.status == "proved", found.proof
 
 
+def test_a_branch_that_is_a_batch_norm_alone_is_a_part_of_the_sum() -> None:
+    """It has vanished: what it reads and what it gives have one counterpart."""
+
+    def run(m: Any, x: Tensor) -> Tensor:
+        y = torch.relu(m.b1(m.c1(x)))
+        return torch.relu(m.b2(m.c2(y)) + m.b3(y))
+
+    torch.manual_seed(2)
+    module = Fn(run, c1=conv(6, 4), b1=bn(4), c2=conv(4, 4, padding=1), b2=bn(4), b3=bn(4))
+    found = folded(randomize(module, negative=False), torch.randn(IMAGE)).proof
+    assert found.status == "proved", found
+    assert found.ways["sums"] == 1, found
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_size_that_is_free(batch: int) -> None:
     torch.manual_seed(3)
