@@ -60,6 +60,7 @@ def equalize_onnx(
     input_ranges: Mapping[str, tuple[Any, Any]] | None = None,
     apart: bool = False,
     timeout: float | None = None,
+    quantize_for: str | None = None,
     **others: Any,
 ) -> tuple[onnx.ModelProto | onnx_ir.Model, EqualizeReport]:
     """Balance the weight ranges of an ONNX model without changing what it computes, for int8 to come.
@@ -87,6 +88,7 @@ def equalize_onnx(
         input_ranges: of the fold and the check.
         apart: check in a process of its own, as `fold_onnx` does.
         timeout: seconds that the check may take there.
+        quantize_for: of the fold, as for `fold_onnx`.
         others: options of `fold_onnx` that come after this, which are refused by name.
 
     Returns:
@@ -105,6 +107,7 @@ def equalize_onnx(
         merge_branches=merge_branches,
         drop_dead_channels=drop_dead_channels,
         input_ranges=input_ranges,
+        quantize_for=quantize_for,
     )
     loaded, as_given = opened(model, "equalize_onnx")
     check = Check(verify, inputs, shapes, seed, rtol, atol, apart, timeout)

@@ -34,6 +34,7 @@ def fold_program(
     atol: float | None = None,
     inputs: tuple[Any, ...] | None = None,
     merge_branches: bool = True,
+    quantize_for: str | None = None,
     **others: Any,
 ) -> tuple[ExportedProgram, Report]:
     """Fold every batch norm that can vanish from an exported torch program.
@@ -48,6 +49,7 @@ def fold_program(
         atol: absolute tolerance, added to it.
         inputs: positional arguments of the program.
         merge_branches: as for `fold_onnx`. (`fold_module`, which keeps classes and names, merges none.)
+        quantize_for: as for `fold_onnx`.
         others: options of `fold_onnx` that only ONNX models have, which are refused by name.
 
     Returns:
@@ -60,7 +62,7 @@ def fold_program(
     """
     why = "only ONNX models have that; see bnfold.export and bnfold.fold_onnx"
     refuse_others("fold_program", others, why)
-    options = Fold(shared, skip, merge_branches=merge_branches)
+    options = Fold(shared, skip, merge_branches=merge_branches, quantize_for=quantize_for)
     check = Check(verify, inputs, rtol=rtol, atol=atol)
     if not isinstance(program, ExportedProgram):
         raise UsageError(
