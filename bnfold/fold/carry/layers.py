@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.fold import moves
 from bnfold.fold.affine import along, at_axis, line, varying
 from bnfold.fold.carry import equation
 from bnfold.fold.carry.common import data_slot, flat, other_side, positive, uniform
 from bnfold.fold.carry.spread import Spread
 from bnfold.fold.graph import Array, Node
 from bnfold.fold.roles import Affine, Closed, Gate, Linear, Normalize, Recurrent, Sampled, SoftmaxInput
+
+QUANTIZED = "fold the float model, and quantize what comes out"
 
 
 def closed(spread: Spread, node: Node, slot: int, f: Array) -> None:
@@ -123,17 +124,28 @@ def _quantized(spread: Spread, node: Node, role: Linear, slot: int, f: Array) ->
     one scale for all, along one axis, whichever comes first.
     """
     axes = role.weight.quantized or ()
-    split_axis = role.w_in if slot >= 0 else role.w_out
-    before_groups = 1 if role.w_group is not None else 0
-    stored = split_axis - before_groups if split_axis > (role.w_group or 0) else split_axis
-    if role.w_group is not None and role.split[role.w_group] > 1 and split_axis != role.w_group + 1:
-        stored = -1  # spread over two stored axes
-    whole = moves.flatten(f, ()) if f.size == 1 else None
-    if role.weight.quantized == () or (whole is None and stored not in axes) or spread.zeros:
-        raise spread.fail(node, "its weight is quantized, and its scale does not run along this axis")
+    turn = 1 if slot >= 0 else -1
+    stored, other = (_stored(role, axis) for axis in (role.w_in, role.w_out)[::turn])
+    if spread.zeros:
+        raise spread.fail(node, "its weight is quantized, and takes no scale of zero")
+    if not axes:
+        raise spread.fail(node, "its weight is quantized, and its scale takes no factor", QUANTIZED)
+    if f.size > 1 and stored not in axes:
+        sides = ("input", "output")[::turn]
+        along = f"along its {sides[1]} channels (axis {other})" if other in axes else f"along axis {axes[0]}"
+        reason = f"its weight is quantized, and its scale runs {along}, not along its {sides[0]} channels"
+        raise spread.fail(node, reason, QUANTIZED)
     ends = (node.at(role.x), role.in_axis), (node.outputs[0], role.out_axis)
     if len(axes) > 1 and all(_differs(line(spread.scale_of(end), axis)) for end, axis in ends):
         raise spread.fail(node, "its weight is quantized, and its scale runs along its other channels by now")
+
+
+def _stored(role: Linear, split_axis: int) -> int:
+    """An axis of `role.split` in the weight as it is stored; -1: it is spread over two."""
+    group = role.w_group
+    if group is not None and role.split[group] > 1 and split_axis != group + 1:
+        return -1
+    return split_axis - 1 if group is not None and split_axis > group else split_axis
 
 
 def _differs(p: Any) -> bool:
