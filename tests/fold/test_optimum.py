@@ -16,7 +16,7 @@ from bnfold.fold.solve import solve
 from bnfold.onnx_graph.file.loaded import load
 from bnfold.onnx_graph.read import read
 from tests.fold.bound import Systems, bound
-from tests.fold.laws import LAWS, Laws
+from tests.fold.laws import LAWS
 from tests.fold.random_nets import random_net
 from tests.onnx_graph.cases.random_graphs import random_model
 
@@ -65,7 +65,7 @@ def test_the_least_possible_stays(negative: float, record_property: Callable[[st
 def test_the_bound_is_the_largest_of_all_subsets(negative: float) -> None:
     for seed in range(ALONE):
         graph = random_net(seed, negative)
-        systems, most = Systems(Laws(graph)), len(bound(graph).vanish)
+        systems, most = Systems(graph), len(bound(graph).vanish)
         names = [node.name for node in systems.candidates]
         for size in range(most + 1, len(names) + 1):
             assert all(any(systems.forbidden(set_)) for set_ in combinations(range(len(names)), size)), seed
@@ -81,7 +81,7 @@ def test_what_folds_is_never_forbidden() -> None:
     for seed in range(MODELS):
         graph = read(load(random_model(seed)))
         met |= {type(node.role) for node in graph.nodes}
-        systems = Systems(Laws(graph))
+        systems = Systems(graph)
         done = [systems.candidates.index(node) for node in solve(graph).order]
         assert not any(systems.forbidden(done)), seed
     assert len(met) > len(LAWS) - 3

@@ -125,7 +125,7 @@ def _quantized(spread: Spread, node: Node, role: Linear, slot: int, f: Array) ->
     """
     axes = role.weight.quantized or ()
     turn = 1 if slot >= 0 else -1
-    stored, other = (_stored(role, axis) for axis in (role.w_in, role.w_out)[::turn])
+    stored, other = (role.stored(axis) for axis in (role.w_in, role.w_out)[::turn])
     if spread.zeros:
         raise spread.fail(node, "its weight is quantized, and takes no scale of zero")
     if not axes:
@@ -138,14 +138,6 @@ def _quantized(spread: Spread, node: Node, role: Linear, slot: int, f: Array) ->
     ends = (node.at(role.x), role.in_axis), (node.outputs[0], role.out_axis)
     if len(axes) > 1 and all(_differs(line(spread.scale_of(end), axis)) for end, axis in ends):
         raise spread.fail(node, "its weight is quantized, and its scale runs along its other channels by now")
-
-
-def _stored(role: Linear, split_axis: int) -> int:
-    """An axis of `role.split` in the weight as it is stored; -1: it is spread over two."""
-    group = role.w_group
-    if group is not None and role.split[group] > 1 and split_axis != group + 1:
-        return -1
-    return split_axis - 1 if group is not None and split_axis > group else split_axis
 
 
 def _differs(p: Any) -> bool:
