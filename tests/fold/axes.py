@@ -1,4 +1,6 @@
-"""The axes of tensors along which a change may vary: tied to one along which some scale or shift does."""
+"""The axes of tensors along which a change may vary: tied to one along which some scale or shift does,
+or along which tensors stand side by side.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +25,9 @@ def varying(graph: Graph) -> dict[Tensor, set[int]]:
         if isinstance(node.role, roles.Affine):
             for array in (node.role.scale, node.role.shift):
                 todo += [(node.at(node.role.x), axis) for axis, size in enumerate(array.shape) if size > 1]
+        if isinstance(node.role, (roles.Split, roles.Concat)):  # parts may change by numbers of their own
+            whole = node.at(0) if isinstance(node.role, roles.Split) else node.outputs[0]
+            todo.append((whole, node.role.axis))
     while todo:
         tensor, axis = todo.pop()
         if axis not in tensors[tensor] and _is_axis(tensor, axis):
