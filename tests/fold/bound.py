@@ -44,6 +44,11 @@ def bound(graph: Graph, weigh: Callable[[Node], float] = lambda node: 1.0) -> Bo
     weights = np.array([weigh(node) for node in systems.candidates])
     cuts = dict(systems.obvious())
     while True:
+        stay = {systems.candidates[number] for cut in cuts if len(cut) == 1 for number in cut}
+        if len(stay) > len(systems.stay):  # more is known of what stays than of what might vanish
+            systems = Systems(graph, stay)
+            cuts.update(systems.obvious())
+            continue
         chosen = _largest(weights, cuts)
         new = {cut: kind for cut, kind in systems.forbidden(chosen) if cut not in cuts}
         if not new:
@@ -67,11 +72,11 @@ def _largest(weights: Array, cuts: Collection[Cut]) -> set[int]:
 class Systems:
     """The three systems of a graph's laws, solved for sets of candidates (by their numbers)."""
 
-    def __init__(self, graph: Graph) -> None:
-        laws = Laws(graph)
+    def __init__(self, graph: Graph, stay: Collection[Node] = ()) -> None:
+        laws, self.stay = Laws(graph, stay), stay
         self.candidates = laws.candidates
         self.systems = {kind: _System(laws, kind) for kind in ALL}
-        self.lost = {frozenset({number}) for number in lost(graph, laws, self.systems["L"].names)}
+        self.lost = set(lost(graph, laws, self.systems["L"].names))
 
     def obvious(self) -> Iterator[tuple[Cut, str]]:
         """Cuts of one or two candidates that need no search, by system."""

@@ -10,7 +10,7 @@ scales, the layout of quantized weights, constants that cannot grow.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -35,15 +35,18 @@ class Laws:
         equal: for each system, pairs of arrays of unknowns that are equal entry by entry.
         rows: for each system, (unknowns (n, k), factors (n, k), right sides (n,), candidate or -1).
 
+    Args of the constructor: the graph; `stay`, candidates that are known to stay.
+
     Raises:
         ValueError: a tensor may change in more entries than this can hold.
     """
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, stay: Collection[Node] = ()) -> None:
         self.candidates: list[Node] = []
         self.ids: dict[Tensor, Array] = {}
         self.equal: dict[str, list[tuple[Array, Array]]] = {kind: [] for kind in ALL}
         self.rows: dict[str, list[tuple[Array, Array, Array, int]]] = {kind: [] for kind in ALL}
+        self.stay = stay
         self.halves: list[tuple[Array, Array]] = []  # around LeakyRelus
         self.size = 1
         for tensor, axes in varying(graph).items():
@@ -62,17 +65,19 @@ class Laws:
         self._unswapped()
 
     def _unswapped(self) -> None:
-        """Where no scale that may meet it is negative, a LeakyRelu keeps |u|."""
+        """Where its sign is fixed, or no scale that may meet it is negative, a LeakyRelu keeps |u|."""
         if not self.halves:
             return
         halves = [tuple(np.broadcast_arrays(*pair)) for pair in self.halves]
         rows = self.rows["S"]
         ties = (*self.equal["S"], *halves, *(np.broadcast_arrays(ids[:, :1], ids) for ids, *_ in rows))
-        links = np.concatenate([np.stack([a.ravel(), b.ravel()]) for a, b in ties], 1)
+        signs = connected(_pairs((*self.equal["S"], *halves)), self.size)
+        links = _pairs(ties)
         names = connected(links[:, (links != 0).all(0)], self.size)
         odd = [names[:0], *(names[ids[right != 0]].ravel() for ids, _, right, _ in rows)]
         for x, y in halves:
-            kept = ~np.isin(names[x], np.concatenate(odd))
+            fixed = (signs[x] == signs[0]) | (signs[y] == signs[0])
+            kept = fixed | ~np.isin(names[x], np.concatenate(odd))
             self.same(SCALE, x[kept], y[kept])
 
     def still(self, kinds: str, *tensors: Tensor) -> None:
@@ -125,8 +130,8 @@ def _affine(laws: Laws, node: Node) -> None:
     laws.others_still(node, (role.x,))
     if role.kind == "scale":  # a product that stays passes a shift, a sum a scale
         laws.row("V", [(y, 1.0), (x, -role.scale)])
-    if role.kind == "shift" and (role.scale > 0).all():
-        laws.same(SCALE, x, y)
+    if role.kind == "shift":  # x + c or c - x, whose sign depends on whether it stays
+        laws.same(SCALE if (role.scale > 0).all() else "L", x, y)
     if (
         role.kind == "norm"
     ):  # if it stays, it takes what varies along its channels; else, both sides vary alike
@@ -390,6 +395,10 @@ def _softmax(laws: Laws, node: Node) -> None:
     laws.still(SCALE, node.at(0))
     laws.even("V", laws.ids[node.at(0)], (role.axis,))
     laws.still(ALL, node.outputs[0])
+
+
+def _pairs(ties: Iterable[Sequence[Array]]) -> Array:
+    return np.concatenate([np.zeros((2, 0), int), *(np.stack([a.ravel(), b.ravel()]) for a, b in ties)], 1)
 
 
 def connected(pairs: Array, size: int) -> Array:

@@ -40,7 +40,7 @@ def affine_scale(spread: Spread, node: Node, slot: int, f: Array) -> None:
         return
     if role.form == "x/c":
         spread.plain(node)
-    (spread.decode if slot >= 0 else spread.encode)(node)
+    _takes(spread, node, role, slot, f)
 
 
 def affine_shift(spread: Spread, node: Node, slot: int, d: Array) -> None:
@@ -50,7 +50,7 @@ def affine_shift(spread: Spread, node: Node, slot: int, d: Array) -> None:
     if role.kind == "norm" and closed:
         raise spread.fail(node, closed)
     if role.kind != "scale" and not closed:
-        (spread.decode if slot >= 0 else spread.encode)(node)
+        _takes(spread, node, role, slot, np.asarray(spread.scale_of(node.at(role.x))))
         return
     x, y = node.at(role.x), node.outputs[0]
     gain: Any = role.scale
@@ -64,6 +64,16 @@ def affine_shift(spread: Spread, node: Node, slot: int, d: Array) -> None:
     if spread.zeros or not np.all(gain):
         raise spread.fail(node, "a zero scale cannot take a shift back")
     spread.want(x, d / gain, node)
+
+
+def _takes(spread: Spread, node: Node, role: Affine, slot: int, p: Array) -> None:
+    """The node absorbs, on either side. p: what its input is scaled by, if it is that."""
+    if slot < 0:
+        spread.encode(node)
+    elif role.kind == "norm" and spread.zeros == "encode" and not (role.scale * (p == 0)).any():
+        spread.absorb(node)  # what is lost it multiplies by zero
+    else:
+        spread.decode(node)
 
 
 def _why_not_in(role: Affine, f: Array) -> str:

@@ -274,6 +274,28 @@ def _bn_bn(g: Build) -> str:
     return g.bn(g.bn(g.conv(image(g), 7, k=3)))
 
 
+_SOME_ZERO = np.array([1.5, 0.0, -0.7, 0.4, 2.0, 0.6, -1.2])
+
+
+@BACK("conv -> two norms with a zero scale in one channel", left=1, norms=1)
+def _zero_beside_zero(g: Build) -> tuple[str, str]:
+    """One goes, and the other has no use for what is lost."""
+    y = g.conv(image(g), 7, k=3)
+    return g.op("Sigmoid", g.bn(y, scale=_SOME_ZERO)), g.op(
+        "Tanh", g.bn(y, scale=_SOME_ZERO[::-1] ** 2 * _SOME_ZERO)
+    )
+
+
+@BACK("convs side by side -> norms with a zero scale, one of all", left=1, norms=1)
+def _zeros_beside_zero(g: Build) -> tuple[str, ...]:
+    """The norm of all would stand in the way of two others."""
+    x = image(g)
+    parts = [g.conv(x, 3, k=3), g.conv(x, 4, k=3)]
+    every = g.bn(g.op("Concat", *parts, axis=1), scale=_SOME_ZERO)
+    own = g.bn(parts[0], scale=_SOME_ZERO[:3] * 0.3), g.bn(parts[1], scale=_SOME_ZERO[3:] * 0.3)
+    return tuple(g.op("Sigmoid", y) for y in (every, *own))
+
+
 @BACK("bn -> bn with a zero scale in front")
 def _bn_bn_zero(g: Build) -> str:
     return g.bn(g.bn(g.conv(image(g), 7, k=3), "zero"))
