@@ -35,6 +35,18 @@ def _batched(g: Build) -> str:
     return g.op("Sigmoid", g.op("MatMul", y, g.weight((3, 6, 7), 6), name="matmul"))
 
 
+@RULES(
+    "Einsum with weights of two output axes passes no shift",
+    "add",
+    "einsum",
+    "not one matrix",
+    folds=("mul",),
+)
+def _heads(g: Build) -> str:
+    y = g.op("Einsum", tokens(g), g.weight((6, 2, 3), 6), equation="btc,chd->bthd", name="einsum")
+    return g.op("Sigmoid", g.add(g.mul(y, axis=3, name="mul"), axis=3, name="add"))
+
+
 @RULES("MatMul by a vector", "bn", "matmul", "vector")
 def _vector(g: Build) -> str:
     return _end(g, g.op("Unsqueeze", g.op("MatMul", tokens(g), g.weight((6,), 6), name="matmul"), g.ints(2)))
