@@ -37,15 +37,14 @@ def encode(state: State, tensor: Any) -> tuple[Any, Any]:
 
 
 def decode(state: State, tensor: Any) -> tuple[Any, Any]:
-    """u and v of `t = u*t' + v`; 1 and 0 where `t'` has lost t, whose readers need nothing of it."""
+    """u and v of `t = u*t' + v`; not finite where a scale of zero has lost t."""
     if tensor in state.u:
         return state.u[tensor], state.v[tensor]
     if tensor not in state.p:
         return 1.0, (-state.q[tensor] if tensor in state.q else 0.0)
-    p = state.p[tensor]
-    there = p != 0
-    u = 1.0 / np.where(there, p, 1.0)
-    return u, (np.where(there, -state.q[tensor] * u, 0.0) if tensor in state.q else 0.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        u = 1.0 / state.p[tensor]
+        return u, (-state.q[tensor] * u if tensor in state.q else 0.0)
 
 
 def per_channel(value: Any, axis: int, size: int) -> Any:
