@@ -335,8 +335,8 @@ class _Prover:
             try:
                 held = self._by_numbers(node, nodes, theirs, leaves[0], name, y)
             except Wrong as wrong:
-                stored = self._all_stored(nodes)
-                if stored and (self.claims is not None or wrong.ulps > ODD_ULPS):
+                certain = self._all_certain(nodes)
+                if certain and (self.claims is not None or wrong.ulps > ODD_ULPS):
                     raise
                 held = None
             if held is not None:
@@ -344,22 +344,20 @@ class _Prover:
         try:
             self._evaluate(nodes, theirs, leaves, name, y)
         except Wrong as wrong:
-            if self._all_stored(nodes):
+            if self._all_certain(nodes):
                 raise
             raise Undecided(
                 f"{wrong}, and it has constants that are computed, with a rounding of their own"
             ) from None
         return Held(EVALUATED)
 
-    def _all_stored(self, nodes: list[Node]) -> bool:
-        """Whether their constants lie in the file. Those that are computed are rounded on the way, by each
+    def _all_certain(self, nodes: list[Node]) -> bool:
+        """Whether their constants are the same numbers everywhere. Others are rounded on the way, by each
         runtime in its own order, and what cancels in them has no last place.
         """
         names = {name for node in nodes for name in node.inputs if name}
         values = {name: self.a.constant(name) for name in names}
-        return all(
-            value is None or not is_float(value) or self.a.is_stored(name) for name, value in values.items()
-        )
+        return all(v is None or not is_float(v) or self.a.is_certain(name) for name, v in values.items())
 
     def _evaluate(
         self, nodes: list[Node], theirs: list[Node], leaves: list[str], name: str, y: Image

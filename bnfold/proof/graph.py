@@ -33,6 +33,14 @@ LISTS = frozenset(
 RANDOM = frozenset({"Bernoulli", "Multinomial"})
 # What makes an array as large as a stored number says, and the most numbers that a constant may have.
 GROWING, LARGEST = frozenset({"ConstantOfShape", "Expand", "Tile"}), 1 << 27
+# What moves numbers, or rounds each result once.
+_MOVES = frozenset(
+    {"Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze"}
+)
+_ROUNDS = frozenset(
+    {"Abs", "Add", "Cast", "CastLike", "DequantizeLinear", "Div", "Mul", "Neg", "Sign", "Sqrt", "Sub"}
+)
+CERTAIN = _MOVES | _ROUNDS | {"ConstantOfShape", "Tile", "Transpose", "Unsqueeze"}
 DEFAULT = ("", "ai.onnx")
 
 
@@ -181,6 +189,18 @@ class Scope:
         if name in self.made:
             return self.made[name][0].op == "Constant"
         return name in self.stored or (self.parent is not None and self.parent.is_stored(name))
+
+    def is_certain(self, name: str) -> bool:
+        """Whether every runtime computes the same bits of a constant: no sums of many terms are in it, and no
+        functions that are approximated.
+        """
+        if self.is_stored(name):
+            return True
+        home = self.home(name)
+        if home is None or name not in home.made:
+            return False
+        node = home.made[name][0]
+        return node.op in CERTAIN and all(map(home.is_certain, filter(None, node.inputs)))
 
     def _compute(self, node: Node) -> None:
         """The outputs of a node whose inputs are constants. What cannot be computed is no constant."""

@@ -127,6 +127,20 @@ def test_weights_that_are_computed_are_never_refuted_for_their_own_rounding(seed
     assert proof(model, wrong, certificate).status != "proved"
 
 
+@pytest.mark.parametrize("moved", [0.0, 1e-4])
+def test_a_weight_behind_one_rounding_is_refuted_as_a_stored_one(moved: float) -> None:
+    g = Build(seed=2)
+    integers = g.const(g.rng.integers(-127, 128, (4, 3, 3, 3)), "integers", dtype="int8")
+    step = g.const(g.rng.uniform(0.001, 0.003, 4), "step")
+    weight = g.op("DequantizeLinear", integers, step, axis=0)
+    g.output(g.op("Relu", g.bn(g.op("Conv", g.input("x", (2, 3, 8, 8)), weight, name="conv"), "positive")))
+    model = g.model()
+    after, certificate = folded(model)
+    name = next(node for node in after.graph.node if node.op_type == "DequantizeLinear").input[1]
+    found = proof(model, changed(after, name, lambda scale: scale * (1 + moved)), certificate)
+    assert found.status == ("refuted" if moved else "proved"), str(found)
+
+
 def test_changes_in_several_rounds_are_proved() -> None:
     """A fold makes room for another, or a merge does: what was rounded is rounded again."""
     count = 0
