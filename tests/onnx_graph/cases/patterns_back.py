@@ -256,6 +256,22 @@ def _two_roles(g: Build) -> str:
     )
 
 
+def _standardized(g: Build, outputs: int, **attrs: int) -> str:
+    stored, own = g.const(g.normal((1, 7, 54)), "rows"), g.norm_parameters(7, name="own", scale=0.2)
+    rows = g.ops("BatchNormalization", stored, *own, count=outputs, **attrs)[0]
+    return g.bn(g.conv(image(g), 7, k=3, w=g.op("Reshape", rows, g.ints(7, 6, 3, 3))))
+
+
+@BACK("a weight behind a batch norm -> conv -> bn")
+def _standardized_weight(g: Build) -> str:
+    return _standardized(g, 1)
+
+
+@BACK("a weight behind a batch norm of its own statistics -> conv -> bn")
+def _standardized_by_itself(g: Build) -> str:
+    return _standardized(g, 3, training_mode=1)
+
+
 # runs of affine nodes
 
 
