@@ -275,6 +275,10 @@ def _write(loaded: Loaded, graph: Graph, edits: Sequence[Edit]) -> Loaded:
     return loaded
 
 
+def _has_dropped(report: Report) -> bool:
+    return report.dropped is not None and bool(report.dropped.layers)
+
+
 def passes_of(options: Fold, ranges: Mapping[str, Range], ledger: Ledger | None = None) -> list[Pass[Loaded]]:
     """What is done to a folded ONNX model. ledger: which is told what becomes of its tensors."""
 
@@ -292,5 +296,5 @@ def passes_of(options: Fold, ranges: Mapping[str, Range], ledger: Ledger | None 
 
     passes = [Pass("the rewriting for the target", rewriting)]
     if options.drop_dead_channels:
-        passes.insert(0, Pass("dropping dead channels", dropping))
+        passes.insert(0, Pass("dropping dead channels", dropping, _has_dropped))
     return passes

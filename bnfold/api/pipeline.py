@@ -15,7 +15,7 @@ from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 from bnfold.fold.claims import Claims
-from bnfold.fold.edits import AddBias, Edit
+from bnfold.fold.edits import AddBias, Edit, SetValue
 from bnfold.fold.graph import Graph, Node
 from bnfold.fold.merge.plan import MergePlan, merge_all, mergeable
 from bnfold.fold.merge.view import View
@@ -83,10 +83,14 @@ class FrontEnd(Generic[M]):
 
 @dataclass(frozen=True)
 class Pass(Generic[M]):
-    """What is done to the folded model. `name` goes on in "no fold broke it, but ... did"."""
+    """What is done to the folded model. `name` goes on in "no fold broke it, but ... did".
+
+    makes_room: whether it has changed what more could fold or merge, by its report.
+    """
 
     name: str
     run: Callable[[M, Report], M]
+    makes_room: Callable[[Report], bool] = lambda report: False
 
 
 @dataclass
@@ -131,6 +135,7 @@ def run(
         merges = options.merge_branches and front.view is not None and part.merges != 0
         if front.view is not None and merges:
             merges = mergeable(graph, front.view(set(plan.order), options.skip), done.report)
+            merges = merges or any(map(_changes_a_map, plan.edits))
         done.model = front.carry_out(model, graph, plan)
         room = any(map(_holds_zeros, graph.nodes)) or any(map(_adds_a_node, plan.edits))
         room = room and bool(plan.order) and front.view is not None
@@ -142,6 +147,11 @@ def run(
             _merge(front, done, options, part)
         for one in passes[: part.passes]:
             done.model = one.run(done.model, done.report)
+            if front.view is not None and one.makes_room(done.report):
+                while _fold_again(front, done, options, part, _read(front, done, options)):
+                    pass
+                if options.merge_branches and part.merges != 0:
+                    _merge(front, done, options, part)
     return done
 
 
@@ -233,6 +243,11 @@ def _holds_zeros(node: Node) -> bool:
 def _adds_a_node(edit: Edit) -> bool:
     """The bias of a product that has no place for one becomes an addition, which takes more in."""
     return isinstance(edit, AddBias) and isinstance(edit.node.role, Linear) and edit.node.role.costs > 0
+
+
+def _changes_a_map(edit: Edit) -> bool:
+    """It may vary along other axes then, and be no part of a sum any more that was too much for one node."""
+    return isinstance(edit, SetValue) and isinstance(edit.node.role, Affine)
 
 
 def _allowed(part: Part) -> Callable[[Node], bool] | None:

@@ -60,6 +60,7 @@ class Ledger:
                 elif claim is not None:
                     gone = claim.tensor is not tensor  # what its node did, others do from now on
                     scaled, moved = (gone or bool(np.any(a)) for a in (np.subtract(claim.p, 1), claim.q))
+                    moved = moved or claim.cut is not None  # into the biases of what reads it
                     bits = scaled << self.rounds, moved << self.rounds
                     made[key] = Image(value.name, claim.p, claim.q, claim.decoded, claim.cut, *bits)
                 elif value.name != key[1]:

@@ -15,7 +15,7 @@ import onnx
 from bnfold.certificate import Certificate
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.run.inputs import compatible, describe
-from bnfold.proof import evaluate, layers, sums
+from bnfold.proof import evaluate, gone, layers, sums
 from bnfold.proof.claims import (
     BODIES,
     CHANNELS,
@@ -32,7 +32,7 @@ from bnfold.proof.claims import (
 from bnfold.proof.graph import Model, Node, Scope, same_bits
 from bnfold.proof.known import Known
 from bnfold.proof.maps import Channels, map_of, vanished
-from bnfold.proof.operator import Array, is_float
+from bnfold.proof.operator import Array
 from bnfold.proof.result import Proof, Refusal
 from bnfold.proof.sizes import smaller
 
@@ -169,7 +169,7 @@ class _Prover:
                 None in defaults or not _same_default(self.a, self.b, name)
             ):
                 return Refusal(MODEL, "", f"the input {name} has another default", True)
-        for name in (*self.a.inputs, *self.a.outputs):
+        for name in filter(None, (*self.a.inputs, *self.a.outputs)):  # a body may leave an output out
             ours_, theirs_ = self.a.constant(name), self.b.constant(name)
             if ours_ is not None or theirs_ is not None:
                 if ours_ is None or theirs_ is None or not same_bits(ours_, theirs_):
@@ -330,13 +330,11 @@ class _Prover:
         nodes, leaves = self._region(name, back)
         stop = {self._leaf(leaf).name for leaf in leaves}
         theirs, _ = self.b.region(y.name, stop.__contains__, LARGEST)
-        whole = y.cut is None and all(self._leaf(leaf).cut is None for leaf in leaves)
-        if back == 0 and len(leaves) == 1 and whole:
+        if back == 0 and len(leaves) == 1:
             try:
                 held = self._by_numbers(node, nodes, theirs, leaves[0], name, y)
             except Wrong as wrong:
-                certain = self._all_certain(nodes)
-                if certain and (self.claims is not None or wrong.ulps > ODD_ULPS):
+                if self.a.certain(nodes) and (self.claims is not None or wrong.ulps > ODD_ULPS):
                     raise
                 held = None
             if held is not None:
@@ -344,20 +342,10 @@ class _Prover:
         try:
             self._evaluate(nodes, theirs, leaves, name, y)
         except Wrong as wrong:
-            if self._all_certain(nodes):
+            if self.a.certain(nodes):
                 raise
-            raise Undecided(
-                f"{wrong}, and it has constants that are computed, with a rounding of their own"
-            ) from None
+            raise Undecided(f"{wrong}, and computed constants are rounded on the way") from None
         return Held(EVALUATED)
-
-    def _all_certain(self, nodes: list[Node]) -> bool:
-        """Whether their constants are the same numbers everywhere. Others are rounded on the way, by each
-        runtime in its own order, and what cancels in them has no last place.
-        """
-        names = {name for node in nodes for name in node.inputs if name}
-        values = {name: self.a.constant(name) for name in names}
-        return all(v is None or not is_float(v) or self.a.is_certain(name) for name, v in values.items())
 
     def _evaluate(
         self, nodes: list[Node], theirs: list[Node], leaves: list[str], name: str, y: Image
@@ -392,12 +380,12 @@ class _Prover:
         """What reads one tensor, decided by the numbers that are stored for it; None if it is not that."""
         x = self._leaf(leaf)
         if theirs:
-            a, b = layers.layer_of(self.a, nodes, name, scaled=True), layers.layer_of(self.b, theirs, y.name)
-            if a is not None and b is not None and a.x == leaf and b.x == x.name:
-                worst = layers.compare(a, b, x, y, node.name, self._rounds(y, leaf))
-                if worst is not None:
-                    return Held(WEIGHTS, worst)
+            worst = self._by_weights(node, nodes, theirs, leaf, name, y)
+            if worst is not None:
+                return Held(WEIGHTS, worst)
         elif x.name != y.name:
+            return None
+        if x.cut is not None or y.cut is not None:
             return None
         shape = self._value(leaf).shape
         if not theirs:
@@ -416,6 +404,21 @@ class _Prover:
             if worst is not None:
                 return Held(SUMS, worst)
         return None
+
+    def _by_weights(
+        self, node: Node, nodes: list[Node], theirs: list[Node], leaf: str, name: str, y: Image
+    ) -> float | None:
+        x = self._leaf(leaf)
+        a, b = layers.layer_of(self.a, nodes, name, scaled=True), layers.layer_of(self.b, theirs, y.name)
+        if a is None or b is None or a.x != leaf or b.x != x.name:
+            return None
+        ends = layers.ends_of(a, x, y)
+        if ends is not None and (x.cut is not None or y.cut is not None):
+            left = gone.left_of(a, ends, self._value(leaf).ndim, x.cut, y.cut)
+            if left is None:
+                return None
+            a, ends = left
+        return None if ends is None else layers.compare(a, b, ends, node.name, self._rounds(y, leaf))
 
     def _region(self, name: str, back: int) -> tuple[list[Node], list[str]]:
         """The original's nodes from a tensor back to the nearest claims, or to those `back` claims before."""

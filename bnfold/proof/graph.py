@@ -20,7 +20,7 @@ from bnfold.errors import ModelError
 from bnfold.onnx_graph.file.calls import explodes
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.file.tensors import as_text
-from bnfold.proof.operator import Array, Operator, TooLarge, Undecided, zero_of
+from bnfold.proof.operator import Array, Operator, TooLarge, Undecided, is_float, zero_of
 
 __all__ = ["CONTROL", "Model", "Node", "Scope", "same_bits"]
 
@@ -190,17 +190,21 @@ class Scope:
             return self.made[name][0].op == "Constant"
         return name in self.stored or (self.parent is not None and self.parent.is_stored(name))
 
-    def is_certain(self, name: str) -> bool:
-        """Whether every runtime computes the same bits of a constant: no sums of many terms are in it, and no
-        functions that are approximated.
+    def certain(self, nodes: Sequence[Node]) -> bool:
+        """Whether every runtime makes the same numbers of the constants that nodes read. Sums of many terms
+        and functions that are approximated are rounded on the way, by each in its own order, and what cancels
+        in them has no last place.
         """
-        if self.is_stored(name):
-            return True
+        names = {name for node in nodes for name in node.inputs if name}
+        values = {name: self.constant(name) for name in names}
+        return all(v is None or not is_float(v) or self._is_certain(name) for name, v in values.items())
+
+    def _is_certain(self, name: str) -> bool:
         home = self.home(name)
-        if home is None or name not in home.made:
-            return False
+        if self.is_stored(name) or home is None or name not in home.made:
+            return self.is_stored(name)
         node = home.made[name][0]
-        return node.op in CERTAIN and all(map(home.is_certain, filter(None, node.inputs)))
+        return node.op in CERTAIN and all(map(home._is_certain, filter(None, node.inputs)))
 
     def _compute(self, node: Node) -> None:
         """The outputs of a node whose inputs are constants. What cannot be computed is no constant."""

@@ -5,17 +5,16 @@ A layer y = W x + b becomes, where x' carries x = u*x' + v and y' = p*y + q,
     y' = (p W u) x' + p (b + W v) + q.
 
 Both sides are linear in x', and two linear maps of the same windows are one map exactly where their weights
-are
-equal: that makes the comparison complete, not only sound. It is done in float64, and what is stored may
+are equal: that makes the comparison complete, not only sound. It is done in float64, and what is stored may
 differ from the exact number by one rounding.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -24,11 +23,15 @@ from bnfold.proof.graph import Node, Scope
 from bnfold.proof.maps import Channels, along_channels, per_channel
 from bnfold.proof.operator import Array, is_float, wide
 
-__all__ = ["Layer", "compare", "layer_of", "precision_of", "ulps"]
+__all__ = ["Ends", "Layer", "Worst", "bias_of", "compare", "ends_of", "layer_of", "precision_of"]
+
+Part: TypeAlias = "tuple[slice, slice]"  # of groups, and of outputs in each
 
 CONVOLUTIONS, PRODUCTS = frozenset({"Conv", "ConvTranspose"}), frozenset({"Gemm", "MatMul"})
 # A float64 sum of several terms, relative to the sum of their absolute values.
 SUM = 1e-15
+# Numbers of a weight that are compared at a time.
+PART = 1 << 20
 # Of each floating type: the distance of two numbers from 1 on, and the smallest normal number.
 # float64's are four times its own, since that is what the comparison itself is computed in.
 _STEPS = {"float64": (50, 1022), "float32": (23, 126), "float16": (10, 14), "bfloat16": (7, 126)}
@@ -38,10 +41,11 @@ _STEPS = {"float64": (50, 1022), "float32": (23, 126), "float16": (10, 14), "bfl
 class Layer:
     """One linear layer.
 
-    weight: float64 of shape (groups, outputs, inputs, taps), of one group each. bias: one number an output,
-    or None. x_axis, y_axis: where the channels are, from the end. padded: zeros are beside x. rest: all else
-    that must agree. roundings: what each stored weight and bias may be off, in units in the last place.
-    terms: the sum of the absolute values of what makes a bias up, which float64 rounds.
+    weight: of shape (groups, outputs, inputs, taps), of one group each, in the type of the file. scale: what
+    it is multiplied by, of shape (groups, outputs). bias: one number an output, or None. x_axis, y_axis:
+    where the channels are, from the end. padded: zeros are beside x. rest: all else that must agree.
+    roundings: what each stored weight and bias may be off, in units in the last place. terms: the sum of the
+    absolute values of what makes a bias up, which float64 rounds.
     """
 
     x: str
@@ -54,10 +58,18 @@ class Layer:
     dtype: str
     node: Node
     roundings: float
+    scale: Array = field(init=False)
     terms: Array = field(init=False)
 
     def __post_init__(self) -> None:
-        self.terms = np.abs(_bias(self))
+        self.scale = np.ones(self.weight.shape[:2])
+        self.terms = np.abs(bias_of(self))
+
+    def exact(self, part: Part | None = None) -> Array:
+        """The weight in float64, or a part of it."""
+        part = (slice(None), slice(None)) if part is None else part
+        weight: Array = wide(self.weight[part]) * self.scale[part][..., None, None]
+        return weight
 
 
 def layer_of(scope: Scope, nodes: Sequence[Node], out: str, scaled: bool = False) -> Layer | None:
@@ -92,10 +104,8 @@ def layer_of(scope: Scope, nodes: Sequence[Node], out: str, scaled: bool = False
             return None
         scale, shift = found
         if node.op != "Add":
-            layer.weight = layer.weight * np.broadcast_to(scale, groups * outputs).reshape(
-                groups, outputs, 1, 1
-            )
-        layer.bias = _bias(layer) * scale + shift
+            layer.scale = layer.scale * np.broadcast_to(scale, groups * outputs).reshape(groups, outputs)
+        layer.bias = bias_of(layer) * scale + shift
         layer.terms = layer.terms * np.abs(scale) + np.abs(shift)
         before = node.outputs[0]
     return layer
@@ -108,7 +118,7 @@ def _convolution(node: Node, values: Sequence[Array | None]) -> Layer | None:
     groups, kernel = int(node.attribute("group", 1)), weight.shape[2:]
     if groups < 1 or weight.shape[0] % groups:
         return None
-    w = wide(weight).reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+    w = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
     n = len(kernel)
     strides = tuple(node.attribute("strides", [1] * n))
     pads = tuple(node.attribute("pads", [0] * 2 * n))
@@ -139,11 +149,11 @@ def _product(node: Node, values: Sequence[Array | None]) -> Layer | None:
     assert matrix is not None
     if matrix.ndim != 2:
         return None
-    w, bias = wide(matrix), None
+    w, bias, alpha = matrix, None, 1.0
     if node.op == "Gemm":
         if left or node.attribute("transA", 0):
             return None
-        w = (w if node.attribute("transB", 0) else w.T) * node.attribute("alpha", 1.0)
+        w, alpha = (w if node.attribute("transB", 0) else w.T), node.attribute("alpha", 1.0)
         if len(values) > 2 and values[2] is not None and node.attribute("beta", 1.0):
             bias = wide(values[2]) * node.attribute("beta", 1.0)
             if bias.ndim > 1 and bias.shape[0] != 1:
@@ -156,13 +166,35 @@ def _product(node: Node, values: Sequence[Array | None]) -> Layer | None:
     axis = -2 if left else -1
     x = node.inputs[1] if left else node.inputs[0]
     rest = ("product", axis)
-    return Layer(x, w[None, :, :, None], bias, axis, axis, False, rest, matrix.dtype.name, node, 1.0)
+    layer = Layer(x, w[None, :, :, None], bias, axis, axis, False, rest, matrix.dtype.name, node, 1.0)
+    layer.scale *= alpha
+    return layer
 
 
-def compare(
-    a: Layer, b: Layer, x: Image, y: Image, where: str, rounds: tuple[int, int] = (1, 1)
-) -> float | None:
-    """Whether layer `b` is layer `a` between the images of what it reads and gives.
+class Ends(NamedTuple):
+    """What a layer stands between, a number for each channel: x = u*x' + v, and y' = py*y + qy."""
+
+    u: Array
+    v: Array
+    py: Array
+    qy: Array
+
+
+def ends_of(layer: Layer, x: Image, y: Image) -> Ends | None:
+    """Of the original's layer, by the images of what it reads and gives; None if they are not such."""
+    groups, outputs, inputs, _ = layer.weight.shape
+    px, qx = (per_channel(value, layer.x_axis, groups * inputs) for value in (x.p, x.q))
+    py, qy = (per_channel(value, layer.y_axis, groups * outputs) for value in (y.p, y.q))
+    if px is None or qx is None or py is None or qy is None or y.decoded:
+        return None
+    if x.decoded:
+        return Ends(px, qx, py, qy) if x.cut is None else None
+    # what has lost its value cannot be decoded; that nobody needs it, evaluation can tell
+    return Ends(1 / px, -qx / px, py, qy) if px.all() else None
+
+
+def compare(a: Layer, b: Layer, ends: Ends, where: str, rounds: tuple[int, int] = (1, 1)) -> float | None:
+    """Whether layer `b` is layer `a` between these ends.
 
     rounds: how often weight and bias of `b` may have been rounded.
 
@@ -172,38 +204,45 @@ def compare(
     Raises:
         Wrong: an entry of the weight or the bias is another. It is final: no fact about x would mend it.
     """
-    if a.rest != b.rest or a.weight.shape != b.weight.shape or y.decoded:
+    if a.rest != b.rest or a.weight.shape != b.weight.shape:
         return None
     groups, outputs, inputs, _ = a.weight.shape
-    px, qx = (per_channel(value, a.x_axis, groups * inputs) for value in (x.p, x.q))
-    py, qy = (per_channel(value, a.y_axis, groups * outputs) for value in (y.p, y.q))
-    if px is None or qx is None or py is None or qy is None:
-        return None
-    if not x.decoded:
-        if (
-            not px.all()
-        ):  # what has lost its value cannot be decoded; that nobody needs it, evaluation can tell
-            return None
-        px, qx = 1 / px, -qx / px
-    u, v = px.reshape(groups, 1, inputs, 1), qx.reshape(groups, 1, inputs, 1)
-    if a.padded and v.any() and (a.weight * (v != 0)).any():
-        return None  # the zeros beside x would have to be shifted too: evaluation at true sizes says no
-    worst = 0.0
+    py, qy, shape = ends.py, ends.qy, (groups, outputs)
+    u, v = (part.reshape(groups, 1, inputs, 1) for part in (ends.u, ends.v))
+    moved, size = np.zeros(shape), np.zeros(shape)
+    for part in _parts(a.weight) if v.any() else ():
+        terms = a.exact(part) * v[part[0]]
+        if a.padded and terms.any():
+            return None  # the zeros beside x would have to be shifted too: evaluation at true sizes says no
+        moved[part], size[part] = terms.sum((2, 3)), np.abs(terms).sum((2, 3))
     roundings = max(a.roundings, b.roundings)
-    if not (np.array_equal(a.weight, b.weight) and (u == 1).all() and (py == 1).all()):
-        expected = a.weight * (u * py.reshape(groups, outputs, 1, 1))
-        worst = ulps(b.weight, expected, 0.0, f"weight of {where}", b.dtype, roundings * rounds[0])
-    moved = size = np.zeros(groups * outputs)
-    if v.any():
-        terms = a.weight * v
-        moved, size = terms.sum((2, 3)).reshape(-1), np.abs(terms).sum((2, 3)).reshape(-1)
-    before, after = (_bias(layer) for layer in (a, b))
-    slack = (SUM + (rounds[1] - 1) * precision_of(b.dtype)) * (np.abs(py) * (a.terms + size) + np.abs(qy))
-    expected = py * (before + moved) + qy
-    return max(worst, ulps(after, expected, slack, f"bias of {where}", b.dtype, roundings * rounds[1]))
+    weight = Worst(f"weight of {where}", b.dtype, roundings * rounds[0])
+    scale = a.scale * py.reshape(shape)
+    if not (np.array_equal(a.weight, b.weight) and (u == 1).all() and (scale == b.scale).all()):
+        factor = py.reshape(*shape, 1, 1)
+        for part in _parts(a.weight):
+            begin = tuple(some.start for some in part)
+            weight.look(b.exact(part), a.exact(part) * (u[part[0]] * factor[part]), begin=begin)
+    before, after = (bias_of(layer) for layer in (a, b))
+    terms = np.abs(py) * (a.terms + size.reshape(-1)) + np.abs(qy)
+    slack = (SUM + (rounds[1] - 1) * precision_of(b.dtype)) * terms
+    bias = Worst(f"bias of {where}", b.dtype, roundings * rounds[1])
+    bias.look(after, py * (before + moved.reshape(-1)) + qy, slack)
+    return max(weight.judged(), bias.judged())
 
 
-def _bias(layer: Layer) -> Array:
+def _parts(weight: Array) -> Iterator[Part]:
+    """Groups, or outputs of one group, of about `PART` numbers: what is computed of them stays small."""
+    groups, outputs = weight.shape[:2]
+    along = int(groups == 1)
+    step = max(PART * weight.shape[along] // max(weight.size, 1), 1)
+    for begin in range(0, weight.shape[along], step):
+        some = slice(begin, begin + step)
+        yield (slice(0, groups), some) if along else (some, slice(0, outputs))
+
+
+def bias_of(layer: Layer) -> Array:
+    """One number for each output."""
     size = layer.weight.shape[0] * layer.weight.shape[1]
     return np.zeros(size) if layer.bias is None else np.broadcast_to(layer.bias, (size,))
 
@@ -213,30 +252,46 @@ def precision_of(dtype: str) -> float:
     return float(2.0 ** -(_STEPS.get(dtype, _STEPS["float32"])[0] + 1))
 
 
-def ulps(
-    got: Array, expected: Array, slack: Array | float, where: str, dtype: str, limit: float = 1.0
-) -> float:
-    """The largest |got - expected| in units in the last place of the type, beyond `slack`.
+class Worst:
+    """The largest error of numbers that are looked at part by part, in units in the last place of their type.
 
-    Raises:
-        Wrong: more than `limit`, which is one rounding of an exact number and a little of float64's own; or
-        not
-            finite.
+    where: of which array; limit: one rounding of an exact number, and a little of float64's own.
     """
-    digits, smallest = _STEPS.get(dtype, _STEPS["float32"])
-    got, expected = np.broadcast_arrays(got, expected)
-    with np.errstate(all="ignore"):
-        _, exponent = np.frexp(np.maximum(np.abs(expected), 2.0**-smallest))
-        unit = np.ldexp(1.0, exponent - 1 - digits)
-        error = np.maximum(np.abs(got - expected) - slack, 0.0) / unit
-        error = np.where((got == expected) | (np.isnan(got) & np.isnan(expected)), 0.0, error)
-    error = np.where(np.isnan(error), np.inf, error)
-    worst = float(error.max(initial=0.0))
-    if worst > limit:
-        at = tuple(int(i) for i in np.unravel_index(int(error.argmax()), error.shape))
-        entry = Entry(where, at, float(got[at]), float(expected[at]))
-        count = int((error > limit).sum())
-        raise Wrong(
-            f"{worst:.3g} units in the last place off; {count} of {error.size} are", entry, True, worst
-        )
-    return worst
+
+    def __init__(self, where: str, dtype: str, limit: float = 1.0) -> None:
+        self.where, self.limit = where, limit
+        self.digits, self.smallest = _STEPS.get(dtype, _STEPS["float32"])
+        self.ulps, self.entry = 0.0, Entry(where, (), 0.0, 0.0)
+        self.count = self.beyond = 0
+
+    def look(
+        self, got: Array, expected: Array, slack: Array | float = 0.0, begin: tuple[int, ...] = ()
+    ) -> Worst:
+        """More numbers. slack: what they may be off beside. begin: where the first of them stands."""
+        got, expected = np.broadcast_arrays(got, expected)
+        with np.errstate(all="ignore"):
+            # without its other bits a number is the power of two below it
+            power = np.maximum(np.abs(expected), 2.0**-self.smallest).view(np.int64) & (0x7FF << 52)
+            error = np.maximum(np.abs(got - expected) - slack, 0.0)
+            error /= power.view(np.float64) * 2.0**-self.digits
+        error[(got == expected) | (np.isnan(got) & np.isnan(expected))] = 0.0
+        error[np.isnan(error)] = np.inf
+        self.count += error.size
+        self.beyond += int((error > self.limit).sum())
+        worst = float(error.max(initial=0.0))
+        if worst > self.ulps:
+            at = tuple(int(i) for i in np.unravel_index(int(error.argmax()), error.shape))
+            place = tuple(np.add(at, (*begin, *[0] * (len(at) - len(begin)))).tolist())
+            self.ulps, self.entry = worst, Entry(self.where, place, float(got[at]), float(expected[at]))
+        return self
+
+    def judged(self) -> float:
+        """The largest error.
+
+        Raises:
+            Wrong: it is more than the limit, or not finite.
+        """
+        if self.ulps > self.limit:
+            off = f"{self.ulps:.3g} units in the last place off; {self.beyond} of {self.count} are"
+            raise Wrong(off, self.entry, True, self.ulps)
+        return self.ulps

@@ -18,7 +18,7 @@ import numpy as np
 
 from bnfold.certificate import Image
 from bnfold.proof.graph import Node, Scope
-from bnfold.proof.layers import SUM, precision_of, ulps
+from bnfold.proof.layers import SUM, Worst, precision_of
 from bnfold.proof.maps import per_channel
 from bnfold.proof.operator import Array, is_float, wide
 
@@ -299,6 +299,11 @@ def compare(a: Kernel, b: Kernel, x: Image, y: Image, rank: int, where: str, rou
         )
         f = py.reshape(groups, -1, 1) / px.reshape(groups, 1, -1)
         slack = (half + SUM) * za * np.abs(f)
-        worst = max(worst, ulps(wb, wa * f, slack, f"merged weight of {where}, tap {list(at)},", b.dtype))
+        worst = max(
+            worst,
+            Worst(f"merged weight of {where}, tap {list(at)},", b.dtype).look(wb, wa * f, slack).judged(),
+        )
     slack = half * np.abs(py) * a.size + SUM * (np.abs(py) * a.size + np.abs(qy))
-    return max(worst, ulps(b.bias, py * a.bias + qy, slack, f"merged bias of {where}", b.dtype))
+    return max(
+        worst, Worst(f"merged bias of {where}", b.dtype).look(b.bias, py * a.bias + qy, slack).judged()
+    )

@@ -93,3 +93,48 @@ def test_a_bias_that_became_an_addition_takes_more_in() -> None:
     assert twice.SerializeToString() == once.SerializeToString()
     (entry,) = [entry for entry in report.entries if entry.name == "last"]
     assert "product_bias_add" in entry.into
+
+
+def test_a_shift_that_goes_elsewhere_costs_a_merge_nothing() -> None:
+    """x + s + W x: s goes on into a later sum, so the product that takes x in needs no bias for it."""
+    g = Build(17, seed=3)
+    x = g.input("x", (2, 2, 6))
+    moved = g.op("Add", x, g.const(g.normal((6,)), "shift"))
+    y = g.op("Add", moved, g.op("MatMul", x, g.const(g.normal((6, 6)))))
+    z = g.op("MatMul", g.op("Tanh", x), g.const(g.normal((6, 6))))
+    biased = g.op("Add", z, g.const(g.normal((6,)), "bias"))
+    g.output(g.op("Relu", g.op("Sub", y, g.op("Neg", biased))))
+    _, report = bnfold.fold_onnx(g.model(), verify=False)
+    assert [merge.op for merge in report.merged] == ["MatMul"]
+
+
+def test_what_can_merge_only_behind_dropped_channels_merges() -> None:
+    """The slice takes all that is left of the first convolution, and stands no longer between the two."""
+    g = Build(17, seed=3)
+    x = g.input("x", (2, 4, 5, 5))
+    wide = g.conv(x, 6, 1)
+    some = g.op("Slice", wide, g.ints(0), g.ints(4), g.ints(1))
+    g.output(g.conv(some, 4, 1))
+    model = g.model()
+    folded, report = bnfold.fold_onnx(model, drop_dead_channels=True)
+    assert report.dropped is not None
+    assert report.dropped.layers
+    assert len(report.merged) == 1
+    assert [node.op_type for node in folded.graph.node].count("Conv") == 1
+
+
+def test_a_map_that_took_columns_in_is_no_part_of_a_sum_any_more() -> None:
+    """One 1 x 1 would have joined the 3 within it, beside what is scaled; now it joins the other 1 x 1."""
+    g = Build(17, seed=3)
+    x = g.input("x", (2, 6, 8))
+
+    def times(value: str, *shape: int) -> str:
+        return g.op("Mul", value, g.const(g.normal(shape)))
+
+    columns = times(g.conv(x, 6, 3, pads=1, group=2), 8)
+    others = times(g.op("Tanh", x), 6, 1)
+    y = g.op("Add", times(g.op("Add", columns, others), 6, 1), g.conv(x, 6, 1, group=6))
+    g.output(g.op("Add", y, g.conv(x, 6, 1)))
+    _, report = bnfold.fold_onnx(g.model(), verify=False)
+    assert len(report.folded) == 1
+    assert len(report.merged) == 1

@@ -29,6 +29,17 @@ from tests.onnx_graph.reading import CONV, W, graph_of, model, node, norm
             <domain: "my", opset_import: ["" : 18, "my" : 1]> B (x) => (y) { y = my.A (x) }""",
             ["A -> B -> A"],
         ),
+        (
+            """<ir_version: 10, opset_import: ["my" : 1]>
+            g (float[1] x) => (float y) { y = Relu (x) }""",
+            ["the model uses Relu", "opset_import"],
+        ),
+        (
+            """<ir_version: 10, opset_import: ["" : 18, "my" : 1]>
+            g (float[1] x) => (float y) { y = my.A (x) }
+            <domain: "my", opset_import: ["my" : 1]> A (x) => (y) { y = Relu (x) }""",
+            ["the function 'A' uses Relu", "opset_import"],
+        ),
     ],
 )
 def test_damaged_models(text: str, words: list[str]):

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 import bnfold
 from bnfold.certificate import Certificate, Image
 from bnfold.onnx_graph.file.loaded import load
+from bnfold.proof import layers
 from bnfold.proof.decide import prove
 from bnfold.proof.result import Proof
 
@@ -147,6 +148,32 @@ def test_a_batch_norm_in_a_conv_is_proved_by_weights_without_any_run() -> None:
     assert refusal.entry.at == (0, 1, 2, 1)
 
 
+@pytest.mark.parametrize("group", [1, 2])
+def test_a_weight_is_compared_part_by_part(group: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large one needs little memory so, and what is wrong is named by its place in the whole."""
+    monkeypatch.setattr(layers, "PART", 7)
+    w = np.random.default_rng(0).normal(size=(6, 4 // group, 1, 1)).astype(np.float32)
+    x = [2, 4, 5, 5]
+    nodes = [node("Conv", "x w", "c", group=group), node("Mul", "c s", "y")]
+    original = graph(nodes, {"w": w, "s": np.float32(3)}, x)
+
+    def folded(weight: Any) -> onnx.ModelProto:
+        return graph([node("Conv", "x w", "y", group=group)], {"w": weight}, x)
+
+    right = proof(original, folded(3 * w), {"c": None})
+    assert (right.status, right.ways) == ("proved", {"weights": 1})
+    assert right.ulps <= 0.5
+    wrong = 3 * w
+    wrong[1, 1] *= 1 + 1e-6
+    wrong[5, 0] *= 1.5
+    refusal = proof(original, folded(wrong), {"c": None}).refusal
+    assert refusal is not None
+    assert "2 of" in str(refusal)
+    assert refusal.entry is not None
+    assert refusal.entry.at == ((0, 5, 0, 0) if group == 1 else (1, 2, 0, 0))
+    assert refusal.entry.value == wrong[5, 0, 0, 0]
+
+
 def mutants(model: onnx.ModelProto, rng: np.random.Generator) -> list[tuple[str, onnx.ModelProto]]:
     """Each a copy that computes something else: numbers, attributes, operators, edges."""
     found = []
@@ -273,6 +300,21 @@ def test_one_body_means_another_thing_in_another_opset() -> None:
         made.graph.input.append(helper.make_tensor_value_info("c", TensorProto.BOOL, []))
     assert proof(old, old).status == "proved"
     assert proof(old, new).status != "proved"
+
+
+def test_a_body_may_leave_an_output_out() -> None:
+    """No runtime takes such a model, but a fold of it is not wrong for that."""
+
+    def model(first: onnx.NodeProto) -> onnx.ModelProto:
+        outputs = [onnx.ValueInfoProto(name=name) for name in ("o", "")]
+        body = helper.make_graph([first, node("Relu", "n", "o")], "b", [], outputs)
+        nodes = [node("If", "c", "y z", then_branch=body, else_branch=body)]
+        made = graph(nodes, {"one": np.float32(1)})
+        made.graph.input.append(helper.make_tensor_value_info("c", TensorProto.BOOL, []))
+        return made
+
+    same, other = model(node("Identity", "x", "n")), model(node("Mul", "x one", "n"))
+    assert proof(same, other).status != "refuted"
 
 
 def test_integers_are_compared_as_such() -> None:

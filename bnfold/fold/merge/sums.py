@@ -280,7 +280,7 @@ def _merge(tree: Branch, blocks: list[Block], axis: int, view: View) -> Found:
     linear = [leaf.node for block in used for leaf in block.leaves if leaf.node is not None]
     addends = len(used) + len(kept)
     gone = tuple(node for node in (*taken, *linear) if node not in hosts and node not in view.gone)
-    extra = _added_for_biases(used, taken)
+    extra = _added_for_biases(used, [node for node in taken if node not in view.gone])
     if addends - 1 + extra >= len(gone):
         raise Refused("would not be fewer nodes")
     view.used.update(taken, linear)

@@ -65,7 +65,7 @@ def build(loaded: Loaded, shared: str) -> tuple[Model, list[Scope]]:
     model = Model(loaded, resolve, shared, _trained(proto), frozenset(functions))
     model.explodes = explodes(proto)
     model.locks = bool(model.bound) or shared == "skip"
-    root = Scope(model, proto.graph, default_opset(proto.opset_import))
+    root = Scope(model, proto.graph, _opset_of(proto, "the model"))
     _fill(root)
     for name in model.bound:
         value = root.values.get(name)
@@ -75,12 +75,28 @@ def build(loaded: Loaded, shared: str) -> tuple[Model, list[Scope]]:
     scopes = [root]
     for key in order:
         function = functions[key]
-        opset = default_opset(function.opset_import)
+        opset = _opset_of(function, f"the function {function.name!r}")
         scope = Scope(model, function, opset, in_function=True)
         _fill(scope)
         scopes.append(scope)
     _readable(model)
     return model, scopes
+
+
+def _opset_of(proto: onnx.ModelProto | onnx.FunctionProto, what: str) -> int:
+    """The version of the default domain, which is 0 where none of its operators is used.
+
+    Raises:
+        ModelError: one is, and nothing says which version is meant: each runtime would guess its own.
+    """
+    opset = default_opset(proto.opset_import)
+    nodes = proto.graph.node if isinstance(proto, onnx.ModelProto) else proto.node
+    used = next((node.op_type for node in nodes if node.domain in ("", "ai.onnx")), None)
+    if opset == 0 and used is not None:
+        raise ModelError(
+            f"{what} uses {used} and names no version of ONNX's own operators (opset_import); export it again"
+        )
+    return opset
 
 
 def _readable(model: Model) -> None:
