@@ -44,14 +44,13 @@ def bound(graph: Graph, weigh: Callable[[Node], float] = lambda node: 1.0) -> Bo
     weights = np.array([weigh(node) for node in systems.candidates])
     cuts = dict(systems.obvious())
     while True:
-        stay = {systems.candidates[number] for cut in cuts if len(cut) == 1 for number in cut}
-        if len(stay) > len(systems.stay):  # more is known of what stays than of what might vanish
-            systems = Systems(graph, stay)
-            cuts.update(systems.obvious())
-            continue
         chosen = _largest(weights, cuts)
         new = {cut: kind for cut, kind in systems.forbidden(chosen) if cut not in cuts}
-        if not new:
+        stay = {systems.candidates[number] for cut in cuts if len(cut) == 1 for number in cut}
+        if not new and len(stay) > len(systems.stay):  # more is known of what stays than of what might vanish
+            systems = Systems(graph, stay)
+            new = {cut: kind for cut, kind in systems.obvious() if cut not in cuts}
+        elif not new:
             return Bound(systems.candidates, [systems.candidates[number] for number in sorted(chosen)], cuts)
         cuts.update(new)
 

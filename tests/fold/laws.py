@@ -35,7 +35,9 @@ class Laws:
         equal: for each system, pairs of arrays of unknowns that are equal entry by entry.
         rows: for each system, (unknowns (n, k), factors (n, k), right sides (n,), candidate or -1).
 
-    Args of the constructor: the graph; `stay`, candidates that are known to stay.
+    Args:
+        graph: what the solver sees.
+        stay: candidates that are known to stay, of which more can be said.
 
     Raises:
         ValueError: a tensor may change in more entries than this can hold.
@@ -61,7 +63,6 @@ class Laws:
         for tensor in self.ids:
             if tensor.fixed or (tensor.constant is not None and tensor.constant.locked):
                 self.still(ALL, tensor)
-
         self._unswapped()
 
     def _unswapped(self) -> None:
@@ -130,16 +131,20 @@ def _affine(laws: Laws, node: Node) -> None:
     laws.others_still(node, (role.x,))
     if role.kind == "scale":  # a product that stays passes a shift, a sum a scale
         laws.row("V", [(y, 1.0), (x, -role.scale)])
+    stays = bool(role.stay) or node in laws.stay
+    along = [axis for axis, size in enumerate(role.scale.shape) if size == 1]
     if role.kind == "shift":  # x + c or c - x, whose sign depends on whether it stays
-        laws.same(SCALE if (role.scale > 0).all() else "L", x, y)
-    if (
-        role.kind == "norm"
-    ):  # if it stays, it takes what varies along its channels; else, both sides vary alike
-        laws.alike(x, y, [axis for axis in range(x.ndim) if role.scale.shape[axis] == 1], role.scale)
-    if role.stay:
+        laws.same(SCALE if stays or (role.scale > 0).all() else "L", x, y)
+    elif role.kind == "norm" and stays:  # it takes what varies along its channels
+        laws.even(ALL, x, along)
+        laws.even(ALL, y, along)
+    elif role.kind == "norm":  # that, or both sides vary alike
+        laws.alike(x, y, along, role.scale)
+    if not role.stay:
+        laws.candidates.append(node)
+    if stays:
         return
-    number = len(laws.candidates)
-    laws.candidates.append(node)
+    number = len(laws.candidates) - 1
     x, y, a, b = (array.ravel() for array in np.broadcast_arrays(x, y, role.scale, role.shift))
     x, y, a, b = (array[a != 0] for array in (x, y, a, b))
     laws.row("L", [(y, 1.0), (x, -1.0)], np.log(np.abs(a)), number)
