@@ -350,12 +350,17 @@ class _Prover:
             try:
                 held = self._by_numbers(node, nodes, theirs, leaves[0], name, y)
             except Wrong as wrong:
-                if self.claims is not None or wrong.ulps > ODD_ULPS:
+                if self.a.certain(nodes) and (self.claims is not None or wrong.ulps > ODD_ULPS):
                     raise
                 held = None
             if held is not None:
                 return held
-        self._evaluate(nodes, theirs, leaves, name, y)
+        try:
+            self._evaluate(nodes, theirs, leaves, name, y)
+        except Wrong as wrong:
+            if self.a.certain(nodes):
+                raise
+            raise Undecided(f"{wrong}, and computed constants are rounded on the way") from None
         return Held(EVALUATED)
 
     def _evaluate(
