@@ -1,0 +1,210 @@
+"""The biases of a quantized model corrected against its float model: read, correct, check, hand back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+import onnx
+
+from bnfold.api.fold_onnx import opened
+from bnfold.errors import UsageError, VerifyError
+from bnfold.onnx_graph.file.loaded import Loaded
+from bnfold.onnx_graph.file.tensors import Array
+from bnfold.onnx_graph.run.inputs import Given, compatible, wanted
+from bnfold.onnx_graph.run.samples import Samples
+from bnfold.passes.correct.correct import Plan, plan
+from bnfold.passes.correct.correct import correct as carry_out
+from bnfold.passes.correct.moments import Runs
+from bnfold.passes.correct.moments import opened as evaluator
+from bnfold.progress import Advance
+from bnfold.report.correct import CorrectReport, OutputNoise
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+__all__ = ["correct", "correct_loaded"]
+
+EVERY = 5  # one sample of so many is held back
+WORSE = 0.3  # dB that the outputs may lose on the samples held back
+SURE = 2.0  # standard errors by which it must be more, not to be chance
+
+
+@overload
+def correct(
+    model: str | Path | onnx.ModelProto,
+    float_model: str | Path | onnx.ModelProto | onnx_ir.Model,
+    inputs: Mapping[str, Any] | str | Path,
+    *,
+    deviation: bool | None = None,
+    verify: bool = True,
+) -> tuple[onnx.ModelProto, CorrectReport]: ...
+@overload
+def correct(
+    model: onnx_ir.Model,
+    float_model: str | Path | onnx.ModelProto | onnx_ir.Model,
+    inputs: Mapping[str, Any] | str | Path,
+    *,
+    deviation: bool | None = None,
+    verify: bool = True,
+) -> tuple[onnx_ir.Model, CorrectReport]: ...
+def correct(
+    model: str | Path | onnx.ModelProto | onnx_ir.Model,
+    float_model: str | Path | onnx.ModelProto | onnx_ir.Model,
+    inputs: Mapping[str, Any] | str | Path,
+    *,
+    deviation: bool | None = None,
+    verify: bool = True,
+) -> tuple[onnx.ModelProto | onnx_ir.Model, CorrectReport]:
+    """Correct the biases of a quantized ONNX model (QDQ) against the float model that it was made of.
+
+    Rounded weights and values shift the mean of each channel of each layer. Layer by layer, with the layers
+    before it corrected, a layer's mean over `inputs` in the quantized model is brought to that of the float
+    model, by its bias alone: the integers of the weights stay what they are, bit for bit, and no node is
+    added but for an Add behind a MatMul. Layers are found in the float model by the names of tensors, as
+    onnxruntime's quantizer keeps them.
+
+    Args:
+        model: the quantized model: a path, an `onnx.ModelProto` or an `onnx_ir.Model`; it is not changed.
+        float_model: what was quantized, with batch norms folded as they were then.
+        inputs: arrays by input name, samples along their first axis (or a file of them, .npz say), such as
+            those that the quantizer was calibrated with. A model with a fixed first axis takes so many at
+            a time.
+        deviation: bring each channel's standard deviation to the float layer's too, by the scales of the
+            weight, if it has one for each output channel. None: where the weight has less than 8 bits.
+        verify: hold every fifth sample back, and compare the outputs on those before and after.
+
+    Returns:
+        The corrected model, of the kind that was given, and the report.
+
+    Raises:
+        ModelError: a model cannot be read.
+        UsageError: the quantized model has no layer that can be corrected, the float model is of another
+            network, or the inputs do not fit.
+        VerifyError: on the samples held back the outputs are further from the float model's than before.
+        BnfoldError: nothing runs the models.
+    """
+    loaded, as_given = opened(model, "correct")
+    original, _ = opened(float_model, "correct")
+    result, report = correct_loaded(loaded, original, inputs, deviation=deviation, verify=verify)
+    return as_given(result), report
+
+
+def correct_loaded(
+    loaded: Loaded,
+    original: Loaded,
+    inputs: Given,
+    *,
+    deviation: bool | None = None,
+    verify: bool = True,
+    advance: Advance | None = None,
+) -> tuple[Loaded, CorrectReport]:
+    """`correct` for models that are loaded; the result is ready to be saved. advance: told how far it is."""
+    _compared(loaded, original)
+    samples, report = Samples(wanted(loaded), inputs), CorrectReport()
+    units = range(samples.count)
+    report.held_back = verify and len(units) >= EVERY
+    held = units[EVERY - 1 :: EVERY] if report.held_back else units
+    used = [unit for unit in units if not report.held_back or unit not in held]
+    report.samples, report.compared = len(used), len(held) if verify else 0
+    work = plan(loaded.copy(), original, deviation)
+    report.left, done = work.left, -1
+
+    def tell(what: str) -> None:
+        nonlocal done
+        done += 1
+        if advance is not None:
+            advance(done, work.steps + verify, what)
+
+    runs = Runs(samples, used, tell)
+    carry_out(work, original, runs, report)
+    report.evaluator = runs.evaluator
+    report.weights = _unchanged(loaded, work)
+    if verify:
+        tell("the outputs")
+        report.outputs = _judged(_noise(Runs(samples, held, tell), original, loaded, work.loaded))
+    return work.loaded, report
+
+
+def _compared(loaded: Loaded, original: Loaded) -> None:
+    """Refuse models that are not fed alike, or do not give the same."""
+    here, there = ({i.name: i for i in wanted(model)} for model in (loaded, original))
+    names = ([value.name for value in model.proto.graph.output] for model in (loaded, original))
+    for what, a, b in (("inputs", list(here), list(there)), ("outputs", *names)):
+        if set(a) != set(b):
+            raise UsageError(
+                f"the quantized model's {what} are {', '.join(a)}, and the float model's {', '.join(b)}; "
+                "give the float model that was quantized"
+            )
+    for name, found in here.items():
+        if not compatible(found, there[name]):
+            raise UsageError(
+                f"the input {name!r} is {found} in the quantized model and {there[name]} in the float model; "
+                "give the float model that was quantized"
+            )
+
+
+def _unchanged(before: Loaded, work: Plan) -> int:
+    """How many weights have the integers that they had; everything that is stored is compared.
+
+    Raises:
+        VerifyError: something else than what was to be renewed has changed, which is a fault of bnfold.
+    """
+    renewed = {name for task in work.tasks for name in task.renewed}
+    after = {tensor.name: tensor for tensor in work.loaded.proto.graph.initializer}
+    for tensor in before.proto.graph.initializer:
+        if tensor.name in renewed:
+            continue
+        other = after.get(tensor.name)
+        old, new = before.array(tensor), None if other is None else work.loaded.array(other)
+        if new is None and old.dtype.kind == "f":
+            continue  # a bias of one number that became one for each channel
+        if new is None or new.dtype != old.dtype or new.tobytes() != old.tobytes():
+            raise VerifyError(f"tensor {tensor.name!r} changed, which must not be: please report it")
+    return len({task.codes for task in work.tasks if task.codes} - renewed)
+
+
+def _noise(runs: Runs, original: Loaded, *models: Loaded) -> dict[str, Array]:
+    """Of each floating output the signal, and the noise of two models in it: squares, of shape (units, 3)."""
+    evaluators = [evaluator(model) for model in (original, *models)]
+    found: dict[str, list[list[float]]] = {}
+    for _, feed in runs.samples.feeds(runs.units):
+        exact, *others = (each.run(feed) for each in evaluators)
+        for name, value in exact.items():
+            signal = np.asarray(value)
+            if signal.dtype.kind == "f":
+                wide = signal.astype(np.float64)
+                differences = (np.asarray(other[name]).astype(np.float64) - wide for other in others)
+                squares = [float((array**2).sum()) for array in (wide, *differences)]
+                found.setdefault(name, []).append(squares)
+    return {name: np.asarray(rows) for name, rows in found.items()}
+
+
+def _judged(noise: Mapping[str, Array]) -> list[OutputNoise]:
+    """Signal over noise of each output.
+
+    Raises:
+        VerifyError: the noise of all of them, each relative to its signal, is more than before, beyond chance.
+    """
+    outputs, before, change = [], 0.0, np.zeros(1)
+    for name, rows in noise.items():
+        signal, *both = map(float, rows.sum(0))
+        outputs.append(OutputNoise(name, *(_decibels(signal, each) for each in both)))
+        if signal > 0:
+            before = before + both[0] / signal
+            change = change + (rows[:, 2] - rows[:, 1]) / signal
+    chance = SURE * float(change.std()) * math.sqrt(len(change))
+    if float(change.sum()) - chance > before * (10 ** (WORSE / 10) - 1):
+        told = ", ".join(map(str, outputs))
+        raise VerifyError(
+            f"the correction makes the outputs worse, and was dropped: {told}; give more samples, or such as "
+            "the model is meant for"
+        )
+    return outputs
+
+
+def _decibels(signal: float, noise: float) -> float | None:
+    return 10 * math.log10(signal / noise) if signal > 0 and noise > 0 else None
