@@ -109,7 +109,8 @@ def correct_loaded(
     report.held_back = verify and len(units) >= EVERY
     held = units[EVERY - 1 :: EVERY] if report.held_back else units
     used = [unit for unit in units if not report.held_back or unit not in held]
-    report.samples, report.compared = len(used), len(held) if verify else 0
+    report.samples = len(used) * samples.each
+    report.compared = len(held) * samples.each if verify else 0
     work = plan(loaded.copy(), original, deviation)
     report.left, done = work.left, -1
 
@@ -160,8 +161,8 @@ def _unchanged(before: Loaded, work: Plan) -> int:
             continue
         other = after.get(tensor.name)
         old, new = before.array(tensor), None if other is None else work.loaded.array(other)
-        if new is None and old.dtype.kind == "f":
-            continue  # a bias of one number that became one for each channel
+        if new is None and old.size == 1:
+            continue  # a bias of one number, which became one for each channel
         if new is None or new.dtype != old.dtype or new.tobytes() != old.tobytes():
             raise VerifyError(f"tensor {tensor.name!r} changed, which must not be: please report it")
     return len({task.codes for task in work.tasks if task.codes} - renewed)
@@ -187,7 +188,7 @@ def _judged(noise: Mapping[str, Array]) -> list[OutputNoise]:
     """Signal over noise of each output.
 
     Raises:
-        VerifyError: the noise of all of them, each relative to its signal, is more than before, beyond chance.
+        VerifyError: the noise of all, each relative to its signal, is more than before, beyond chance.
     """
     outputs, before, change = [], 0.0, np.zeros(1)
     for name, rows in noise.items():

@@ -19,7 +19,7 @@ class Samples:
     A unit is what a run needs at least: one sample, or as many as a fixed first axis has. An array that fits
     a fixed axis as it is goes whole into every run; if that is so for all of them, there is one unit.
 
-    count: how many units there are.
+    count: how many units there are; each: the samples in one.
 
     Raises:
         UsageError: an input is missing or does not fit, or the numbers of samples disagree.
@@ -52,6 +52,7 @@ class Samples:
             told = ", ".join(f"{name} {count}" for name, count in counts.items())
             raise UsageError(f"the inputs have different numbers of samples: {told}")
         self.count = next(iter(counts.values()), 1)
+        self.each = max(self._units.values(), default=1)
         if self.count == 0:
             raise UsageError("there are no samples: the arrays that were given are empty")
 

@@ -126,12 +126,7 @@ def _bias(surgery: Surgery, layer: Layer, channels: int) -> Bias:
         return _of_integers(surgery, site, slot, source, channels)
     if site.constant(slot) is None or site.dtype(slot) not in FLOATS:
         raise Refused(_why(value))
-    array = site.value(slot)
-    assert array is not None
-    if array.size == 1 and channels > 1:  # one number for all channels
-        array = np.full(channels, array.reshape(-1)[0])
-        return Bias(_new(surgery, site, slot, value, array).name)
-    return Bias(_own(surgery, site, slot).name)
+    return Bias(_own(surgery, site, slot, channels).name)
 
 
 def _why(value: Value) -> str:
@@ -153,13 +148,14 @@ def _of_integers(surgery: Surgery, site: Site, slot: int, source: Site, channels
     scale = source.value(1)
     assert codes is not None
     assert scale is not None
-    if codes.dtype.kind not in "iu" or codes.size != channels or scale.size not in (1, channels):
+    if codes.dtype.kind not in "iu" or codes.size not in (1, channels) or scale.size not in (1, channels):
         raise Refused(f"its bias of {codes.dtype.name} {list(codes.shape)} is of an unusual kind")
     if zero is not None and zero.size and zero.min() != zero.max():
         raise Refused("its bias has several zero points")
     source = _own_node(surgery, site, slot, source)
     at_zero = int(zero.reshape(-1)[0]) if zero is not None and zero.size else 0
-    return Bias(_own(surgery, source, 0).name, _own(surgery, source, 1).name, at_zero)
+    stored = _own(surgery, source, 0, channels)
+    return Bias(stored.name, _own(surgery, source, 1).name, at_zero)
 
 
 def _added(surgery: Surgery, layer: Layer, channels: int) -> Bias:
@@ -230,18 +226,16 @@ def _own_node(surgery: Surgery, site: Site, slot: int, source: Site) -> Site:
     return copy.site
 
 
-def _own(surgery: Surgery, site: Site, slot: int) -> Value:
-    """The initializer that an input is, or a copy if others read it too."""
+def _own(surgery: Surgery, site: Site, slot: int, size: int = 0) -> Value:
+    """The initializer that an input is, or a copy if others read it too. size: one number spreads to it."""
     value = site.values[slot]
-    assert value is not None
-    if value.init is not None and value.count == 1 and surgery.replaceable(value) is not None:
-        return value
     array = site.value(slot)
+    assert value is not None
     assert array is not None
-    return _new(surgery, site, slot, value, array)
-
-
-def _new(surgery: Surgery, site: Site, slot: int, value: Value, array: Array) -> Value:
+    spread = array.size == 1 < size
+    if value.init is not None and value.count == 1 and surgery.replaceable(value) is not None and not spread:
+        return value
+    array = np.full(size, array.reshape(-1)[0]) if spread else array
     new = surgery.constant(f"{value.name}_own", array, value)
     surgery.connect(site, slot, new)
     return new

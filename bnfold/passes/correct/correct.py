@@ -154,6 +154,8 @@ def correct(plan: Plan, original: Loaded, runs: Runs, report: CorrectReport) -> 
                 continue
             _renew(loaded, task, found[task.tensor], wanted[task.target])
             done.append(task)
+    if not done:
+        raise UsageError(f"no layer can be corrected: {tasks[0].node}: {NOT_FINITE}")
     after = runs.moments(loaded, axes, "the corrected model")
     for task in sorted(done, key=tasks.index):
         moments = before[task.tensor], after[task.tensor], wanted[task.target]
