@@ -191,14 +191,15 @@ def _judged(noise: Mapping[str, Array]) -> list[OutputNoise]:
         VerifyError: the noise of all, each relative to its signal, is more than before, beyond chance.
     """
     outputs, before, change = [], 0.0, np.zeros(1)
-    for name, rows in noise.items():
+    for name, all_rows in noise.items():
+        rows = all_rows[np.isfinite(all_rows[:, :2]).all(1)]
         signal, *both = map(float, rows.sum(0))
         outputs.append(OutputNoise(name, *(_decibels(signal, each) for each in both)))
         if signal > 0:
             before = before + both[0] / signal
             change = change + (rows[:, 2] - rows[:, 1]) / signal
     chance = SURE * float(change.std()) * math.sqrt(len(change))
-    if float(change.sum()) - chance > before * (10 ** (WORSE / 10) - 1):
+    if not float(change.sum()) - chance <= before * (10 ** (WORSE / 10) - 1):  # or is no number
         told = ", ".join(map(str, outputs))
         raise VerifyError(
             f"the correction makes the outputs worse, and was dropped: {told}; give more samples, or such as "

@@ -109,7 +109,7 @@ def test_the_deviation_of_eight_bits_if_asked_for() -> None:
     assert not any(layer.scaled for layer in report.layers)
     result, report = bnfold.correct(model, exact, X, deviation=True)
     assert [layer.scaled for layer in report.layers] == [True, True, False, True, True]
-    assert "one scale" in report.layers[2].note  # which two groups have
+    assert "no scale for each channel" in report.layers[2].note  # two groups share them
     changed = {name for name, array in stored(model).items() if (stored(result)[name] != array).any()}
     assert {name for name in changed if stored(model)[name].ndim > 1} == set()
 

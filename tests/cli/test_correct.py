@@ -62,7 +62,7 @@ def test_options_reach_it(files: Path) -> None:
     )
     data = json.loads(Path("a.json").read_text())
     assert (data["samples"], data["outputs"]) == (20, [])
-    assert "one scale" in data["layers"][0]["note"]
+    assert "no scale for each channel" in data["layers"][0]["note"]
 
 
 def test_a_correction_that_makes_it_worse_is_not_written(

@@ -17,7 +17,7 @@ from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.model.new_nodes import append, emit
 from bnfold.onnx_graph.model.surgery import Surgery
 from bnfold.onnx_graph.site import FLOATS, Site, Value, numpy_dtype
-from bnfold.passes.correct.layers import FORMS, Layer, constant_operand
+from bnfold.passes.correct.layers import Layer, constant_operand
 
 __all__ = ["Bias", "Refused", "own_bias"]
 
@@ -95,16 +95,12 @@ def own_bias(surgery: Surgery, layer: Layer, channels: int, deviation: bool) -> 
     if site.op == "Gemm" and site.has(SLOT):
         bias.factor = float(site.attr("beta", 1.0))
     if deviation:
-        dequantize = layer.weight.dequantize
+        dequantize, turned = layer.weight.dequantize, layer.weight.turned
         assert dequantize is not None
-        dequantize = _own_node(surgery, site, 1, dequantize)
-        bias.rows = 0 if _vector(dequantize) else FORMS[site.op].rows(site)
+        dequantize = _own_node(surgery, *((site, 1) if turned is None else (turned, 0)), dequantize)
+        bias.rows = 0 if dequantize.rank(1) == 1 else layer.rows_of_codes
         bias.weight_scale = _own(surgery, dequantize, 1).name
     return bias
-
-
-def _vector(dequantize: Site) -> bool:
-    return dequantize.rank(1) == 1
 
 
 def _bias(surgery: Surgery, layer: Layer, channels: int) -> Bias:
@@ -188,9 +184,11 @@ def _step(layer: Layer, channels: int) -> Array | None:
     if source is None or source.op != "DequantizeLinear" or scale is None or scale.ndim > 1:
         return None
     own = source.value(1)
-    if own is None or own.size != 1 or not layer.weight.direct:
+    if own is None or own.size != 1:
         return None
     step = (own.reshape(()).astype(np.float64) * scale.astype(np.float64)).astype(scale.dtype)
+    if not (step > 0).all():  # half precision has none so small
+        return None
     if step.size == 1:
         return np.asarray(step.reshape(()))
     return (

@@ -14,7 +14,7 @@ from bnfold.onnx_graph.model.scopes import without_gc
 from bnfold.onnx_graph.model.surgery import Surgery
 from bnfold.onnx_graph.read import analysed
 from bnfold.passes.correct.bias import Bias, Refused, own_bias
-from bnfold.passes.correct.layers import FORMS, Layer, layers_of
+from bnfold.passes.correct.layers import Layer, layers_of
 from bnfold.passes.correct.match import matched
 from bnfold.passes.correct.moments import Moments, Runs
 from bnfold.report.correct import CorrectedLayer, CorrectReport, LeftLayer
@@ -26,7 +26,8 @@ BELOW = 8  # bits of a weight, for which the deviation is matched unless told ot
 LIMITS = 0.5, 2.0  # of the factor that matches a deviation
 SMALL = 1e-6  # a deviation, relative to the layer's values, that is taken for none
 NOT_FINITE = "its output is infinite or not a number on these samples"
-ONE_SCALE = "its weight has one scale, which cannot match each channel's deviation"
+ONE_SCALE = "its weight has no scale for each channel, which the deviation would need"
+SHARED = "other layers read its weight, and its scales stay for the deviation"
 
 
 @dataclass(eq=False)
@@ -104,24 +105,26 @@ def _task(surgery: Surgery, layer: Layer, deviation: bool | None) -> Task:
     if not count:
         raise Refused(f"its weight of shape {list(site.shape(1) or ())} has no axis of output channels")
     wanted = bool(bits) and (bits < BELOW if deviation is None else deviation)
-    scaled = wanted and _scales(layer, count)
+    note = _obstacle(layer, count) if wanted else ""
+    scaled = wanted and not note
     bias = own_bias(surgery, layer, count, scaled)
-    note = ONE_SCALE if wanted and not scaled else ""
     axis, depth = layer.channels, layer.depth
     codes = None if layer.weight.dequantize is None else layer.weight.dequantize.values[0]
     stored = "" if codes is None or codes.init is None else codes.name
     return Task(site.name, site.op, bits, depth, layer.tensor, layer.target, axis, bias, scaled, stored, note)
 
 
-def _scales(layer: Layer, count: int) -> bool:
-    """Whether the weight has a scale, or several, for each output channel."""
-    scale, dequantize = layer.weight.scale, layer.weight.dequantize
-    if scale is None or dequantize is None or not layer.weight.direct:
-        return False
-    rows, rank = FORMS[layer.site.op].rows(layer.site), dequantize.rank(0) or 1
-    if scale.ndim == 1:
-        return scale.size == count and dequantize.attr("axis", 1) % rank == rows
-    return scale.ndim == rank and scale.shape[rows] == count
+def _obstacle(layer: Layer, count: int) -> str:
+    """Why the scales of a weight cannot match each output channel's deviation; "" if they can."""
+    scale, dequantize, turned = layer.weight.scale, layer.weight.dequantize, layer.weight.turned
+    if scale is None or dequantize is None:
+        return ONE_SCALE
+    rows, rank = layer.rows_of_codes, dequantize.rank(0) or 1
+    along = dequantize.attr("axis", 1) % rank == rows if scale.ndim == 1 else scale.ndim == rank
+    if not along or scale.shape[0 if scale.ndim == 1 else rows] != count:
+        return ONE_SCALE
+    between = None if turned is None else turned.outputs[0]
+    return SHARED if between is not None and between.count > 1 else ""
 
 
 def correct(plan: Plan, original: Loaded, runs: Runs, report: CorrectReport) -> None:

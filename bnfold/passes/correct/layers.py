@@ -37,13 +37,13 @@ FORMS = {
 
 
 class Weight(NamedTuple):
-    """A layer's weight. dequantize: the node that gives it, or None; direct: without another node between.
+    """A layer's weight. dequantize: the node that gives it, or None. turned: a Transpose between, or None.
 
     bits: that its codes need, 0 if there are none.
     """
 
     dequantize: Site | None
-    direct: bool
+    turned: Site | None
     bits: int
 
     @property
@@ -77,10 +77,22 @@ class Layer:
     @property
     def count(self) -> int:
         """How many channels the output has; 0 if that is not known."""
-        shape, site = self.site.shape(1), self.site
-        size = None if shape is None or len(shape) < 2 else shape[FORMS[site.op].rows(site)]
+        shape, site = self.site.shape(1) or (), self.site
+        matrix = site.op in ("Gemm", "MatMul")
+        size = shape[self.rows] if (len(shape) == 2 if matrix else len(shape) > 2) else None
         groups = site.attr("group", 1) if site.op == "ConvTranspose" else 1
         return size * groups if isinstance(size, int) else 0
+
+    @property
+    def rows(self) -> int:
+        """The axis of the weight, as the layer reads it, along which its outputs lie."""
+        return FORMS[self.site.op].rows(self.site)
+
+    @property
+    def rows_of_codes(self) -> int:
+        """The same axis of the stored codes."""
+        turned = self.weight.turned
+        return self.rows if turned is None else int(_order(turned)[self.rows])
 
     @property
     def last(self) -> Value:
@@ -130,13 +142,17 @@ def _weight(site: Site) -> Value:
 
 def weight_of(site: Site) -> Weight:
     """How a layer's weight is quantized."""
-    source = _weight(site).site
-    direct = source is None or source.op != "Transpose"
+    source, turned = _weight(site).site, None
     if source is not None and source.op == "Transpose" and source.values[0] is not None:
-        source = source.values[0].site
+        turned, source = source, source.values[0].site
     if source is None or source.op != "DequantizeLinear" or not _has_numbers(source):
-        return Weight(None, direct, 0)
-    return Weight(source, direct, _bits(source))
+        return Weight(None, None, 0)
+    return Weight(source, turned, _bits(source))
+
+
+def _order(turned: Site) -> list[int]:
+    """Which axis goes where."""
+    return list(turned.attr("perm") or reversed(range(turned.rank(0) or 0)))
 
 
 def _has_numbers(dequantize: Site) -> bool:
@@ -151,17 +167,14 @@ def _has_numbers(dequantize: Site) -> bool:
 def numbers_of(site: Site) -> Array | None:
     """A layer's weight in numbers: dequantized, or as stored where the model quantizes it; None: unknown."""
     found = site.value(1)
-    dequantize = weight_of(site).dequantize
-    if found is not None or dequantize is None:
+    weight = weight_of(site)
+    if found is not None or weight.dequantize is None:
         return found
-    inner = dequantize.values[0]
+    inner = weight.dequantize.values[0]
     assert inner is not None
     assert inner.site is not None
-    stored, between = inner.site.value(0), _weight(site).site
-    if stored is None or between is None or between is dequantize:
-        return stored
-    turned: Array = stored.transpose(between.attr("perm"))
-    return turned
+    stored = inner.site.value(0)
+    return stored if stored is None or weight.turned is None else stored.transpose(_order(weight.turned))
 
 
 def _bits(dequantize: Site) -> int:

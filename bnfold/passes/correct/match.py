@@ -84,8 +84,10 @@ def _compared(layer: Layer, site: Site) -> str:
             f"layer {layer.site.name!r} ({layer.site.op}) has a weight of shape {list(here.shape)}, but "
             f"{site.name!r} of the float model one of {list(there.shape)}: {OTHER}"
         )
-    wanted, found = there.astype(np.float64), here.astype(np.float64)
-    error, size = float(((found - wanted) ** 2).sum()), float((wanted**2).sum())
+    error = size = 0.0
+    for found, wanted in zip(here, there, strict=True):  # part by part, in little memory
+        wide = wanted.astype(np.float64)
+        error, size = error + float(((found - wide) ** 2).sum()), size + float((wide**2).sum())
     if not error <= FAR * size:
         raise UsageError(
             f"layer {layer.site.name!r} ({layer.site.op}) has other weights than {site.name!r} of the float "
