@@ -112,20 +112,20 @@ def correct_loaded(
     report.samples = len(used) * samples.each
     report.compared = len(held) * samples.each if verify else 0
     work = plan(loaded.copy(), original, deviation)
-    report.left, done = work.left, -1
+    report.left, done = work.left, 0
+    total = work.steps * len(used) + len(held) * verify
 
-    def tell(what: str) -> None:
+    def tell(count: int, what: str) -> None:
         nonlocal done
-        done += 1
+        done += count
         if advance is not None:
-            advance(done, work.steps + verify, what)
+            advance(done, total, what)
 
     runs = Runs(samples, used, tell)
     carry_out(work, original, runs, report)
     report.evaluator = runs.evaluator
     report.weights = _unchanged(loaded, work)
     if verify:
-        tell("the outputs")
         report.outputs = _judged(_noise(Runs(samples, held, tell), original, loaded, work.loaded))
     return work.loaded, report
 
@@ -172,8 +172,9 @@ def _noise(runs: Runs, original: Loaded, *models: Loaded) -> dict[str, Array]:
     """Of each floating output the signal, and the noise of two models in it: squares, of shape (units, 3)."""
     evaluators = [evaluator(model) for model in (original, *models)]
     found: dict[str, list[list[float]]] = {}
-    for _, feed in runs.samples.feeds(runs.units):
+    for count, feed in runs.samples.feeds(runs.units):
         exact, *others = (each.run(feed) for each in evaluators)
+        runs.tell(count, "the outputs")
         for name, value in exact.items():
             signal = np.asarray(value)
             if signal.dtype.kind == "f":

@@ -25,6 +25,8 @@ __all__ = ["Plan", "Task", "correct", "plan"]
 BELOW = 8  # bits of a weight, for which the deviation is matched unless told otherwise
 LIMITS = 0.5, 2.0  # of the factor that matches a deviation
 SMALL = 1e-6  # a deviation, relative to the layer's values, that is taken for none
+QDQ = "QDQ (onnxruntime: quant_format=QuantFormat.QDQ)"
+NO_LAYERS = f"it has no Conv, ConvTranspose, Gemm or MatMul with a stored weight; quantize it as {QDQ}"
 NOT_FINITE = "its output is infinite or not a number on these samples"
 ONE_SCALE = "its weight has no scale for each channel, which the deviation would need"
 SHARED = "other layers read its weight, and its scales stay for the deviation"
@@ -77,10 +79,7 @@ def plan(loaded: Loaded, original: Loaded, deviation: bool | None) -> Plan:
     with without_gc():
         model, floats = analysed(loaded), analysed(original)
         if not any(site.op == "DequantizeLinear" for site in model.scopes[0].sites):
-            raise UsageError(
-                "there is no DequantizeLinear in the model: it is not quantized, or in another form than QDQ "
-                "(onnxruntime: quant_format=QuantFormat.QDQ)"
-            )
+            raise UsageError(f"there is no DequantizeLinear in the model: quantize it as {QDQ}")
         layers, left = layers_of(model)
         found, unknown = matched(layers, floats.scopes[0])
         tasks, surgery = [], Surgery(model)
@@ -94,8 +93,8 @@ def plan(loaded: Loaded, original: Loaded, deviation: bool | None) -> Plan:
         floats.clear()
         model.clear()
     if not tasks:
-        why = f": {left[0].node}: {left[0].reason}" if left else ""
-        raise UsageError(f"no layer of the quantized model can be corrected{why}")
+        why = f"{left[0].node}: {left[0].reason}" if left else NO_LAYERS
+        raise UsageError(f"no layer of the quantized model can be corrected: {why}")
     return Plan(loaded, tasks, left)
 
 
@@ -119,7 +118,7 @@ def _obstacle(layer: Layer, count: int) -> str:
     scale, dequantize, turned = layer.weight.scale, layer.weight.dequantize, layer.weight.turned
     if scale is None or dequantize is None:
         return ONE_SCALE
-    rows, rank = layer.rows_of_codes, dequantize.rank(0) or 1
+    rows, rank = layer.rows_of_codes, layer.site.rank(1) or 1
     along = dequantize.attr("axis", 1) % rank == rows if scale.ndim == 1 else scale.ndim == rank
     if not along or scale.shape[0 if scale.ndim == 1 else rows] != count:
         return ONE_SCALE

@@ -33,9 +33,12 @@ class Moments(NamedTuple):
 
 
 class Runs:
-    """Runs parts of models on the same samples, and tells how far that is."""
+    """Runs parts of models on the same samples.
 
-    def __init__(self, samples: Samples, units: Sequence[int], tell: Callable[[str], None]) -> None:
+    tell: is called after each run with how many units it had, and what was run.
+    """
+
+    def __init__(self, samples: Samples, units: Sequence[int], tell: Callable[[int, str], None]) -> None:
         self.samples, self.units, self.tell = samples, units, tell
         self.evaluator = ""
 
@@ -45,11 +48,8 @@ class Runs:
         Raises:
             CannotRun: nothing runs the model on these samples.
         """
-        self.tell(what)
-        if not tensors:
-            return {}
         sums: dict[str, tuple[Array, Array, int]] = {}
-        for outputs in self.outputs(part(loaded, tensors)):
+        for outputs in self._outputs(part(loaded, tensors), what):
             for name, axis in tensors.items():
                 array = np.moveaxis(np.asarray(outputs[name]), axis, 0)
                 rows = array.reshape(len(array), -1).astype(np.float64)
@@ -59,14 +59,15 @@ class Runs:
                     sums[name] = total + found[0], squares + found[1], count + found[2]
         return {name: _moments(*sums[name]) for name in tensors}
 
-    def outputs(self, loaded: Loaded) -> Iterator[Outputs]:
+    def _outputs(self, loaded: Loaded, what: str) -> Iterator[Outputs]:
         """What a model gives for a few samples at a time: one unit first, then as many as memory allows."""
         evaluator = opened(loaded)
         self.evaluator = evaluator.name
         at_once = 1
         for units in (self.units[:1], self.units[1:]):
-            for _, feed in self.samples.feeds(units, at_once):
+            for count, feed in self.samples.feeds(units, at_once):
                 outputs = evaluator.run(feed)
+                self.tell(count, what)
                 size = sum(np.asarray(array).nbytes for array in outputs.values())
                 if at_once == 1:
                     at_once = max(1, min(MOST, AT_ONCE // max(size, 1)))
