@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import numpy_helper
 
@@ -82,6 +84,28 @@ def test_added_biases_are_those_of_the_quantizer() -> None:
                 )
             )
         assert forms[0] == forms[1]
+
+
+def in_integers(model: onnx.ModelProto, path: Path) -> Counter[str]:
+    """What onnxruntime makes of a model that computes with integers."""
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(path)
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.log_severity_level = 4
+    ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    found = Counter(node.op_type for node in onnx.load(path).graph.node)
+    return Counter(
+        {op: count for op, count in found.items() if op in ("QLinearConv", "QGemm", "QLinearMatMul")}
+    )
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_runtime_takes_as_many_layers_in_integers_as_before(bias: bool, tmp_path: Path) -> None:
+    exact, model = quantized(bias, "int8", "uint8", True)
+    result, _ = bnfold.correct(model, exact, X)
+    before, after = (in_integers(proto, tmp_path / "optimized.onnx") for proto in (model, result))
+    assert before == {"QLinearConv": 2, "QGemm": 1, "QLinearMatMul": 1}
+    assert after == {"QLinearConv": 2, "QGemm": 2}  # the MatMul with its Add
 
 
 def test_the_deviation_below_eight_bits() -> None:
@@ -178,6 +202,27 @@ def test_names_that_were_lost() -> None:
     np.testing.assert_array_equal(stored(result)[codes_of_bias], stored(model)[codes_of_bias])
 
 
+def test_operators_on_integers_are_named() -> None:
+    exact, model = quantized()
+    mixed = onnx.ModelProto()
+    mixed.CopyFrom(model)
+    shape = numpy_helper.from_array(np.array([5, 5], np.int64), "shape")
+    mixed.graph.initializer.append(shape)
+    mixed.graph.node.extend(
+        [
+            onnx.helper.make_node("ConstantOfShape", ["shape"], ["ones"], value=filled(np.uint8)),
+            onnx.helper.make_node("MatMulInteger", ["ones", "ones"], ["product"], name="on integers"),
+        ]
+    )
+    _, report = bnfold.correct(mixed, exact, X)
+    assert [(left.node, left.op) for left in report.left] == [("on integers", "MatMulInteger")]
+    assert "computes with integers" in report.left[0].reason
+
+
+def filled(dtype: Any) -> onnx.TensorProto:
+    return numpy_helper.from_array(np.ones(1, dtype))
+
+
 def other_shape() -> onnx.ModelProto:
     g = Build(seed=0, opset=21)
     y = g.conv(g.input("x", ("N", 3, 8, 8)), 8, 3, pads=1, name="conv")
@@ -205,6 +250,10 @@ REFUSED: dict[str, tuple[Callable[[], tuple[Any, Any, Any]], str]] = {
     "other inputs": (
         lambda: (quantized()[1], other_input(), X),
         "the input 'x' is float32 .N, 3, 8, 8. in the quant",
+    ),
+    "a float model that is none": (
+        lambda: (quantized()[1], quantized()[1], X),
+        "layer 'conv' of the float model is quantized itself",
     ),
     "not quantized": (lambda: (net(), net(), X), "there is no DequantizeLinear in the model"),
     "no samples": (lambda: (quantized()[1], net(), {"x": X["x"][:0]}), "there are no samples"),

@@ -19,6 +19,12 @@ __all__ = ["FORMS", "Layer", "Weight", "constant_operand", "layers_of", "weight_
 
 IN_BODY = "is in a body or a function: only layers of the main graph are corrected"
 NOT_STORED = "its weight is not stored in the model"
+INTEGERS = (
+    "computes with integers: only float operators between DequantizeLinear and QuantizeLinear are corrected"
+)
+IN_INTEGERS = frozenset(
+    ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "com.microsoft.QGemm")
+)
 
 
 class Form(NamedTuple):
@@ -113,6 +119,7 @@ def layers_of(model: Model) -> tuple[list[Layer], list[LeftLayer]]:
                 left.append(LeftLayer(site.name, site.op, NOT_STORED))
         else:
             layers.append(layer)
+    left += [LeftLayer(s.name, s.op, INTEGERS) for s in model.scopes[0].sites if s.op in IN_INTEGERS]
     for scope in model.scopes[1:]:
         left += [LeftLayer(s.name, s.op, IN_BODY) for s in scope.sites if s.op in FORMS and s.op != "MatMul"]
     return layers, left
@@ -170,10 +177,8 @@ def numbers_of(site: Site) -> Array | None:
     weight = weight_of(site)
     if found is not None or weight.dequantize is None:
         return found
-    inner = weight.dequantize.values[0]
-    assert inner is not None
-    assert inner.site is not None
-    stored = inner.site.value(0)
+    value = weight.dequantize.values[0]
+    stored = None if value is None or value.site is None else value.site.value(0)
     return stored if stored is None or weight.turned is None else stored.transpose(_order(weight.turned))
 
 

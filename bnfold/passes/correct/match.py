@@ -6,7 +6,7 @@ import numpy as np
 
 from bnfold.errors import UsageError
 from bnfold.onnx_graph.site import Scope, Site, Value
-from bnfold.passes.correct.layers import Layer, constant_operand, numbers_of
+from bnfold.passes.correct.layers import Layer, constant_operand, numbers_of, weight_of
 from bnfold.report.correct import LeftLayer
 
 __all__ = ["matched"]
@@ -76,6 +76,8 @@ def _with_bias(value: Value, layer: Layer) -> str:
 
 def _compared(layer: Layer, site: Site) -> str:
     """Why the layers cannot be compared; "" if they can. Raises as `matched`."""
+    if weight_of(site).dequantize is not None:
+        raise UsageError(f"layer {site.name!r} of the float model is quantized itself: {OTHER}")
     here, there = numbers_of(layer.site), site.value(1)
     if here is None or there is None:
         return "its weight is not stored in both models"
