@@ -136,8 +136,8 @@ def run(
         if front.view is not None and merges:
             merges = mergeable(graph, front.view(set(plan.order), options.skip), done.report)
             merges = merges or any(map(_changes_a_map, plan.edits))
+        room = any(map(_holds_zeros, graph.nodes)) or any(map(_makes_room, plan.edits))
         done.model = front.carry_out(model, graph, plan)
-        room = any(map(_holds_zeros, graph.nodes)) or any(map(_adds_a_node, plan.edits))
         room = room and bool(plan.order) and front.view is not None
         graph.clear()  # it describes the model no longer
         del graph, plan
@@ -240,9 +240,12 @@ def _holds_zeros(node: Node) -> bool:
     return isinstance(node.role, Affine) and not node.role.plain and not node.role.scale.all()
 
 
-def _adds_a_node(edit: Edit) -> bool:
-    """The bias of a product that has no place for one becomes an addition, which takes more in."""
-    return isinstance(edit, AddBias) and isinstance(edit.node.role, Linear) and edit.node.role.costs > 0
+def _makes_room(edit: Edit) -> bool:
+    """The bias of a product that has no place for one becomes an addition, which takes more in; and a map
+    that has taken others in may go where it could not.
+    """
+    adds = isinstance(edit, AddBias) and isinstance(edit.node.role, Linear) and edit.node.role.costs > 0
+    return adds or _changes_a_map(edit)
 
 
 def _changes_a_map(edit: Edit) -> bool:

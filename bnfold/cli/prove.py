@@ -28,6 +28,7 @@ the JSON report:
      "wrong": bool,        whether it is known to be false, not only unknown
      "entry": {"what": str, "at": [int], "value": number, "expected": number}},   or null
    "begins": {...},        where the models begin to differ, of what the refusal depends on; or null
+   "agreed": [{...}],      claims that hold as far as float32 tells, which is too little for a proof
    "dropped": [{...}],     claims that did not hold and were not needed
    "premises": [str],      what it takes from the certificate about inputs
    "ran": bool,            whether B was run in the end

@@ -93,7 +93,7 @@ class Measurement:
         owners = list(dict.fromkeys(self.owner[norm] for norm in norms))
         if ranks() > 1:
             _agree(failure, owners[0])
-            found = {norm: gathered(found.get(norm) or _nothing(norm)) for norm in owners}
+            found = {norm: gathered(found.get(norm) or _nothing(norm))[0] for norm in owners}
             sizes = torch.stack([found[norm].count.new_tensor(self.first.get(norm, 0)) for norm in owners])
             dist.all_reduce(sizes, op=dist.ReduceOp.MAX)
             self.first |= dict(zip(owners, map(int, sizes.tolist()), strict=True))

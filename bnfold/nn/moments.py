@@ -55,11 +55,14 @@ def _moments(x: Tensor) -> Moments:
     return Moments(count, mean, (wide - mean[:, None]).square().sum(1))
 
 
-def gathered(here: Moments, group: Any = None) -> Moments:
-    """Those of all ranks' sets together, by one all-gather; merged in the order of the ranks."""
-    row = torch.cat([here.count[None], here.mean, here.m2])
+def gathered(here: Moments, group: Any = None, note: float = 0) -> tuple[Moments, Tensor]:
+    """Those of all ranks' sets together, merged in the order of the ranks, and the note of each rank.
+
+    One all-gather. The notes: shape (ranks,), float64.
+    """
+    row = torch.cat([torch.full_like(here.count[None], note), here.count[None], here.mean, here.m2])
     rows = [torch.empty_like(row) for _ in range(dist.get_world_size(group))]
     dist.all_gather(rows, row, group=group)
     channels = here.mean.shape[0]
-    every = (Moments(row[0], row[1 : 1 + channels], row[1 + channels :]) for row in rows)
-    return functools.reduce(Moments.merged, every)
+    every = (Moments(row[1], row[2 : 2 + channels], row[2 + channels :]) for row in rows)
+    return functools.reduce(Moments.merged, every), torch.stack([row[0] for row in rows])

@@ -32,10 +32,10 @@ _SCHEMAS = {
     "bool relu, bool frozen, bool needs_residual) "
     "-> (Tensor dx, Tensor dresidual, Tensor dweight, Tensor dbias)",
     "sync_batch_norm_train": f"(Tensor x, Tensor? residual, {_PARAMETERS}, Tensor(a!)? running_mean, "
-    "Tensor(b!)? running_var, Tensor? batches, float eps, float momentum, bool relu, str group) "
-    "-> (Tensor y, Tensor mean, Tensor invstd, Tensor count, Tensor mask)",
+    "Tensor(b!)? running_var, Tensor? batches, float eps, float momentum, bool relu, int need, str group) "
+    "-> (Tensor y, Tensor mean, Tensor invstd, Tensor ranks, Tensor mask)",
     "sync_batch_norm_backward": f"(Tensor x, Tensor dy, Tensor mask, {_PARAMETERS}, Tensor mean, "
-    "Tensor invstd, bool relu, Tensor count, bool needs_residual, str group) "
+    "Tensor invstd, bool relu, Tensor ranks, int need, bool needs_residual, str group) "
     "-> (Tensor dx, Tensor dresidual, Tensor dweight, Tensor dbias)",
 }
 _library: Any = torch.library.Library("bnfold", "DEF")  # type: ignore[no-untyped-call]
@@ -54,10 +54,10 @@ def batch_norm(given: Arguments, running: Running, training: bool) -> Tensor:
     return y  # type: ignore[no-any-return]
 
 
-def sync_batch_norm(given: Arguments, running: Running, group: str) -> Tensor:
+def sync_batch_norm(given: Arguments, running: Running, need: int, group: str) -> Tensor:
     """Over the ranks of the group of that name; running: its batches were counted already."""
     operators: Any = torch.ops.bnfold
-    arguments = (*given[:4], *running[:3], given.eps, running.momentum, given.relu, group)
+    arguments = (*given[:4], *running[:3], given.eps, running.momentum, given.relu, need, group)
     y, *_ = operators.sync_batch_norm_train(*arguments)
     return y  # type: ignore[no-any-return]
 
@@ -101,19 +101,19 @@ def _backward(x: Tensor, dy: Tensor, mask: Tensor, *rest: Any) -> tuple[Tensor, 
 
 @_keeps_nothing
 def _sync_train(*arguments: Any) -> tuple[Tensor, ...]:
-    x, residual, weight, bias, mean, var, batches, eps, momentum, relu, group = arguments
+    x, residual, weight, bias, mean, var, batches, eps, momentum, relu, need, group = arguments
     given = _aligned(Arguments(x, residual, weight, bias, eps, relu))
     running = Running(mean, var, batches, momentum)
-    y, mean, invstd, count, mask = across_ranks.forward(given, running, _group(group))
+    y, mean, invstd, ranks, mask = across_ranks.forward(given, running, need, _group(group))
     # Operators may not return parts of one tensor, as the moments of a single rank can be.
-    return y, mean.clone(), invstd, count.clone(), _given(mask, given.x)
+    return y, mean.clone(), invstd, ranks, _given(mask, given.x)
 
 
 @_keeps_nothing
 def _sync_backward(x: Tensor, dy: Tensor, mask: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    *parameters, count, needs_residual, group = rest
+    *parameters, ranks, need, needs_residual, group = rest
     saved = Saved(x, mask if mask.numel() else None, *parameters)
-    found = across_ranks.backward(saved, dy, count, needs_residual, _group(group))
+    found = across_ranks.backward(saved, dy, ranks, need, needs_residual, _group(group))
     dx, dresidual, dweight, dbias = found
     return dx, x.new_empty(0) if dresidual is None else dresidual, dweight, dbias
 
@@ -154,12 +154,13 @@ def _fake_backward(
 
 
 def _fake_sync_train(x: Tensor, residual: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
-    y, mean, invstd, mask = _fake_train(x, residual, *rest[:-1])
-    return y, mean, invstd, x.new_empty((), dtype=torch.float64), mask
+    y, mean, invstd, mask = _fake_train(x, residual, *rest[:-2])
+    ranks = x.new_empty(1 + torch.distributed.get_world_size(_group(rest[-1])), dtype=torch.float64)
+    return y, mean, invstd, ranks, mask
 
 
 def _fake_sync_backward(*arguments: Any) -> tuple[Tensor, ...]:
-    *others, relu, _, needs_residual, _ = arguments
+    *others, relu, _, _, needs_residual, _ = arguments
     return _fake_backward(*others, relu, False, needs_residual)
 
 
@@ -225,18 +226,18 @@ class _SyncTrain(torch.autograd.Function):
         with torch._C._AutoDispatchBelowAutograd():
             found = torch.ops.bnfold.sync_batch_norm_train(*arguments)
         _, *kept = found
-        x, _, weight, bias, *_, ctx.relu, ctx.group = arguments
+        x, _, weight, bias, *_, ctx.relu, ctx.need, ctx.group = arguments
         ctx.save_for_backward(x, weight, bias, *kept)
         ctx.mark_non_differentiable(*kept)
         return found
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        x, weight, bias, mean, invstd, count, mask = ctx.saved_tensors
+        x, weight, bias, mean, invstd, ranks, mask = ctx.saved_tensors
         needs = ctx.needs_input_grad
         dx, dresidual, *others = torch.ops.bnfold.sync_batch_norm_backward(
             *(x, kernels.dense(dy, like=x), mask, weight, bias, mean, invstd),
-            *(ctx.relu, count, needs[1], ctx.group),
+            *(ctx.relu, ranks, ctx.need, needs[1], ctx.group),
         )
         found = (dx, dresidual if ctx.relu else dy, *others)
         wanted = [each if needed else None for each, needed in zip(found, needs, strict=False)]

@@ -42,8 +42,11 @@ class SyncBatchNorm(Fused):
     """Over inputs (N, C, ...) of every rank of `process_group`; see `torch.nn.SyncBatchNorm` and `Fused`.
 
     Any device that the group's backend serves, the CPU (gloo) included. All ranks must call it, with the same
-    number of channels, and all must run backward if one does. It is no subclass of torch's, which
-    DistributedDataParallel refuses on the CPU.
+    number of channels, and all must run backward if one does: a rank may leave it out only if no rank's input
+    needs a gradient. It is no subclass of torch's, which DistributedDataParallel refuses on the CPU.
+
+    Raises (in backward, on the CPU):
+        UsageError: this rank's input needs a gradient, and on another rank nothing does. A GPU waits there.
     """
 
     process_group: Any = None
@@ -123,11 +126,12 @@ class SyncBatchNorm(Fused):
         added = dense(residual, like=x) if residual is not None and alike else None
         weight, bias = (None if each is None else each.contiguous() for each in (self.weight, self.bias))
         given = Arguments(x, added, weight, bias, self.eps, alike and self.activation == "relu")
+        need = across_ranks.need_of(given)
         y: Tensor
         if torch.compiler.is_compiling():
-            y = operators.sync_batch_norm(given, running, _group_of(self).group_name)
+            y = operators.sync_batch_norm(given, running, need, _group_of(self).group_name)
         else:
-            y = _Synchronized.apply(*given, *running, _group_of(self))  # type: ignore[no-untyped-call]
+            y = _Synchronized.apply(*given, *running, need, _group_of(self))  # type: ignore[no-untyped-call]
         return y if alike else add_activate(self, y, residual)
 
 
@@ -155,25 +159,26 @@ def _own(kind: type) -> list[str]:
 class _Synchronized(torch.autograd.Function):
     """`act((x - mean) * invstd * weight + bias + residual)` with the moments of all ranks' inputs.
 
-    Takes `*Arguments, *Running`, and the group.
+    Takes `*Arguments, *Running`, what this rank needs gradients for, and the group.
     """
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        given, running, ctx.group = Arguments(*arguments[:6]), Running(*arguments[6:-1]), arguments[-1]
-        y, mean, invstd, count, mask = across_ranks.forward(given, running, ctx.group)
-        ctx.save_for_backward(given.x, given.weight, given.bias, mean, invstd, count, mask)
+        given, running = Arguments(*arguments[:6]), Running(*arguments[6:-2])
+        ctx.need, ctx.group = arguments[-2:]
+        y, mean, invstd, ranks, mask = across_ranks.forward(given, running, ctx.need, ctx.group)
+        ctx.save_for_backward(given.x, given.weight, given.bias, mean, invstd, ranks, mask)
         ctx.relu, ctx.order = given.relu, order_of(given.x)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, mean, invstd, count, mask = ctx.saved_tensors
+        x, weight, bias, mean, invstd, ranks, mask = ctx.saved_tensors
         needs = ctx.needs_input_grad[:4]
         x = x.contiguous(memory_format=ctx.order)  # hooks may have saved it in another one
         dy = dense(dy, like=x)
         saved = Saved(x, mask, weight, bias, mean, invstd, ctx.relu)
-        dx, dresidual, *others = across_ranks.backward(saved, dy, count, needs[1], ctx.group)
+        dx, dresidual, *others = across_ranks.backward(saved, dy, ranks, ctx.need, needs[1], ctx.group)
         found = (dx, dresidual if ctx.relu else dy, *others)
-        return *(each if needed else None for each, needed in zip(found, needs, strict=True)), *[None] * 7
+        return *(each if needed else None for each, needed in zip(found, needs, strict=True)), *[None] * 8

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 
 from bnfold.certificate import Image
-from bnfold.proof.operator import TooLarge, Undecided
+from bnfold.proof.operator import Agrees, TooLarge, Undecided
 
 __all__ = [
     "BODIES",
@@ -18,6 +18,7 @@ __all__ = [
     "SUMS",
     "WAYS",
     "WEIGHTS",
+    "Agrees",
     "Entry",
     "Held",
     "Image",

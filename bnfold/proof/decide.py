@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import onnx
 
 from bnfold.certificate import Certificate
 from bnfold.onnx_graph.file.loaded import Loaded
@@ -23,6 +22,7 @@ from bnfold.proof.claims import (
     IDENTICAL,
     SUMS,
     WEIGHTS,
+    Agrees,
     Held,
     Image,
     TooLarge,
@@ -43,9 +43,10 @@ LARGEST = 60  # nodes of a region: behind a fault nothing agrees any more, and r
 # What the attributes of a damaged file make of a rule.
 ODD = (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError)
 ROUNDS = 4  # of rounding, that a certificate may speak of
-ODD_ULPS = (
-    64  # that another tool may have lost on its way to a stored number: evaluation tells rounding apart
-)
+STEPS = 8  # of rounding, that another tool may have made on its way to a stored number
+ODD_ULPS = 64  # that a number of another tool may be off, so that evaluation tells whether it is rounding
+EARLY = 10  # claims that do not hold, before a run is asked whether the models differ
+SHOWN = "one run shows another output"
 MODEL = "the model"  # who is to blame where it is no node
 
 
@@ -82,11 +83,11 @@ def prove(
         proof.ran, broken = known.runs(folded)
         proof.refusal = Refusal(MODEL, "", broken, True) if broken else None
     elif not refusal.wrong:
-        broken, entry = known.trial(folded)
+        broken, entry = known.trial(folded, any(one.wrong for one in proof.dropped))
         if broken:
             proof.refusal = Refusal(MODEL, "", broken, True)
         elif entry is not None:
-            proof.refusal = Refusal(refusal.node, refusal.tensor, "one run shows another output", True, entry)
+            proof.refusal = Refusal(refusal.node, refusal.tensor, SHOWN, True, entry)
     proof.sizes = known.sizes
     return proof
 
@@ -134,6 +135,8 @@ class _Prover:
                     elif name and self.claims is None and self.a.constant(name) is None:
                         self._guess(node, slot, name)
         proof.dropped = list(self.lost.values())
+        if proof.refusal is None and proof.agreed:
+            proof.refusal = proof.agreed[0]
         if proof.refusal is not None and proof.refusal.tensor:
             proof.begins = self._begins(proof.refusal)
         return proof
@@ -164,9 +167,9 @@ class _Prover:
                 if not compatible(describe(v.type), describe(w.type)):
                     return Refusal(MODEL, "", f"the {kind} {v.name} is of another type or shape", True)
         for name in self.a.inputs:
-            defaults = [_default(scope, name) for scope in (self.a, self.b)]
-            if any(d is not None for d in defaults) and (
-                None in defaults or not _same_default(self.a, self.b, name)
+            ours_, theirs_ = self.a.default(name), self.b.default(name)
+            if (ours_ is None) != (theirs_ is None) or not (
+                ours_ is None or theirs_ is None or same_bits(ours_, theirs_)
             ):
                 return Refusal(MODEL, "", f"the input {name} has another default", True)
         for name in filter(None, (*self.a.inputs, *self.a.outputs)):  # a body may leave an output out
@@ -217,12 +220,23 @@ class _Prover:
             refusal = Refusal(
                 node.name, name, str(error), isinstance(error, Wrong), getattr(error, "entry", None)
             )
+            if isinstance(error, Agrees):  # what follows is judged as if it were so
+                self.proof.agreed.append(refusal)
+                return
             unspoken = self.claims is None or node.gives_list or self._in_function(name)
             droppable = unspoken and name not in self.a.outputs
             if droppable and not isinstance(error, TooLarge):
                 self.lost[name] = refusal
+                if len(self.lost) == EARLY and any(one.wrong for one in self.lost.values()):
+                    self._try(node, name)
             else:
                 self.proof.refusal = refusal
+
+    def _try(self, node: Node, name: str) -> None:
+        """Behind a fault nothing agrees any more: a run may save many evaluations."""
+        _, entry = self.known.trial(self.b.model.loaded, suspect=True)
+        if entry is not None:
+            self.proof.refusal = Refusal(node.name, name, SHOWN, True, entry)
 
     def _in_function(self, name: str) -> bool:
         return not self.a.path and name not in self.a.model.names
@@ -255,6 +269,8 @@ class _Prover:
             try:
                 return self._decided_at(node, name, y, back)
             except Undecided as error:
+                if isinstance(error, Agrees) and not isinstance(first, Wrong):
+                    raise
                 if isinstance(first, Wrong) and not isinstance(error, TooLarge):
                     # what is read may obey facts that were not seen
                     raise Undecided(f"{first}, as far as can be seen ({error})") from None
@@ -313,7 +329,7 @@ class _Prover:
         """
         if node.many_bodies or self.a.model.opsets != self.b.model.opsets or node.proto != other.proto:
             return False
-        if b"location" in node.proto.SerializeToString() or _draws(node):
+        if b"location" in node.proto.SerializeToString() or node.draws:
             return False
         return all(self._equal(name, name) for name in node.reads())
 
@@ -355,6 +371,8 @@ class _Prover:
             try:
                 evaluate.compare(*sides, leaves, self._leaf, y, values, self.rng, rounds, self.premises)
                 return
+            except Agrees:
+                raise
             except (Wrong, Undecided):
                 if values is full:
                     raise
@@ -395,7 +413,8 @@ class _Prover:
         sum_a = sums.kernel_of(self.a, nodes, name, leaf, shape)
         sum_b = sums.kernel_of(self.b, theirs, y.name, x.name, shape)
         if sum_a is not None and sum_b is not None:
-            worst = sums.compare(sum_a, sum_b, x, y, len(shape), node.name, self.rounds)
+            rounds = STEPS if self.claims is None else self.rounds
+            worst = sums.compare(sum_a, sum_b, x, y, len(shape), node.name, rounds)
             if worst is not None:
                 return Held(SUMS, worst)
         return None
@@ -413,7 +432,8 @@ class _Prover:
             if left is None:
                 return None
             a, ends = left
-        return None if ends is None else layers.compare(a, b, ends, node.name, self._rounds(y, leaf))
+        rounds = (STEPS, STEPS) if self.claims is None else self._rounds(y, leaf)
+        return None if ends is None else layers.compare(a, b, ends, node.name, rounds)
 
     def _region(self, name: str, back: int) -> tuple[list[Node], list[str]]:
         """The original's nodes from a tensor back to the nearest claims, or to those `back` claims before."""
@@ -427,19 +447,3 @@ class _Prover:
             opened |= {t for t in found[1] if t in self.a.made}
         made = {output for one in found[0] for output in one.outputs}
         return found[0], [leaf for leaf in found[1] if leaf not in made]
-
-
-def _default(scope: Scope, name: str) -> onnx.TensorProto | None:
-    return next((tensor for tensor in scope.proto.initializer if tensor.name == name), None)
-
-
-def _same_default(a: Scope, b: Scope, name: str) -> bool:
-    ours, theirs = _default(a, name), _default(b, name)
-    assert ours is not None
-    assert theirs is not None
-    return same_bits(a.model.loaded.array(ours), b.model.loaded.array(theirs))
-
-
-def _draws(node: Node) -> bool:
-    """Whether random numbers are drawn in a body."""
-    return node.random or any(_draws(below) for body in node.bodies.values() for below in body.nodes)

@@ -15,7 +15,7 @@ import numpy as np
 from onnx import AttributeProto
 
 from bnfold.certificate import Cut
-from bnfold.proof.claims import EVALUATED, Entry, Held, Image, Undecided, Wrong
+from bnfold.proof.claims import EVALUATED, Agrees, Entry, Held, Image, Undecided, Wrong
 from bnfold.proof.graph import Node, Scope, same_bits
 from bnfold.proof.layers import CONVOLUTIONS, PRODUCTS, precision_of
 from bnfold.proof.operator import Array, Operator, is_float, wide
@@ -49,13 +49,13 @@ TRIES += [(1.0, *PLAIN), (1.0, *SIGNED), (1.0, *NEAR_POINTS), (8.0, *SIGNED)] * 
 class Side:
     """A region of one model, with what it reads and gives.
 
-    loose: whether an operator could be computed in float32 only. met: of its pieces, by node. strict: whether
-    at every place along every axis.
+    loose: an operator that could be computed in float32 only, or "". met: of its pieces, by node. strict:
+    whether at every place along every axis.
     """
 
     def __init__(self, scope: Scope, nodes: Sequence[Node], out: str) -> None:
         self.scope, self.nodes, self.out = scope, nodes, out
-        self.loose = False
+        self.loose = ""
         self.met = {node: Met(node) for node in nodes}
         self.work = 0.0  # multiplications of one run
         self.strict = True
@@ -99,7 +99,8 @@ class Side:
             given = [value(name) for name in node.inputs]
             operator = node.operator if operators is None else operators.get(node, node.operator)
             outputs, loose = operator.run_wide(given)
-            self.loose = self.loose or loose
+            if loose and not self.loose:
+                self.loose = f"{'the custom operator ' if node.operator.custom else ''}{node.op}"
             if moved is None:
                 self._met(node, given, outputs)
                 work += _multiplications(node, given, outputs)
@@ -309,8 +310,8 @@ def _judge(
                 allowed = allowed + TIMES * (rounds - 1) * _rounding(a, feed_a, old, [], ya, here, rng)
         if (error > allowed).any() or allowed.max() > most:
             _refuse(a, b, want, got, error, np.minimum(allowed, most), largest)
-    if a.loose or b.loose:
-        raise Undecided("it agrees, but an operator could be computed in float32 only")
+    if loose := a.loose or b.loose:
+        raise Agrees(f"it agrees, but {loose} could be computed in float32 only")
 
 
 def _refuse(a: Side, b: Side, want: Array, got: Array, error: Array, allowed: Array, largest: float) -> None:
@@ -321,8 +322,8 @@ def _refuse(a: Side, b: Side, want: Array, got: Array, error: Array, allowed: Ar
     at = tuple(int(i) for i in np.unravel_index(int(excess.argmax()), excess.shape))
     entry = Entry("the output", at, float(got[at]), float(want[at]))
     near = float(error.max()) < NEAR * largest
-    if near and (a.loose or b.loose):
-        raise Undecided("an operator could be computed in float32 only, and it does not agree exactly")
+    if near and (loose := a.loose or b.loose):
+        raise Agrees(f"{loose} could be computed in float32 only, and it does not agree exactly")
     raise Wrong("it does not agree", entry, final=near)
 
 

@@ -7,6 +7,7 @@ ones.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cached_property
@@ -81,6 +82,11 @@ class Node:
             trains = self.scope.constant(self.inputs[2]) if any(self.inputs[2:]) else np.zeros(1)
             return self.operator.since < 7 or trains is None or bool(trains.any())
         return self.op in RANDOM or self.op.startswith("Random")
+
+    @property
+    def draws(self) -> bool:
+        """Whether random numbers are drawn here, or in a body."""
+        return self.random or any(node.draws for body in self.bodies.values() for node in body.nodes)
 
     @property
     def gives_list(self) -> bool:
@@ -164,6 +170,11 @@ class Scope:
         return [nodes[i] for i in order]
 
     # constants
+
+    def default(self, name: str) -> Array | None:
+        """What an input is if it is not given."""
+        found = next((tensor for tensor in self.proto.initializer if tensor.name == name), None)
+        return None if found is None else self.model.loaded.array(found)
 
     def constant(self, name: str) -> Array | None:
         """The value of what depends on stored numbers only, in the types of the file; else None."""
@@ -323,6 +334,15 @@ def _bounded(op: str, given: Sequence[Array | None]) -> bool:
             return given[0] is not None and math.prod(int(n) for n in given[0].reshape(-1)) <= LARGEST
         assert given[0] is not None
         assert given[1] is not None
-        return given[0].size * math.prod(max(int(n), 1) for n in given[1].reshape(-1)) <= LARGEST
+        sizes = [int(n) for n in given[1].reshape(-1)]
+        if op == "Expand":
+            return math.prod(_expanded(given[0].shape, sizes)) <= LARGEST
+        return given[0].size * math.prod(max(n, 1) for n in sizes) <= LARGEST
     except (AssertionError, IndexError, ValueError, TypeError):
         return False
+
+
+def _expanded(shape: Sequence[int], wanted: Sequence[int]) -> Iterator[int]:
+    """At least the sizes of an expanded array, the last first: the larger one of each axis."""
+    for own, other in itertools.zip_longest(reversed(shape), reversed(wanted), fillvalue=1):
+        yield max(own, other)

@@ -2,7 +2,7 @@
 shapes.
 
 Nothing is compared here but in the end: whether the folded model runs at all where the original does, and
-whether what it gives is something else altogether, which is a counterexample.
+whether a run is a counterexample (trial.py).
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from bnfold.errors import BnfoldError, UsageError
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.run import evaluators, inputs
 from bnfold.onnx_graph.run.evaluators import CannotRun, OnnxRuntime
-from bnfold.onnx_graph.run.side_by_side import Broken, Feeds, Ran, run_pair
+from bnfold.onnx_graph.run.side_by_side import Feeds
 from bnfold.proof.claims import Entry
 from bnfold.proof.graph import LARGEST, Model, Scope
-from bnfold.proof.operator import Array, Undecided, is_float, wide, zero_of
+from bnfold.proof.operator import Array, Undecided, is_float, zero_of
+from bnfold.proof.trial import trial
 
 __all__ = ["Known"]
 
-GROSS = 0.05  # of the largest value: no rounding of stored numbers does that to a network that is of use
 HUGE = 1 << 48  # numbers, that no array has
 SHAPES = frozenset({"Shape", "Size"})
 
@@ -45,6 +45,7 @@ class Known:
     ) -> None:
         self._model, self._shapes, self._seed, self._premises = model, shapes, seed, premises
         self.sizes: dict[str, tuple[int, ...]] = {}  # of the inputs, where shapes were needed
+        self._tried: tuple[str, Entry | None] | None = None
 
     def value(self, name: str, path: str = "") -> Array:
         """Zeros of the type and shape of a tensor of floats; integers and truth values as they are.
@@ -129,19 +130,16 @@ class Known:
         except (BnfoldError, MemoryError, StopIteration):
             return False, self.trial(folded)[0]
 
-    def trial(self, folded: Loaded) -> tuple[str, Entry | None]:
-        """One run of both models.
-
-        Returns:
-            Why the folded model does not run where the original does, or "". And an entry of an output that
-            is something else altogether, or None.
-        """
+    def trial(self, folded: Loaded, suspect: bool = False) -> tuple[str, Entry | None]:
+        """One run of both models, as `trial.trial`; not again, if it was asked for all that it can tell."""
+        if self._tried is not None:
+            return self._tried
         try:
-            return "", _gross(run_pair(self._model.loaded, folded, self._feeds()))
-        except Broken as error:
-            return str(error), None
+            found = trial(self._model.loaded, folded, self._feeds(), suspect)
         except (BnfoldError, MemoryError):  # the original does not run here either, and nothing is learned
-            return "", None
+            found = "", None
+        self._tried = found if suspect else None
+        return found
 
 
 def _inferred(proto: onnx.ModelProto, sizes: Mapping[str, Sequence[int]]) -> dict[str, Array]:
@@ -198,20 +196,3 @@ def _of_shapes(scope: Scope) -> set[str]:
         if node.op in SHAPES or all(x in found or scope.constant(x) is not None for x in node.reads()):
             found.update(filter(None, node.outputs))
     return found
-
-
-def _gross(ran: Ran) -> Entry | None:
-    for name, value in ran.original.items():
-        other = ran.folded.get(name)
-        if not isinstance(value, np.ndarray) or not isinstance(other, np.ndarray) or not is_float(value):
-            continue
-        if value.shape != other.shape:
-            continue
-        x, y = wide(value), wide(other)
-        if not x.size or not np.isfinite(x).all() or not np.isfinite(y).all():
-            continue
-        error = np.abs(x - y)
-        if error.max() > GROSS * np.abs(x).max() > 0:
-            at = tuple(int(i) for i in np.unravel_index(int(error.argmax()), error.shape))
-            return Entry(f"the output {name}, run in float32,", at, float(y[at]), float(x[at]))
-    return None

@@ -106,9 +106,15 @@ def layer_of(scope: Scope, nodes: Sequence[Node], out: str, scaled: bool = False
         if node.op != "Add":
             layer.scale = layer.scale * np.broadcast_to(scale, groups * outputs).reshape(groups, outputs)
         layer.bias = bias_of(layer) * scale + shift
-        layer.terms = layer.terms * np.abs(scale) + np.abs(shift)
+        layer.terms = layer.terms * np.abs(scale) + _size_of(scope, node, shift)
         before = node.outputs[0]
     return layer
+
+
+def _size_of(scope: Scope, node: Node, shift: Array) -> Array:
+    """The sum of the absolute values of what makes up a shift: that of a batch norm is a difference."""
+    beta = scope.constant(node.inputs[2]) if node.op == "BatchNormalization" else None
+    return np.abs(shift) if beta is None else np.abs(wide(beta)) + np.abs(wide(beta) - shift)
 
 
 def _convolution(node: Node, values: Sequence[Array | None]) -> Layer | None:

@@ -18,7 +18,7 @@ from bnfold.onnx_graph.file.tensors import as_text
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
-__all__ = ["Array", "Operator", "TooLarge", "Undecided", "is_float", "wide", "zero_of"]
+__all__ = ["Agrees", "Array", "Operator", "TooLarge", "Undecided", "is_float", "wide", "zero_of"]
 
 # What onnx's evaluator takes for something else, or in a type of its own.
 _ELSEWHERE = frozenset({"GroupNormalization", "Upsample", "GlobalLpPool"})
@@ -34,6 +34,10 @@ _UNREAD = (AttributeProto.TENSORS, AttributeProto.SPARSE_TENSOR, AttributeProto.
 
 class Undecided(Exception):
     """Nothing is known of a claim; the text says why."""
+
+
+class Agrees(Undecided):
+    """Nothing is wrong as far as float32 tells, which is too little for a proof."""
 
 
 class TooLarge(Undecided):
@@ -87,6 +91,11 @@ class Operator:
         self._there = [bool(name) for name in node.input], [bool(name) for name in node.output]
         self.identity = self.key, *map(tuple, self._there)
         self._evaluator: Any = None
+
+    @property
+    def custom(self) -> bool:
+        """Whether it is none of ONNX's."""
+        return bool(self.domain) and not self.domain.startswith("ai.onnx")
 
     def run(self, values: Sequence[Array | None]) -> list[Array]:
         """In the types of the file. Raises Undecided."""

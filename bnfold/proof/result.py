@@ -58,7 +58,8 @@ class Proof:
     """What was proved, by what (how many claims), and what was not.
 
     ways: claims that hold, by one of claims.WAYS. refusal: what ended the proof, or None. begins: where the
-    models begin to differ, of what the refusal depends on. dropped: claims that did not hold and were not
+    models begin to differ, of what the refusal depends on. agreed: claims that hold as far as float32 tells;
+    if nothing else is wrong, the first of them is the refusal. dropped: claims that did not hold and were not
     needed. ulps: the largest error of a stored number, in units in the last place, where weights decided.
     sizes: of the inputs, where shapes were needed. premises: what the proof takes from the certificate about
     inputs, in words. ran: whether the other model was run in the end.
@@ -67,6 +68,7 @@ class Proof:
     ways: Counter[str] = field(default_factory=Counter)
     refusal: Refusal | None = None
     begins: Refusal | None = None
+    agreed: list[Refusal] = field(default_factory=list)
     dropped: list[Refusal] = field(default_factory=list)
     ulps: float = 0.0
     sizes: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -92,6 +94,8 @@ class Proof:
         text = f"{self.status}: {self.refusal}"
         if self.begins is not None and self.begins != self.refusal:
             text += f"; the models begin to differ at {self.begins}"
+        if self.refusal in self.agreed:
+            text += f"; {counted(len(self.agreed), 'tensor')} like this, and {sum(self.ways.values())} proved"
         return text
 
     def to_dict(self) -> dict[str, Any]:
@@ -102,6 +106,7 @@ class Proof:
             "ulps": self.ulps,
             "refusal": None if self.refusal is None else self.refusal.to_dict(),
             "begins": None if self.begins is None else self.begins.to_dict(),
+            "agreed": [refusal.to_dict() for refusal in self.agreed],
             "dropped": [refusal.to_dict() for refusal in self.dropped],
             "premises": self.premises,
             "ran": self.ran,

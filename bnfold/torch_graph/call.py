@@ -67,6 +67,11 @@ def reads(call: fx.Node) -> list[Any]:
     return items if op_of(call) in JOINS else [stated.get(name) for name in _names(call)] + items
 
 
+def readers(value: fx.Node) -> list[fx.Node]:
+    """The calls that read a value, each as often as it does."""
+    return [user for user in value.users for _ in range(max(1, sum(each is value for each in reads(user))))]
+
+
 def set_argument(call: fx.Node, name: str, value: Any) -> None:
     """Set an argument by name, wherever the call keeps it."""
     names = _names(call)

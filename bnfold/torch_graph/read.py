@@ -14,7 +14,7 @@ from torch.export.graph_signature import InputKind
 
 from bnfold.fold.graph import Graph, Node, Role, Tensor
 from bnfold.fold.role_builders import set_moments
-from bnfold.fold.roles import Affine, Closed, Concat, Contract, Move, Product, Same, Sum, is_data
+from bnfold.fold.roles import Affine, Closed, is_data
 from bnfold.torch_graph.arrays import FLOATS, dtype_name
 from bnfold.torch_graph.call import Call, Stored, innermost, op_of, reads, shape_of, within
 from bnfold.torch_graph.ops.shaping import RESHAPES
@@ -23,7 +23,6 @@ from bnfold.torch_graph.ops.table import role_of
 __all__ = ["Program", "read"]
 
 BIGGEST_OPERAND = 1 << 24  # elements of a constant operand that may be rewritten
-_TAKE = (Sum, Product, Concat, Contract, Same, Move)  # a constant as data
 CREATE = ("zeros", "ones", "full", "scalar_tensor")  # of nothing
 # operators of whose inputs, from this slot on, only the shape or the type counts
 _UNSEEN = {
@@ -152,7 +151,7 @@ class _Reader:
                 slots = slots[: _UNSEEN[op]]
         op = "batch_norm" if "batch_norm" in op else op  # whatever torch makes of it
         found = Node(self.name(node, op), op, role, [], [], node)
-        takes = isinstance(role, _TAKE)
+        takes = not isinstance(role, Closed)
         for slot, source in enumerate(slots):
             source = source if isinstance(source, fx.Node) else None
             tensor = self.tensors.get(source) if source is not None else None

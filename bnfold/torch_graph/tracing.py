@@ -10,7 +10,6 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
-from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +26,9 @@ _LOGS = tuple(
 )
 
 
-_any_size = partial(symbols.patch, backed_size_oblivious=True)  # type: ignore[attr-defined]
+def _any_size(free: bool = True) -> Any:
+    """Whether sizes that are 1 in the example may be free."""
+    return symbols.patch(backed_size_oblivious=free)  # type: ignore[attr-defined]
 
 
 @contextmanager
@@ -60,7 +61,8 @@ def exported(
     """The module's program; call it `without_warnings`.
 
     First its code runs on tensors without numbers. Where that fails, its bytecode is read (strict=True),
-    which follows a number out of a tensor: the longest of many lengths, which a mask is made of.
+    which follows a number out of a tensor: the longest of many lengths, which a mask is made of. Last, a free
+    size may be any but 1, as in torch.export itself: some of torch's layers ask that of what is expanded.
 
     Args:
         module: what to trace.
@@ -75,14 +77,19 @@ def exported(
     """
     shapes = pytree.tree_map(lambda leaf: Dim.DYNAMIC if isinstance(leaf, str) else leaf, dynamic_shapes)
     asserts = {"prefer_deferred_runtime_asserts_over_guards": True} if asserted else {}
-    tries: list[dict[str, Any]] = [{"strict": False}, {"strict": True, **asserts}]
-    if asserts and dynamic_shapes is not None:
-        tries.insert(1, {"strict": False, **asserts})
+    tries: list[tuple[bool, dict[str, Any]]] = [
+        (True, {"strict": False}),
+        (True, {"strict": True, **asserts}),
+    ]
+    if dynamic_shapes is not None:
+        tries.append((False, {"strict": False}))
+        if asserts:
+            tries.insert(1, (True, {"strict": False, **asserts}))
     problems: list[Exception] = []
-    for how in tries:
+    for any_size, how in tries:
         said = io.StringIO()
         try:
-            with redirect_stderr(said):  # torch prints the graph of a try that fails
+            with redirect_stderr(said), _any_size(any_size):  # torch prints the graph of a try that fails
                 program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, **how)
         except Exception as error:  # of any kind: this is all of torch's tracing on the user's code
             problems.append(error)

@@ -27,7 +27,7 @@ from bnfold.fold.edits import AddBias, Bypass, Edit, Operand, Rescale, Resum, Re
 from bnfold.fold.graph import Array, Graph
 from bnfold.fold.roles import Affine
 from bnfold.torch_graph.arrays import to_tensor
-from bnfold.torch_graph.call import JOINS, innermost, op_of, reads, set_argument, set_read
+from bnfold.torch_graph.call import JOINS, innermost, op_of, readers, reads, set_argument, set_read
 
 __all__ = ["apply"]
 
@@ -113,7 +113,7 @@ class _Writer:
         """In place if all readers of a parameter want the same; else a new parameter for each of them."""
         spec = self.specs.get(source.name)
         first = values[0][2]
-        alone = len(source.users) == len({node for node, _, _ in values}) and all(
+        alone = len(readers(source)) == len({(node, slot) for node, slot, _ in values}) and all(
             np.array_equal(first, array) for _, _, array in values[1:]
         )
         # two names of one memory are two parameters from now on

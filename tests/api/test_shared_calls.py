@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn, tanh
+from torch.nn.functional import scaled_dot_product_attention
 
 import bnfold
 from bnfold.report.fold import Report
@@ -126,6 +127,16 @@ def test_a_parameter_read_in_a_way_that_is_not_followed_stays() -> None:
     folded, report = fold(Fn(lambda m, x: m.n(m.c(x)) * m.c.weight.sum(), c=conv(6, 4), n=bn(4)))
     assert "not by all in the same way" in report.kept[0].reason
     assert type(folded.n) is nn.BatchNorm2d
+
+
+def test_a_parameter_that_one_call_reads_twice() -> None:
+    """Where both need the same it is rewritten; attention would need another value, and the same queries."""
+    stored = nn.Parameter(torch.randn(1, 4, 5, 5))
+    chosen = Fn(lambda m, x: tanh(m.n(torch.where(x > 0, m.s, m.s))), n=bn(4), s=stored)
+    assert not fold(chosen, (2, 4, 5, 5))[1].kept
+    attended = Fn(lambda m, x: x + tanh(m.n(scaled_dot_product_attention(m.s, m.s, m.s))), n=bn(4), s=stored)
+    _, report = fold(attended, (2, 4, 5, 5))
+    assert "(s) is used by several calls, and not by all in the same way" in report.kept[0].reason
 
 
 def test_a_batch_norm_whose_weight_is_its_bias() -> None:

@@ -71,8 +71,7 @@ class Place:
         return DistributedDataParallel(module, process_group=self.group, **options)
 
     def backward(self, *outputs: Tensor) -> None:
-        losses = [(y.double().sin() * weights_of(y)).sum() for y in outputs]
-        (sum(losses) * self.ranks).backward()  # type: ignore[union-attr]
+        (sum(map(loss_of, outputs)) * self.ranks).backward()  # type: ignore[union-attr]
 
     def net(self, **options: Any) -> nn.Sequential:
         torch.manual_seed(0)
@@ -82,9 +81,10 @@ class Place:
         )
 
 
-def weights_of(y: Tensor) -> Tensor:
-    """So that channels differ."""
-    return torch.arange(1.0, 1.0 + y.shape[1])[:, None, None]
+def loss_of(y: Tensor) -> Tensor:
+    """In which channels differ."""
+    weights = torch.arange(1.0, 1.0 + y.shape[1])[:, None, None]
+    return (y.double().sin() * weights).sum()
 
 
 def images(count: int) -> Tensor:

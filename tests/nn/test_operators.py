@@ -83,13 +83,13 @@ def test_backward(case: str, frozen: bool) -> None:
 def test_over_ranks(case: str) -> None:
     given, group = Given(**CASES[case]), dist.group.WORLD.group_name
     arguments = (given.x, given.residual, *given.parameters, *given.running)
-    passes(torch.ops.bnfold.sync_batch_norm_train, *arguments, 1e-5, 0.1, given.relu, group)
+    passes(torch.ops.bnfold.sync_batch_norm_train, *arguments, 1e-5, 0.1, given.relu, 2, group)
     noted = given.residual is not None
     mask = torch.randint(0, 15, (kernel_calls.mask_bytes(given.x) if noted else 0,), dtype=torch.uint8)
     parameters = [None if each is None else each.detach() for each in given.parameters]
     arguments = (given.x.detach(), torch.randn_like(given.x).detach(), mask, *parameters, *given.statistics)
-    count = torch.tensor(60.0, dtype=torch.float64)
-    passes(torch.ops.bnfold.sync_batch_norm_backward, *arguments, given.relu, count, noted, group)
+    ranks = torch.tensor([60.0, 2.0], dtype=torch.float64)
+    passes(torch.ops.bnfold.sync_batch_norm_backward, *arguments, given.relu, ranks, 2, noted, group)
 
 
 def test_the_numbers_are_torchs() -> None:

@@ -26,7 +26,7 @@ from bnfold.errors import UsageError
 from bnfold.nn import across_ranks, kernel_calls, sync
 from tests.kernels.host import unavailable
 from tests.kernels.machine import DEVICES, HostMachine
-from tests.nn.ddp_cases import CASES, Found, Place, images
+from tests.nn.ddp_cases import CASES, Found, Place, images, loss_of
 
 SIZES = {1: (4,), 2: (5, 2), 4: (3, 0, 1, 4)}  # of the local batches, by how many processes
 START = "spawn" if sys.platform == "win32" else "forkserver"
@@ -75,10 +75,36 @@ def worker(rank: int, folder: str) -> None:
         torch.save(on_kernels, f"{folder}/kernels-{rank}.pt")
         kernel_calls.machine_of = alone
     torch.save(recalibrated(rank, groups[2]), f"{folder}/recalibrated-{rank}.pt")
+    pair = dist.new_group([0, 1], timeout=timedelta(minutes=2))  # a rank that waits for nobody ends
+    torch.save(different_needs(rank, pair) if rank < 2 else None, f"{folder}/needs-{rank}.pt")
     norm = bnfold.nn.SyncBatchNorm(3, process_group=groups[2])
     torch.save([norm(images(2)), norm.eval()(images(2))] if rank > 1 else None, f"{folder}/outside-{rank}.pt")
     dist.barrier()  # nobody leaves while another still talks
     dist.destroy_process_group()
+
+
+def different_needs(rank: int, pair: Any) -> dict[str, Any]:
+    """Two ranks of which only the first needs a gradient: of parameters, of the input, or any at all."""
+    first = rank == 0
+    norm = bnfold.nn.SyncBatchNorm(3, process_group=pair).requires_grad_(first)
+    y = norm(part(rank, SIZES[2]))
+    if first:
+        Place().backward(y)
+    found: dict[str, Any] = {"weight": norm.weight.grad}
+    norm = bnfold.nn.SyncBatchNorm(3, process_group=pair)
+    x = part(rank, SIZES[2]).requires_grad_(first)
+    Place().backward(norm(x))
+    found["x"] = x.grad
+    y = bnfold.nn.SyncBatchNorm(3, affine=False, process_group=pair)(x)
+    with torch.set_grad_enabled(first):
+        z = norm(x)
+    for name, tensor in (("nothing to learn", y), ("no_grad", z)):
+        try:
+            if first:
+                Place().backward(tensor)
+        except UsageError as error:
+            found[name] = str(error)
+    return found
 
 
 def recalibrated(rank: int, pair: Any) -> dict[str, Any]:
@@ -138,6 +164,16 @@ def near(ours: Tensor, theirs: Tensor, what: str) -> None:
 def test_ranks_compute_what_one_process_does(ran: Path, name: str, world: int) -> None:
     found = [of_rank[name, world] for of_rank in loaded(ran, "cases", world)]
     agree(found, CASES[name](Place(), images(sum(SIZES[world]))))
+
+
+def test_ranks_that_need_different_gradients(ran: Path) -> None:
+    norm, x = nn.BatchNorm2d(3), images(sum(SIZES[2])).requires_grad_()
+    first = SIZES[2][0]
+    found = torch.load(ran / "needs-0.pt")
+    near(found["weight"], torch.autograd.grad(loss_of(norm(x)[:first]), norm.weight)[0], "same")
+    near(found["x"], torch.autograd.grad(loss_of(norm(x)), x)[0][:first], "joined")
+    for name in ("nothing to learn", "no_grad"):
+        assert "would wait for ever for rank 1 of its group" in found[name]
 
 
 @pytest.mark.skipif(unavailable() is not None, reason=unavailable() or "")
@@ -237,10 +273,27 @@ def test_it_compiles_whole(monkeypatch: pytest.MonkeyPatch) -> None:
             near(mine, other, "same")
 
 
+@pytest.mark.usefixtures("world_of_one")
+@pytest.mark.parametrize("needed", [True, False])
+def test_compiled_backward_waits_for_others_where_an_input_needs_it(
+    monkeypatch: pytest.MonkeyPatch, needed: bool
+) -> None:
+    sums: list[Tensor] = []
+    monkeypatch.setattr(sync, "ranks_of", lambda norm: 2)
+    monkeypatch.setattr(dist, "all_reduce", lambda tensor, group: sums.append(tensor))
+    compiled = torch.compile(bnfold.nn.SyncBatchNorm(3), backend="aot_eager", fullgraph=True)
+    compiled(images(4).requires_grad_(needed)).square().sum().backward()
+    assert len(sums) == needed
+
+
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A group of two, of which only one has values."""
-    monkeypatch.setattr(across_ranks, "gathered", lambda here, group: here)
+    monkeypatch.setattr(
+        across_ranks,
+        "gathered",
+        lambda here, group, note: (here, torch.full((2,), note, dtype=torch.float64)),
+    )
     monkeypatch.setattr(dist, "get_world_size", lambda group: 2)
     monkeypatch.setattr(dist, "all_reduce", lambda sums, group: None)
     if unavailable() is None:

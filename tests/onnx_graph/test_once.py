@@ -90,6 +90,13 @@ def test_a_bias_that_became_an_addition_takes_more_in() -> None:
     assert "MatMul_matmul77_bias_add" in entry.into
 
 
+def test_a_map_that_has_taken_others_in_goes_where_it_could_not() -> None:
+    _, report = bnfold.fold_onnx(random_model(3042501), verify=False, merge_branches=False)
+    assert not report.kept
+    (entry,) = [entry for entry in report.entries if entry.name == "BatchNormalization_batchnormalization34"]
+    assert entry.outcome == "folded"
+
+
 def test_a_shift_that_goes_elsewhere_costs_a_merge_nothing() -> None:
     """x + s + W x: s goes on into a later sum, so the product that takes x in needs no bias for it."""
     g = Build(17, seed=3)

@@ -35,6 +35,11 @@ from tests.onnx_graph.reading import CONV, W, graph_of, model, node, norm
             ["the model uses Relu", "opset_import"],
         ),
         (
+            """<ir_version: 10, opset_import: ["" : 18, "ai.onnx" : 0]>
+            g (float[1] x) => (float y) { y = Relu (x) }""",
+            ["the model uses Relu", "opset_import"],
+        ),
+        (
             """<ir_version: 10, opset_import: ["" : 18, "my" : 1]>
             g (float[1] x) => (float y) { y = my.A (x) }
             <domain: "my", opset_import: ["my" : 1]> A (x) => (y) { y = Relu (x) }""",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
@@ -30,6 +31,18 @@ def test_a_constant_may_grow() -> None:
     folded, report = fold(randomize(module))
     assert [entry.name for entry in report.folded] == ["n"]
     assert folded.state_dict["p"].shape == (1, 4, 1, 7)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1, 1)])
+def test_a_learned_number_becomes_one_for_each_channel(shape: tuple[int, ...]) -> None:
+    number = nn.Parameter(torch.rand(shape) - 0.5)
+    module = randomize(Fn(lambda m, x: m.n(m.c(x).maximum(m.s)).tanh(), c=conv(6, 4), n=bn(4), s=number))
+    nn.init.uniform_(module.n.weight, 0.5, 2)
+    folded, report = fold(module)
+    assert [entry.name for entry in report.folded] == ["n"]
+    assert folded.state_dict["s"].numel() == 4
+    scaled = Fn(lambda m, x: m.n(m.c(x) * m.s), c=conv(6, 4), n=bn(4), s=number)
+    assert not fold(randomize(scaled))[1].kept
 
 
 def test_a_constant_does_not_grow_beyond_all_bounds() -> None:

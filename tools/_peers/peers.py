@@ -53,6 +53,19 @@ class Tool:
         return [sys.executable, "-c", script]
 
 
+def _onnxruntime(level: str) -> Tool:
+    """Its offline optimizer: BASIC keeps to ONNX's operators, EXTENDED brings its own."""
+    return Tool(
+        "import onnxruntime as ort",
+        "options = ort.SessionOptions()\n"
+        f"options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_{level}\n"
+        "options.optimized_model_filepath = TARGET\n"
+        "options.log_severity_level = 3\n"
+        "ort.InferenceSession(SOURCE, options, providers=['CPUExecutionProvider'])",
+        ("onnxruntime",),
+    )
+
+
 TOOLS = {
     "bnfold": Tool(
         "import bnfold.api.fold_onnx, bnfold.options, bnfold.onnx_graph.file.save",
@@ -60,15 +73,8 @@ TOOLS = {
         "bnfold.onnx_graph.file.save.save(folded, TARGET, force=True)",
         ("onnx", "numpy"),
     ),
-    "onnxruntime": Tool(
-        "import onnxruntime as ort",
-        "options = ort.SessionOptions()\n"
-        "options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC\n"
-        "options.optimized_model_filepath = TARGET\n"
-        "options.log_severity_level = 3\n"
-        "ort.InferenceSession(SOURCE, options, providers=['CPUExecutionProvider'])",
-        ("onnxruntime",),
-    ),
+    "onnxruntime": _onnxruntime("BASIC"),
+    "onnxruntime_extended": _onnxruntime("EXTENDED"),
     "onnxsim": Tool(
         "import onnx, onnxsim",
         "model, _ = onnxsim.simplify(onnx.load(SOURCE))\nonnx.save(model, TARGET)",

@@ -41,9 +41,12 @@ def without_gc() -> Iterator[None]:
 
 
 def default_opset(imports: Any) -> int:
-    """The version of the default domain; 0 if it is not imported. Early models import nothing, and mean 1."""
+    """The version of the default domain; 0 if it is not imported. Early models import nothing, and mean 1.
+
+    Of several the last one counts, as in onnxruntime.
+    """
     versions = [entry.version for entry in imports if entry.domain in ("", "ai.onnx")]
-    return max(versions) if versions else int(not imports)
+    return versions[-1] if versions else int(not imports)
 
 
 def build(loaded: Loaded, shared: str) -> tuple[Model, list[Scope]]:
@@ -92,7 +95,7 @@ def _opset_of(proto: onnx.ModelProto | onnx.FunctionProto, what: str) -> int:
     opset = default_opset(proto.opset_import)
     nodes = proto.graph.node if isinstance(proto, onnx.ModelProto) else proto.node
     used = next((node.op_type for node in nodes if node.domain in ("", "ai.onnx")), None)
-    if opset == 0 and used is not None:
+    if opset < 1 and used is not None:
         raise ModelError(
             f"{what} uses {used} and names no version of ONNX's own operators (opset_import); export it again"
         )

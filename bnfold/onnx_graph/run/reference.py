@@ -95,7 +95,8 @@ def _with_shapes(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) ->
 
 
 def _opset(model: onnx.ModelProto) -> int:
-    return max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=1)
+    versions = [o.version for o in model.opset_import if o.domain in ("", "ai.onnx")]
+    return versions[-1] if versions else 1
 
 
 def _without_consumed_inputs(model: onnx.ModelProto) -> onnx.ModelProto:

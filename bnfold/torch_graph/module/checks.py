@@ -42,7 +42,10 @@ def exported(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
 ) -> tuple[ExportedProgram, ExportedProgram]:
     """The module's program, and the same without in-place operators."""
-    advice = "Fold the part of it that can be exported, or rewrite what depends on data"
+    advice = (
+        "Fold the parts of it that can be exported, each on its own inputs (net.backbone with inplace=True, "
+        "say), or rewrite what depends on data"
+    )
     with (
         explained(f"torch.export cannot see the whole of {type(module).__name__}", advice),
         without_warnings(),

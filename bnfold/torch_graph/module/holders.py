@@ -9,6 +9,8 @@ import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
 
+from bnfold.torch_graph.call import readers
+
 __all__ = ["Holders", "owner_of", "tensors"]
 
 Place = tuple[nn.Module, str]  # a module, and the name of one of its own parameters or buffers
@@ -27,12 +29,12 @@ class Holders:
         for part, name, tensor in tensors(module):
             self.places[id(tensor)].append((part, name))
         self.paths = {id(part): path for path, part in reversed(list(module.named_modules()))}
-        readers = {node.name: list(node.users) for node in program.graph.nodes if node.op == "placeholder"}
+        inputs = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
         self.readers: dict[int, list[fx.Node]] = defaultdict(list)
         for spec in program.graph_signature.input_specs:
             held = self.tensor(str(spec.target)) if spec.target else None
             if held is not None:
-                self.readers[id(held)] += readers[spec.arg.name]
+                self.readers[id(held)] += readers(inputs[spec.arg.name])
 
     def tensor(self, target: str) -> torch.Tensor | None:
         """The parameter or buffer of this name; None if there is none."""

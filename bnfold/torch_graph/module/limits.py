@@ -49,8 +49,8 @@ class Limits:
     ) -> None:
         self.holders, self.made, self.shared = Holders(module, program), made, shared
         self.tied: dict[Constant, str] = {}
-        self.uses: dict[str, list[Constant]] = defaultdict(list)  # of a parameter, one for each call
-        self.calls: dict[str, int] = {}  # how many read it
+        self.uses: dict[str, list[Constant]] = defaultdict(list)  # of a parameter, one for each reading
+        self.calls: dict[str, int] = {}  # how often it is read
         for node in graph.nodes:
             for constant in _constants(node):
                 self._lock(node, constant)

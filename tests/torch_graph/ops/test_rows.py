@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn, tanh
-from torch.nn.functional import interpolate, pixel_unshuffle, scaled_dot_product_attention
+from torch.nn.functional import grid_sample, interpolate, pixel_unshuffle, scaled_dot_product_attention
 
 import bnfold
 from bnfold.report.fold import Report
@@ -103,6 +103,16 @@ FOLDS: dict[str, tuple[Any, tuple[int, ...], Layers]] = {
         TOKENS,
         tokens,
     ),
+    "attention to stored rows": (
+        lambda m, x: tanh(m.n(scaled_dot_product_attention(x, x, m.v))),
+        TOKENS,
+        lambda: {"n": OnTokens(4), "v": nn.Parameter(torch.randn(2, 5, 4))},
+    ),
+    "attention among stored rows": (
+        lambda m, x: x[..., :4] + tanh(m.n(scaled_dot_product_attention(m.q, m.q, m.q))),
+        TOKENS,
+        lambda: {"n": OnTokens(4), "q": nn.Parameter(torch.randn(2, 5, 4))},
+    ),
     "einsum": (
         lambda m, x: tanh(torch.einsum("bkl,blc->bkc", x[..., :5], m.l(x)) * m.n.weight),
         TOKENS,
@@ -115,6 +125,11 @@ FOLDS: dict[str, tuple[Any, tuple[int, ...], Layers]] = {
     ),
     "stack of channels": (lambda m, x: tanh(m.n(torch.stack(m.c(x).unbind(1)[::-1], 1))), IMAGE, images),
     "roll": (lambda m, x: tanh(m.n(m.c(x).roll((1, 2), (1, 3)))), IMAGE, images),
+    "sampled from a stored image": (
+        lambda m, x: tanh(m.n(grid_sample(m.v, tanh(x[:, :2].movedim(1, 3)), padding_mode="border"))),
+        IMAGE,
+        lambda: {"n": bn(4), "v": nn.Parameter(torch.randn(2, 4, 8, 8))},
+    ),
     "flip": (lambda m, x: tanh(m.n(m.c(x).flip((1, 2)))), IMAGE, images),
     "variance": (lambda m, x: tanh(m.l(m.n(x).var((2, 3)))), IMAGE, frozen(bn)),
     "deviation": (lambda m, x: tanh(m.l(m.n(x).std((2, 3), correction=0))), IMAGE, frozen(bn)),
@@ -197,6 +212,12 @@ STAYS: dict[str, tuple[Any, tuple[int, ...], Layers, str]] = {
         lambda m, x: tanh(m.n(m.c(x).masked_fill(corner(x), 0.5))),
         IMAGE,
         images,
+        "varies along axis 1",
+    ),
+    "stored and filled": (
+        lambda m, x: tanh(m.n(m.v.masked_fill(x > 0, 0.5))),
+        IMAGE,
+        lambda: {"n": bn(6), "v": nn.Parameter(torch.randn(IMAGE))},
         "varies along axis 1",
     ),
     "scattered, then shifted": (lambda m, x: tanh(m.n(rows(m, x))), TOKENS, tokens, "not known"),
