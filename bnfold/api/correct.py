@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -14,12 +15,12 @@ from bnfold.api.fold_onnx import opened
 from bnfold.errors import UsageError, VerifyError
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.file.tensors import Array
-from bnfold.onnx_graph.run.inputs import Given, compatible, wanted
+from bnfold.onnx_graph.run.evaluators import opened as evaluator
+from bnfold.onnx_graph.run.inputs import Given, Input, compatible, wanted
 from bnfold.onnx_graph.run.samples import Samples
 from bnfold.passes.correct.correct import Plan, plan
 from bnfold.passes.correct.correct import correct as carry_out
 from bnfold.passes.correct.moments import Runs
-from bnfold.passes.correct.moments import opened as evaluator
 from bnfold.progress import Advance
 from bnfold.report.correct import CorrectReport, OutputNoise
 
@@ -103,8 +104,7 @@ def correct_loaded(
     advance: Advance | None = None,
 ) -> tuple[Loaded, CorrectReport]:
     """`correct` for models that are loaded; the result is ready to be saved. advance: told how far it is."""
-    _compared(loaded, original)
-    samples, report = Samples(wanted(loaded), inputs), CorrectReport()
+    samples, report = Samples(_inputs(loaded, original), inputs), CorrectReport()
     units = range(samples.count)
     report.held_back = verify and len(units) >= EVERY
     held = units[EVERY - 1 :: EVERY] if report.held_back else units
@@ -130,8 +130,12 @@ def correct_loaded(
     return work.loaded, report
 
 
-def _compared(loaded: Loaded, original: Loaded) -> None:
-    """Refuse models that are not fed alike, or do not give the same."""
+def _inputs(loaded: Loaded, original: Loaded) -> list[Input]:
+    """The inputs of both models, with the sizes that either fixes.
+
+    Raises:
+        UsageError: they are not fed alike, or do not give the same.
+    """
     here, there = ({i.name: i for i in wanted(model)} for model in (loaded, original))
     names = ([value.name for value in model.proto.graph.output] for model in (loaded, original))
     for what, a, b in (("inputs", list(here), list(there)), ("outputs", *names)):
@@ -140,12 +144,18 @@ def _compared(loaded: Loaded, original: Loaded) -> None:
                 f"the quantized model's {what} are {', '.join(a)}, and the float model's {', '.join(b)}; "
                 "give the float model that was quantized"
             )
+    inputs = []
     for name, found in here.items():
-        if not compatible(found, there[name]):
+        other = there[name]
+        if not compatible(found, other):
             raise UsageError(
-                f"the input {name!r} is {found} in the quantized model and {there[name]} in the float model; "
-                "give the float model that was quantized"
+                f"the input {name!r} is {found} in the quantized model and {other} in the float model; give "
+                "the float model that was quantized"
             )
+        sizes = zip(found.dims or (), other.dims or (), strict=False)
+        fixed = tuple(theirs if isinstance(theirs, int) else ours for ours, theirs in sizes)
+        inputs.append(replace(found, dims=fixed) if found.dims and other.dims else found)
+    return inputs
 
 
 def _unchanged(before: Loaded, work: Plan) -> int:
@@ -163,7 +173,7 @@ def _unchanged(before: Loaded, work: Plan) -> int:
         old, new = before.array(tensor), None if other is None else work.loaded.array(other)
         if new is None and old.size == 1:
             continue  # a bias of one number, which became one for each channel
-        if new is None or new.dtype != old.dtype or new.tobytes() != old.tobytes():
+        if new is None or (new.dtype, new.shape) != (old.dtype, old.shape) or new.tobytes() != old.tobytes():
             raise VerifyError(f"tensor {tensor.name!r} changed, which must not be: please report it")
     return len({task.codes for task in work.tasks if task.codes} - renewed)
 
@@ -192,8 +202,9 @@ def _judged(noise: Mapping[str, Array]) -> list[OutputNoise]:
         VerifyError: the noise of all, each relative to its signal, is more than before, beyond chance.
     """
     outputs, before, change = [], 0.0, np.zeros(1)
+    usual = np.all([np.isfinite(rows[:, :2]).all(1) for rows in noise.values()], axis=0)
     for name, all_rows in noise.items():
-        rows = all_rows[np.isfinite(all_rows[:, :2]).all(1)]
+        rows = all_rows[usual]
         signal, *both = map(float, rows.sum(0))
         outputs.append(OutputNoise(name, *(_decibels(signal, each) for each in both)))
         if signal > 0:

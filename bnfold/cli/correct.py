@@ -41,8 +41,7 @@ the JSON report:
    "compared": int,        that the outputs were compared on
    "held_back": bool,      whether those are others
    "weights": int,         whose integers were found to be the same, bit for bit
-   "evaluator": str,       what ran the models
-   "notes": [str]
+   "evaluator": str        what ran the models
   }
 
 exit status: 0 done; 1 the outputs became worse, and nothing was written; 2 bad input or usage

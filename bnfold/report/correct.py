@@ -74,7 +74,6 @@ class CorrectReport(Data):
     held_back: bool = False
     weights: int = 0
     evaluator: str = ""
-    notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         return "\n".join(self._lines())
@@ -99,7 +98,6 @@ class CorrectReport(Data):
         which = "held back" if self.held_back else "that it was corrected on"
         for output in self.outputs:
             yield f"{output} of signal over noise, on {counted(self.compared, 'sample')} {which}"
-        yield from (f"note: {note}" for note in self.notes)
 
 
 def _row(layer: CorrectedLayer, scaled: bool) -> tuple[str, ...]:

@@ -304,6 +304,11 @@ def quantize_with_batch(exact: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
+def test_a_batch_that_only_the_float_model_fixes() -> None:
+    _, report = bnfold.correct(quantized()[1], net(batch=4), X)
+    assert (report.samples, report.compared) == (48, 12)
+
+
 def test_few_samples_are_all_used() -> None:
     exact, model = quantized()
     _, report = bnfold.correct(model, exact, {"x": X["x"][:3]})

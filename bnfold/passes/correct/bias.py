@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnx
 
 from bnfold.fold.graph import Array
 from bnfold.onnx_graph.file.loaded import Loaded
@@ -47,7 +46,8 @@ class Bias:
 
     def type(self, loaded: Loaded) -> str:
         """The type of the stored numbers."""
-        return str(loaded.array(_stored(loaded)[self.tensor]).dtype.name)
+        found = next(tensor for tensor in loaded.proto.graph.initializer if tensor.name == self.tensor)
+        return str(loaded.array(found).dtype.name)
 
     def renew(self, loaded: Loaded, shift: Array, stretch: Array | None) -> int:
         """Add `shift` to each channel of the layer's output, which is stretched before.
@@ -55,26 +55,24 @@ class Bias:
         shift, stretch: of shape (channels,), float64. Integers are rounded to the next step; gives how many
         of them are at the end of their range.
         """
-        stored = _stored(loaded)
+        stored = {tensor.name: tensor for tensor in loaded.proto.graph.initializer}
         tensor = stored[self.tensor]
         old = loaded.array(tensor)
-        step: Any = np.float64(1.0)
-        if self.scale:
-            scale = loaded.array(stored[self.scale])
-            step = scale.astype(np.float64)
-            if stretch is not None and scale.size > 1:
-                loaded.set_array(stored[self.scale], (step * stretch).astype(scale.dtype))
+        step: Any = loaded.array(stored[self.scale]).astype(np.float64) if self.scale else 1.0
+        real = (old.astype(np.float64) - self.zero) * step
         if stretch is not None:
+            real = real * stretch
             scale = loaded.array(stored[self.weight_scale])
             along = stretch.reshape([-1 if a == self.rows else 1 for a in range(max(scale.ndim, 1))])
             loaded.set_array(stored[self.weight_scale], (scale * along).astype(scale.dtype))
-        real = (old.astype(np.float64) - self.zero) * step
-        real = (real if stretch is None else real * stretch) + shift / self.factor
+            if self.scale and step.size > 1:  # it stays the product of the input's and the weight's
+                kept = (step * stretch).astype(loaded.array(stored[self.scale]).dtype)
+                loaded.set_array(stored[self.scale], kept)
+                step = kept.astype(np.float64)
+        real = real + shift / self.factor
         if not self.scale:
             loaded.set_array(tensor, real.reshape(old.shape).astype(old.dtype))
             return 0
-        if stretch is not None:
-            step = loaded.array(stored[self.scale]).astype(np.float64)
         with np.errstate(divide="ignore", invalid="ignore"):
             codes = np.where(step > 0, np.round(real / step), 0) + self.zero
         ends = np.iinfo(old.dtype)
@@ -122,17 +120,17 @@ def _bias(surgery: Surgery, layer: Layer, channels: int) -> Bias:
         return _of_integers(surgery, site, slot, source, channels)
     if site.constant(slot) is None or site.dtype(slot) not in FLOATS:
         raise Refused(_why(value))
+    shape = site.shape(slot) or ()
+    if any(size != 1 for size in shape) and shape[-1] != channels:
+        raise Refused(f"its bias of shape {list(shape)} does not run along the channels")
     return Bias(_own(surgery, site, slot, channels).name)
 
 
 def _why(value: Value) -> str:
     if value.overridable:
-        return f"its bias {value.name!r} is an input that the caller may give{_cure(value)}"
+        cure = f" ({value.cure})" if value.cure else ""
+        return f"its bias {value.name!r} is an input that the caller may give{cure}"
     return "its bias is computed when the model runs"
-
-
-def _cure(value: Value) -> str:
-    return f" ({value.cure})" if value.cure else ""
 
 
 def _of_integers(surgery: Surgery, site: Site, slot: int, source: Site, channels: int) -> Bias:
@@ -191,9 +189,8 @@ def _step(layer: Layer, channels: int) -> Array | None:
         return None
     if step.size == 1:
         return np.asarray(step.reshape(()))
-    return (
-        np.tile(step, channels // step.size) if channels % step.size == 0 else None
-    )  # ConvTranspose's groups
+    groups, rest = divmod(channels, step.size)  # those of a ConvTranspose share their scales
+    return None if rest else np.tile(step, groups)
 
 
 def _added_behind(surgery: Surgery, layer: Layer, channels: int) -> Bias:
@@ -237,7 +234,3 @@ def _own(surgery: Surgery, site: Site, slot: int, size: int = 0) -> Value:
     new = surgery.constant(f"{value.name}_own", array, value)
     surgery.connect(site, slot, new)
     return new
-
-
-def _stored(loaded: Loaded) -> dict[str, onnx.TensorProto]:
-    return {tensor.name: tensor for tensor in loaded.proto.graph.initializer}

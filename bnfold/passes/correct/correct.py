@@ -102,7 +102,7 @@ def _task(surgery: Surgery, layer: Layer, deviation: bool | None) -> Task:
     site, bits = layer.site, layer.weight.bits
     count = layer.count
     if not count:
-        raise Refused(f"its weight of shape {list(site.shape(1) or ())} has no axis of output channels")
+        raise Refused(f"its weight of shape {list(site.shape(1) or ())} is of an unusual kind")
     wanted = bool(bits) and (bits < BELOW if deviation is None else deviation)
     note = _obstacle(layer, count) if wanted else ""
     scaled = wanted and not note

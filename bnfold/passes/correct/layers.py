@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ from bnfold.onnx_graph.model.new_nodes import only_reader
 from bnfold.onnx_graph.site import Model, Scope, Site, Value
 from bnfold.report.correct import LeftLayer
 
-__all__ = ["FORMS", "Layer", "Weight", "constant_operand", "layers_of", "weight_of"]
+__all__ = ["Layer", "Weight", "constant_operand", "layers_of", "numbers_of", "weight_of"]
 
 IN_BODY = "is in a body or a function: only layers of the main graph are corrected"
 NOT_STORED = "its weight is not stored in the model"
@@ -54,7 +54,7 @@ class Weight(NamedTuple):
 
     @property
     def scale(self) -> Array | None:
-        """One number, or one for each output channel; None if not known, or of another kind."""
+        """The scales that the codes have; None if there are none, or they are computed."""
         return None if self.dequantize is None else self.dequantize.value(1)
 
 
@@ -73,7 +73,6 @@ class Layer:
     add: Site | None = None
     tensor: str = ""
     target: str = ""
-    notes: list[str] = field(default_factory=list)
 
     @property
     def channels(self) -> int:
@@ -134,8 +133,9 @@ def _layers(scope: Scope) -> Iterator[Layer]:
             depth = deepest  # they may read anything that was there before
         if site.op in FORMS and site.has(1):
             add = _bias_add(site) if site.op == "MatMul" else None
-            yield (layer := Layer(site, weight_of(site), depth, add))
+            layer = Layer(site, weight_of(site), depth, add)
             layer.tensor = layer.last.name
+            yield layer
             depth += 1
         deepest = max(deepest, depth)
         depths.update((value, depth) for value in site.outputs if value is not None)

@@ -9,11 +9,11 @@ import numpy as np
 
 from bnfold.fold.graph import Array
 from bnfold.onnx_graph.file.loaded import Loaded
-from bnfold.onnx_graph.run.evaluators import EVALUATORS, CannotRun, Evaluator, Outputs
+from bnfold.onnx_graph.run.evaluators import Outputs, opened
 from bnfold.onnx_graph.run.part import part
 from bnfold.onnx_graph.run.samples import Samples
 
-__all__ = ["Moments", "Runs", "opened"]
+__all__ = ["Moments", "Runs"]
 
 AT_ONCE = 1 << 27  # bytes of outputs that a run may give, beyond those of one unit
 MOST = 32  # units in a run
@@ -78,18 +78,3 @@ def _moments(total: Array, squares: Array, count: int) -> Moments:
     with np.errstate(all="ignore"):
         mean, square = total / max(count, 1), squares / max(count, 1)
         return Moments(mean, np.sqrt(np.maximum(square - mean**2, 0)), square)
-
-
-def opened(loaded: Loaded) -> Evaluator:
-    """The first evaluator that takes a model.
-
-    Raises:
-        CannotRun: none does; the message has the reasons.
-    """
-    reasons = []
-    for make in EVALUATORS:
-        try:
-            return make(loaded)
-        except CannotRun as error:
-            reasons.append(f"{make.label}: {error}")
-    raise CannotRun("; ".join(reasons))
