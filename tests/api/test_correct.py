@@ -186,7 +186,15 @@ def output_of(model: onnx.ModelProto, node: str) -> str:
     return next(n.output[0] for n in model.graph.node if n.name == node)
 
 
-def test_names_that_were_lost() -> None:
+def test_names_of_nodes_that_were_lost() -> None:
+    """Behind a Conv the quantizer drops Relu and Clip, and gives their names to what it makes."""
+    exact, model = quantized()
+    nodes = {node.name: f"{node.name} of old" for node in exact.graph.node}
+    _, report = bnfold.correct(model, renamed(exact, {}, nodes), X)
+    assert [layer.node for layer in report.layers] == LAYERS
+
+
+def test_names_of_tensors_that_were_lost() -> None:
     """By the node's name where the tensor's is another; what has neither is named, and left alone."""
     exact, model = quantized()
     tensors = {output_of(exact, "depthwise"): "other", output_of(exact, "conv"): "one", "Clip_0": "clip"}

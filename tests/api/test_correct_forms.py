@@ -192,5 +192,6 @@ def test_what_is_in_a_body_is_named() -> None:
     quantized, exact = (model(text, arrays) for text in (body, other))
     _, report = bnfold.correct(quantized, exact, X)
     assert [layer.node for layer in report.layers] == ["conv", "linear"]
+    assert all(layer.mean_after < 1e-6 for layer in report.layers)  # one after the other, through the body
     assert [(left.node, left.op) for left in report.left] == [("inner", "Conv")]
     assert "in a body" in report.left[0].reason

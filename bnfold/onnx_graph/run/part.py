@@ -29,13 +29,11 @@ def part(loaded: Loaded, names: Collection[str]) -> Loaded:
                 pending += _read(makers[name])
     stated = {value.name: value for value in (*graph.value_info, *graph.output)}
     wanted = [_stated(stated.get(name), name) for name in names]
-    all_stored = {tensor.name for tensor in graph.initializer}
-    inputs = [value for value in graph.input if value.name in needed or value.name not in all_stored]
     nodes = [node for node in graph.node if any(name in needed for name in node.output if name)]
     stored = [tensor for tensor in graph.initializer if tensor.name in needed]
     graph.ClearField("value_info")  # a wrong shape there must not stop the run
-    smaller = onnx.GraphProto(node=nodes, initializer=stored, input=inputs, output=wanted)
-    for field in ("node", "initializer", "input", "output"):
+    smaller = onnx.GraphProto(node=nodes, initializer=stored, output=wanted)
+    for field in ("node", "initializer", "output"):
         graph.ClearField(field)
     graph.MergeFrom(smaller)
     return result
