@@ -11,6 +11,7 @@ import onnx
 
 from bnfold.api.fold_onnx import fold_loaded, opened, ranges_in
 from bnfold.errors import UsageError
+from bnfold.onnx_graph.annotations import annotated, dropped_note
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.options import Check, CheckKeywords, Fold, FoldKeywords, refuse_others
 from bnfold.passes.equalize import balance
@@ -124,7 +125,9 @@ def equalize_loaded(
     check = replace(check, ranges=ranges_in(loaded, options))
     if fold:
         loaded, report.fold = fold_loaded(loaded, options, check)
+    named = annotated(loaded)
     result = balance(loaded.copy(), split_relu6, options.shared, report)
+    report.notes += dropped_note(named, result)
     if not report.regions:
         report.notes.append(
             "nothing is carried at another size: the model is as it was"

@@ -19,6 +19,7 @@ from bnfold.errors import UsageError
 from bnfold.fold.edits import Edit
 from bnfold.fold.graph import Graph
 from bnfold.fold.merge.view import View
+from bnfold.onnx_graph.annotations import annotated, drop_annotations, dropped_note
 from bnfold.onnx_graph.file.loaded import Loaded, load
 from bnfold.onnx_graph.ledger import Ledger
 from bnfold.onnx_graph.model.scopes import without_gc
@@ -164,8 +165,9 @@ def fold_loaded(
     progress: Progress | None = None,
 ) -> tuple[Loaded, Report]:
     """The pipeline, then half precision if that is asked for. Without verification `loaded` is edited."""
-    before = digest(loaded.inlined()) if options.certificate else ""
+    before, named = digest(loaded.inlined()) if options.certificate else "", annotated(loaded)
     folded, report = _frozen_or_not(loaded, options, check, progress)
+    report.notes += dropped_note(named, folded)
     if report.certificate is not None:
         report.certificate.original, report.certificate.folded = before, digest(folded.inlined())
     return folded, report
@@ -203,13 +205,16 @@ def _folded(loaded: Loaded, options: Fold, check: Check, progress: Progress | No
     ranges = ranges_in(loaded, options)
     check = replace(check, ranges=ranges)
     front, ledger = front_end(check), None
-    if options.certificate or (check.verify and check.by != "run"):
+    named = bool(annotated(loaded))
+    if options.certificate or named or (check.verify and check.by != "run"):
         ledger = Ledger()
         front = replace(front, watch=ledger.watch)
     if ledger is not None and check.by != "run":
         front = replace(front, check=partial(_checked, check, ledger))
     passes = passes_of(options, ranges, ledger)
     done = fold(front, loaded, options, "model", verify=check.verify, passes=passes, progress=progress)
+    if ledger is not None and named:
+        drop_annotations(done.model, ledger.changes)
     if ledger is not None and options.certificate:
         done.report.certificate = ledger.certificate(ranges)
     return done.model, done.report

@@ -42,6 +42,7 @@ BACK = 3  # regions, to look for facts about an input
 LARGEST = 60  # nodes of a region: behind a fault nothing agrees any more, and regions grow to the outputs
 # What the attributes of a damaged file make of a rule.
 ODD = (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError)
+MOST_WORK = 2e10  # multiplications of one proof: half a minute, mostly
 ROUNDS = 4  # of rounding, that a certificate may speak of
 STEPS = 8  # of rounding, that another tool may have made on its way to a stored number
 ODD_ULPS = 64  # that a number of another tool may be off, so that evaluation tells whether it is rounding
@@ -75,10 +76,15 @@ def prove(
     a, b = Model(original, () if certificate is None else certificate.frozen), Model(folded)
     known = Known(a, shapes, seed, None if certificate is None else certificate.premises)
     proof = _Prover(a.main, b.main, known, certificate, np.random.default_rng(seed)).run()
-    refusal = proof.refusal
     if certificate is not None:
         proof.premises = [f"{name} keeps to its range" for name in certificate.premises]
         proof.premises += [f"{name} keeps its stored value" for name in certificate.frozen]
+    return _run_once(proof, known, folded)
+
+
+def _run_once(proof: Proof, known: Known, folded: Loaded) -> Proof:
+    """The same, with what one run of the folded model says: it has to run, and may be a counterexample."""
+    refusal = proof.refusal
     if refusal is None:
         proof.ran, broken = known.runs(folded)
         proof.refusal = Refusal(MODEL, "", broken, True) if broken else None
@@ -124,16 +130,15 @@ class _Prover:
     def run(self) -> Proof:
         proof = self.proof
         proof.refusal = self._signature()
-        if proof.refusal is None:
-            for node in self.a.nodes:
-                for slot, name in enumerate(node.outputs):
-                    y = self.image(name) if name and self.a.constant(name) is None else None
-                    if proof.refusal is not None:
-                        break
-                    if y is not None:
-                        self._claim(node, slot, name, y)
-                    elif name and self.claims is None and self.a.constant(name) is None:
-                        self._guess(node, slot, name)
+        needed = {*self.a.outputs, *(read for node in self.a.nodes for read in node.reads())}
+        for node in self.a.nodes:
+            for slot, name in enumerate(node.outputs):
+                if name not in needed or self.a.constant(name) is not None or proof.refusal is not None:
+                    continue
+                if (y := self.image(name)) is not None:
+                    self._claim(node, slot, name, y)
+                elif self.claims is None:
+                    self._guess(node, slot, name)
         proof.dropped = list(self.lost.values())
         if proof.refusal is None and proof.agreed:
             proof.refusal = proof.agreed[0]
@@ -146,9 +151,8 @@ class _Prover:
         seen, stack = set[str](), [refusal.tensor]
         while stack:
             name = stack.pop()
-            if name in seen or (
-                name in self.a.made and self.image(name) is not None and name != refusal.tensor
-            ):
+            holds = name in self.a.made and self.image(name) is not None and name != refusal.tensor
+            if name in seen or holds:
                 continue
             seen.add(name)
             stack += self.a.made[name][0].reads() if name in self.a.made else ()
@@ -223,8 +227,8 @@ class _Prover:
             if isinstance(error, Agrees):  # what follows is judged as if it were so
                 self.proof.agreed.append(refusal)
                 return
-            unspoken = self.claims is None or node.gives_list or self._in_function(name)
-            droppable = unspoken and name not in self.a.outputs
+            in_function = not self.a.path and name not in self.a.model.names
+            droppable = (self.claims is None or node.gives_list or in_function) and name not in self.a.outputs
             if droppable and not isinstance(error, TooLarge):
                 self.lost[name] = refusal
                 if len(self.lost) == EARLY and any(one.wrong for one in self.lost.values()):
@@ -237,9 +241,6 @@ class _Prover:
         _, entry = self.known.trial(self.b.model.loaded, suspect=True)
         if entry is not None:
             self.proof.refusal = Refusal(node.name, name, SHOWN, True, entry)
-
-    def _in_function(self, name: str) -> bool:
-        return not self.a.path and name not in self.a.model.names
 
     def _guess(self, node: Node, slot: int, name: str) -> None:
         """A tensor that is gone may be what the folded model has under the name of what its node read: a
@@ -350,12 +351,17 @@ class _Prover:
             try:
                 held = self._by_numbers(node, nodes, theirs, leaves[0], name, y)
             except Wrong as wrong:
-                if self.claims is not None or wrong.ulps > ODD_ULPS:
+                if self.a.certain(nodes) and (self.claims is not None or wrong.ulps > ODD_ULPS):
                     raise
                 held = None
             if held is not None:
                 return held
-        self._evaluate(nodes, theirs, leaves, name, y)
+        try:
+            self._evaluate(nodes, theirs, leaves, name, y)
+        except Wrong as wrong:
+            if self.a.certain(nodes) or not wrong.final:  # what is far off is no rounding
+                raise
+            raise Undecided(f"{wrong}, and computed constants are rounded on the way") from None
         return Held(EVALUATED)
 
     def _evaluate(
@@ -367,6 +373,8 @@ class _Prover:
         for values in (smaller([(self.a, nodes), (self.b, theirs)], leaves, images, full), full):
             if values is None:
                 continue
+            if self.known.work > MOST_WORK:
+                raise TooLarge("the proof would take too long")
             sides = evaluate.Side(self.a, nodes, name), evaluate.Side(self.b, theirs, y.name)
             try:
                 evaluate.compare(*sides, leaves, self._leaf, y, values, self.rng, rounds, self.premises)
@@ -376,6 +384,8 @@ class _Prover:
             except (Wrong, Undecided):
                 if values is full:
                     raise
+            finally:
+                self.known.work += sum(side.spent for side in sides)
 
     def _rounds(self, y: Image, *leaves: str) -> tuple[int, int]:
         """How often what is multiplied between these, and what is added, may have been rounded."""

@@ -15,11 +15,12 @@ import numpy as np
 from onnx import AttributeProto
 
 from bnfold.certificate import Cut
+from bnfold.proof import steps
 from bnfold.proof.claims import EVALUATED, Agrees, Entry, Held, Image, Undecided, Wrong
 from bnfold.proof.graph import Node, Scope, same_bits
 from bnfold.proof.layers import CONVOLUTIONS, PRODUCTS, precision_of
 from bnfold.proof.operator import Array, Operator, is_float, wide
-from bnfold.proof.pieces import Met, bounds_of
+from bnfold.proof.pieces import Met, along, bounds_of
 
 __all__ = ["Premises", "Side", "compare"]
 
@@ -50,14 +51,17 @@ class Side:
     """A region of one model, with what it reads and gives.
 
     loose: an operator that could be computed in float32 only, or "". met: of its pieces, by node. strict:
-    whether at every place along every axis.
+    whether at every place along every axis. steps: what operators that jump have read in the last run.
     """
 
     def __init__(self, scope: Scope, nodes: Sequence[Node], out: str) -> None:
         self.scope, self.nodes, self.out = scope, nodes, out
         self.loose = ""
         self.met = {node: Met(node) for node in nodes}
-        self.work = 0.0  # multiplications of one run
+        self.steps: list[steps.Step] = []
+        self.finite: Array | None = None
+        self.used = {out, *(name for node in nodes for name in node.inputs)}
+        self.work = self.spent = 0.0  # multiplications of one run, and of all
         self.strict = True
 
     def constants(self) -> dict[str, Array]:
@@ -83,7 +87,7 @@ class Side:
         Raises:
             Undecided: it cannot be computed.
         """
-        made, work = dict(feed), 0.0
+        made, work, jumps = dict(feed), 0.0, list[steps.Step]()
 
         def value(name: str) -> Array | None:
             if name in made:
@@ -103,6 +107,9 @@ class Side:
                 self.loose = f"{'the custom operator ' if node.operator.custom else ''}{node.op}"
             if moved is None:
                 self._met(node, given, outputs)
+                used = [y for n, y in zip(node.outputs, outputs, strict=False) if n in self.used]
+                jump = steps.step(node, given, used)
+                jumps += [] if jump is None else [jump]
                 work += _multiplications(node, given, outputs)
             for name, output in zip(node.outputs, outputs, strict=False):
                 if name:
@@ -110,6 +117,7 @@ class Side:
         result = value(self.out)
         assert result is not None
         self.work = max(self.work, work)
+        self.steps = self.steps if moved is not None else jumps
         return result
 
     def _met(self, node: Node, given: Sequence[Array | None], outputs: Sequence[Array]) -> None:
@@ -118,8 +126,15 @@ class Side:
 
     def missed(self) -> tuple[Node, str] | None:
         """A piece that no run has met, in words."""
+        if self.nodes and self.strict and self.finite is not None and not self.finite.all():
+            return self.nodes[-1], "at some place nothing finite comes out"
         found = ((node, met.missed(self.strict)) for node, met in self.met.items())
         return next((one for one in found if one[1]), None)
+
+    def gave(self, output: Array) -> None:
+        """Where one that counts is finite: infinite numbers are equal whatever made them."""
+        found = along(np.isfinite(output), np.any)
+        self.finite = found if self.finite is None else self.finite | found
 
     def pieces(self, leaves: Sequence[str]) -> bool:
         """Whether there is a bound behind another node: on it the inputs have no direct hold."""
@@ -173,21 +188,30 @@ def compare(
     a.strict = b.strict = not any(leaf in (premises or {}) for leaf in leaves)
     several = len(a.nodes) > 1 or len(b.nodes) > 1
     always = 6 if behind else 4 if points.size else 3 if several else 2
+    jumps = ""
     for turn, (scale, near, signed) in enumerate(TRIES, 1):
         seed = int(rng.integers(1 << 32))
         for sign in (scale, -scale) if turn != 2 else (scale,):
             drawn = np.random.default_rng(seed)
             some = points if near else points[:0]
             feed_a, feed_b = _feeds(leaves, image, values, premises or {}, some, sign, signed, drawn)
-            if turn > 1 and (a.work + b.work) * (2 * always + DRAWS * rounds) > MOST_WORK:
-                raise Undecided("it would take too long to compute it often enough")
+            if turn > 1:
+                _bounded((a.work + b.work) * (2 * always + DRAWS * rounds))
             _judge(a, b, feed_a, feed_b, y, rng, rounds)
+            jumps = jumps or steps.unlike(a.steps, b.steps)
         missed = a.missed() or b.missed()
         if turn >= always and missed is None:
+            if jumps:
+                raise Undecided(jumps)
             return Held(EVALUATED)
     assert missed is not None
     node, what = missed
     raise Undecided(f"{node.name} ({node.op}): {what}, in all that was tried")
+
+
+def _bounded(work: float) -> None:
+    if work > MOST_WORK:
+        raise Undecided("it would take too long to compute it often enough")
 
 
 def _feeds(
@@ -289,6 +313,7 @@ def _judge(
         raise Wrong(f"its shape is {got.shape}, and {want.shape} is expected")
     if 2 * np.isfinite(want).sum() < want.size:
         raise Undecided("most of what comes out is not finite")
+    a.gave(want)
     largest = float(np.abs(want[np.isfinite(want)]).max(initial=0.0))
     with np.errstate(all="ignore"):
         error = np.abs(want - got)
@@ -301,6 +326,7 @@ def _judge(
         new, old = _new_constants(a, b), a.constants() if rounds > 1 else {}
         most = max([NEAR, *(MOST.get(v.dtype.name, NEAR) for v in (new | old).values())]) * largest
         if error.max() <= most:  # else no rounding explains it
+            _bounded((b.work + (rounds > 1) * a.work) * DRAWS)
             here, there = (Image(""), y) if y.decoded else (y, Image(""))
             moved = _rounding(b, feed_b, new, _new_attributes(a, b), yb, there, rng)
             if y.cut is not None:

@@ -21,7 +21,7 @@ from bnfold.errors import ModelError
 from bnfold.onnx_graph.file.calls import explodes
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.file.tensors import as_text
-from bnfold.proof.operator import Array, Operator, TooLarge, Undecided, zero_of
+from bnfold.proof.operator import Array, Operator, TooLarge, Undecided, is_float, zero_of
 
 __all__ = ["CONTROL", "Model", "Node", "Scope", "same_bits"]
 
@@ -34,6 +34,14 @@ LISTS = frozenset(
 RANDOM = frozenset({"Bernoulli", "Multinomial"})
 # What makes an array as large as a stored number says, and the most numbers that a constant may have.
 GROWING, LARGEST = frozenset({"ConstantOfShape", "Expand", "Tile"}), 1 << 27
+# What moves numbers, or rounds each result once.
+_MOVES = frozenset(
+    {"Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze"}
+)
+_ROUNDS = frozenset(
+    {"Abs", "Add", "Cast", "CastLike", "DequantizeLinear", "Div", "Mul", "Neg", "Sign", "Sqrt", "Sub"}
+)
+CERTAIN = _MOVES | _ROUNDS | {"ConstantOfShape", "Tile", "Transpose", "Unsqueeze"}
 DEFAULT = ("", "ai.onnx")
 
 
@@ -192,6 +200,22 @@ class Scope:
         if name in self.made:
             return self.made[name][0].op == "Constant"
         return name in self.stored or (self.parent is not None and self.parent.is_stored(name))
+
+    def certain(self, nodes: Sequence[Node]) -> bool:
+        """Whether every runtime makes the same numbers of the constants that nodes read. Sums of many terms
+        and functions that are approximated are rounded on the way, by each in its own order, and what cancels
+        in them has no last place.
+        """
+        names = {name for node in nodes for name in node.inputs if name}
+        values = {name: self.constant(name) for name in names}
+        return all(v is None or not is_float(v) or self._is_certain(name) for name, v in values.items())
+
+    def _is_certain(self, name: str) -> bool:
+        home = self.home(name)
+        if self.is_stored(name) or home is None or name not in home.made:
+            return self.is_stored(name)
+        node = home.made[name][0]
+        return node.op in CERTAIN and all(map(home._is_certain, filter(None, node.inputs)))
 
     def _compute(self, node: Node) -> None:
         """The outputs of a node whose inputs are constants. What cannot be computed is no constant."""

@@ -10,6 +10,7 @@ to meet.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
@@ -18,7 +19,7 @@ import numpy as np
 from bnfold.proof.graph import Node
 from bnfold.proof.operator import Array, is_float
 
-__all__ = ["Met", "bounds_of"]
+__all__ = ["Met", "along", "bounds_of"]
 
 Values: TypeAlias = "Sequence[Array | None]"
 
@@ -26,9 +27,13 @@ Values: TypeAlias = "Sequence[Array | None]"
 NO_BOUND = 1e37
 ZERO = frozenset({"Abs", "Celu", "Elu", "LeakyRelu", "PRelu", "Relu", "Selu", "Sign", "Softsign"})
 COMPARISONS = frozenset({"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"})
-# Where they are steep enough that a difference shows: for inputs of at most this size.
-STEEP = {"Erf": 1.5, "Gelu": 2.5, "Mish": 4.0, "Sigmoid": 4.0, "Tanh": 2.5}
-STEEP |= dict.fromkeys(("Celu", "Elu", "Selu"), 3.0)
+# Where they are steep enough that a difference shows: for inputs between these.
+STEEP = {"Atan": (-100.0, 100.0), "Erf": (-1.5, 1.5), "Exp": (-8.0, 80.0), "Gelu": (-2.5, 2.5)}
+STEEP |= {"Mish": (-4.0, 4.0), "Sigmoid": (-4.0, 4.0), "Softplus": (-4.0, math.inf), "Tanh": (-2.5, 2.5)}
+STEEP |= {"Swish": (-4.0, math.inf)} | dict.fromkeys(("Celu", "Elu", "Selu"), (-3.0, 3.0))
+# Of what counts only the largest entry, or nearly so: the share that each must have had, of an equal one.
+SHARE = 1e-2
+SOFT, HARD = frozenset({"LogSoftmax", "ReduceLogSumExp", "Softmax"}), {"ReduceMax": 1.0, "ReduceMin": -1.0}
 
 
 class Met:
@@ -49,11 +54,11 @@ class Met:
         if not pieces:
             return
         for what, hit in pieces.items():
-            found = _along(np.broadcast_to(hit, x.shape) if hit.size == 1 else hit, np.any)
+            found = along(np.broadcast_to(hit, x.shape) if hit.size == 1 else hit, np.any)
             self.places[what] = self.places[what] | found if what in self.places else found
         changing = values[fixed.index(False)] if False in fixed else x
         if changing is not None and changing.shape == next(iter(pieces.values())).shape:
-            low, high = _along(changing, np.min), _along(changing, np.max)
+            low, high = along(changing, np.min), along(changing, np.max)
             self.low = low if self.low is None else np.minimum(self.low, low)
             self.high = high if self.high is None else np.maximum(self.high, high)
 
@@ -94,20 +99,43 @@ def _pieces(
         for i, v in enumerate(given if len(given) > 1 else ()):
             if all((other != v).any() for other in given if other is not v):
                 yield f"its input {i} never wins", v == outputs[0]
-    elif node.op == "Softmax":
-        axis = int(node.attribute("axis", -1 if node.operator.since >= 13 else 1))
-        if x.shape[axis] > 1:  # of one entry it is 1 anyway
-            mixed = outputs[0].max(axis, keepdims=True) < 0.99
-            yield "one entry is all of it", np.broadcast_to(mixed, x.shape)
+    elif node.op in SOFT or node.op in HARD:
+        axes = _axes(node, values, x.ndim)
+        size = math.prod(x.shape[axis] for axis in axes)
+        if size > 1:  # of one entry nothing is to be told
+            yield "an entry never counts", _counts(node.op, x, axes, SHARE / size)
     else:
         for bound in bounds_of(node, values):
             yield f"nothing is below {bound:g}", x < bound
             yield f"nothing is above {bound:g}", x > bound
         if node.op in STEEP:
-            yield "nothing is where it is steep", np.abs(x) < STEEP[node.op]
+            low, high = STEEP[node.op]
+            yield "nothing is where it is steep", (x > low) & (x < high)
 
 
-def _along(x: Array, how: Callable[..., Array]) -> Array:
+def _axes(node: Node, values: Values, rank: int) -> tuple[int, ...]:
+    """Those that a reduction or a Softmax runs over."""
+    if node.op in ("LogSoftmax", "Softmax"):
+        newer = node.operator.since >= 13
+        axis = int(node.attribute("axis", -1 if newer else 1)) % rank
+        return (axis,) if newer else tuple(range(axis, rank))
+    stated = node.attribute("axes")
+    if stated is None and len(values) > 1 and values[1] is not None:
+        stated = values[1].reshape(-1).tolist()
+    return tuple(int(axis) % rank for axis in stated) if stated else tuple(range(rank))
+
+
+def _counts(op: str, x: Array, axes: tuple[int, ...], share: float) -> Array:
+    """Which entries make a difference: the largest one, or those with some share of the sum."""
+    if op in HARD:
+        return np.asarray(HARD[op] * x == (HARD[op] * x).max(axes, keepdims=True))
+    with np.errstate(all="ignore"):
+        part = np.exp(x - x.max(axes, keepdims=True))
+        part = part / part.sum(axes, keepdims=True)
+    return np.asarray((part > share) & (part.max(axes, keepdims=True) < 0.99))
+
+
+def along(x: Array, how: Callable[..., Array]) -> Array:
     """What is left of an array along each of its axes but the first, one after the other."""
     if x.ndim < 2:
         return np.atleast_1d(x)

@@ -369,3 +369,59 @@ def test_a_maximum_that_is_hardly_ever_negative() -> None:
         x,
     )
     assert proof(original, other).status == "refuted"
+
+
+def scaled(
+    op: str, inputs: str = "", c: tuple[float, float] = (0.7, 1.3), **attributes: Any
+) -> onnx.ModelProto:
+    """Two numbers, times one each, and an operator that jumps."""
+    stored = {"c": np.float32(c), "s": np.float32(0.5), "z": np.int8(3), "k": np.float32(0.3)}
+    nodes = [node("Mul", "x c", "m"), node(op, f"m {inputs}".strip(), "j", **attributes)]
+    return graph([*nodes, node("Cast", "j", "y", to=TensorProto.FLOAT)], stored, [1, 2], opset=18)
+
+
+@pytest.mark.parametrize(
+    ("op", "inputs", "attributes"),
+    [
+        *((op, "", {}) for op in ("Floor", "Ceil", "Round", "Hardmax", "ArgMax")),
+        ("Greater", "k", {}),
+        ("QuantizeLinear", "s z", {}),
+        ("Cast", "", {"to": TensorProto.INT32}),
+        ("ThresholdedRelu", "", {"alpha": 0.4}),
+    ],
+)
+def test_what_jumps_does_not_tell_what_it_reads(op: str, inputs: str, attributes: dict[str, Any]) -> None:
+    """A thousandth more moves where it jumps, and hardly any number is in between."""
+    original = scaled(op, inputs, **attributes)
+    assert proof(original, scaled(op, inputs, **attributes)).status == "proved"
+    assert proof(original, scaled(op, inputs, (0.7007, 1.3), **attributes)).status != "proved"
+    renamed = scaled(op, inputs, **attributes)
+    renamed.graph.node[0].output[0] = renamed.graph.node[1].input[0] = "another"
+    assert proof(original, renamed).status == "proved"
+
+
+@pytest.mark.parametrize("op", ["Exp", "LogSoftmax", "ReduceLogSumExp", "ReduceMax", "Softmax", "Softplus"])
+def test_an_entry_that_never_counts_is_not_proved(op: str) -> None:
+    """What is far below the others is nothing, whatever its weights are."""
+    rng = np.random.default_rng(0)
+    w, b = rng.normal(size=(3, 4)).astype(np.float32), np.float32([0, 0, 0, -1e7])
+    attributes = {"axis": 1} if "oftmax" in op else {"keepdims": 1} if "Reduce" in op else {}
+
+    def model(weight: Any, between: str) -> onnx.ModelProto:
+        nodes = [node("Gemm", "x w b", between), node(op, between, "y", **attributes)]
+        return graph(nodes, {"w": weight, "b": b}, [2, 3])
+
+    other = w.copy()
+    other[:, 3] *= -2
+    assert proof(model(w, "g"), model(other, "h")).status != "proved"
+    b[3] = 0
+    assert proof(model(w, "g"), model(w, "h")).status == "proved"
+
+
+def test_of_an_output_that_nobody_reads_nothing_is_claimed() -> None:
+    """The places of the largest numbers would not tell that these are the same."""
+    stored = {"k": np.int64([2]), "c": np.float32(2)}
+    top = node("TopK", "x k", "v i", axis=1)
+    original = graph([top, node("Mul", "v c", "y")], stored, [3, 4])
+    top = node("TopK", "m k", "y i", axis=1)
+    assert proof(original, graph([node("Mul", "x c", "m"), top], stored, [3, 4])).status == "proved"

@@ -102,10 +102,10 @@ def import_timm() -> Any:
     return timm
 
 
-def network(name: str, negative: float = HALF) -> tuple[Any, Any]:
+def network(name: str, negative: float = HALF, size: int | None = None) -> tuple[Any, Any]:
     """One of timm's networks for inference, every batch norm randomized, and an input of its own size.
 
-    `negative`: the part of the gammas that is.
+    negative: the part of the gammas that is. size: of the images, where the network does not fix it.
     """
     import torch
 
@@ -125,7 +125,10 @@ def network(name: str, negative: float = HALF) -> tuple[Any, Any]:
                     sign = 1 - 2 * (torch.rand(module.weight.shape) < negative).int()
                 module.weight.copy_(torch.empty_like(module.weight).uniform_(0.5, 1.5) * sign)
                 module.bias.normal_(0, 0.1)
-    return model, torch.randn(1, *model.default_cfg["input_size"])
+    shape = model.default_cfg["input_size"]
+    if size is not None and not model.default_cfg.get("fixed_input_size"):
+        shape = (shape[0], size, size)
+    return model, torch.randn(1, *shape)
 
 
 def export(model: Any, example: Any, raw: Path, default: Path | None = None) -> None:
@@ -142,9 +145,10 @@ def export(model: Any, example: Any, raw: Path, default: Path | None = None) -> 
         _save(program.model, default)
 
 
-def export_by_itself(name: str, negative: float, *paths: Path) -> None:
+def export_by_itself(name: str, negative: float, *paths: Path, size: int | None = None) -> None:
     """`export` of one of timm's networks, in a process that ends: the exporter keeps much memory."""
-    program = command("tools._data.models", name, negative, *paths)
+    options = [] if size is None else ["--size", size]
+    program = command("tools._data.models", name, negative, *paths, *options)
     done = subprocess.run(program, capture_output=True, text=True, check=False, cwd=ROOT)
     if done.returncode:
         raise RuntimeError(f"{name} cannot be exported: {done.stderr.strip().splitlines()[-1:]}")
@@ -196,8 +200,9 @@ def main() -> None:
     parser.add_argument("network")
     parser.add_argument("negative", type=float)
     parser.add_argument("paths", nargs="+", type=Path)
+    parser.add_argument("--size", type=int)
     arguments = parser.parse_args()
-    export(*network(arguments.network, arguments.negative), *arguments.paths)
+    export(*network(arguments.network, arguments.negative, arguments.size), *arguments.paths)
 
 
 if __name__ == "__main__":

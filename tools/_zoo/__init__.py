@@ -1,1 +1,1 @@
-"""What tools/zoo, tools/zoo_torch, tools/zoo_tensorrt and tools/zoo_convert run."""
+"""What tools/zoo, tools/zoo_torch, tools/zoo_tensorrt, tools/zoo_convert and tools/mutants run."""

@@ -1,0 +1,1 @@
+"""Rules of the fold, each broken once on purpose, on a small model where that matters."""
