@@ -42,6 +42,7 @@ BACK = 3  # regions, to look for facts about an input
 LARGEST = 60  # nodes of a region: behind a fault nothing agrees any more, and regions grow to the outputs
 # What the attributes of a damaged file make of a rule.
 ODD = (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError)
+MOST_WORK = 2e10  # multiplications of one proof: half a minute, mostly
 ROUNDS = 4  # of rounding, that a certificate may speak of
 STEPS = 8  # of rounding, that another tool may have made on its way to a stored number
 ODD_ULPS = 64  # that a number of another tool may be off, so that evaluation tells whether it is rounding
@@ -358,7 +359,7 @@ class _Prover:
         try:
             self._evaluate(nodes, theirs, leaves, name, y)
         except Wrong as wrong:
-            if self.a.certain(nodes):
+            if self.a.certain(nodes) or not wrong.final:  # what is far off is no rounding
                 raise
             raise Undecided(f"{wrong}, and computed constants are rounded on the way") from None
         return Held(EVALUATED)
@@ -372,6 +373,8 @@ class _Prover:
         for values in (smaller([(self.a, nodes), (self.b, theirs)], leaves, images, full), full):
             if values is None:
                 continue
+            if self.known.work > MOST_WORK:
+                raise TooLarge("the proof would take too long")
             sides = evaluate.Side(self.a, nodes, name), evaluate.Side(self.b, theirs, y.name)
             try:
                 evaluate.compare(*sides, leaves, self._leaf, y, values, self.rng, rounds, self.premises)
@@ -381,6 +384,8 @@ class _Prover:
             except (Wrong, Undecided):
                 if values is full:
                     raise
+            finally:
+                self.known.work += sum(side.spent for side in sides)
 
     def _rounds(self, y: Image, *leaves: str) -> tuple[int, int]:
         """How often what is multiplied between these, and what is added, may have been rounded."""
