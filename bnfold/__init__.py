@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bnfold import compress as compress
     from bnfold import nn as nn
+    from bnfold.api.correct import correct as correct
     from bnfold.api.equalize import equalize_onnx as equalize_onnx
     from bnfold.api.export import export as export
     from bnfold.api.fold_module import fold_module as fold_module
@@ -35,6 +36,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "fold_onnx": "bnfold.api.fold_onnx",
+    "correct": "bnfold.api.correct",
     "equalize_onnx": "bnfold.api.equalize",
     "export": "bnfold.api.export",
     "fold_module": "bnfold.api.fold_module",
@@ -51,6 +53,7 @@ _HOME = {
 }
 
 __all__ = [
+    "correct",
     "equalize_onnx",
     "export",
     "fold_onnx",

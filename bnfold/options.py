@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CHECKS",
     "PRECISIONS",
+    "QUANTIZERS",
     "Check",
     "CheckKeywords",
     "Fold",
@@ -32,6 +33,7 @@ SHARED = ("duplicate", "skip", "error")
 TARGETS = ("onnx", "tensorrt")
 CHECKS = ("run", "proof", "both")
 PRECISIONS = {"fp16": "float16", "bf16": "bfloat16"}
+QUANTIZERS = {"int8": (8, True), "int8-per-tensor": (8, False), "int4": (4, True)}  # bits; a scale a channel
 INPUT_RANGES = "input ranges have nothing to do unless dead channels are dropped"
 
 
@@ -62,6 +64,7 @@ class FoldKeywords(TypedDict, total=False):
     input_ranges: Mapping[str, tuple[Any, Any]] | None
     precision: str | None
     certificate: bool
+    quantize_for: str | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,12 +130,17 @@ class Fold:
     input_ranges: Mapping[str, tuple[Any, Any]] | None = None
     precision: str | None = None
     certificate: bool = False
+    quantize_for: str | None = None
 
     def __post_init__(self) -> None:
         choice("shared", self.shared, SHARED)
         choice("target", self.target, TARGETS)
         if self.precision is not None:
             choice("precision", self.precision, PRECISIONS)
+        if self.quantize_for is not None:
+            choice("quantize_for", self.quantize_for, QUANTIZERS)
+            if not self.merge_branches:
+                raise UsageError("quantize_for says what is merged, and merge_branches=False that nothing is")
         if isinstance(self.skip, str):
             raise UsageError("skip takes a collection of names, not one string")
         if self.input_ranges and not self.drop_dead_channels:

@@ -167,6 +167,18 @@ def merging() -> str:
     return "\n".join(markdown(headings, rows, "ll"))
 
 
+def int8() -> str:
+    """What merging costs and gains a network that is quantized."""
+    rows = []
+    for name, variants in read(RESULTS / "int8.json")["networks"].items():
+        for variant, row in variants.items():
+            decibels = [f"{row[kind]['db']:.1f}" for kind in ("per_tensor", "per_channel", "int4")]
+            ms = [f"{row['milliseconds'][kind]:.1f}" for kind in ("float32", "int8")]
+            rows.append((name, variant, row["linear"], row["batch_norms"], *decibels, *ms))
+    headings = ("network", "folded", "linear nodes", "batch norms", "one scale, dB", "each channel's, dB")
+    return "\n".join(markdown((*headings, "4-bit weights, dB", "float32, ms", "int8, ms"), rows, "ll"))
+
+
 def zoo_tensorrt() -> str:
     """What TensorRT-RTX makes of the same exports, as they are and folded."""
     totals = read(RESULTS / "zoo_tensorrt.json")["totals"]
@@ -303,6 +315,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "equalize": partial(deployed, "equalize", equalize_table),
         "slimming": partial(deployed, "slim", slim_table),
     },
+    "docs/int8.md": {"int8": int8},
     "docs/proof.md": {"prove": partial(deployed, "prove", prove_table)},
     "docs/performance.md": {"gpu_goals": gpu_goals, "gpu_layers": gpu_layers},
 }

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -91,27 +92,33 @@ ROW = ["", "a", "b", "encode", 1.0, 0.0, None, 0, 0]
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("make", "said"),
     [
-        (b"hello", "not a certificate of bnfold"),
-        (b"", "not a certificate of bnfold"),
-        (full().to_bytes()[:-40], "not a certificate of bnfold"),
-        (other_archive(), "it is another archive"),
-        (pickled(), "not a certificate of bnfold"),
-        (bomb(), "it holds more than 1024 MiB"),
-        (stated({"version": 2}), "it is of version 2, and version 1 is read here"),
-        (stated({"format": "onnx"}), "its header is another"),
-        (stated({"images": [ROW[:4]]}), "not a certificate of bnfold"),
-        (stated({"images": [[*ROW[:4], {"at": 10**6, "shape": [3]}, *ROW[5:]]]}), "outside of the file"),
-        (stated({"images": [[*ROW[:4], {"at": 0, "shape": [-3]}, *ROW[5:]]]}), "an array of shape (-3,)"),
-        (stated({"images": [[*ROW[:3], "both", *ROW[4:]]]}), "in the form 'both'"),
-        (stated({"images": 3}), "the certificate is damaged"),
-        (stated({"rounds": None}), "the certificate is damaged"),
+        (lambda: b"hello", "not a certificate of bnfold"),
+        (lambda: b"", "not a certificate of bnfold"),
+        (lambda: full().to_bytes()[:-40], "not a certificate of bnfold"),
+        (other_archive, "it is another archive"),
+        (pickled, "not a certificate of bnfold"),
+        (bomb, "it holds more than 1024 MiB"),
+        (lambda: stated({"version": 2}), "it is of version 2, and version 1 is read here"),
+        (lambda: stated({"format": "onnx"}), "its header is another"),
+        (lambda: stated({"images": [ROW[:4]]}), "not a certificate of bnfold"),
+        (
+            lambda: stated({"images": [[*ROW[:4], {"at": 10**6, "shape": [3]}, *ROW[5:]]]}),
+            "outside of the file",
+        ),
+        (
+            lambda: stated({"images": [[*ROW[:4], {"at": 0, "shape": [-3]}, *ROW[5:]]]}),
+            "an array of shape (-3,)",
+        ),
+        (lambda: stated({"images": [[*ROW[:3], "both", *ROW[4:]]]}), "in the form 'both'"),
+        (lambda: stated({"images": 3}), "the certificate is damaged"),
+        (lambda: stated({"rounds": None}), "the certificate is damaged"),
     ],
 )
-def test_damaged_files_are_refused_in_one_line(tmp_path: Path, content: bytes, said: str) -> None:
+def test_damaged_files_are_refused_in_one_line(tmp_path: Path, make: Callable[[], bytes], said: str) -> None:
     path = tmp_path / "c.npz"
-    path.write_bytes(content)
+    path.write_bytes(make())
     with pytest.raises(UsageError) as caught:
         read_certificate(path)
     assert said in str(caught.value)

@@ -23,6 +23,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from docs import tables
+from tests.api.qdq import images, quantized
 
 ROOT = Path(__file__).resolve().parent.parent
 FOR_DEVELOPERS = [ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md"]
@@ -183,6 +184,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     onnx.save(branches(), tmp_path / "branches.onnx")
     onnx.save(dead(), tmp_path / "dead.onnx")
     onnx.save(uneven(), tmp_path / "uneven.onnx")
+    for name, proto in zip(("float", "int8"), quantized(), strict=True):
+        onnx.save(proto, tmp_path / f"{name}.onnx")
+    np.savez(tmp_path / "images.npz", x=images(60, seed=1))
     commands = tmp_path / ".bin"
     commands.mkdir()
     command = commands / "bnfold"

@@ -22,7 +22,7 @@ FUNCTIONS = {
     "fold_onnx": EVERY,
     "export": EVERY - {"inputs", "shapes", "seed", "freeze_initializers", "certificate", "check"},
     "equalize_onnx": EVERY - {"target", "precision", "certificate", "check"},
-    "fold_program": {"verify", "inputs", "rtol", "atol", "shared", "skip", "merge_branches"},
+    "fold_program": {"verify", "inputs", "rtol", "atol", "shared", "skip", "merge_branches", "quantize_for"},
     "fold_module": {"verify", "rtol", "atol", "shared", "skip"},
 }
 
@@ -66,6 +66,11 @@ def test_the_keywords_of_the_types_are_the_fields() -> None:
         ),
         (lambda: Fold(target="trt"), "target='trt' is unknown. Note: valid choices are onnx, tensorrt"),
         (lambda: Fold(precision="int8"), "precision='int8' is unknown. Note: valid choices are fp16, bf16"),
+        (
+            lambda: Fold(quantize_for="int9"),
+            "quantize_for='int9' is unknown. Note: valid choices are int8, int8-per-tensor, int4",
+        ),
+        (lambda: Fold(quantize_for="int8", merge_branches=False), "merge_branches=False that nothing is"),
         (lambda: Fold(skip="bn1"), "skip takes a collection of names, not one string"),
         (lambda: Fold(input_ranges={"x": (0, 1)}), "nothing to do unless dead channels are dropped"),
         (lambda: Check(rtol=-1.0), "rtol=-1.0 is not a number from 0 on"),

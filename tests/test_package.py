@@ -85,7 +85,10 @@ def test_importing_bnfold_is_light() -> None:
     [
         ["--help"],
         ["--version"],
-        *([c, "--help"] for c in ("fold", "verify", "prove", "export", "build", "bench", "equalize")),
+        *(
+            [c, "--help"]
+            for c in ("fold", "verify", "prove", "export", "build", "bench", "equalize", "correct")
+        ),
     ],
 )
 def test_help_is_light(arguments: list[str]) -> None:

@@ -11,6 +11,7 @@ import onnx
 
 from bnfold.api.fold_onnx import fold_loaded, opened, ranges_in
 from bnfold.errors import UsageError
+from bnfold.onnx_graph.annotations import annotated, dropped_note
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.options import Check, CheckKeywords, Fold, FoldKeywords, refuse_others
 from bnfold.passes.equalize import balance
@@ -60,6 +61,7 @@ def equalize_onnx(
     input_ranges: Mapping[str, tuple[Any, Any]] | None = None,
     apart: bool = False,
     timeout: float | None = None,
+    quantize_for: str | None = None,
     **others: Any,
 ) -> tuple[onnx.ModelProto | onnx_ir.Model, EqualizeReport]:
     """Balance the weight ranges of an ONNX model without changing what it computes, for int8 to come.
@@ -87,6 +89,7 @@ def equalize_onnx(
         input_ranges: of the fold and the check.
         apart: check in a process of its own, as `fold_onnx` does.
         timeout: seconds that the check may take there.
+        quantize_for: of the fold, as for `fold_onnx`.
         others: options of `fold_onnx` that come after this, which are refused by name.
 
     Returns:
@@ -105,6 +108,7 @@ def equalize_onnx(
         merge_branches=merge_branches,
         drop_dead_channels=drop_dead_channels,
         input_ranges=input_ranges,
+        quantize_for=quantize_for,
     )
     loaded, as_given = opened(model, "equalize_onnx")
     check = Check(verify, inputs, shapes, seed, rtol, atol, apart, timeout)
@@ -124,7 +128,9 @@ def equalize_loaded(
     check = replace(check, ranges=ranges_in(loaded, options))
     if fold:
         loaded, report.fold = fold_loaded(loaded, options, check)
+    named = annotated(loaded)
     result = balance(loaded.copy(), split_relu6, options.shared, report)
+    report.notes += dropped_note(named, result)
     if not report.regions:
         report.notes.append(
             "nothing is carried at another size: the model is as it was"

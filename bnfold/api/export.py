@@ -71,6 +71,7 @@ def export(
     input_ranges: Mapping[str, tuple[Any, Any]] | None = None,
     apart: bool = False,
     timeout: float | None = None,
+    quantize_for: str | None = None,
     **others: Any,
 ) -> Report:
     """Export a torch module to ONNX, folded, and checked against the module itself in float64.
@@ -104,6 +105,7 @@ def export(
         input_ranges: as for `fold_onnx`; the example inputs must keep to them.
         apart: run the file in a process of its own, so that a crash in what runs it is raised as an error.
         timeout: seconds that one run of the file may take there; with it, it is apart.
+        quantize_for: as for `fold_onnx`.
         others: options of `fold_onnx` that have nothing to do here, which are refused by name.
 
     Returns:
@@ -128,6 +130,7 @@ def export(
         drop_dead_channels=drop_dead_channels,
         input_ranges=input_ranges,
         precision=precision,
+        quantize_for=quantize_for,
     )
     check = Check(verify, rtol=rtol, atol=atol, apart=apart, timeout=timeout)
     module = plain_module(module, "export")

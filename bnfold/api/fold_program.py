@@ -39,6 +39,7 @@ def fold_program(
     inputs: tuple[Any, ...] | None = None,
     merge_branches: bool = True,
     check: str | None = None,
+    quantize_for: str | None = None,
     **others: Any,
 ) -> tuple[ExportedProgram, Report]:
     """Fold every batch norm that can vanish from an exported torch program.
@@ -55,6 +56,7 @@ def fold_program(
         merge_branches: as for `fold_onnx`. (`fold_module`, which keeps classes and names, merges none.)
         check: as for `fold_onnx`: "run" both programs; let a "proof" decide, and runs what it leaves
             undecided; or "both". None: a proof, and both where inputs or tolerances are given.
+        quantize_for: as for `fold_onnx`.
         others: options of `fold_onnx` that only ONNX models have, which are refused by name.
 
     Returns:
@@ -67,7 +69,7 @@ def fold_program(
     """
     why = "only ONNX models have that; see bnfold.export and bnfold.fold_onnx"
     refuse_others("fold_program", others, why)
-    options = Fold(shared, skip, merge_branches=merge_branches)
+    options = Fold(shared, skip, merge_branches=merge_branches, quantize_for=quantize_for)
     how = Check(verify, inputs, rtol=rtol, atol=atol, check=check)
     if not isinstance(program, ExportedProgram):
         raise UsageError(

@@ -17,18 +17,20 @@ from typing import Generic, Protocol, TypeVar
 from bnfold.fold.claims import Claims
 from bnfold.fold.edits import AddBias, Edit, SetValue
 from bnfold.fold.graph import Graph, Node
-from bnfold.fold.merge.plan import MergePlan, merge_all, mergeable
+from bnfold.fold.merge.noise import Judge
+from bnfold.fold.merge.plan import MergePlan, maps_beside, merge_all, mergeable
 from bnfold.fold.merge.view import View
 from bnfold.fold.roles import Affine, Linear
 from bnfold.fold.solve import Plan, solve
 from bnfold.options import Fold, known
-from bnfold.report.fold import Report
+from bnfold.report.fold import Entry, Report
 from bnfold.report.verification import Verification
 from bnfold.verify.blame import ALL, Part, Work, judge
 
 __all__ = ["Done", "FrontEnd", "Pass", "Progress", "Solve", "fold", "run"]
 
 M = TypeVar("M")
+UNASKED = "int8-per-tensor"  # what a report warns of
 Progress = Callable[[int, int, str], None]  # done, of how many, what
 
 
@@ -95,11 +97,16 @@ class Pass(Generic[M]):
 
 @dataclass
 class Done(Generic[M]):
-    """A model, what became of it, and the names of what folded, in the order in which it did."""
+    """A model, what became of it, and the names of what folded, in the order in which it did.
+
+    held: names of what is no matter of folding, but of merging. judge: who weighs what rounding adds.
+    """
 
     model: M
     report: Report
     order: list[str]
+    held: frozenset[str]
+    judge: Judge
 
     def work(self, passes: Sequence[Pass[M]] = ()) -> Work:
         """What was done, for `verify.blame.judge`."""
@@ -125,13 +132,17 @@ def run(
         if options.skip:
             norms = [node.name for node in graph.nodes if isinstance(node.role, Affine)]
             known("skip", options.skip, norms, "such batch norm")
+        held = _held(front, graph, options)
         plan = front.solve(
             graph,
             skip=options.skip,
-            allow=_allowed(part),
+            allow=_allowed(part, held),
             progress=None if progress is None else (lambda count, of: progress(count, of, "folding")),
         )
-        done = Done(model, Report(plan.entries), [node.name for node in plan.order])
+        entries = [_branch(entry) if entry.name in held else entry for entry in plan.entries]
+        report = Report(entries, quantize_for=options.quantize_for)
+        judge = Judge(options.quantize_for or UNASKED, decides=options.quantize_for is not None)
+        done = Done(model, report, [node.name for node in plan.order], held, judge)
         merges = options.merge_branches and front.view is not None and part.merges != 0
         if front.view is not None and merges:
             merges = mergeable(graph, front.view(set(plan.order), options.skip), done.report)
@@ -204,11 +215,11 @@ def _merge(front: FrontEnd[M], done: Done[M], options: Fold, part: Part) -> None
     def write(graph: Graph, plan: MergePlan) -> None:
         done.model = front.carry_out(done.model, graph, plan)
 
-    view, read = partial(front.view, (), options.skip), partial(_read, front, done, options)
+    look, read = front.view, partial(_read, front, done, options)
     merged = -1
     while merged < len(done.report.merged):
         merged = len(done.report.merged)
-        graph = merge_all(done.report, read, write, view, part.merges)
+        graph = merge_all(done.report, read, write, lambda: look((), options.skip), done.judge, part.merges)
         if merged == len(done.report.merged) or not _fold_again(front, done, options, part, graph):
             return
 
@@ -224,7 +235,8 @@ def _fold_again(front: FrontEnd[M], done: Done[M], options: Fold, part: Part, gr
     False if nothing more goes.
     """
     left = any(isinstance(node.role, Affine) for node in graph.nodes)
-    plan = front.solve(graph, skip=options.skip, allow=_allowed(part), progress=None) if left else Plan()
+    allow = _allowed(part, done.held)
+    plan = front.solve(graph, skip=options.skip, allow=allow, progress=None) if left else Plan()
     if not plan.order:
         return False
     done.model = front.carry_out(done.model, graph, plan)
@@ -253,9 +265,22 @@ def _changes_a_map(edit: Edit) -> bool:
     return isinstance(edit, SetValue) and isinstance(edit.node.role, Affine)
 
 
-def _allowed(part: Part) -> Callable[[Node], bool] | None:
-    return None if part.folds is None else partial(_is_named, part.folds)
+def _held(front: FrontEnd[M], graph: Graph, options: Fold) -> frozenset[str]:
+    """Batch norms that are branches beside linear nodes, where the result will be quantized.
+
+    Folded around a sum they would spread its channels, and those of the layers before and behind it.
+    """
+    if options.quantize_for is None or front.view is None:
+        return frozenset()
+    return frozenset(maps_beside(graph, front.view((), options.skip))).difference(options.skip)
 
 
-def _is_named(names: Collection[str], node: Node) -> bool:
-    return node.name in names
+def _branch(entry: Entry) -> Entry:
+    reason = "is a branch beside linear nodes: its scales would spread the channels of the layers around"
+    return entry._replace(reason=reason, blocked_by="", cure="")
+
+
+def _allowed(part: Part, held: Collection[str]) -> Callable[[Node], bool] | None:
+    if part.folds is None and not held:
+        return None
+    return lambda node: node.name not in held and (part.folds is None or node.name in part.folds)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import NoReturn, Protocol
 
 from bnfold import __version__
-from bnfold.cli import bench, build, equalize, export, fold, prove, verify
+from bnfold.cli import bench, build, correct, equalize, export, fold, prove, verify
 from bnfold.cli.flags import Idle, refuse_idle
 from bnfold.cli.terminal import complain
 from bnfold.errors import BnfoldError, VerifyError
@@ -45,6 +45,7 @@ COMMANDS: dict[str, Command] = {
     "build": build,
     "bench": bench,
     "equalize": equalize,
+    "correct": correct,
 }
 
 

@@ -55,6 +55,7 @@ NOT_HERE = ("--precision", "--target")  # what is done to the result, by `bnfold
 OF_THE_FOLD = [flag for flag in (*flags.FOLD, "--no-merge-branches") if flag != "--shared"]
 IDLE = [
     flags.Idle(OF_THE_FOLD, " with --no-fold", lambda a: a.no_fold),
+    flags.NO_MERGES,
     flags.NO_RANGES,
     flags.Idle(list(flags.CHECK), " with --no-verify", lambda a: a.no_verify),
     *flags.NO_OUT,

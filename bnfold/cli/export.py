@@ -26,6 +26,7 @@ Inputs have the names of the parameters of its forward, unless they are given ot
     + flags.DONE
 )
 IDLE = [
+    flags.NO_MERGES,
     flags.NO_RANGES,
     flags.Idle([flags.TIMEOUT], " with --no-verify", lambda a: a.no_verify and not a.precision),
 ]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from bnfold.errors import UsageError
-from bnfold.options import PRECISIONS, SHARED, TARGETS, Check, Fold
+from bnfold.options import PRECISIONS, QUANTIZERS, SHARED, TARGETS, Check, Fold
 
 T = TypeVar("T")
 SWITCH = "store_true"
@@ -143,6 +143,12 @@ FOLD: Flags = {
         action=argparse.BooleanOptionalAction,
         default=Fold.merge_branches,
     ),
+    "--for": _flag(
+        "what the model will be quantized to: merge only what its rounding bears (a scale for each output "
+        "channel, but for per-tensor)",
+        dest="quantize_for",
+        choices=QUANTIZERS,
+    ),
     "--drop-dead-channels": _flag(
         "take out every channel that is proven to be constant, or that nobody reads", action=SWITCH
     ),
@@ -229,6 +235,7 @@ def refuse_idle(table: Sequence[Idle], argv: Sequence[str], args: argparse.Names
                 raise UsageError(f"{flag} has nothing to do{row.why}")
 
 
+NO_MERGES = Idle(["--for"], " with --no-merge-branches", lambda a: not a.merge_branches)
 NO_RANGES = Idle(["--input-range"], " without --drop-dead-channels", lambda a: not a.drop_dead_channels)
 NO_JSON = Idle(["--force"], " without --json", lambda a: not a.json)
 NO_OUT = (

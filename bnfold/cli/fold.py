@@ -21,6 +21,7 @@ examples:
   bnfold fold model.onnx folded.onnx --target tensorrt
   bnfold fold model.onnx half.onnx --precision fp16 --input-data-path images.npz
   bnfold fold model.onnx folded.onnx --no-merge-branches
+  bnfold fold model.onnx folded.onnx --for int8
   bnfold fold model.onnx smaller.onnx --drop-dead-channels --input-range x:0,1
   bnfold fold model.onnx folded.onnx --certificate folded.npz
 
@@ -39,9 +40,13 @@ the JSON report:
      {"name": str,         the one that is left
       "op": str,           its operator
       "replaces": [str],   the nodes that it took in
-      "multiplications_before": int, "multiplications_after": int}],   of one run
+      "multiplications_before": int, "multiplications_after": int,   of one run
+      "noise": {           what rounding adds, as predicted from the weights, or null
+        "target": str,     as in --for; without it "int8-per-tensor"
+        "apart_db": number, "merged_db": number}}],   relative to what the nodes give together
    "apart": [              linear nodes that read one tensor, or each other, and stay several
-     {"names": [str], "reason": str}],
+     {"names": [str], "reason": str,
+      "noise": object}],   as above, where rounding is the reason
    "rewritten": [          kept batch norms that became other nodes for the target
      {"name": str,         the new node
       "op": str,           its operator, or "standard operators"
@@ -57,6 +62,7 @@ the JSON report:
         "moved": [{"channel": int, "value": number}]}],   constants that are in its bias now
      "kept": [{            channels that are constant and stay
         "name": str, "op": str, "channels": [int], "reason": str, "blocked_by": str}]},
+   "quantize_for": str     what --for said, or null
    "notes": [str],
    "verification": object  as in `bnfold verify --help`, or null if the check was skipped
    "precision": object     what --precision did, or null; docs/report.md has its keys
@@ -72,6 +78,7 @@ def unchecked(args: argparse.Namespace) -> bool:
 
 
 IDLE = [
+    flags.NO_MERGES,
     flags.Idle(["--lower-batch-statistics"], ": --target tensorrt does more", lambda a: a.target != "onnx"),
     flags.NO_RANGES,
     flags.Idle(["--check"], " with --no-verify", lambda a: a.no_verify),

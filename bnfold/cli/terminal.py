@@ -56,8 +56,9 @@ def finish(args: argparse.Namespace, loaded: Any, report: Any, hint: str = "") -
         with timed(args, "written"):
             save(loaded, args.out, force=args.force, external=args.save_as_external_data or None)
     show(args, report)
-    if report.verification is not None and report.verification.status == "not run":
-        complain(f"warning: nothing was verified: {report.verification.reason}", 0)
+    found = getattr(report, "verification", None)
+    if found is not None and found.status == "not run":
+        complain(f"warning: nothing was verified: {found.reason}", 0)
     if args.out:
         print(printable(f"wrote {args.out} ({size(args.model)} -> {size(args.out)})"))
     else:

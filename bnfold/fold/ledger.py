@@ -57,6 +57,11 @@ class Ledger:
         """What is known by now. premises: what inputs keep to."""
         return Certificate(self.images, dict(premises), rounds=max(self.rounds, 1))
 
+    def changes(self, key: Key) -> bool:
+        """Whether a tensor of the original is not there any more under its name, with its values."""
+        image = self.images.get(key, Image(key[1]))
+        return image is None or image.name != key[1] or not image.plain
+
     def watch(self, graph: Graph, claims: Claims, edits: Sequence[Edit] = ()) -> Callable[[], None]:
         """Note where the tensors of a graph are, before edits are carried out.
 

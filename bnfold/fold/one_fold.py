@@ -147,7 +147,7 @@ def _scale(state: State, node: Node, way: str, limit: int, rules: Mapping[type, 
     x, y = ends(node)
     for tensor in (x, y):
         if tensor in state.frozen or not _invertible(state, x):
-            raise Conflict(tensor.name, "carries a zero scale already")
+            raise Conflict(tensor.name, "carries a zero scale already", state.zeroed.get(tensor, frozenset()))
     spread = Spread(state, node, "scale", rules, limit)
     ratio = role.scale
     if y in state.p:
@@ -232,6 +232,9 @@ def _commit(run: Run, node: Node, scale: Spread, shift: Spread) -> None:
         for tensor, extra in shift.values.items():
             if extra.size > 1 or extra.item() != 0.0:
                 state.q[tensor] = state.q[tensor] + extra if tensor in state.q else extra
+    if scale.zeros:
+        number = frozenset((len(run.into),))
+        state.zeroed |= {t: number for t, f in scale.values.items() if not f.all()}
     state.new_biases |= shift.new_biases
     holders = [*_holders(scale), *_holders(shift)]
     _gone(run, node, tuple(dict.fromkeys([*scale.absorbers, *shift.absorbers, *holders])))

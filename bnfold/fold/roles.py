@@ -112,6 +112,13 @@ class Linear(Role):
         channels = (self.w_group, self.w_out, self.w_in)
         return tuple(size for axis, size in enumerate(self.split) if axis not in channels)
 
+    def stored(self, axis: int) -> int:
+        """An axis of `split` in the weight as it is stored; -1: it is spread over two."""
+        group = self.w_group
+        if group is not None and self.split[group] > 1 and axis != group + 1:
+            return -1
+        return axis - 1 if group is not None and axis > group else axis
+
     def matrices(self, values: Array) -> Array:
         """The weight, or numbers laid out like it, seen as matrices: one for each group and tap.
 

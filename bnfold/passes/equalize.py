@@ -19,6 +19,7 @@ from bnfold.fold.graph import Array, Graph, Node
 from bnfold.fold.rescale.equalize import Equalized, NotRescaled, equalize
 from bnfold.fold.rescale.int8_loss import WeightSizes
 from bnfold.fold.roles import Clamp
+from bnfold.onnx_graph.annotations import drop_annotations
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.model.new_nodes import append
 from bnfold.onnx_graph.model.scopes import without_gc
@@ -56,7 +57,9 @@ def balance(loaded: Loaded, split_relu6: bool, shared: str, report: EqualizeRepo
             barred[error.node] = error.reason
     _describe(report, found, {node.name for node in clips} if not split_relu6 else set())
     report.split = list(bounds)
+    moved = {tensor.name for tensor in found.state.p}
     apply(loaded, graph, edits)
+    drop_annotations(loaded, lambda key: key[1] in moved)
     _split(loaded, bounds)
     return loaded
 

@@ -42,6 +42,7 @@ BACK = 3  # regions, to look for facts about an input
 LARGEST = 60  # nodes of a region: behind a fault nothing agrees any more, and regions grow to the outputs
 # What the attributes of a damaged file make of a rule.
 ODD = (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError)
+MOST_WORK = 2e10  # multiplications of one proof: half a minute, mostly
 ROUNDS = 4  # of rounding, that a certificate may speak of
 STEPS = 8  # of rounding, that another tool may have made on its way to a stored number
 ODD_ULPS = 64  # that a number of another tool may be off, so that evaluation tells whether it is rounding
@@ -328,12 +329,17 @@ class Prover:
             try:
                 held = self._by_numbers(node, nodes, theirs, leaves[0], name, y)
             except Wrong as wrong:
-                if self.claims is not None or wrong.ulps > ODD_ULPS:
+                if self.a.certain(nodes) and (self.claims is not None or wrong.ulps > ODD_ULPS):
                     raise
                 held = None
             if held is not None:
                 return held
-        self._evaluate(nodes, theirs, leaves, name, y)
+        try:
+            self._evaluate(nodes, theirs, leaves, name, y)
+        except Wrong as wrong:
+            if self.a.certain(nodes) or not wrong.final:  # what is far off is no rounding
+                raise
+            raise Undecided(f"{wrong}, and computed constants are rounded on the way") from None
         return Held(EVALUATED)
 
     def _evaluate(
@@ -345,6 +351,8 @@ class Prover:
         for values in (smaller([(self.a, nodes), (self.b, theirs)], leaves, images, full), full):
             if values is None:
                 continue
+            if self.known.work > MOST_WORK:
+                raise TooLarge("the proof would take too long")
             sides = evaluate.Side(self.a, nodes, name), evaluate.Side(self.b, theirs, y.name)
             try:
                 evaluate.compare(*sides, leaves, self._leaf, y, values, self.rng, rounds, self.premises)
@@ -354,6 +362,8 @@ class Prover:
             except (Wrong, Undecided):
                 if values is full:
                     raise
+            finally:
+                self.known.work += sum(side.spent for side in sides)
 
     def _rounds(self, y: Image, *leaves: str) -> tuple[int, int]:
         """How often what is multiplied between these, and what is added, may have been rounded."""
@@ -420,10 +430,8 @@ class Prover:
         def is_leaf(tensor: str) -> bool:
             return tensor not in opened and self.image(tensor) is not None
 
+        opened |= self._twins(self.a.region(name, is_leaf, LARGEST)[1])
         found = self.a.region(name, is_leaf, LARGEST)
-        if twins := self._twins(found[1]):
-            opened |= twins
-            found = self.a.region(name, is_leaf, LARGEST)
         for _ in range(back):
             opened |= {t for t in found[1] if t in self.a.made}
             found = self.a.region(name, is_leaf, LARGEST)
@@ -431,14 +439,9 @@ class Prover:
         return found[0], [leaf for leaf in found[1] if leaf not in made]
 
     def _twins(self, leaves: list[str]) -> set[str]:
-        """Of those that have one counterpart in the folded model, all but the first: what is between them has
-        vanished there, and is looked at together with what reads it, as one function of the first.
-        """
-        first = {self._leaf(leaf).name: leaf for leaf in leaves if leaf not in self.a.made}
-        made = sorted((self.a.made[leaf][0].index, leaf) for leaf in leaves if leaf in self.a.made)
-        nodes = {leaf: self.a.made[leaf][0] for _, leaf in made}
-        return {
-            leaf
-            for leaf, node in nodes.items()
-            if first.setdefault(self._leaf(leaf).name, leaf) != leaf and not (node.control or node.random)
-        }
+        """Of those with one counterpart, all but the first: what is between them has vanished."""
+        first: dict[str, str] = {}
+        nodes = {leaf: self.a.made[leaf][0] for leaf in leaves if leaf in self.a.made}
+        leaves = sorted(leaves, key=lambda leaf: nodes[leaf].index if leaf in nodes else -1)
+        twins = [leaf for leaf in leaves if first.setdefault(self._leaf(leaf).name, leaf) != leaf]
+        return {leaf for leaf in twins if leaf in nodes and not (nodes[leaf].control or nodes[leaf].random)}

@@ -60,7 +60,7 @@ class Side:
         self.steps: list[steps.Step] = []
         self.finite: Array | None = None
         self.used = {out, *(name for node in nodes for name in node.inputs)}
-        self.work = 0.0  # multiplications of one run
+        self.work = self.spent = 0.0  # multiplications of one run, and of all
         self.strict = True
 
     def constants(self) -> dict[str, Array]:
@@ -202,8 +202,8 @@ def compare(
             drawn = np.random.default_rng(seed)
             some = points if near else points[:0]
             feed_a, feed_b = _feeds(leaves, image, values, premises or {}, some, sign, signed, drawn)
-            if turn > 1 and (a.work + b.work) * (2 * always + DRAWS * rounds) > MOST_WORK:
-                raise Undecided("it would take too long to compute it often enough")
+            if turn > 1:
+                _bounded((a.work + b.work) * (2 * always + DRAWS * rounds))
             _judge(a, b, feed_a, feed_b, y, rng, rounds)
             jumps = jumps or steps.unlike(a.steps, b.steps)
         missed = a.missed() or b.missed()
@@ -214,6 +214,11 @@ def compare(
     assert missed is not None
     node, what = missed
     raise Undecided(f"{node.name} ({node.op}): {what}, in all that was tried")
+
+
+def _bounded(work: float) -> None:
+    if work > MOST_WORK:
+        raise Undecided("it would take too long to compute it often enough")
 
 
 def _feeds(
@@ -328,6 +333,7 @@ def _judge(
         new, old = _new_constants(a, b), a.constants() if rounds > 1 else {}
         most = max([NEAR, *(MOST.get(v.dtype.name, NEAR) for v in (new | old).values())]) * largest
         if error.max() <= most:  # else no rounding explains it
+            _bounded((b.work + (rounds > 1) * a.work) * DRAWS)
             here, there = (Image(""), y) if y.decoded else (y, Image(""))
             moved = _rounding(b, feed_b, new, _new_attributes(a, b), yb, there, rng)
             if y.cut is not None:

@@ -46,6 +46,7 @@ class KnownOfFile:
     ) -> None:
         self._model, self._shapes, self._seed, self._premises = model, shapes, seed, premises
         self.sizes: dict[str, tuple[int, ...]] = {}  # of the inputs, where shapes were needed
+        self.work = 0.0  # multiplications of all that was evaluated
         self._tried: tuple[str, Entry | None] | None = None
 
     def value(self, name: str, path: str = "") -> Array:

@@ -14,16 +14,26 @@ from typing import Any, Protocol
 import numpy as np
 
 from bnfold.proof.claims import Entry
-from bnfold.proof.operator import Array, Operator, TooLarge, Undecided
+from bnfold.proof.operator import Array, Operator, TooLarge, Undecided, is_float
 
 __all__ = ["CONTROL", "LARGEST", "Known", "Node", "Scope", "same_bits"]
 
 CONTROL = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 LARGEST = 1 << 27  # numbers that a constant may have
+# What moves numbers, or rounds each result once.
+_MOVES = frozenset(
+    {"Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze"}
+)
+_ROUNDS = frozenset(
+    {"Abs", "Add", "Cast", "CastLike", "DequantizeLinear", "Div", "Mul", "Neg", "Sign", "Sqrt", "Sub"}
+)
+CERTAIN = _MOVES | _ROUNDS | {"ConstantOfShape", "Tile", "Transpose", "Unsqueeze"}
 
 
 class Known(Protocol):
-    """What is known of the original's tensors."""
+    """What is known of the original's tensors. work: multiplications of all that was evaluated."""
+
+    work: float
 
     def value(self, name: str, path: str = "") -> Array:
         """Zeros of the type and shape of a tensor of floats; integers and truth values as they are.
@@ -125,7 +135,10 @@ class Scope:
 
     path: "" for the graph; for a body, what `certificate` calls it. inputs, outputs: their names. stored: the
     names of stored numbers, and what `load` needs for each. made: who makes a name, at which output.
+    certain_operators: of which every runtime makes the same numbers.
     """
+
+    certain_operators = CERTAIN
 
     def __init__(
         self,
@@ -171,6 +184,22 @@ class Scope:
         if name in self.made:
             return self.made[name][0].op == "Constant"
         return name in self.stored or (self.parent is not None and self.parent.is_stored(name))
+
+    def certain(self, nodes: Sequence[Node]) -> bool:
+        """Whether every runtime makes the same numbers of the constants that nodes read. Sums of many terms
+        and functions that are approximated are rounded on the way, by each in its own order, and what cancels
+        in them has no last place.
+        """
+        names = {name for node in nodes for name in node.inputs if name}
+        values = {name: self.constant(name) for name in names}
+        return all(v is None or not is_float(v) or self._is_certain(name) for name, v in values.items())
+
+    def _is_certain(self, name: str) -> bool:
+        home = self.home(name)
+        if self.is_stored(name) or home is None or name not in home.made:
+            return self.is_stored(name)
+        node = home.made[name][0]
+        return node.op in self.certain_operators and all(map(home._is_certain, filter(None, node.inputs)))
 
     def compute(self, node: Node, given: Sequence[Array | None]) -> None:
         """Note the outputs of a node whose inputs are constants. What cannot be computed is no constant."""

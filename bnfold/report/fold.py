@@ -13,6 +13,8 @@ from bnfold.report.precision import PrecisionReport
 from bnfold.report.table import counted, first, table
 from bnfold.report.verification import Verification
 
+ALLOWED = 0.5  # dB of noise that a merge may add where a model will be quantized
+
 
 class Entry(NamedTuple):
     """One batch norm, or one other affine node that was looked at.
@@ -41,11 +43,29 @@ class Rewrite(NamedTuple):
     replaces: tuple[str, ...]
 
 
+class Noise(NamedTuple):
+    """What rounding to integers adds to what linear nodes give together, as predicted from the weights.
+
+    target: which rounding, as in `quantize_for`. apart_db, merged_db: the noise of the nodes as they were,
+    and of what a merge makes, in dB relative to the power of what they give: -30 is a thousandth.
+    """
+
+    target: str
+    apart_db: float
+    merged_db: float
+
+    @property
+    def added_db(self) -> float:
+        """By how much a merge raises it."""
+        return self.merged_db - self.apart_db
+
+
 class Merge(NamedTuple):
     """Linear nodes that became one.
 
     name: the one that is left. op: its operator. replaces: the nodes that it took in, and that are gone.
     multiplications_before, multiplications_after: of one run; a size that is not static counts as 1.
+    noise: what int8 with one scale a weight adds, or the target that was asked for; None: not known.
     """
 
     name: str
@@ -53,13 +73,18 @@ class Merge(NamedTuple):
     replaces: tuple[str, ...]
     multiplications_before: int
     multiplications_after: int
+    noise: Noise | None = None
 
 
 class Apart(NamedTuple):
-    """Linear nodes that read one tensor, or each other, and stay several. reason: why."""
+    """Linear nodes that read one tensor, or each other, and stay several.
+
+    reason: why. noise: if it was weighed what rounding adds: with a merge, and without one.
+    """
 
     names: tuple[str, ...]
     reason: str
+    noise: Noise | None = None
 
 
 @dataclass
@@ -68,6 +93,7 @@ class Report(Data):
 
     merged: linear nodes that became one; apart: those that did not, and why. dropped: the dead channels
     (None: not looked for). rewritten: the kept batch norms that became other nodes for the target.
+    quantize_for: the rounding that merging minded.
     verification: of the check, None if it was not run. precision: of a conversion to half precision.
     certificate: what became of each tensor, if that was asked for; no part of the JSON.
     """
@@ -77,6 +103,7 @@ class Report(Data):
     apart: list[Apart] = field(default_factory=list)
     rewritten: list[Rewrite] = field(default_factory=list)
     dropped: Dropped | None = None
+    quantize_for: str | None = None
     notes: list[str] = field(default_factory=list)
     verification: Verification | None = None
     precision: PrecisionReport | None = None
@@ -96,17 +123,29 @@ class Report(Data):
         del data["certificate"]
         return {"entries": data["entries"], "folded": len(self.folded), "kept": len(self.kept)} | data
 
+    def _merges(self) -> Iterable[tuple[str, ...]]:
+        """The rows of a table."""
+        title = (f"noise for {self.quantize_for}, dB",) if self.quantize_for is not None else ()
+        yield ("node", "operator", "multiplications", *title, "took in")
+        for merge in self.merged:
+            change = f"{merge.multiplications_before:,} -> {merge.multiplications_after:,}"
+            noise = f"{merge.noise.apart_db:.1f} -> {merge.noise.merged_db:.1f}" if merge.noise else ""
+            cells = (noise,) if self.quantize_for is not None else ()
+            yield (merge.name, merge.op, change, *cells, first(merge.replaces, 4))
+
     def __str__(self) -> str:
         rows = [("name", "op", "outcome", "into / why")]
         rows += [(e.name, e.op, e.outcome, _story(e)) for e in self.entries]
         lines = list(table(rows))
         lines.append(f"{len(self.folded)} folded, {len(self.kept)} kept")
         if self.merged:
-            head, count = ("node", "operator", "multiplications", "took in"), len(self.merged)
-            lines += ["", *table([head, *map(_row, self.merged)])]
+            count = len(self.merged)
+            lines += ["", *table(self._merges())]
             all_ = sum(len(merge.replaces) + 1 for merge in self.merged)
             does = "linear nodes do" if count > 1 else "linear node does"
             lines.append(f"{count} {does} the work of {all_}")
+        if self.quantize_for is not None:
+            lines += [f"apart: {', '.join(a.names)}: {a.reason}" for a in self.apart if a.noise is not None]
         if self.rewritten:
             title = ("node", "operator", "replaces")
             new = [(r.name, r.op, ", ".join(r.replaces)) for r in self.rewritten]
@@ -114,7 +153,7 @@ class Report(Data):
         if self.dropped is not None:
             layers = table(self.dropped.rows()) if self.dropped.layers else ()
             lines += ["", *layers, *self.dropped.summary()]
-        lines += [f"note: {note}" for note in (*self.notes, *_dead(self.entries))]
+        lines += [f"note: {note}" for note in (*self.notes, *_dead(self.entries), *_loud(self.merged))]
         if self.verification is not None:
             lines.append(str(self.verification))
         if self.precision is not None:
@@ -122,9 +161,16 @@ class Report(Data):
         return "\n".join(lines)
 
 
-def _row(merge: Merge) -> tuple[str, ...]:
-    change = f"{merge.multiplications_before:,} -> {merge.multiplications_after:,}"
-    return merge.name, merge.op, change, first(merge.replaces, 4)
+def _loud(merged: list[Merge]) -> Iterable[str]:
+    """Which merges rounding would not bear, as far as a line tells it."""
+    found = [(merge.noise.added_db, merge.name) for merge in merged if merge.noise is not None]
+    loud = [pair for pair in found if pair[0] > ALLOWED]
+    if loud:
+        most, name = max(loud)
+        yield (
+            f"int8 with one scale a weight: {len(loud)} of these merges would add more than {ALLOWED} dB of "
+            f"noise (up to {most:.1f} dB: {name}); before a quantizer, fold with --for (quantize_for=)"
+        )
 
 
 def _dead(entries: list[Entry]) -> Iterable[str]:

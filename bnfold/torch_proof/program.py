@@ -21,7 +21,7 @@ from torch.export.graph_signature import InputKind
 
 from bnfold.errors import ModelError
 from bnfold.proof.operator import Array, Undecided
-from bnfold.proof.scope import LARGEST, Scope
+from bnfold.proof.scope import CERTAIN, LARGEST, Scope
 from bnfold.torch_proof.call import Call, Slot, TorchOperator, to_array
 from bnfold.torch_proof.operators import BOOLEAN, Reading, Stated, is_random, reading_of, writes
 
@@ -30,12 +30,17 @@ __all__ = ["Program", "shape_of"]
 STATE = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
 
+_MOVES = "expand flatten permute reshape select slice squeeze t transpose unsqueeze view"
+
+
 class Program(Scope):
     """A functional exported program.
 
     names: of calls, where they are to be called otherwise than in the graph. kinds: what the program says of
     a tensor or a number, by name. of_shapes: what depends on shapes and stored numbers only.
     """
+
+    certain_operators = CERTAIN | {f"aten.{name}" for name in _MOVES.split()}
 
     def __init__(self, program: ExportedProgram, names: Mapping[str, str]) -> None:
         self.program, self.called = program, names
@@ -101,6 +106,10 @@ class Program(Scope):
             return to_array(value)
         except Undecided as error:
             raise ModelError(f"{name}: {error}") from None
+
+    def is_stored(self, name: str) -> bool:
+        """With the numbers that calls state."""
+        return name in self.stored or (name in self.values and name not in self.made)
 
     def _give(self, name: str, value: Any) -> None:
         """An output, under a name by its place."""

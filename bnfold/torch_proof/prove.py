@@ -51,7 +51,7 @@ class KnownOfProgram:
     """Types and shapes as the export has noted them, in the sizes of its example."""
 
     def __init__(self, scope: Program) -> None:
-        self._scope = scope
+        self._scope, self.work = scope, 0.0
         self.sizes: dict[str, tuple[int, ...]] = {}  # of the inputs, where shapes were needed
 
     def value(self, name: str, path: str = "") -> Array:

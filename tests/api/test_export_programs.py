@@ -13,7 +13,7 @@ import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, dropout, scaled_dot_product_attention
+from torch.nn.functional import batch_norm, conv2d, dropout, scaled_dot_product_attention
 from torch.nn.utils import parametrize
 
 import bnfold
@@ -87,6 +87,16 @@ class Standardized(nn.Conv2d):
         return conv2d(x, w / (w.std((1, 2, 3), keepdim=True) + 1e-5), self.bias)
 
 
+class Normalized(nn.Conv2d):
+    """As NFNet has it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.weight.reshape(1, self.out_channels, -1)
+        return conv2d(
+            x, batch_norm(rows, None, None, training=True, eps=1e-6).reshape_as(self.weight), self.bias
+        )
+
+
 class Binary(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         return conv2d(x, self.weight.sign() * self.weight.abs().mean((1, 2, 3), keepdim=True), self.bias)
@@ -98,13 +108,14 @@ def test_weights_that_are_computed_from_stored_ones(tmp_path: Path) -> None:
         nn.utils.parametrizations.weight_norm(conv(3, 4)),
         nn.utils.parametrizations.spectral_norm(conv(4, 4)),
         Standardized(4, 4, 3),
+        Normalized(4, 4, 1),
         Binary(4, 4, 3),
     ]
     module = randomize(nn.Sequential(*(part for kind in kinds for part in (kind, bn(4), nn.ReLU()))))
     report = bnfold.export(module, torch.randn(1, 3, 12, 12), tmp_path / "model.onnx")
-    assert (len(report.folded), report.kept, report.verification.status) == (4, [], "passed")
+    assert (len(report.folded), report.kept, report.verification.status) == (5, [], "passed")
     nodes = [node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node]
-    assert nodes == ["Conv", "Relu"] * 4
+    assert nodes == ["Conv", "Relu"] * 5
 
 
 RANDOM: dict[str, tuple[Callable[[Tensor], Any], list[str]]] = {

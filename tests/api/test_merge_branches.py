@@ -270,10 +270,10 @@ def test_a_module_keeps_its_branches() -> None:
 
 
 def test_the_check_tells_a_merge_from_a_fold(monkeypatch: pytest.MonkeyPatch) -> None:
-    from bnfold.fold.merge import sums as merge_sums
+    from bnfold.fold.merge import branches
 
-    right = merge_sums.bias_of
-    monkeypatch.setattr(merge_sums, "bias_of", lambda role, n: right(role, n) + 1)
+    right = branches.bias_of
+    monkeypatch.setattr(branches, "bias_of", lambda role, n: right(role, n) + 1)
     module, x, _ = made("RepVGG")
     said = r"no fold broke it, but the merging of branches into 0\.dense\.0 did"
     with pytest.raises(VerifyError, match=said):

@@ -31,6 +31,11 @@ from tests.cli.command import refused
         (["fold", "in.onnx", "out.onnx", *["--overwrite-input-shape", "x:1"] * 2], "names one input twice"),
         (["fold", "in.onnx", "out.onnx", "--seed", "1.5"], "not a whole number"),
         (["fold", "in.onnx", "out.onnx", "--shared", "maybe"], "invalid choice: 'maybe'"),
+        (["fold", "in.onnx", "out.onnx", "--for", "int3"], "invalid choice: 'int3'"),
+        (
+            ["fold", "in.onnx", "out.onnx", "--for", "int8", "--no-merge-branches"],
+            "--for has nothing to do with --no-merge-branches",
+        ),
         (["fold", "in.onnx", "--force"], "--force has nothing to do without an output file"),
         (["fold", "in.onnx", "--save-as-external-data"], "nothing to do without an output file"),
         (

@@ -10,6 +10,7 @@ import onnx
 import pytest
 
 from tests.cli.command import contents, model, operators, outputs, refused, run
+from tests.onnx_graph.build import Build
 
 
 def test_fold_writes_an_equal_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,6 +95,26 @@ def test_skip(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no_such" in refused(capsys, folder, 2, "fold", "in.onnx", "out.onnx", "--skip", "no_such")
     assert run("fold", "in.onnx", "out.onnx", "--skip", "bn") == 0
     assert (folder / "out.onnx").read_bytes() == (folder / "in.onnx").read_bytes()
+
+
+def test_for_a_quantizer(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    g = Build(seed=1)
+    x = g.op("Sigmoid", g.input("x", (1, 48, 6, 6)))
+    g.output(g.op("Relu", g.op("Add", g.conv(x, 48, 3, pads=1, name="wide"), x)))
+    onnx.save(g.model(), folder / "block.onnx")
+    assert run("fold", "block.onnx", "full.onnx") == 0
+    assert "note: int8 with one scale a weight: 1 of these merges would add more" in capsys.readouterr().out
+    assert run("fold", "block.onnx", "free.onnx", "--for", "int8", "--json", "report.json") == 0
+    assert "stay apart for int8: as one node, rounding would add " in capsys.readouterr().out
+    assert [operators(path) for path in ("full.onnx", "free.onnx")] == [
+        ["Sigmoid", "Conv", "Relu"],
+        ["Sigmoid", "Conv", "Add", "Relu"],
+    ]
+    report = json.loads((folder / "report.json").read_text())
+    assert report["quantize_for"] == "int8"
+    (apart,) = report["apart"]
+    assert apart["noise"]["target"] == "int8"
+    assert apart["noise"]["merged_db"] > apart["noise"]["apart_db"] + 0.5
 
 
 def test_no_verify(folder: Path) -> None:

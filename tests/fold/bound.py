@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_matrix, csr_matrix
-from scipy.sparse.csgraph import connected_components
 
 from bnfold.fold.graph import Array, Graph, Node
-from tests.fold.laws import ALL, Laws
+from tests.fold.laws import ALL, Laws, connected
+from tests.fold.zeros import lost
 
 CLOSE = 1e-7  # right sides that float64 may have rounded apart
 DENSE = 3000  # equations that hang together: more are left out, so that more seems possible than is
@@ -40,13 +40,17 @@ def bound(graph: Graph, weigh: Callable[[Node], float] = lambda node: 1.0) -> Bo
     Raises:
         ValueError: a tensor may change in more entries than `Laws` can hold.
     """
-    systems = Systems(Laws(graph))
+    systems = Systems(graph)
     weights = np.array([weigh(node) for node in systems.candidates])
     cuts = dict(systems.obvious())
     while True:
         chosen = _largest(weights, cuts)
         new = {cut: kind for cut, kind in systems.forbidden(chosen) if cut not in cuts}
-        if not new:
+        stay = {systems.candidates[number] for cut in cuts if len(cut) == 1 for number in cut}
+        if not new and len(stay) > len(systems.stay):  # more is known of what stays than of what might vanish
+            systems = Systems(graph, stay)
+            new = {cut: kind for cut, kind in systems.obvious() if cut not in cuts}
+        elif not new:
             return Bound(systems.candidates, [systems.candidates[number] for number in sorted(chosen)], cuts)
         cuts.update(new)
 
@@ -67,17 +71,21 @@ def _largest(weights: Array, cuts: Collection[Cut]) -> set[int]:
 class Systems:
     """The three systems of a graph's laws, solved for sets of candidates (by their numbers)."""
 
-    def __init__(self, laws: Laws) -> None:
+    def __init__(self, graph: Graph, stay: Collection[Node] = ()) -> None:
+        laws, self.stay = Laws(graph, stay), stay
         self.candidates = laws.candidates
         self.systems = {kind: _System(laws, kind) for kind in ALL}
+        self.lost = set(lost(graph, laws, self.systems["L"].names))
 
     def obvious(self) -> Iterator[tuple[Cut, str]]:
         """Cuts of one or two candidates that need no search, by system."""
-        return ((cut, kind) for kind, system in self.systems.items() for cut in system.obvious())
+        yield from ((cut, "zero") for cut in self.lost)
+        yield from ((cut, kind) for kind, system in self.systems.items() for cut in system.obvious())
 
     def forbidden(self, chosen: Collection[int]) -> Iterator[tuple[Cut, str]]:
         """Smallest subsets that cannot vanish, by system; none: all of it can."""
-        return ((cut, kind) for kind, system in self.systems.items() for cut in system.cuts(chosen))
+        yield from ((cut, "zero") for cut in self.lost if cut <= set(chosen))
+        yield from ((cut, kind) for kind, system in self.systems.items() for cut in system.cuts(chosen))
 
 
 class _System:
@@ -86,7 +94,9 @@ class _System:
     def __init__(self, laws: Laws, kind: str) -> None:
         self.modulo = kind == "S"
         pairs = [np.zeros((2, 0), int), *(np.stack([a.ravel(), b.ravel()]) for a, b in laws.equal[kind])]
-        names = _connected(np.concatenate(pairs, 1), laws.size)  # of unknowns: equal ones share one
+        self.names = names = connected(
+            np.concatenate(pairs, 1), laws.size
+        )  # of unknowns: equal ones share one
         rows, columns, factors = [np.zeros(0, int)], [np.zeros(0, int)], [np.zeros(0)]
         right, owner, count = [np.zeros(0)], [np.zeros(0, int)], 0
         for ids, weights, sides, candidate in laws.rows[kind]:
@@ -172,16 +182,9 @@ def _apart(matrix: Any, rows: Array) -> list[Array]:
     """The rows in groups that share no unknown."""
     part = matrix[rows].tocoo()
     pairs = np.stack([part.row, len(rows) + part.col])
-    names = _connected(pairs, len(rows) + matrix.shape[1])[: len(rows)]
+    names = connected(pairs, len(rows) + matrix.shape[1])[: len(rows)]
     order = np.argsort(names, kind="stable")
     return [rows[group] for group in np.split(order, np.flatnonzero(np.diff(names[order])) + 1)]
-
-
-def _connected(pairs: Array, size: int) -> Array:
-    """For each of `size` numbers, a name that it shares with those that pairs (2, n) connect it to."""
-    links = coo_matrix((np.ones(pairs.shape[1]), tuple(pairs)), (size, size))
-    names: Array = connected_components(links, directed=False)[1]
-    return names
 
 
 def _uneven(matrix: Array, right: Array) -> Array | None:

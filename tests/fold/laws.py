@@ -10,15 +10,18 @@ scales, the layout of quantized weights, constants that cannot grow.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import combinations
 from typing import Any
 
 import numpy as np
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 
 from bnfold.fold import roles
 from bnfold.fold.affine import align
 from bnfold.fold.graph import Array, Graph, Node, Refused, Tensor
+from tests.fold.axes import varying
 
 ALL, SCALE = "LSV", "LS"
 LARGEST = 1 << 21  # entries of one tensor's array
@@ -32,17 +35,23 @@ class Laws:
         equal: for each system, pairs of arrays of unknowns that are equal entry by entry.
         rows: for each system, (unknowns (n, k), factors (n, k), right sides (n,), candidate or -1).
 
+    Args:
+        graph: what the solver sees.
+        stay: candidates that are known to stay, of which more can be said.
+
     Raises:
         ValueError: a tensor may change in more entries than this can hold.
     """
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, stay: Collection[Node] = ()) -> None:
         self.candidates: list[Node] = []
         self.ids: dict[Tensor, Array] = {}
         self.equal: dict[str, list[tuple[Array, Array]]] = {kind: [] for kind in ALL}
         self.rows: dict[str, list[tuple[Array, Array, Array, int]]] = {kind: [] for kind in ALL}
+        self.stay = stay
+        self.halves: list[tuple[Array, Array]] = []  # around LeakyRelus
         self.size = 1
-        for tensor, axes in _varying(graph).items():
+        for tensor, axes in varying(graph).items():
             shape = tuple(size if axis in axes else 1 for axis, size in enumerate(tensor.shape or ()))
             count = int(np.prod(shape, dtype=np.int64))  # type: ignore[arg-type]
             if count > LARGEST:
@@ -54,6 +63,23 @@ class Laws:
         for tensor in self.ids:
             if tensor.fixed or (tensor.constant is not None and tensor.constant.locked):
                 self.still(ALL, tensor)
+        self._unswapped()
+
+    def _unswapped(self) -> None:
+        """Where its sign is fixed, or no scale that may meet it is negative, a LeakyRelu keeps |u|."""
+        if not self.halves:
+            return
+        halves = [tuple(np.broadcast_arrays(*pair)) for pair in self.halves]
+        rows = self.rows["S"]
+        ties = (*self.equal["S"], *halves, *(np.broadcast_arrays(ids[:, :1], ids) for ids, *_ in rows))
+        signs = connected(_pairs((*self.equal["S"], *halves)), self.size)
+        links = _pairs(ties)
+        names = connected(links[:, (links != 0).all(0)], self.size)
+        odd = [names[:0], *(names[ids[right != 0]].ravel() for ids, _, right, _ in rows)]
+        for x, y in halves:
+            fixed = (signs[x] == signs[0]) | (signs[y] == signs[0])
+            kept = fixed | ~np.isin(names[x], np.concatenate(odd))
+            self.same(SCALE, x[kept], y[kept])
 
     def still(self, kinds: str, *tensors: Tensor) -> None:
         """No change of these kinds."""
@@ -80,83 +106,19 @@ class Laws:
         self.same(kinds, ids, first)
         return first
 
+    def alike(self, x: Array, y: Array, axes: Collection[int], factor: Any) -> None:
+        """Along these axes y changes as x does, times a factor."""
+        start = tuple(slice(1) if axis in axes else slice(None) for axis in range(x.ndim))
+        if any(x.shape[axis] > 1 or y.shape[axis] > 1 for axis in axes):
+            for kind, times in (("L", 1.0), ("S", 1.0), ("V", factor)):
+                self.row(kind, [(y, 1.0), (y[start], -1.0), (x, -times), (x[start], times)])
+
     def row(self, kind: str, terms: list[tuple[Array, Any]], right: Any = 0.0, candidate: int = -1) -> None:
         """sum(factor * unknown) = right, entry by entry."""
         *arrays, right = np.broadcast_arrays(*(ids for ids, _ in terms), right)
         factors = [np.broadcast_to(factor, right.shape).ravel() for _, factor in terms]
         ids = np.stack([array.ravel() for array in arrays], 1)
         self.rows[kind].append((ids, np.stack(factors, 1).astype(float), right.ravel(), candidate))
-
-
-def _varying(graph: Graph) -> dict[Tensor, set[int]]:
-    """Axes along which a tensor's change may vary: tied to one along which a scale or a shift does."""
-    tensors = {t: set[int]() for node in graph.nodes for t in (*node.inputs, *node.outputs) if t is not None}
-    ties: dict[tuple[Tensor, int], set[tuple[Tensor, int]]] = {}
-    todo: list[tuple[Tensor, int]] = []
-    for node in graph.nodes:
-        for group in _tied(node):
-            sized = {place for place in group if _is_axis(*place)}
-            for place in sized:
-                ties.setdefault(place, set()).update(sized)
-        if isinstance(node.role, roles.Affine):
-            for array in (node.role.scale, node.role.shift):
-                todo += [(node.at(node.role.x), axis) for axis, size in enumerate(array.shape) if size > 1]
-    while todo:
-        tensor, axis = todo.pop()
-        if axis not in tensors[tensor] and _is_axis(tensor, axis):
-            tensors[tensor].add(axis)
-            todo += ties.get((tensor, axis), ())
-    return tensors
-
-
-def _is_axis(tensor: Tensor, axis: int) -> bool:
-    if not 0 <= axis < tensor.rank:
-        return False
-    size = (tensor.shape or ())[axis]
-    return isinstance(size, int) and size > 1
-
-
-def _tied(node: Node) -> Iterator[list[tuple[Tensor, int]]]:
-    """Axes of the tensors around a node along which a change varies together."""
-    role = node.role
-    data = [t for slot, t in enumerate(node.inputs) if t is not None and roles.is_data(role, slot)]
-    y = node.outputs[0] if node.outputs else None
-    if y is None or isinstance(role, (roles.Closed, roles.Recurrent, roles.Normalize, roles.SoftmaxInput)):
-        return
-    if isinstance(role, roles.Linear):
-        yield from ([(node.at(role.x), a), (y, b)] for a, b in role.free)
-    elif isinstance(role, roles.Contract):
-        for slot in (0, 1):
-            yield from ([(node.at(slot), a), (y, b)] for a, b in enumerate(role.axes[slot]) if b is not None)
-    elif isinstance(role, roles.Move):
-        x = node.at(role.x)
-        for here, there, turn in ((x, y, role.move.push), (y, x, role.move.pull)):
-            for axis in range(here.rank):
-                if _is_axis(here, axis):
-                    yield [(here, axis), *((there, other) for other in _reached(here, axis, turn))]
-    elif isinstance(role, roles.Map) and role.squeezed:
-        kept = [axis for axis in range(data[0].rank) if axis not in role.squeezed]
-        yield from ([(data[0], a), (y, b)] for b, a in enumerate(kept))
-    elif (isinstance(role, roles.Split) and role.drops) or (isinstance(role, roles.Concat) and role.adds):
-        whole, parts = (data[0], node.outputs) if isinstance(role, roles.Split) else (y, data)
-        kept = [axis for axis in range(whole.rank) if axis != role.axis]
-        yield from ([(whole, a), *((part, b) for part in parts)] for b, a in enumerate(kept))
-    else:
-        around = [*data, *node.outputs]
-        for back in range(1, max(t.rank for t in around) + 1):
-            yield [(t, t.rank - back) for t in around]
-
-
-def _reached(tensor: Tensor, axis: int, turn: Callable[[Array], Array]) -> list[int]:
-    """The axes along which what varies along this axis comes out different (NaN: left open)."""
-    shape = [1] * tensor.rank
-    shape[axis] = (tensor.shape or ())[axis]  # type: ignore[call-overload]
-    try:
-        turned = turn(np.arange(1.0, 1.0 + shape[axis]).reshape(shape))
-    except Refused:
-        return []
-    low, high = (np.nan_to_num(turned, nan=other) for other in (np.inf, -np.inf))
-    return [i for i in range(turned.ndim) if (low.min(i) < high.max(i)).any()]
 
 
 def _closed(laws: Laws, node: Node) -> None:
@@ -169,12 +131,20 @@ def _affine(laws: Laws, node: Node) -> None:
     laws.others_still(node, (role.x,))
     if role.kind == "scale":  # a product that stays passes a shift, a sum a scale
         laws.row("V", [(y, 1.0), (x, -role.scale)])
-    if role.kind == "shift" and (role.scale > 0).all():
-        laws.same(SCALE, x, y)
-    if role.stay:
+    stays = bool(role.stay) or node in laws.stay
+    along = [axis for axis, size in enumerate(role.scale.shape) if size == 1]
+    if role.kind == "shift":  # x + c or c - x, whose sign depends on whether it stays
+        laws.same(SCALE if stays or (role.scale > 0).all() else "L", x, y)
+    elif role.kind == "norm" and stays:  # it takes what varies along its channels
+        laws.even(ALL, x, along)
+        laws.even(ALL, y, along)
+    elif role.kind == "norm":  # that, or both sides vary alike
+        laws.alike(x, y, along, role.scale)
+    if not role.stay:
+        laws.candidates.append(node)
+    if stays:
         return
-    number = len(laws.candidates)
-    laws.candidates.append(node)
+    number = len(laws.candidates) - 1
     x, y, a, b = (array.ravel() for array in np.broadcast_arrays(x, y, role.scale, role.shift))
     x, y, a, b = (array[a != 0] for array in (x, y, a, b))
     laws.row("L", [(y, 1.0), (x, -1.0)], np.log(np.abs(a)), number)
@@ -186,15 +156,19 @@ def _linear(laws: Laws, node: Node) -> None:
     role: roles.Linear = node.role  # type: ignore[assignment]
     x, y = node.at(role.x), node.outputs[0]
     laws.others_still(node, (role.x,))
-    passes = role.bias is None and not role.bias_blocks_scale
-    for tensor, own, free in (
-        (x, role.in_axis, [a for a, _ in role.free]),
-        (y, role.out_axis, [b for _, b in role.free]),
-    ):
+    free = role.free if role.bias is None and not role.bias_blocks_scale else ()
+    ends = (x, role.in_axis, [a for a, _ in free]), (y, role.out_axis, [b for _, b in free])
+    for tensor, own, passing in ends:
         rest = [axis for axis in range(tensor.rank) if axis != own]
-        laws.even(ALL, laws.ids[tensor], [axis for axis in rest if not (passes and axis in free)])
+        laws.even("V", laws.ids[tensor], rest)
+        laws.even(SCALE, laws.ids[tensor], [axis for axis in rest if axis not in passing])
+    _passed(laws, *ends)
     if role.weight.locked or role.weight.quantized == ():
         laws.still(SCALE, x, y)
+    elif role.weight.quantized is not None:  # one scale for all takes one factor, and others along their axis
+        for tensor, own, stored in ((x, role.in_axis, role.w_in), (y, role.out_axis, role.w_out)):
+            if role.stored(stored) not in role.weight.quantized:
+                laws.even(SCALE, laws.ids[tensor], [own])
     if role.padded:
         laws.still("V", x)
     locked = role.bias is not None and bool(role.bias.locked)
@@ -202,6 +176,20 @@ def _linear(laws: Laws, node: Node) -> None:
         laws.still("V", x, y)
     if role.bias_blocks_scale or locked:
         laws.still(SCALE, y)
+
+
+def _passed(laws: Laws, *ends: tuple[Tensor, int, list[int]]) -> None:
+    """Along its free axes a layer's output changes by the factors by which its input does."""
+    arrays = []
+    for tensor, own, passing in ends:
+        ids = laws.ids[tensor]
+        rest = [axis for axis in range(ids.ndim) if axis not in (own, *passing)]
+        arrays.append(ids.transpose(own, *passing, *rest)[(..., *(0 for _ in rest))])  # channels, free axes
+    one = arrays[0][:1]
+    start = (slice(None), *(slice(1) for _ in one.shape[1:]))
+    for ids in arrays if max(ids[0].size for ids in arrays) > 1 else ():
+        for kind in SCALE:
+            laws.row(kind, [(ids, 1.0), (ids[start], -1.0), (one, -1.0), (one[start], 1.0)])
 
 
 def _recurrent(laws: Laws, node: Node) -> None:
@@ -218,7 +206,10 @@ def _map(laws: Laws, node: Node) -> None:
     laws.others_still(node, (role.x,))
     x = laws.even(ALL, x, range(x.ndim) if role.uniform else role.flat)
     x = x.squeeze(role.squeezed) if role.squeezed else x
-    laws.row("L", [(y, 1.0), (x, -role.power)])
+    if role.power == 1:
+        laws.same("L", x, y)
+    else:
+        laws.row("L", [(y, 1.0), (x, -role.power)])
     if role.sign == "absolute":
         laws.positive(y)
     else:
@@ -237,7 +228,9 @@ def _leaky(laws: Laws, node: Node) -> None:
     role: roles.Leaky = node.role  # type: ignore[assignment]
     x, y = node.at(0), node.outputs[0]
     laws.still("V", x, y)
-    if not (role.slope > 0).all():  # else a negative scale swaps the halves, and |u| changes
+    if (role.slope > 0).all():  # a negative scale swaps the halves, and |u| changes
+        laws.halves.append((laws.ids[x], laws.ids[y]))
+    else:
         laws.same(SCALE, laws.ids[x], laws.ids[y])
         laws.positive(laws.ids[x])
 
@@ -407,6 +400,17 @@ def _softmax(laws: Laws, node: Node) -> None:
     laws.still(SCALE, node.at(0))
     laws.even("V", laws.ids[node.at(0)], (role.axis,))
     laws.still(ALL, node.outputs[0])
+
+
+def _pairs(ties: Iterable[Sequence[Array]]) -> Array:
+    return np.concatenate([np.zeros((2, 0), int), *(np.stack([a.ravel(), b.ravel()]) for a, b in ties)], 1)
+
+
+def connected(pairs: Array, size: int) -> Array:
+    """For each of `size` numbers, a name that it shares with those that pairs (2, n) connect it to."""
+    links = coo_matrix((np.ones(pairs.shape[1]), tuple(pairs)), (size, size))
+    names: Array = connected_components(links, directed=False)[1]
+    return names
 
 
 LAWS: dict[type, Callable[[Laws, Node], None]] = {

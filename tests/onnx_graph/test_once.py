@@ -83,11 +83,16 @@ def test_zeros_that_were_taken_in_make_room_for_others() -> None:
 
 
 def test_a_bias_that_became_an_addition_takes_more_in() -> None:
-    once, report = bnfold.fold_onnx(random_model(1303, 37), verify=False)
+    """The first batch norm's shift needs an Add behind the product, which then takes the last one's."""
+    g = Build(17, seed=3)
+    y = g.matmul(g.bn(g.input("x", (2, 5, 4)), "positive"), 4, left=True, name="product")
+    y = g.op("Div", y, g.const(g.scales(4), "along"))
+    g.output(g.bn(g.op("Mul", y, g.const(g.scales(4), "too")), name="last"))
+    once, report = bnfold.fold_onnx(g.model(), verify=False)
     twice, _ = bnfold.fold_onnx(once, verify=False)
     assert twice.SerializeToString() == once.SerializeToString()
-    (entry,) = [entry for entry in report.entries if entry.name == "BatchNormalization_batchnormalization86"]
-    assert "MatMul_matmul77_bias_add" in entry.into
+    (entry,) = [entry for entry in report.entries if entry.name == "last"]
+    assert "product_bias_add" in entry.into
 
 
 def test_a_map_that_has_taken_others_in_goes_where_it_could_not() -> None:

@@ -407,6 +407,21 @@ def test_in_a_function_new_values_are_constant_nodes():
     same(proto, result, x=image(1, 3, 9, 9))
 
 
+def test_a_number_that_all_channels_share_stays_one_number():
+    text = """g (float[1,4,9,9] x) => (float[1,4,9,9] y) {
+        r = Relu (x)
+        a = Add (r, k)
+        n = BatchNormalization <epsilon = 0.0> (a, g, b, m, v)
+        y = Conv <pads = [1, 1, 1, 1]> (n, w)
+    }"""
+    stored = dict(zip("gbmv", np.array([[2], [0.5], [0.25], [4]], np.float32).repeat(4, 1), strict=True))
+    proto = model(text, w=image(4, 4, 3, 3), k=np.array(0.125, np.float32), **stored)
+    result = folded(proto)
+    assert ops(result) == ["Relu", "Add", "Conv"]
+    assert arrays(result)["k"].shape == ()
+    same(proto, result, x=image(1, 4, 9, 9))
+
+
 def test_a_bypass_by_hand():
     loaded, nodes, graph = opened(CONV, w=W, **norm())
     result = edited(loaded, graph, Bypass(nodes["n"]))

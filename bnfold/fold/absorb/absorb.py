@@ -164,7 +164,9 @@ def _affine(state: State, node: Node) -> Iterator[Edit]:
     parts = {name: as_float(constant) for name, (_, constant) in role.constants.items()}
     axis = 1 if node.at(role.x).rank > 1 else 0
     u, v, p, q = (per_channel(a, axis, parts["mean"].size) for a in (u, v, p, q))
-    mean = parts["mean"]
+    mean, lost = parts["mean"], np.isinf(u)
+    if np.any(lost):  # its own scale is zero there, and what it reads is of no account
+        u, v = np.where(lost, 1.0, u), np.where(lost, 0.0, v)
     if np.all(u):
         mean = (mean - v) / u
         shift = p * parts["beta"] + q

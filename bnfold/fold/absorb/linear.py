@@ -37,11 +37,14 @@ def encode(state: State, tensor: Any) -> tuple[Any, Any]:
 
 
 def decode(state: State, tensor: Any) -> tuple[Any, Any]:
-    """u and v of `t = u*t' + v`."""
+    """u and v of `t = u*t' + v`; not finite where a scale of zero has lost t."""
     if tensor in state.u:
         return state.u[tensor], state.v[tensor]
-    u = 1.0 / state.p[tensor] if tensor in state.p else 1.0
-    return u, (-state.q[tensor] * u if tensor in state.q else 0.0)
+    if tensor not in state.p:
+        return 1.0, (-state.q[tensor] if tensor in state.q else 0.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        u = 1.0 / state.p[tensor]
+        return u, (-state.q[tensor] * u if tensor in state.q else 0.0)
 
 
 def per_channel(value: Any, axis: int, size: int) -> Any:

@@ -66,10 +66,8 @@ def check_precision(state: State, target: Node, scale: Spread, shift: Spread) ->
         size = np.sqrt(mean * mean + var) * (1.0 if shift.zeros else np.abs(p))
         with np.errstate(divide="ignore", invalid="ignore"):
             kappa = np.nan_to_num(np.abs(q) / size, nan=0.0, posinf=np.inf)
-        if shift.zeros:
-            kappa = np.where(
-                np.broadcast_to(scale.values.get(tensor, np.ones(())), kappa.shape) == 0, 0.0, kappa
-            )
+        factor = scale.values.get(tensor, np.ones(())) if shift.zeros else np.asarray(p)
+        kappa = np.where(np.broadcast_to(factor, kappa.shape) == 0, 0.0, kappa)  # nobody needs what is lost
         if kappa.max() > KAPPA:
             channel = int(np.argmax(kappa.reshape(-1)))
             raise Conflict(

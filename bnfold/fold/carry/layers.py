@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.fold import moves
 from bnfold.fold.affine import along, at_axis, line, varying
 from bnfold.fold.carry import equation
 from bnfold.fold.carry.common import data_slot, flat, other_side, positive, uniform
 from bnfold.fold.carry.spread import Spread
 from bnfold.fold.graph import Array, Node
 from bnfold.fold.roles import Affine, Closed, Gate, Linear, Normalize, Recurrent, Sampled, SoftmaxInput
+
+QUANTIZED = "fold the float model, and quantize what comes out"
 
 
 def closed(spread: Spread, node: Node, slot: int, f: Array) -> None:
@@ -39,7 +40,7 @@ def affine_scale(spread: Spread, node: Node, slot: int, f: Array) -> None:
         return
     if role.form == "x/c":
         spread.plain(node)
-    (spread.decode if slot >= 0 else spread.encode)(node)
+    _takes(spread, node, role, slot, f)
 
 
 def affine_shift(spread: Spread, node: Node, slot: int, d: Array) -> None:
@@ -49,7 +50,7 @@ def affine_shift(spread: Spread, node: Node, slot: int, d: Array) -> None:
     if role.kind == "norm" and closed:
         raise spread.fail(node, closed)
     if role.kind != "scale" and not closed:
-        (spread.decode if slot >= 0 else spread.encode)(node)
+        _takes(spread, node, role, slot, np.asarray(spread.scale_of(node.at(role.x))))
         return
     x, y = node.at(role.x), node.outputs[0]
     gain: Any = role.scale
@@ -63,6 +64,16 @@ def affine_shift(spread: Spread, node: Node, slot: int, d: Array) -> None:
     if spread.zeros or not np.all(gain):
         raise spread.fail(node, "a zero scale cannot take a shift back")
     spread.want(x, d / gain, node)
+
+
+def _takes(spread: Spread, node: Node, role: Affine, slot: int, p: Array) -> None:
+    """The node absorbs, on either side. p: what its input is scaled by, if it is that."""
+    if slot < 0:
+        spread.encode(node)
+    elif role.kind == "norm" and spread.zeros == "encode" and not (role.scale * (p == 0)).any():
+        spread.absorb(node)  # what is lost it multiplies by zero
+    else:
+        spread.decode(node)
 
 
 def _why_not_in(role: Affine, f: Array) -> str:
@@ -123,14 +134,17 @@ def _quantized(spread: Spread, node: Node, role: Linear, slot: int, f: Array) ->
     one scale for all, along one axis, whichever comes first.
     """
     axes = role.weight.quantized or ()
-    split_axis = role.w_in if slot >= 0 else role.w_out
-    before_groups = 1 if role.w_group is not None else 0
-    stored = split_axis - before_groups if split_axis > (role.w_group or 0) else split_axis
-    if role.w_group is not None and role.split[role.w_group] > 1 and split_axis != role.w_group + 1:
-        stored = -1  # spread over two stored axes
-    whole = moves.flatten(f, ()) if f.size == 1 else None
-    if role.weight.quantized == () or (whole is None and stored not in axes) or spread.zeros:
-        raise spread.fail(node, "its weight is quantized, and its scale does not run along this axis")
+    turn = 1 if slot >= 0 else -1
+    stored, other = (role.stored(axis) for axis in (role.w_in, role.w_out)[::turn])
+    if spread.zeros:
+        raise spread.fail(node, "its weight is quantized, and takes no scale of zero")
+    if not axes:
+        raise spread.fail(node, "its weight is quantized, and its scale takes no factor", QUANTIZED)
+    if f.size > 1 and stored not in axes:
+        sides = ("input", "output")[::turn]
+        along = f"along its {sides[1]} channels (axis {other})" if other in axes else f"along axis {axes[0]}"
+        reason = f"its weight is quantized, and its scale runs {along}, not along its {sides[0]} channels"
+        raise spread.fail(node, reason, QUANTIZED)
     ends = (node.at(role.x), role.in_axis), (node.outputs[0], role.out_axis)
     if len(axes) > 1 and all(_differs(line(spread.scale_of(end), axis)) for end, axis in ends):
         raise spread.fail(node, "its weight is quantized, and its scale runs along its other channels by now")

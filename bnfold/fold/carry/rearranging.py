@@ -189,7 +189,9 @@ def _give(spread: Spread, node: Node, tensor: Tensor, value: Array, _: Array | N
 def contract_shift(spread: Spread, node: Node, slot: int, d: Array) -> None:
     role: Contract = node.role  # type: ignore[assignment]
     if role.stochastic is None:
-        raise spread.fail(node, f"{node.op} of two tensors does not pass a shift")
+        stored = any(node.at(operand).constant is not None for operand in (0, 1))
+        what = "by stored weights that are not one matrix" if stored else "of two tensors"
+        raise spread.fail(node, f"{node.op} {what} does not pass a shift")
     other = 1 - role.stochastic
     if slot == role.stochastic:
         raise spread.fail(node, f"{node.op} needs weights that sum to one here")

@@ -76,6 +76,7 @@ class State:
     )  # decode form, for tensors whose scale contains zeros
     v: dict[Tensor, Array] = field(default_factory=dict)
     frozen: set[Tensor] = field(default_factory=set)  # carry a zero scale: no further change
+    zeroed: dict[Tensor, frozenset[int]] = field(default_factory=dict)  # made zero by which fold
     gone: dict[Node, int] = field(default_factory=dict)  # vanished affine nodes, and the number of their fold
     new_biases: set[Node] = field(default_factory=set)  # linear nodes that get a bias, an Add behind them
     locks: dict[str, dict[Tensor, Lock]] | None = None

@@ -91,7 +91,8 @@ def chain_forms(one: Form, two: Form) -> Form:
 
 def kernel_of(role: Linear) -> Array:
     """The numbers of a linear node, in float64."""
-    return role.matrices(as_float(role.weight)) * role.alpha
+    values = role.matrices(as_float(role.weight))
+    return values if role.alpha == 1 else values * role.alpha
 
 
 def stored_kernel(role: Linear, kernel: Array) -> Array:

@@ -33,6 +33,12 @@ Two linear nodes in a row, where nothing else reads what is between:
 Both: 11. Numbers are computed in float64 and stored in the weight's own type; a number that leaves its range
 keeps the nodes apart. 12. Equal for finite values: where a full kernel has zeros, an infinite input of one
 channel gives NaN in others.
+
+Where the model will be quantized (`Judge`, noise.py):
+
+13. A merge may add half a dB of noise, as predicted from the weights. Of the branches of a sum as many become
+    one as that allows: choose.py. Below 8 bits branches stay apart.
+14. A batch norm that is a branch beside linear nodes is merged or stays; it is not folded around the sum.
 """
 
 from __future__ import annotations
@@ -46,14 +52,16 @@ from bnfold.fold.absorb.store import OutOfRange
 from bnfold.fold.carry.spread import ODD_SHAPES
 from bnfold.fold.claims import Claim, Claims, of_merge
 from bnfold.fold.edits import Edit
-from bnfold.fold.graph import Graph, Tensor
+from bnfold.fold.graph import Graph, Node, Tensor
+from bnfold.fold.merge.branches import nodes_of, sums_of
+from bnfold.fold.merge.noise import Judge
 from bnfold.fold.merge.rows import find_rows
 from bnfold.fold.merge.sums import find_sums
-from bnfold.fold.merge.view import Found, View
+from bnfold.fold.merge.view import UNSOUND, Found, View
 from bnfold.fold.roles import Affine
 from bnfold.report.fold import Apart, Entry, Merge, Report
 
-__all__ = ["MergePlan", "mergeable", "merge", "merge_all"]
+__all__ = ["MergePlan", "maps_beside", "merge", "merge_all", "mergeable"]
 
 ROUNDS = 8  # at most: each finds what the one before has made possible
 
@@ -62,13 +70,13 @@ ROUNDS = 8  # at most: each finds what the one before has made possible
 class MergePlan:
     """What to write, and what to report.
 
-    apart: names of nodes that are not merged, and why. maps: names of affine nodes that vanish, and of those
-    that take them in. becomes: of tensors, for `claims`.
+    apart: what is not merged, and why, by names of nodes. maps: names of affine nodes that vanish, and of
+    those that take them in. becomes: of tensors, for `claims`.
     """
 
     edits: list[Edit] = field(default_factory=list)
     merged: list[Merge] = field(default_factory=list)
-    apart: dict[tuple[str, ...], str] = field(default_factory=dict)
+    apart: dict[tuple[str, ...], Apart] = field(default_factory=dict)
     maps: dict[str, tuple[str, ...]] = field(default_factory=dict)
     becomes: dict[Tensor, Claim | None] = field(default_factory=dict)
 
@@ -84,7 +92,7 @@ def mergeable(graph: Graph, view: View, report: Report) -> bool:
     """
     found = bool(_find(graph, view))
     if not found:
-        report.apart = [Apart(names, why) for names, why in view.apart.items()]
+        report.apart = list(view.apart.values())
     return found
 
 
@@ -93,6 +101,7 @@ def merge_all(
     read: Callable[[], Graph],
     apply: Callable[[Graph, MergePlan], None],
     view: Callable[[], View],
+    judge: Judge | None = None,
     limit: int | None = None,
 ) -> Graph:
     """Merge until there is nothing left to merge.
@@ -102,6 +111,7 @@ def merge_all(
         read: gives the graph as it is now.
         apply: writes a plan for that graph.
         view: what may be merged, as new.
+        judge: who weighs what rounding adds; None: it does not matter.
         limit: stop after so many merges.
 
     Returns:
@@ -112,8 +122,10 @@ def merge_all(
         left = None if limit is None else limit - len(report.merged)
         if left == 0:
             break
-        plan = merge(graph, view(), left)
-        report.apart = [Apart(names, why) for names, why in plan.apart.items()]
+        what = view()
+        what.judge = judge
+        plan = merge(graph, what, left)
+        report.apart = list(plan.apart.values())
         if not plan.merged:
             break
         apply(graph, plan)
@@ -126,7 +138,9 @@ def merge_all(
 def merge(graph: Graph, view: View, limit: int | None = None) -> MergePlan:
     """Plan the merges that pay in a graph, and that do not need each other; at most `limit`."""
     plan = MergePlan()
-    for found in _find(graph, view):
+    with np.errstate(all="ignore"):  # a judge counts with squares, which may leave float64's range
+        all_found = _find(graph, view)
+    for found in all_found:
         if len(plan.merged) == limit:
             break
         hosts, gone = (tuple(node.name for node in nodes) for nodes in (found.hosts, found.gone))
@@ -134,17 +148,31 @@ def merge(graph: Graph, view: View, limit: int | None = None) -> MergePlan:
             with np.errstate(over="ignore"):  # `in_type` reports what leaves its range
                 edits = found.write()
         except OutOfRange as error:
-            plan.apart[hosts + gone] = error.reason
+            view.keep(hosts + gone, error.reason)
             continue
-        except (IndexError, ValueError, MemoryError):  # a file may declare shapes that no run would give
-            plan.apart[hosts + gone] = ODD_SHAPES
+        except UNSOUND:
+            view.keep(hosts + gone, ODD_SHAPES)
             continue
         plan.edits += edits
         plan.becomes |= of_merge(found.root, found.hosts)
-        plan.merged.append(Merge(hosts[0], found.hosts[0].op, gone, found.before, found.after))
+        plan.merged.append(Merge(hosts[0], found.hosts[0].op, gone, found.before, found.after, found.noise))
         plan.maps |= {node.name: hosts for node in found.gone if isinstance(node.role, Affine)}
-    plan.apart = {**view.apart, **plan.apart}
+    plan.apart = view.apart
     return plan
+
+
+def maps_beside(graph: Graph, view: View) -> set[str]:
+    """Names of affine nodes that are branches of a sum, beside linear nodes that read what they read."""
+    found: set[str] = set()
+    seen: set[Node] = set()
+    for tree, _ in sums_of(graph, view, seen):
+        seen.update(nodes_of(tree))
+        sources = {leaf.source for leaf in tree.leaves() if leaf.node is not None}
+        for branch in tree.inside():
+            beside = all(leaf.node is None and leaf.source in sources for leaf in branch.leaves())
+            if beside and branch.node is not None and isinstance(branch.node.role, Affine):
+                found.add(branch.node.name)
+    return found
 
 
 def _find(graph: Graph, view: View) -> list[Found]:

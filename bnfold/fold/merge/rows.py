@@ -7,11 +7,14 @@ from functools import partial
 import numpy as np
 
 from bnfold.fold.absorb.store import as_float
+from bnfold.fold.carry.spread import ODD_SHAPES
 from bnfold.fold.edits import Edit, Resum
 from bnfold.fold.graph import Dim, Graph, Node, Refused
 from bnfold.fold.merge.kernels import Form, bias_of, chain_forms, chain_kernels, kernel_of
-from bnfold.fold.merge.view import Found, View, edits_of, positions
+from bnfold.fold.merge.noise import TENSOR, Judge, power_of
+from bnfold.fold.merge.view import UNSOUND, Found, View, edits_of, positions
 from bnfold.fold.roles import Affine, Linear, Move
+from bnfold.report.fold import Noise
 
 __all__ = ["find_rows"]
 
@@ -33,9 +36,18 @@ def find_rows(graph: Graph, view: View) -> list[Found]:
         if forms[0] is None or forms[1] is None:
             continue
         try:
-            found.append(_row(one, two, forms[0], forms[1], view))
+            row = _row(one, two, forms[0], forms[1], view)
         except Refused as reason:
-            view.apart[one.name, two.name] = str(reason)
+            view.keep((one.name, two.name), reason)
+            continue
+        except UNSOUND:
+            view.keep((one.name, two.name), ODD_SHAPES)
+            continue
+        if view.judge is not None and view.judge.refuses(row.noise):
+            view.keep((one.name, two.name), view.judge.reason(row.noise), row.noise)
+        else:
+            view.used.update((one, two))
+            found.append(row)
     return found
 
 
@@ -71,8 +83,25 @@ def _row(one: Node, two: Node, first: Form, second: Form, view: View) -> Found:
             f"would have more multiplications or weights as one node: {after:,} and {form.cost:,}, and apart "
             f"{before:,} and {first.cost + second.cost:,}"
         )
-    view.used.update((one, two))
-    return Found(two, (one,), (two,), before, after, partial(_write, one, two, first, second, form))
+    noise = None if view.judge is None else _noise(one, two, first, second, form, view.judge)
+    return Found(two, (one,), (two,), before, after, partial(_write, one, two, first, second, form), noise)
+
+
+def _noise(one: Node, two: Node, first: Form, second: Form, form: Form, judge: Judge) -> Noise | None:
+    """What rounding adds; see noise.py."""
+    a, b = one.role, two.role
+    assert isinstance(a, Linear)
+    assert isinstance(b, Linear)
+    inner, outer = kernel_of(a), kernel_of(b)
+    whole = chain_kernels((first, inner), (second, outer), form)
+    size = max(float(power_of(whole).sum()), 1e-30)
+    rounding, power = judge.rounding, power_of(inner)
+    between = rounding.of_weights(inner) + TENSOR * power.mean()  # a linear node reads it: it is rounded
+    answer = (outer**2).reshape(*outer.shape[:3], -1).sum(3)
+    passed = np.einsum("goi,gi->", answer, between.reshape(answer.shape[0], -1))
+    apart = float(passed + rounding.of_weights(outer, power).sum())
+    merged = float(rounding.of_weights(whole).sum())
+    return judge.noise(two.outputs[0].name, apart / size + TENSOR, merged / size + TENSOR)
 
 
 def _write(one: Node, two: Node, first: Form, second: Form, form: Form) -> list[Edit]:

@@ -10,11 +10,15 @@ from bnfold.fold.absorb.store import in_type, store
 from bnfold.fold.edits import AddBias, Edit, SetValue, SetWindows
 from bnfold.fold.graph import Array, Constant, Dim, Node, Tensor
 from bnfold.fold.merge.kernels import Form, form_of, per_output, stored_kernel
+from bnfold.fold.merge.noise import Judge
 from bnfold.fold.moves import Identity
 from bnfold.fold.roles import Affine, Linear, Move
 from bnfold.fold.windows import stated
+from bnfold.report.fold import Apart, Noise
 
-__all__ = ["Found", "View", "edits_of", "positions"]
+__all__ = ["UNSOUND", "Found", "View", "edits_of", "positions"]
+
+UNSOUND = (IndexError, ValueError, MemoryError)  # a file may declare shapes that no run would give
 
 
 @dataclass(eq=False)
@@ -23,7 +27,7 @@ class Found:
 
     root: the node whose output the merged ones give. hosts: those that stay. gone: those that vanish.
     before, after: multiplications of one run (a size that is not static counts as 1). write: the edits, or
-    `OutOfRange`.
+    `OutOfRange`. noise: what rounding adds, if there is a judge.
     """
 
     root: Node
@@ -32,6 +36,7 @@ class Found:
     before: int
     after: int
     write: Callable[[], list[Edit]]
+    noise: Noise | None = None
 
 
 @dataclass
@@ -40,7 +45,8 @@ class View:
 
     gone: affine nodes that will not be there any more. skip: names of affine nodes to leave alone. scope: the
     graph or body that a node is in: nodes of a body are not merged with those around it.
-    symmetric: the framework has one number for the pads on both sides.
+    symmetric: the framework has one number for the pads on both sides. judge: who weighs what rounding adds;
+    None: it does not matter, or weights are about to change.
     """
 
     gone: Collection[Node] = ()
@@ -49,7 +55,12 @@ class View:
     symmetric: bool = False
     used: set[Node] = field(default_factory=set)  # by merges that were found
     forms: dict[Node, Form | None] = field(default_factory=dict)
-    apart: dict[tuple[str, ...], str] = field(default_factory=dict)  # names of nodes, and why
+    apart: dict[tuple[str, ...], Apart] = field(default_factory=dict)  # by names of nodes
+    judge: Judge | None = None
+
+    def keep(self, names: tuple[str, ...], reason: object, noise: Noise | None = None) -> None:
+        """Note that these nodes stay several, and why."""
+        self.apart[names] = Apart(names, str(reason), noise)
 
     def source(self, tensor: Tensor, alone: bool = False) -> Tensor | None:
         """The tensor that this one is the same as: behind Identity nodes and affine nodes that will be gone.

@@ -56,6 +56,7 @@ class Surgery:
         self.nodes: dict[Scope, _List] = defaultdict(_List)
         self.initializers: dict[Scope, _List] = defaultdict(_List)
         self.stale: dict[Scope, set[str]] = defaultdict(set)  # names whose value_info is wrong now
+        self.renewed: dict[Scope, set[str]] = defaultdict(set)  # names whose stored value is another one now
         self.orphans: list[Value] = []
         self.taken: set[str] = set()
         self.numbers: dict[str, int] = {}  # the last one that a stem was given
@@ -188,6 +189,7 @@ class Surgery:
                 for info in self.model.loaded.proto.graph.input if value.scope.parent is None else ():
                     if info.name == value.name:
                         _describe(info, array)
+        self.renewed[value.scope].add(value.name)
         self.model.loaded.set_array(tensor, array)
 
     def constant(self, stem: str, array: Array, near: Value | Site) -> Value:
@@ -272,6 +274,9 @@ class Surgery:
             entries.finish(scope.proto.node)
         for scope, entries in self.initializers.items():
             entries.finish(scope.proto.initializer)
+        for scope, names in self.renewed.items():
+            if not isinstance(scope.proto, onnx.FunctionProto):
+                _drop(scope.proto.quantization_annotation, names, "tensor_name")
         for scope, names in self.stale.items():
             _drop(scope.proto.value_info, names, "name")
             if not isinstance(scope.proto, onnx.FunctionProto):

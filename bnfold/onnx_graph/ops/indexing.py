@@ -292,6 +292,13 @@ def _masked(node: Node, inputs: list[Bounds]) -> Bounds:
     return inputs[0].flat(node.role.flat).with_value(0.0)
 
 
+def _adds_up(site: Site) -> str:
+    """Why a ScatterElements stays float32."""
+    reduction = text(site, "reduction", "none")
+    adds = reduction in ("add", "mul")
+    return f"onnxruntime runs ScatterElements with reduction {reduction!r} in float32 only" if adds else ""
+
+
 _one_by_one = Operator(closed="has no rule: indexes entries one by one")
 
 INDEXING: dict[str, Operator] = {
@@ -304,7 +311,7 @@ INDEXING: dict[str, Operator] = {
     "ScatterElements": Operator(
         role=_scatter_elements,
         data=2,
-        float32="onnxruntime runs ScatterElements that adds up in float32 only",
+        float32=_adds_up,
     ),
     "ScatterND": _one_by_one,
     "Slice": Operator(role=_slice, keeps=_slice_keeps, evaluate=_sliced, half=Half.MOVES),

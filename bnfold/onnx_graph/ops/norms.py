@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -11,12 +12,14 @@ from bnfold.fold.role_builders import batch_norm
 from bnfold.fold.roles import Normalize, SoftmaxInput
 from bnfold.onnx_graph.ops.facts import EPSILON, axis_of, broken, rank_of, same_shape, shape_of
 from bnfold.onnx_graph.ops.interval import Bounds
-from bnfold.onnx_graph.ops.operator import Half, Operator
+from bnfold.onnx_graph.ops.operator import Half, Inputs, Operator
 from bnfold.onnx_graph.site import Site
 
 __all__ = ["NORMS"]
 
 _PARAMETERS = ("gamma", "beta", "mean", "var")
+_WEIGHTED = frozenset({"Conv", "ConvTranspose", "DeformConv", "Gemm", "MatMul"})
+_MOVES = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 _WORDS = ("", "scale", "bias", "running mean", "running variance")
 
 
@@ -116,10 +119,37 @@ def _fractions(node: Node, inputs: list[Bounds]) -> Bounds:
 
 
 _like = partial(Operator, shape=same_shape)
+
+
+def _standardized(site: Site, inputs: Inputs) -> Any:
+    """Of a stored weight, by its own statistics or by computed ones, as in networks without other norms."""
+    x, gamma, beta, mean, var = (np.asarray(array, np.float64) for array in inputs[:5])
+    own = bool(site.attr("training_mode", 0)) and site.opset >= 14
+    if x.ndim < 2 or (not own and (site.opset < 9 or len(site.outputs) > 1)) or not _makes_weights(site):
+        raise ValueError("not what makes a weight")
+    axes, channels = (0, *range(2, x.ndim)), (-1, *(1,) * (x.ndim - 2))
+    if own:
+        mean, var = x.mean(axes), x.var(axes)
+    scale = gamma / np.sqrt(var + site.attr("epsilon", EPSILON))
+    y = (x - mean.reshape(channels)) * scale.reshape(channels) + beta.reshape(channels)
+    return y.astype(inputs[0].dtype)
+
+
+def _makes_weights(site: Site) -> bool:
+    """Whether layers read what it gives as their weights; other stored tensors take a batch norm in."""
+    value = site.outputs[0]
+    uses = [] if value is None or value.is_output else value.uses
+    return bool(uses) and all(
+        (reader.op in _WEIGHTED and slot == 1)
+        or (reader.op in _MOVES and slot == 0 and _makes_weights(reader))
+        for reader, slot in uses
+    )
+
+
 _squares = partial(Operator, half=Half.SQUARES)
 
 NORMS: dict[str, Operator] = {
-    "BatchNormalization": _like(role=_batch_norm, ranks=_type, half=Half.WEIGHTS),
+    "BatchNormalization": _like(role=_batch_norm, ranks=_type, evaluate=_standardized, half=Half.WEIGHTS),
     "GroupNormalization": _like(role=partial(_by_channel, first=1), half=Half.SQUARES, changed=21),
     "Hardmax": Operator(changed=13),
     "InstanceNormalization": _like(role=partial(_by_channel, first=2), half=Half.SQUARES),

@@ -59,7 +59,7 @@ class Operator:
     unseen: inputs of which only the shape or the type is used. They need not be constant, and do not change.
     bounds: what it makes of intervals, where its role does not say it.
     half: what it does that matters in half precision.
-    float32: why it stays float32 there.
+    float32: why it stays float32 there, if it does.
     changed: the opset from which on the same node means something else, if its schema does not show it.
     moved: an attribute of integers that became the second input, and the opset from which on.
     """
@@ -76,6 +76,6 @@ class Operator:
     unseen: tuple[int, ...] = ()
     bounds: BoundsRule | None = None
     half: Half = NOTHING
-    float32: str = ""
+    float32: str | Callable[[Site], str] = ""
     changed: int = 0
     moved: tuple[str, int] | None = None

@@ -177,6 +177,21 @@ def reference_seconds(loaded: Loaded, feed: Mapping[str, Array]) -> float:
     return reference.seconds(loaded.proto, {name: array.shape for name, array in feed.items()})
 
 
+def opened(loaded: Loaded) -> Evaluator:
+    """The first evaluator that takes a model, for many runs.
+
+    Raises:
+        CannotRun: none does; the message has the reasons of all.
+    """
+    reasons = []
+    for make in EVALUATORS:
+        try:
+            return make(loaded)
+        except CannotRun as error:
+            reasons.append(f"{make.label}: {error}")
+    raise CannotRun("; ".join(reasons))
+
+
 def evaluate(loaded: Loaded, feed: Mapping[str, Array]) -> tuple[Outputs, str]:
     """Run `loaded` on `feed`: the outputs by name, and the evaluator that ran, such as "onnxruntime 1.32.0".
 

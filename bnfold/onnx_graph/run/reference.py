@@ -3,8 +3,9 @@
 It runs what onnxruntime cannot (convolutions in float64 and bfloat16, opset 1 to 6). Its windowed operators
 are Python loops (minutes for one image), its batch norm is wrong below opset 14 (it takes batch statistics
 from opset 9 on, and fails in 7 and 8), its GlobalMaxPool takes the maximum over two axes whatever the rank
-(seen in onnx 1.23). Our own replace these here; each follows the operator's specification, accumulates in at
-least float32, and loops over the taps of the kernel only.
+(seen in onnx 1.23), and its GatherElements brings an index that is out of range into it by subtracting the
+size again and again (for ever, of a large one). Our own replace these here; each follows the operator's
+specification, accumulates in at least float32, and loops over the taps of the kernel only.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ _ELEMENT = 5e-9
 def evaluator(model: onnx.ModelProto) -> ReferenceEvaluator:
     """A ReferenceEvaluator of `model` (weights inside). It raises what it likes, of unknown operators."""
     opset = _opset(model)
-    ops: list[type[OpRun]] = [Conv, ConvTranspose, MaxPool, AveragePool, GlobalMaxPool, BatchNormalization]
+    ops: list[type[OpRun]] = [Conv, ConvTranspose, MaxPool, AveragePool, GlobalMaxPool, GatherElements]
+    ops.append(BatchNormalization)
     if opset < 7:
         ops += [Add, Sub, Mul, Div]
         model = _without_consumed_inputs(model)
@@ -261,6 +263,13 @@ class AveragePool(OpRun):
 class GlobalMaxPool(OpRun):
     def _run(self, x: Array, **_: Any) -> tuple[Array]:
         return (x.max(axis=tuple(range(2, x.ndim)), keepdims=True),)
+
+
+class GatherElements(OpRun):
+    def _run(self, x: Array, indices: Array, axis: int = 0, **_: Any) -> tuple[Array]:
+        along = axis % x.ndim
+        cut = tuple(slice(None if a == along else size) for a, size in enumerate(indices.shape))
+        return (np.take_along_axis(x[cut], indices, along),)
 
 
 class BatchNormalization(OpRun):

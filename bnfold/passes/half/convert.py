@@ -12,6 +12,7 @@ from bnfold.fold.carry.spread import State
 from bnfold.fold.graph import Array, Graph, Tensor
 from bnfold.fold.rescale.fit_range import RescaledTensor, fit, makers, troubled
 from bnfold.fold.rescale.headroom import BFLOAT16, FLOAT16, Narrow
+from bnfold.onnx_graph.annotations import drop_annotations
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.model.constants import constant_of
 from bnfold.onnx_graph.model.scopes import default_opset
@@ -132,6 +133,7 @@ def _rescale(model: Loaded, ranges: Mapping[str, Range], report: PrecisionReport
     report.rescaled = [_rescaled(moved) for moved in result.moved]
     factors = {tensor.name: factor for tensor, factor in result.state.p.items()}
     apply(model, graph, edits)
+    drop_annotations(model, lambda key: key[1] in factors)
     return {n: carried(seen, factors[n]) if n in factors else seen for n, seen in ranges.items()}
 
 

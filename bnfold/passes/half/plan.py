@@ -63,7 +63,8 @@ def plan(
             continue
         if _is_constant(site):
             continue  # stored in whatever type its readers need
-        slots = record_of(site.op).float32 or of_function(site, scope.model, typeless)
+        why = record_of(site.op).float32
+        slots = (why(site) if callable(why) else why) or of_function(site, scope.model, typeless)
         slots = slots or slots_of(site, narrow.name)
         if isinstance(slots, str):
             found.stays[site] = slots

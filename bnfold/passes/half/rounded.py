@@ -73,7 +73,7 @@ def _in_half(site: Site, graph: onnx.GraphProto) -> None:
         scale = (gamma / std).astype(half)
         shift = (beta - (mean.astype(half) * scale).astype(half)).astype(half)
     node = next(node for node in graph.node if node.output[0] == site.node.output[0])
-    for slot, array in enumerate((scale, shift, 0 * gamma, 0 * gamma + 1), 1):
+    for slot, array in enumerate((scale, shift, np.zeros_like(gamma), np.ones_like(gamma)), 1):
         name = f"{node.output[0]} in half {slot}"
         graph.initializer.append(numpy_helper.from_array(array.astype(np.float32), name))
         node.input[slot] = name

@@ -385,7 +385,9 @@ def test_the_report() -> None:
         "replaces": ("norm", "add"),
         "multiplications_before": places * (6 * 6 * 9 + 6),
         "multiplications_after": places * 6 * 6 * 9,
+        "noise": merge.noise,
     }
+    assert merge.noise is not None
     (entry,) = report.entries
     assert (entry.outcome, entry.into, entry.blocked_by) == ("folded", ("wide",), "")
     assert entry.reason == "merged with the branches beside it"
@@ -397,10 +399,10 @@ def test_the_report() -> None:
 
 
 def test_the_check_tells_a_merge_from_a_fold(monkeypatch: pytest.MonkeyPatch) -> None:
-    from bnfold.fold.merge import sums as merge_sums
+    from bnfold.fold.merge import branches
 
-    right = merge_sums.bias_of
-    monkeypatch.setattr(merge_sums, "bias_of", lambda role, n: right(role, n) + 1)
+    right = branches.bias_of
+    monkeypatch.setattr(branches, "bias_of", lambda role, n: right(role, n) + 1)
     g = Build()
     y = g.op("Relu", g.bn(g.conv(g.input("x", IMAGE), 6)))
     y = g.op("Relu", add(g, g.conv(y, 6, 3, pads=1, bias=False, name="a"), y))

@@ -35,16 +35,41 @@ def _batched(g: Build) -> str:
     return g.op("Sigmoid", g.op("MatMul", y, g.weight((3, 6, 7), 6), name="matmul"))
 
 
+@RULES(
+    "Einsum with weights of two output axes passes no shift",
+    "add",
+    "einsum",
+    "not one matrix",
+    folds=("mul",),
+)
+def _heads(g: Build) -> str:
+    y = g.op("Einsum", tokens(g), g.weight((6, 2, 3), 6), equation="btc,chd->bthd", name="einsum")
+    return g.op("Sigmoid", g.add(g.mul(y, axis=3, name="mul"), axis=3, name="add"))
+
+
 @RULES("MatMul by a vector", "bn", "matmul", "vector")
 def _vector(g: Build) -> str:
     return _end(g, g.op("Unsqueeze", g.op("MatMul", tokens(g), g.weight((6,), 6), name="matmul"), g.ints(2)))
 
 
-@RULES("a quantized weight with its steps along the other axis", "bn", "conv", WHY["quantized"])
+@RULES("a quantized weight with its steps along the other axis", "bn", "conv", "input channels (axis 1)")
 def _quantized(g: Build) -> str:
     w = g.const(g.rng.integers(-127, 128, (7, 6, 3, 3)), "integers", dtype="int8")
     w = g.op("DequantizeLinear", w, g.const(g.rng.uniform(0.001, 0.003, 6), "step"), axis=1)
     return _end(g, g.op("Conv", image(g), w, name="conv"))
+
+
+@RULES(
+    "a quantized ConvTranspose with its steps along its inputs, as modelopt writes them",
+    "bn",
+    "deconv",
+    "its scale runs along its input channels (axis 0), not along its output channels",
+    cure="quantize",
+)
+def _quantized_transposed(g: Build) -> str:
+    w = g.const(g.rng.integers(-127, 128, (6, 7, 3, 3)), "integers", dtype="int8")
+    w = g.op("DequantizeLinear", w, g.const(g.rng.uniform(0.001, 0.003, 6), "step"), axis=0)
+    return _end(g, g.op("ConvTranspose", image(g), w, name="deconv"))
 
 
 @RULES(

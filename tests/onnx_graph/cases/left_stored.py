@@ -128,6 +128,17 @@ def _half_overflow(g: Build) -> str:
     )
 
 
+@STORED("weights too small to be scaled: the product stays, and the Add goes", "mul", "conv", folds=("add",))
+def _small_channel(g: Build) -> str:
+    w = g.normal((7, 6, 3, 3))
+    w[2] = 7e-38
+    y = g.op("Conv", image(g), g.const(w, "weight"), name="conv")
+    y = g.op("Add", y, g.const(g.normal((7, 1, 1)), "bias"), name="add")
+    return g.op(
+        "Sigmoid", g.op("Mul", y, g.const(np.linspace(0.05, 0.15, 7).reshape(7, 1, 1), "k"), name="mul")
+    )
+
+
 # inner graphs
 
 

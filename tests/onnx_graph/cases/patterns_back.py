@@ -256,6 +256,22 @@ def _two_roles(g: Build) -> str:
     )
 
 
+def _standardized(g: Build, outputs: int, **attrs: int) -> str:
+    stored, own = g.const(g.normal((1, 7, 54)), "rows"), g.norm_parameters(7, name="own", scale=0.2)
+    rows = g.ops("BatchNormalization", stored, *own, count=outputs, **attrs)[0]
+    return g.bn(g.conv(image(g), 7, k=3, w=g.op("Reshape", rows, g.ints(7, 6, 3, 3))))
+
+
+@BACK("a weight behind a batch norm -> conv -> bn")
+def _standardized_weight(g: Build) -> str:
+    return _standardized(g, 1)
+
+
+@BACK("a weight behind a batch norm of its own statistics -> conv -> bn")
+def _standardized_by_itself(g: Build) -> str:
+    return _standardized(g, 3, training_mode=1)
+
+
 # runs of affine nodes
 
 
@@ -272,6 +288,28 @@ def _add_bias_left(g: Build) -> str:
 @BACK("bn -> bn")
 def _bn_bn(g: Build) -> str:
     return g.bn(g.bn(g.conv(image(g), 7, k=3)))
+
+
+_SOME_ZERO = np.array([1.5, 0.0, -0.7, 0.4, 2.0, 0.6, -1.2])
+
+
+@BACK("conv -> two norms with a zero scale in one channel", left=1, norms=1)
+def _zero_beside_zero(g: Build) -> tuple[str, str]:
+    """One goes, and the other has no use for what is lost."""
+    y = g.conv(image(g), 7, k=3)
+    return g.op("Sigmoid", g.bn(y, scale=_SOME_ZERO)), g.op(
+        "Tanh", g.bn(y, scale=_SOME_ZERO[::-1] ** 2 * _SOME_ZERO)
+    )
+
+
+@BACK("convs side by side -> norms with a zero scale, one of all", left=1, norms=1)
+def _zeros_beside_zero(g: Build) -> tuple[str, ...]:
+    """The norm of all would stand in the way of two others."""
+    x = image(g)
+    parts = [g.conv(x, 3, k=3), g.conv(x, 4, k=3)]
+    every = g.bn(g.op("Concat", *parts, axis=1), scale=_SOME_ZERO)
+    own = g.bn(parts[0], scale=_SOME_ZERO[:3] * 0.3), g.bn(parts[1], scale=_SOME_ZERO[3:] * 0.3)
+    return tuple(g.op("Sigmoid", y) for y in (every, *own))
 
 
 @BACK("bn -> bn with a zero scale in front")

@@ -56,10 +56,7 @@ class Grower(Pool):
         self.op("Einsum", [x, weight], (n, length, 4), equation="blc,oc->blo")
 
     def picks(self) -> None:
-        """Entries placed or summed up along one axis.
-
-        Not GatherElements: onnx's evaluator takes minutes for damaged indices of it. The patterns have it.
-        """
+        """Entries taken, placed or summed up along one axis."""
         if (t := self.pick(4)) is None:
             return
         x, shape = t
@@ -68,6 +65,9 @@ class Grower(Pool):
             self.op("CumSum", [x, self.const(axis, np.int64)], shape)
             return
         places = self.const(self.rng.integers(0, shape[axis], shape), np.int64)
+        if self.rng.random() < 0.5:
+            self.op("GatherElements", [x, places], shape, axis=axis)
+            return
         zeros = self.const(np.zeros(shape))
         self.op("ScatterElements", [zeros, places, x], shape, axis=axis, reduction="add")
 

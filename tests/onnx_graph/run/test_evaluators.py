@@ -203,6 +203,19 @@ def test_a_newer_ir_version_is_run_as_an_older_one():
     assert proto.ir_version == 99
 
 
+@pytest.mark.parametrize(("index", "found"), [(-1, 5.0), (3, None), (-(1 << 62), None)])
+def test_an_index_out_of_range_is_refused_at_once(index, found):
+    proto = one("GatherElements", [(2, 3), (1, 1)], axis=1)
+    proto.graph.input[1].type.tensor_type.elem_type = TensorProto.INT64
+    feed = {"i0": np.arange(3, 9, dtype=np.float32).reshape(2, 3), "i1": np.array([[index]])}
+    for make in run.EVALUATORS:
+        if found is None:
+            with pytest.raises(run.CannotRun, match=r"[oO]ut of"):
+                make(load(proto)).run(feed)
+        else:
+            assert make(load(proto)).run(feed)["y"].tolist() == [[found]]
+
+
 def test_neither_evaluator_knows_a_custom_operator():
     node = helper.make_node("Mystery", ["x"], ["y"], domain="org.example")
     proto = model([node], [value("x", [2])], [value("y", [2])], domains=("org.example",))

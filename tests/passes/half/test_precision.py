@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 import bnfold
 from bnfold.api.convert import convert
@@ -88,6 +88,22 @@ def test_plain_batch_norms_compute_the_same() -> None:
     x = {"x": np.random.default_rng(0).standard_normal((1, 3, 16, 16)).astype(np.float32)}
     (old,), (new,) = evaluate(load(model), x)[0].values(), evaluate(loaded, x)[0].values()
     np.testing.assert_allclose(new, old, atol=1e-5 * np.abs(old).max())
+
+
+def test_a_scale_that_overflows_is_infinite_and_the_rest_is_not() -> None:
+    parts = [np.array(values, np.float16) for values in ([np.inf, 1], [0.5, 1], [1, 2], [1, 4])]
+    stored = [numpy_helper.from_array(part, name) for part, name in zip(parts, "sbmv", strict=True)]
+    shape = [1, 2, 3]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT16, shape) for name in "xy"]
+    node = helper.make_node("BatchNormalization", ["x", *"sbmv"], ["y"])
+    graph = helper.make_graph([node], "g", ends[:1], ends[1:], stored)
+    rounded = rounded_copy(load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])))
+    found = {tensor.name: numpy_helper.to_array(tensor) for tensor in rounded.proto.graph.initializer}
+    norm = next(one for one in rounded.proto.graph.node if one.op_type == "BatchNormalization")
+    scale, shift, mean, var = (found[name] for name in norm.input[1:])
+    assert (scale[0], scale[1], shift[1]) == (np.inf, 0.5, 0.0)
+    assert (mean == 0).all()
+    assert (var == 1).all()
 
 
 def test_a_detector_of_text_finds_it_only_if_folded_first() -> None:

@@ -11,7 +11,7 @@ from bnfold.fold.absorb import absorb, store
 from bnfold.fold.carry import equation
 from bnfold.fold.carry import spread as spreading
 from bnfold.fold.graph import Array
-from bnfold.fold.merge import kernels, rows, sums
+from bnfold.fold.merge import branches, kernels, rows, sums
 from bnfold.onnx_graph.ops import batch_norms
 from bnfold.passes.channels import choose
 from tests.onnx_graph.build import Build
@@ -245,8 +245,8 @@ def _branches(g: Build) -> str:
 
 
 def _numbers_of(change: Any) -> Break:
-    right = sums._numbers
-    return replaced(sums, "_numbers", lambda leaf, block, scale: change(leaf, *right(leaf, block, scale)))
+    right = branches.numbers
+    return replaced(sums, "numbers", lambda leaf, goal, scale: change(leaf, *right(leaf, goal, scale)))
 
 
 def _beside(form: Any, kernel: Array, goal: Any) -> Array:
@@ -256,7 +256,7 @@ def _beside(form: Any, kernel: Array, goal: Any) -> Array:
 _moved_to = kernels.moved_to
 
 SOLVING(
-    "merged branches: a tap goes to the place beside its own", replaced(sums, "moved_to", _beside), "all"
+    "merged branches: a tap goes to the place beside its own", replaced(branches, "moved_to", _beside), "all"
 )(_branches)
 SOLVING("merged branches: the biases are left out", _numbers_of(lambda leaf, k, b: (k, b * 0)), "all")(
     _branches
