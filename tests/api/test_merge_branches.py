@@ -275,6 +275,9 @@ def test_the_check_tells_a_merge_from_a_fold(monkeypatch: pytest.MonkeyPatch) ->
     right = branches.bias_of
     monkeypatch.setattr(branches, "bias_of", lambda role, n: right(role, n) + 1)
     module, x, _ = made("RepVGG")
+    program = torch.export.export(module, (x,))
     said = r"no fold broke it, but the merging of branches into 0\.dense\.0 did"
     with pytest.raises(VerifyError, match=said):
-        bnfold.fold_program(torch.export.export(module, (x,)))
+        bnfold.fold_program(program, check="run")
+    with pytest.raises(VerifyError, match=r"is wrong, a part of the merging of branches into 0\.dense\.0"):
+        bnfold.fold_program(program)
