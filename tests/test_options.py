@@ -22,7 +22,9 @@ FUNCTIONS = {
     "fold_onnx": EVERY,
     "export": EVERY - {"inputs", "shapes", "seed", "freeze_initializers", "certificate", "check"},
     "equalize_onnx": EVERY - {"target", "precision", "certificate", "check"},
-    "fold_program": {"verify", "inputs", "rtol", "atol", "shared", "skip", "merge_branches", "quantize_for"},
+    "fold_program": {
+        *("verify", "inputs", "rtol", "atol", "check", "shared", "skip", "merge_branches", "quantize_for"),
+    },
     "fold_module": {"verify", "rtol", "atol", "shared", "skip"},
 }
 
