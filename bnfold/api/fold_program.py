@@ -87,7 +87,7 @@ def fold_program(
         write=work.write,
         check=work.compare,
         view=partial(View, symmetric=True),
-        watch=work.ledger.watch,
+        watch=work.ledger.watch if how.verify and how.by != "run" else None,
     )
     done = fold(front, functional, options, "program", verify=how.verify)
     return program if done.model is functional else done.model, done.report

@@ -235,9 +235,8 @@ def test_the_order_of_what_is_joined(right: Folded) -> None:
 
 def test_without_a_certificate_nothing_wrong_is_proved(right: Folded) -> None:
     assert right.changed(lambda program: None, certificate=False).status == "proved"
-    for name, (change, _) in WRONG.items():
-        if "ulps" not in name:
-            assert right.changed(change, certificate=False).status != "proved", name
+    for name in ("a scale", "padding", "operands"):
+        assert right.changed(WRONG[name][0], certificate=False).status != "proved", name
 
 
 def test_a_wrong_certificate_proves_nothing(right: Folded) -> None:
