@@ -22,6 +22,7 @@ from torch.export.graph_signature import InputKind
 from bnfold.errors import ModelError
 from bnfold.proof.operator import Array, Undecided
 from bnfold.proof.scope import CERTAIN, LARGEST, Scope
+from bnfold.torch_proof import attention
 from bnfold.torch_proof.call import Call, Slot, TorchOperator, to_array
 from bnfold.torch_proof.operators import BOOLEAN, Reading, Stated, is_random, reading_of, writes
 
@@ -30,6 +31,7 @@ __all__ = ["Program", "shape_of"]
 STATE = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
 
+PARTS = ":scores", ":weights"  # of attention
 _MOVES = "expand flatten permute reshape select slice squeeze t transpose unsqueeze view"
 
 
@@ -141,6 +143,9 @@ class Program(Scope):
             return  # it has its name from the call
         if isinstance(node.target, torch._ops.OpOverload):
             stated = Stated(node)
+            if attention.in_parts(stated):
+                self._attention(node, stated)
+                return
             reading, known = reading_of(stated)
             random, arguments = is_random(stated, node.target.tags), stated.given
         else:
@@ -154,6 +159,44 @@ class Program(Scope):
         name = self.called.get(node.name, node.name)
         call = Call(reading.op, name, inputs, names, made, len(self.nodes), reading.attributes, random)
         self._add(call, [node.meta.get("val")] if kinds is None else kinds)
+
+    def _attention(self, node: fx.Node, call: Stated) -> None:
+        """Three nodes. Of the first two no certificate speaks: scores may be off by what a Softmax undoes."""
+        query, key, value, mask = (call[name] for name in ("query", "key", "value", "attn_mask"))
+        read = [source for source in (query, key, mask) if source is not None]
+        stated: dict[str, Any] = {"0": Slot(0), "1": Slot(1), "2": call["is_causal"], "3": call["scale"]}
+        stated |= {} if mask is None else {"4": Slot(2)}
+        shapes = [shape_of(source.meta["val"]) for source in (query, key)]
+        made: Any = None
+        if shapes[0] is not None and shapes[1] is not None:
+            made = torch.empty(attention.shape_of_scores(shapes[0], shapes[1]), device="meta")
+        one, two = (f"{node.name}{part}" for part in PARTS)
+        self.at[node] = node.name
+        both = {"0": Slot(0), "1": Slot(1)}
+        at = [self.at[source] for source in read]
+        self._part(node, "aten.scores", at, one, made, attention.scores, stated)
+        self._part(node, "Softmax", [one], two, made, attention.weights, {"0": Slot(0)}, axis=-1)
+        self._part(
+            node, "MatMul", [two, self.at[value]], node.name, node.meta["val"], attention.product, both
+        )
+
+    def _part(
+        self,
+        node: fx.Node,
+        op: str,
+        inputs: Sequence[str],
+        output: str,
+        kind: Any,
+        target: Callable[..., Any],
+        arguments: Mapping[str, Any],
+        **attributes: Any,
+    ) -> None:
+        known = self._is_of_floats(node, Reading(op), inputs, None, [output])
+        made, name = TorchOperator(op, target, arguments, known), self.called.get(node.name, node.name)
+        self._add(Call(op, name, inputs, [output], made, len(self.nodes), attributes, False), [kind])
+
+    def is_named(self, name: str) -> bool:
+        return not name.endswith(PARTS)
 
     def _template(
         self, node: fx.Node, reading: Reading, arguments: Mapping[str, Any]

@@ -291,6 +291,38 @@ def test_a_bound_that_nothing_reaches_is_undecided() -> None:
     assert "nothing is above 2" in str(found)
 
 
+def attending(**options: Any) -> ExportedProgram:
+    def run(m: Any, x: Tensor) -> Tensor:
+        y: Tensor = nn.functional.scaled_dot_product_attention(m.q(x), x, m.v(x) * 2, **options)
+        return y
+
+    torch.manual_seed(0)
+    return program_of(run, torch.ones(2, 5, 4), q=nn.Linear(4, 4), v=nn.Linear(4, 4))
+
+
+def test_attention_is_three_calls() -> None:
+    right = attending()
+    assert prove(right, attending()).status == "proved"
+    assert prove(right, attending(scale=0.5)).status == "proved"  # which is the square root of 1/4
+    assert prove(right, attending(scale=0.5001)).status == "refuted"
+    assert prove(right, attending(is_causal=True)).status == "refuted"
+    assert prove(right, attending(attn_mask=torch.ones(5, 5, dtype=torch.bool).tril())).status == "refuted"
+    assert prove(attending(dropout_p=0.1), attending(dropout_p=0.1)).status == "undecided"
+
+
+def test_values_of_attention_are_scaled() -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        y = nn.functional.scaled_dot_product_attention(m.q(x), x, m.b(m.v(x).mT).mT)
+        return m.n(y.mT).mT
+
+    layers: dict[str, nn.Module] = {"q": nn.Linear(4, 4), "v": nn.Linear(4, 6)}
+    layers |= {"b": nn.BatchNorm1d(6), "n": nn.BatchNorm1d(6)}
+    torch.manual_seed(2)
+    found = folded(randomize(Fn(run, **layers)), torch.randn(2, 5, 4))
+    assert found.proof.status == "proved", found.proof
+    assert found.changed(off("v.weight", lambda w: w * (1 + 1e-4))).status == "refuted"
+
+
 @pytest.mark.parametrize("seed", range(1, 4))
 def test_what_is_met_behind_a_flat_function_does_not_count(seed: int) -> None:
     """Numbers beyond the bound are so large that Tanh gives 1 or -1 for them, with the bound and without."""
