@@ -298,12 +298,8 @@ _RULES: dict[str, Rule] = {
     **dict.fromkeys(("sym_size", "sym_numel", "sym_stride"), _renamed("Shape")),
 }
 # What draws random numbers only if it is told to, and by which argument.
-_DRAWS_IF = {
-    "dropout": "train",
-    "feature_dropout": "train",
-    "alpha_dropout": "train",
-    "native_dropout": "train",
-}
+_DRAWS_IF = dict.fromkeys(("dropout", "feature_dropout", "alpha_dropout", "native_dropout"), "train")
+_DRAWS_IF |= dict.fromkeys(("gru", "lstm", "rnn_relu", "rnn_tanh"), "train")
 _DRAWS_IF |= {"scaled_dot_product_attention": "dropout_p"}
 
 

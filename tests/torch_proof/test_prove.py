@@ -282,6 +282,18 @@ def test_drop_out_that_is_off_is_nothing() -> None:
     assert prove(plain, dropped).status == prove(dropped, plain).status == "proved"
 
 
+@pytest.mark.parametrize("trains", [False, True])
+def test_recurrent_layers_draw_in_training_alone(trains: bool) -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        y: Tensor = m.r(x)[0]
+        return y
+
+    layer = nn.GRU(4, 3, 2, dropout=0.5)
+    made = Fn(run, r=layer).train(trains)
+    program = torch.export.export(made, (torch.ones(2, 5, 4),)).run_decompositions({})
+    assert prove(program, program).status == ("undecided" if trains else "proved")
+
+
 def test_a_bound_that_nothing_reaches_is_undecided() -> None:
     """Behind a function that keeps it away."""
     far = program_of(lambda m, x: torch.clamp(torch.sigmoid(x), max=2.0))
