@@ -25,7 +25,7 @@ from bnfold.proof.operator import Array, Undecided, is_float, zero_of
 from bnfold.proof.scope import LARGEST, Scope
 from bnfold.proof.trial import trial
 
-__all__ = ["KnownOfFile", "of_shapes"]
+__all__ = ["KnownOfFile"]
 
 HUGE = 1 << 48  # numbers, that no array has
 SHAPES = frozenset({"Shape", "Size"})
@@ -117,7 +117,7 @@ class KnownOfFile:
 
     @cached_property
     def _of_shapes(self) -> frozenset[str]:
-        return frozenset(of_shapes(self._model.main))
+        return frozenset(_of_shapes(self._model.main))
 
     def runs(self, folded: Loaded) -> tuple[bool, str]:
         """Whether the folded model runs; and why it does not where the original does, or ""."""
@@ -194,7 +194,7 @@ def _type_and_shape(value: Array) -> Array:
     return np.broadcast_to(np.zeros((), value.dtype), value.shape) if is_float(value) else value
 
 
-def of_shapes(scope: Scope) -> set[str]:
+def _of_shapes(scope: Scope) -> set[str]:
     """Tensors that depend on shapes and constants only: whatever an input holds, they are the same."""
     found: set[str] = set()
     for node in scope.nodes:

@@ -29,9 +29,8 @@ from bnfold.torch_proof.operators import BOOLEAN, Reading, Stated, is_random, re
 __all__ = ["Program", "shape_of"]
 
 STATE = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
-
-
 PARTS = ":scores", ":weights"  # of attention
+# What moves numbers, in ATen's words.
 _MOVES = "expand flatten permute reshape select slice squeeze t transpose unsqueeze view"
 
 
