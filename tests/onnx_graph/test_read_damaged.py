@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bnfold.errors import ModelError
-from bnfold.fold.roles import Closed, Linear
+from bnfold.fold.roles import Closed, Linear, Sum
 from bnfold.onnx_graph.file.loaded import load
 from bnfold.onnx_graph.read import read
 from tests.onnx_graph.reading import CONV, W, graph_of, model, node, norm
@@ -74,3 +74,12 @@ def test_values_that_cannot_be(change: dict[str, Any], words: list[str]):
 def test_attributes_of_the_wrong_length_close_a_node():
     proto = model("g (float[1,3,9,9] x) => (float[1,4,7,7] y) { y = Conv <strides = [1]> (x, w) }", w=W)
     assert isinstance(node(read(load(proto)), "Conv").role, (Closed, Linear))
+
+
+def test_inputs_that_are_left_out_at_the_end_are_none():
+    """An Add with a third one, without a name, adds two."""
+    proto = model("g (float[2,4,7,7] x) => (float[2,4,7,7] y) { a = Relu (x)  y = Add (x, a) }")
+    proto.graph.node[1].input.append("")
+    add = node(read(load(proto)), "Add")
+    assert len(add.inputs) == 2
+    assert isinstance(add.role, Sum)
