@@ -357,7 +357,8 @@ class Grower(Pool):
         self.op("Where", [mask, x, other], shape)
 
     def rivals(self) -> None:
-        """A batch norm over a Concat, and one over each of its operands: only the two small ones can both go."""
+        """A batch norm over a Concat, and one over each of its operands: only the two small ones can both go.
+        """
         if (t := self.pick(4)) is None:
             return
         x, (n, c, h, w) = t
