@@ -171,7 +171,7 @@ def fold_loaded(
 ) -> tuple[Loaded, Report]:
     """The pipeline, then half precision if that is asked for. Without verification `loaded` is edited."""
     before, named = digest(loaded.inlined()) if options.certificate else "", annotated(loaded)
-    folded, report = _frozen_or_not(loaded, options, check, progress)
+    folded, report = _frozen_or_not(loaded, options, check, bool(named), progress)
     report.notes += dropped_note(named, folded)
     if report.certificate is not None:
         report.certificate.original, report.certificate.folded = before, digest(folded.inlined())
@@ -179,12 +179,13 @@ def fold_loaded(
 
 
 def _frozen_or_not(
-    loaded: Loaded, options: Fold, check: Check, progress: Progress | None
+    loaded: Loaded, options: Fold, check: Check, named: bool, progress: Progress | None
 ) -> tuple[Loaded, Report]:
+    """named: whether tensors have annotations, which may have to go."""
     if options.freeze_initializers:
         loaded, names = frozen(loaded)
         less = replace(options, freeze_initializers=False)
-        loaded, report = _frozen_or_not(loaded, less, check, progress)
+        loaded, report = _frozen_or_not(loaded, less, check, named, progress)
         if report.certificate is not None:
             report.certificate.frozen = tuple(names)
         note = f"inputs no longer: {first(names, 4)}" if names else "no input has a stored value"
@@ -192,7 +193,7 @@ def _frozen_or_not(
         return loaded, report
     precision = options.precision
     if precision is None:
-        return _folded(loaded, options, check, progress)
+        return _folded(loaded, options, check, named, progress)
     from bnfold.api import convert
 
     convert.check(loaded, precision)
@@ -200,17 +201,18 @@ def _frozen_or_not(
     if options.input_ranges and check.inputs is None:
         raise UsageError("with input ranges, half precision is measured on inputs that you give")
     original = loaded.copy() if check.verify else None
-    folded, report = _folded(loaded, options, replace(check, rtol=None, atol=None), progress)
+    folded, report = _folded(loaded, options, replace(check, rtol=None, atol=None), named, progress)
     how = replace(check, ranges=ranges)
     folded, report.precision = convert.convert(folded, precision, how, original=original)
     return folded, report
 
 
-def _folded(loaded: Loaded, options: Fold, check: Check, progress: Progress | None) -> tuple[Loaded, Report]:
+def _folded(
+    loaded: Loaded, options: Fold, check: Check, named: bool, progress: Progress | None
+) -> tuple[Loaded, Report]:
     ranges = ranges_in(loaded, options)
     check = replace(check, ranges=ranges)
     front, ledger = front_end(check), None
-    named = bool(annotated(loaded))
     if options.certificate or named or (check.verify and check.by != "run"):
         ledger = Ledger()
         front = replace(front, watch=ledger.watch)

@@ -139,15 +139,18 @@ def run(
             allow=_allowed(part, held),
             progress=None if progress is None else (lambda count, of: progress(count, of, "folding")),
         )
-        entries = [_branch(entry) if entry.name in held else entry for entry in plan.entries]
+        entries = [_branch(e) if e.name in held else e for e in plan.entries] if held else plan.entries
         report = Report(entries, quantize_for=options.quantize_for)
         judge = Judge(options.quantize_for or UNASKED, decides=options.quantize_for is not None)
         done = Done(model, report, [node.name for node in plan.order], held, judge)
         merges = options.merge_branches and front.view is not None and part.merges != 0
         if front.view is not None and merges:
             merges = mergeable(graph, front.view(set(plan.order), options.skip), done.report)
-            merges = merges or any(map(_changes_a_map, plan.edits))
-        room = any(map(_holds_zeros, graph.nodes)) or any(map(_makes_room, plan.edits))
+        maps = [node.role for node in graph.nodes if isinstance(node.role, Affine)]
+        changed = len(maps) > len(plan.order) and _changes_maps(plan.edits)
+        room = changed or any(map(_holds_zeros, maps)) or _adds_a_node(plan.edits)
+        if changed and front.view is not None:
+            merges = options.merge_branches and part.merges != 0
         done.model = front.carry_out(model, graph, plan)
         room = room and bool(plan.order) and front.view is not None
         graph.clear()  # it describes the model no longer
@@ -248,21 +251,21 @@ def _fold_again(front: FrontEnd[M], done: Done[M], options: Fold, part: Part, gr
     return True
 
 
-def _holds_zeros(node: Node) -> bool:
-    return isinstance(node.role, Affine) and not node.role.plain and not node.role.scale.all()
+def _holds_zeros(role: Affine) -> bool:
+    return not role.plain and not role.scale.all()
 
 
-def _makes_room(edit: Edit) -> bool:
-    """The bias of a product that has no place for one becomes an addition, which takes more in; and a map
-    that has taken others in may go where it could not.
+def _adds_a_node(edits: Sequence[Edit]) -> bool:
+    """The bias of a product that has no place for one becomes an addition, which takes more in."""
+    biased = (edit.node.role for edit in edits if isinstance(edit, AddBias))
+    return any(isinstance(role, Linear) and role.costs > 0 for role in biased)
+
+
+def _changes_maps(edits: Sequence[Edit]) -> bool:
+    """A map that has taken others in may go where it could not; or it varies along other axes, and is no part
+    of a sum any more that was too much for one node.
     """
-    adds = isinstance(edit, AddBias) and isinstance(edit.node.role, Linear) and edit.node.role.costs > 0
-    return adds or _changes_a_map(edit)
-
-
-def _changes_a_map(edit: Edit) -> bool:
-    """It may vary along other axes then, and be no part of a sum any more that was too much for one node."""
-    return isinstance(edit, SetValue) and isinstance(edit.node.role, Affine)
+    return any(isinstance(edit, SetValue) and isinstance(edit.node.role, Affine) for edit in edits)
 
 
 def _held(front: FrontEnd[M], graph: Graph, options: Fold) -> frozenset[str]:

@@ -62,8 +62,8 @@ the JSON report:
         "moved": [{"channel": int, "value": number}]}],   constants that are in its bias now
      "kept": [{            channels that are constant and stay
         "name": str, "op": str, "channels": [int], "reason": str, "blocked_by": str}]},
-   "quantize_for": str     what --for said, or null
    "notes": [str],
+   "quantize_for": str     what --for said, or null
    "verification": object  as in `bnfold verify --help`, or null if the check was skipped
    "precision": object     what --precision did, or null; docs/report.md has its keys
   }

@@ -20,6 +20,9 @@ __all__ = ["annotated", "drop_annotations", "dropped_note"]
 
 def annotated(loaded: Loaded) -> list[Key]:
     """The tensors that have annotations."""
+    graph = loaded.proto.graph
+    if not graph.quantization_annotation and CONTROL.isdisjoint([node.op_type for node in graph.node]):
+        return []
     return [
         (path, entry.tensor_name)
         for path, graph in _graphs(loaded.proto.graph)
@@ -47,9 +50,7 @@ def dropped_note(before: Collection[Key], loaded: Loaded) -> list[str]:
 def _graphs(graph: GraphProto, path: str = "") -> Iterator[tuple[str, GraphProto]]:
     """The graph and its bodies, under the names that certificates give them."""
     yield path, graph
-    for node in graph.node:
-        if node.op_type not in CONTROL:
-            continue
+    for node in [node for node in graph.node if node.op_type in CONTROL]:
         bodies = [entry.g for entry in node.attribute if entry.type == AttributeProto.GRAPH]
         stem = next(filter(None, node.output), "")
         for number, body in enumerate(bodies):

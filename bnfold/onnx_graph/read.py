@@ -93,10 +93,9 @@ class _Reader:
         node = Node(site.name, op, role, [], [], site)
         inputs = node.inputs
         unseen = record.unseen
-        count = len(values)
-        while count and values[count - 1] is None:  # left out at the end, as mostly by no name at all
-            count -= 1
-        for slot, value in enumerate(values[:count]):
+        while values and values[-1] is None:  # left out at the end, as mostly by no name at all
+            values = values[:-1]
+        for slot, value in enumerate(values):
             if value is None or slot in unseen:
                 inputs.append(None)
                 continue
