@@ -2,7 +2,7 @@
 
 Behind a Softmax whose inputs are thousands, two different models agree to the last bit. So the tensor in
 front of the last saturating operators is a further output of both models, as far as both have the same
-operators there.
+operators there. Of a Softmax it is the logarithm: what adds one number to all that it weighs changes nothing.
 """
 
 from __future__ import annotations
@@ -35,9 +35,15 @@ MOVING = frozenset(
 )
 
 
-class _Front(NamedTuple):
-    """A tensor, the output that it ends in, and the operators between, the last first."""
+SOFTMAX = frozenset(("Softmax", "LogSoftmax"))
 
+
+class _Front(NamedTuple):
+    """What makes a tensor to compare (its output is still to be named), the tensor that it is named after,
+    the output that this ends in, and the operators between, the last first.
+    """
+
+    maker: onnx.NodeProto
     tensor: str
     output: str
     operators: tuple[str, ...]
@@ -46,7 +52,7 @@ class _Front(NamedTuple):
 def with_fronts(a: Loaded, b: Loaded) -> tuple[Loaded, Loaded, frozenset[str]]:
     """Both models with these outputs more, and their names; the models themselves where there are none."""
     fronts = [_fronts(model.proto.graph) for model in (a, b)]
-    if not fronts[0] or [f[1:] for f in fronts[0]] != [f[1:] for f in fronts[1]]:
+    if not fronts[0] or [f[2:] for f in fronts[0]] != [f[2:] for f in fronts[1]]:
         return a, b, frozenset()
     names = [f"{front.tensor} (in front of {front.output})" for front in fronts[0]]
     return _more(a, fronts[0], names), _more(b, fronts[1], names), frozenset(names)
@@ -55,7 +61,9 @@ def with_fronts(a: Loaded, b: Loaded) -> tuple[Loaded, Loaded, frozenset[str]]:
 def _more(model: Loaded, fronts: list[_Front], names: list[str]) -> Loaded:
     result = model.copy()
     for front, name in zip(fronts, names, strict=True):
-        result.proto.graph.node.append(onnx.helper.make_node("Identity", [front.tensor], [name]))
+        node = result.proto.graph.node.add()
+        node.CopyFrom(front.maker)
+        node.output[:] = [name]
         result.proto.graph.output.add().name = name
     return result
 
@@ -65,20 +73,31 @@ def _fronts(graph: onnx.GraphProto) -> list[_Front]:
     producers = {name: node for node in graph.node for name in node.output if name}
     found: dict[str, _Front] = {}
     for output in graph.output:
-        pending: list[tuple[str, tuple[str, ...]]] = [(output.name, ())]
+        pending: list[tuple[str, tuple[str, ...], onnx.NodeProto | None]] = [(output.name, (), None)]
         seen: set[tuple[str, bool]] = set()
         while pending:
-            tensor, passed = pending.pop()
-            node, saturates = producers.get(tensor), not SATURATING.isdisjoint(passed)
+            tensor, passed, nearest = pending.pop()
+            node, saturates = producers.get(tensor), nearest is not None
             if (tensor, saturates) in seen:
                 continue
             seen.add((tensor, saturates))
             if node is not None and _moves(node, tensor):
                 many = node.input if node.op_type == "Concat" else node.input[:1]
-                pending += [(name, (*passed, node.op_type)) for name in reversed(many)]
-            elif node is not None and saturates:
-                found.setdefault(tensor, _Front(tensor, output.name, passed))
+                nearest = node if node.op_type in SATURATING else nearest
+                pending += [(name, (*passed, node.op_type), nearest) for name in reversed(many)]
+            elif node is not None and nearest is not None:
+                found.setdefault(tensor, _Front(_maker(tensor, nearest), tensor, output.name, passed))
     return list(found.values())
+
+
+def _maker(tensor: str, nearest: onnx.NodeProto) -> onnx.NodeProto:
+    """What is compared of a tensor. nearest: the saturating operator that it ends in first."""
+    if nearest.op_type not in SOFTMAX:
+        return onnx.helper.make_node("Identity", [tensor], [""])
+    made = onnx.NodeProto()
+    made.CopyFrom(nearest)
+    made.op_type, made.name = "LogSoftmax", ""
+    return made
 
 
 def _moves(node: onnx.NodeProto, tensor: str) -> bool:

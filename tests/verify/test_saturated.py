@@ -107,3 +107,17 @@ def test_a_fold_in_front_of_a_softmax_is_checked_there():
     large = numpy_helper.to_array(weight) * np.float32(1e-9)
     weight.CopyFrom(numpy_helper.from_array(large, weight.name))
     assert verify(g.model(), folded).status == "failed"
+
+
+@pytest.mark.parametrize("end", ["Softmax", "LogSoftmax"])
+@pytest.mark.parametrize("moved", [False, True])
+def test_what_a_softmax_does_not_see_is_no_difference(end: str, moved: bool):
+    """A shift that is the same for all that it weighs vanishes in it: its logarithm is compared."""
+    g = Build(17, seed=1)
+    x = g.op("Sub", g.op("Neg", g.op("Tanh", g.input("x", (2, 5, 4)))), g.const(g.normal((1, 1, 4))))
+    x = g.op("Transpose", x, perm=[0, 2, 1]) if moved else x
+    g.output(g.op(end, x, axis=2 if moved else 1))
+    folded, report = bnfold.fold_onnx(g.model(), check="run")
+    assert "Sub" not in [node.op_type for node in folded.graph.node]
+    assert report.verification.status == "passed"
+    assert len(report.verification.outputs) == 2
