@@ -30,8 +30,8 @@ from bnfold.proof.claims import (
 )
 from bnfold.proof.graph import Model
 from bnfold.proof.known import KnownOfFile
-from bnfold.proof.maps import Channels, map_of, vanished
-from bnfold.proof.operator import Array
+from bnfold.proof.maps import Channels, map_of, stayed, vanished
+from bnfold.proof.operator import Array, precision_of
 from bnfold.proof.result import Proof, Refusal
 from bnfold.proof.scope import Known, Node, Scope, same_bits
 from bnfold.proof.sizes import smaller
@@ -389,20 +389,20 @@ class Prover:
         if x.cut is not None or y.cut is not None:
             return None
         shape = self._value(leaf).shape
-        if not theirs:
-            if len(shape) < 2:
-                return None
+        rounds = STEPS if self.claims is None else self.rounds
+        if len(shape) > 1:
             axis = 1 - len(shape)
             at = Channels(axis, shape[1], len(shape), axis)
-            found = map_of(self.a, nodes, leaf, name, at)
-            looser = (self._rounds(y, leaf)[1] - 1) * 2 * layers.precision_of("float32")
-            good = found is not None and vanished(found, x, y, at, node.name, looser)
-            return Held(CHANNELS) if good else None
-        sum_a = sums.kernel_of(self.a, nodes, name, leaf, shape)
+            map_a, map_b = map_of(self.a, nodes, leaf, name, at), map_of(self.b, theirs, x.name, y.name, at)
+            looser = (self._rounds(y, leaf)[1] - 1) * 2 * precision_of("float32")
+            if map_a is not None and map_b is not None:
+                stays = bool(theirs) and stayed(map_a, map_b, x, y, at, rounds)
+                if stays or (not theirs and vanished(map_a, x, y, at, node.name, looser)):
+                    return Held(CHANNELS)
+        sum_a = sums.kernel_of(self.a, nodes, name, leaf, shape, x)
         sum_b = sums.kernel_of(self.b, theirs, y.name, x.name, shape)
         if sum_a is not None and sum_b is not None:
-            rounds = STEPS if self.claims is None else self.rounds
-            worst = sums.compare(sum_a, sum_b, x, y, len(shape), node.name, rounds)
+            worst = sums.compare(sum_a, sum_b, y, len(shape), node.name, rounds)
             if worst is not None:
                 return Held(SUMS, worst)
         return None
@@ -430,8 +430,10 @@ class Prover:
         def is_leaf(tensor: str) -> bool:
             return tensor not in opened and self.image(tensor) is not None
 
-        opened |= self._twins(self.a.region(name, is_leaf, LARGEST)[1])
         found = self.a.region(name, is_leaf, LARGEST)
+        while twins := self._twins(found[1]):
+            opened |= twins
+            found = self.a.region(name, is_leaf, LARGEST)
         for _ in range(back):
             opened |= {t for t in found[1] if t in self.a.made}
             found = self.a.region(name, is_leaf, LARGEST)
