@@ -158,13 +158,11 @@ def _behind(x: Kernel, layer: Kernel, padded: bool) -> Kernel | None:
     reach = x.reach if x.reach is not None else (0,) * len(layer.stride)
     if any(s != 1 for s in stride) and any(r % s for r, s in zip(reach, stride, strict=True)):
         return None  # how many windows there are depends on the size, in another way than a sum's
-    groups = math.gcd(x.groups, layer.groups)
     taps: Taps = {}
     for at, (w, size) in layer.taps.items():
         for before, (w0, size0) in x.taps.items():
             place = tuple(b + s * a for a, b, s in zip(at, before, stride, strict=True))
-            product = _coarse(w, groups) @ _coarse(w0, groups)
-            sizes = _coarse(size, groups) @ _coarse(size0, groups)
+            product, sizes = _times(w, w0), _times(size, size0)
             old = taps.get(place)
             taps[place] = (product, sizes) if old is None else (old[0] + product, old[1] + sizes)
     bias, amount = layer.bias.copy(), layer.size.copy()
@@ -175,6 +173,14 @@ def _behind(x: Kernel, layer: Kernel, padded: bool) -> Kernel | None:
     new = tuple(a * b for a, b in zip(stride, layer.stride, strict=True))
     far = tuple(r + s * t for r, s, t in zip(reach, stride, layer.reach or (), strict=True))
     return Kernel(taps, bias, amount, new, far, x.steps + layer.steps)
+
+
+def _times(w: Array, w0: Array) -> Array:
+    """The product of two matrices that are given by their blocks along the diagonal."""
+    if w0.shape[1:] == (1, 1):  # a number for each channel
+        return np.asarray(w * w0.reshape(len(w), 1, -1))
+    groups = math.gcd(len(w), len(w0))
+    return np.asarray(_coarse(w, groups) @ _coarse(w0, groups))
 
 
 def _coarse(w: Array, groups: int) -> Array:

@@ -12,6 +12,7 @@ from onnx import numpy_helper
 import bnfold
 from bnfold.certificate import Image
 from bnfold.onnx_graph.file.loaded import load
+from bnfold.proof import sums
 from bnfold.proof.decide import prove
 from tests.onnx_graph.build import Build
 from tests.proof.test_decide import X, graph, node, proof
@@ -94,3 +95,20 @@ def test_a_batch_norm_that_vanishes_beside_a_conv_is_a_part_of_their_kernel() ->
     assert refusal is not None
     assert refusal.entry is not None
     assert refusal.entry.at == (0, 2, 3)
+
+
+def test_a_layer_of_a_tensor_is_multiplied_by_no_identity_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its numbers are one for each channel: as a matrix they would take the square of that, and more time."""
+
+    def spread(w: Any, groups: int) -> Any:
+        assert w.shape[1:] != (1, 1)
+        return w
+
+    monkeypatch.setattr(sums, "_coarse", spread)
+    g = Build(seed=6, signs="positive")
+    x = g.input("x", X)
+    g.output(g.op("Add", g.bn(g.conv(x, 6, 3, pads=1, bias=False)), g.bn(g.conv(x, 6, 1, bias=False))))
+    model = g.model()
+    after, report = bnfold.fold_onnx(model, verify=False, certificate=True)
+    found = prove(load(model), load(after), report.certificate)
+    assert (found.status, found.ways) == ("proved", {"sums": 1}), str(found)
