@@ -24,6 +24,7 @@ __all__ = [
     "Array",
     "Operator",
     "TooLarge",
+    "TooLong",
     "Undecided",
     "is_float",
     "precision_of",
@@ -62,6 +63,10 @@ class TooLarge(Undecided):
     """A region has too many nodes. Behind a fault nothing agrees any more, and regions grow to the
     outputs.
     """
+
+
+class TooLong(Undecided):
+    """A region takes too long to compute; so does every region that it is a part of."""
 
 
 def is_float(array: Array) -> bool:
