@@ -23,6 +23,7 @@ from bnfold.onnx_graph.annotations import annotated, drop_annotations, dropped_n
 from bnfold.onnx_graph.file.loaded import Loaded, load
 from bnfold.onnx_graph.ledger import Ledger
 from bnfold.onnx_graph.model.scopes import without_gc
+from bnfold.onnx_graph.outline import snapshot
 from bnfold.onnx_graph.read import read, scope_of
 from bnfold.onnx_graph.write import apply
 from bnfold.options import Check, CheckKeywords, Fold, FoldKeywords
@@ -156,11 +157,13 @@ def fold_file(
     options: Fold = Fold(),  # noqa: B008  (frozen)
     check: Check = Check(),  # noqa: B008
     progress: Progress | None = None,
+    *,
+    drawn: bool = False,
 ) -> tuple[Loaded, Report]:
     """`fold_onnx` for a file, without ever holding the whole model in memory; the result is ready to be
-    saved.
+    saved. drawn: whether the report gets both graphs.
     """
-    return fold_loaded(load(path), options, check, progress)
+    return fold_loaded(load(path), options, check, progress, drawn=drawn)
 
 
 def fold_loaded(
@@ -168,11 +171,16 @@ def fold_loaded(
     options: Fold = Fold(),  # noqa: B008
     check: Check = Check(),  # noqa: B008
     progress: Progress | None = None,
+    *,
+    drawn: bool = True,
 ) -> tuple[Loaded, Report]:
     """The pipeline, then half precision if that is asked for. Without verification `loaded` is edited."""
     before, named = digest(loaded.inlined()) if options.certificate else "", annotated(loaded)
+    graph = snapshot(loaded.proto) if drawn else None
     folded, report = _frozen_or_not(loaded, options, check, bool(named), progress)
     report.notes += dropped_note(named, folded)
+    if graph is not None:
+        report.graphs = graph, snapshot(folded.proto)
     if report.certificate is not None:
         report.certificate.original, report.certificate.folded = before, digest(folded.inlined())
     return folded, report

@@ -23,8 +23,9 @@ from bnfold.fold.carry.spread import Conflict, Rule
 from bnfold.fold.claims import Claims, of_fold
 from bnfold.fold.edits import Edit
 from bnfold.fold.graph import Graph, Node
-from bnfold.fold.one_fold import NARROW, Run, ends, fold, pair
+from bnfold.fold.one_fold import NARROW, Run, Taken, ends, fold, pair
 from bnfold.fold.roles import Affine, Closed
+from bnfold.report.drawing import Route, Way
 from bnfold.report.fold import Entry
 
 __all__ = ["Plan", "solve"]
@@ -39,7 +40,8 @@ RULES: Mapping[str, Mapping[type, Rule]] = {"scale": carry.SCALE, "shift": carry
 class Plan:
     """What to write, and what to report.
 
-    order: the folded nodes as they were committed. claims: what becomes of each tensor.
+    order: the folded nodes as they were committed. claims: what becomes of each tensor. routes: the ways that
+    scale and shift of each took, by its name.
     """
 
     edits: list[Edit] = field(default_factory=list)
@@ -49,6 +51,7 @@ class Plan:
     evicted: int = 0
     ways: Counter[str] = field(default_factory=Counter)  # how folds went: "scale back, shift forward", ...
     claims: Callable[[], Claims] = dict
+    routes: dict[str, Route] = field(default_factory=dict)
 
 
 def solve(
@@ -90,6 +93,7 @@ def solve(
             evicted,
             run.ways + Counter({"rolled back": run.state.undone}),
             partial(of_fold, graph, run.state),
+            {node.name: Route(*map(_way, taken)) for node, taken in run.routes.items()},
         )
 
 
@@ -109,6 +113,11 @@ def _better(
     other.locks = other.state.locks = None
     calls += other.state.calls
     return (other, calls, len(last)) if _worth(other) > _worth(run) else (run, calls, 0)
+
+
+def _way(taken: Taken) -> Way:
+    side, tensors, into = taken
+    return Way(side, tuple(tensor.name for tensor in tensors), tuple(node.name for node in into))
 
 
 def _worth(run: Run) -> tuple[int, int]:
