@@ -72,7 +72,8 @@ def _scope(proto: Any) -> _Scope:
     inputs, outputs = (
         [getattr(entry, "name", entry) for entry in entries] for entries in (proto.input, proto.output)
     )
-    return _Scope(inputs, nodes, outputs)
+    stored = {tensor.name for tensor in getattr(proto, "initializer", ())}  # older files list them as inputs
+    return _Scope([name for name in inputs if name not in stored], nodes, outputs)
 
 
 def _bodies(node: onnx.NodeProto) -> tuple[_Scope, ...]:

@@ -5,6 +5,7 @@ const WIDTH = 150, HEIGHT = 36, STRIP = 13, PAD = 30;
 
 class View {
   constructor(canvas, graph, story, select) {
+    canvas.view = this;
     Object.assign(this, { canvas, story, select, scale: 1, left: 0, top: 0, chosen: -1, found: new Set() });
     this.nodes = graph.nodes.map(([name, op, x, y]) => ({ name, op, x, y, outcome: story.outcome(name) }));
     this.edges = graph.edges.map(([from, to, tensor, ...bends]) => ({ from, to, tensor, points: this.points(from, to, bends) }));
