@@ -26,6 +26,10 @@ class Outline(NamedTuple):
     nodes: tuple[OutlineNode, ...]
     outputs: tuple[str, ...]
 
+    def outline(self) -> Outline:
+        """Itself, as `Drawn` wants it."""
+        return self
+
 
 class Drawn(Protocol):
     """What an outline can be made of, when somebody wants to see it."""
