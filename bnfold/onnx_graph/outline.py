@@ -49,8 +49,7 @@ class Snapshot:
         drawn, graph = _Drawn(), self.scopes[0]
         for scope in self.scopes:
             drawn.scope(scope, {})
-        inputs, outputs = (tuple(map(as_text, names)) for names in (graph.inputs, graph.outputs))
-        return Outline(inputs, tuple(drawn.nodes), outputs)
+        return Outline(tuple(drawn.inputs), tuple(drawn.nodes), tuple(map(as_text, graph.outputs)))
 
 
 def snapshot(proto: onnx.ModelProto) -> Snapshot:
@@ -84,9 +83,10 @@ def _bodies(node: onnx.NodeProto) -> tuple[_Scope, ...]:
 
 
 class _Drawn:
-    """nodes: so far. names: of these. scopes: how many graphs, bodies and functions were met."""
+    """inputs, nodes: so far. names: of nodes. scopes: how many graphs, bodies and functions were met."""
 
     def __init__(self) -> None:
+        self.inputs: list[str] = []
         self.nodes: list[OutlineNode] = []
         self.names: set[str] = set()
         self.scopes = 0
@@ -95,8 +95,9 @@ class _Drawn:
         """Draw a scope. known: for the name of each tensor that it sees, the one in the outline."""
         mark = f"#{self.scopes}" if self.scopes else ""  # names of different scopes are different tensors
         self.scopes += 1
-        if mark:
-            known.update((name, as_text(name) + mark) for name in scope.inputs)
+        for name in scope.inputs:
+            known[name] = as_text(name) + mark
+            self.inputs.append(known[name])
         for node in scope.nodes:
             known.update((name, as_text(name) + mark) for name in node.outputs)
         for node in scope.nodes:

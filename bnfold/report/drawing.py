@@ -8,10 +8,7 @@ __all__ = ["Drawn", "Outline", "OutlineNode", "Route", "Way"]
 
 
 class OutlineNode(NamedTuple):
-    """An operator without its numbers. name: as reports give it. inputs, outputs: names of tensors.
-
-    An input that no node makes, and that is no input of the graph, is a stored value.
-    """
+    """An operator without its numbers. name: as reports give it. inputs, outputs: names of tensors."""
 
     name: str
     op: str
@@ -20,7 +17,10 @@ class OutlineNode(NamedTuple):
 
 
 class Outline(NamedTuple):
-    """A model as a picture needs it: nodes in the order of the file, and what comes in and goes out."""
+    """A model as a picture needs it: nodes in the order of the file, and what comes in and goes out.
+
+    inputs: those of bodies and functions, too. A tensor that neither is one nor is made by a node is stored.
+    """
 
     inputs: tuple[str, ...]
     nodes: tuple[OutlineNode, ...]

@@ -29,7 +29,7 @@ twice (a) => (z) { t = Add (a, a) z = Relu (t) }
 
 def test_bodies_and_functions() -> None:
     drawn = snapshot(onnx.parser.parse_model(BODIES)).outline()
-    assert drawn.inputs == ("x", "b")
+    assert drawn.inputs == ("x", "b", "a#3")
     assert drawn.outputs == ("y",)
     assert drawn.nodes == (
         OutlineNode("Mul:t", "Mul", ("x", "w"), ("t",)),

@@ -52,7 +52,7 @@ class View {
     if (this.scale >= 0.55) return;
     const [x0, x1, y0] = this.bounds;
     this.scale = Math.min(1, Math.max(0.55, (this.wide - STRIP) / (x1 - x0 + WIDTH + 2 * PAD)));
-    const first = this.nodes.length ? this.nodes[this.rows[0]] : { x: 0 };
+    const first = this.nodes.find((node) => node.op === "input") || this.nodes[this.rows[0]] || { x: 0 };
     this.left = first.x - (this.wide - STRIP) / this.scale / 2;
     this.top = y0 - HEIGHT / 2 - PAD;
   }

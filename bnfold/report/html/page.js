@@ -51,7 +51,8 @@
     document.querySelectorAll(".graph").forEach((section, i) => {
       const view = new View(section.querySelector("canvas"), data.graphs[i], story, select);
       views.push(view);
-      section.querySelector("small").textContent = counted(view.nodes.filter((node) => node.op !== "input" && node.op !== "output").length, "node");
+      const count = view.nodes.filter((node) => node.op !== "input" && node.op !== "output").length, out = data.graphs[i].left_out;
+      section.querySelector("small").textContent = counted(count, "node") + (out ? `, and ${out.toLocaleString("en")} that compute constants` : "");
       const does = { in: () => view.zoom(1.4), out: () => view.zoom(1 / 1.4), all: () => view.fit() };
       for (const button of section.querySelectorAll("button")) button.addEventListener("click", does[button.dataset.do]);
     });
@@ -158,7 +159,7 @@
 
   function errors(to, outputs) {
     if (!outputs.length) return;
-    const head = ["output", "type", "largest error", "relative", "largest value", ""].map((text) => element("th", {}, text));
+    const head = ["output", "type", "largest error", "relative", "largest value", ""].map((text, i) => element("th", { class: i > 1 ? "number" : "" }, text));
     const rows = outputs.map((o) => element("tr", {}, element("td", {}, o.name), element("td", {}, o.dtype),
       ...[o.max_abs, o.max_rel, o.largest].map((value) => element("td", { class: "number" }, number(value))),
       element("td", {}, chip(o.ok ? "folded" : "failed", o.rounding ? "rounding" : o.ok ? "ok" : "WRONG"), o.note ? ` ${o.note}` : "")));

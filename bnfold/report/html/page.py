@@ -54,7 +54,8 @@ def frame(report: Report, title: str = "") -> str:
 def _data(report: Report, title: str) -> dict[str, Any]:
     graphs = None
     if report.graphs is not None:
-        graphs = [picture(drawn.outline()) for drawn in report.graphs]
+        told = {entry.name for entry in report.entries}
+        graphs = [picture(drawn.outline(), told) for drawn in report.graphs]
     routes = {
         name: [[way.side, way.tensors, way.into] for way in route] for name, route in report.routes.items()
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from bnfold.report.drawing import Outline, OutlineNode
@@ -12,16 +12,19 @@ from bnfold.report.html.layout import layout
 __all__ = ["picture"]
 
 INPUT, OUTPUT = "input", "output"  # operators of the nodes that stand for what comes in and goes out
-UNDRAWN = frozenset({"Constant"})  # a stored value that is written as a node
+RANDOM = ("Random", "rand", "Bernoulli", "Multinomial")  # how operators begin that read nothing, and yet vary
 
 
-def picture(outline: Outline) -> dict[str, Any]:
+def picture(outline: Outline, told: Collection[str] = ()) -> dict[str, Any]:
     """Plain data.
 
+    Nodes that compute with stored values alone are left out, but for those that are told of by name.
+
     nodes: [name, operator, x, y] of each, in topological order. edges: [from, to, tensor, x, y, x, y, ...],
-    places in `nodes` and `tensors`, then the points that the edge passes. tensors: names.
+    places in `nodes` and `tensors`, then the points that the edge passes. tensors: names. left_out: how many
+    nodes.
     """
-    nodes = _sorted([node for node in _all(outline) if node.op not in UNDRAWN])
+    nodes, left_out = _drawn(_sorted(_all(outline)), told)
     made = {name: place for place, node in enumerate(nodes) for name in node.outputs}
     tensors: dict[str, int] = {}
     edges: dict[tuple[int, int, int], None] = {}
@@ -40,7 +43,20 @@ def picture(outline: Outline) -> dict[str, Any]:
             for edge, bends in zip(edges, found.bends, strict=True)
         ],
         "tensors": list(tensors),
+        "left_out": left_out,
     }
+
+
+def _drawn(nodes: list[OutlineNode], told: Collection[str]) -> tuple[list[OutlineNode], int]:
+    """The nodes that depend on an input, given in topological order, and how many others there are."""
+    live: set[str] = set()
+    drawn = []
+    for node in nodes:
+        own = node.op in (INPUT, OUTPUT) or node.op.startswith(RANDOM) or node.name in told
+        if own or any(name in live for name in node.inputs):
+            live.update(node.outputs)
+            drawn.append(node)
+    return drawn, len(nodes) - len(drawn)
 
 
 def _all(outline: Outline) -> list[OutlineNode]:
