@@ -166,6 +166,19 @@
     to.append(element("table", { class: "errors" }, element("thead", {}, element("tr", {}, head)), element("tbody", {}, rows)));
   }
 
+  // -- the model before and after, where the report says so
+
+  if (report.summary) {
+    const { before, after } = report.summary, text = (value) => (value === null || value === undefined ? "" : Array.isArray(value)
+      ? value.join("; ") : value.toLocaleString("en"));
+    const row = (name, a, b) => element("tr", {}, element("td", {}, name), element("td", {}, text(a)), element("td", {}, text(b)));
+    const kinds = [...new Set([...Object.keys(before.operators), ...Object.keys(after.operators)])].sort();
+    byId("model").append(element("h2", {}, "The model"), element("table", {},
+      element("thead", {}, element("tr", {}, ["", "before", "after"].map((head) => element("th", {}, head)))),
+      element("tbody", {}, ["opset", "inputs", "outputs", "parameters", "multiplications", "bytes"].map((key) => row(key, before[key], after[key])),
+        kinds.map((kind) => row(kind, before.operators[kind] || 0, after.operators[kind] || 0)))));
+  }
+
   // -- and what else there is
 
   const others = byId("others");

@@ -139,6 +139,26 @@ def test_a_click_tells_what_became_of_a_batch_norm(opened: Any, report: Report) 
     assert found.wrong == []
 
 
+class Summed(Report):
+    """A report with a summary of the model."""
+
+    def to_dict(self) -> dict[str, Any]:
+        side = {"opset": 18, "inputs": ["x:1,3"], "outputs": ["y:1,3"], "parameters": 1234, "bytes": 5678}
+        before, after = (
+            side | {"multiplications": None, "operators": {kind: 3}} for kind in ("Conv", "Relu")
+        )
+        return super().to_dict() | {"summary": {"before": before, "after": after, "files": []}}
+
+
+def test_the_summary_of_a_model(opened: Any) -> None:
+    found = opened(Summed())
+    rows = [row.split("\t") for row in found.page.inner_text("#model tbody").splitlines()]
+    assert ["inputs", "x:1,3", "x:1,3"] in rows
+    assert ["parameters", "1,234", "1,234"] in rows
+    assert rows[-2:] == [["Conv", "3", "0"], ["Relu", "0", "3"]]
+    assert found.wrong == []
+
+
 def test_the_search_finds_by_name(opened: Any, report: Report) -> None:
     found = opened(report)
     found.page.fill("#search", "BN")
