@@ -74,5 +74,5 @@ def _proved(
 ) -> Iterator[tuple[Proof, list[str]]]:
     proof = _attempt(load(first), load(second), certificate, check)
     yield proof, []
-    if proof.status == "proved":
+    if proof.status == "proved" and proof.ran:
         yield proof, refused(first, second)
