@@ -1,12 +1,13 @@
 "use strict";
-// One graph on a canvas. Places come with the data; only what is in sight is drawn.
+// One graph on a canvas. Places come with the data; only what is in sight is drawn. `chosen` is the place of a node,
+// `rims` has a colour for the name of each node that belongs to it, `found` the places of what a search has found.
 
 const WIDTH = 150, HEIGHT = 36, STRIP = 13, PAD = 30;
 
 class View {
   constructor(canvas, graph, story, select) {
     canvas.view = this;
-    Object.assign(this, { canvas, story, select, scale: 1, left: 0, top: 0, chosen: -1, found: new Set() });
+    Object.assign(this, { canvas, story, select, scale: 1, left: 0, top: 0, chosen: -1, found: new Set(), rims: new Map() });
     this.nodes = graph.nodes.map(([name, op, x, y]) => ({ name, op, x, y, outcome: story.outcome(name) }));
     this.edges = graph.edges.map(([from, to, tensor, ...bends]) => ({ from, to, tensor, points: this.points(from, to, bends) }));
     this.tensors = graph.tensors;
@@ -271,5 +272,3 @@ class View {
     this.draw();
   }
 }
-
-View.prototype.rims = new Map(); // how nodes are edged that belong to what was chosen: a colour by name

@@ -22,8 +22,8 @@
     for (const each of [...took, ...(story.took.get(name) || [])]) rims.set(each, "took");
     for (const each of entry && entry.outcome === "kept" ? story.blockers(entry) : []) rims.set(each, "mark");
     for (const each of story.blocks.get(name) || []) rims.set(each, "mark");
-    View.prototype.rims = rims;
     for (const view of views) {
+      view.rims = rims;
       view.chosen = view.byName.has(name) ? view.byName.get(name) : -1;
       view.ways = { scale: new Set(route ? route[0][1] : []), shift: new Set(route ? route[1][1] : []) };
       const near = view.chosen >= 0 ? view.chosen : took.map((each) => view.byName.get(each)).find((each) => each !== undefined);

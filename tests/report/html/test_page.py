@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import bnfold
-from bnfold.report.fold import Report
+from bnfold.report.fold import Merge, Noise, Report
 from bnfold.report.html.page import FOLDER, SCRIPTS, page
 from tests.report.html.models import EVIL, net
 
@@ -112,6 +112,15 @@ def test_a_notebook_shows_the_page_in_a_frame(report: Report) -> None:
 def test_a_report_without_graphs_has_a_page() -> None:
     found = data(Report().to_html())
     assert (found["graphs"], found["routes"], found["report"]["folded"]) == (None, {}, 0)
+
+
+def test_numbers_that_json_has_not_are_none() -> None:
+    noise = Noise("int8", float("-inf"), float("nan"))
+    text = Report(merged=[Merge("a", "Conv", ("b",), 2, 1, noise)]).to_html()
+    (merged,) = data(text)["report"]["merged"]
+    assert merged["noise"] == {"target": "int8", "apart_db": None, "merged_db": None}
+    assert merged["replaces"] == ["b"]
+    assert "Infinity" not in Elements(text).texts["script"][0]
 
 
 def test_the_json_of_a_report_has_no_picture(report: Report) -> None:
