@@ -157,13 +157,11 @@ def fold_file(
     options: Fold = Fold(),  # noqa: B008  (frozen)
     check: Check = Check(),  # noqa: B008
     progress: Progress | None = None,
-    *,
-    drawn: bool = False,
 ) -> tuple[Loaded, Report]:
     """`fold_onnx` for a file, without ever holding the whole model in memory; the result is ready to be
-    saved. drawn: whether the report gets both graphs.
+    saved.
     """
-    return fold_loaded(load(path), options, check, progress, drawn=drawn)
+    return fold_loaded(load(path), options, check, progress)
 
 
 def fold_loaded(
@@ -171,16 +169,13 @@ def fold_loaded(
     options: Fold = Fold(),  # noqa: B008
     check: Check = Check(),  # noqa: B008
     progress: Progress | None = None,
-    *,
-    drawn: bool = True,
 ) -> tuple[Loaded, Report]:
     """The pipeline, then half precision if that is asked for. Without verification `loaded` is edited."""
     before, named = digest(loaded.inlined()) if options.certificate else "", annotated(loaded)
-    graph = snapshot(loaded.proto) if drawn else None
+    graph = snapshot(loaded.proto)
     folded, report = _frozen_or_not(loaded, options, check, bool(named), progress)
     report.notes += dropped_note(named, folded)
-    if graph is not None:
-        report.graphs = graph, snapshot(folded.proto)
+    report.graphs = graph, snapshot(folded.proto)
     if report.certificate is not None:
         report.certificate.original, report.certificate.folded = before, digest(folded.inlined())
     return folded, report

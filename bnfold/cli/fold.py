@@ -133,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
     from bnfold.api import fold_onnx as api
 
     with timed(args, "read, folded and checked"), progress("Folding") as advance:
-        loaded, report = api.fold_file(args.model, options, check, advance, drawn=args.html is not None)
+        loaded, report = api.fold_file(args.model, options, check, advance)
     status = finish(args, loaded, report, " to fold into it")
     if args.html is not None:
         write(args.html, report.to_html(args.model.name).encode())

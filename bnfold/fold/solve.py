@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -22,7 +22,7 @@ from bnfold.fold.carry.locks import Locks
 from bnfold.fold.carry.spread import Conflict, Rule
 from bnfold.fold.claims import Claims, of_fold
 from bnfold.fold.edits import Edit
-from bnfold.fold.graph import Graph, Node
+from bnfold.fold.graph import Graph, Node, Tensor
 from bnfold.fold.one_fold import NARROW, Run, Taken, ends, fold, pair
 from bnfold.fold.roles import Affine, Closed
 from bnfold.report.drawing import Route, Way
@@ -93,7 +93,7 @@ def solve(
             evicted,
             run.ways + Counter({"rolled back": run.state.undone}),
             partial(of_fold, graph, run.state),
-            {node.name: Route(*map(_way, taken)) for node, taken in run.routes.items()},
+            {node.name: _route(*taken) for node, taken in run.routes.items()},
         )
 
 
@@ -115,9 +115,15 @@ def _better(
     return (other, calls, len(last)) if _worth(other) > _worth(run) else (run, calls, 0)
 
 
-def _way(taken: Taken) -> Way:
-    side, tensors, into = taken
-    return Way(side, tuple(tensor.name for tensor in tensors), tuple(node.name for node in into))
+def _route(scale: Taken, shift: Taken) -> Route:
+    way = _way(*scale)
+    return Route(way, way if shift is scale else _way(*shift))  # of a pair they are the same
+
+
+def _way(side: str, tensors: Sequence[Tensor], into: Sequence[Node]) -> Way:
+    if len(tensors) == len(into) == 1:
+        return Way(side, (tensors[0].name,), (into[0].name,))
+    return Way(side, tuple([tensor.name for tensor in tensors]), tuple([node.name for node in into]))
 
 
 def _worth(run: Run) -> tuple[int, int]:
