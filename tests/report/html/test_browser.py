@@ -197,6 +197,15 @@ def test_light_and_dark_at_any_width(opened: Any, report: Report) -> None:
     assert found.wrong == []
 
 
+def test_names_may_hold_commas(opened: Any) -> None:
+    reason = "backward, a, b: it is so; forward, c: it is not"
+    kept = Entry("bn", "BatchNormalization", "kept", (), reason, "a, b, c")
+    alone = Entry("one", "BatchNormalization", "kept", (), "it is so", "a, b")
+    page = opened(Report([kept, alone])).page
+    for row, names in enumerate((["bn", "a, b", "c"], ["one", "a, b"])):
+        assert page.locator("#entries tr").nth(row).locator("button").all_inner_texts() == names
+
+
 class Fixed:
     def __init__(self, count: int) -> None:
         ends = ((f"t{i}", f"t{i + 1}") for i in range(count))
