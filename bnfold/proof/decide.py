@@ -113,13 +113,13 @@ class Prover:
         self.a, self.b, self.known, self.certificate, self.rng = a, b, known, certificate, rng
         self.parent = parent
         self.claims: dict[str, Image | None] | None = None
-        self.far = False
+        self.far = certificate is None  # what is read may obey facts that stand far before it
         self.rounds, self.premises = 1, dict[str, tuple[Array, Array]]()
         if certificate is not None:
             images = certificate.images
             self.claims = {name: image for (scope, name), image in images.items() if scope == a.path}
             self.rounds = min(max(certificate.rounds, 1), ROUNDS)
-            # What is constant may be so because of something that stands far before it.
+            # So may what is constant.
             self.far = any(image is not None and image.cut is not None for image in images.values())
             self.premises = {} if a.path else certificate.premises
         self.bodies: dict[int, None] = {}  # nodes whose bodies are proved
@@ -252,22 +252,25 @@ class Prover:
         if node.control:
             return self._bodies(node, slot, y, other)
         first: Wrong | Undecided | None = None
+        sure = False  # what is wrong is so whatever stands before, as far as claims are right
+        guessed = self.claims is None and name in self.a.outputs  # a claim that cannot be given up
         for back in range(BACK):
             try:
                 return self._decided_at(node, name, y, back)
             except Undecided as error:
                 if isinstance(error, Agrees) and not isinstance(first, Wrong):
                     raise
-                if isinstance(first, Wrong) and not isinstance(error, TooLarge):
+                if isinstance(first, Wrong) and not sure and not isinstance(error, TooLarge):
                     # what is read may obey facts that were not seen
                     raise Undecided(f"{first}, as far as can be seen ({error})") from None
                 first = first or error
             except Wrong as error:
-                if error.final:
+                if error.final and not guessed:
                     raise
-                first = first or error
+                if first is None or (error.final and not sure):
+                    first, sure = error, error.final
         assert first is not None
-        if isinstance(first, Wrong) and self.far:
+        if isinstance(first, Wrong) and not sure and self.far:
             raise Undecided(f"{first}, as far as can be seen from {BACK} parts before it") from None
         raise first
 
@@ -337,7 +340,9 @@ class Prover:
         try:
             self._evaluate(nodes, theirs, leaves, name, y)
         except Wrong as wrong:
-            if self.a.certain(nodes) or not wrong.final:  # what is far off is no rounding
+            if not wrong.final or self.a.certain(nodes):  # what is far off is no rounding
+                inputs = self.parent is None and not any(leaf in self.a.made for leaf in leaves)
+                wrong.final = wrong.final or inputs  # of which there are no facts
                 raise
             raise Undecided(f"{wrong}, and computed constants are rounded on the way") from None
         return Held(EVALUATED)
