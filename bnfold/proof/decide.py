@@ -201,7 +201,7 @@ class Prover:
             try:
                 held = self._decide(node, slot, name, y)
             except ODD as error:
-                raise Undecided(f"its attributes or shapes are odd ({type(error).__name__}: {error})") from None
+                raise Undecided(f"odd attributes or shapes ({type(error).__name__}: {error})") from None
             self.proof.ways[held.way] += 1
             self.proof.ulps = max(self.proof.ulps, held.ulps)
         except (Wrong, Undecided) as error:
