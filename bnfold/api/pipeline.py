@@ -258,7 +258,7 @@ def _holds_zeros(role: Affine) -> bool:
 def _adds_a_node(edits: Sequence[Edit]) -> bool:
     """The bias of a product that has no place for one becomes an addition, which takes more in."""
     biased = (edit.node.role for edit in edits if isinstance(edit, AddBias))
-    return any(isinstance(role, Linear) and role.costs > 0 for role in biased)
+    return any(not isinstance(role, Linear) or role.costs > 0 for role in biased)
 
 
 def _changes_maps(edits: Sequence[Edit]) -> bool:
