@@ -1,4 +1,4 @@
-"""What torch.compile captured: which inputs of the graph are weights, numbers or sizes, and which the user's."""
+"""What torch.compile captured: which inputs of the graph are weights, numbers, sizes, or the user's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is called in the end: compiled folds, each for the weights it was made of, and a new one where these changed."""
+"""What is called in the end: compiled folds, each for its weights, and a new one where these have changed."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class _Variant(NamedTuple):
 class Folded:
     """A captured graph as a function of all that torch.compile hands over at a call.
 
-    torch.compile does not ask whose weights these are: a second module of the class comes here as well. So each
-    call looks for the fold of its own weights, in their present state, and makes it if there is none.
+    torch.compile does not ask whose weights these are: a second module of the class comes here as well. So
+    each call looks for the fold of its own weights, in their present state, and makes it if there is none.
     """
 
     def __init__(self, capture: Capture, steps: Steps, graph: fx.GraphModule, run: Run) -> None:
@@ -98,9 +98,7 @@ class Folded:
         if old is not None and self.steps.reads_weights and _put(old, graph):
             return _variant(capture, old.graph, old.run)
         if self.closed:
-            unfolded(
-                "weights have changed in a way that needs compiling, which is done for fixed sizes alone"
-            )
+            unfolded("changed weights have to be compiled, which is done for fixed sizes alone")
             return plain
         return _variant(capture, graph, self._compiled(graph, capture.given(arguments)))
 
@@ -113,7 +111,7 @@ class Folded:
         return self.as_captured(*arguments)
 
     def _compiled(self, graph: fx.GraphModule, arguments: Sequence[Any]) -> Run:
-        with torch._guards.tracing(None):  # type: ignore[no-untyped-call]
+        with torch._guards.tracing(None):
             return self.steps.compile(graph, arguments)
 
 
@@ -125,7 +123,7 @@ def _variant(capture: Capture, graph: fx.GraphModule | None, run: Run | None) ->
 @torch.inference_mode(False)
 @torch.no_grad()
 def _put(old: _Variant, new: fx.GraphModule) -> bool:
-    """Write the numbers of a new fold into the one that is compiled, if they are the same but for the numbers."""
+    """Write the numbers of a new fold into what is compiled, if that is the same but for the numbers."""
     if old.graph is None or old.graph.code != new.code:
         return False
     there, here = _state(old.graph), _state(new)

@@ -31,7 +31,7 @@ def folded(
     Raises:
         Unfit: it is not to be folded, or nothing folds. VerifyError: as `fold_program`.
     """
-    with torch._guards.tracing(None), torch.no_grad():  # type: ignore[no-untyped-call]
+    with torch._guards.tracing(None), torch.no_grad():
         program = _exported(capture, arguments)
         made, report = fold_program(program, verify=verify, skip=_known(program, skip))
         if not (report.folded or report.merged):

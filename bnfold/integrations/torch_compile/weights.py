@@ -1,4 +1,4 @@
-"""Whether weights are still what was folded: the same tensors, the same memory, and nothing written into them."""
+"""Whether weights are still what was folded: the same tensors, the same memory, and not written into."""
 
 from __future__ import annotations
 
@@ -89,12 +89,12 @@ def _counters(statistics: Sequence[Tensor]) -> list[_Counter]:
     if not statistics:
         return []
     known = {id(each) for each in statistics}
-    found = []
-    for holder in gc.get_referrers(*statistics):
-        if isinstance(holder, dict) and isinstance(holder.get(_COUNTER), Tensor):
-            if any(id(value) in known for value in holder.values()):
-                found.append(_Counter(holder, _Seen.of(holder[_COUNTER])))
-    return found
+    holders = (each for each in gc.get_referrers(*statistics) if isinstance(each, dict))
+    return [
+        _Counter(holder, _Seen.of(holder[_COUNTER]))
+        for holder in holders
+        if isinstance(holder.get(_COUNTER), Tensor) and any(id(value) in known for value in holder.values())
+    ]
 
 
 def _bytes(tensor: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ def test_inputs_of_several_sizes(dynamic: bool | None) -> None:
     assert run.norms == [
         0,
         0,
-    ]  # by dynamic=True, torch first takes the height for the batch, since both are 8
+    ]  # with dynamic=True, 8 x 8 x 8 is one size, at first
 
 
 @torch.no_grad()

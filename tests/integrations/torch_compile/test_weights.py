@@ -75,15 +75,14 @@ def test_a_change_is_noticed_at_the_call() -> None:
 
 @torch.no_grad()
 def test_a_change_is_noticed_where_weights_are_compiled_in() -> None:
-    module, count = net(), 0
+    module = net()
     run, batch = compiled(module), x()
-    for name in ("written into", "replaced", "a training step"):
+    for count, name in enumerate(("written into", "replaced", "a training step"), 2):
         assert run.error(batch) < ROUNDING
         CHANGES[name](module)
         for _ in range(2):
             assert run.error(batch) < ROUNDING, name
-        count += 1
-        assert run.norms == [0] * (count + 1)
+        assert run.norms == [0] * count
 
 
 @torch.no_grad()
