@@ -39,9 +39,9 @@ def fresh() -> Iterator[None]:
 class Compiled:
     """A module compiled with bnfold.
 
-    norms: how many batch norms each graph had that was handed on. Unlike "eager", this compiler is not known to
-    read weights at each call, so that a new fold is handed on again. Folds are not checked, unless the options
-    say so: the tests compare with the module.
+    norms: how many batch norms each graph had that was handed on. Unlike "eager", this compiler is not known
+    to read weights at each call, so that a new fold is handed on again. Folds are not checked, unless the
+    options say so: the tests compare with the module.
     """
 
     def __init__(self, module: Any, **options: Any) -> None:
