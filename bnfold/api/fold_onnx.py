@@ -5,6 +5,7 @@ What not every fold needs (the check, half precision, dead channels: fifty modul
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -33,6 +34,7 @@ from bnfold.report.verification import Verification
 
 if TYPE_CHECKING:
     import onnx_ir
+    from torch.onnx import ONNXProgram
     from typing_extensions import Unpack
 
     from bnfold.onnx_graph.run.input_ranges import Range
@@ -50,8 +52,10 @@ def fold_onnx(
 ) -> tuple[onnx.ModelProto, Report]: ...
 @overload
 def fold_onnx(model: onnx_ir.Model, **options: Unpack[Keywords]) -> tuple[onnx_ir.Model, Report]: ...
+@overload
+def fold_onnx(model: ONNXProgram, **options: Unpack[Keywords]) -> tuple[ONNXProgram, Report]: ...
 def fold_onnx(
-    model: str | Path | onnx.ModelProto | onnx_ir.Model,
+    model: str | Path | onnx.ModelProto | onnx_ir.Model | ONNXProgram,
     *,
     verify: bool = True,
     shared: str = "duplicate",
@@ -73,11 +77,12 @@ def fold_onnx(
     certificate: bool = False,
     check: str | None = None,
     quantize_for: str | None = None,
-) -> tuple[onnx.ModelProto | onnx_ir.Model, Report]:
+) -> tuple[onnx.ModelProto | onnx_ir.Model | ONNXProgram, Report]:
     """Fold every batch norm that can vanish from an ONNX model without changing what it computes.
 
     Args:
-        model: a path, an `onnx.ModelProto` or an `onnx_ir.Model`; it is not changed.
+        model: a path, an `onnx.ModelProto`, an `onnx_ir.Model`, or what `torch.onnx.export` returns; it is
+            not changed.
         verify: run both models on `inputs` (generated from `seed` if None) and compare.
         shared: what to do with a stored parameter whose users need different values: "duplicate" it, "skip"
             the fold, or raise an "error".
@@ -137,17 +142,20 @@ def fold_onnx(
     return as_given(folded), report
 
 
-def opened(
-    model: str | Path | onnx.ModelProto | onnx_ir.Model, function: str
-) -> tuple[Loaded, Callable[[Loaded], Any]]:
-    """A model of any kind, and what makes one of that kind again."""
+def opened(model: Any, function: str) -> tuple[Loaded, Callable[[Loaded], Any]]:
+    """A model of any kind that `fold_onnx` takes, and what makes one of that kind again."""
+    program = getattr(sys.modules.get("torch.onnx"), "ONNXProgram", None)  # who has one has loaded torch
+    if program is not None and isinstance(model, program):
+        loaded, as_model = opened(model.model, function)
+        return loaded, lambda folded: program(as_model(folded), model.exported_program)
     if not hasattr(model, "graph") or isinstance(model, onnx.ModelProto):
         return load(model), Loaded.to_proto
     import onnx_ir
 
     if not isinstance(model, onnx_ir.Model):
         kind = type(model).__name__
-        raise UsageError(f"{function} takes a path, an onnx.ModelProto or an onnx_ir.Model, not {kind}")
+        wanted = "a path, an onnx.ModelProto, an onnx_ir.Model or what torch.onnx.export returns"
+        raise UsageError(f"{function} takes {wanted}, not {kind}")
     return load(onnx_ir.to_proto(model)), lambda loaded: onnx_ir.from_proto(loaded.to_proto())
 
 
