@@ -24,6 +24,7 @@ from bnfold.onnx_graph.annotations import annotated, drop_annotations, dropped_n
 from bnfold.onnx_graph.file.loaded import Loaded, load
 from bnfold.onnx_graph.ledger import Ledger
 from bnfold.onnx_graph.model.scopes import without_gc
+from bnfold.onnx_graph.outline import snapshot
 from bnfold.onnx_graph.read import read, scope_of
 from bnfold.onnx_graph.write import apply
 from bnfold.options import Check, CheckKeywords, Fold, FoldKeywords
@@ -179,8 +180,10 @@ def fold_loaded(
 ) -> tuple[Loaded, Report]:
     """The pipeline, then half precision if that is asked for. Without verification `loaded` is edited."""
     before, named = digest(loaded.inlined()) if options.certificate else "", annotated(loaded)
+    graph = snapshot(loaded.proto)
     folded, report = _frozen_or_not(loaded, options, check, bool(named), progress)
     report.notes += dropped_note(named, folded)
+    report.graphs = graph, snapshot(folded.proto)
     if report.certificate is not None:
         report.certificate.original, report.certificate.folded = before, digest(folded.inlined())
     return folded, report

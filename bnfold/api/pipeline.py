@@ -140,7 +140,7 @@ def run(
             progress=None if progress is None else (lambda count, of: progress(count, of, "folding")),
         )
         entries = [_branch(e) if e.name in held else e for e in plan.entries] if held else plan.entries
-        report = Report(entries, quantize_for=options.quantize_for)
+        report = Report(entries, quantize_for=options.quantize_for, routes=plan.routes)
         judge = Judge(options.quantize_for or UNASKED, decides=options.quantize_for is not None)
         done = Done(model, report, [node.name for node in plan.order], held, judge)
         merges = options.merge_branches and front.view is not None and part.merges != 0
@@ -244,6 +244,7 @@ def _fold_again(front: FrontEnd[M], done: Done[M], options: Fold, part: Part, gr
         return False
     done.model = front.carry_out(done.model, graph, plan)
     done.order += [node.name for node in plan.order]
+    done.report.routes |= plan.routes
     gone = {entry.name: entry for entry in plan.entries if entry.outcome == "folded"}
     done.report.entries = [
         gone.get(entry.name, entry) if entry.outcome == "kept" else entry for entry in done.report.entries

@@ -240,5 +240,5 @@ NO_RANGES = Idle(["--input-range"], " without --drop-dead-channels", lambda a: n
 NO_JSON = Idle(["--force"], " without --json", lambda a: not a.json)
 NO_OUT = (
     Idle(["--save-as-external-data"], " without an output file", lambda a: not a.out),
-    Idle(["--force"], " without an output file", lambda a: not a.out and not a.json),
+    Idle(["--force"], " without an output file", lambda a: not (a.out or a.json or getattr(a, "html", None))),
 )

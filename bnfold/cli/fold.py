@@ -24,6 +24,7 @@ examples:
   bnfold fold model.onnx folded.onnx --for int8
   bnfold fold model.onnx smaller.onnx --drop-dead-channels --input-range x:0,1
   bnfold fold model.onnx folded.onnx --certificate folded.npz
+  bnfold fold model.onnx --html report.html
 
 the JSON report:
   {"entries": [            one for each batch norm, and each other per-channel map that was looked at
@@ -96,6 +97,13 @@ BY: flags.Flags = {
         "choices": [*CHECKS, "none"],
     }
 }
+PAGE: flags.Flags = {
+    "--html": {
+        "help": "write the report as a page: both graphs, and the way of each batch norm",
+        "metavar": "FILE",
+        "type": Path,
+    }
+}
 CERTIFICATE: flags.Flags = {
     "--certificate": {
         "help": "write what became of each tensor, for bnfold prove",
@@ -107,7 +115,7 @@ CERTIFICATE: flags.Flags = {
 
 def add(parser: argparse.ArgumentParser) -> None:
     flags.add(parser, flags.MODEL, out="the folded model; without it, only explain")
-    flags.add(parser, flags.FOLD, flags.WRITING, CERTIFICATE)
+    flags.add(parser, flags.FOLD, flags.WRITING, CERTIFICATE, PAGE)
     flags.add(parser.add_argument_group("the check"), BY, flags.CHECK)
     flags.add(parser, flags.OUTPUT)
 
@@ -116,6 +124,7 @@ def run(args: argparse.Namespace) -> int:
     check_outputs(args)
     others = [args.model, args.input_data_path, args.out, args.json]
     check_target(args.certificate, args.force, never=others)
+    check_target(args.html, args.force, never=[*others, args.certificate])
     args.no_verify = unchecked(args)
     check, options = flags.check_of(args), flags.fold_of(args)
     check = replace(check, check=None if args.check == "none" else args.check)
@@ -126,6 +135,9 @@ def run(args: argparse.Namespace) -> int:
     with timed(args, "read, folded and checked"), progress("Folding") as advance:
         loaded, report = api.fold_file(args.model, options, check, advance)
     status = finish(args, loaded, report, " to fold into it")
+    if args.html is not None:
+        write(args.html, report.to_html(args.model.name).encode())
+        print(printable(f"wrote {args.html} ({size(args.html)})"))
     if report.certificate is not None:
         write(args.certificate, report.certificate.to_bytes())
         print(printable(f"wrote {args.certificate} ({size(args.certificate)})"))

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from bnfold.certificate import Certificate
 from bnfold.report.channels import Dropped
 from bnfold.report.data import Data
+from bnfold.report.drawing import Drawn, Route
 from bnfold.report.precision import PrecisionReport
 from bnfold.report.table import counted, first, table
 from bnfold.report.verification import Verification
@@ -95,7 +96,9 @@ class Report(Data):
     (None: not looked for). rewritten: the kept batch norms that became other nodes for the target.
     quantize_for: the rounding that merging minded.
     verification: of the check, None if it was not run. precision: of a conversion to half precision.
-    certificate: what became of each tensor, if that was asked for; no part of the JSON.
+    No part of the JSON are: certificate, what became of each tensor, if that was asked for; graphs, the model
+    before and after for a picture (None: of a kind that is not drawn); routes, by the name of each batch
+    norm that the fold removed, the ways of its scale and its shift.
     """
 
     entries: list[Entry] = field(default_factory=list)
@@ -108,6 +111,8 @@ class Report(Data):
     verification: Verification | None = None
     precision: PrecisionReport | None = None
     certificate: Certificate | None = None
+    graphs: tuple[Drawn, Drawn] | None = field(default=None, repr=False, compare=False)
+    routes: dict[str, Route] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def folded(self) -> list[Entry]:
@@ -120,8 +125,21 @@ class Report(Data):
     def to_dict(self) -> dict[str, Any]:
         """Plain data: the fields by their names, and how many entries are "folded" and "kept"."""
         data = super().to_dict()
-        del data["certificate"]
+        for name in ("certificate", "graphs", "routes"):
+            del data[name]
         return {"entries": data["entries"], "folded": len(self.folded), "kept": len(self.kept)} | data
+
+    def to_html(self, title: str = "") -> str:
+        """A page of its own, as `bnfold fold --html` writes it. title: of what, such as a file's name."""
+        from bnfold.report.html import page
+
+        return page(self, title)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from bnfold.report.html import frame
+
+        return frame(self)
 
     def _merges(self) -> Iterable[tuple[str, ...]]:
         """The rows of a table."""
