@@ -101,30 +101,30 @@ def variants(case: Case, folder: Path) -> Iterator[tuple[str, onnx.ModelProto]]:
         kept = [entry.name for entry in report.kept]
         yield "free", prepared(bnfold.fold_onnx(raw, skip=kept)[0], folder / "free.onnx")
         yield "full", prepared(bnfold.fold_onnx(raw)[0], folder / "full.onnx")
-        for target in ("int8-per-tensor", "int8"):
+        for target in TARGETS.values():
             found = bnfold.fold_onnx(raw, quantize_for=target)[0]
             yield f"--for {target}", prepared(found, folder / "for.onnx")
+    if not any(node.op_type == "Clip" for node in apart.graph.node):
         return
     for way, split in (("equalized", False), ("equalized, Clips split", True)):
         yield way, bnfold.equalize_onnx(onnx.load(folder / "apart.onnx"), fold=False, split_relu6=split)[0]
 
 
 def corrected(goal: Path, source: Path, batches: Sequence[Array], **options: Any) -> onnx.ModelProto:
-    """By the images of the calibration, all of them."""
+    """By the images of the calibration, or half of the photographs' crops, which take minutes."""
     model = onnx.load(source)
-    samples = {model.graph.input[0].name: np.concatenate(batches)}
+    samples = {model.graph.input[0].name: np.concatenate(batches)[:: 2 if len(batches) > 1 else 1]}
     return bnfold.correct(onnx.load(goal), model, samples, verify=False, **options)[0]
 
 
-def measured(case: Case, folder: Path, sets: int) -> dict[str, Any]:
-    """All variants, quantized in both ways by each of so many sets."""
+def measured(case: Case, folder: Path, sets: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """All variants by name, quantized in both ways by each of so many sets."""
     exact = outputs(case.model, case.others)
-    found: dict[str, Any] = {}
     same: dict[bytes, str] = {}
     for name, model in variants(case, folder):
         first = same.setdefault(model.graph.SerializeToString(deterministic=True), name)
         if first != name:
-            found[name] = {"same_as": first}
+            yield name, {"same_as": first}
             continue
         ops = Counter(node.op_type for node in model.graph.node)
         row: dict[str, Any] = {"linear": sum(ops[op] for op in LINEAR)}
@@ -132,25 +132,27 @@ def measured(case: Case, folder: Path, sets: int) -> dict[str, Any]:
         source, goal = folder / "source.onnx", folder / "goal.onnx"
         onnx.save(model, source)
         for kind, per_channel in KINDS.items():
+            if name.startswith("--for ") and name != f"--for {TARGETS[kind]}":
+                continue
             row[kind] = {"plain": []}
-            if name != "as exported":
+            corrects = name not in ("as exported", "equalized")
+            if corrects:
                 weights = outputs(rounded(model, 8, per_channel), case.others)
                 row[kind] |= {"corrected": [], "weights_alone": decibels(exact, weights)}
-            for batches in case.sets[:sets]:
+            for batches in case.sets[: 1 if name == "as exported" else sets]:
                 quantize(source, goal, batches, per_channel)
                 row[kind]["plain"].append(decibels(exact, outputs(goal, case.others)))
-                if name != "as exported":
+                if corrects:
                     better = outputs(corrected(goal, source, batches), case.others)
                     row[kind]["corrected"].append(decibels(exact, better))
-        if name in ("apart", "full"):
+        if name in ("apart", "full") and len(case.sets) > 1:
             row["int4"] = four_bits(case, source, goal, exact)
         if name == "apart":
             with contextlib.redirect_stdout(io.StringIO()):
                 quantize(source, goal, case.sets[0], True, method="Entropy")
             row["per_channel"]["entropy"] = decibels(exact, outputs(goal, case.others))
-        found[name] = row
         print(f"  {name}: {told(row)}", flush=True)
-    return found
+        yield name, row
 
 
 def four_bits(case: Case, source: Path, goal: Path, exact: Array) -> dict[str, float]:
@@ -165,7 +167,7 @@ def four_bits(case: Case, source: Path, goal: Path, exact: Array) -> dict[str, f
 
 def told(row: dict[str, Any]) -> str:
     words = [f"{row['linear']} linear"]
-    for kind in KINDS:
+    for kind in filter(row.__contains__, KINDS):
         steps = (row[kind].get(key) for key in ("plain", "corrected"))
         words.append(kind + " " + " -> ".join(f"{np.mean(step):.1f}" for step in steps if step))
     if "int4" in row:
@@ -184,13 +186,15 @@ def main() -> None:
     parser.add_argument(
         "--sets", metavar="N", type=int, default=SETS, help="sets of images to calibrate with"
     )
+    parser.add_argument("--again", action="store_true", help="measure what has a result, too")
     parser.add_argument("--out", metavar="FILE", type=Path, default=RESULT, help="where the result goes")
     args = parser.parse_args()
     logging.disable(logging.WARNING)  # of the quantizer's, one for each model
     torch.set_num_threads(1)
     for seed in range(args.seeds):
         for name in args.networks or [*NETWORKS, MOBILENET]:
-            if name == MOBILENET and seed:
+            done = str(seed) in read(args.out).get("networks", {}).get(name, {})
+            if (name == MOBILENET and seed) or (done and not args.again):
                 continue
             with tempfile.TemporaryDirectory() as folder:
                 print(f"{name}, seed {seed}", flush=True)
@@ -199,12 +203,12 @@ def main() -> None:
                 else:
                     images = load(args.images, seed, args.data).first(TRAIN, COMPARISON)
                     case, sets = small(name, images, seed, Path(folder)), args.sets
-                rows = measured(case, Path(folder), sets)
-            result = read(args.out)
-            networks = result.setdefault("networks", {})
-            entry = origin(*PACKAGES) | case.facts | {"variants": rows}
-            networks.setdefault(name, {})[str(seed)] = entry
-            write(args.out, result)
+                entry = origin(*PACKAGES) | case.facts | {"sets": sets, "variants": {}}
+                for variant, row in measured(case, Path(folder), sets):
+                    entry["variants"][variant] = row
+                    result = read(args.out)
+                    result.setdefault("networks", {}).setdefault(name, {})[str(seed)] = entry
+                    write(args.out, result)
 
 
 if __name__ == "__main__":
