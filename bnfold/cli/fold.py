@@ -110,6 +110,7 @@ GUARD: flags.Flags = {
     "--calibration-data-path": {
         "help": "with --for int8: quantize with branches merged and apart, by samples along the first axis "
         "of arrays, and merge only if that is no worse",
+        "dest": "calibration",
         "metavar": "PATH",
         "type": Path,
     }
@@ -132,16 +133,14 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     check_outputs(args)
-    check_target(args.out, args.force, never=[args.calibration_data_path], replaces=args.model)
-    check_target(args.json, args.force, never=[args.calibration_data_path])
-    others = [args.model, args.input_data_path, args.calibration_data_path, args.out, args.json]
+    check_target(args.out, args.force, never=[args.calibration], replaces=args.model)
+    check_target(args.json, args.force, never=[args.calibration])
+    others = [args.model, args.input_data_path, args.calibration, args.out, args.json]
     check_target(args.certificate, args.force, never=others)
     args.no_verify = unchecked(args)
     check, options = flags.check_of(args), flags.fold_of(args)
     check = replace(check, check=None if args.check == "none" else args.check)
-    options = replace(
-        options, certificate=args.certificate is not None, calibration=args.calibration_data_path
-    )
+    options = replace(options, certificate=args.certificate is not None)
 
     from bnfold.api import fold_onnx as api
 

@@ -12,7 +12,6 @@ a model, where it switches between training and inference, and where it converts
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -60,8 +59,9 @@ def prepare_qat(model: GraphModule, quantizer: Any) -> tuple[GraphModule, list[T
         quantizer: one of torchao's quantizers for PT2E.
 
     Returns:
-        The prepared model, to be trained, and what became of each batch norm. Use `set_training` for torchao's
-        `move_exported_model_to_train` and `move_exported_model_to_eval`, and `convert` for `convert_pt2e`.
+        The prepared model, to be trained, and what became of each batch norm. Instead of torchao's
+        `move_exported_model_to_train`, `move_exported_model_to_eval` and `convert_pt2e`, use `set_training`
+        and `convert`.
 
     Raises:
         UsageError: torchao is not installed, or cannot prepare the model; or the prepared model has a batch
@@ -134,8 +134,6 @@ def convert(prepared: GraphModule) -> GraphModule:
         UsageError: torchao is not installed, or cannot convert the model; or the model does not come from
             `prepare_qat`.
     """
-    import torch
-
     settings = _settings(prepared)
     try:
         from torchao.quantization.pt2e import move_exported_model_to_eval
@@ -148,8 +146,10 @@ def convert(prepared: GraphModule) -> GraphModule:
         if name in done or not _roots(prepared, name):  # it may be called several times
             continue
         done.add(name)
-        with torch.no_grad():
-            operator.attrgetter(name)(prepared).add_(settings[name][1] - FUSED_EPSILON)
+        owner, _, last = name.rpartition(".")
+        owner = prepared.get_submodule(owner)
+        variance = getattr(owner, last)  # the network itself may have it too: it is not written into
+        setattr(owner, last, variance.detach() + (settings[name][1] - FUSED_EPSILON))
     with explained("torchao cannot convert the model"):
         converted: GraphModule = convert_pt2e(prepared)
         move_exported_model_to_eval(converted)
