@@ -61,8 +61,9 @@ class FrontEnd(Generic[M]):
     and what was written is not read again (the program of a module, for one, does not change with it).
     check: what a comparison of the model before and after finds.
     copy: a model that `write` may edit while the old one is still needed; the model itself if `write` makes a
-    new one. solve: what plans. around: a context for all of the work but the check. watch: told what becomes
-    of each tensor before edits are carried out, and asked when they are; None: nobody wants to know.
+    new one. solve: what plans. branches: whether those of a sum may become one. around: a context for all of
+    the work but the check. watch: told what becomes of each tensor before edits are carried out, and asked
+    when they are; None: nobody wants to know.
     """
 
     read: Callable[[M, str], Graph]
@@ -71,6 +72,7 @@ class FrontEnd(Generic[M]):
     view: Callable[[Collection[Node], Collection[str]], View] | None = None
     copy: Callable[[M], M] = _same
     solve: Solve = solve
+    branches: bool = True
     around: Callable[[], AbstractContextManager[None]] = nullcontext
     watch: Callable[[Graph, Claims, Sequence[Edit]], Callable[[], None]] | None = None
 
@@ -141,7 +143,7 @@ def run(
         )
         entries = [_branch(e) if e.name in held else e for e in plan.entries] if held else plan.entries
         report = Report(entries, quantize_for=options.quantize_for, routes=plan.routes)
-        judge = Judge(options.quantize_for or UNASKED, decides=options.quantize_for is not None)
+        judge = Judge(options.quantize_for or UNASKED, options.quantize_for is not None, front.branches)
         done = Done(model, report, [node.name for node in plan.order], held, judge)
         merges = options.merge_branches and front.view is not None and part.merges != 0
         if front.view is not None and merges:

@@ -10,6 +10,7 @@ from bnfold.certificate import Certificate
 from bnfold.report.channels import Dropped
 from bnfold.report.data import Data
 from bnfold.report.drawing import Drawn, Route
+from bnfold.report.guard import Guard
 from bnfold.report.precision import PrecisionReport
 from bnfold.report.table import counted, first, table
 from bnfold.report.verification import Verification
@@ -94,7 +95,7 @@ class Report(Data):
 
     merged: linear nodes that became one; apart: those that did not, and why. dropped: the dead channels
     (None: not looked for). rewritten: the kept batch norms that became other nodes for the target.
-    quantize_for: the rounding that merging minded.
+    quantize_for: the rounding that merging minded. guard: what was measured of it, with calibration data.
     verification: of the check, None if it was not run. precision: of a conversion to half precision.
     No part of the JSON are: certificate, what became of each tensor, if that was asked for; graphs, the model
     before and after for a picture (None: of a kind that is not drawn); routes, by the name of each batch
@@ -107,6 +108,7 @@ class Report(Data):
     rewritten: list[Rewrite] = field(default_factory=list)
     dropped: Dropped | None = None
     quantize_for: str | None = None
+    guard: Guard | None = None
     notes: list[str] = field(default_factory=list)
     verification: Verification | None = None
     precision: PrecisionReport | None = None
@@ -164,6 +166,8 @@ class Report(Data):
             lines.append(f"{count} {does} the work of {all_}")
         if self.quantize_for is not None:
             lines += [f"apart: {', '.join(a.names)}: {a.reason}" for a in self.apart if a.noise is not None]
+        if self.guard is not None:
+            lines.append(str(self.guard))
         if self.rewritten:
             title = ("node", "operator", "replaces")
             new = [(r.name, r.op, ", ".join(r.replaces)) for r in self.rewritten]
