@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 LONGEST = 300, 3000  # characters of a word, a model's name say, and of a message
 
@@ -25,7 +26,12 @@ class UsageError(BnfoldError):
 
 
 class VerifyError(BnfoldError):
-    """The folded model does not compute what the original does; nothing was written."""
+    """The folded model does not compute what the original does; nothing was written.
+
+    report: of what was done and of the check, if there is one.
+    """
+
+    report: Any = None
 
 
 @contextmanager

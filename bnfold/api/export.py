@@ -12,9 +12,10 @@ from typing import Any
 from torch import nn
 
 from bnfold.api import convert
-from bnfold.api.fold_onnx import front_end, passes_of, ranges_in
+from bnfold.api.fold_onnx import front_end, noting, passes_of, ranges_in
 from bnfold.api.pipeline import fold, run
 from bnfold.errors import UsageError
+from bnfold.onnx_graph.describe import Sketch
 from bnfold.onnx_graph.file.loaded import load
 from bnfold.onnx_graph.file.save import save
 from bnfold.onnx_graph.file.whole_files import check_target
@@ -109,7 +110,7 @@ def export(
         others: options of `fold_onnx` that have nothing to do here, which are refused by name.
 
     Returns:
-        The report, with the check.
+        The report, with the check, and a summary of the files before (as torch exports it) and after.
 
     Raises:
         UsageError: something is at `path`, torch cannot export the module, or a name is unknown.
@@ -150,7 +151,8 @@ def export(
             raise UsageError(RANDOM.format(first(written.random, 4)))
         ranges = ranges_in(load(raw), options)
         front, passes = front_end(check), passes_of(options, ranges)
-        done = fold(front, load(raw), options, "model", verify=False, passes=passes)
+        sketch = Sketch()
+        done = fold(noting(front, sketch), load(raw), options, "model", verify=False, passes=passes)
         report = done.report
         report.notes += _notes(written)
         save(done.model, whole, external=True)
@@ -169,7 +171,8 @@ def export(
         if precision is not None:
             how = replace(check, inputs=feed)
             folded, report.precision = convert.convert(folded, precision, how, original=load(raw))
-        save(folded, file, force=force, external=large)
+        files = save(folded, file, force=force, external=large)
+        report.summary = sketch.summary(folded, files)
     return report
 
 

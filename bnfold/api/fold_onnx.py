@@ -20,6 +20,7 @@ from bnfold.fold.edits import Edit
 from bnfold.fold.graph import Graph
 from bnfold.fold.merge.view import View
 from bnfold.onnx_graph.annotations import annotated, drop_annotations, dropped_note
+from bnfold.onnx_graph.describe import Sketch
 from bnfold.onnx_graph.file.loaded import Loaded, load
 from bnfold.onnx_graph.ledger import Ledger
 from bnfold.onnx_graph.model.scopes import without_gc
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
         """All that `fold_onnx` takes beside the model."""
 
 
-__all__ = ["fold_file", "fold_loaded", "fold_onnx", "front_end", "opened", "passes_of"]
+__all__ = ["fold_file", "fold_loaded", "fold_onnx", "front_end", "noting", "opened", "passes_of"]
 
 
 @overload
@@ -168,10 +169,14 @@ def fold_loaded(
     options: Fold = Fold(),  # noqa: B008
     check: Check = Check(),  # noqa: B008
     progress: Progress | None = None,
+    sketch: Sketch | None = None,
 ) -> tuple[Loaded, Report]:
-    """The pipeline, then half precision if that is asked for. Without verification `loaded` is edited."""
+    """The pipeline, then half precision if that is asked for. Without verification `loaded` is edited.
+
+    sketch: is shown the model before it is changed.
+    """
     before, named = digest(loaded.inlined()) if options.certificate else "", annotated(loaded)
-    folded, report = _frozen_or_not(loaded, options, check, bool(named), progress)
+    folded, report = _frozen_or_not(loaded, options, check, bool(named), progress, sketch)
     report.notes += dropped_note(named, folded)
     if report.certificate is not None:
         report.certificate.original, report.certificate.folded = before, digest(folded.inlined())
@@ -179,13 +184,18 @@ def fold_loaded(
 
 
 def _frozen_or_not(
-    loaded: Loaded, options: Fold, check: Check, named: bool, progress: Progress | None
+    loaded: Loaded,
+    options: Fold,
+    check: Check,
+    named: bool,
+    progress: Progress | None,
+    sketch: Sketch | None,
 ) -> tuple[Loaded, Report]:
     """named: whether tensors have annotations, which may have to go."""
     if options.freeze_initializers:
         loaded, names = frozen(loaded)
         less = replace(options, freeze_initializers=False)
-        loaded, report = _frozen_or_not(loaded, less, check, named, progress)
+        loaded, report = _frozen_or_not(loaded, less, check, named, progress, sketch)
         if report.certificate is not None:
             report.certificate.frozen = tuple(names)
         note = f"inputs no longer: {first(names, 4)}" if names else "no input has a stored value"
@@ -193,7 +203,7 @@ def _frozen_or_not(
         return loaded, report
     precision = options.precision
     if precision is None:
-        return _folded(loaded, options, check, named, progress)
+        return _folded(loaded, options, check, named, progress, sketch)
     from bnfold.api import convert
 
     convert.check(loaded, precision)
@@ -201,18 +211,25 @@ def _frozen_or_not(
     if options.input_ranges and check.inputs is None:
         raise UsageError("with input ranges, half precision is measured on inputs that you give")
     original = loaded.copy() if check.verify else None
-    folded, report = _folded(loaded, options, replace(check, rtol=None, atol=None), named, progress)
+    folded, report = _folded(loaded, options, replace(check, rtol=None, atol=None), named, progress, sketch)
     how = replace(check, ranges=ranges)
     folded, report.precision = convert.convert(folded, precision, how, original=original)
     return folded, report
 
 
 def _folded(
-    loaded: Loaded, options: Fold, check: Check, named: bool, progress: Progress | None
+    loaded: Loaded,
+    options: Fold,
+    check: Check,
+    named: bool,
+    progress: Progress | None,
+    sketch: Sketch | None,
 ) -> tuple[Loaded, Report]:
     ranges = ranges_in(loaded, options)
     check = replace(check, ranges=ranges)
     front, ledger = front_end(check), None
+    if sketch is not None:
+        front = noting(front, sketch)
     if options.certificate or named or (check.verify and check.by != "run"):
         ledger = Ledger()
         front = replace(front, watch=ledger.watch)
@@ -263,6 +280,17 @@ def front_end(check: Check) -> FrontEnd[Loaded]:
         copy=Loaded.copy,
         around=without_gc,  # when it looks again, all that the steps made is garbage: one look does
     )
+
+
+def noting(front: FrontEnd[Loaded], sketch: Sketch) -> FrontEnd[Loaded]:
+    """The same front end, which shows what it reads to a sketch."""
+
+    def noted(loaded: Loaded, shared: str) -> Graph:
+        graph = front.read(loaded, shared)
+        sketch.draw(loaded, graph)
+        return graph
+
+    return replace(front, read=noted)
 
 
 def _compare(check: Check, before: Loaded, after: Loaded) -> Verification:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from bnfold.cli import flags
-from bnfold.cli.terminal import as_json, check_target, in_bytes, printable, say
+from bnfold.cli.terminal import LOG, as_json, check_target, tell
 from bnfold.errors import UsageError
 from bnfold.options import PRECISIONS, Check
 from bnfold.progress import progress
+from bnfold.report.summary import in_bytes
 
 if TYPE_CHECKING:
     from bnfold.onnx_graph.file.loaded import Loaded
@@ -135,7 +136,7 @@ def run(args: argparse.Namespace) -> int:
             check_target(path, True, never=[args.model.parent / name])
     loaded, types = _in_precision(original, args)
     try:
-        with progress("Building") as advance:
+        with progress("Building", args.quiet) as advance:
             built = engine.build(
                 loaded,
                 flavour=args.flavour,
@@ -146,23 +147,23 @@ def run(args: argparse.Namespace) -> int:
             )
     except ParseError as error:
         for detail in error.details:
-            say(args, detail)
+            LOG.info("%s", detail)
         raise
     with Output() as output:
         if args.timing_cache:
             output.write(args.timing_cache, [built.timing_cache])
+        args.document = {**built.to_dict(), "precision": None if types is None else types.to_dict()}
         if args.json:
-            found = {**built.to_dict(), "precision": None if types is None else types.to_dict()}
-            output.write(args.json, [as_json(found)])
+            output.write(args.json, [as_json(args.document)])
         output.write(args.engine, [memoryview(built.plan)])
         output.commit()
     if types is not None:
-        print(printable(str(types)))
+        tell(str(types))
     for line in _story(built, args.verbose):
-        print(printable(line))
+        tell(line)
     size, gpus = in_bytes(memoryview(built.plan).nbytes), ", ".join(built.compute_capabilities)
     by = built.builder + f" for compute capability {gpus}" * bool(gpus)
-    print(printable(f"wrote {args.engine} ({size}), built by {by} in {built.seconds:.1f} s"))
+    tell(f"wrote {args.engine} ({size}), built by {by} in {built.seconds:.1f} s")
     return 0
 
 

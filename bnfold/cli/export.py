@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from bnfold.cli import flags
-from bnfold.cli.terminal import check_target, printable, show, size, timed
+from bnfold.cli.terminal import check_target, finish, gate, timed
 from bnfold.errors import UsageError
 
 SUMMARY = "export a torch module to ONNX, folded, and check it against the module"
@@ -23,11 +23,12 @@ The factory is called without arguments and returns a torch.nn.Module. It is you
 (from the working folder first) and runs. Weights are data: files that would run code are refused.
 Inputs have the names of the parameters of its forward, unless they are given others.
 """
-    + flags.DONE
+    + flags.DONE_OR_KEPT
 )
 IDLE = [
     flags.NO_MERGES,
     flags.NO_RANGES,
+    flags.NO_WORDS,
     flags.Idle([flags.TIMEOUT], " with --no-verify", lambda a: a.no_verify and not a.precision),
 ]
 
@@ -59,7 +60,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     check = parser.add_argument_group("the check")
     without = ("--input-data-path", "--overwrite-input-shape")
     flags.add(check, flags.CHECK, without=without)
-    flags.add(parser, flags.OUTPUT)
+    flags.add(parser, flags.LEDGER, flags.OUTPUT)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     from bnfold.api.export import OTHERS, export
     from bnfold.cli.factory import load_module, random_inputs
 
-    with timed(args, "exported, folded and checked"):
+    with timed("exported, folded and checked"):
         module = load_module(args.model, args.weights)
         torch.manual_seed(args.seed or 0)
         report = export(
@@ -93,6 +94,6 @@ def run(args: argparse.Namespace) -> int:
             timeout=args.check_timeout,
             **{name: value for name, value in vars(options).items() if name not in OTHERS},
         )
-    show(args, report)
-    print(printable(f"wrote {args.out} ({size(args.out)})"))
-    return 0
+    files = [] if report.summary is None else report.summary.files
+    finish(args, report, [Path(file.path) for file in files])
+    return gate(args, report)

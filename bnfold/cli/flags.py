@@ -16,12 +16,14 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from bnfold.errors import UsageError
 from bnfold.options import PRECISIONS, QUANTIZERS, SHARED, TARGETS, Check, Fold
+from bnfold.report.ledger import AT_ONCE, SHOW
 
 T = TypeVar("T")
 SWITCH = "store_true"
 Flags: TypeAlias = Mapping[str, "dict[str, Any]"]
 
 DONE = "\nexit status: 0 done; 1 the check failed, and nothing was written; 2 bad input or usage\n"
+DONE_OR_KEPT = DONE.rstrip() + ";\n  3 more was kept than --fail-if-kept allows\n"
 
 
 def add(
@@ -210,9 +212,30 @@ def inputs_of(args: argparse.Namespace) -> Any:
 # -- the report
 
 OUTPUT: Flags = {
-    "--json": _flag("write the report as JSON", metavar="FILE", type=Path),
+    "--json": _flag(
+        "write the report as JSON; -: to standard output, with an error in it if there is one, and all words "
+        "to standard error",
+        metavar="FILE",
+        type=Path,
+    ),
     "--force": _flag("write over existing files, the input included, by rename", action=SWITCH),
-    "-v --verbose": _flag("say how long each step took", action=SWITCH),
+    "-q --quiet": _flag("say nothing but what went wrong", action=SWITCH),
+    "-v --verbose": _flag("say what is done, and how long it took", action=SWITCH),
+}
+LEDGER: Flags = {
+    "--show": _flag(
+        f"what is told of the batch norms: all, one by one; those that were kept, by their reasons; or how "
+        f"many there are (default: all of up to {AT_ONCE}, else kept)",
+        choices=SHOW,
+    ),
+    "--fail-if-kept": _flag(
+        "end with status 3 if more than N (default: 0) of the ledger were kept; what is to be written is "
+        "written all the same (with a number: --fail-if-kept=N)",
+        metavar="N",
+        nargs="?",
+        const=0,
+        type=whole,
+    ),
 }
 
 # -- flags without effect
@@ -238,6 +261,7 @@ def refuse_idle(table: Sequence[Idle], argv: Sequence[str], args: argparse.Names
 NO_MERGES = Idle(["--for"], " with --no-merge-branches", lambda a: not a.merge_branches)
 NO_RANGES = Idle(["--input-range"], " without --drop-dead-channels", lambda a: not a.drop_dead_channels)
 NO_JSON = Idle(["--force"], " without --json", lambda a: not a.json)
+NO_WORDS = Idle(["--show"], " with --quiet", lambda a: a.quiet)
 NO_OUT = (
     Idle(["--save-as-external-data"], " without an output file", lambda a: not a.out),
     Idle(["--force"], " without an output file", lambda a: not a.out and not a.json),

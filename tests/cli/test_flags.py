@@ -18,7 +18,7 @@ from tests.cli.command import refused
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ([], "required"),
+        (["--no-such-flag"], "required"),
         (["melt"], "invalid choice: 'melt'"),
         (["fold"], "required: IN.onnx"),
         (["fold", "in.onnx", "out.onnx", "--no-such-flag"], "unrecognized arguments: --no-such-flag"),
@@ -36,6 +36,8 @@ from tests.cli.command import refused
             ["fold", "in.onnx", "out.onnx", "--for", "int8", "--no-merge-branches"],
             "--for has nothing to do with --no-merge-branches",
         ),
+        (["fold", "in.onnx", "--quiet", "--show", "all"], "--show has nothing to do with --quiet"),
+        (["fold", "in.onnx", "--fail-if-kept=few"], "'few' is not a whole number"),
         (["fold", "in.onnx", "--force"], "--force has nothing to do without an output file"),
         (["fold", "in.onnx", "--save-as-external-data"], "nothing to do without an output file"),
         (
