@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from bnfold.cli import flags
 from bnfold.cli.terminal import LOG, as_json, check_target, tell
@@ -21,7 +21,7 @@ SUMMARY = "build a TensorRT engine, and say where each batch norm went"
 EPILOG = """\
 examples:
   bnfold build model.onnx model.engine
-  bnfold build model.onnx model.engine --shapes x:1x3x224x224,8x3x224x224,32x3x224x224
+  bnfold build model.onnx model.engine --shapes x:1,3,224,224/8,3,224,224/32,3,224,224
   bnfold build model.onnx model.engine --flavour tensorrt-rtx --compute-capability 8.9
   bnfold build folded.onnx half.engine --precision fp16 --input-data-path images.npz
 
@@ -55,7 +55,6 @@ IDLE = [
     )
 ]
 WARNINGS = 3  # of TensorRT's that are shown without -v
-Shape: TypeAlias = "tuple[int, ...]"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -63,15 +62,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("engine", metavar="ENGINE", type=Path, help="the file to write, such as model.engine")
     parser.add_argument(
         "--shapes",
-        metavar="NAME:MIN,OPT,MAX",
-        type=flags.named(
-            _profile,
-            lambda shapes: all(map(all, shapes)),
-            "its smallest, usual and largest shape, such as x:1x3x224x224,8x3x224x224,32x3x224x224",
-        ),
+        metavar="[NAME:]MIN/OPT/MAX",
+        type=flags.profile,
         action=flags.ByName,
         help="the smallest, usual and largest shape of an input with open sizes, such as "
-        "x:1x3x8x8,8x3x8x8,32x3x8x8; one shape alone stands for all three (repeatable)",
+        "x:1,3,8,8/8,3,8,8/32,3,8,8; one shape alone stands for all three, and one input needs no name "
+        "(repeatable)",
     )
     parser.add_argument(
         "--precision",
@@ -109,12 +105,6 @@ def add(parser: argparse.ArgumentParser) -> None:
         force="write over existing files, by rename",
         verbose="list the ReLUs and all layers as well, and all that TensorRT complains of",
     )
-
-
-def _profile(text: str) -> tuple[Shape, Shape, Shape]:
-    shapes = [tuple(map(flags.decimal, shape.split("x"))) for shape in text.split(",")]
-    low, usual, high = shapes * 3 if len(shapes) == 1 else shapes
-    return low, usual, high
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,35 +1,46 @@
-"""A torch module from a name on the command line, `package.module:factory`, its weights from a file, and
-inputs to run it with.
+"""A torch module from a name on the command line, `package.module:factory`, and its weights from a file.
 
-The factory is the user's own code: it is imported and called, like any program of theirs. The weights are
-data, and nothing in them is run.
+The factory is the user's own code: it is imported and called, like any program of theirs; so is an expression
+in its place, `package.module:factory(width=2)`. The weights are data, and nothing in them is run.
 """
 
 from __future__ import annotations
 
+import ast
 import importlib
-import inspect
+import re
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from bnfold.errors import UsageError, first_line
-from bnfold.onnx_graph.run.input_ranges import inside
 
-__all__ = ["load_module", "random_inputs"]
+__all__ = ["load_module", "value_of"]
 
 _PARALLEL = "module."  # before every name, where DistributedDataParallel was saved whole
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "network")  # keys under which training scripts save
 
 
-def load_module(spec: str, weights: Path | None) -> nn.Module:
+def value_of(text: str) -> Any:
+    """What an argument of the factory is: the value that Python reads in it (2, True, [1, 2], "a"), else the
+    text itself.
+    """
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def load_module(spec: str, weights: Path | None, arguments: Mapping[str, Any] | None = None) -> nn.Module:
     """The module that `package.module:factory` makes, in eval mode, with the weights loaded.
+
+    What stands behind the colon may be a Python expression, which is evaluated among the names of the module.
+    arguments: of the factory, by name.
 
     Raises:
         UsageError: there is no such module or factory, it does not make a torch module, or the weights are
@@ -41,9 +52,16 @@ def load_module(spec: str, weights: Path | None) -> nn.Module:
     sys.path.insert(0, "")
     try:
         made: Any = importlib.import_module(name)
-        for part in attribute.split("."):
-            made = getattr(made, part)
-        module = made if isinstance(made, nn.Module) else made()
+        if re.fullmatch(r"\w+(\.\w+)*", attribute):
+            for part in attribute.split("."):
+                made = getattr(made, part)
+        else:
+            made = eval(attribute, vars(made))
+        if arguments and isinstance(made, nn.Module):
+            raise UsageError(f"{spec} is a module already, which takes no --arg")
+        module = made if isinstance(made, nn.Module) else made(**(arguments or {}))
+    except UsageError:
+        raise
     except ModuleNotFoundError as error:
         raise UsageError(f"{spec}: no module named {error.name!r} to import") from None
     except (Exception, SystemExit) as error:  # of any kind: it is the user's own program
@@ -90,22 +108,3 @@ def _load(module: nn.Module, path: Path) -> None:
         module.load_state_dict(state)
     except (RuntimeError, AttributeError, TypeError) as error:
         raise UsageError(f"{path}: not the weights of this module: {' '.join(str(error).split())}") from None
-
-
-def random_inputs(
-    module: nn.Module,
-    shapes: Sequence[Sequence[int]],
-    ranges: Mapping[str, tuple[float, float]],
-    names: Sequence[str] = (),
-) -> tuple[torch.Tensor, ...]:
-    """Normally distributed numbers of these shapes; those for which a range is given keep to it.
-
-    names: of the first inputs; the others have those of the parameters of `forward`.
-    """
-    inputs = [torch.randn(*shape) for shape in shapes]
-    names = [*names, *list(inspect.signature(module.forward).parameters)[len(names) :]]
-    for i, name in zip(range(len(inputs)), names, strict=False):
-        if name in ranges:
-            low, high = (np.asarray(end, np.float64) for end in ranges[name])
-            inputs[i] = torch.from_numpy(inside({name: inputs[i].numpy()}, {name: (low, high)})[name])
-    return tuple(inputs)

@@ -26,7 +26,7 @@ from tests.cli.command import refused
         (["fold", "in.onnx", "out.onnx", "--check-rtol", "small"], "'small' is not a number"),
         (["fold", "in.onnx", "out.onnx", "--check-rtol", "-1"], "'-1' is not a number"),
         (["fold", "in.onnx", "out.onnx", "--check-atol", "nan"], "'nan' is not a number"),
-        (["fold", "in.onnx", "out.onnx", "--overwrite-input-shape", "1,3,8,8"], "such as x:1,3,224,224"),
+        (["fold", "in.onnx", "out.onnx", "--overwrite-input-shape", "x:N,3,8,8"], "such as x:1,3,224,224"),
         (["fold", "in.onnx", "out.onnx", "--overwrite-input-shape", "x:1,-3"], "such as x:1,3,224,224"),
         (["fold", "in.onnx", "out.onnx", *["--overwrite-input-shape", "x:1"] * 2], "names one input twice"),
         (["fold", "in.onnx", "out.onnx", "--seed", "1.5"], "not a whole number"),

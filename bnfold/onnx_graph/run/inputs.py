@@ -206,7 +206,7 @@ def generate(
         UsageError: `shapes` names an unknown input or contradicts the model; NoGuess: an input's rank is
         unknown, or memory is too small.
     """
-    shapes = dict(shapes or {})
+    shapes = by_name(inputs, shapes)
     known = {i.name for i in inputs}
     sizes: dict[str, tuple[int, str]] = {}
     for name, shape in shapes.items():
@@ -235,6 +235,21 @@ def generate(
         yield feed
     if not made:
         raise NoGuess(f"inputs of {min(count):,} numbers do not fit into memory; give smaller ones")
+
+
+def by_name(inputs: Sequence[Input], shapes: Mapping[str, Sequence[int]] | None) -> dict[str, Sequence[int]]:
+    """Shapes by the names of inputs; "" stands for the one input of a model.
+
+    Raises:
+        UsageError: a shape has no name, and there are several inputs.
+    """
+    shapes = dict(shapes or {})
+    if "" in shapes and all(i.name for i in inputs):
+        if len(inputs) != 1:
+            names = ", ".join(i.name for i in inputs) or "none"
+            raise UsageError(f"name the input that the shape is for: the model's inputs are {names}")
+        shapes = {inputs[0].name: shapes.pop(""), **shapes}
+    return shapes
 
 
 def growth(loaded: Loaded) -> float:
