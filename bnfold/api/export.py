@@ -26,7 +26,7 @@ from bnfold.report.verification import Verification
 from bnfold.torch_graph import to_onnx
 from bnfold.verify.blame import Part, judge
 from bnfold.verify.exported import AgainstModule
-from bnfold.wrappers import plain_module
+from bnfold.wrappers import plain_arguments, plain_module
 
 __all__ = ["OTHERS", "export"]
 
@@ -135,11 +135,9 @@ def export(
     )
     check = Check(verify, rtol=rtol, atol=atol, apart=apart, timeout=timeout)
     module = plain_module(module, "export")
-    if not isinstance(module, nn.Module):
-        raise UsageError(f"export takes a torch.nn.Module, not {type(module).__name__}")
     file = Path(path)
     check_target(file, force)
-    args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    args = plain_arguments(module, example_inputs, "export")
     with tempfile.TemporaryDirectory(prefix=".bnfold-", dir=file.parent) as folder, _for_inference(module):
         # Both keep their weights in files beside them: from there they are mapped, and take no memory.
         raw, whole = Path(folder) / "raw.onnx", Path(folder) / "folded.onnx"

@@ -53,13 +53,13 @@ def fold_onnx(
 def fold_onnx(model: onnx_ir.Model, **options: Unpack[Keywords]) -> tuple[onnx_ir.Model, Report]: ...
 def fold_onnx(
     model: str | Path | onnx.ModelProto | onnx_ir.Model,
-    *,
+    *others: Any,
     verify: bool = True,
     shared: str = "duplicate",
     skip: Collection[str] = (),
     rtol: float | None = None,
     atol: float | None = None,
-    inputs: Mapping[str, Any] | None = None,
+    inputs: Any = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     seed: int = 0,
     freeze_initializers: bool = False,
@@ -79,13 +79,14 @@ def fold_onnx(
 
     Args:
         model: a path, an `onnx.ModelProto` or an `onnx_ir.Model`; it is not changed.
+        others: there are none; the message tells where the file goes.
         verify: run both models on `inputs` (generated from `seed` if None) and compare.
         shared: what to do with a stored parameter whose users need different values: "duplicate" it, "skip"
             the fold, or raise an "error".
         skip: names of batch norms to leave alone.
         rtol: tolerance of the check, against the largest absolute value of each output; None: by type.
         atol: absolute tolerance, added to it.
-        inputs: arrays by input name; None: generated.
+        inputs: arrays by input name, or in order; one array where there is one input; None: generated.
         shapes: sizes for inputs with dynamic dimensions, by name.
         seed: of the generated inputs.
         freeze_initializers: inputs that have a stored value (initializers that are graph inputs too) are
@@ -119,6 +120,11 @@ def fold_onnx(
         VerifyError: the folded model does not compute the same; the message names the first fold or merge
             that broke it.
     """
+    if others:
+        raise UsageError(
+            "fold_onnx takes one model and gives the folded one with a report: "
+            "folded, report = bnfold.fold_onnx(model); onnx.save(folded, path)"
+        )
     options = Fold(
         shared=shared,
         skip=skip,

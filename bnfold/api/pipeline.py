@@ -116,6 +116,11 @@ class Done(Generic[M]):
     judge: Judge
     untrained: int = 0
 
+    @property
+    def warnings(self) -> list[str]:
+        """What the model looks like that its user may not know."""
+        return [UNTRAINED.format(self.untrained)] if self.untrained else []
+
     def work(self, passes: Sequence[Pass[M]] = ()) -> Work:
         """What was done, for `verify.blame.judge`."""
         merges = [merge.name for merge in self.report.merged]
@@ -206,16 +211,15 @@ def fold(
     """
     done = run(front, front.copy(model) if verify else model, options, passes, progress=progress)
     report = done.report
-    warning = [UNTRAINED.format(done.untrained)] if done.untrained else []
     if not (done.order or report.merged):
         dropped = report.dropped is not None and report.dropped.layers
         same = not (report.rewritten or report.notes or dropped)
         report.notes.insert(0, f"nothing to fold{f': the {kind} is unchanged' if same else ''}")
         if same:
             done.model = model
-            report.notes += warning
+            report.notes += done.warnings
             return done
-    report.notes += warning
+    report.notes += done.warnings
     if verify:
 
         def again(part: Part) -> Verification:

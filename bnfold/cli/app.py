@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import itertools
 import logging
 import os
@@ -23,7 +24,7 @@ from bnfold import __version__
 from bnfold.cli import bench, build, correct, equalize, export, fold, prove, verify
 from bnfold.cli.flags import Idle, refuse_idle
 from bnfold.cli.terminal import as_json, columns, complain, printable
-from bnfold.errors import BnfoldError, VerifyError
+from bnfold.errors import BnfoldError, UsageError, VerifyError
 from bnfold.report.table import WIDTH
 
 SLOGAN = "Train with batch norm, deploy without it."
@@ -115,9 +116,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + 13  # what a shell reports for a program ended by SIGPIPE
 
 
+def _not_a_command(word: str) -> str:
+    """What to do where the first word is no command; "" if it is one, or a flag."""
+    if word in COMMANDS or word.startswith("-"):
+        return ""
+    if "." in word or os.path.exists(word):
+        return f"name a command before {word}, such as: bnfold fold {word} (see bnfold --help)"
+    close = difflib.get_close_matches(word, COMMANDS, 1)
+    return (
+        f"there is no command {word!r}: did you mean bnfold {close[0]}? (see bnfold --help)" if close else ""
+    )
+
+
 def _run(argv: Sequence[str], args: argparse.Namespace) -> int:
     """The exit status; an error is told in a line, and noted in the document of `--json -`."""
     try:
+        if wrong := _not_a_command(argv[0]):
+            raise UsageError(wrong)
         parser().parse_args(argv, args)
         if args.json == Path("-"):
             args.json = None

@@ -9,6 +9,7 @@ from typing import Any
 from bnfold.cli import flags
 from bnfold.cli.terminal import check_target, finish, gate, timed
 from bnfold.errors import UsageError
+from bnfold.origin import extra
 
 SUMMARY = "export a torch module to ONNX, folded, and check it against the module"
 EPILOG = (
@@ -98,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         import torch
     except ModuleNotFoundError:
-        raise UsageError("bnfold export needs torch: pip install 'bnfold[torch]'") from None
+        raise UsageError(f"bnfold export needs torch: {extra('torch')}") from None
 
     from bnfold.api.export import OTHERS, export
     from bnfold.cli.example import example

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from bnfold.errors import UsageError, first_line
+from bnfold.report.table import counted, first
 
 __all__ = ["load_module", "value_of"]
 
@@ -48,12 +49,17 @@ def load_module(spec: str, weights: Path | None, arguments: Mapping[str, Any] | 
     """
     name, colon, attribute = spec.partition(":")
     if not (name and colon and attribute):
-        raise UsageError(f"{spec!r} is not the name of a factory, such as package.module:factory")
+        raise UsageError(_no_factory(spec))
+    if name.endswith(".py"):
+        meant = name.removesuffix(".py").strip("./").replace("/", ".")
+        raise UsageError(f"{spec}: name the module, not its file: {meant}:{attribute}")
     sys.path.insert(0, "")
     try:
         made: Any = importlib.import_module(name)
         if re.fullmatch(r"\w+(\.\w+)*", attribute):
             for part in attribute.split("."):
+                if not hasattr(made, part):
+                    raise UsageError(f"{name} has no {part!r}. Note: it has {_factories(made)}")
                 made = getattr(made, part)
         else:
             made = eval(attribute, vars(made))
@@ -89,10 +95,10 @@ def _load(module: nn.Module, path: Path) -> None:
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of any kind: the file is whatever somebody sent
-        said = (str(error).splitlines() or [type(error).__name__])[0]
+    except Exception:  # of any kind: the file is whatever somebody sent
         raise UsageError(
-            f"{path}: not a file of weights that can be read without running code: {said}"
+            f"{path}: not a file of weights that can be read without running code: write one by "
+            "torch.save(net.state_dict(), path), or by safetensors"
         ) from None
     while isinstance(state, Mapping):
         inner = next((state[key] for key in _WRAPPERS if isinstance(state.get(key), Mapping)), None)
@@ -107,4 +113,52 @@ def _load(module: nn.Module, path: Path) -> None:
     try:
         module.load_state_dict(state)
     except (RuntimeError, AttributeError, TypeError) as error:
-        raise UsageError(f"{path}: not the weights of this module: {' '.join(str(error).split())}") from None
+        said = _differs(module, state) or " ".join(str(error).split())
+        raise UsageError(
+            f"{path}: not the weights of this module: {said}; give the factory the arguments that they were "
+            "trained with (--arg NAME=VALUE)"
+        ) from None
+
+
+def _no_factory(spec: str) -> str:
+    """What to do with something that is no factory's name, by what it is."""
+    suffix = Path(spec).suffix
+    if suffix == ".onnx":
+        return f"{spec} is an ONNX file already: bnfold fold {spec} folded.onnx"
+    if suffix in (".pt", ".pth", ".ckpt", ".bin", ".safetensors"):
+        return (
+            f"{spec} has weights, and the module comes from code: bnfold export MODULE:FACTORY out.onnx "
+            f"--weights {spec} --input 1,3,224,224"
+        )
+    return f"{spec!r} is not the name of a factory, such as package.module:factory"
+
+
+def _factories(made: Any) -> str:
+    """What in a module of Python could be meant, those that it defines itself."""
+    names = [
+        name
+        for name, value in vars(made).items()
+        if callable(value) and getattr(value, "__module__", "") == getattr(made, "__name__", None)
+    ]
+    return first(names, 8) or "nothing to call"
+
+
+def _differs(module: nn.Module, state: Mapping[str, Any]) -> str:
+    """By names and sizes."""
+    own = module.state_dict()
+    parts = [
+        (list(own.keys() - state.keys()), "missing"),
+        (list(state.keys() - own.keys()), "not of the module"),
+        (
+            [name for name in own.keys() & state.keys() if _size(own[name]) != _size(state[name])],
+            "of other sizes",
+        ),
+    ]
+    told = [
+        f"{counted(len(names), 'value')} {what} ({first(sorted(names), 3)})" for names, what in parts if names
+    ]
+    return ", ".join(told)
+
+
+def _size(value: Any) -> list[int]:
+    return list(getattr(value, "shape", ()))

@@ -49,7 +49,7 @@ def check_target(
         raise UsageError(f"{path} has two uses in this command; name another file")
     if not force and replaces is not None and _same(path, replaces):
         raise UsageError(f"{path} is the input itself; add --force to write over it, or name another file")
-    output.check_target(path, force)
+    output.check_target(path, force, "add --force to write over it")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise UsageError(f"no permission to write into the folder {path.parent}")
 

@@ -20,7 +20,7 @@ from bnfold.onnx_graph.file import loaded as files
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.run import inputs
 from bnfold.onnx_graph.run import widened as precision
-from bnfold.onnx_graph.run.evaluators import MISSING, CannotRun, Outputs, evaluate
+from bnfold.onnx_graph.run.evaluators import MISSING, CannotRun, Outputs, doubled, evaluate
 from bnfold.onnx_graph.run.side_by_side import (
     PATIENCE,
     PATIENCE_FOR_ROUNDING,
@@ -61,6 +61,7 @@ def verify(
     """
     a, b = (m if isinstance(m, Loaded) else files.load(m) for m in (original, folded))
     b, notes = by_position(a, b)
+    notes += filter(None, [doubled()])
     _same_signature(a, b)
     a, b, fronts = with_fronts(seeded(a), seeded(b))
     kind = precision.working_type(a)

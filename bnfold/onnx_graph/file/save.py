@@ -49,7 +49,10 @@ def save(
         if not external:
             chunks = loaded.inlined()
             if sum(map(len, chunks)) > LARGEST:
-                raise ModelError(f"{path}: over 2 GiB, too large for one file; add --save-as-external-data")
+                raise ModelError(
+                    f"{path}: over 2 GiB, too large for one file; save it with external data "
+                    "(--save-as-external-data, external_data=True)"
+                )
         elif loaded.is_external and not loaded.edited and _is_at(loaded, path):
             # (Elsewhere it would share data files with the original: to replace one would break the other.)
             chunks, after = list(loaded.chunks()), before
