@@ -21,6 +21,7 @@ from bnfold.fold.edits import Edit
 from bnfold.fold.graph import Graph
 from bnfold.fold.merge.view import View
 from bnfold.onnx_graph.annotations import annotated, drop_annotations, dropped_note
+from bnfold.onnx_graph.describe import Sketch
 from bnfold.onnx_graph.file.loaded import Loaded, load
 from bnfold.onnx_graph.ledger import Ledger
 from bnfold.onnx_graph.model.scopes import without_gc
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
         """All that `fold_onnx` takes beside the model."""
 
 
-__all__ = ["fold_file", "fold_loaded", "fold_onnx", "front_end", "opened", "passes_of"]
+__all__ = ["fold_file", "fold_loaded", "fold_onnx", "front_end", "noting", "opened", "passes_of"]
 
 
 @overload
@@ -58,13 +59,13 @@ def fold_onnx(model: onnx_ir.Model, **options: Unpack[Keywords]) -> tuple[onnx_i
 def fold_onnx(model: ONNXProgram, **options: Unpack[Keywords]) -> tuple[ONNXProgram, Report]: ...
 def fold_onnx(
     model: str | Path | onnx.ModelProto | onnx_ir.Model | ONNXProgram,
-    *,
+    *others: Any,
     verify: bool = True,
     shared: str = "duplicate",
     skip: Collection[str] = (),
     rtol: float | None = None,
     atol: float | None = None,
-    inputs: Mapping[str, Any] | None = None,
+    inputs: Any = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     seed: int = 0,
     freeze_initializers: bool = False,
@@ -86,13 +87,14 @@ def fold_onnx(
     Args:
         model: a path, an `onnx.ModelProto`, an `onnx_ir.Model`, or what `torch.onnx.export` returns; it is
             not changed.
+        others: there are none; the message tells where the file goes.
         verify: run both models on `inputs` (generated from `seed` if None) and compare.
         shared: what to do with a stored parameter whose users need different values: "duplicate" it, "skip"
             the fold, or raise an "error".
         skip: names of batch norms to leave alone.
         rtol: tolerance of the check, against the largest absolute value of each output; None: by type.
         atol: absolute tolerance, added to it.
-        inputs: arrays by input name; None: generated.
+        inputs: arrays by input name, or in order; one array where there is one input; None: generated.
         shapes: sizes for inputs with dynamic dimensions, by name.
         seed: of the generated inputs.
         freeze_initializers: inputs that have a stored value (initializers that are graph inputs too) are
@@ -130,6 +132,11 @@ def fold_onnx(
         VerifyError: the folded model does not compute the same; the message names the first fold or merge
             that broke it.
     """
+    if others:
+        raise UsageError(
+            "fold_onnx takes one model and gives the folded one with a report: "
+            "folded, report = bnfold.fold_onnx(model); onnx.save(folded, path)"
+        )
     options = Fold(
         shared=shared,
         skip=skip,
@@ -184,11 +191,15 @@ def fold_loaded(
     options: Fold = Fold(),  # noqa: B008
     check: Check = Check(),  # noqa: B008
     progress: Progress | None = None,
+    sketch: Sketch | None = None,
 ) -> tuple[Loaded, Report]:
-    """The pipeline, then half precision if that is asked for. Without verification `loaded` is edited."""
+    """The pipeline, then half precision if that is asked for. Without verification `loaded` is edited.
+
+    sketch: is shown the model before it is changed.
+    """
     before, named = digest(loaded.inlined()) if options.certificate else "", annotated(loaded)
     graph = snapshot(loaded.proto)
-    folded, report = _frozen_or_not(loaded, options, check, bool(named), progress)
+    folded, report = _frozen_or_not(loaded, options, check, bool(named), progress, sketch)
     report.notes += dropped_note(named, folded)
     report.graphs = graph, snapshot(folded.proto)
     if report.certificate is not None:
@@ -197,13 +208,18 @@ def fold_loaded(
 
 
 def _frozen_or_not(
-    loaded: Loaded, options: Fold, check: Check, named: bool, progress: Progress | None
+    loaded: Loaded,
+    options: Fold,
+    check: Check,
+    named: bool,
+    progress: Progress | None,
+    sketch: Sketch | None,
 ) -> tuple[Loaded, Report]:
     """named: whether tensors have annotations, which may have to go."""
     if options.freeze_initializers:
         loaded, names = frozen(loaded)
         less = replace(options, freeze_initializers=False)
-        loaded, report = _frozen_or_not(loaded, less, check, named, progress)
+        loaded, report = _frozen_or_not(loaded, less, check, named, progress, sketch)
         if report.certificate is not None:
             report.certificate.frozen = tuple(names)
         note = f"inputs no longer: {first(names, 4)}" if names else "no input has a stored value"
@@ -211,7 +227,7 @@ def _frozen_or_not(
         return loaded, report
     precision = options.precision
     if precision is None:
-        return _folded(loaded, options, check, named, progress)
+        return _folded(loaded, options, check, named, progress, sketch)
     from bnfold.api import convert
 
     convert.check(loaded, precision)
@@ -219,18 +235,25 @@ def _frozen_or_not(
     if options.input_ranges and check.inputs is None:
         raise UsageError("with input ranges, half precision is measured on inputs that you give")
     original = loaded.copy() if check.verify else None
-    folded, report = _folded(loaded, options, replace(check, rtol=None, atol=None), named, progress)
+    folded, report = _folded(loaded, options, replace(check, rtol=None, atol=None), named, progress, sketch)
     how = replace(check, ranges=ranges)
     folded, report.precision = convert.convert(folded, precision, how, original=original)
     return folded, report
 
 
 def _folded(
-    loaded: Loaded, options: Fold, check: Check, named: bool, progress: Progress | None
+    loaded: Loaded,
+    options: Fold,
+    check: Check,
+    named: bool,
+    progress: Progress | None,
+    sketch: Sketch | None,
 ) -> tuple[Loaded, Report]:
     ranges = ranges_in(loaded, options)
     check = replace(check, ranges=ranges)
     front, ledger = front_end(check), None
+    if sketch is not None:
+        front = noting(front, sketch)
     if options.certificate or named or (check.verify and check.by != "run"):
         ledger = Ledger()
         front = replace(front, watch=ledger.watch)
@@ -299,6 +322,17 @@ def front_end(check: Check) -> FrontEnd[Loaded]:
         copy=Loaded.copy,
         around=without_gc,  # when it looks again, all that the steps made is garbage: one look does
     )
+
+
+def noting(front: FrontEnd[Loaded], sketch: Sketch) -> FrontEnd[Loaded]:
+    """The same front end, which shows what it reads to a sketch."""
+
+    def noted(loaded: Loaded, shared: str) -> Graph:
+        graph = front.read(loaded, shared)
+        sketch.draw(loaded, graph)
+        return graph
+
+    return replace(front, read=noted)
 
 
 def _compare(check: Check, before: Loaded, after: Loaded) -> Verification:

@@ -8,6 +8,7 @@ torch modules each have one; so has a toy in tests/api/test_pipeline.py.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -30,6 +31,11 @@ from bnfold.verify.blame import ALL, Part, Work, judge
 __all__ = ["Done", "FrontEnd", "Pass", "Progress", "Solve", "fold", "run"]
 
 M = TypeVar("M")
+LOG = logging.getLogger("bnfold")
+UNTRAINED = (
+    "all batch norms ({}) have mean 0 and variance 1, as before training: are these the trained weights? "
+    "Fewer batch norms may fold then, since a trained one has negative scales, and shifts"
+)
 UNASKED = "int8-per-tensor"  # what a report warns of
 Progress = Callable[[int, int, str], None]  # done, of how many, what
 
@@ -102,6 +108,7 @@ class Done(Generic[M]):
     """A model, what became of it, and the names of what folded, in the order in which it did.
 
     held: names of what is no matter of folding, but of merging. judge: who weighs what rounding adds.
+    untrained: how many batch norms there are, if all have the statistics of a new one; else 0.
     """
 
     model: M
@@ -109,6 +116,12 @@ class Done(Generic[M]):
     order: list[str]
     held: frozenset[str]
     judge: Judge
+    untrained: int = 0
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the model looks like that its user may not know."""
+        return [UNTRAINED.format(self.untrained)] if self.untrained else []
 
     def work(self, passes: Sequence[Pass[M]] = ()) -> Work:
         """What was done, for `verify.blame.judge`."""
@@ -134,7 +147,7 @@ def run(
         if options.skip:
             norms = [node.name for node in graph.nodes if isinstance(node.role, Affine)]
             known("skip", options.skip, norms, "such batch norm")
-        held = _held(front, graph, options)
+        held, untrained = _held(front, graph, options), _untrained(graph)
         plan = front.solve(
             graph,
             skip=options.skip,
@@ -144,7 +157,8 @@ def run(
         entries = [_branch(e) if e.name in held else e for e in plan.entries] if held else plan.entries
         report = Report(entries, quantize_for=options.quantize_for, routes=plan.routes)
         judge = Judge(options.quantize_for or UNASKED, options.quantize_for is not None, front.branches)
-        done = Done(model, report, [node.name for node in plan.order], held, judge)
+        done = Done(model, report, [node.name for node in plan.order], held, judge, untrained)
+        LOG.info("folded: %d; kept so far: %d", len(plan.order), len(report.kept))
         merges = options.merge_branches and front.view is not None and part.merges != 0
         if front.view is not None and merges:
             merges = mergeable(graph, front.view(set(plan.order), options.skip), done.report)
@@ -161,8 +175,10 @@ def run(
             merges = options.merge_branches and front.view is not None and part.merges != 0
         if merges:
             _merge(front, done, options, part)
+            LOG.info("merged into %d linear nodes", len(report.merged))
         for one in passes[: part.passes]:
             done.model = one.run(done.model, done.report)
+            LOG.info("done: %s", one.name)
             if front.view is not None and one.makes_room(done.report):
                 while _fold_again(front, done, options, part, _read(front, done, options)):
                     pass
@@ -203,13 +219,17 @@ def fold(
         report.notes.insert(0, f"nothing to fold{f': the {kind} is unchanged' if same else ''}")
         if same:
             done.model = model
+            report.notes += done.warnings
             return done
+    report.notes += done.warnings
     if verify:
 
         def again(part: Part) -> Verification:
             return front.check(model, run(front, front.copy(model), options, passes, part).model)
 
-        judge(report, front.check(model, done.model), done.work(passes), again)
+        found = front.check(model, done.model)
+        LOG.info("checked: %s", found.status)
+        judge(report, found, done.work(passes), again)
     return done
 
 
@@ -252,6 +272,22 @@ def _fold_again(front: FrontEnd[M], done: Done[M], options: Fold, part: Part, gr
         gone.get(entry.name, entry) if entry.outcome == "kept" else entry for entry in done.report.entries
     ]
     return True
+
+
+def _untrained(graph: Graph) -> int:
+    """How many batch norms there are, if all have the mean and variance that a new one has; else 0."""
+    count = 0
+    for node in graph.nodes:
+        role = node.role
+        if isinstance(role, Affine) and role.kind == "norm":
+            stored = [role.constants.get(name) for name in ("mean", "var")]
+            if any(
+                found is None or (found[1].load() != usual).any()
+                for found, usual in zip(stored, (0, 1), strict=True)
+            ):
+                return 0  # mostly by the first one
+            count += 1
+    return count
 
 
 def _holds_zeros(role: Affine) -> bool:
