@@ -84,7 +84,9 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
-        raise ImportError(f"bnfold.{name} needs torch: pip install 'bnfold[torch]'") from None
+        from bnfold.origin import extra
+
+        raise ImportError(f"bnfold.{name} needs torch: {extra('torch')}") from None
     return value
 
 
