@@ -157,7 +157,9 @@ def run(
             progress=None if progress is None else (lambda count, of: progress(count, of, "folding")),
         )
         entries = [_branch(e) if e.name in held else e for e in plan.entries] if held else plan.entries
-        report = Report(entries, quantize_for=options.quantize_for, routes=plan.routes() if front.drawn else {})
+        report = Report(
+            entries, quantize_for=options.quantize_for, routes=plan.routes() if front.drawn else {}
+        )
         judge = Judge(options.quantize_for or UNASKED, options.quantize_for is not None, front.branches)
         done = Done(model, report, [node.name for node in plan.order], held, judge, untrained)
         LOG.info("folded: %d; kept so far: %d", len(plan.order), len(report.kept))
