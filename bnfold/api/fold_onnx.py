@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import onnx
 
@@ -153,7 +153,7 @@ def fold_onnx(
     )
     loaded, as_given = opened(model, "fold_onnx")
     how = Check(verify, inputs, shapes, seed, rtol, atol, apart, timeout, check=check)
-    folded, report = fold_loaded(loaded, options, how)
+    folded, report = fold_loaded(loaded, options, how, drawn=True)
     return as_given(folded), report
 
 
@@ -192,34 +192,42 @@ def fold_loaded(
     check: Check = Check(),  # noqa: B008
     progress: Progress | None = None,
     sketch: Sketch | None = None,
+    drawn: bool = False,
 ) -> tuple[Loaded, Report]:
     """The pipeline, then half precision if that is asked for. Without verification `loaded` is edited.
 
-    sketch: is shown the model before it is changed.
+    sketch: is shown the model before it is changed. drawn: the report keeps both graphs, for its page.
     """
     before, named = digest(loaded.inlined()) if options.certificate else "", annotated(loaded)
-    graph = snapshot(loaded.proto)
-    folded, report = _frozen_or_not(loaded, options, check, bool(named), progress, sketch)
+    graph = snapshot(loaded.proto) if drawn else None
+    also = _Also(bool(named), sketch, drawn)
+    folded, report = _frozen_or_not(loaded, options, check, progress, also)
     report.notes += dropped_note(named, folded)
-    report.graphs = graph, snapshot(folded.proto)
+    if graph is not None:
+        report.graphs = graph, snapshot(folded.proto)
     if report.certificate is not None:
         report.certificate.original, report.certificate.folded = before, digest(folded.inlined())
     return folded, report
 
 
+class _Also(NamedTuple):
+    """What is noted on the way.
+
+    named: whether tensors have annotations, which may have to go. sketch, drawn: as for `fold_loaded`.
+    """
+
+    named: bool
+    sketch: Sketch | None
+    drawn: bool
+
+
 def _frozen_or_not(
-    loaded: Loaded,
-    options: Fold,
-    check: Check,
-    named: bool,
-    progress: Progress | None,
-    sketch: Sketch | None,
+    loaded: Loaded, options: Fold, check: Check, progress: Progress | None, also: _Also
 ) -> tuple[Loaded, Report]:
-    """named: whether tensors have annotations, which may have to go."""
     if options.freeze_initializers:
         loaded, names = frozen(loaded)
         less = replace(options, freeze_initializers=False)
-        loaded, report = _frozen_or_not(loaded, less, check, named, progress, sketch)
+        loaded, report = _frozen_or_not(loaded, less, check, progress, also)
         if report.certificate is not None:
             report.certificate.frozen = tuple(names)
         note = f"inputs no longer: {first(names, 4)}" if names else "no input has a stored value"
@@ -227,7 +235,7 @@ def _frozen_or_not(
         return loaded, report
     precision = options.precision
     if precision is None:
-        return _folded(loaded, options, check, named, progress, sketch)
+        return _folded(loaded, options, check, progress, also)
     from bnfold.api import convert
 
     convert.check(loaded, precision)
@@ -235,26 +243,21 @@ def _frozen_or_not(
     if options.input_ranges and check.inputs is None:
         raise UsageError("with input ranges, half precision is measured on inputs that you give")
     original = loaded.copy() if check.verify else None
-    folded, report = _folded(loaded, options, replace(check, rtol=None, atol=None), named, progress, sketch)
+    folded, report = _folded(loaded, options, replace(check, rtol=None, atol=None), progress, also)
     how = replace(check, ranges=ranges)
     folded, report.precision = convert.convert(folded, precision, how, original=original)
     return folded, report
 
 
 def _folded(
-    loaded: Loaded,
-    options: Fold,
-    check: Check,
-    named: bool,
-    progress: Progress | None,
-    sketch: Sketch | None,
+    loaded: Loaded, options: Fold, check: Check, progress: Progress | None, also: _Also
 ) -> tuple[Loaded, Report]:
     ranges = ranges_in(loaded, options)
     check = replace(check, ranges=ranges)
-    front, ledger = front_end(check), None
-    if sketch is not None:
-        front = noting(front, sketch)
-    if options.certificate or named or (check.verify and check.by != "run"):
+    front, ledger = replace(front_end(check), drawn=also.drawn), None
+    if also.sketch is not None:
+        front = noting(front, also.sketch)
+    if options.certificate or also.named or (check.verify and check.by != "run"):
         ledger = Ledger()
         front = replace(front, watch=ledger.watch)
     if ledger is not None and check.by != "run":
@@ -264,7 +267,7 @@ def _folded(
         front = replace(front, branches=found.taken == "merged")
     passes = passes_of(options, ranges, ledger)
     done = fold(front, loaded, options, "model", verify=check.verify, passes=passes, progress=progress)
-    if ledger is not None and named:
+    if ledger is not None and also.named:
         drop_annotations(done.model, ledger.changes)
     if ledger is not None and options.certificate:
         done.report.certificate = ledger.certificate(ranges)

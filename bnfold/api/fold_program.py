@@ -89,6 +89,7 @@ def fold_program(
         check=work.compare,
         view=partial(View, symmetric=True),
         watch=work.ledger.watch if how.verify and how.by != "run" else None,
+        drawn=True,
     )
     done = fold(front, functional, options, "program", verify=how.verify)
     names = work.names or {}

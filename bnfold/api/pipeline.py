@@ -69,7 +69,8 @@ class FrontEnd(Generic[M]):
     copy: a model that `write` may edit while the old one is still needed; the model itself if `write` makes a
     new one. solve: what plans. branches: whether those of a sum may become one. around: a context for all of
     the work but the check. watch: told what becomes of each tensor before edits are carried out, and asked
-    when they are; None: nobody wants to know.
+    when they are; None: nobody wants to know. drawn: whether the report tells the way of each fold, for its
+    page.
     """
 
     read: Callable[[M, str], Graph]
@@ -81,6 +82,7 @@ class FrontEnd(Generic[M]):
     branches: bool = True
     around: Callable[[], AbstractContextManager[None]] = nullcontext
     watch: Callable[[Graph, Claims, Sequence[Edit]], Callable[[], None]] | None = None
+    drawn: bool = False
 
     def carry_out(self, model: M, graph: Graph, plan: Plan | MergePlan) -> M:
         """The model, with the edits of a plan."""
@@ -155,7 +157,9 @@ def run(
             progress=None if progress is None else (lambda count, of: progress(count, of, "folding")),
         )
         entries = [_branch(e) if e.name in held else e for e in plan.entries] if held else plan.entries
-        report = Report(entries, quantize_for=options.quantize_for, routes=plan.routes)
+        report = Report(
+            entries, quantize_for=options.quantize_for, routes=plan.routes() if front.drawn else {}
+        )
         judge = Judge(options.quantize_for or UNASKED, options.quantize_for is not None, front.branches)
         done = Done(model, report, [node.name for node in plan.order], held, judge, untrained)
         LOG.info("folded: %d; kept so far: %d", len(plan.order), len(report.kept))
@@ -266,7 +270,8 @@ def _fold_again(front: FrontEnd[M], done: Done[M], options: Fold, part: Part, gr
         return False
     done.model = front.carry_out(done.model, graph, plan)
     done.order += [node.name for node in plan.order]
-    done.report.routes |= plan.routes
+    if front.drawn:
+        done.report.routes |= plan.routes()
     gone = {entry.name: entry for entry in plan.entries if entry.outcome == "folded"}
     done.report.entries = [
         gone.get(entry.name, entry) if entry.outcome == "kept" else entry for entry in done.report.entries

@@ -180,7 +180,8 @@ def run(args: argparse.Namespace) -> int:
 
     sketch = Sketch()
     with timed("read, folded and checked"), progress("Folding", args.quiet) as advance:
-        loaded, report = api.fold_loaded(load(args.model), options, check, advance, sketch)
+        drawn = args.html is not None
+        loaded, report = api.fold_loaded(load(args.model), options, check, advance, sketch, drawn)
     files = save_model(args, loaded)
     report.summary = sketch.summary(loaded, files)
     finish(args, report, files, " to fold into it")

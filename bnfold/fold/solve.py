@@ -51,7 +51,7 @@ class Plan:
     evicted: int = 0
     ways: Counter[str] = field(default_factory=Counter)  # how folds went: "scale back, shift forward", ...
     claims: Callable[[], Claims] = dict
-    routes: dict[str, Route] = field(default_factory=dict)
+    routes: Callable[[], dict[str, Route]] = dict
 
 
 def solve(
@@ -93,7 +93,7 @@ def solve(
             evicted,
             run.ways + Counter({"rolled back": run.state.undone}),
             partial(of_fold, graph, run.state),
-            {node.name: _route(*taken) for node, taken in run.routes.items()},
+            partial(_routes, run.routes),
         )
 
 
@@ -113,6 +113,10 @@ def _better(
     other.locks = other.state.locks = None
     calls += other.state.calls
     return (other, calls, len(last)) if _worth(other) > _worth(run) else (run, calls, 0)
+
+
+def _routes(taken: Mapping[Node, tuple[Taken, Taken]]) -> dict[str, Route]:
+    return {node.name: _route(*ways) for node, ways in taken.items()}
 
 
 def _route(scale: Taken, shift: Taken) -> Route:

@@ -27,7 +27,7 @@ _MOVES = frozenset(
 _ROUNDS = frozenset(
     {"Abs", "Add", "Cast", "CastLike", "DequantizeLinear", "Div", "Mul", "Neg", "Sign", "Sqrt", "Sub"}
 )
-CERTAIN = _MOVES | _ROUNDS | {"ConstantOfShape", "Tile", "Transpose", "Unsqueeze"}
+CERTAIN = _MOVES | _ROUNDS | {"ConstantOfShape", "Shape", "Size", "Tile", "Transpose", "Unsqueeze"}
 
 
 class Known(Protocol):
