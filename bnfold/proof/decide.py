@@ -111,13 +111,12 @@ class Prover:
         self.a, self.b, self.known, self.certificate, self.rng = a, b, known, certificate, rng
         self.parent = parent
         self.claims: dict[str, Image | None] | None = None
-        self.far = False
+        self.far = True  # facts about what is read, or why it is constant, may stand far before it
         self.rounds, self.premises = 1, dict[str, tuple[Array, Array]]()
         if certificate is not None:
             images = certificate.images
             self.claims = {name: image for (scope, name), image in images.items() if scope == a.path}
             self.rounds = min(max(certificate.rounds, 1), ROUNDS)
-            # What is constant may be so because of something that stands far before it.
             self.far = any(image is not None and image.cut is not None for image in images.values())
             self.premises = {} if a.path else certificate.premises
         self.bodies: dict[int, None] = {}  # nodes whose bodies are proved
@@ -201,8 +200,7 @@ class Prover:
             try:
                 held = self._decide(node, slot, name, y)
             except ODD as error:
-                said = f"{type(error).__name__}: {error}"
-                raise Undecided(f"its attributes or shapes are odd ({said})") from None
+                raise Undecided(f"odd attributes or shapes ({type(error).__name__}: {error})") from None
             self.proof.ways[held.way] += 1
             self.proof.ulps = max(self.proof.ulps, held.ulps)
         except (Wrong, Undecided) as error:
@@ -264,25 +262,28 @@ class Prover:
         if node.control:
             return self._bodies(node, slot, y, other)
         first: Wrong | Undecided | None = None
+        sure = False  # that it is wrong, whatever stands before
+        guessed = self.claims is None and name in self.a.outputs  # a claim that cannot be given up
         for back in range(BACK):
             try:
                 return self._decided_at(node, name, y, back)
             except Undecided as error:
                 if isinstance(error, Agrees) and not isinstance(first, Wrong):
                     raise
-                if isinstance(first, Wrong) and not isinstance(error, TooLarge):
+                if isinstance(first, Wrong) and not sure and not isinstance(error, TooLarge):
                     # what is read may obey facts that were not seen
                     raise Undecided(f"{first}, as far as can be seen ({error})") from None
                 first = first or error
-                if isinstance(error, TooLong):
-                    self.costly.add(name)
+                if isinstance(error, TooLong):  # so would more take
+                    self.costly |= {name} if not back else set()
                     break
             except Wrong as error:
-                if error.final:
+                if error.final and not guessed:
                     raise
-                first = first or error
+                if first is None or (error.final and not sure):
+                    first, sure = error, error.final
         assert first is not None
-        if isinstance(first, Wrong) and self.far:
+        if isinstance(first, Wrong) and not sure and self.far:
             raise Undecided(f"{first}, as far as can be seen from {BACK} parts before it") from None
         raise first
 
@@ -350,7 +351,9 @@ class Prover:
         try:
             self._evaluate(nodes, theirs, leaves, name, y)
         except Wrong as wrong:
-            if self.a.certain(nodes) or not wrong.final:  # what is far off is no rounding
+            if not wrong.final or self.a.certain(nodes):  # what is far off is no rounding
+                inputs = self.parent is None and not any(leaf in self.a.made for leaf in leaves)
+                wrong.final = wrong.final or inputs  # of which there are no facts
                 raise
             raise Undecided(f"{wrong}, and computed constants are rounded on the way") from None
         return Held(EVALUATED)
@@ -380,10 +383,8 @@ class Prover:
                     *sides, leaves, self._leaf, y, values, self.rng, rounds, self.premises, unsure
                 )
                 return
-            except (Agrees, TooLong):
-                raise
-            except (Wrong, Undecided):
-                if values is full:
+            except (Wrong, Undecided) as error:
+                if values is full or isinstance(error, (Agrees, TooLong)):
                     raise
             finally:
                 self.known.work += sum(side.spent for side in sides)

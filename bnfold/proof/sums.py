@@ -304,20 +304,23 @@ def compare(a: Kernel, b: Kernel, y: Image, rank: int, where: str, rounds: int =
     groups = math.gcd(a.groups, b.groups)
     # Each of A's numbers in a term was rounded once, when its batch norm was folded before the sum.
     half = MARGIN * precision_of(b.dtype) * max(a.steps, 1) * rounds
+    # B's were too, when they were stored. The limit is for one number; several may cancel to less than it.
+    again, steps = MARGIN * precision_of(b.dtype), max(b.steps, 1)
     worst = 0.0
     shape = groups, a.bias.size // groups, inputs[0] // groups
     nothing = np.zeros(shape), np.zeros(shape)
     for at in {*a.taps, *b.taps}:
-        (wa, za), (wb, _) = (
+        (wa, za), (wb, zb) = (
             tuple(_coarse(part, groups) for part in k.taps[at]) if at in k.taps else nothing for k in (a, b)
         )
         f = py.reshape(groups, -1, 1)
-        slack = (half + SUM) * za * np.abs(f)
+        slack = (half + SUM) * za * np.abs(f) + again * (steps * zb - np.abs(wb))
         worst = max(
             worst,
             Worst(f"merged weight of {where}, tap {list(at)},", b.dtype).look(wb, wa * f, slack).judged(),
         )
     slack = half * np.abs(py) * a.size + SUM * (np.abs(py) * a.size + np.abs(qy))
+    slack += again * (steps * b.size - np.abs(b.bias))
     return max(
         worst, Worst(f"merged bias of {where}", b.dtype).look(b.bias, py * a.bias + qy, slack).judged()
     )
