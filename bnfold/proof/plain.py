@@ -51,6 +51,11 @@ def _concat(attributes: Attributes, values: Sequence[Array]) -> Array | None:
     return np.concatenate(values, attributes["axis"]) if one_type and "axis" in attributes else None
 
 
+def _gather(attributes: Attributes, values: Sequence[Array]) -> Array | None:
+    x, indices = values
+    return np.asarray(np.take(x, indices, attributes.get("axis", 0)))
+
+
 def _cast_like(_: Attributes, values: Sequence[Array]) -> Array | None:
     x, like = values
     return x if x.dtype == like.dtype else None
@@ -65,6 +70,7 @@ _RULES: dict[str, Callable[[Attributes, Sequence[Array]], Array | None]] = {
     "CastLike": _cast_like,
     "Concat": _concat,
     "Expand": _expand,
+    "Gather": _gather,
     "Identity": _identity,
     "Reshape": _reshape,
     "Shape": _shape,

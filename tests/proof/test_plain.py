@@ -25,6 +25,9 @@ CASES: list[tuple[str, dict[str, Any], list[Any]]] = [
     ("Reshape", {}, [np.float32([5]), np.int64([])]),
     ("Concat", {"axis": 0}, [X, X]),
     ("Concat", {"axis": -1}, [X, X[..., :1]]),
+    ("Gather", {}, [X, np.int64([[1, 0], [0, -1]])]),
+    ("Gather", {"axis": -1}, [X, np.int64(2)]),
+    ("Gather", {}, [np.int64([5, 7]), np.int64(1)]),
     ("CastLike", {}, [X, np.float32(0)]),
     ("Identity", {}, [X]),
 ]
@@ -48,6 +51,7 @@ def test_it_is_what_onnx_makes_of_it(op: str, attributes: dict[str, Any], values
         ("Reshape", {"allowzero": 1}, [X, np.int64([0, 3])]),
         ("Reshape", {}, [X, np.int64([5, 5])]),
         ("Reshape", {}, [X]),  # of opset 4, whose sizes are an attribute
+        ("Gather", {}, [X, np.int64([2])]),  # out of range
         ("Concat", {}, [X, X]),
         ("Concat", {"axis": 0}, [X, X.astype(np.float64)]),
         ("CastLike", {}, [X, np.int64(0)]),
