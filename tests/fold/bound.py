@@ -121,10 +121,16 @@ class _System:
         rows = np.flatnonzero(counts == 1)
         unknown = self.matrix.indices[self.matrix.indptr[rows]]
         values, owners = self.right[rows] / self.matrix.data[self.matrix.indptr[rows]], self.owner[rows]
+        if not len(unknown):
+            return cuts
         order = np.argsort(unknown, kind="stable")
-        for group in np.split(order, np.flatnonzero(np.diff(unknown[order])) + 1):
-            gaps = np.abs(values[group, None] - values[group])
-            differ = gaps > CLOSE * (1 + np.abs(values[group]).max(initial=0.0))
+        starts = np.append(0, np.flatnonzero(np.diff(unknown[order])) + 1)
+        low, high = (np.asarray(f.reduceat(values[order], starts)) for f in (np.minimum, np.maximum))
+        close = CLOSE * (1 + np.maximum(-low, high))
+        ends = np.append(starts[1:], len(order))
+        for number in np.flatnonzero(high - low > close):
+            group = order[starts[number] : ends[number]]
+            differ = np.abs(values[group, None] - values[group]) > close[number]
             pairs = owners[group[np.argwhere(np.triu(differ))]]
             cuts |= {_cut(pair) for pair in np.unique(pairs, axis=0)}
         return cuts
@@ -133,7 +139,7 @@ class _System:
         """Smallest subsets whose rows contradict each other or the rows that always hold."""
         rows = _tangled(self.matrix, np.flatnonzero(np.isin(self.owner, [ALWAYS, *chosen])))
         found: set[Cut] = set()
-        for part in _apart(self.matrix, rows) if len(rows) else ():
+        for part in _apart(self.matrix, self.right, rows):
             while len(part) <= DENSE and (cut := self._smallest(part)) is not None:
                 found.add(cut)
                 part = part[self.owner[part] != min(cut)]  # others may be there that do not need this one
@@ -178,13 +184,15 @@ def _tangled(matrix: Any, rows: Array) -> Array:
         rows = np.delete(rows, lone)
 
 
-def _apart(matrix: Any, rows: Array) -> list[Array]:
-    """The rows in groups that share no unknown."""
+def _apart(matrix: Any, right: Array, rows: Array) -> list[Array]:
+    """The rows in groups that share no unknown. Not those of which 0 is a solution."""
     part = matrix[rows].tocoo()
-    pairs = np.stack([part.row, len(rows) + part.col])
-    names = connected(pairs, len(rows) + matrix.shape[1])[: len(rows)]
-    order = np.argsort(names, kind="stable")
-    return [rows[group] for group in np.split(order, np.flatnonzero(np.diff(names[order])) + 1)]
+    used, column = np.unique(part.col, return_inverse=True)
+    names = connected(np.stack([part.row, len(rows) + column]), len(rows) + len(used))[: len(rows)]
+    wanted = np.flatnonzero(np.isin(names, names[np.abs(right[rows]) > CLOSE]))
+    order = wanted[np.argsort(names[wanted], kind="stable")]
+    groups = np.split(order, np.flatnonzero(np.diff(names[order])) + 1)
+    return [rows[group] for group in groups if len(group)]
 
 
 def _uneven(matrix: Array, right: Array) -> Array | None:
