@@ -16,13 +16,15 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_matrix, csr_matrix
 
 from bnfold.fold.graph import Array, Graph, Node
+from tests.fold.fills import filled
 from tests.fold.laws import ALL, Laws, connected
 from tests.fold.zeros import lost
 
 CLOSE = 1e-7  # right sides that float64 may have rounded apart
 DENSE = 3000  # equations that hang together: more are left out, so that more seems possible than is
+FREE = 1e-6  # what a product without an addition counts: a tie is broken by it
 ALWAYS = -1  # in place of a candidate: an equation that holds whatever vanishes
-Cut = frozenset[int]  # candidates that cannot vanish together
+Cut = frozenset[int]  # candidates that cannot vanish together, and products that need an addition then
 
 
 @dataclass(frozen=True)
@@ -41,29 +43,32 @@ def bound(graph: Graph, weigh: Callable[[Node], float] = lambda node: 1.0) -> Bo
         ValueError: a tensor may change in more entries than `Laws` can hold.
     """
     systems = Systems(graph)
-    weights = np.array([weigh(node) for node in systems.candidates])
+    weights = np.array([weigh(node) for node in systems.candidates] + [FREE] * len(systems.products))
+    takes = np.array([node.role.kind != "shift" for node in systems.candidates], float)  # type: ignore[attr-defined]
+    grows = LinearConstraint(np.append(takes, np.ones(len(systems.products))), len(systems.products), np.inf)
     cuts = dict(systems.obvious())
     while True:
-        chosen = _largest(weights, cuts)
+        chosen = _largest(weights, cuts, grows)
         new = {cut: kind for cut, kind in systems.forbidden(chosen) if cut not in cuts}
         stay = {systems.candidates[number] for cut in cuts if len(cut) == 1 for number in cut}
         if not new and len(stay) > len(systems.stay):  # more is known of what stays than of what might vanish
             systems = Systems(graph, stay)
             new = {cut: kind for cut, kind in systems.obvious() if cut not in cuts}
         elif not new:
-            return Bound(systems.candidates, [systems.candidates[number] for number in sorted(chosen)], cuts)
+            vanish = [node for number, node in enumerate(systems.candidates) if number in chosen]
+            return Bound(systems.candidates, vanish, cuts)
         cuts.update(new)
 
 
-def _largest(weights: Array, cuts: Collection[Cut]) -> set[int]:
-    """The heaviest set of candidates that holds no cut whole."""
+def _largest(weights: Array, cuts: Collection[Cut], grows: LinearConstraint) -> set[int]:
+    """The heaviest set that holds no cut whole. grows: what keeps the graph from growing."""
     if not cuts:
         return set(range(len(weights)))
     rows = [row for row, cut in enumerate(cuts) for _ in cut]
     columns = [number for cut in cuts for number in cut]
     held = coo_matrix((np.ones(len(rows)), (rows, columns)), (len(cuts), len(weights)))
     most = LinearConstraint(held.tocsr(), -np.inf, [len(cut) - 1 for cut in cuts])
-    found = milp(-weights, constraints=most, bounds=Bounds(0, 1), integrality=np.ones(len(weights)))
+    found = milp(-weights, constraints=[most, grows], bounds=Bounds(0, 1), integrality=np.ones(len(weights)))
     assert found.status == 0, found.message
     return set(np.flatnonzero(found.x > 0.5).tolist())
 
@@ -73,9 +78,10 @@ class Systems:
 
     def __init__(self, graph: Graph, stay: Collection[Node] = ()) -> None:
         laws, self.stay = Laws(graph, stay), stay
-        self.candidates = laws.candidates
+        self.candidates, self.products = laws.candidates, laws.products
         self.systems = {kind: _System(laws, kind) for kind in ALL}
-        self.lost = set(lost(graph, laws, self.systems["L"].names))
+        names = {kind: system.names for kind, system in self.systems.items()}
+        self.lost = {*lost(graph, laws, names["L"], names["V"]), *filled(graph, laws, names)}
 
     def obvious(self) -> Iterator[tuple[Cut, str]]:
         """Cuts of one or two candidates that need no search, by system."""
