@@ -81,7 +81,7 @@ class Systems:
         self.candidates, self.products = laws.candidates, laws.products
         self.systems = {kind: _System(laws, kind) for kind in ALL}
         names = {kind: system.names for kind, system in self.systems.items()}
-        self.lost = {*lost(graph, laws, names["L"], names["V"]), *filled(graph, laws, names)}
+        self.lost = {*lost(graph, laws, names["L"], names["V"]), *filled(laws, names)}
 
     def obvious(self) -> Iterator[tuple[Cut, str]]:
         """Cuts of one or two candidates that need no search, by system."""

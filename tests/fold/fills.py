@@ -1,5 +1,5 @@
 """What a Pad fills in is one number for all channels: no linear equation, where it is zero. It says something
-where all else is known: of a node behind a Pad whose output cannot change.
+where all else is known: of a node that reads the Pad, and whose output cannot change.
 """
 
 from __future__ import annotations
@@ -9,30 +9,21 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from bnfold.fold import roles
-from bnfold.fold.graph import Array, Graph
+from bnfold.fold.graph import Array
 from tests.fold.laws import Laws
 
 CLOSE = 1e-9
 
 
-def filled(graph: Graph, laws: Laws, names: Mapping[str, Array]) -> Iterator[frozenset[int]]:
+def filled(laws: Laws, names: Mapping[str, Array]) -> Iterator[frozenset[int]]:
     """Candidates that cannot vanish. names: for each system, of unknowns; those that are equal share one."""
-    for pad in graph.nodes:
-        if not isinstance(pad.role, roles.Pad) or pad.role.fill is None:
+    for number, node in enumerate(laws.candidates):
+        role: roles.Affine = node.role  # type: ignore[assignment]
+        maker = node.at(role.x).producer
+        fill = maker.role.fill if maker is not None and isinstance(maker.role, roles.Pad) else None
+        if fill is None:
             continue
-        around = _keys(laws.ids[pad.outputs[0]], names)
-        for number, node in enumerate(laws.candidates):
-            role: roles.Affine = node.role  # type: ignore[assignment]
-            ids = laws.ids[node.at(role.x)], laws.ids[node.outputs[0]]
-            x, y, a, b = (array.ravel() for array in np.broadcast_arrays(*ids, role.scale, role.shift))
-            behind = [key in around for key in _keys(x, names)]
-            pinned = [key == _keys(np.zeros(1, int), names)[0] for key in _keys(y, names)]
-            if any(behind) and all(behind) and all(pinned):
-                fill = a * pad.role.fill + b  # what the Pad would have to fill in
-                if np.ptp(fill) > CLOSE:
-                    yield frozenset({number})
-
-
-def _keys(ids: Array, names: Mapping[str, Array]) -> list[tuple[int, ...]]:
-    """The names of each entry in all systems."""
-    return list(zip(*(of[ids.ravel()].tolist() for of in names.values()), strict=True))
+        wanted = role.scale * fill + role.shift  # what the Pad would have to fill in
+        y = laws.ids[node.outputs[0]]
+        if np.ptp(wanted) > CLOSE and all((of[y] == of[0]).all() for of in names.values()):
+            yield frozenset({number})
