@@ -39,7 +39,7 @@ OPTIONS: dict[str, tuple[type, Any, str]] = {
     "quantize_for": (
         str,
         None,
-        "What follows: int8, int8-per-tensor or int4. Branches merge where it bears that.",
+        "What will follow (int8, int8-per-tensor, int4): it decides what is merged.",
     ),
     "merge_branches": (bool, True, "Merge parallel branches."),
     "verify": (bool, True, "Check that the folded model computes the same."),

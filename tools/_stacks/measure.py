@@ -46,7 +46,7 @@ KEYWORDS: dict[str, dict[str, Any] | None] = {WITHOUT: None, FOLD: {}, FOR_INT8:
 
 
 def measure(make: Make, ways: tuple[str, ...]) -> None:
-    """Prints a line of JSON for the network that the command line names. make: of one stack, in these ways."""
+    """Prints a line of JSON for the network that the command line names, made by one stack in these ways."""
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -72,7 +72,7 @@ def measure(make: Make, ways: tuple[str, ...]) -> None:
 
 
 def difference(found: Any, exact: Any) -> dict[str, float]:
-    """From the network in float64: the largest, relative to the largest output, and signal over noise in dB."""
+    """From the network in float64: the largest, relative to the largest output, and signal over noise."""
     off = found.astype(np.float64).reshape(exact.shape) - exact
     return {
         "error": float(np.abs(off).max() / np.abs(exact).max()),

@@ -21,8 +21,9 @@ import_timm()  # with it, torchvision is as Olive's own imports need it
 
 def make(module: nn.Module, x: Tensor, fold: dict[str, Any] | None) -> Made:
     """Dynamic quantization, which needs no data."""
-    from bnfold.integrations.olive import package_config
     from olive.workflows import run
+
+    from bnfold.integrations.olive import package_config
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -1,9 +1,9 @@
 """What is left of batch norms inside other stacks, without bnfold and with it. Started by tools/stacks.
 
 Each stack runs in an environment of its own, each network in a process of its own. What is counted is in the
-stack's own artefact: the graph that inductor is handed, onnxruntime's int8 file, the converted program of PT2E,
-what XNNPACK takes of it, OpenVINO's model. Errors are against the network in float64, milliseconds medians of
-calls in turn on one thread. bench/results/stacks.json keeps what was measured before.
+stack's own artefact: the graph that inductor is handed, onnxruntime's int8 file, the converted program of
+PT2E, what XNNPACK takes of it, OpenVINO's model, Olive's file. Errors are against the network in float64,
+milliseconds medians of calls in turn on one thread. bench/results/stacks.json keeps what was measured before.
 """
 
 from __future__ import annotations
@@ -11,16 +11,15 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from bnfold.integrations.stack import TESTED
-from tools._common import RESULTS, ROOT, console, machine, read, table, today, write
+from tools._common import RESULTS, ROOT, console, machine, read, run, table, today, write
+from tools._stacks.stacks_table import HEADINGS, rows
 
 RESULT = RESULTS / "stacks.json"
 NETWORKS = ("levit_128s", "repvgg_a0", "densenet121", "resnetv2_50, positive scales")
-HEADINGS = ("stack", "network", "way", "batch norms", "per channel", "error", "dB", "seconds", "ms")
 
 
 class Stack(NamedTuple):
@@ -43,6 +42,7 @@ STACKS = {
     "executorch": Stack("executorch", "executorch_xnnpack", "executorch"),
     "openvino": Stack("openvino", "openvino_ir", "openvino"),
     "olive": Stack("olive", "olive_workflow", "olive-ai"),
+    "modelopt": Stack("modelopt", "modelopt_int8", "nvidia-modelopt"),
 }
 
 
@@ -66,16 +66,16 @@ def main() -> None:
             failed = True
             continue
         for network in arguments.networks:
-            rows, problem = measured(stack, network, arguments.timeout)
+            ways, problem = measured(stack, network, arguments.timeout)
             if problem:
                 print(f"{name} {version}, {network}: {problem}", file=sys.stderr)
                 failed = True
                 continue
-            found = {"version": version, "date": today(), "machine": machine(), "ways": rows}
+            found = {"version": version, "date": today(), "machine": machine(), "ways": ways}
             result.setdefault(name, {})[network] = found
             write(RESULT, result)
     view = table("Batch norms in other stacks", HEADINGS, HEADINGS[:3])
-    for cells in lines(result):
+    for cells in rows(result):
         view.add_row(*cells)
     console(140).print(view)
     sys.exit(1 if failed else 0)
@@ -95,30 +95,10 @@ def installed(stack: Stack) -> str:
 
 def measured(stack: Stack, network: str, timeout: float) -> tuple[dict[str, Any], str]:
     """The ways of one network, and what went wrong."""
-    from tools._common import run
-
     found, failure = run([str(stack.python), "-m", f"tools._stacks.{stack.module}", network], timeout)
     if failure or not found:
         return {}, failure or "it has printed nothing"
     return found[-1], ""
-
-
-def lines(result: dict[str, Any]) -> Iterator[list[str]]:
-    """The rows of the table, and of the page's."""
-    for stack, networks in result.items():
-        for network, found in networks.items():
-            for way, row in found["ways"].items():
-                yield [
-                    f"{stack} {found['version']}",
-                    network,
-                    way,
-                    str(row["batch_norms"]),
-                    str(row["per_channel"]),
-                    f"{row['error']:.1e}",
-                    f"{row['decibels']:.1f}",
-                    f"{row['seconds']:.0f}",
-                    f"{row['milliseconds']:.1f}",
-                ]
 
 
 if __name__ == "__main__":
