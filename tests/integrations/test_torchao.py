@@ -1,4 +1,4 @@
-"""torchao's PT2E behind the fold: what it converts has no batch norm left, and computes the same but for rounding."""
+"""torchao's PT2E behind the fold: what it converts has no batch norm, and is right but for rounding."""
 
 from __future__ import annotations
 
