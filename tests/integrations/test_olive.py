@@ -1,4 +1,4 @@
-"""The pass for Olive, with the few classes of Olive that it touches made here; tools/stacks runs Olive itself."""
+"""The pass for Olive, with the few classes of Olive that it touches made here. tools/stacks runs Olive."""
 
 from __future__ import annotations
 
