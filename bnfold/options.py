@@ -34,6 +34,7 @@ TARGETS = ("onnx", "tensorrt")
 CHECKS = ("run", "proof", "both")
 PRECISIONS = {"fp16": "float16", "bf16": "bfloat16"}
 QUANTIZERS = {"int8": (8, True), "int8-per-tensor": (8, False), "int4": (4, True)}  # bits; a scale a channel
+BRANCHES_FROM = 8  # bits of a weight: with less, branches stay apart
 INPUT_RANGES = "input ranges have nothing to do unless dead channels are dropped"
 
 
@@ -41,7 +42,7 @@ class CheckKeywords(TypedDict, total=False):
     """The fields of `Check`, as keywords of a function."""
 
     verify: bool
-    inputs: Mapping[str, Any] | None
+    inputs: Any
     shapes: Mapping[str, Sequence[int]] | None
     seed: int
     rtol: float | None
@@ -65,20 +66,21 @@ class FoldKeywords(TypedDict, total=False):
     precision: str | None
     certificate: bool
     quantize_for: str | None
+    calibration: Any
 
 
 @dataclass(frozen=True, eq=False)
 class Check:
     """How a result is compared with what it was made of.
 
-    verify: whether at all. inputs: arrays by input name (a file or a folder of them, for ONNX; a tuple of
-    arguments, for torch programs); None: generated from `seed`, in these `shapes` where a model leaves sizes
-    open. rtol, atol: max|difference| may be atol + rtol * max|output|; None: by the type that the model
-    computes in (verify/difference.py). apart: in a process of its own, so that a crash in what runs the
-    models is told as an error. timeout: seconds that it may take there (with it, it is apart). ranges: what
-    values inputs keep to, by name, as float64 arrays of their ranks (onnx_graph/run/input_ranges.py).
-    check: by running the models ("run"), by a "proof", with runs where that is undecided, or by "both"; None:
-    by a proof, and by both where inputs or tolerances are given.
+    verify: whether at all. inputs: arrays by input name, or in order (a file or a folder of them, for ONNX;
+    a tuple of arguments, for torch programs); None: generated from `seed`, in these `shapes` where a model
+    leaves sizes open. rtol, atol: max|difference| may be atol + rtol * max|output|; None: by the type that
+    the model computes in (verify/difference.py). apart: in a process of its own, so that a crash in what
+    runs the models is told as an error. timeout: seconds that it may take there (with it, it is apart).
+    ranges: what values inputs keep to, by name, as float64 arrays of their ranks
+    (onnx_graph/run/input_ranges.py). check: by running the models ("run"), by a "proof", with runs where
+    that is undecided, or by "both"; None: by a proof, and by both where inputs or tolerances are given.
     """
 
     verify: bool = True
@@ -95,6 +97,9 @@ class Check:
     def __post_init__(self) -> None:
         if self.inputs is not None and self.shapes:
             raise UsageError("give inputs, or shapes of inputs to generate, not both")
+        for name, shape in (self.shapes or {}).items():
+            if not all(hasattr(size, "__index__") and size > 0 for size in shape):
+                raise UsageError(f"shapes[{name!r}]={tuple(shape)} are not all whole numbers from 1 on")
         for name in ("rtol", "atol"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
@@ -131,6 +136,7 @@ class Fold:
     precision: str | None = None
     certificate: bool = False
     quantize_for: str | None = None
+    calibration: Any = None
 
     def __post_init__(self) -> None:
         choice("shared", self.shared, SHARED)
@@ -141,10 +147,21 @@ class Fold:
             choice("quantize_for", self.quantize_for, QUANTIZERS)
             if not self.merge_branches:
                 raise UsageError("quantize_for says what is merged, and merge_branches=False that nothing is")
+        if self.calibration is not None:
+            self._refuse_guard()
         if isinstance(self.skip, str):
-            raise UsageError("skip takes a collection of names, not one string")
+            raise UsageError(f"skip takes a collection of names, not one string: skip=[{self.skip!r}]")
         if self.input_ranges and not self.drop_dead_channels:
             raise UsageError(INPUT_RANGES)
+
+    def _refuse_guard(self) -> None:
+        """Raises UsageError where calibration data has nothing to decide, or onnxruntime no quantizer."""
+        if self.quantize_for is None or QUANTIZERS[self.quantize_for][0] < BRANCHES_FROM:
+            raise UsageError(
+                "calibration data has nothing to do unless quantize_for is int8 or int8-per-tensor"
+            )
+        if self.target != "onnx" or self.precision is not None:
+            raise UsageError("with calibration data the fold is quantized: take no target and no precision")
 
 
 def choice(name: str, value: str, valid: Collection[str]) -> None:

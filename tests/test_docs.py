@@ -174,6 +174,26 @@ def uneven() -> onnx.ModelProto:
     return net.model()
 
 
+NETS = '''"""A network whose batch norms can go."""
+
+import torch
+from torch import nn
+
+
+def small(width: int = 8) -> nn.Module:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        *(nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.ReLU()),
+        *(nn.Conv2d(width, width, 3), nn.BatchNorm2d(width), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10)),
+    )
+    for norm in (net[1], net[4]):  # as if it were trained
+        nn.init.uniform_(norm.running_var, 0.5, 1.5)
+        nn.init.normal_(norm.running_mean)
+    return net
+'''
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder with the models that the examples speak of, to work in; `bnfold` is a command there."""
@@ -187,6 +207,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, proto in zip(("float", "int8"), quantized(), strict=True):
         onnx.save(proto, tmp_path / f"{name}.onnx")
     np.savez(tmp_path / "images.npz", x=images(60, seed=1))
+    (tmp_path / "nets.py").write_text(NETS, encoding="utf-8")
     commands = tmp_path / ".bin"
     commands.mkdir()
     command = commands / "bnfold"

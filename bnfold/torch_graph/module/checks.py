@@ -36,9 +36,7 @@ def copied(module: nn.Module) -> nn.Module:
     return made
 
 
-def check_module(module: Any, function: str) -> None:
-    if not isinstance(module, nn.Module):
-        raise UsageError(f"{function} takes a torch.nn.Module, not {type(module).__name__}")
+def check_module(module: nn.Module) -> None:
     values = [*module.parameters(), *module.buffers()]
     if any(is_lazy(value) for value in values):
         raise UsageError("the module has lazy parameters that hold nothing yet: run it once first")
@@ -54,10 +52,8 @@ def exported(
     """The module's program, and the same without in-place operators."""
     quantized = any(type(part).__module__.startswith(QUANTIZERS) for part in module.modules())
     advice = BEFORE_QUANTIZING if quantized else IN_PARTS
-    with (
-        explained(f"torch.export cannot see the whole of {type(module).__name__}", advice),
-        without_warnings(),
-    ):
+    said = f"torch.export cannot see the whole of {type(module).__name__}"
+    with tracing.told(module, args, kwargs, said, advice), without_warnings():
         raw = tracing.exported(module, args, kwargs, dynamic_shapes)
         functional = raw.run_decompositions({})
     return raw, functional
