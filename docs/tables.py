@@ -14,6 +14,7 @@ from tools._claims import table as claims_table
 from tools._common import RESULTS, ROOT, markdown, read
 from tools._demos import slim_table
 from tools._gpu import goals
+from tools._stacks import stacks_table
 from tools._zoo import prove_table
 
 PEERS = ("onnxruntime", "onnxsim", "onnxslim", "onnxoptimizer_all", "onnxscript")
@@ -316,6 +317,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "slimming": partial(deployed, "slim", slim_table),
     },
     "docs/int8.md": {"int8": int8},
+    "docs/integrations.md": {"stacks": partial(deployed, "stacks", stacks_table)},
     "docs/proof.md": {"prove": partial(deployed, "prove", prove_table)},
     "docs/performance.md": {"gpu_goals": gpu_goals, "gpu_layers": gpu_layers},
 }

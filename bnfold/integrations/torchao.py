@@ -13,7 +13,7 @@ a model, where it switches between training and inference, and where it converts
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from bnfold.errors import UsageError, explained
 
@@ -97,7 +97,7 @@ def placed(prepared: GraphModule, settings: Mapping[Any, Any]) -> list[TrainedNo
         fused = bool(_roots(prepared, name))
         layers, roundings = ([], []) if fused else _between(prepared, norm)
         for rounding in roundings:
-            rounding.replace_all_uses_with(rounding.args[0])
+            rounding.replace_all_uses_with(cast("Node", rounding.args[0]))
             prepared.graph.erase_node(rounding)
         outcome = "torchao" if fused else "bnfold" if layers else "stays"
         reason = NOT_BEHIND if outcome == "stays" else ""
