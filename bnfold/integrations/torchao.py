@@ -97,7 +97,8 @@ def placed(prepared: GraphModule, settings: Mapping[Any, Any]) -> list[TrainedNo
         fused = bool(_roots(prepared, name))
         layers, roundings = ([], []) if fused else _between(prepared, norm)
         for rounding in roundings:
-            rounding.replace_all_uses_with(rounding.args[0])
+            source: Any = rounding.args[0]
+            rounding.replace_all_uses_with(source)
             prepared.graph.erase_node(rounding)
         outcome = "torchao" if fused else "bnfold" if layers else "stays"
         reason = NOT_BEHIND if outcome == "stays" else ""

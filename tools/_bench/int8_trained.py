@@ -34,7 +34,8 @@ from tools._data.trained import NETWORKS, trained
 PACKAGES = ("numpy", "onnx", "onnxruntime", "torch", "scikit-image", "scikit-learn")
 RESULT = RESULTS / "int8_trained.json"
 CACHE = ROOT / ".cache" / "trained"
-SEEDS, EPOCHS, TRAIN = 3, 3, 8192
+SEEDS, TRAIN = 3, 8192
+EPOCHS = {"fashion-mnist": 3, "digits": 30}
 SETS, CALIBRATION, COMPARISON, BATCH = 4, 64, 1000, 64
 MOBILENET = "MobileNetV2, ImageNet"
 CROPS, OTHERS, SIZE = 6, 10, 160  # of a photograph, to calibrate and to compare on; and their sides
@@ -60,7 +61,9 @@ def exported(net: torch.nn.Module, example: torch.Tensor, path: Path) -> onnx.Mo
 
 def small(name: str, images: Images, seed: int, folder: Path) -> Case:
     """One of NETWORKS."""
-    net = trained(name, images, seed, EPOCHS, CACHE / f"{name}-{seed}-{images.name}.pt".replace(" ", "_"))
+    net = trained(
+        name, images, seed, EPOCHS[images.name], CACHE / f"{name}-{seed}-{images.name}.pt".replace(" ", "_")
+    )
     path = folder / "raw.onnx"
     model = exported(net, images.train[:2], path)
     drawn = np.random.default_rng(seed).permutation(len(images.train))[: SETS * CALIBRATION]

@@ -64,7 +64,7 @@ class Layer:
 
     depth: how many layers are in a row before it, at most; layers of one depth do not depend on each other.
     add: the node that adds the bias, for a MatMul. tensor: where its output is measured; target: where that
-    of the float model is.
+    of the float model is. sum: the same two of the sum whose mean it corrects, if there is one (sums.py).
     """
 
     site: Site
@@ -73,6 +73,7 @@ class Layer:
     add: Site | None = None
     tensor: str = ""
     target: str = ""
+    sum: tuple[str, str] | None = None
 
     @property
     def channels(self) -> int:
