@@ -36,7 +36,8 @@ RESULT = RESULTS / "int8_trained.json"
 CACHE = ROOT / ".cache" / "trained"
 SEEDS, TRAIN = 3, 8192
 EPOCHS = {"fashion-mnist": 3, "digits": 30}
-SETS, CALIBRATION, COMPARISON, BATCH = 4, 64, 1000, 64
+SETS, CALIBRATION, COMPARISON, BATCH = 4, 256, 1000, 64
+CORRECTION = 64  # images, the first of those of the calibration
 MOBILENET = "MobileNetV2, ImageNet"
 CROPS, OTHERS, SIZE = 6, 10, 160  # of a photograph, to calibrate and to compare on; and their sides
 TARGETS = {"per_tensor": "int8-per-tensor", "per_channel": "int8"}
@@ -67,7 +68,7 @@ def small(name: str, images: Images, seed: int, folder: Path) -> Case:
     path = folder / "raw.onnx"
     model = exported(net, images.train[:2], path)
     drawn = np.random.default_rng(seed).permutation(len(images.train))[: SETS * CALIBRATION]
-    sets = [[images.train[part].numpy()] for part in np.split(drawn, SETS)]
+    sets = [[part.numpy() for part in images.train[one].split(BATCH)] for one in np.split(drawn, SETS)]
     others = [part.numpy() for part in images.test.split(BATCH)]
     with torch.no_grad():
         return Case(model, sets, others, {"accuracy": images.accuracy(answers(net, images.test))})
@@ -114,9 +115,9 @@ def variants(case: Case, folder: Path) -> Iterator[tuple[str, onnx.ModelProto]]:
 
 
 def corrected(goal: Path, source: Path, batches: Sequence[Array], **options: Any) -> onnx.ModelProto:
-    """By the images of the calibration, or half of the photographs' crops, which take minutes."""
+    """By some images of the calibration."""
     model = onnx.load(source)
-    samples = {model.graph.input[0].name: np.concatenate(batches)[:: 2 if len(batches) > 1 else 1]}
+    samples = {model.graph.input[0].name: np.concatenate(batches)[:CORRECTION]}
     return bnfold.correct(onnx.load(goal), model, samples, verify=False, **options)[0]
 
 
