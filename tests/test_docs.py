@@ -31,7 +31,7 @@ PAGES = [ROOT / "README.md", *FOR_DEVELOPERS, *sorted((ROOT / "docs").glob("*.md
 PICTURE = ROOT / "docs" / "before-after.svg"
 
 # Why a block is not run, and how many there are of each kind.
-MARKED = {"slow": 5, "needs-install": 3, "measured": 1}
+MARKED = {"slow": 5, "needs-install": 4, "measured": 1}
 LANGUAGES = {"console", "python", "json", "mermaid"}
 
 
@@ -187,6 +187,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, proto in zip(("float", "int8"), quantized(), strict=True):
         onnx.save(proto, tmp_path / f"{name}.onnx")
     np.savez(tmp_path / "images.npz", x=images(60, seed=1))
+    noise = np.random.default_rng(2).standard_normal((40, 3, 16, 16))
+    np.savez(tmp_path / "samples.npz", x=noise.astype(np.float32))
     commands = tmp_path / ".bin"
     commands.mkdir()
     command = commands / "bnfold"

@@ -36,7 +36,7 @@ RESULT = RESULTS / "int8_trained.json"
 CACHE = ROOT / ".cache" / "trained"
 SEEDS, TRAIN = 3, 8192
 EPOCHS = {"fashion-mnist": 3, "digits": 30}
-SETS, CALIBRATION, COMPARISON, BATCH = 4, 256, 1000, 64
+SETS, CALIBRATION, COMPARISON, BATCH = 2, 256, 1000, 64
 CORRECTION = 64  # images, the first of those of the calibration
 MOBILENET = "MobileNetV2, ImageNet"
 CROPS, OTHERS, SIZE = 6, 10, 160  # of a photograph, to calibrate and to compare on; and their sides
@@ -44,12 +44,16 @@ TARGETS = {"per_tensor": "int8-per-tensor", "per_channel": "int8"}
 
 
 class Case(NamedTuple):
-    """A network as an ONNX file, sets of batches to calibrate and correct with, and others to compare on."""
+    """A network as an ONNX file, sets of batches to calibrate and correct with, and others to compare on.
+
+    facts: for the result. entropy: whether ranges are found in that way too.
+    """
 
     model: onnx.ModelProto
     sets: list[list[Array]]
     others: list[Array]
     facts: dict[str, Any]
+    entropy: bool
 
 
 def exported(net: torch.nn.Module, example: torch.Tensor, path: Path) -> onnx.ModelProto:
@@ -71,7 +75,7 @@ def small(name: str, images: Images, seed: int, folder: Path) -> Case:
     sets = [[part.numpy() for part in images.train[one].split(BATCH)] for one in np.split(drawn, SETS)]
     others = [part.numpy() for part in images.test.split(BATCH)]
     with torch.no_grad():
-        return Case(model, sets, others, {"accuracy": images.accuracy(answers(net, images.test))})
+        return Case(model, sets, others, {"accuracy": images.accuracy(answers(net, images.test))}, not seed)
 
 
 def mobilenet(folder: Path) -> Case:
@@ -92,7 +96,7 @@ def mobilenet(folder: Path) -> Case:
 
     net, example = PRETRAINED["mobilenetv2, ImageNet"]()[:2]
     model = exported(net, example.expand(2, -1, -1, -1), folder / "raw.onnx")
-    return Case(model, [crops(names[::2], CROPS)], crops(names[1::2], OTHERS), {})
+    return Case(model, [crops(names[::2], CROPS)], crops(names[1::2], OTHERS), {}, False)
 
 
 def variants(case: Case, folder: Path) -> Iterator[tuple[str, onnx.ModelProto]]:
@@ -151,7 +155,7 @@ def measured(case: Case, folder: Path, sets: int) -> Iterator[tuple[str, dict[st
                     row[kind]["corrected"].append(decibels(exact, better))
         if name in ("apart", "full") and len(case.sets) > 1:
             row["int4"] = four_bits(case, source, goal, exact)
-        if name == "apart":
+        if name == "apart" and case.entropy:
             with contextlib.redirect_stdout(io.StringIO()):
                 quantize(source, goal, case.sets[0], True, method="Entropy")
             row["per_channel"]["entropy"] = decibels(exact, outputs(goal, case.others))
@@ -186,7 +190,7 @@ def main() -> None:
     parser.add_argument("--networks", metavar="NAME", nargs="+", choices=[*NETWORKS, MOBILENET])
     parser.add_argument("--images", choices=NAMES, default="fashion-mnist")
     parser.add_argument("--data", metavar="FOLDER", type=Path, default=FASHION, help="of Fashion-MNIST")
-    parser.add_argument("--seeds", metavar="N", type=int, default=SEEDS)
+    parser.add_argument("--seeds", metavar="N", nargs="+", type=int, default=range(SEEDS))
     parser.add_argument(
         "--sets", metavar="N", type=int, default=SETS, help="sets of images to calibrate with"
     )
@@ -195,7 +199,7 @@ def main() -> None:
     args = parser.parse_args()
     logging.disable(logging.WARNING)  # of the quantizer's, one for each model
     torch.set_num_threads(1)
-    for seed in range(args.seeds):
+    for seed in args.seeds:
         for name in args.networks or [*NETWORKS, MOBILENET]:
             done = str(seed) in read(args.out).get("networks", {}).get(name, {})
             if (name == MOBILENET and seed) or (done and not args.again):
