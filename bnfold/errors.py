@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+PARAGRAPH = 500  # characters of what others say
 LONGEST = 300, 3000  # characters of a word, a model's name say, and of a message
 
 
@@ -25,7 +27,12 @@ class UsageError(BnfoldError):
 
 
 class VerifyError(BnfoldError):
-    """The folded model does not compute what the original does; nothing was written."""
+    """The folded model does not compute what the original does; nothing was written.
+
+    report: of what was done and of the check, if there is one.
+    """
+
+    report: Any = None
 
 
 @contextmanager
@@ -52,9 +59,15 @@ def _ends(text: str, size: int) -> str:
 
 def first_line(error: BaseException) -> str:
     """What an error says, without its pages of context."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return next((line.strip() for line in _plain(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def first_paragraph(error: BaseException) -> str:
     """What an error says and suggests, as far as its first empty line."""
-    return str(error).strip().partition("\n\n")[0].rstrip() or type(error).__name__
+    said = _plain(error).strip().partition("\n\n")[0].rstrip()
+    return _ends(said, PARAGRAPH) or type(error).__name__
+
+
+def _plain(error: BaseException) -> str:
+    """Without what would colour a terminal."""
+    return re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", str(error))

@@ -42,7 +42,7 @@ class CheckKeywords(TypedDict, total=False):
     """The fields of `Check`, as keywords of a function."""
 
     verify: bool
-    inputs: Mapping[str, Any] | None
+    inputs: Any
     shapes: Mapping[str, Sequence[int]] | None
     seed: int
     rtol: float | None
@@ -73,14 +73,14 @@ class FoldKeywords(TypedDict, total=False):
 class Check:
     """How a result is compared with what it was made of.
 
-    verify: whether at all. inputs: arrays by input name (a file or a folder of them, for ONNX; a tuple of
-    arguments, for torch programs); None: generated from `seed`, in these `shapes` where a model leaves sizes
-    open. rtol, atol: max|difference| may be atol + rtol * max|output|; None: by the type that the model
-    computes in (verify/difference.py). apart: in a process of its own, so that a crash in what runs the
-    models is told as an error. timeout: seconds that it may take there (with it, it is apart). ranges: what
-    values inputs keep to, by name, as float64 arrays of their ranks (onnx_graph/run/input_ranges.py).
-    check: by running the models ("run"), by a "proof", with runs where that is undecided, or by "both"; None:
-    by a proof, and by both where inputs or tolerances are given.
+    verify: whether at all. inputs: arrays by input name, or in order (a file or a folder of them, for ONNX;
+    a tuple of arguments, for torch programs); None: generated from `seed`, in these `shapes` where a model
+    leaves sizes open. rtol, atol: max|difference| may be atol + rtol * max|output|; None: by the type that
+    the model computes in (verify/difference.py). apart: in a process of its own, so that a crash in what
+    runs the models is told as an error. timeout: seconds that it may take there (with it, it is apart).
+    ranges: what values inputs keep to, by name, as float64 arrays of their ranks
+    (onnx_graph/run/input_ranges.py). check: by running the models ("run"), by a "proof", with runs where
+    that is undecided, or by "both"; None: by a proof, and by both where inputs or tolerances are given.
     """
 
     verify: bool = True
@@ -97,6 +97,9 @@ class Check:
     def __post_init__(self) -> None:
         if self.inputs is not None and self.shapes:
             raise UsageError("give inputs, or shapes of inputs to generate, not both")
+        for name, shape in (self.shapes or {}).items():
+            if not all(hasattr(size, "__index__") and size > 0 for size in shape):
+                raise UsageError(f"shapes[{name!r}]={tuple(shape)} are not all whole numbers from 1 on")
         for name in ("rtol", "atol"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
@@ -147,7 +150,7 @@ class Fold:
         if self.calibration is not None:
             self._refuse_guard()
         if isinstance(self.skip, str):
-            raise UsageError("skip takes a collection of names, not one string")
+            raise UsageError(f"skip takes a collection of names, not one string: skip=[{self.skip!r}]")
         if self.input_ranges and not self.drop_dead_channels:
             raise UsageError(INPUT_RANGES)
 

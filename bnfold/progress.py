@@ -21,9 +21,9 @@ class Advance(Protocol):
 
 
 @contextmanager
-def progress(description: str) -> Iterator[Advance]:
+def progress(description: str, quiet: bool = False) -> Iterator[Advance]:
     """Give an `advance(done, total, what)` callback: a bar on stderr if that is a terminal, else nothing."""
-    if not sys.stderr.isatty():
+    if quiet or not sys.stderr.isatty():
         yield lambda done, total, what="": None
         return
 

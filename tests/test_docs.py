@@ -174,6 +174,26 @@ def uneven() -> onnx.ModelProto:
     return net.model()
 
 
+NETS = '''"""A network whose batch norms can go."""
+
+import torch
+from torch import nn
+
+
+def small(width: int = 8) -> nn.Module:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        *(nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.ReLU()),
+        *(nn.Conv2d(width, width, 3), nn.BatchNorm2d(width), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10)),
+    )
+    for norm in (net[1], net[4]):  # as if it were trained
+        nn.init.uniform_(norm.running_var, 0.5, 1.5)
+        nn.init.normal_(norm.running_mean)
+    return net
+'''
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder with the models that the examples speak of, to work in; `bnfold` is a command there."""
@@ -189,6 +209,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     np.savez(tmp_path / "images.npz", x=images(60, seed=1))
     noise = np.random.default_rng(2).standard_normal((40, 3, 16, 16))
     np.savez(tmp_path / "samples.npz", x=noise.astype(np.float32))
+    (tmp_path / "nets.py").write_text(NETS, encoding="utf-8")
     commands = tmp_path / ".bin"
     commands.mkdir()
     command = commands / "bnfold"
@@ -410,7 +431,7 @@ def test_the_tables_are_those_of_the_results() -> None:
 @pytest.mark.parametrize("page", FOR_DEVELOPERS, ids=lambda page: page.name)
 def test_what_the_pages_for_developers_name_is_there(page: Path) -> None:
     """Files and folders by any end of their path; what is to come is a room of the contracts."""
-    rooms = [ROOT / name for name in ("bnfold", "tests", "tools", "docs", "bench", "plugins")]
+    rooms = [ROOT / name for name in ("bnfold", "tests", "tools", "docs", "bench")]
     known = [f"/{path.relative_to(ROOT)}" for room in rooms for path in (room, *room.rglob("*"))]
     known += [f"/{path.name}" for path in ROOT.iterdir()]
     named = re.findall(r"`([\w./*]+(?:/|\.(?:py|md|cuh|txt)))`", page.read_text(encoding="utf-8"))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 from bnfold.certificate import Certificate
 from bnfold.errors import BnfoldError, ModelError
 from bnfold.onnx_graph.file.loaded import Loaded, load
+from bnfold.onnx_graph.run.evaluators import doubled
 from bnfold.options import Check
 from bnfold.proof.decide import prove
 from bnfold.proof.result import Proof
@@ -50,11 +52,11 @@ def _proof(
 ) -> tuple[Proof, list[str]]:
     """The proof, and what onnxruntime's optimizer does not take, if there is a child to ask for it."""
     if not check.in_child:
-        return _attempt(original, folded, certificate, check), []
+        return _attempt(original, folded, certificate, check), _doubled()
     with closing(Child(check.timeout)) as child:
         first, second = child.placed(original), child.placed(folded)
         found: tuple[Proof, list[str]]
-        found, crash = child.run(_proved, first, second, certificate, check)
+        found, crash = child.run(_proved, first, second, certificate, replace(check, inputs=None))
         found[1].extend(refused_by_crash(child, first, crash))
         return found
 
@@ -69,10 +71,14 @@ def _attempt(original: Loaded, folded: Loaded, certificate: Certificate, check: 
         raise ModelError(f"a fault of bnfold, please report it ({type(error).__name__}: {error})") from error
 
 
+def _doubled() -> list[str]:
+    return list(filter(None, [doubled()]))
+
+
 def _proved(
     first: Path, second: Path, certificate: Certificate, check: Check
 ) -> Iterator[tuple[Proof, list[str]]]:
     proof = _attempt(load(first), load(second), certificate, check)
     yield proof, []
-    if proof.status == "proved":
-        yield proof, refused(first, second)
+    if proof.status == "proved" and proof.ran:
+        yield proof, [*_doubled(), *refused(first, second)]

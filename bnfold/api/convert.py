@@ -158,7 +158,7 @@ def _too_far(report: PrecisionReport) -> str:
     said = "; ".join(parts) or report.reason
     return (
         f"the {report.precision} model strays too far from the float32 model: {said}; {report.rtol:g} is "
-        "allowed: allow more by `bnfold fold --check-rtol`, or keep float32"
+        "allowed: allow more by rtol= (--check-rtol), or keep float32"
     )
 
 

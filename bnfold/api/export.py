@@ -12,9 +12,10 @@ from typing import Any
 from torch import nn
 
 from bnfold.api import convert
-from bnfold.api.fold_onnx import front_end, passes_of, ranges_in
+from bnfold.api.fold_onnx import front_end, noting, passes_of, ranges_in
 from bnfold.api.pipeline import fold, run
 from bnfold.errors import UsageError
+from bnfold.onnx_graph.describe import Sketch
 from bnfold.onnx_graph.file.loaded import load
 from bnfold.onnx_graph.file.save import save
 from bnfold.onnx_graph.file.whole_files import check_target
@@ -25,7 +26,7 @@ from bnfold.report.verification import Verification
 from bnfold.torch_graph import to_onnx
 from bnfold.verify.blame import Part, judge
 from bnfold.verify.exported import AgainstModule
-from bnfold.wrappers import plain_module
+from bnfold.wrappers import plain_arguments, plain_module
 
 __all__ = ["OTHERS", "export"]
 
@@ -109,7 +110,7 @@ def export(
         others: options of `fold_onnx` that have nothing to do here, which are refused by name.
 
     Returns:
-        The report, with the check.
+        The report, with the check, and a summary of the files before (as torch exports it) and after.
 
     Raises:
         UsageError: something is at `path`, torch cannot export the module, or a name is unknown.
@@ -134,11 +135,9 @@ def export(
     )
     check = Check(verify, rtol=rtol, atol=atol, apart=apart, timeout=timeout)
     module = plain_module(module, "export")
-    if not isinstance(module, nn.Module):
-        raise UsageError(f"export takes a torch.nn.Module, not {type(module).__name__}")
     file = Path(path)
     check_target(file, force)
-    args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    args = plain_arguments(module, example_inputs, "export")
     with tempfile.TemporaryDirectory(prefix=".bnfold-", dir=file.parent) as folder, _for_inference(module):
         # Both keep their weights in files beside them: from there they are mapped, and take no memory.
         raw, whole = Path(folder) / "raw.onnx", Path(folder) / "folded.onnx"
@@ -150,7 +149,8 @@ def export(
             raise UsageError(RANDOM.format(first(written.random, 4)))
         ranges = ranges_in(load(raw), options)
         front, passes = front_end(check), passes_of(options, ranges)
-        done = fold(front, load(raw), options, "model", verify=False, passes=passes)
+        sketch = Sketch()
+        done = fold(noting(front, sketch), load(raw), options, "model", verify=False, passes=passes)
         report = done.report
         report.notes += _notes(written)
         save(done.model, whole, external=True)
@@ -169,7 +169,8 @@ def export(
         if precision is not None:
             how = replace(check, inputs=feed)
             folded, report.precision = convert.convert(folded, precision, how, original=load(raw))
-        save(folded, file, force=force, external=large)
+        files = save(folded, file, force=force, external=large)
+        report.summary = sketch.summary(folded, files)
     return report
 
 

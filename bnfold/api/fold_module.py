@@ -28,7 +28,7 @@ from bnfold.torch_graph.module.wholes import Whole, wholes_of
 from bnfold.torch_graph.read import read
 from bnfold.verify.blame import Part, judge
 from bnfold.verify.modules import outputs, verify_modules
-from bnfold.wrappers import plain_module
+from bnfold.wrappers import plain_arguments, plain_module
 
 __all__ = ["fold_module"]
 
@@ -98,16 +98,16 @@ def fold_module(
     check = Check(verify, rtol=rtol, atol=atol)
     choice("parametrizations", parametrizations, ("keep", "remove"))
     module = plain_module(module, "fold_module")
-    check_module(module, "fold_module")
-    args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    check_module(module)
+    args = plain_arguments(module, example_inputs, "fold_module")
     work = _Modules(module, args, dict(kwargs or {}), dynamic_shapes, options, parametrizations == "remove")
     check_with = partial(work.compare, check)
-    front = FrontEnd(read=work.read, write=work.write, check=check_with, solve=work.solve)
+    front = FrontEnd(read=work.read, write=work.write, check=check_with, solve=work.solve, drawn=True)
 
     done = run(front, copied(module), options)
     folded, report = done.model, done.report
     report.entries = work.told(report.entries)
-    report.notes += work.notes(report)
+    report.notes += [*work.notes(report), *done.warnings]
     if not done.order:
         report.notes.append("nothing to fold: the module is unchanged")
         return (module if inplace else folded), report

@@ -5,11 +5,12 @@ What not every fold needs (the check, half precision, dead channels: fifty modul
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import onnx
 
@@ -20,9 +21,11 @@ from bnfold.fold.edits import Edit
 from bnfold.fold.graph import Graph
 from bnfold.fold.merge.view import View
 from bnfold.onnx_graph.annotations import annotated, drop_annotations, dropped_note
+from bnfold.onnx_graph.describe import Sketch
 from bnfold.onnx_graph.file.loaded import Loaded, load
 from bnfold.onnx_graph.ledger import Ledger
 from bnfold.onnx_graph.model.scopes import without_gc
+from bnfold.onnx_graph.outline import snapshot
 from bnfold.onnx_graph.read import read, scope_of
 from bnfold.onnx_graph.write import apply
 from bnfold.options import Check, CheckKeywords, Fold, FoldKeywords
@@ -34,6 +37,7 @@ from bnfold.report.verification import Verification
 
 if TYPE_CHECKING:
     import onnx_ir
+    from torch.onnx import ONNXProgram
     from typing_extensions import Unpack
 
     from bnfold.onnx_graph.run.input_ranges import Range
@@ -42,7 +46,7 @@ if TYPE_CHECKING:
         """All that `fold_onnx` takes beside the model."""
 
 
-__all__ = ["fold_file", "fold_loaded", "fold_onnx", "front_end", "opened", "passes_of"]
+__all__ = ["fold_file", "fold_loaded", "fold_onnx", "front_end", "noting", "opened", "passes_of"]
 
 
 @overload
@@ -51,15 +55,17 @@ def fold_onnx(
 ) -> tuple[onnx.ModelProto, Report]: ...
 @overload
 def fold_onnx(model: onnx_ir.Model, **options: Unpack[Keywords]) -> tuple[onnx_ir.Model, Report]: ...
+@overload
+def fold_onnx(model: ONNXProgram, **options: Unpack[Keywords]) -> tuple[ONNXProgram, Report]: ...
 def fold_onnx(
-    model: str | Path | onnx.ModelProto | onnx_ir.Model,
-    *,
+    model: str | Path | onnx.ModelProto | onnx_ir.Model | ONNXProgram,
+    *others: Any,
     verify: bool = True,
     shared: str = "duplicate",
     skip: Collection[str] = (),
     rtol: float | None = None,
     atol: float | None = None,
-    inputs: Mapping[str, Any] | None = None,
+    inputs: Any = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     seed: int = 0,
     freeze_initializers: bool = False,
@@ -75,18 +81,20 @@ def fold_onnx(
     check: str | None = None,
     quantize_for: str | None = None,
     calibration: Mapping[str, Any] | str | Path | None = None,
-) -> tuple[onnx.ModelProto | onnx_ir.Model, Report]:
+) -> tuple[onnx.ModelProto | onnx_ir.Model | ONNXProgram, Report]:
     """Fold every batch norm that can vanish from an ONNX model without changing what it computes.
 
     Args:
-        model: a path, an `onnx.ModelProto` or an `onnx_ir.Model`; it is not changed.
+        model: a path, an `onnx.ModelProto`, an `onnx_ir.Model`, or what `torch.onnx.export` returns; it is
+            not changed.
+        others: there are none; the message tells where the file goes.
         verify: run both models on `inputs` (generated from `seed` if None) and compare.
         shared: what to do with a stored parameter whose users need different values: "duplicate" it, "skip"
             the fold, or raise an "error".
         skip: names of batch norms to leave alone.
         rtol: tolerance of the check, against the largest absolute value of each output; None: by type.
         atol: absolute tolerance, added to it.
-        inputs: arrays by input name; None: generated.
+        inputs: arrays by input name, or in order; one array where there is one input; None: generated.
         shapes: sizes for inputs with dynamic dimensions, by name.
         seed: of the generated inputs.
         freeze_initializers: inputs that have a stored value (initializers that are graph inputs too) are
@@ -124,6 +132,11 @@ def fold_onnx(
         VerifyError: the folded model does not compute the same; the message names the first fold or merge
             that broke it.
     """
+    if others:
+        raise UsageError(
+            "fold_onnx takes one model and gives the folded one with a report: "
+            "folded, report = bnfold.fold_onnx(model); onnx.save(folded, path)"
+        )
     options = Fold(
         shared=shared,
         skip=skip,
@@ -140,21 +153,24 @@ def fold_onnx(
     )
     loaded, as_given = opened(model, "fold_onnx")
     how = Check(verify, inputs, shapes, seed, rtol, atol, apart, timeout, check=check)
-    folded, report = fold_loaded(loaded, options, how)
+    folded, report = fold_loaded(loaded, options, how, drawn=True)
     return as_given(folded), report
 
 
-def opened(
-    model: str | Path | onnx.ModelProto | onnx_ir.Model, function: str
-) -> tuple[Loaded, Callable[[Loaded], Any]]:
-    """A model of any kind, and what makes one of that kind again."""
+def opened(model: Any, function: str) -> tuple[Loaded, Callable[[Loaded], Any]]:
+    """A model of any kind that `fold_onnx` takes, and what makes one of that kind again."""
+    program = getattr(sys.modules.get("torch.onnx"), "ONNXProgram", None)  # who has one has loaded torch
+    if program is not None and isinstance(model, program):
+        loaded, as_model = opened(model.model, function)
+        return loaded, lambda folded: program(as_model(folded), model.exported_program)
     if not hasattr(model, "graph") or isinstance(model, onnx.ModelProto):
         return load(model), Loaded.to_proto
     import onnx_ir
 
     if not isinstance(model, onnx_ir.Model):
         kind = type(model).__name__
-        raise UsageError(f"{function} takes a path, an onnx.ModelProto or an onnx_ir.Model, not {kind}")
+        wanted = "a path, an onnx.ModelProto, an onnx_ir.Model or what torch.onnx.export returns"
+        raise UsageError(f"{function} takes {wanted}, not {kind}")
     return load(onnx_ir.to_proto(model)), lambda loaded: onnx_ir.from_proto(loaded.to_proto())
 
 
@@ -175,24 +191,43 @@ def fold_loaded(
     options: Fold = Fold(),  # noqa: B008
     check: Check = Check(),  # noqa: B008
     progress: Progress | None = None,
+    sketch: Sketch | None = None,
+    drawn: bool = False,
 ) -> tuple[Loaded, Report]:
-    """The pipeline, then half precision if that is asked for. Without verification `loaded` is edited."""
+    """The pipeline, then half precision if that is asked for. Without verification `loaded` is edited.
+
+    sketch: is shown the model before it is changed. drawn: the report keeps both graphs, for its page.
+    """
     before, named = digest(loaded.inlined()) if options.certificate else "", annotated(loaded)
-    folded, report = _frozen_or_not(loaded, options, check, bool(named), progress)
+    graph = snapshot(loaded.proto) if drawn else None
+    also = _Also(bool(named), sketch, drawn)
+    folded, report = _frozen_or_not(loaded, options, check, progress, also)
     report.notes += dropped_note(named, folded)
+    if graph is not None:
+        report.graphs = graph, snapshot(folded.proto)
     if report.certificate is not None:
         report.certificate.original, report.certificate.folded = before, digest(folded.inlined())
     return folded, report
 
 
+class _Also(NamedTuple):
+    """What is noted on the way.
+
+    named: whether tensors have annotations, which may have to go. sketch, drawn: as for `fold_loaded`.
+    """
+
+    named: bool
+    sketch: Sketch | None
+    drawn: bool
+
+
 def _frozen_or_not(
-    loaded: Loaded, options: Fold, check: Check, named: bool, progress: Progress | None
+    loaded: Loaded, options: Fold, check: Check, progress: Progress | None, also: _Also
 ) -> tuple[Loaded, Report]:
-    """named: whether tensors have annotations, which may have to go."""
     if options.freeze_initializers:
         loaded, names = frozen(loaded)
         less = replace(options, freeze_initializers=False)
-        loaded, report = _frozen_or_not(loaded, less, check, named, progress)
+        loaded, report = _frozen_or_not(loaded, less, check, progress, also)
         if report.certificate is not None:
             report.certificate.frozen = tuple(names)
         note = f"inputs no longer: {first(names, 4)}" if names else "no input has a stored value"
@@ -200,7 +235,7 @@ def _frozen_or_not(
         return loaded, report
     precision = options.precision
     if precision is None:
-        return _folded(loaded, options, check, named, progress)
+        return _folded(loaded, options, check, progress, also)
     from bnfold.api import convert
 
     convert.check(loaded, precision)
@@ -208,19 +243,21 @@ def _frozen_or_not(
     if options.input_ranges and check.inputs is None:
         raise UsageError("with input ranges, half precision is measured on inputs that you give")
     original = loaded.copy() if check.verify else None
-    folded, report = _folded(loaded, options, replace(check, rtol=None, atol=None), named, progress)
+    folded, report = _folded(loaded, options, replace(check, rtol=None, atol=None), progress, also)
     how = replace(check, ranges=ranges)
     folded, report.precision = convert.convert(folded, precision, how, original=original)
     return folded, report
 
 
 def _folded(
-    loaded: Loaded, options: Fold, check: Check, named: bool, progress: Progress | None
+    loaded: Loaded, options: Fold, check: Check, progress: Progress | None, also: _Also
 ) -> tuple[Loaded, Report]:
     ranges = ranges_in(loaded, options)
     check = replace(check, ranges=ranges)
-    front, ledger = front_end(check), None
-    if options.certificate or named or (check.verify and check.by != "run"):
+    front, ledger = replace(front_end(check), drawn=also.drawn), None
+    if also.sketch is not None:
+        front = noting(front, also.sketch)
+    if options.certificate or also.named or (check.verify and check.by != "run"):
         ledger = Ledger()
         front = replace(front, watch=ledger.watch)
     if ledger is not None and check.by != "run":
@@ -230,7 +267,7 @@ def _folded(
         front = replace(front, branches=found.taken == "merged")
     passes = passes_of(options, ranges, ledger)
     done = fold(front, loaded, options, "model", verify=check.verify, passes=passes, progress=progress)
-    if ledger is not None and named:
+    if ledger is not None and also.named:
         drop_annotations(done.model, ledger.changes)
     if ledger is not None and options.certificate:
         done.report.certificate = ledger.certificate(ranges)
@@ -288,6 +325,17 @@ def front_end(check: Check) -> FrontEnd[Loaded]:
         copy=Loaded.copy,
         around=without_gc,  # when it looks again, all that the steps made is garbage: one look does
     )
+
+
+def noting(front: FrontEnd[Loaded], sketch: Sketch) -> FrontEnd[Loaded]:
+    """The same front end, which shows what it reads to a sketch."""
+
+    def noted(loaded: Loaded, shared: str) -> Graph:
+        graph = front.read(loaded, shared)
+        sketch.draw(loaded, graph)
+        return graph
+
+    return replace(front, read=noted)
 
 
 def _compare(check: Check, before: Loaded, after: Loaded) -> Verification:

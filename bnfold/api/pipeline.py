@@ -8,6 +8,7 @@ torch modules each have one; so has a toy in tests/api/test_pipeline.py.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -30,6 +31,11 @@ from bnfold.verify.blame import ALL, Part, Work, judge
 __all__ = ["Done", "FrontEnd", "Pass", "Progress", "Solve", "fold", "run"]
 
 M = TypeVar("M")
+LOG = logging.getLogger("bnfold")
+UNTRAINED = (
+    "all batch norms ({}) have mean 0 and variance 1, as before training: are these the trained weights? "
+    "Fewer batch norms may fold then, since a trained one has negative scales, and shifts"
+)
 UNASKED = "int8-per-tensor"  # what a report warns of
 Progress = Callable[[int, int, str], None]  # done, of how many, what
 
@@ -63,7 +69,8 @@ class FrontEnd(Generic[M]):
     copy: a model that `write` may edit while the old one is still needed; the model itself if `write` makes a
     new one. solve: what plans. branches: whether those of a sum may become one. around: a context for all of
     the work but the check. watch: told what becomes of each tensor before edits are carried out, and asked
-    when they are; None: nobody wants to know.
+    when they are; None: nobody wants to know. drawn: whether the report tells the way of each fold, for its
+    page.
     """
 
     read: Callable[[M, str], Graph]
@@ -75,6 +82,7 @@ class FrontEnd(Generic[M]):
     branches: bool = True
     around: Callable[[], AbstractContextManager[None]] = nullcontext
     watch: Callable[[Graph, Claims, Sequence[Edit]], Callable[[], None]] | None = None
+    drawn: bool = False
 
     def carry_out(self, model: M, graph: Graph, plan: Plan | MergePlan) -> M:
         """The model, with the edits of a plan."""
@@ -102,6 +110,7 @@ class Done(Generic[M]):
     """A model, what became of it, and the names of what folded, in the order in which it did.
 
     held: names of what is no matter of folding, but of merging. judge: who weighs what rounding adds.
+    untrained: how many batch norms there are, if all have the statistics of a new one; else 0.
     """
 
     model: M
@@ -109,6 +118,12 @@ class Done(Generic[M]):
     order: list[str]
     held: frozenset[str]
     judge: Judge
+    untrained: int = 0
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the model looks like that its user may not know."""
+        return [UNTRAINED.format(self.untrained)] if self.untrained else []
 
     def work(self, passes: Sequence[Pass[M]] = ()) -> Work:
         """What was done, for `verify.blame.judge`."""
@@ -134,7 +149,7 @@ def run(
         if options.skip:
             norms = [node.name for node in graph.nodes if isinstance(node.role, Affine)]
             known("skip", options.skip, norms, "such batch norm")
-        held = _held(front, graph, options)
+        held, untrained = _held(front, graph, options), _untrained(graph)
         plan = front.solve(
             graph,
             skip=options.skip,
@@ -142,9 +157,12 @@ def run(
             progress=None if progress is None else (lambda count, of: progress(count, of, "folding")),
         )
         entries = [_branch(e) if e.name in held else e for e in plan.entries] if held else plan.entries
-        report = Report(entries, quantize_for=options.quantize_for)
+        report = Report(
+            entries, quantize_for=options.quantize_for, routes=plan.routes() if front.drawn else {}
+        )
         judge = Judge(options.quantize_for or UNASKED, options.quantize_for is not None, front.branches)
-        done = Done(model, report, [node.name for node in plan.order], held, judge)
+        done = Done(model, report, [node.name for node in plan.order], held, judge, untrained)
+        LOG.info("folded: %d; kept so far: %d", len(plan.order), len(report.kept))
         merges = options.merge_branches and front.view is not None and part.merges != 0
         if front.view is not None and merges:
             merges = mergeable(graph, front.view(set(plan.order), options.skip), done.report)
@@ -161,8 +179,10 @@ def run(
             merges = options.merge_branches and front.view is not None and part.merges != 0
         if merges:
             _merge(front, done, options, part)
+            LOG.info("merged into %d linear nodes", len(report.merged))
         for one in passes[: part.passes]:
             done.model = one.run(done.model, done.report)
+            LOG.info("done: %s", one.name)
             if front.view is not None and one.makes_room(done.report):
                 while _fold_again(front, done, options, part, _read(front, done, options)):
                     pass
@@ -203,13 +223,17 @@ def fold(
         report.notes.insert(0, f"nothing to fold{f': the {kind} is unchanged' if same else ''}")
         if same:
             done.model = model
+            report.notes += done.warnings
             return done
+    report.notes += done.warnings
     if verify:
 
         def again(part: Part) -> Verification:
             return front.check(model, run(front, front.copy(model), options, passes, part).model)
 
-        judge(report, front.check(model, done.model), done.work(passes), again)
+        found = front.check(model, done.model)
+        LOG.info("checked: %s", found.status)
+        judge(report, found, done.work(passes), again)
     return done
 
 
@@ -246,11 +270,29 @@ def _fold_again(front: FrontEnd[M], done: Done[M], options: Fold, part: Part, gr
         return False
     done.model = front.carry_out(done.model, graph, plan)
     done.order += [node.name for node in plan.order]
+    if front.drawn:
+        done.report.routes |= plan.routes()
     gone = {entry.name: entry for entry in plan.entries if entry.outcome == "folded"}
     done.report.entries = [
         gone.get(entry.name, entry) if entry.outcome == "kept" else entry for entry in done.report.entries
     ]
     return True
+
+
+def _untrained(graph: Graph) -> int:
+    """How many batch norms there are, if all have the mean and variance that a new one has; else 0."""
+    count = 0
+    for node in graph.nodes:
+        role = node.role
+        if isinstance(role, Affine) and role.kind == "norm":
+            stored = [role.constants.get(name) for name in ("mean", "var")]
+            if any(
+                found is None or (found[1].load() != usual).any()
+                for found, usual in zip(stored, (0, 1), strict=True)
+            ):
+                return 0  # mostly by the first one
+            count += 1
+    return count
 
 
 def _holds_zeros(role: Affine) -> bool:
@@ -260,7 +302,7 @@ def _holds_zeros(role: Affine) -> bool:
 def _adds_a_node(edits: Sequence[Edit]) -> bool:
     """The bias of a product that has no place for one becomes an addition, which takes more in."""
     biased = (edit.node.role for edit in edits if isinstance(edit, AddBias))
-    return any(isinstance(role, Linear) and role.costs > 0 for role in biased)
+    return any(not isinstance(role, Linear) or role.costs > 0 for role in biased)
 
 
 def _changes_maps(edits: Sequence[Edit]) -> bool:

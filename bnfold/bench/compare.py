@@ -14,7 +14,7 @@ from bnfold.bench.providers import OnnxRacer, runtime
 from bnfold.bench.race import Racer, Standing, Standings, race
 from bnfold.errors import UsageError
 from bnfold.onnx_graph.file import loaded as files
-from bnfold.onnx_graph.run.inputs import Given, Input, compatible, feed_from, generate, wanted
+from bnfold.onnx_graph.run.inputs import Given, Input, by_name, compatible, feed_from, generate, wanted
 from bnfold.progress import Advance
 from bnfold.tensorrt.run import EngineFile
 
@@ -116,7 +116,7 @@ def _feed(
         if shapes:
             raise UsageError("--overwrite-input-shape has nothing to do with --input-data-path")
         return feed_from(inputs, given)
-    full = dict(shapes or {})
+    full = by_name(inputs, shapes)
     for i in inputs:
         if i.name in full or i.dims is None:
             continue

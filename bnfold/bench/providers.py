@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 
 from bnfold.errors import BnfoldError, ModelError, UsageError, first_line
-from bnfold.onnx_graph.run.evaluators import MISSING
+from bnfold.onnx_graph.run import evaluators
 from bnfold.report.table import shortened
 
 __all__ = ["PROVIDERS", "OnnxRacer", "Provider", "runtime"]
@@ -44,9 +44,9 @@ def runtime(provider: str) -> ModuleType:
         UsageError: it is not installed, or was built without the provider.
     """
     try:
-        import onnxruntime
-    except ImportError:
-        raise UsageError(MISSING) from None
+        onnxruntime: ModuleType = evaluators.runtime()
+    except evaluators.CannotRun as reason:
+        raise UsageError(str(reason)) from None
     there = onnxruntime.get_available_providers()
     if PROVIDERS[provider].name not in there:
         choices = [name for name, each in PROVIDERS.items() if each.name in there]

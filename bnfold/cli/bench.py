@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
 
     from bnfold.bench.compare import compare
 
-    with progress("Timing") as advance:
+    with progress("Timing", args.quiet) as advance:
         standings = compare(
             paths,
             provider=args.provider,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from bnfold.cli import flags
-from bnfold.cli.terminal import as_json, check_target, in_bytes, printable, say
+from bnfold.cli.terminal import LOG, as_json, check_target, tell
 from bnfold.errors import UsageError
 from bnfold.options import PRECISIONS, Check
 from bnfold.progress import progress
+from bnfold.report.summary import in_bytes
 
 if TYPE_CHECKING:
     from bnfold.onnx_graph.file.loaded import Loaded
@@ -20,7 +21,7 @@ SUMMARY = "build a TensorRT engine, and say where each batch norm went"
 EPILOG = """\
 examples:
   bnfold build model.onnx model.engine
-  bnfold build model.onnx model.engine --shapes x:1x3x224x224,8x3x224x224,32x3x224x224
+  bnfold build model.onnx model.engine --shapes x:1,3,224,224/8,3,224,224/32,3,224,224
   bnfold build model.onnx model.engine --flavour tensorrt-rtx --compute-capability 8.9
   bnfold build folded.onnx half.engine --precision fp16 --input-data-path images.npz
 
@@ -54,7 +55,6 @@ IDLE = [
     )
 ]
 WARNINGS = 3  # of TensorRT's that are shown without -v
-Shape: TypeAlias = "tuple[int, ...]"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -62,15 +62,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("engine", metavar="ENGINE", type=Path, help="the file to write, such as model.engine")
     parser.add_argument(
         "--shapes",
-        metavar="NAME:MIN,OPT,MAX",
-        type=flags.named(
-            _profile,
-            lambda shapes: all(map(all, shapes)),
-            "its smallest, usual and largest shape, such as x:1x3x224x224,8x3x224x224,32x3x224x224",
-        ),
+        metavar="[NAME:]MIN/OPT/MAX",
+        type=flags.profile,
         action=flags.ByName,
         help="the smallest, usual and largest shape of an input with open sizes, such as "
-        "x:1x3x8x8,8x3x8x8,32x3x8x8; one shape alone stands for all three (repeatable)",
+        "x:1,3,8,8/8,3,8,8/32,3,8,8; one shape alone stands for all three, and one input needs no name "
+        "(repeatable)",
     )
     parser.add_argument(
         "--precision",
@@ -110,12 +107,6 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _profile(text: str) -> tuple[Shape, Shape, Shape]:
-    shapes = [tuple(map(flags.decimal, shape.split("x"))) for shape in text.split(",")]
-    low, usual, high = shapes * 3 if len(shapes) == 1 else shapes
-    return low, usual, high
-
-
 def run(args: argparse.Namespace) -> int:
     if args.engine.suffix == ".onnx":
         raise UsageError(f"{args.engine} would be an engine, not an ONNX model: name it .engine or .plan")
@@ -135,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
             check_target(path, True, never=[args.model.parent / name])
     loaded, types = _in_precision(original, args)
     try:
-        with progress("Building") as advance:
+        with progress("Building", args.quiet) as advance:
             built = engine.build(
                 loaded,
                 flavour=args.flavour,
@@ -146,23 +137,23 @@ def run(args: argparse.Namespace) -> int:
             )
     except ParseError as error:
         for detail in error.details:
-            say(args, detail)
+            LOG.info("%s", detail)
         raise
     with Output() as output:
         if args.timing_cache:
             output.write(args.timing_cache, [built.timing_cache])
+        args.document = {**built.to_dict(), "precision": None if types is None else types.to_dict()}
         if args.json:
-            found = {**built.to_dict(), "precision": None if types is None else types.to_dict()}
-            output.write(args.json, [as_json(found)])
+            output.write(args.json, [as_json(args.document)])
         output.write(args.engine, [memoryview(built.plan)])
         output.commit()
     if types is not None:
-        print(printable(str(types)))
+        tell(str(types))
     for line in _story(built, args.verbose):
-        print(printable(line))
+        tell(line)
     size, gpus = in_bytes(memoryview(built.plan).nbytes), ", ".join(built.compute_capabilities)
     by = built.builder + f" for compute capability {gpus}" * bool(gpus)
-    print(printable(f"wrote {args.engine} ({size}), built by {by} in {built.seconds:.1f} s"))
+    tell(f"wrote {args.engine} ({size}), built by {by} in {built.seconds:.1f} s")
     return 0
 
 

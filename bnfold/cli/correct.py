@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from bnfold.cli import flags
-from bnfold.cli.terminal import check_target, finish, timed
+from bnfold.cli.terminal import check_target, finish, save_model, timed
 from bnfold.progress import progress
 
 SUMMARY = "correct the biases of a quantized model against its float model"
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     from bnfold.api.correct import correct_loaded
     from bnfold.onnx_graph.file.loaded import load
 
-    with timed(args, "read, corrected and compared"), progress("Correcting") as advance:
+    with timed("read, corrected and compared"), progress("Correcting", args.quiet) as advance:
         loaded, report = correct_loaded(
             load(args.model),
             load(args.float_model),
@@ -101,4 +101,4 @@ def run(args: argparse.Namespace) -> int:
             verify=not args.no_verify,
             advance=advance,
         )
-    return finish(args, loaded, report)
+    return finish(args, report, save_model(args, loaded))

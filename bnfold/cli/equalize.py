@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from bnfold.cli import flags
-from bnfold.cli.terminal import check_outputs, finish, timed
+from bnfold.cli.terminal import check_outputs, finish, save_model, timed
 
 SUMMARY = "fold, then balance weight ranges for int8, exactly"
 EPILOG = (
@@ -91,8 +91,8 @@ def run(args: argparse.Namespace) -> int:
     from bnfold.api.equalize import equalize_loaded
     from bnfold.onnx_graph.file.loaded import load
 
-    with timed(args, "read, balanced and checked"):
+    with timed("read, balanced and checked"):
         loaded, report = equalize_loaded(
             load(args.model), options, check, fold=not args.no_fold, split_relu6=args.split_relu6
         )
-    return finish(args, loaded, report)
+    return finish(args, report, save_model(args, loaded))

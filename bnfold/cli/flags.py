@@ -14,14 +14,17 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
+from bnfold.cli import shapes
 from bnfold.errors import UsageError
 from bnfold.options import PRECISIONS, QUANTIZERS, SHARED, TARGETS, Check, Fold
+from bnfold.report.ledger import AT_ONCE, SHOW
 
 T = TypeVar("T")
 SWITCH = "store_true"
 Flags: TypeAlias = Mapping[str, "dict[str, Any]"]
 
 DONE = "\nexit status: 0 done; 1 the check failed, and nothing was written; 2 bad input or usage\n"
+DONE_OR_KEPT = DONE.rstrip() + ";\n  3 more was kept than --fail-if-kept allows\n"
 
 
 def add(
@@ -87,18 +90,19 @@ def decimal(text: str) -> int:
     return int(text)
 
 
-def _sizes(text: str) -> tuple[int, ...]:
-    return tuple(map(decimal, text.split(",")))
-
-
 def _ends(text: str) -> tuple[float, float]:
     low, high = map(float, text.split(","))
     return low, high
 
 
 whole = parsed(decimal, lambda _: True, "a whole number from 0 on")
-sizes = parsed(_sizes, all, "a list of sizes, such as 1,3,224,224")
-_shape = named(_sizes, all, "sizes, such as x:1,3,224,224")
+given = parsed(shapes.given, lambda _: True, "an input, such as 1,3,224,224 or ids:batch,128:int64")
+_shape = parsed(shapes.sizes, lambda _: True, "an input's name and sizes, such as x:1,3,224,224")
+profile = parsed(
+    shapes.profile,
+    lambda _: True,
+    "an input's smallest, usual and largest shape, such as x:1,3,8,8/4,3,8,8/8,3,8,8",
+)
 _range = named(_ends, lambda ends: ends[0] <= ends[1], "range, such as x:-1,1")
 _seconds = parsed(float, lambda x: 0 < x < math.inf, "a number of seconds above 0, such as 60")
 _tolerance = parsed(float, lambda x: 0 <= x < math.inf, "a number from 0 on, such as 1e-5")
@@ -177,8 +181,9 @@ CHECK: Flags = {
     "--seed": _flag("seed of the random inputs (0)", metavar="N", type=whole),
     "--input-data-path": _flag("inputs to run with (default: random ones)", metavar="PATH", type=Path),
     "--overwrite-input-shape": _flag(
-        "shape of an input in the check (repeatable); the model that is written keeps its own",
-        metavar="NAME:1,3,224,224",
+        "shape of an input in the check, by its name where there are several (repeatable); the model that is "
+        "written keeps its own",
+        metavar="[NAME:]1,3,224,224",
         type=_shape,
         action=ByName,
     ),
@@ -193,9 +198,9 @@ def check_of(args: argparse.Namespace) -> Check:
     process of its own.
     """
     verify = not getattr(args, "no_verify", False)
-    shapes, seed = args.overwrite_input_shape, args.seed or 0
+    sizes, seed = args.overwrite_input_shape, args.seed or 0
     tolerances = args.check_rtol, args.check_atol
-    return Check(verify, inputs_of(args), shapes, seed, *tolerances, True, args.check_timeout)
+    return Check(verify, inputs_of(args), sizes, seed, *tolerances, True, args.check_timeout)
 
 
 def inputs_of(args: argparse.Namespace) -> Any:
@@ -210,9 +215,30 @@ def inputs_of(args: argparse.Namespace) -> Any:
 # -- the report
 
 OUTPUT: Flags = {
-    "--json": _flag("write the report as JSON", metavar="FILE", type=Path),
+    "--json": _flag(
+        "write the report as JSON; -: to standard output, with an error in it if there is one, and all words "
+        "to standard error",
+        metavar="FILE",
+        type=Path,
+    ),
     "--force": _flag("write over existing files, the input included, by rename", action=SWITCH),
-    "-v --verbose": _flag("say how long each step took", action=SWITCH),
+    "-q --quiet": _flag("say nothing but what went wrong", action=SWITCH),
+    "-v --verbose": _flag("say what is done, and how long it took", action=SWITCH),
+}
+LEDGER: Flags = {
+    "--show": _flag(
+        f"what is told of the batch norms: all, one by one; those that were kept, by their reasons; or how "
+        f"many there are (default: all of up to {AT_ONCE}, else kept)",
+        choices=SHOW,
+    ),
+    "--fail-if-kept": _flag(
+        "end with status 3 if more than N (default: 0) of the ledger were kept; what is to be written is "
+        "written all the same (with a number: --fail-if-kept=N)",
+        metavar="N",
+        nargs="?",
+        const=0,
+        type=whole,
+    ),
 }
 
 # -- flags without effect
@@ -238,7 +264,8 @@ def refuse_idle(table: Sequence[Idle], argv: Sequence[str], args: argparse.Names
 NO_MERGES = Idle(["--for"], " with --no-merge-branches", lambda a: not a.merge_branches)
 NO_RANGES = Idle(["--input-range"], " without --drop-dead-channels", lambda a: not a.drop_dead_channels)
 NO_JSON = Idle(["--force"], " without --json", lambda a: not a.json)
+NO_WORDS = Idle(["--show"], " with --quiet", lambda a: a.quiet)
 NO_OUT = (
     Idle(["--save-as-external-data"], " without an output file", lambda a: not a.out),
-    Idle(["--force"], " without an output file", lambda a: not a.out and not a.json),
+    Idle(["--force"], " without an output file", lambda a: not (a.out or a.json or getattr(a, "html", None))),
 )

@@ -7,7 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from bnfold.cli import flags
-from bnfold.cli.terminal import check_outputs, check_target, finish, printable, size, timed, write
+from bnfold.cli.terminal import (
+    check_outputs,
+    check_target,
+    finish,
+    gate,
+    save_model,
+    size,
+    tell,
+    timed,
+    write,
+)
 from bnfold.options import CHECKS
 from bnfold.progress import progress
 
@@ -25,6 +35,7 @@ examples:
   bnfold fold model.onnx folded.onnx --for int8 --calibration-data-path images.npz
   bnfold fold model.onnx smaller.onnx --drop-dead-channels --input-range x:0,1
   bnfold fold model.onnx folded.onnx --certificate folded.npz
+  bnfold fold model.onnx --html report.html
 
 the JSON report:
   {"entries": [            one for each batch norm, and each other per-channel map that was looked at
@@ -73,9 +84,21 @@ the JSON report:
    "notes": [str],
    "verification": object  as in `bnfold verify --help`, or null if the check was skipped
    "precision": object     what --precision did, or null; docs/report.md has its keys
+   "summary": {            the model before and after
+     "before": {
+        "opset": int,
+        "inputs": [str], "outputs": [str],   as "x:1,3,224,224:float32"
+        "operators": {str: int},   how often each occurs
+        "parameters": int,         stored numbers
+        "multiplications": int,    of layers, in one run (an open size counts as 1); null if not known
+        "bytes": int},             data files included; null if there is no file
+     "after": object,      the same
+     "files": [{"path": str, "bytes": int}]}   those of the model that were written
   }
+With `--json -` and an error: {"error": {"kind": str, "message": str, "status": int}}, with the keys above
+as far as there is a report.
 """
-    + flags.DONE
+    + flags.DONE_OR_KEPT
 )
 
 
@@ -94,6 +117,7 @@ IDLE = [
     flags.Idle(["--check"], " with --no-verify", lambda a: a.no_verify),
     flags.Idle(list(flags.TOLERANCES), " with --no-verify", unchecked),
     flags.Idle(list(flags.CHECK), " with --no-verify", lambda a: unchecked(a) and not a.precision),
+    flags.NO_WORDS,
     flags.Idle(["--certificate"], " without OUT", lambda a: a.out is None),
     *flags.NO_OUT,
 ]
@@ -104,6 +128,13 @@ BY: flags.Flags = {
         "help": "run both models, let a proof decide and runs where it cannot, do both, or none (default: "
         "proof; both where inputs or tolerances are given)",
         "choices": [*CHECKS, "none"],
+    }
+}
+PAGE: flags.Flags = {
+    "--html": {
+        "help": "write the report as a page: both graphs, and the way of each batch norm",
+        "metavar": "FILE",
+        "type": Path,
     }
 }
 GUARD: flags.Flags = {
@@ -126,9 +157,9 @@ CERTIFICATE: flags.Flags = {
 
 def add(parser: argparse.ArgumentParser) -> None:
     flags.add(parser, flags.MODEL, out="the folded model; without it, only explain")
-    flags.add(parser, flags.FOLD, GUARD, flags.WRITING, CERTIFICATE)
+    flags.add(parser, flags.FOLD, GUARD, flags.WRITING, CERTIFICATE, PAGE)
     flags.add(parser.add_argument_group("the check"), BY, flags.CHECK)
-    flags.add(parser, flags.OUTPUT)
+    flags.add(parser, flags.LEDGER, flags.OUTPUT)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -137,17 +168,27 @@ def run(args: argparse.Namespace) -> int:
     check_target(args.json, args.force, never=[args.calibration])
     others = [args.model, args.input_data_path, args.calibration, args.out, args.json]
     check_target(args.certificate, args.force, never=others)
+    check_target(args.html, args.force, never=[*others, args.certificate])
     args.no_verify = unchecked(args)
     check, options = flags.check_of(args), flags.fold_of(args)
     check = replace(check, check=None if args.check == "none" else args.check)
     options = replace(options, certificate=args.certificate is not None)
 
     from bnfold.api import fold_onnx as api
+    from bnfold.onnx_graph.describe import Sketch
+    from bnfold.onnx_graph.file.loaded import load
 
-    with timed(args, "read, folded and checked"), progress("Folding") as advance:
-        loaded, report = api.fold_file(args.model, options, check, advance)
-    status = finish(args, loaded, report, " to fold into it")
+    sketch = Sketch()
+    with timed("read, folded and checked"), progress("Folding", args.quiet) as advance:
+        drawn = args.html is not None
+        loaded, report = api.fold_loaded(load(args.model), options, check, advance, sketch, drawn)
+    files = save_model(args, loaded)
+    report.summary = sketch.summary(loaded, files)
+    finish(args, report, files, " to fold into it")
+    if args.html is not None:
+        write(args.html, report.to_html(args.model.name).encode())
+        tell(f"wrote {args.html} ({size(args.html)})")
     if report.certificate is not None:
         write(args.certificate, report.certificate.to_bytes())
-        print(printable(f"wrote {args.certificate} ({size(args.certificate)})"))
-    return status
+        tell(f"wrote {args.certificate} ({size(args.certificate)})")
+    return gate(args, report)

@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
     from bnfold.api.prove import prove
 
-    with timed(args, "decided"):
+    with timed("decided"):
         shapes, seed = args.overwrite_input_shape, args.seed or 0
         proof = prove(args.model, args.other, certificate=args.certificate, shapes=shapes, seed=seed)
     show(args, proof)

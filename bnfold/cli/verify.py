@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     from bnfold.onnx_graph.file.loaded import load
     from bnfold.verify.process import verify
 
-    with timed(args, "compared"):
+    with timed("compared"):
         result = verify(load(args.model), load(args.other), check)
     show(args, result)
     return {"passed": 0, "failed": 1}.get(result.status, 2)

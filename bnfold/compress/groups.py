@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 from bnfold.compress.layers import Removal, sides
 from bnfold.errors import UsageError, explained
 from bnfold.fold.graph import Refused
+from bnfold.origin import extra
 
 __all__ = ["Group", "PruningGroups", "Member"]
 
@@ -89,8 +90,7 @@ class PruningGroups:
             if error.name != "torch_pruning":
                 raise
             raise UsageError(
-                "slimming needs torch-pruning, which knows what belongs together: "
-                "pip install 'bnfold[compress]'"
+                f"slimming needs torch-pruning, which knows what belongs together: {extra('compress')}"
             ) from None
         self._ops = torch_pruning.ops
         self._names = {part: name for name, part in module.named_modules()}

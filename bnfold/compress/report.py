@@ -81,7 +81,7 @@ class SlimReport(Data):
         changed = [layer for layer in self.layers if any(a != b for a, b in layer[2:])]
         rows += [(layer.name, layer.kind, *map(_arrow, layer[2:])) for layer in changed]
         rows.append((f"all {len(self.layers)} layers", "", *(_arrow(self.total(what)) for what in _COLUMNS)))
-        lines = list(table(rows, right=(2, 3, 4), cut=False))
+        lines = list(table(rows, right=(2, 3, 4)))
         lines.append(
             f"{self.reached:.1%} of the batch norm channels that can go are gone ({self.ratio:.1%} asked); "
             f"the most important of them has {self.threshold:.3g}"
@@ -91,7 +91,7 @@ class SlimReport(Data):
         if self.steps:
             head = ("step", "value", "parameters", "batch norms")
             steps = [(s.name, _shown(s.value), f"{s.parameters}", f"{s.batch_norms}") for s in self.steps]
-            lines += ["", *table([head, *steps], right=(1, 2, 3), cut=False)]
+            lines += ["", *table([head, *steps], right=(1, 2, 3))]
         lines += [f"note: {note}" for note in self.notes]
         if self.verification is not None:
             lines.append(f"the right channels went: {self.verification.status}")

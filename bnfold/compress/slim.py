@@ -26,7 +26,7 @@ from bnfold.nn.recalibrate import recalibrate
 from bnfold.options import known
 from bnfold.torch_graph.module.checks import check_module, copied
 from bnfold.verify.modules import outputs
-from bnfold.wrappers import inner_name
+from bnfold.wrappers import check_kind, inner_name
 
 __all__ = ["prunable", "slim"]
 
@@ -166,7 +166,8 @@ def _arguments(
     module: Any, example_inputs: Any, kwargs: Mapping[str, Any] | None, ignored: Collection[str]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """What the module is called with, once it is known to be one that can be slimmed."""
-    check_module(module, "slim")
+    check_kind(module, "slim")
+    check_module(module)
     if inner := inner_name(module):
         raise UsageError(f"{type(module).__name__} wraps a module: slim its .{inner}, and wrap the result")
     if not any(isinstance(part, _Norm) and part.weight is not None for part in module.modules()):

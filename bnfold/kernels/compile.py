@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bnfold.origin import extra
+
 __all__ = ["FOLDER", "Compiled", "KernelError", "cache_folder", "compiled"]
 
 FOLDER = Path(__file__).resolve().parent  # of the sources
@@ -81,7 +83,7 @@ def _core() -> Any:
     try:
         import cuda.core
     except ImportError as error:
-        raise KernelError(f"{error}: pip install 'bnfold[gpu]' brings what compiles the kernels") from error
+        raise KernelError(f"{error}: {extra('gpu')} brings what compiles the kernels") from error
     return cuda.core
 
 
@@ -94,7 +96,7 @@ def _compiled(core: Any, source: str, kernel: str, arch: str) -> Compiled:
         code = program.compile("cubin", name_expressions=(kernel,), logs=log)
         symbol = code.symbol_mapping[kernel]
     except DynamicLibNotFoundError as error:
-        raise KernelError("NVRTC is not found: pip install 'bnfold[gpu]' brings it") from error
+        raise KernelError(f"NVRTC is not found: {extra('gpu')} brings it") from error
     except Exception as error:  # cuda-core's own kinds, and those of its bindings
         said = str(error).rstrip("\0\n")
         raise KernelError(f"{kernel} of {source} does not compile for {arch}: {said}") from error

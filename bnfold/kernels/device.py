@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 from bnfold.kernels.compile import KernelError, compiled
 from bnfold.kernels.launch import Device, Launch
+from bnfold.origin import extra
 
 __all__ = ["CudaDevice", "cuda_device"]
 
@@ -173,7 +174,7 @@ def _cuda() -> tuple[Any, Any]:
         import cuda.core
         from cuda.bindings import driver
     except ImportError as error:
-        raise KernelError(f"{error}: pip install 'bnfold[gpu]' brings what launches the kernels") from error
+        raise KernelError(f"{error}: {extra('gpu')} brings what launches the kernels") from error
     return cuda.core, driver
 
 

@@ -10,7 +10,7 @@ from bnfold.nn.fuse import merge, split
 from bnfold.nn.graph_module import Graphed, check, install, restore
 from bnfold.nn.sync import SyncBatchNorm
 from bnfold.nn.tracing import traced
-from bnfold.wrappers import unwrapped
+from bnfold.wrappers import check_kind, unwrapped
 
 __all__ = ["convert", "revert"]
 
@@ -120,7 +120,6 @@ def _split(module: nn.Module) -> None:
 
 
 def _inner(module: nn.Module, function: str) -> nn.Module:
-    if not isinstance(module, nn.Module):
-        raise UsageError(f"{function} takes a torch.nn.Module, not {type(module).__name__}")
+    check_kind(module, function)
     inner: nn.Module = unwrapped(module)
     return inner

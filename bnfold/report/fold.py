@@ -9,31 +9,17 @@ from typing import Any, NamedTuple
 from bnfold.certificate import Certificate
 from bnfold.report.channels import Dropped
 from bnfold.report.data import Data
+from bnfold.report.drawing import Drawn, Route
 from bnfold.report.guard import Guard
+from bnfold.report.ledger import AT_ONCE, Entry, ledger
 from bnfold.report.precision import PrecisionReport
+from bnfold.report.summary import Summary
 from bnfold.report.table import counted, first, table
 from bnfold.report.verification import Verification
 
+__all__ = ["Apart", "Entry", "Merge", "Noise", "Report", "Rewrite"]
+
 ALLOWED = 0.5  # dB of noise that a merge may add where a model will be quantized
-
-
-class Entry(NamedTuple):
-    """One batch norm, or one other affine node that was looked at.
-
-    outcome: "folded" (the node is gone) or "kept". into: names of the nodes whose weights absorbed it (of one
-    that changes nothing: a neighbour).
-    reason: why it was kept, or how it was folded. blocked_by: the node or tensor that stopped it. cure: what
-    would let it go, or "". dead_channels: those whose output never changes (scale 0, or running variance 0).
-    """
-
-    name: str
-    op: str
-    outcome: str
-    into: tuple[str, ...] = ()
-    reason: str = ""
-    blocked_by: str = ""
-    cure: str = ""
-    dead_channels: tuple[int, ...] = ()
 
 
 class Rewrite(NamedTuple):
@@ -95,8 +81,11 @@ class Report(Data):
     merged: linear nodes that became one; apart: those that did not, and why. dropped: the dead channels
     (None: not looked for). rewritten: the kept batch norms that became other nodes for the target.
     quantize_for: the rounding that merging minded. guard: what was measured of it, with calibration data.
+    summary: the model before and after (None: not asked for).
     verification: of the check, None if it was not run. precision: of a conversion to half precision.
-    certificate: what became of each tensor, if that was asked for; no part of the JSON.
+    No part of the JSON are: certificate, what became of each tensor, if that was asked for; graphs, the model
+    before and after for a picture (None: of a kind that is not drawn); routes, by the name of each batch
+    norm that the fold removed, the ways of its scale and its shift.
     """
 
     entries: list[Entry] = field(default_factory=list)
@@ -110,6 +99,9 @@ class Report(Data):
     verification: Verification | None = None
     precision: PrecisionReport | None = None
     certificate: Certificate | None = None
+    summary: Summary | None = None
+    graphs: tuple[Drawn, Drawn] | None = field(default=None, repr=False, compare=False)
+    routes: dict[str, Route] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def folded(self) -> list[Entry]:
@@ -122,8 +114,21 @@ class Report(Data):
     def to_dict(self) -> dict[str, Any]:
         """Plain data: the fields by their names, and how many entries are "folded" and "kept"."""
         data = super().to_dict()
-        del data["certificate"]
+        for name in ("certificate", "graphs", "routes"):
+            del data[name]
         return {"entries": data["entries"], "folded": len(self.folded), "kept": len(self.kept)} | data
+
+    def to_html(self, title: str = "") -> str:
+        """A page of its own, as `bnfold fold --html` writes it. title: of what, such as a file's name."""
+        from bnfold.report.html import page
+
+        return page(self, title)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from bnfold.report.html import frame
+
+        return frame(self)
 
     def _merges(self) -> Iterable[tuple[str, ...]]:
         """The rows of a table."""
@@ -136,33 +141,46 @@ class Report(Data):
             yield (merge.name, merge.op, change, *cells, first(merge.replaces, 4))
 
     def __str__(self) -> str:
-        rows = [("name", "op", "outcome", "into / why")]
-        rows += [(e.name, e.op, e.outcome, _story(e)) for e in self.entries]
-        lines = list(table(rows))
-        lines.append(f"{len(self.folded)} folded, {len(self.kept)} kept")
-        if self.merged:
-            count = len(self.merged)
-            lines += ["", *table(self._merges())]
-            all_ = sum(len(merge.replaces) + 1 for merge in self.merged)
-            does = "linear nodes do" if count > 1 else "linear node does"
-            lines.append(f"{count} {does} the work of {all_}")
-        if self.quantize_for is not None:
-            lines += [f"apart: {', '.join(a.names)}: {a.reason}" for a in self.apart if a.noise is not None]
-        if self.guard is not None:
-            lines.append(str(self.guard))
-        if self.rewritten:
-            title = ("node", "operator", "replaces")
-            new = [(r.name, r.op, ", ".join(r.replaces)) for r in self.rewritten]
-            lines += ["", *table([title, *new]), f"{len(self.rewritten)} rewritten for the target"]
-        if self.dropped is not None:
-            layers = table(self.dropped.rows()) if self.dropped.layers else ()
-            lines += ["", *layers, *self.dropped.summary()]
+        return self.text("all")
+
+    def text(self, show: str | None = None) -> str:
+        """The report in words: the summary if there is one, the ledger, and what else was done.
+
+        show: "all" entries; the "kept" ones only, by reason; or a "summary", which is counts. None: all, but
+        those that were kept where there are many.
+        """
+        show = show or ("all" if len(self.entries) <= AT_ONCE else "kept")
+        lines = [] if self.summary is None else [*self.summary.lines(), ""]
+        lines += ledger(self.entries, show)
+        lines += self._others(show == "all")
         lines += [f"note: {note}" for note in (*self.notes, *_dead(self.entries), *_loud(self.merged))]
         if self.verification is not None:
             lines.append(str(self.verification))
         if self.precision is not None:
             lines.append(str(self.precision))
         return "\n".join(lines)
+
+    def _others(self, tables: bool) -> Iterable[str]:
+        """What was done beside the folds, with a table each if that is asked for."""
+        if self.merged:
+            if tables:
+                yield from ("", *table(self._merges()))
+            all_ = sum(len(merge.replaces) + 1 for merge in self.merged)
+            does = "linear nodes do" if len(self.merged) > 1 else "linear node does"
+            yield f"{len(self.merged)} {does} the work of {all_}"
+        if self.quantize_for is not None:
+            yield from (f"apart: {', '.join(a.names)}: {a.reason}" for a in self.apart if a.noise is not None)
+        if self.guard is not None:
+            yield str(self.guard)
+        if self.rewritten:
+            if tables:
+                rows = [(r.name, r.op, ", ".join(r.replaces)) for r in self.rewritten]
+                yield from ("", *table([("node", "operator", "replaces"), *rows]))
+            yield f"{len(self.rewritten)} rewritten for the target"
+        if self.dropped is not None:
+            if tables:
+                yield from ("", *(table(self.dropped.rows()) if self.dropped.layers else ()))
+            yield from self.dropped.summary()
 
 
 def _loud(merged: list[Merge]) -> Iterable[str]:
@@ -184,10 +202,3 @@ def _dead(entries: list[Entry]) -> Iterable[str]:
         count = sum(len(entry.dead_channels) for entry in found)
         shown = [f"{entry.name} ({first(entry.dead_channels, 8)})" for entry in found]
         yield f"{counted(count, 'dead channel')}, whose output never changes: {first(shown, 4)}"
-
-
-def _story(entry: Entry) -> str:
-    if entry.outcome == "folded":
-        return first(entry.into, 3)
-    where = f"{entry.blocked_by}: " if entry.blocked_by else ""
-    return where + entry.reason + (f" ({entry.cure})" if entry.cure else "")

@@ -96,7 +96,7 @@ class PrecisionReport(Data):
             before = "" if other is None else _number(other.max_rel)
             verdict = "ok" if error.ok else f"WRONG {error.note}"
             rows.append((error.name, _number(error.max_rel), before, verdict))
-        lines = table(rows, right=(1, 2), cut=False, ruled=False)
+        lines = table(rows, right=(1, 2), ruled=False)
         said = (
             f"against float32 with {self.evaluator}, each tensor rounded to {self.precision}: {self.status}"
         )

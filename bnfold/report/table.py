@@ -1,36 +1,76 @@
-"""Text for a terminal: tables, lists that are cut, counts."""
+"""Text for a terminal: tables, lists that are cut, counts; and how wide all of it may be."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any
 
-__all__ = ["counted", "first", "shortened", "table"]
+__all__ = ["WIDTH", "counted", "first", "fitted", "shortened", "table"]
 
-WIDEST = 48  # a cell; a longer one is cut
-RULE = 12  # below the heading of the last column
+WIDTH: ContextVar[int | None] = ContextVar("WIDTH", default=None)  # of the terminal; None: no limit
+RULE = 12  # dashes below the heading of the last column
+NARROWEST, LAST = 6, 24  # what a column is left with; the last one, whose text goes on in the next line
 
 
-def table(
-    rows: Iterable[Sequence[str]], right: Collection[int] = (), *, cut: bool = True, ruled: bool = True
-) -> Iterator[str]:
-    """Lines of aligned columns; the first row is the heading, and the last column is never cut.
+def table(rows: Iterable[Sequence[str]], right: Collection[int] = (), *, ruled: bool = True) -> Iterator[str]:
+    """Lines of aligned columns; the first row is the heading. They are as wide as their cells, or as `WIDTH`:
+    long cells are shortened then, and the last column is continued in lines of its own.
 
-    right: columns that are aligned to the right. cut: whether long cells are cut. ruled: whether a line of
-    dashes follows the heading.
+    right: columns that are aligned to the right. ruled: whether a line of dashes follows the heading.
     """
     rows = [tuple(cell.replace("\n", "\\n") for cell in row) for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    last = len(widths) - 1
-    if cut:
-        widths = [*(min(WIDEST, width) for width in widths[:-1]), widths[-1]]
+    last, limit = len(widths) - 1, WIDTH.get()
+    if limit is not None:
+        widths = _narrowed(widths, limit)
     for i, row in enumerate(rows):
-        cells = enumerate(map(shortened, row, widths))
-        yield "  ".join(f"{cell:{'>' if at in right else '<'}{widths[at]}}" for at, cell in cells).rstrip()
+        cells = enumerate(map(_middle, row[:last], widths))
+        begin = "".join(f"{cell:{'>' if at in right else '<'}{widths[at]}}  " for at, cell in cells)
+        end = row[last]
+        for part in _lines(end, widths[last]) if len(end) > widths[last] else [end]:
+            yield (begin + (f"{part:>{widths[last]}}" if last in right else part)).rstrip()
+            begin = " " * len(begin)
         if ruled and i == 0:
             yield "  ".join(
-                "-" * (RULE if at == last and at not in right else width) for at, width in enumerate(widths)
+                "-" * (min(RULE, limit or RULE) if at == last and at not in right else width)
+                for at, width in enumerate(widths)
             )
+
+
+def _narrowed(widths: Sequence[int], limit: int) -> list[int]:
+    """Widths that fit into a line: the widest column gives first."""
+    widths, gaps = list(widths), 2 * (len(widths) - 1)
+    least = [min(width, NARROWEST) for width in widths]
+    least[-1] = min(widths[-1], LAST)
+    while sum(widths) + gaps > limit:
+        at = max(range(len(widths)), key=lambda i: (widths[i] > least[i], widths[i]))
+        if widths[at] <= least[at]:  # a terminal that is too narrow for anything
+            break
+        widths[at] -= 1
+    return widths
+
+
+def _middle(text: str, width: int) -> str:
+    """A text of at most that many characters: the names of nodes differ at both ends."""
+    return text if len(text) <= width else f"{text[: (width - 1) // 2]}…{text[len(text) - width // 2 :]}"
+
+
+def _lines(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, max(width, 1), break_on_hyphens=False) or [""]
+
+
+def fitted(text: str, width: int) -> str:
+    """A text with its long lines continued in the next ones, which are indented."""
+    lines = []
+    for line in text.split("\n"):
+        if len(line) <= width:
+            lines.append(line)
+            continue
+        indent = " " * min(len(line) - len(line.lstrip()) + 4, width // 2)
+        lines += textwrap.wrap(line, width, subsequent_indent=indent, break_on_hyphens=False)
+    return "\n".join(lines)
 
 
 def first(items: Sequence[Any], count: int) -> str:

@@ -75,7 +75,7 @@ class Verification(Data):
         for o in self.outputs:
             errors = [f"{number:.3g}" for number in (o.max_abs, o.max_rel, o.largest)]
             rows.append([o.name, o.dtype, *errors, o.word, o.note])
-        lines = [*table(rows, right=(2, 3, 4), cut=False, ruled=False)] if self.outputs else []
+        lines = [*table(rows, right=(2, 3, 4), ruled=False)] if self.outputs else []
         by = f" with {self.evaluator}" if self.evaluator else ""
         within = f" (tolerance {self.rtol:g} of the largest value)" if self.outputs else ""
         rounded = ", ".join(dict.fromkeys(o.name for o in self.outputs if o.rounding))

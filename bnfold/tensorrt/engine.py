@@ -94,7 +94,7 @@ def build(
     loaded: Loaded,
     *,
     flavour: str | None = None,
-    shapes: Mapping[str, Profile] | None = None,
+    shapes: Mapping[str, Sequence[tuple[int, ...]]] | None = None,
     compute_capabilities: Sequence[str] = (),
     timing_cache: bytes | None = None,
     progress: Advance | None = None,
@@ -104,7 +104,7 @@ def build(
     Args:
         loaded: the model; it stays as it is.
         flavour: "tensorrt" or "tensorrt-rtx"; None: the first that is installed, in this order.
-        shapes: the smallest, usual and largest shape of each input with open sizes, by name.
+        shapes: the smallest, usual and largest shape of each input with open sizes, by name, or one for all.
         compute_capabilities: of the GPUs to build for, such as "8.0" (TensorRT-RTX only).
         timing_cache: what an earlier build left, or b"" to begin with (TensorRT only); None: without one.
         progress: called with percents of the work.

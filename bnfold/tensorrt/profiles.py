@@ -32,12 +32,28 @@ def as_text(profile: Profile) -> str:
     return ",".join(map(sizes_text, profile))
 
 
-def profiles(inputs: Sequence[Input], given: Mapping[str, Profile], where: str = "") -> dict[str, Profile]:
+def _three(shapes: Sequence[tuple[int, ...]], of: Input | None) -> Profile:
+    """The smallest, usual and largest of what was given; 1,4,8 are three where there is one axis."""
+    if (
+        len(shapes) == 1
+        and len(shapes[0]) == 3
+        and of is not None
+        and of.dims is not None
+        and len(of.dims) == 1
+    ):
+        shapes = [(size,) for size in shapes[0]]
+    low, usual, high = shapes if len(shapes) == 3 else tuple(shapes) * 3
+    return low, usual, high
+
+
+def profiles(
+    inputs: Sequence[Input], given: Mapping[str, Sequence[tuple[int, ...]]], where: str = ""
+) -> dict[str, Profile]:
     """Those of the inputs that have open sizes, checked against the model.
 
     Args:
         inputs: of the model.
-        given: by name.
+        given: by name, or without one ("") where there is one input; a shape alone stands for all three.
         where: how a message about the model begins.
 
     Raises:
@@ -47,13 +63,16 @@ def profiles(inputs: Sequence[Input], given: Mapping[str, Profile], where: str =
     """
     _refuse_unfit(inputs, where)
     known = {i.name: i for i in inputs}
-    for name, profile in given.items():
+    if "" in given and len(inputs) == 1:  # the one input of a model needs no name
+        given = {inputs[0].name: given[""]}
+    full = {name: _three(profile, known.get(name)) for name, profile in given.items()}
+    for name, profile in full.items():
         if name not in known:
             choices = ", ".join(f"{i.name}: {i}" for i in inputs) or "none"
             raise UsageError(f"--shapes: the model has no input {name!r}. Note: its inputs are {choices}")
         _check(known[name], profile)
     open_ones = [i for i in inputs if not all(isinstance(dim, int) for dim in i.dims or ())]
-    missing = [i for i in open_ones if i.name not in given]
+    missing = [i for i in open_ones if i.name not in full]
     if missing:
         names = ", ".join(f"{i.name}: {i}" for i in missing)
         example = " ".join(f"--shapes '{i.name}:{as_text(_example(i))}'" for i in missing)
@@ -61,8 +80,8 @@ def profiles(inputs: Sequence[Input], given: Mapping[str, Profile], where: str =
             f"sizes are open in the input{'s' * (len(missing) > 1)} {names}: an engine needs the smallest, "
             f"the usual and the largest shape, such as {example}"
         )
-    _check_symbols(open_ones, given)
-    return {i.name: given[i.name] for i in open_ones}
+    _check_symbols(open_ones, full)
+    return {i.name: full[i.name] for i in open_ones}
 
 
 def _refuse_unfit(inputs: Sequence[Input], where: str) -> None:

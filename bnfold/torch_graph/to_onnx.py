@@ -19,13 +19,17 @@ import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
 
-from bnfold.errors import UsageError, explained, first_paragraph
+from bnfold.errors import UsageError, first_paragraph
 from bnfold.torch_graph import names
 from bnfold.torch_graph.call import Call, innermost
-from bnfold.torch_graph.tracing import exported, without_warnings
+from bnfold.torch_graph.tracing import exported, told, without_warnings
 
 __all__ = ["Written", "write"]
 
+ADVICE = (
+    "Rewrite what depends on the numbers in a tensor (torch.where in place of an if, say), or export the "
+    "part of it that does not"
+)
 _CONVOLUTIONS: dict[Any, int] = {
     torch.ops.aten.conv1d.default: 1,
     torch.ops.aten.conv2d.default: 2,
@@ -66,7 +70,7 @@ def write(
     try:
         with without_warnings():
             warnings.filterwarnings("ignore", "# ")  # on names of sizes, see `names.unnamed`
-            with explained(said):
+            with told(module, args, kwargs, said, ADVICE):
                 program = exported(module, args, kwargs, dynamic_shapes, asserted=True)
             random, batches = _random(program), _own_statistics(program)
             _without_bias(program)

@@ -4,6 +4,7 @@ are not installed.
 
 from __future__ import annotations
 
+import copy
 import io
 import logging
 import sys
@@ -18,7 +19,9 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.experimental import _config as symbols
 from torch.utils import _pytree as pytree
 
-__all__ = ["exported", "without_warnings"]
+from bnfold.errors import UsageError, first_paragraph
+
+__all__ = ["exported", "told", "without_warnings"]
 
 # Where torch logs what it also raises, or what does not concern the user.
 _LOGS = tuple(
@@ -49,6 +52,39 @@ def without_warnings() -> Iterator[None]:
         finally:
             for log, level in zip(logs, levels, strict=True):
                 log.setLevel(level)
+
+
+@contextmanager
+def told(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], said: str, advice: str
+) -> Iterator[None]:
+    """Tracing of a module; what it raises is told with what failed, and advice. Where the module itself does
+    not run on these arguments, that is what is told.
+    """
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:  # of any kind: this is all of torch's tracing on the user's code
+        fault = _fault(module, args, kwargs)
+        if fault is not None:
+            said = f"{type(module).__name__} does not run on these inputs"
+            advice = "Give it inputs of the types and sizes that it takes"
+        raise UsageError(f"{said}: {first_paragraph(fault or error)}\n{advice}") from error
+
+
+def _fault(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Exception | None:
+    """What a copy of the module raises when it is called."""
+    try:
+        again = copy.deepcopy(module)
+    except Exception:  # of any kind: it is the user's code
+        return None
+    try:
+        with torch.no_grad():
+            again(*args, **kwargs)
+    except Exception as error:
+        return error
+    return None
 
 
 def exported(

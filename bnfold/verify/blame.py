@@ -91,16 +91,15 @@ class Judged(Protocol):
     """A report of something that was checked."""
 
     verification: Verification | None
-    notes: list[str]
 
 
 def conclude(report: Judged, found: Verification, said: str, blame: Callable[[], str] = str) -> None:
     """Note what the check found, and raise `VerifyError` if it failed. blame: goes on with what was said."""
     report.verification = found
-    if found.status == "not run":
-        report.notes.append(f"not verified: {found.reason}")
     if found.status == "failed":
-        raise VerifyError(f"{said}{blame()}\n{found}")
+        error = VerifyError(f"{said}{blame()}\n{found}")
+        error.report = report
+        raise error
 
 
 def _blame(work: Work, again: Callable[[Part], Verification], source: str) -> str:

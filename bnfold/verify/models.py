@@ -20,7 +20,7 @@ from bnfold.onnx_graph.file import loaded as files
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.run import inputs
 from bnfold.onnx_graph.run import widened as precision
-from bnfold.onnx_graph.run.evaluators import MISSING, CannotRun, Outputs, evaluate
+from bnfold.onnx_graph.run.evaluators import MISSING, CannotRun, Outputs, doubled, evaluate
 from bnfold.onnx_graph.run.side_by_side import (
     PATIENCE,
     PATIENCE_FOR_ROUNDING,
@@ -34,6 +34,7 @@ from bnfold.onnx_graph.run.side_by_side import (
 from bnfold.options import Check
 from bnfold.report.verification import OutputError, Verification
 from bnfold.verify.difference import NUDGES, SEEDS, TOLERANCES, Truth, compare, excuse_by, tolerance_of
+from bnfold.verify.position import by_position
 from bnfold.verify.saturated import with_fronts
 
 Drawn = Mapping[str, tuple[Any, Truth]]
@@ -54,16 +55,18 @@ def verify(
             copies, and a tolerance given here holds for both.
 
     Raises:
-        UsageError: the models' inputs or outputs differ in name, type or shape; the given inputs do not fit;
-            or the models need onnxruntime to run, and it is not installed.
+        UsageError: the models' inputs or outputs differ in name (where there are several), type or shape; the
+            given inputs do not fit; or the models need onnxruntime to run, and it is not installed.
         ModelError: a model cannot be read.
     """
     a, b = (m if isinstance(m, Loaded) else files.load(m) for m in (original, folded))
+    b, notes = by_position(a, b)
+    notes += filter(None, [doubled()])
     _same_signature(a, b)
     a, b, fronts = with_fronts(seeded(a), seeded(b))
     kind = precision.working_type(a)
     kind = "quantized" if kind == "float32" and precision.rounds_to_integers(a) else kind
-    judge = _Check(kind, check, fronts)
+    judge = _Check(kind, check, fronts, notes)
     try:
         return judge.run(a, b, Feeds(a, check.inputs, check.shapes, check.seed, check.ranges))
     except CannotRun as reason:
@@ -75,9 +78,8 @@ def verify(
 class _Check:
     """One comparison. A half-precision model is compared as float32 copies, then in its own type."""
 
-    def __init__(self, kind: str, check: Check, fronts: AbstractSet[str]) -> None:
-        self.kind, self.check, self.fronts = kind, check, fronts
-        self.notes: list[str] = []
+    def __init__(self, kind: str, check: Check, fronts: AbstractSet[str], notes: list[str]) -> None:
+        self.kind, self.check, self.fronts, self.notes = kind, check, fronts, notes
         self.exact: list[tuple[Mapping[str, Any], Outputs]] = []  # what the original would give, by feed
 
     def verdict(self, outputs: list[OutputError], by: str, status: str, reason: str = "") -> Verification:

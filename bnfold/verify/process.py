@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
@@ -15,7 +14,7 @@ from bnfold.errors import BnfoldError
 from bnfold.onnx_graph.file.loaded import Loaded, load
 from bnfold.onnx_graph.run import evaluators
 from bnfold.onnx_graph.run.evaluators import CannotRun, OnnxRuntime, Outputs
-from bnfold.onnx_graph.run.inputs import load_inputs
+from bnfold.onnx_graph.run.inputs import samples_of
 from bnfold.options import Check
 from bnfold.report.verification import Verification
 from bnfold.verify import models
@@ -86,9 +85,9 @@ def evaluate(model: Loaded, feed: Mapping[str, Any], check: Check, original: Loa
 
 def arrays(given: Any) -> Any:
     """Inputs as a child can have them."""
-    if isinstance(given, (str, os.PathLike)):
-        return load_inputs(Path(given))
-    return {n: np.asarray(array) for n, array in given.items()} if isinstance(given, Mapping) else given
+    if isinstance(given, Mapping):
+        return {name: np.asarray(array) for name, array in given.items()}
+    return None if given is None else samples_of(given)
 
 
 def refused(first: Path, second: Path) -> list[str]:

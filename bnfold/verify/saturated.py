@@ -84,7 +84,9 @@ def _fronts(graph: onnx.GraphProto) -> list[_Front]:
             if node is not None and _moves(node, tensor):
                 many = node.input if node.op_type == "Concat" else node.input[:1]
                 nearest = node if node.op_type in SATURATING else nearest
-                pending += [(name, (*passed, node.op_type), nearest) for name in reversed(many)]
+                if node.op_type != "Identity":
+                    passed = (*passed, node.op_type)
+                pending += [(name, passed, nearest) for name in reversed(many)]
             elif node is not None and nearest is not None:
                 found.setdefault(tensor, _Front(_maker(tensor, nearest), tensor, output.name, passed))
     return list(found.values())

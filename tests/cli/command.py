@@ -57,10 +57,10 @@ def run(*arguments: str) -> int:
         return int(end.code or 0)
 
 
-def outputs(path: str, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def outputs(path: str, x: np.ndarray[Any, Any], name: str = "x") -> np.ndarray[Any, Any]:
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    [y] = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"]).run(None, {"x": x})
+    [y] = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"]).run(None, {name: x})
     return np.asarray(y)
 
 

@@ -56,7 +56,7 @@ def test_a_bug_is_one_line_and_v_shows_where(
     def bug(*_: Any, **__: Any) -> None:
         raise RuntimeError("a bug\nof two lines")
 
-    monkeypatch.setattr("bnfold.api.fold_onnx.fold_file", bug)
+    monkeypatch.setattr("bnfold.api.fold_onnx.fold_loaded", bug)
     assert "RuntimeError: a bug of two lines" in refused(capsys, folder, 2, "fold", "in.onnx", "out.onnx")
     assert run("fold", "in.onnx", "out.onnx", "-v") == 2
     assert "Traceback" in capsys.readouterr().err
@@ -75,7 +75,7 @@ def test_help_explains_the_reports(folder: Path, capsys: pytest.CaptureFixture[s
     report = json.loads((folder / "report.json").read_text())
     check = report["verification"]
     for command, keys in (
-        ("fold", [*report, *report["entries"][0]]),
+        ("fold", [*report, *report["entries"][0], *report["summary"], *report["summary"]["before"]]),
         ("verify", [*check, *check["outputs"][0]]),
     ):
         capsys.readouterr()

@@ -18,7 +18,7 @@ from tests.cli.command import refused
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ([], "required"),
+        (["--no-such-flag"], "required"),
         (["melt"], "invalid choice: 'melt'"),
         (["fold"], "required: IN.onnx"),
         (["fold", "in.onnx", "out.onnx", "--no-such-flag"], "unrecognized arguments: --no-such-flag"),
@@ -26,7 +26,7 @@ from tests.cli.command import refused
         (["fold", "in.onnx", "out.onnx", "--check-rtol", "small"], "'small' is not a number"),
         (["fold", "in.onnx", "out.onnx", "--check-rtol", "-1"], "'-1' is not a number"),
         (["fold", "in.onnx", "out.onnx", "--check-atol", "nan"], "'nan' is not a number"),
-        (["fold", "in.onnx", "out.onnx", "--overwrite-input-shape", "1,3,8,8"], "such as x:1,3,224,224"),
+        (["fold", "in.onnx", "out.onnx", "--overwrite-input-shape", "x:N,3,8,8"], "such as x:1,3,224,224"),
         (["fold", "in.onnx", "out.onnx", "--overwrite-input-shape", "x:1,-3"], "such as x:1,3,224,224"),
         (["fold", "in.onnx", "out.onnx", *["--overwrite-input-shape", "x:1"] * 2], "names one input twice"),
         (["fold", "in.onnx", "out.onnx", "--seed", "1.5"], "not a whole number"),
@@ -36,6 +36,8 @@ from tests.cli.command import refused
             ["fold", "in.onnx", "out.onnx", "--for", "int8", "--no-merge-branches"],
             "--for has nothing to do with --no-merge-branches",
         ),
+        (["fold", "in.onnx", "--quiet", "--show", "all"], "--show has nothing to do with --quiet"),
+        (["fold", "in.onnx", "--fail-if-kept=few"], "'few' is not a whole number"),
         (["fold", "in.onnx", "--force"], "--force has nothing to do without an output file"),
         (["fold", "in.onnx", "--save-as-external-data"], "nothing to do without an output file"),
         (

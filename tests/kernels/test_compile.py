@@ -300,7 +300,7 @@ def test_nobody_at_home(compiler: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_cuda_core_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.core", None)
     module: Any = fresh("compile")
-    with pytest.raises(module.KernelError, match=r"pip install 'bnfold\[gpu\]'"):
+    with pytest.raises(module.KernelError, match=r"pip install '.*\[gpu\]'"):
         module.compiled(SOURCE, KERNEL, "sm_80")
 
 
@@ -312,7 +312,7 @@ def test_nvrtc_is_missing(compiler: Any, monkeypatch: pytest.MonkeyPatch) -> Non
         raise pathfinder.DynamicLibNotFoundError("Failure finding libnvrtc.so.13\nin many places")
 
     monkeypatch.setattr(core, "Program", program)
-    with pytest.raises(compiler.KernelError, match=r"^NVRTC is not found: pip install 'bnfold\[gpu\]' .*$"):
+    with pytest.raises(compiler.KernelError, match=r"^NVRTC is not found: pip install '.*\[gpu\]' .*$"):
         compiler.compiled(SOURCE, KERNEL, "sm_80")
 
 

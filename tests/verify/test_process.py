@@ -18,7 +18,7 @@ from bnfold.options import Check
 from bnfold.verify.child import Crashed
 from bnfold.verify.models import verify as here
 from bnfold.verify.process import Evaluated, evaluate, verify
-from tests.verify.test_models import chain, linear
+from tests.verify.test_models import chain, linear, two_outputs
 
 APART = Check(apart=True)
 # onnxruntime, but for models that say how it should fail.
@@ -71,8 +71,8 @@ def test_the_verdict_is_that_of_this_process(tmp_path):
     assert there == here(chain(3), bad, Check(inputs=x))
     odd = verify(load(linear(1.0)), load(linear(float("nan"))), APART).outputs[0]
     assert (odd.max_abs, odd.ok) == (math.inf, False)
-    with pytest.raises(UsageError, match="their outputs are y and z"):
-        verify(load(linear(1.0)), load(linear(1.0, out="z")), APART)
+    with pytest.raises(UsageError, match="their outputs are y, 2 and z, 2"):
+        verify(load(two_outputs("y")), load(two_outputs("z")), APART)
 
 
 def test_a_crash_on_the_original_is_an_error_of_one_line(odd):

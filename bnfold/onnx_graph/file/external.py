@@ -89,7 +89,10 @@ def _inside(folder: Path, location: str, whose: str) -> Path:
     if not path.is_relative_to(folder):
         raise ModelError(f"{whose} is refused: it is a link that leaves the model's folder")
     if not path.exists():
-        raise ModelError(f"{whose} is missing")
+        raise ModelError(
+            f"{whose} is missing: it belongs beside the model, under the name that it was saved with; copy "
+            "or download it too, or export the model again in one file"
+        )
     return path
 
 

@@ -16,6 +16,7 @@ from bnfold.errors import ModelError, UsageError
 from bnfold.onnx_graph.file import tensors as data
 from bnfold.onnx_graph.file import wire
 from bnfold.onnx_graph.file.external import DataFiles, is_external
+from bnfold.onnx_graph.file.kinds import HEAD, kind_of
 from bnfold.onnx_graph.file.tensors import Array, Bytes
 
 # protobuf's limit for one message.
@@ -196,7 +197,7 @@ def load(source: str | Path | onnx.ModelProto) -> Loaded:
             )
         return loaded
     if not isinstance(source, (str, os.PathLike)):
-        raise UsageError(f"a model is a path or an onnx.ModelProto, not {type(source).__name__}")
+        raise UsageError(f"a model is a path or an onnx.ModelProto, not {_told(source)}")
     path = Path(source)
     content, inode = _mapped(path)
     try:
@@ -204,10 +205,24 @@ def load(source: str | Path | onnx.ModelProto) -> Loaded:
         loaded.inode = inode
         return loaded
     except ModelError as error:
-        reason = str(error)
-        if content[:40].startswith(b"version https://git-lfs"):
-            reason = "only a pointer to a model in Git LFS; fetch it with `git lfs pull`"
-        raise ModelError(f"{path}: {reason}") from None
+        raise ModelError(f"{path}: {kind_of(path, content[:HEAD]) or error}") from None
+
+
+_INSTEAD = {  # by the name of a class among the bases of what was given
+    "Module": "bnfold.fold_module folds it, and bnfold.export makes a file of it",
+    "ExportedProgram": "bnfold.fold_program folds it",
+    "ONNXProgram": "pass its model_proto",
+    "GraphProto": "pass the onnx.ModelProto that holds it",
+    "InferenceSession": "pass the path that it was made of",
+    "bytes": "onnx.load_model_from_string makes an onnx.ModelProto of them",
+}
+
+
+def _told(source: object) -> str:
+    """The kind of what is no model, with what serves in its place."""
+    names = [kind.__name__ for kind in type(source).__mro__]
+    instead = next((f": {words}" for name, words in _INSTEAD.items() if name in names), "")
+    return names[0] + instead
 
 
 def _mapped(path: Path) -> tuple[mmap, tuple[int, int]]:

@@ -15,7 +15,9 @@ from bnfold.onnx_graph.file.loaded import LARGEST, Loaded, load
 from bnfold.onnx_graph.file.whole_files import Output, check_target
 
 
-def save(loaded: Loaded, path: str | Path, *, force: bool = False, external: bool | None = None) -> None:
+def save(
+    loaded: Loaded, path: str | Path, *, force: bool = False, external: bool | None = None
+) -> list[Path]:
     """Write a model to a file: whole, or not at all. A model that was not edited is written byte for byte.
 
     Args:
@@ -25,6 +27,12 @@ def save(loaded: Loaded, path: str | Path, *, force: bool = False, external: boo
         external: whether large tensors go into a data file, `<name>.data` beside the model (with more letters
             if that is taken); None: if some were in one. A data file that bnfold wrote for the model that is
             replaced is removed.
+
+    Returns:
+        The files that the model is in: its data file, if it has one, and the model last.
+
+    Returns:
+        The files that were written: a data file, if there is one, and the model last.
 
     Raises:
         UsageError: there is no such folder, or something is at `path` already.
@@ -36,11 +44,15 @@ def save(loaded: Loaded, path: str | Path, *, force: bool = False, external: boo
     external = loaded.is_external if external is None else external
     before = _own_data(path)
     after: set[str] = set()
+    written = [path]
     with Output() as output:
         if not external:
             chunks = loaded.inlined()
             if sum(map(len, chunks)) > LARGEST:
-                raise ModelError(f"{path}: over 2 GiB, too large for one file; add --save-as-external-data")
+                raise ModelError(
+                    f"{path}: over 2 GiB, too large for one file; save it with external data "
+                    "(--save-as-external-data, external_data=True)"
+                )
         elif loaded.is_external and not loaded.edited and _is_at(loaded, path):
             # (Elsewhere it would share data files with the original: to replace one would break the other.)
             chunks, after = list(loaded.chunks()), before
@@ -48,7 +60,8 @@ def save(loaded: Loaded, path: str | Path, *, force: bool = False, external: boo
             name = _data_name(path)
             data_file = DataFile(loaded, name)
             if data_file:
-                output.write(path.with_name(name), data_file.chunks())
+                written.insert(0, path.with_name(name))
+                output.write(written[0], data_file.chunks())
             chunks, after = loaded.serialized(data_file.proto), {name}
         output.write(path, chunks)
         output.commit()
@@ -56,6 +69,7 @@ def save(loaded: Loaded, path: str | Path, *, force: bool = False, external: boo
         if loaded.path is not None and loaded.path.absolute() != path.absolute():
             after |= locations_of(loaded.proto)
         _remove_unused(path, before - after)
+    return written
 
 
 def _is_at(loaded: Loaded, path: Path) -> bool:

@@ -18,8 +18,8 @@ Bytes: TypeAlias = "bytes | memoryview"
 AT_ONCE = 1 << 19
 
 
-def check_target(path: Path, force: bool) -> None:
-    """Refuse a path at which no file can or must be written.
+def check_target(path: Path, force: bool, how: str = "force=True writes over it") -> None:
+    """Refuse a path at which no file can or must be written. how: what a caller does to force it.
 
     Raises:
         UsageError: no such folder, or something is there that `force` does not cover.
@@ -32,12 +32,12 @@ def check_target(path: Path, force: bool) -> None:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             os.lstat(path)  # which, unlike Path's questions, does not answer them with a mere no
         if not path.parent.is_dir():
-            raise UsageError(f"there is no folder {path.parent} to write {path.name} into")
+            raise UsageError(f"there is no folder {path.parent} to write {path.name} into; make it first")
         if path.is_dir():
             raise UsageError(f"{path} is a folder; name a file in it")
         if os.path.lexists(path):
             if not force:
-                raise UsageError(f"{path} exists already; add --force to write over it, or name another file")
+                raise UsageError(f"{path} exists already; {how}, or name another file")
             if path.exists() and not path.is_file():
                 raise UsageError(f"{path} is not a regular file; name another one")
     except (OSError, ValueError) as error:  # no permission to ask, a name too long, a zero byte in it

@@ -6,6 +6,7 @@ import math
 import re
 import tempfile
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,11 +17,20 @@ from bnfold.errors import BnfoldError
 from bnfold.onnx_graph.file.calls import explodes
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.file.save import save
+from bnfold.origin import extra
+from bnfold.report.table import first
 
 Array = np.ndarray[Any, Any]
 Outputs = dict[str, Any]  # an array each; a list for a sequence, a dict for a map, None for an empty optional
 
-MISSING = "onnxruntime is not installed (pip install 'bnfold[onnxruntime]')"
+MISSING = "onnxruntime is not installed"
+_BUILDS = (
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxruntime-directml",
+    "onnxruntime-openvino",
+    "onnxruntime-qnn",
+)
 # Weights, in number. The reference evaluator holds them several times over.
 LARGEST_FOR_REFERENCE = 1 << 28
 
@@ -45,6 +55,36 @@ class Evaluator(Protocol):
         """A rough estimate of what `run` will take, where that can be long; else 0."""
 
 
+def runtime() -> Any:
+    """The module onnxruntime.
+
+    Raises:
+        CannotRun: it is not installed, or only what is left of it where two builds overwrote each other.
+    """
+    try:
+        import onnxruntime
+
+        onnxruntime.InferenceSession  # noqa: B018 - a folder without the package can be imported too
+    except (ImportError, AttributeError):
+        both = doubled()
+        raise CannotRun(
+            f"{MISSING} whole: {both}" if both else f"{MISSING} ({extra('onnxruntime')})"
+        ) from None
+    return onnxruntime
+
+
+def doubled() -> str:
+    """What to do where two builds of onnxruntime are installed, with their files in one place; else ""."""
+    builds = [name for name in _BUILDS if next(iter(metadata.distributions(name=name)), None) is not None]
+    if len(builds) < 2:
+        return ""
+    both = " ".join(builds)
+    return (
+        f"{first(builds, 3)} are installed, and overwrite each other's files: "
+        f"pip uninstall -y {both}, then pip install the one that you need"
+    )
+
+
 class OnnxRuntime:
     """onnxruntime on the CPU, nothing logged; its graph optimizations off, unless they are asked for.
 
@@ -55,10 +95,7 @@ class OnnxRuntime:
     label = "onnxruntime"
 
     def __init__(self, loaded: Loaded, optimized: bool = False) -> None:
-        try:
-            import onnxruntime
-        except ImportError:
-            raise CannotRun(MISSING) from None
+        onnxruntime = runtime()
         self.name = f"onnxruntime {onnxruntime.__version__}"
         self._ort: Any = onnxruntime
         levels = onnxruntime.GraphOptimizationLevel

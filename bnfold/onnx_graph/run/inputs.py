@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ class Sample:
     source: str
 
 
-Given = str | Path | Sequence[Sample] | Mapping[str, Any]
+Given = str | Path | Sequence[Any] | Mapping[str, Any]  # an array alone is the first input
 
 
 def wanted(loaded: Loaded) -> list[Input]:
@@ -152,22 +153,35 @@ def load_inputs(path: str | Path) -> list[Sample]:
         raise UsageError(f"{path} is not a readable {path.suffix} file: {error}") from None
 
 
+def samples_of(given: Any) -> list[Sample]:
+    """Those of a file, a list of arrays, or one array."""
+    if isinstance(given, (str, os.PathLike)):
+        return load_inputs(Path(given))
+    arrays = [given] if hasattr(given, "__array__") else given
+    return [
+        one if isinstance(one, Sample) else Sample(np.asarray(one), "", at, f"inputs[{at}]")
+        for at, one in enumerate(arrays)
+    ]
+
+
 def feed_from(inputs: Sequence[Input], given: Given) -> dict[str, Array]:
-    """The arrays of `given`, each checked against the input it is for.
+    """The arrays of `given`, each checked against the input it is for: by its name, else by its position.
 
     Raises:
         UsageError: an input is missing, a name unknown, or a type or shape does not fit; it says what was
         expected.
     """
-    if isinstance(given, (str, Path)):
-        given = load_inputs(given)
     if isinstance(given, Mapping):
         named = {str(name): np.asarray(array) for name, array in given.items()}
     else:
         names = {i.name for i in inputs}
         named = {}
-        for sample in given:
-            at_position = inputs[sample.position].name if sample.position < len(inputs) else sample.name
+        for sample in samples_of(given):
+            at_position = (
+                inputs[sample.position].name
+                if sample.position < len(inputs)
+                else sample.name or sample.source
+            )
             # Names inside .pb files are often another framework's; a name inside an .npz is the user's word.
             by_name = sample.name in names or (sample.name and not sample.source.endswith(".pb"))
             name = sample.name if by_name else at_position
@@ -206,7 +220,7 @@ def generate(
         UsageError: `shapes` names an unknown input or contradicts the model; NoGuess: an input's rank is
         unknown, or memory is too small.
     """
-    shapes = dict(shapes or {})
+    shapes = by_name(inputs, shapes)
     known = {i.name for i in inputs}
     sizes: dict[str, tuple[int, str]] = {}
     for name, shape in shapes.items():
@@ -235,6 +249,21 @@ def generate(
         yield feed
     if not made:
         raise NoGuess(f"inputs of {min(count):,} numbers do not fit into memory; give smaller ones")
+
+
+def by_name(inputs: Sequence[Input], shapes: Mapping[str, Sequence[int]] | None) -> dict[str, Sequence[int]]:
+    """Shapes by the names of inputs; "" stands for the one input of a model.
+
+    Raises:
+        UsageError: a shape has no name, and there are several inputs.
+    """
+    shapes = dict(shapes or {})
+    if "" in shapes and all(i.name for i in inputs):
+        if len(inputs) != 1:
+            names = ", ".join(i.name for i in inputs) or "none"
+            raise UsageError(f"name the input that the shape is for: the model's inputs are {names}")
+        shapes = {inputs[0].name: shapes.pop(""), **shapes}
+    return shapes
 
 
 def growth(loaded: Loaded) -> float:

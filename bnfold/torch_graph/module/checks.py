@@ -26,9 +26,7 @@ def copied(module: nn.Module) -> nn.Module:
     return made
 
 
-def check_module(module: Any, function: str) -> None:
-    if not isinstance(module, nn.Module):
-        raise UsageError(f"{function} takes a torch.nn.Module, not {type(module).__name__}")
+def check_module(module: nn.Module) -> None:
     values = [*module.parameters(), *module.buffers()]
     if any(is_lazy(value) for value in values):
         raise UsageError("the module has lazy parameters that hold nothing yet: run it once first")
@@ -46,10 +44,8 @@ def exported(
         "Fold the parts of it that can be exported, each on its own inputs (net.backbone with inplace=True, "
         "say), or rewrite what depends on data"
     )
-    with (
-        explained(f"torch.export cannot see the whole of {type(module).__name__}", advice),
-        without_warnings(),
-    ):
+    said = f"torch.export cannot see the whole of {type(module).__name__}"
+    with tracing.told(module, args, kwargs, said, advice), without_warnings():
         raw = tracing.exported(module, args, kwargs, dynamic_shapes)
         functional = raw.run_decompositions({})
     return raw, functional

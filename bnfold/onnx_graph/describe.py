@@ -1,0 +1,160 @@
+"""What is in a model, in numbers: for the summary of a command, which should cost next to nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import onnx
+
+from bnfold.fold.graph import Graph
+from bnfold.fold.merge.view import positions
+from bnfold.fold.roles import Linear
+from bnfold.onnx_graph.file.data_file import locations_of
+from bnfold.onnx_graph.file.loaded import Loaded
+from bnfold.onnx_graph.site import DTYPES
+from bnfold.report.summary import Contents, File, Summary
+
+__all__ = ["Sketch", "Uses", "describe", "uses_of"]
+
+Uses: TypeAlias = "dict[tuple[str, str], int]"
+
+_LINEAR = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
+_PRODUCTS = frozenset(("Gemm", "MatMul"))
+_SHAPING = frozenset(("Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"))
+_SAME_COUNT = _SHAPING | {"Cast", "DequantizeLinear", "QuantizeLinear"}  # of numbers, before and behind
+
+
+class Sketch:
+    """What is in a model before it is changed; and then what is in it after."""
+
+    def __init__(self) -> None:
+        self.before: Contents | None = None
+        self._uses: Uses = {}
+
+    def draw(self, loaded: Loaded, graph: Graph) -> None:
+        """Note what is in a model, when it is read for the first time."""
+        if self.before is None:
+            self._uses = uses_of(graph)
+            self.before = describe(loaded, self._uses)
+
+    def summary(self, loaded: Loaded, files: Sequence[Path]) -> Summary | None:
+        """Before and after; None if no model was read. files: those of the model that was made of it."""
+        if self.before is None:
+            return None
+        after = describe(loaded, self._uses)
+        written = [File(str(path), path.stat().st_size) for path in files]
+        after.bytes = sum(file.bytes for file in written) if written else None
+        return Summary(self.before, after, written)
+
+
+def uses_of(graph: Graph) -> Uses:
+    """How often each number of a stored weight is multiplied in one run, by the layer that it belongs to.
+
+    A size that is not static counts as 1. Folding does not change it, and dropping channels neither.
+    """
+    uses: Uses = {}
+    for node in graph.nodes:
+        role = node.role
+        output = node.outputs[0] if isinstance(role, Linear) else None
+        if output is None or not isinstance(role, Linear):
+            continue
+        count = positions(output, role.out_axis)
+        if node.op == "ConvTranspose":
+            count = positions(node.at(role.x), role.in_axis)
+        elif node.op in _PRODUCTS:  # a stack of matrices has one for each of its positions
+            count //= max(1, math.prod(role.rest))
+        for key in _keys(node.source.node):
+            uses.setdefault(key, count)
+    return uses
+
+
+def _keys(node: onnx.NodeProto) -> Iterator[tuple[str, str]]:
+    """What a layer is known by, before and after: it may get another output or another weight."""
+    yield "output", node.output[0]
+    if node.name:
+        yield "node", node.name
+    for name in node.input[:2]:
+        yield "weight", name
+
+
+def describe(loaded: Loaded, uses: Uses) -> Contents:
+    """What is in a model. uses: of it, or of the one that it was made from: `uses_of`; without them the
+    number of multiplications is not known.
+    """
+    graph = loaded.proto.graph
+    stored = {tensor.name for tensor in graph.initializer}
+    operators: dict[str, int] = {}
+    sizes: dict[str, int] = {}  # of stored values, as far as a layer may read them as its weight
+    parameters, work, known = 0, 0, True
+    for scope in _graphs(graph):
+        for tensor in scope.initializer:
+            sizes[tensor.name] = count = math.prod(tensor.dims)
+            parameters += count
+        for node in scope.node:
+            op, domain = node.op_type, node.domain
+            if domain and domain != "ai.onnx":
+                op = f"{domain}.{op}"
+            operators[op] = operators.get(op, 0) + 1
+            if op == "Constant":
+                count = sum(math.prod(a.t.dims) for a in node.attribute if a.HasField("t"))
+                parameters += count
+                sizes[node.output[0]] = count
+            elif op in _SAME_COUNT:
+                if node.input and node.input[0] in sizes:
+                    sizes[node.output[0]] = sizes[node.input[0]]
+            elif op in _LINEAR:
+                weight = next((sizes[name] for name in reversed(node.input[:2]) if name in sizes), None)
+                if weight is not None:
+                    times = next((uses[key] for key in _keys(node) if key in uses), None)
+                    known = known and times is not None
+                    work += weight * (times or 0)
+    inner = any(node.op_type in _LINEAR for function in loaded.proto.functions for node in function.node)
+    return Contents(
+        next((entry.version for entry in loaded.proto.opset_import if entry.domain in ("", "ai.onnx")), 0),
+        [_signature(entry) for entry in graph.input if entry.name not in stored],
+        [_signature(entry) for entry in graph.output],
+        operators,
+        parameters,
+        work if known and not inner else None,
+        _bytes(loaded),
+    )
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph, and the bodies in it, each behind the one that it is in."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _graphs(attribute.g)
+            for body in attribute.graphs:
+                yield from _graphs(body)
+
+
+def _signature(entry: onnx.ValueInfoProto) -> str:
+    """An input or output as the command line takes it: its name, sizes and type."""
+    kind = entry.type.WhichOneof("value") or "unknown"
+    if kind != "tensor_type":
+        return f"{entry.name}:{kind.removesuffix('_type')}"
+    tensor = entry.type.tensor_type
+    sizes = [
+        size.dim_param or (str(size.dim_value) if size.HasField("dim_value") else "?")
+        for size in tensor.shape.dim
+    ]
+    shape = ",".join(sizes) if tensor.HasField("shape") else "?"
+    return f"{entry.name}:{shape}:{DTYPES.get(tensor.elem_type, '?')}"
+
+
+def _bytes(loaded: Loaded) -> int | None:
+    """Of the model's file and its data files."""
+    path = loaded.path
+    if path is None:
+        return None
+    names = locations_of(loaded.proto) if loaded.is_external else ()
+    try:
+        return sum(file.stat().st_size for file in (path, *map(path.parent.joinpath, names)))
+    except OSError:
+        return None
