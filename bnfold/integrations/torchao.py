@@ -16,13 +16,14 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bnfold.errors import UsageError, explained
+from bnfold.integrations.stack import imported
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
 
 __all__ = ["TrainedNorm", "convert", "prepare_qat", "set_training"]
 
-MISSING = "torchao is not installed (pip install torchao)"
+PT2E = "torchao.quantization.pt2e"
 NORM = "aten.batch_norm.default"  # input, weight, bias, mean, variance, training, momentum, epsilon, cudnn
 INPUT, VARIANCE, MOMENTUM, EPSILON = 0, 4, 6, 7
 CONCATENATION = "aten.cat.default"
@@ -64,18 +65,16 @@ def prepare_qat(model: GraphModule, quantizer: Any) -> tuple[GraphModule, list[T
         and `convert`.
 
     Raises:
-        UsageError: torchao is not installed, or cannot prepare the model; or the prepared model has a batch
-            norm that the model has not, whose epsilon nobody knows.
+        ImportError: no torchao, or one without what is called; it says which version was tested.
+        UsageError: torchao cannot prepare the model; or the prepared model has a batch norm that the model
+            has not, whose epsilon nobody knows.
     """
     settings: dict[Any, Any] = {
         _target(norm, VARIANCE): norm.args[MOMENTUM : EPSILON + 1] for norm in _norms(model)
     }
     if None in settings:
         raise UsageError("a batch norm of the model has no stored variance; prepare_qat takes none such")
-    try:
-        from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
-    except ImportError:
-        raise UsageError(MISSING) from None
+    prepare_qat_pt2e = imported("torchao", f"{PT2E}.quantize_pt2e", "prepare_qat_pt2e")
     with explained("torchao cannot prepare the model"):
         prepared: GraphModule = prepare_qat_pt2e(model, quantizer)
     prepared.meta[SETTINGS] = settings
@@ -114,14 +113,10 @@ def set_training(prepared: GraphModule, training: bool = True) -> None:
     """Switch batch norms and dropout of a prepared model to training, or to inference, in place.
 
     Raises:
-        UsageError: torchao is not installed, or the model does not come from `prepare_qat`.
+        ImportError: as `prepare_qat`. UsageError: the model does not come from `prepare_qat`.
     """
     settings = _settings(prepared)
-    try:
-        from torchao.quantization.pt2e import move_exported_model_to_eval, move_exported_model_to_train
-    except ImportError:
-        raise UsageError(MISSING) from None
-    (move_exported_model_to_train if training else move_exported_model_to_eval)(prepared)
+    imported("torchao", PT2E, f"move_exported_model_to_{'train' if training else 'eval'}")(prepared)
     _put_back(prepared, settings)
 
 
@@ -132,15 +127,12 @@ def convert(prepared: GraphModule) -> GraphModule:
     gives the same numbers. The prepared model is used up.
 
     Raises:
-        UsageError: torchao is not installed, or cannot convert the model; or the model does not come from
+        ImportError: as `prepare_qat`. UsageError: torchao cannot convert the model, or it does not come from
             `prepare_qat`.
     """
     settings = _settings(prepared)
-    try:
-        from torchao.quantization.pt2e import move_exported_model_to_eval
-        from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
-    except ImportError:
-        raise UsageError(MISSING) from None
+    convert_pt2e = imported("torchao", f"{PT2E}.quantize_pt2e", "convert_pt2e")
+    move_exported_model_to_eval = imported("torchao", PT2E, "move_exported_model_to_eval")
     done = set[Any]()
     for norm in _norms(prepared):
         name = _target(norm, VARIANCE)

@@ -202,7 +202,7 @@ def test_what_is_refused(stand_in: None, monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(UsageError, match=r"has a batch norm of 'norm\.running_var', and the model has none"):
         torchao.placed(model, {})
     monkeypatch.setitem(sys.modules, "torchao.quantization.pt2e.quantize_pt2e", None)
-    with pytest.raises(UsageError, match="torchao is not installed"):
+    with pytest.raises(ImportError, match=r"bnfold needs prepare_qat_pt2e of torchao, tested with"):
         prepare_qat(model, None)
 
 
