@@ -30,6 +30,7 @@ CONCATENATION = "aten.cat.default"
 LAYERS = ("aten.linear.", "aten.conv1d.", "aten.conv2d.", "aten.conv3d.", "aten.conv_transpose")
 SETTINGS = "bnfold.batch_norms"  # in a module's meta: momentum and epsilon by the variance's name
 FUSED_EPSILON = 1e-5  # torchao's, in all that it matches and replaces
+ALSO_READ = "others read what it normalizes"
 NOT_BEHIND = "follows no layer; fold it before prepare_qat, with its statistics fixed, if it shall vanish"
 
 
@@ -94,13 +95,12 @@ def placed(prepared: GraphModule, settings: Mapping[Any, Any]) -> list[TrainedNo
         momentum, epsilon = settings[name]
         restored = tuple(norm.args[MOMENTUM : EPSILON + 1]) != (momentum, epsilon)
         fused = bool(_roots(prepared, name))
-        layers, roundings = ([], []) if fused else _between(prepared, norm)
+        layers, roundings, reason = ([], [], "") if fused else _between(prepared, norm)
         for rounding in roundings:
             source: Any = rounding.args[0]
             rounding.replace_all_uses_with(source)
             prepared.graph.erase_node(rounding)
-        outcome = "torchao" if fused else "bnfold" if layers else "stays"
-        reason = NOT_BEHIND if outcome == "stays" else ""
+        outcome = "torchao" if fused else "stays" if reason else "bnfold"
         names = tuple(layer.name for layer in layers)
         stem = str(name).rpartition(".")[0]
         found.append(TrainedNorm(stem, outcome, names, len(roundings), epsilon, momentum, restored, reason))
@@ -188,15 +188,15 @@ def _put_back(model: GraphModule, settings: Mapping[Any, Any]) -> None:
     model.recompile()
 
 
-def _between(model: GraphModule, norm: Node) -> tuple[list[Node], list[Node]]:
-    """The layers that a batch norm follows, and the roundings between; nothing if it cannot be folded so."""
+def _between(model: GraphModule, norm: Node) -> tuple[list[Node], list[Node], str]:
+    """The layers that a batch norm follows, the roundings between, and why it cannot be folded, if so."""
     layers: list[Node] = []
     roundings: list[Node] = []
     pending: list[Any] = [norm.args[INPUT]]
     while pending:
         node = pending.pop()
-        if len(node.users) != 1:  # others read what is not normalized
-            return [], []
+        if len(node.users) != 1:
+            return [], [], ALSO_READ
         if _rounds(model, node):
             roundings.append(node)
             pending.append(node.args[0])
@@ -205,8 +205,8 @@ def _between(model: GraphModule, norm: Node) -> tuple[list[Node], list[Node]]:
         elif str(node.target).startswith(LAYERS):
             layers.append(node)
         else:
-            return [], []
-    return layers, roundings
+            return [], [], NOT_BEHIND
+    return layers, roundings, ""
 
 
 def _rounds(model: GraphModule, node: Node) -> bool:

@@ -157,6 +157,7 @@ def test_what_others_read_is_rounded_as_before(stand_in: None) -> None:
     prepared, report = prepare_qat(captured(Branches(twice=True)), None)
     assert [entry.outcome for entry in report] == ["bnfold", "stays"]
     assert report[1].layers == ()
+    assert report[1].reason == "others read what it normalizes"
     assert roundings(prepared) == 2
 
 
