@@ -65,3 +65,20 @@ def test_a_layer_that_others_read_keeps_its_own_mean() -> None:
     _, report = bnfold.correct(quantize(exact, "int8", "uint8", True), exact, X, verify=False)
     hosts = [layer.node for layer in report.layers if "of the sum" in layer.note]
     assert hosts == [f"conv{block}a" for block in range(BLOCKS - 1)]
+
+
+def test_a_short_way_into_a_sum_waits_for_the_long_one() -> None:
+    """The sum's error is known only when all layers before it are corrected."""
+    g = Build(seed=4, opset=21)
+    x = g.input("x", ("N", 3, 8, 8))
+    y = x
+    for name in ("one", "two", "three"):
+        y = g.op("Relu", g.conv(y, 12, 3, pads=1, name=name))
+    y = g.op("Add", g.conv(x, 12, 1, name="short"), y, name="sum")
+    g.output(g.op("Relu", g.conv(y, 4, 1, name="last")))
+    exact = g.model()
+    model = quantize(exact, "int8", "uint8", False)
+    _, report = bnfold.correct(model, exact, X, verify=False)
+    assert [layer.node for layer in report.layers if "of the sum" in layer.note] == ["short"]
+    error = [layer.mean_after for layer in report.layers if layer.node == "short"]
+    assert error[0] < 2e-4

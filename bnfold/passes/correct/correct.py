@@ -15,7 +15,7 @@ from bnfold.onnx_graph.model.scopes import without_gc
 from bnfold.onnx_graph.model.surgery import Surgery
 from bnfold.onnx_graph.read import analysed
 from bnfold.passes.correct.bias import Bias, Refused, own_bias
-from bnfold.passes.correct.layers import Layer, layers_of
+from bnfold.passes.correct.layers import Layer, Sum, layers_of
 from bnfold.passes.correct.match import matched
 from bnfold.passes.correct.moments import Moments, Runs
 from bnfold.passes.correct.sums import find_sums
@@ -39,7 +39,7 @@ SHARED = "other layers read its weight, and its scales stay for the deviation"
 class Task:
     """A layer that is corrected: where its bias is, and what is known without the model that was read.
 
-    sum: where the sum is measured whose mean it corrects, in both models; None: its own.
+    sum: whose mean it corrects; None: its own.
     """
 
     node: str
@@ -51,7 +51,7 @@ class Task:
     axis: int
     bias: Bias
     scaled: bool
-    sum: tuple[str, str] | None = None
+    sum: Sum | None = None
     codes: str = ""  # the initializer with the weight's integers
     note: str = ""
 
@@ -63,7 +63,7 @@ class Task:
     @property
     def measured(self) -> tuple[str, str]:
         """Where its mean is measured, in both models."""
-        return self.sum or (self.tensor, self.target)
+        return (self.tensor, self.target) if self.sum is None else self.sum[:2]
 
 
 class Step(NamedTuple):
@@ -94,7 +94,9 @@ class Plan:
         """What is measured and corrected, one after the other."""
         steps = [Step((task.depth, 0), task, task.tensor, task.target, task.scaled) for task in self.tasks]
         steps = [step for step in steps if step.task.sum is None or step.task.scaled]
-        steps += [Step((task.depth, 1), task, *task.sum, False) for task in self.tasks if task.sum]
+        steps += [
+            Step((task.sum.depth - 1, 1), task, *task.measured, False) for task in self.tasks if task.sum
+        ]
         return sorted(steps, key=lambda step: step.when)
 
 
@@ -141,7 +143,7 @@ def _task(surgery: Surgery, layer: Layer, deviation: bool | None) -> Task:
     axis, depth = layer.channels, layer.depth
     codes = None if layer.weight.dequantize is None else layer.weight.dequantize.values[0]
     stored = "" if codes is None or codes.init is None else codes.name
-    note = note or (OF_SUM if layer.sum else "")
+    note = "; ".join(filter(None, (note, OF_SUM if layer.sum else "")))
     place = layer.tensor, layer.target
     return Task(site.name, site.op, bits, depth, *place, axis, bias, scaled, layer.sum, stored, note)
 
@@ -186,8 +188,8 @@ def correct(plan: Plan, original: Loaded, runs: Runs, report: CorrectReport) -> 
         for step in group:
             task = step.task
             if not (wanted[step.target].finite and found[step.tensor].finite):
-                left = LeftLayer(task.node, task.op, NOT_FINITE)
-                report.left += [left] if left not in report.left else []
+                if task not in done:  # by its own mean, before its sum
+                    report.left.append(LeftLayer(task.node, task.op, NOT_FINITE))
                 continue
             _renew(loaded, task, found[step.tensor], wanted[step.target], step.scaled)
             done += [task] if task not in done else []
