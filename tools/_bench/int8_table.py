@@ -35,7 +35,8 @@ def merging(result: dict[str, Any]) -> str:
     for name, seeds in result["networks"].items():
         if any("full" in entry["variants"] for entry in seeds.values()):
             for kind, scales in KINDS.items():
-                plans = (*PLANS, TARGETS[kind])
+                made = seeds[min(seeds)]["variants"]
+                plans = [plan for plan in (*PLANS, TARGETS[kind]) if plan in made]
                 rows += [(name, scales, p, _linear(seeds, p), *_compared(seeds, p, kind)) for p in plans]
     headings = ("network", "scales", "merged", "linear nodes", "quantized", "corrected")
     return "\n".join(markdown((*headings, "against apart, by seed"), rows, "lll"))
