@@ -207,6 +207,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, proto in zip(("float", "int8"), quantized(), strict=True):
         onnx.save(proto, tmp_path / f"{name}.onnx")
     np.savez(tmp_path / "images.npz", x=images(60, seed=1))
+    noise = np.random.default_rng(2).standard_normal((40, 3, 16, 16))
+    np.savez(tmp_path / "samples.npz", x=noise.astype(np.float32))
     (tmp_path / "nets.py").write_text(NETS, encoding="utf-8")
     commands = tmp_path / ".bin"
     commands.mkdir()
