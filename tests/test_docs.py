@@ -54,9 +54,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(made(), tmp_path, dirs_exist_ok=True)
     commands = tmp_path / ".bin"
     commands.mkdir()
-    command = commands / "bnfold"
-    command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m bnfold "$@"\n')
-    command.chmod(0o755)
+    for name, module in (("bnfold", "-m bnfold "), ("python", "")):
+        command = commands / name
+        command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {module}"$@"\n')
+        command.chmod(0o755)
     monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -183,6 +184,10 @@ def test_the_json_report_is_the_one_of_the_picture(block: Block, folder: Path) -
     page = block.page.read_text(encoding="utf-8")
     keys = set(re.findall(r'"(\w+)":', report.to_json()))
     assert {key for key in keys if f"`{key}`" not in page} == set()
+
+
+def test_the_readme_is_read_in_three_minutes() -> None:
+    assert (ROOT / "README.md").read_text(encoding="utf-8").count("\n") <= 200
 
 
 def test_links_lead_somewhere() -> None:
