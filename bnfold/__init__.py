@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bnfold import compress as compress
     from bnfold import nn as nn
+    from bnfold import tensorrt as tensorrt
     from bnfold.api.correct import correct as correct
     from bnfold.api.equalize import equalize_onnx as equalize_onnx
     from bnfold.api.export import export as export
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from bnfold.report.fold import Entry as Entry
     from bnfold.report.fold import Report as Report
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "fold_onnx": "bnfold.api.fold_onnx",
@@ -44,6 +45,7 @@ _HOME = {
     "prove": "bnfold.api.prove",
     "nn": "bnfold.nn",
     "compress": "bnfold.compress",
+    "tensorrt": "bnfold.tensorrt",
     "Report": "bnfold.report.fold",
     "Entry": "bnfold.report.fold",
     "BnfoldError": "bnfold.errors",
@@ -62,6 +64,7 @@ __all__ = [
     "prove",
     "nn",
     "compress",
+    "tensorrt",
     "Report",
     "Entry",
     "BnfoldError",
@@ -77,7 +80,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'bnfold' has no attribute {name!r}")
     try:
         home = importlib.import_module(_HOME[name])
-        value = globals()[name] = home if name in ("nn", "compress") else getattr(home, name)
+        value = globals()[name] = home if _HOME[name] == f"bnfold.{name}" else getattr(home, name)
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise

@@ -34,6 +34,7 @@ TARGETS = ("onnx", "tensorrt")
 CHECKS = ("run", "proof", "both")
 PRECISIONS = {"fp16": "float16", "bf16": "bfloat16"}
 QUANTIZERS = {"int8": (8, True), "int8-per-tensor": (8, False), "int4": (4, True)}  # bits; a scale a channel
+BRANCHES_FROM = 8  # bits of a weight: with less, branches stay apart
 INPUT_RANGES = "input ranges have nothing to do unless dead channels are dropped"
 
 
@@ -65,6 +66,7 @@ class FoldKeywords(TypedDict, total=False):
     precision: str | None
     certificate: bool
     quantize_for: str | None
+    calibration: Any
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +136,7 @@ class Fold:
     precision: str | None = None
     certificate: bool = False
     quantize_for: str | None = None
+    calibration: Any = None
 
     def __post_init__(self) -> None:
         choice("shared", self.shared, SHARED)
@@ -144,10 +147,21 @@ class Fold:
             choice("quantize_for", self.quantize_for, QUANTIZERS)
             if not self.merge_branches:
                 raise UsageError("quantize_for says what is merged, and merge_branches=False that nothing is")
+        if self.calibration is not None:
+            self._refuse_guard()
         if isinstance(self.skip, str):
             raise UsageError(f"skip takes a collection of names, not one string: skip=[{self.skip!r}]")
         if self.input_ranges and not self.drop_dead_channels:
             raise UsageError(INPUT_RANGES)
+
+    def _refuse_guard(self) -> None:
+        """Raises UsageError where calibration data has nothing to decide, or onnxruntime no quantizer."""
+        if self.quantize_for is None or QUANTIZERS[self.quantize_for][0] < BRANCHES_FROM:
+            raise UsageError(
+                "calibration data has nothing to do unless quantize_for is int8 or int8-per-tensor"
+            )
+        if self.target != "onnx" or self.precision is not None:
+            raise UsageError("with calibration data the fold is quantized: take no target and no precision")
 
 
 def choice(name: str, value: str, valid: Collection[str]) -> None:

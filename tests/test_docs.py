@@ -279,7 +279,7 @@ def test_the_tables_are_those_of_the_results() -> None:
 @pytest.mark.parametrize("page", FOR_DEVELOPERS, ids=lambda page: page.name)
 def test_what_the_pages_for_developers_name_is_there(page: Path) -> None:
     """Files and folders by any end of their path; what is to come is a room of the contracts."""
-    rooms = [ROOT / name for name in ("bnfold", "tests", "tools", "docs", "bench", "examples", "plugins")]
+    rooms = [ROOT / name for name in ("bnfold", "tests", "tools", "docs", "bench", "examples")]
     known = [f"/{path.relative_to(ROOT)}" for room in rooms for path in (room, *room.rglob("*"))]
     known += [f"/{path.name}" for path in ROOT.iterdir()]
     named = re.findall(r"`([\w./*]+(?:/|\.(?:py|md|cuh|txt)))`", page.read_text(encoding="utf-8"))

@@ -20,8 +20,9 @@ from tests.onnx_graph.build import Build
 EVERY = {field.name for field in (*fields(Check), *fields(Fold))} - {"ranges"}
 FUNCTIONS = {
     "fold_onnx": EVERY,
-    "export": EVERY - {"inputs", "shapes", "seed", "freeze_initializers", "certificate", "check"},
-    "equalize_onnx": EVERY - {"target", "precision", "certificate", "check"},
+    "export": EVERY
+    - {"inputs", "shapes", "seed", "freeze_initializers", "certificate", "check", "calibration"},
+    "equalize_onnx": EVERY - {"target", "precision", "certificate", "check", "calibration"},
     "fold_program": {
         *("verify", "inputs", "rtol", "atol", "check", "shared", "skip", "merge_branches", "quantize_for"),
     },

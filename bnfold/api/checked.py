@@ -80,5 +80,5 @@ def _proved(
 ) -> Iterator[tuple[Proof, list[str]]]:
     proof = _attempt(load(first), load(second), certificate, check)
     yield proof, []
-    if proof.status == "proved":
+    if proof.status == "proved" and proof.ran:
         yield proof, [*_doubled(), *refused(first, second)]

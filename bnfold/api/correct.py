@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -27,7 +27,7 @@ from bnfold.report.correct import CorrectReport, OutputNoise
 if TYPE_CHECKING:
     import onnx_ir
 
-__all__ = ["correct", "correct_loaded"]
+__all__ = ["EVERY", "correct", "correct_loaded", "correct_units"]
 
 EVERY = 5  # one sample of so many is held back
 WORSE = 0.3  # dB that the outputs may lose on the samples held back
@@ -128,6 +128,13 @@ def correct_loaded(
     if verify:
         report.outputs = _judged(_noise(Runs(samples, held, tell), original, loaded, work.loaded))
     return work.loaded, report
+
+
+def correct_units(loaded: Loaded, original: Loaded, samples: Samples, units: Sequence[int]) -> Loaded:
+    """A corrected copy of a quantized model, by some units of samples, and nothing else of `correct`."""
+    work = plan(loaded.copy(), original, None)
+    carry_out(work, original, Runs(samples, units, lambda count, what: None), CorrectReport())
+    return work.loaded
 
 
 def _inputs(loaded: Loaded, original: Loaded) -> list[Input]:

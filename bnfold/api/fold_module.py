@@ -102,7 +102,7 @@ def fold_module(
     args = plain_arguments(module, example_inputs, "fold_module")
     work = _Modules(module, args, dict(kwargs or {}), dynamic_shapes, options, parametrizations == "remove")
     check_with = partial(work.compare, check)
-    front = FrontEnd(read=work.read, write=work.write, check=check_with, solve=work.solve)
+    front = FrontEnd(read=work.read, write=work.write, check=check_with, solve=work.solve, drawn=True)
 
     done = run(front, copied(module), options)
     folded, report = done.model, done.report

@@ -5,11 +5,12 @@ What not every fold needs (the check, half precision, dead channels: fifty modul
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import onnx
 
@@ -24,16 +25,19 @@ from bnfold.onnx_graph.describe import Sketch
 from bnfold.onnx_graph.file.loaded import Loaded, load
 from bnfold.onnx_graph.ledger import Ledger
 from bnfold.onnx_graph.model.scopes import without_gc
+from bnfold.onnx_graph.outline import snapshot
 from bnfold.onnx_graph.read import read, scope_of
 from bnfold.onnx_graph.write import apply
 from bnfold.options import Check, CheckKeywords, Fold, FoldKeywords
 from bnfold.passes.deploy.rewrite import rewrite
 from bnfold.report.fold import Report
+from bnfold.report.guard import Guard
 from bnfold.report.table import first
 from bnfold.report.verification import Verification
 
 if TYPE_CHECKING:
     import onnx_ir
+    from torch.onnx import ONNXProgram
     from typing_extensions import Unpack
 
     from bnfold.onnx_graph.run.input_ranges import Range
@@ -51,8 +55,10 @@ def fold_onnx(
 ) -> tuple[onnx.ModelProto, Report]: ...
 @overload
 def fold_onnx(model: onnx_ir.Model, **options: Unpack[Keywords]) -> tuple[onnx_ir.Model, Report]: ...
+@overload
+def fold_onnx(model: ONNXProgram, **options: Unpack[Keywords]) -> tuple[ONNXProgram, Report]: ...
 def fold_onnx(
-    model: str | Path | onnx.ModelProto | onnx_ir.Model,
+    model: str | Path | onnx.ModelProto | onnx_ir.Model | ONNXProgram,
     *others: Any,
     verify: bool = True,
     shared: str = "duplicate",
@@ -74,11 +80,13 @@ def fold_onnx(
     certificate: bool = False,
     check: str | None = None,
     quantize_for: str | None = None,
-) -> tuple[onnx.ModelProto | onnx_ir.Model, Report]:
+    calibration: Mapping[str, Any] | str | Path | None = None,
+) -> tuple[onnx.ModelProto | onnx_ir.Model | ONNXProgram, Report]:
     """Fold every batch norm that can vanish from an ONNX model without changing what it computes.
 
     Args:
-        model: a path, an `onnx.ModelProto` or an `onnx_ir.Model`; it is not changed.
+        model: a path, an `onnx.ModelProto`, an `onnx_ir.Model`, or what `torch.onnx.export` returns; it is
+            not changed.
         others: there are none; the message tells where the file goes.
         verify: run both models on `inputs` (generated from `seed` if None) and compare.
         shared: what to do with a stored parameter whose users need different values: "duplicate" it, "skip"
@@ -111,6 +119,10 @@ def fold_onnx(
         quantize_for: what the folded model will be rounded to: "int8" (a scale for each output channel),
             "int8-per-tensor" (one for each weight) or "int4" (docs/int8.md). Branches become one only where
             that adds no more than 0.5 dB of noise, as predicted from the weights; below 8 bits none do.
+        calibration: with "int8" or "int8-per-tensor", samples as for `bnfold.correct` (arrays by input name,
+            samples along the first axis, or a file of them). The fold with merged branches and the one with
+            all apart are then quantized by onnxruntime and corrected, on four sets of these samples, and the
+            merged one is taken only if its mean is no more than 0.5 dB below, on others of them.
 
     Returns:
         The folded model (for a path: an `onnx.ModelProto`), of the kind that was given, and the report.
@@ -137,24 +149,28 @@ def fold_onnx(
         precision=precision,
         certificate=certificate,
         quantize_for=quantize_for,
+        calibration=calibration,
     )
     loaded, as_given = opened(model, "fold_onnx")
     how = Check(verify, inputs, shapes, seed, rtol, atol, apart, timeout, check=check)
-    folded, report = fold_loaded(loaded, options, how)
+    folded, report = fold_loaded(loaded, options, how, drawn=True)
     return as_given(folded), report
 
 
-def opened(
-    model: str | Path | onnx.ModelProto | onnx_ir.Model, function: str
-) -> tuple[Loaded, Callable[[Loaded], Any]]:
-    """A model of any kind, and what makes one of that kind again."""
+def opened(model: Any, function: str) -> tuple[Loaded, Callable[[Loaded], Any]]:
+    """A model of any kind that `fold_onnx` takes, and what makes one of that kind again."""
+    program = getattr(sys.modules.get("torch.onnx"), "ONNXProgram", None)  # who has one has loaded torch
+    if program is not None and isinstance(model, program):
+        loaded, as_model = opened(model.model, function)
+        return loaded, lambda folded: program(as_model(folded), model.exported_program)
     if not hasattr(model, "graph") or isinstance(model, onnx.ModelProto):
         return load(model), Loaded.to_proto
     import onnx_ir
 
     if not isinstance(model, onnx_ir.Model):
         kind = type(model).__name__
-        raise UsageError(f"{function} takes a path, an onnx.ModelProto or an onnx_ir.Model, not {kind}")
+        wanted = "a path, an onnx.ModelProto, an onnx_ir.Model or what torch.onnx.export returns"
+        raise UsageError(f"{function} takes {wanted}, not {kind}")
     return load(onnx_ir.to_proto(model)), lambda loaded: onnx_ir.from_proto(loaded.to_proto())
 
 
@@ -176,32 +192,42 @@ def fold_loaded(
     check: Check = Check(),  # noqa: B008
     progress: Progress | None = None,
     sketch: Sketch | None = None,
+    drawn: bool = False,
 ) -> tuple[Loaded, Report]:
     """The pipeline, then half precision if that is asked for. Without verification `loaded` is edited.
 
-    sketch: is shown the model before it is changed.
+    sketch: is shown the model before it is changed. drawn: the report keeps both graphs, for its page.
     """
     before, named = digest(loaded.inlined()) if options.certificate else "", annotated(loaded)
-    folded, report = _frozen_or_not(loaded, options, check, bool(named), progress, sketch)
+    graph = snapshot(loaded.proto) if drawn else None
+    also = _Also(bool(named), sketch, drawn)
+    folded, report = _frozen_or_not(loaded, options, check, progress, also)
     report.notes += dropped_note(named, folded)
+    if graph is not None:
+        report.graphs = graph, snapshot(folded.proto)
     if report.certificate is not None:
         report.certificate.original, report.certificate.folded = before, digest(folded.inlined())
     return folded, report
 
 
+class _Also(NamedTuple):
+    """What is noted on the way.
+
+    named: whether tensors have annotations, which may have to go. sketch, drawn: as for `fold_loaded`.
+    """
+
+    named: bool
+    sketch: Sketch | None
+    drawn: bool
+
+
 def _frozen_or_not(
-    loaded: Loaded,
-    options: Fold,
-    check: Check,
-    named: bool,
-    progress: Progress | None,
-    sketch: Sketch | None,
+    loaded: Loaded, options: Fold, check: Check, progress: Progress | None, also: _Also
 ) -> tuple[Loaded, Report]:
-    """named: whether tensors have annotations, which may have to go."""
     if options.freeze_initializers:
         loaded, names = frozen(loaded)
         less = replace(options, freeze_initializers=False)
-        loaded, report = _frozen_or_not(loaded, less, check, named, progress, sketch)
+        loaded, report = _frozen_or_not(loaded, less, check, progress, also)
         if report.certificate is not None:
             report.certificate.frozen = tuple(names)
         note = f"inputs no longer: {first(names, 4)}" if names else "no input has a stored value"
@@ -209,7 +235,7 @@ def _frozen_or_not(
         return loaded, report
     precision = options.precision
     if precision is None:
-        return _folded(loaded, options, check, named, progress, sketch)
+        return _folded(loaded, options, check, progress, also)
     from bnfold.api import convert
 
     convert.check(loaded, precision)
@@ -217,37 +243,50 @@ def _frozen_or_not(
     if options.input_ranges and check.inputs is None:
         raise UsageError("with input ranges, half precision is measured on inputs that you give")
     original = loaded.copy() if check.verify else None
-    folded, report = _folded(loaded, options, replace(check, rtol=None, atol=None), named, progress, sketch)
+    folded, report = _folded(loaded, options, replace(check, rtol=None, atol=None), progress, also)
     how = replace(check, ranges=ranges)
     folded, report.precision = convert.convert(folded, precision, how, original=original)
     return folded, report
 
 
 def _folded(
-    loaded: Loaded,
-    options: Fold,
-    check: Check,
-    named: bool,
-    progress: Progress | None,
-    sketch: Sketch | None,
+    loaded: Loaded, options: Fold, check: Check, progress: Progress | None, also: _Also
 ) -> tuple[Loaded, Report]:
     ranges = ranges_in(loaded, options)
     check = replace(check, ranges=ranges)
-    front, ledger = front_end(check), None
-    if sketch is not None:
-        front = noting(front, sketch)
-    if options.certificate or named or (check.verify and check.by != "run"):
+    front, ledger = replace(front_end(check), drawn=also.drawn), None
+    if also.sketch is not None:
+        front = noting(front, also.sketch)
+    if options.certificate or also.named or (check.verify and check.by != "run"):
         ledger = Ledger()
         front = replace(front, watch=ledger.watch)
     if ledger is not None and check.by != "run":
         front = replace(front, check=partial(_checked, check, ledger))
+    found = None if options.calibration is None else _guard(loaded, options, ranges, progress)
+    if found is not None:
+        front = replace(front, branches=found.taken == "merged")
     passes = passes_of(options, ranges, ledger)
     done = fold(front, loaded, options, "model", verify=check.verify, passes=passes, progress=progress)
-    if ledger is not None and named:
+    if ledger is not None and also.named:
         drop_annotations(done.model, ledger.changes)
     if ledger is not None and options.certificate:
         done.report.certificate = ledger.certificate(ranges)
+    done.report.guard = found
     return done.model, done.report
+
+
+def _guard(loaded: Loaded, options: Fold, ranges: dict[str, Range], progress: Progress | None) -> Guard:
+    """What quantizing the fold with merged branches and without shows."""
+    from bnfold.api.guard import guard
+
+    def folded(branches: bool) -> Loaded:
+        front = replace(front_end(Check(verify=False)), branches=branches)
+        return fold(
+            front, loaded.copy(), options, "model", verify=False, passes=passes_of(options, ranges)
+        ).model
+
+    assert options.quantize_for is not None
+    return guard(loaded, folded, options.quantize_for, options.calibration, progress)
 
 
 def frozen(loaded: Loaded) -> tuple[Loaded, list[str]]:

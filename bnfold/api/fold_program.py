@@ -18,6 +18,7 @@ from bnfold.options import Check, Fold, refuse_others
 from bnfold.report.fold import Report
 from bnfold.report.verification import Verification
 from bnfold.torch_graph.ledger import Ledger
+from bnfold.torch_graph.outline import outline
 from bnfold.torch_graph.read import read
 from bnfold.torch_graph.tracing import without_warnings
 from bnfold.torch_graph.write import apply
@@ -88,8 +89,11 @@ def fold_program(
         check=work.compare,
         view=partial(View, symmetric=True),
         watch=work.ledger.watch if how.verify and how.by != "run" else None,
+        drawn=True,
     )
     done = fold(front, functional, options, "program", verify=how.verify)
+    names = work.names or {}
+    done.report.graphs = outline(functional, names), outline(done.model, names)
     return program if done.model is functional else done.model, done.report
 
 

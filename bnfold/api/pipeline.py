@@ -67,8 +67,10 @@ class FrontEnd(Generic[M]):
     and what was written is not read again (the program of a module, for one, does not change with it).
     check: what a comparison of the model before and after finds.
     copy: a model that `write` may edit while the old one is still needed; the model itself if `write` makes a
-    new one. solve: what plans. around: a context for all of the work but the check. watch: told what becomes
-    of each tensor before edits are carried out, and asked when they are; None: nobody wants to know.
+    new one. solve: what plans. branches: whether those of a sum may become one. around: a context for all of
+    the work but the check. watch: told what becomes of each tensor before edits are carried out, and asked
+    when they are; None: nobody wants to know. drawn: whether the report tells the way of each fold, for its
+    page.
     """
 
     read: Callable[[M, str], Graph]
@@ -77,8 +79,10 @@ class FrontEnd(Generic[M]):
     view: Callable[[Collection[Node], Collection[str]], View] | None = None
     copy: Callable[[M], M] = _same
     solve: Solve = solve
+    branches: bool = True
     around: Callable[[], AbstractContextManager[None]] = nullcontext
     watch: Callable[[Graph, Claims, Sequence[Edit]], Callable[[], None]] | None = None
+    drawn: bool = False
 
     def carry_out(self, model: M, graph: Graph, plan: Plan | MergePlan) -> M:
         """The model, with the edits of a plan."""
@@ -153,8 +157,10 @@ def run(
             progress=None if progress is None else (lambda count, of: progress(count, of, "folding")),
         )
         entries = [_branch(e) if e.name in held else e for e in plan.entries] if held else plan.entries
-        report = Report(entries, quantize_for=options.quantize_for)
-        judge = Judge(options.quantize_for or UNASKED, decides=options.quantize_for is not None)
+        report = Report(
+            entries, quantize_for=options.quantize_for, routes=plan.routes() if front.drawn else {}
+        )
+        judge = Judge(options.quantize_for or UNASKED, options.quantize_for is not None, front.branches)
         done = Done(model, report, [node.name for node in plan.order], held, judge, untrained)
         LOG.info("folded: %d; kept so far: %d", len(plan.order), len(report.kept))
         merges = options.merge_branches and front.view is not None and part.merges != 0
@@ -264,6 +270,8 @@ def _fold_again(front: FrontEnd[M], done: Done[M], options: Fold, part: Part, gr
         return False
     done.model = front.carry_out(done.model, graph, plan)
     done.order += [node.name for node in plan.order]
+    if front.drawn:
+        done.report.routes |= plan.routes()
     gone = {entry.name: entry for entry in plan.entries if entry.outcome == "folded"}
     done.report.entries = [
         gone.get(entry.name, entry) if entry.outcome == "kept" else entry for entry in done.report.entries
@@ -294,7 +302,7 @@ def _holds_zeros(role: Affine) -> bool:
 def _adds_a_node(edits: Sequence[Edit]) -> bool:
     """The bias of a product that has no place for one becomes an addition, which takes more in."""
     biased = (edit.node.role for edit in edits if isinstance(edit, AddBias))
-    return any(isinstance(role, Linear) and role.costs > 0 for role in biased)
+    return any(not isinstance(role, Linear) or role.costs > 0 for role in biased)
 
 
 def _changes_maps(edits: Sequence[Edit]) -> bool:

@@ -267,5 +267,5 @@ NO_JSON = Idle(["--force"], " without --json", lambda a: not a.json)
 NO_WORDS = Idle(["--show"], " with --quiet", lambda a: a.quiet)
 NO_OUT = (
     Idle(["--save-as-external-data"], " without an output file", lambda a: not a.out),
-    Idle(["--force"], " without an output file", lambda a: not a.out and not a.json),
+    Idle(["--force"], " without an output file", lambda a: not (a.out or a.json or getattr(a, "html", None))),
 )

@@ -32,8 +32,10 @@ examples:
   bnfold fold model.onnx half.onnx --precision fp16 --input-data-path images.npz
   bnfold fold model.onnx folded.onnx --no-merge-branches
   bnfold fold model.onnx folded.onnx --for int8
+  bnfold fold model.onnx folded.onnx --for int8 --calibration-data-path images.npz
   bnfold fold model.onnx smaller.onnx --drop-dead-channels --input-range x:0,1
   bnfold fold model.onnx folded.onnx --certificate folded.npz
+  bnfold fold model.onnx --html report.html
 
 the JSON report:
   {"entries": [            one for each batch norm, and each other per-channel map that was looked at
@@ -72,8 +74,14 @@ the JSON report:
         "moved": [{"channel": int, "value": number}]}],   constants that are in its bias now
      "kept": [{            channels that are constant and stay
         "name": str, "op": str, "channels": [int], "reason": str, "blocked_by": str}]},
+   "quantize_for": str,    what --for said, or null
+   "guard": {              both plans quantized and corrected, or null without --calibration-data-path
+     "taken": str,         "merged" or "apart"
+     "merged_db": [number], "apart_db": [number],   signal over noise, one for each set of samples
+     "samples": int,       in each set
+     "compared": int,      others, that it was measured on
+     "evaluator": str},    what ran the models
    "notes": [str],
-   "quantize_for": str     what --for said, or null
    "verification": object  as in `bnfold verify --help`, or null if the check was skipped
    "precision": object     what --precision did, or null; docs/report.md has its keys
    "summary": {            the model before and after
@@ -103,6 +111,9 @@ IDLE = [
     flags.NO_MERGES,
     flags.Idle(["--lower-batch-statistics"], ": --target tensorrt does more", lambda a: a.target != "onnx"),
     flags.NO_RANGES,
+    flags.Idle(
+        ["--calibration-data-path"], " without --for int8", lambda a: a.quantize_for in (None, "int4")
+    ),
     flags.Idle(["--check"], " with --no-verify", lambda a: a.no_verify),
     flags.Idle(list(flags.TOLERANCES), " with --no-verify", unchecked),
     flags.Idle(list(flags.CHECK), " with --no-verify", lambda a: unchecked(a) and not a.precision),
@@ -119,6 +130,22 @@ BY: flags.Flags = {
         "choices": [*CHECKS, "none"],
     }
 }
+PAGE: flags.Flags = {
+    "--html": {
+        "help": "write the report as a page: both graphs, and the way of each batch norm",
+        "metavar": "FILE",
+        "type": Path,
+    }
+}
+GUARD: flags.Flags = {
+    "--calibration-data-path": {
+        "help": "with --for int8: quantize with branches merged and apart, by samples along the first axis "
+        "of arrays, and merge only if that is no worse",
+        "dest": "calibration",
+        "metavar": "PATH",
+        "type": Path,
+    }
+}
 CERTIFICATE: flags.Flags = {
     "--certificate": {
         "help": "write what became of each tensor, for bnfold prove",
@@ -130,15 +157,18 @@ CERTIFICATE: flags.Flags = {
 
 def add(parser: argparse.ArgumentParser) -> None:
     flags.add(parser, flags.MODEL, out="the folded model; without it, only explain")
-    flags.add(parser, flags.FOLD, flags.WRITING, CERTIFICATE)
+    flags.add(parser, flags.FOLD, GUARD, flags.WRITING, CERTIFICATE, PAGE)
     flags.add(parser.add_argument_group("the check"), BY, flags.CHECK)
     flags.add(parser, flags.LEDGER, flags.OUTPUT)
 
 
 def run(args: argparse.Namespace) -> int:
     check_outputs(args)
-    others = [args.model, args.input_data_path, args.out, args.json]
+    check_target(args.out, args.force, never=[args.calibration], replaces=args.model)
+    check_target(args.json, args.force, never=[args.calibration])
+    others = [args.model, args.input_data_path, args.calibration, args.out, args.json]
     check_target(args.certificate, args.force, never=others)
+    check_target(args.html, args.force, never=[*others, args.certificate])
     args.no_verify = unchecked(args)
     check, options = flags.check_of(args), flags.fold_of(args)
     check = replace(check, check=None if args.check == "none" else args.check)
@@ -150,10 +180,14 @@ def run(args: argparse.Namespace) -> int:
 
     sketch = Sketch()
     with timed("read, folded and checked"), progress("Folding", args.quiet) as advance:
-        loaded, report = api.fold_loaded(load(args.model), options, check, advance, sketch)
+        drawn = args.html is not None
+        loaded, report = api.fold_loaded(load(args.model), options, check, advance, sketch, drawn)
     files = save_model(args, loaded)
     report.summary = sketch.summary(loaded, files)
     finish(args, report, files, " to fold into it")
+    if args.html is not None:
+        write(args.html, report.to_html(args.model.name).encode())
+        tell(f"wrote {args.html} ({size(args.html)})")
     if report.certificate is not None:
         write(args.certificate, report.certificate.to_bytes())
         tell(f"wrote {args.certificate} ({size(args.certificate)})")

@@ -7,9 +7,10 @@ two can go different ways.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from typing import TypeAlias
 
 import numpy as np
 
@@ -20,22 +21,24 @@ from bnfold.fold.carry.spread import Conflict, Rule, Spread, State, TooWide
 from bnfold.fold.graph import Array, Node, Tensor
 from bnfold.fold.roles import Affine
 
-__all__ = ["NARROW", "Run", "ends", "fold", "pair"]
+__all__ = ["NARROW", "Run", "Taken", "ends", "fold", "pair"]
 
 # undone before the node, or after it: before it first, since the node that makes a tensor loses no precision
 SIDES = ("back", "forward")
 NARROW = 4  # tensors that a try of the first pass may reach
+Taken: TypeAlias = "tuple[str, tuple[Tensor, ...], tuple[Node, ...]]"  # side, what carries it, who took it in
 
 
 @dataclass
 class Run:
-    """One pass over all affine nodes."""
+    """One pass over all affine nodes. routes: of each that vanished, the ways of its scale and its shift."""
 
     state: State = field(default_factory=State)
     into: dict[Node, tuple[Node, ...]] = field(default_factory=dict)
     kept: dict[Node, tuple[Conflict, Conflict]] = field(default_factory=dict)
     locks: Locks | None = None
     ways: Counter[str] = field(default_factory=Counter)
+    routes: dict[Node, tuple[Taken, Taken]] = field(default_factory=dict)
 
 
 def ends(node: Node) -> tuple[Tensor, Tensor]:
@@ -68,6 +71,7 @@ def pair(run: Run, node: Node, limit: int, rules: Mapping[str, Mapping[type, Rul
     state.p[x], state.q[x] = a, b
     _gone(run, node, tuple(spread.absorbers))
     run.ways["scale back, shift back"] += 1
+    run.routes[node] = (("back", (x,), (maker,)),) * 2
     return True
 
 
@@ -108,6 +112,7 @@ def fold(run: Run, node: Node, limit: int, rules: Mapping[str, Mapping[type, Rul
                 continue
             _commit(run, node, scale, shift)
             run.ways[f"scale {scale_side}, shift {shift_side}"] += 1
+            run.routes[node] = _taken(node, scale, scale_side), _taken(node, shift, shift_side)
             if scale.zeros:
                 run.ways[f"zero scale {scale_side}"] += 1
             return True
@@ -237,7 +242,18 @@ def _commit(run: Run, node: Node, scale: Spread, shift: Spread) -> None:
         state.zeroed |= {t: number for t, f in scale.values.items() if not f.all()}
     state.new_biases |= shift.new_biases
     holders = [*_holders(scale), *_holders(shift)]
-    _gone(run, node, tuple(dict.fromkeys([*scale.absorbers, *shift.absorbers, *holders])))
+    _gone(run, node, _once([*scale.absorbers, *shift.absorbers, *holders]))
+
+
+def _taken(node: Node, spread: Spread, side: str) -> Taken:
+    """The way of a change. On the node's other side nothing has changed."""
+    still = ends(node)[side == "back"]
+    tensors = tuple(tensor for tensor in spread.values if tensor is not still and tensor.constant is None)
+    return side, tensors, _once([*spread.absorbers, *_holders(spread)])
+
+
+def _once(nodes: Iterable[Node]) -> tuple[Node, ...]:
+    return tuple(dict.fromkeys(nodes))
 
 
 def _holders(spread: Spread) -> Iterator[Node]:

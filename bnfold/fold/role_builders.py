@@ -6,7 +6,6 @@ A reader says what its format stores and where; what that means for the solver s
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from string import ascii_letters
 from typing import Any
 
 import numpy as np
@@ -174,73 +173,6 @@ def of_tensors(shapes: tuple[Shape, Shape], y: Shape, stochastic: bool) -> Contr
                 goals[axis] = None
         axes.append(tuple(goals))
     return Contract((axes[0], axes[1]), stochastic=0 if stochastic else None)
-
-
-def einsum(equation: str, shapes: Sequence[Shape], y: Shape) -> Contract:
-    """A product of two tensors by an equation such as "bij,bjk->bik".
-
-    Raises:
-        Refused: it is another one, or transposes an operand.
-    """
-    equation = equation.replace(" ", "")
-    left, arrow, right = equation.partition("->")
-    terms = left.split(",")
-    distinct = all(len(set(term)) == len(term) for term in (*terms, right))
-    if not (arrow and "." not in equation and len(terms) == len(shapes) == 2 and distinct):
-        raise Refused(f"its equation {equation!r} is not a plain product of two tensors")
-    if [len(term) for term in terms] != [len(shape) for shape in shapes] or len(right) != len(y):
-        raise Refused(f"its equation {equation!r} does not match its operands")
-    axes = []
-    for term, shape in zip(terms, shapes, strict=True):
-        goals: list[int | None] = []
-        for label, size in zip(term, shape, strict=True):
-            goal = right.find(label)
-            goals.append(goal if goal >= 0 and is_kept(size, y[goal]) else None)
-        kept = [goal for goal in goals if goal is not None]
-        if kept != sorted(kept):
-            raise Refused(f"its equation {equation!r} transposes an operand")
-        axes.append(tuple(goals))
-    return Contract((axes[0], axes[1]))
-
-
-def einsum_by_matrix(equation: str, weight: Constant, slot: int, shape: Shape, rank: int) -> Linear | None:
-    """A tensor times a stored matrix, by an equation such as "btc,oc->bot" or "...c,oc->...o".
-
-    Args:
-        equation: as the operator has it.
-        weight: what is stored, at `slot`, 0 or 1.
-        slot: of the weight.
-        shape: of the other operand.
-        rank: of the result.
-
-    Returns:
-        None where it is something else: summed over more than one axis, or batches of matrices.
-    """
-    left, arrow, right = equation.replace(" ", "").partition("->")
-    terms = left.split(",")
-    if not arrow or len(terms) != 2:
-        return None
-    data, matrix = terms[1 - slot], terms[slot]
-    if "..." in data and data.count(".") == right.count(".") == 3 and "..." in right:
-        unused = [letter for letter in ascii_letters if letter not in equation]
-        some = "".join(unused[: max(len(shape) - len(data) + 3, 0)])
-        data, right = data.replace("...", some), right.replace("...", some)
-    summed = set(matrix) & set(data) - set(right)
-    made = set(matrix) & set(right) - set(data)
-    plain = all(len(set(term)) == len(term) and term.isalpha() for term in (data, matrix, right))
-    if not plain or len(matrix) != 2 or len(summed) != 1 or len(made) != 1:
-        return None
-    inner, outer = summed.pop(), made.pop()
-    sizes = len(data) == len(shape) and len(right) == rank and len(weight.shape) == 2
-    if not sizes or set(data) - {inner} != set(right) - {outer}:
-        return None
-    in_axis, w_in = data.index(inner), matrix.index(inner)
-    if shape[in_axis] != weight.shape[w_in]:  # not known, or 1, which is broadcast
-        return None
-    free = tuple((axis, right.index(label)) for axis, label in enumerate(data) if label != inner)
-    role = by_matrix(weight, slot, 1 - slot, in_axis, right.index(outer), w_in, free)
-    role.windows, role.costs = None, 1
-    return role
 
 
 def _passing(shape: Shape, in_axis: int, batch: tuple[int, ...], rank: int) -> tuple[tuple[int, int], ...]:

@@ -289,16 +289,19 @@ class Same(Role):
 
 @dataclass(frozen=True, slots=True)
 class Contract(Role):
-    """Two tensors multiplied at run time (MatMul, Einsum): p of an operand passes to y along the axes that it
-    keeps.
+    """Two tensors multiplied (MatMul, Einsum): p of an operand passes to y along the axes that it keeps.
 
     `axes[i]`: for each axis of operand i, the axis of y, or None where it is summed over. `stochastic` names
     the operand whose rows sum to one (Softmax), so that the other one's q passes as well; None if there is
-    none.
+    none. `labels`: of the axes of both operands and of y, a letter for each; where one operand is stored,
+    they tell which of its axes takes a p, and what a q comes out as. `bias_open`: why y cannot get an
+    addition of its own ("" if it can).
     """
 
     axes: tuple[tuple[int | None, ...], tuple[int | None, ...]]
     stochastic: int | None = None
+    labels: tuple[str, str, str] | None = field(default=None, compare=False)
+    bias_open: str = field(default="", compare=False)
 
 
 @dataclass(eq=False, slots=True)

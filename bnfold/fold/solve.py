@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -22,9 +22,10 @@ from bnfold.fold.carry.locks import Locks
 from bnfold.fold.carry.spread import Conflict, Rule
 from bnfold.fold.claims import Claims, of_fold
 from bnfold.fold.edits import Edit
-from bnfold.fold.graph import Graph, Node
-from bnfold.fold.one_fold import NARROW, Run, ends, fold, pair
+from bnfold.fold.graph import Graph, Node, Tensor
+from bnfold.fold.one_fold import NARROW, Run, Taken, ends, fold, pair
 from bnfold.fold.roles import Affine, Closed
+from bnfold.report.drawing import Route, Way
 from bnfold.report.fold import Entry
 
 __all__ = ["Plan", "solve"]
@@ -39,7 +40,8 @@ RULES: Mapping[str, Mapping[type, Rule]] = {"scale": carry.SCALE, "shift": carry
 class Plan:
     """What to write, and what to report.
 
-    order: the folded nodes as they were committed. claims: what becomes of each tensor.
+    order: the folded nodes as they were committed. claims: what becomes of each tensor. routes: the ways that
+    scale and shift of each took, by its name.
     """
 
     edits: list[Edit] = field(default_factory=list)
@@ -49,6 +51,7 @@ class Plan:
     evicted: int = 0
     ways: Counter[str] = field(default_factory=Counter)  # how folds went: "scale back, shift forward", ...
     claims: Callable[[], Claims] = dict
+    routes: Callable[[], dict[str, Route]] = dict
 
 
 def solve(
@@ -90,6 +93,7 @@ def solve(
             evicted,
             run.ways + Counter({"rolled back": run.state.undone}),
             partial(of_fold, graph, run.state),
+            partial(_routes, run.routes),
         )
 
 
@@ -109,6 +113,21 @@ def _better(
     other.locks = other.state.locks = None
     calls += other.state.calls
     return (other, calls, len(last)) if _worth(other) > _worth(run) else (run, calls, 0)
+
+
+def _routes(taken: Mapping[Node, tuple[Taken, Taken]]) -> dict[str, Route]:
+    return {node.name: _route(*ways) for node, ways in taken.items()}
+
+
+def _route(scale: Taken, shift: Taken) -> Route:
+    way = _way(*scale)
+    return Route(way, way if shift is scale else _way(*shift))  # of a pair they are the same
+
+
+def _way(side: str, tensors: Sequence[Tensor], into: Sequence[Node]) -> Way:
+    if len(tensors) == len(into) == 1:
+        return Way(side, (tensors[0].name,), (into[0].name,))
+    return Way(side, tuple([tensor.name for tensor in tensors]), tuple([node.name for node in into]))
 
 
 def _worth(run: Run) -> tuple[int, int]:

@@ -12,7 +12,7 @@ import onnx
 from bnfold.errors import UsageError
 from bnfold.fold.edits import AddBias, Bypass, Edit, Operand, Rescale, Resum, Retype, SetValue, SetWindows
 from bnfold.fold.graph import Array, Graph, Node
-from bnfold.fold.roles import Linear
+from bnfold.fold.roles import Contract, Linear
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.file.wire import CUT_FROM
 from bnfold.onnx_graph.model.new_nodes import append, emit, take_over
@@ -146,6 +146,9 @@ class _Writer:
     def add_bias(self, edit: AddBias) -> None:
         node, array = edit.node, edit.value
         site, role = _site(node), node.role
+        if isinstance(role, Contract):
+            self.addition(site, array)
+            return
         assert isinstance(role, Linear)
         if role.bias_slot is None:
             self.bias_of_product(node, role, site, array)
@@ -166,19 +169,23 @@ class _Writer:
 
     def bias_of_product(self, node: Node, role: Linear, site: Site, array: Array) -> None:
         """A plain matrix product becomes a Gemm; any other, and an Einsum, gets an Add behind it."""
-        surgery, proto, y = self.surgery, site.node, site.outputs[0]
-        assert y is not None
-        rank, stem = len(node.outputs[0].shape or ()), proto.name or y.name
+        proto, rank = site.node, len(node.outputs[0].shape or ())
         plain = site.op == "MatMul" and rank == len(role.weight.shape) == 2
         if plain and role.weight_slot == 1 and site.opset >= 7:
             proto.op_type = site.op = "Gemm"
-            self.give(site, BIAS_SLOT, array, f"{stem}_bias")
+            self.give(site, BIAS_SLOT, array, f"{proto.name or node.outputs[0].name}_bias")
             return
-        axis = role.out_axis
-        if site.opset >= 7:
-            array = array.reshape((-1,) + (1,) * (rank - 1 - axis))
+        self.addition(site, array.reshape((-1,) + (1,) * (rank - 1 - role.out_axis)), role.out_axis)
+
+    def addition(self, site: Site, array: Array, axis: int = 0) -> None:
+        """An Add behind a product. axis: of the product, that the first one of the array lies along."""
+        surgery, y = self.surgery, site.outputs[0]
+        assert y is not None
+        stem = site.node.name or y.name
+        stated: dict[str, int] = {}
+        if site.opset < 7:  # later, numpy's broadcasting
+            array, stated = array.reshape(-1), {"broadcast": 1, "axis": axis}
         bias = surgery.constant(f"{stem}_bias", array, site)
-        stated = {} if site.opset >= 7 else {"broadcast": 1, "axis": axis}  # 7: numpy's broadcasting
         append(surgery, y, f"{y.name}_matmul", ("Add", f"{stem}_bias_add"), [bias], site, **stated)
 
     def set_windows(self, edit: SetWindows) -> None:

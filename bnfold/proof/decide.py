@@ -30,8 +30,8 @@ from bnfold.proof.claims import (
 )
 from bnfold.proof.graph import Model
 from bnfold.proof.known import KnownOfFile
-from bnfold.proof.maps import Channels, map_of, vanished
-from bnfold.proof.operator import Array
+from bnfold.proof.maps import Channels, map_of, stayed, vanished
+from bnfold.proof.operator import Array, precision_of
 from bnfold.proof.result import Proof, Refusal
 from bnfold.proof.scope import Known, Node, Scope, same_bits
 from bnfold.proof.sizes import smaller
@@ -113,13 +113,12 @@ class Prover:
         self.a, self.b, self.known, self.certificate, self.rng = a, b, known, certificate, rng
         self.parent = parent
         self.claims: dict[str, Image | None] | None = None
-        self.far = False
+        self.far = True  # facts about what is read, or why it is constant, may stand far before it
         self.rounds, self.premises = 1, dict[str, tuple[Array, Array]]()
         if certificate is not None:
             images = certificate.images
             self.claims = {name: image for (scope, name), image in images.items() if scope == a.path}
             self.rounds = min(max(certificate.rounds, 1), ROUNDS)
-            # What is constant may be so because of something that stands far before it.
             self.far = any(image is not None and image.cut is not None for image in images.values())
             self.premises = {} if a.path else certificate.premises
         self.bodies: dict[int, None] = {}  # nodes whose bodies are proved
@@ -202,8 +201,7 @@ class Prover:
             try:
                 held = self._decide(node, slot, name, y)
             except ODD as error:
-                said = f"{type(error).__name__}: {error}"
-                raise Undecided(f"its attributes or shapes are odd ({said})") from None
+                raise Undecided(f"odd attributes or shapes ({type(error).__name__}: {error})") from None
             self.proof.ways[held.way] += 1
             self.proof.ulps = max(self.proof.ulps, held.ulps)
         except (Wrong, Undecided) as error:
@@ -252,22 +250,25 @@ class Prover:
         if node.control:
             return self._bodies(node, slot, y, other)
         first: Wrong | Undecided | None = None
+        sure = False  # that it is wrong, whatever stands before
+        guessed = self.claims is None and name in self.a.outputs  # a claim that cannot be given up
         for back in range(BACK):
             try:
                 return self._decided_at(node, name, y, back)
             except Undecided as error:
                 if isinstance(error, Agrees) and not isinstance(first, Wrong):
                     raise
-                if isinstance(first, Wrong) and not isinstance(error, TooLarge):
+                if isinstance(first, Wrong) and not sure and not isinstance(error, TooLarge):
                     # what is read may obey facts that were not seen
                     raise Undecided(f"{first}, as far as can be seen ({error})") from None
                 first = first or error
             except Wrong as error:
-                if error.final:
+                if error.final and not guessed:
                     raise
-                first = first or error
+                if first is None or (error.final and not sure):
+                    first, sure = error, error.final
         assert first is not None
-        if isinstance(first, Wrong) and self.far:
+        if isinstance(first, Wrong) and not sure and self.far:
             raise Undecided(f"{first}, as far as can be seen from {BACK} parts before it") from None
         raise first
 
@@ -337,7 +338,9 @@ class Prover:
         try:
             self._evaluate(nodes, theirs, leaves, name, y)
         except Wrong as wrong:
-            if self.a.certain(nodes) or not wrong.final:  # what is far off is no rounding
+            if not wrong.final or self.a.certain(nodes):  # what is far off is no rounding
+                inputs = self.parent is None and not any(leaf in self.a.made for leaf in leaves)
+                wrong.final = wrong.final or inputs  # of which there are no facts
                 raise
             raise Undecided(f"{wrong}, and computed constants are rounded on the way") from None
         return Held(EVALUATED)
@@ -357,10 +360,8 @@ class Prover:
             try:
                 evaluate.compare(*sides, leaves, self._leaf, y, values, self.rng, rounds, self.premises)
                 return
-            except Agrees:
-                raise
-            except (Wrong, Undecided):
-                if values is full:
+            except (Wrong, Undecided) as error:
+                if values is full or isinstance(error, Agrees):
                     raise
             finally:
                 self.known.work += sum(side.spent for side in sides)
@@ -389,20 +390,20 @@ class Prover:
         if x.cut is not None or y.cut is not None:
             return None
         shape = self._value(leaf).shape
-        if not theirs:
-            if len(shape) < 2:
-                return None
+        rounds = STEPS if self.claims is None else self.rounds
+        if len(shape) > 1:
             axis = 1 - len(shape)
             at = Channels(axis, shape[1], len(shape), axis)
-            found = map_of(self.a, nodes, leaf, name, at)
-            looser = (self._rounds(y, leaf)[1] - 1) * 2 * layers.precision_of("float32")
-            good = found is not None and vanished(found, x, y, at, node.name, looser)
-            return Held(CHANNELS) if good else None
-        sum_a = sums.kernel_of(self.a, nodes, name, leaf, shape)
+            map_a, map_b = map_of(self.a, nodes, leaf, name, at), map_of(self.b, theirs, x.name, y.name, at)
+            looser = (self._rounds(y, leaf)[1] - 1) * 2 * precision_of("float32")
+            if map_a is not None and map_b is not None:
+                stays = bool(theirs) and stayed(map_a, map_b, x, y, at, rounds)
+                if stays or (not theirs and vanished(map_a, x, y, at, node.name, looser)):
+                    return Held(CHANNELS)
+        sum_a = sums.kernel_of(self.a, nodes, name, leaf, shape, x)
         sum_b = sums.kernel_of(self.b, theirs, y.name, x.name, shape)
         if sum_a is not None and sum_b is not None:
-            rounds = STEPS if self.claims is None else self.rounds
-            worst = sums.compare(sum_a, sum_b, x, y, len(shape), node.name, rounds)
+            worst = sums.compare(sum_a, sum_b, y, len(shape), node.name, rounds)
             if worst is not None:
                 return Held(SUMS, worst)
         return None
@@ -430,8 +431,10 @@ class Prover:
         def is_leaf(tensor: str) -> bool:
             return tensor not in opened and self.image(tensor) is not None
 
-        opened |= self._twins(self.a.region(name, is_leaf, LARGEST)[1])
         found = self.a.region(name, is_leaf, LARGEST)
+        while twins := self._twins(found[1]):
+            opened |= twins
+            found = self.a.region(name, is_leaf, LARGEST)
         for _ in range(back):
             opened |= {t for t in found[1] if t in self.a.made}
             found = self.a.region(name, is_leaf, LARGEST)

@@ -16,8 +16,8 @@ import numpy as np
 from bnfold.certificate import Cut
 from bnfold.proof import steps
 from bnfold.proof.claims import EVALUATED, Agrees, Entry, Held, Image, Undecided, Wrong
-from bnfold.proof.layers import CONVOLUTIONS, PRODUCTS, precision_of
-from bnfold.proof.operator import Array, Operator, is_float, wide
+from bnfold.proof.layers import CONVOLUTIONS, PRODUCTS
+from bnfold.proof.operator import Array, Operator, is_float, precision_of, wide
 from bnfold.proof.pieces import Met, along, bounds_of, is_shut
 from bnfold.proof.scope import Node, Scope, same_bits
 

@@ -20,8 +20,8 @@ import numpy as np
 
 from bnfold.certificate import Cut
 from bnfold.proof.evaluate import TIMES
-from bnfold.proof.layers import Ends, Layer, bias_of, precision_of
-from bnfold.proof.operator import Array
+from bnfold.proof.layers import Ends, Layer, bias_of
+from bnfold.proof.operator import Array, precision_of
 
 __all__ = ["left_of"]
 

@@ -20,7 +20,7 @@ from bnfold.onnx_graph.run import evaluators, inputs
 from bnfold.onnx_graph.run.evaluators import CannotRun, OnnxRuntime
 from bnfold.onnx_graph.run.side_by_side import Feeds
 from bnfold.proof.claims import Entry
-from bnfold.proof.graph import FileScope, Model
+from bnfold.proof.graph import FileNode, FileScope, Model
 from bnfold.proof.operator import Array, Undecided, is_float, zero_of
 from bnfold.proof.scope import LARGEST, Scope
 from bnfold.proof.trial import trial
@@ -87,16 +87,16 @@ class KnownOfFile:
     @cached_property
     def _found(self) -> dict[str, Array] | str:
         """Of all tensors by name; or why not."""
-        loaded, reason = self._model.loaded.copy(), "its inputs cannot be made up"
+        reason = "its inputs cannot be made up"
         try:
-            for feed in self._feeds():
+            for proto, feed in ((proto, feed) for proto in _runnable(self._model) for feed in self._feeds()):
                 sizes = {name: value.shape for name, value in feed.items()}
                 known = _inferred(self._model.proto, sizes)
+                loaded, have = self._model.loaded.copy(), {output.name for output in proto.graph.output}
                 loaded.proto = onnx.ModelProto()
-                loaded.proto.CopyFrom(self._model.proto)
-                have, scope = {output.name for output in loaded.proto.graph.output}, self._model.main
-                for name in scope.made:
-                    if name not in have and name not in known and scope.constant(name) is None:
+                loaded.proto.CopyFrom(proto)
+                for name in (name for node in proto.graph.node for name in node.output if name):
+                    if name not in have and name not in known and self._model.main.constant(name) is None:
                         loaded.proto.graph.output.add().name = name
                 try:
                     run, _ = evaluators.evaluate(loaded, feed)
@@ -147,6 +147,26 @@ class KnownOfFile:
             found = "", None
         self._tried = found if suspect else None
         return found
+
+
+def _runnable(model: Model) -> Iterator[onnx.ModelProto]:
+    """The model; and if that cannot be run, what of it does not depend on custom operators."""
+    yield model.proto
+    lost, left = set[str](), list[onnx.NodeProto]()
+    for node in model.main.nodes:
+        assert isinstance(node, FileNode)
+        if node.operator.custom or not lost.isdisjoint(node.reads()):
+            lost.update(node.outputs)
+        else:
+            left.append(node.proto)
+    if lost:
+        proto = onnx.ModelProto()
+        proto.CopyFrom(model.proto)
+        outputs = [output for output in proto.graph.output if output.name not in lost]
+        for entries, kept in ((proto.graph.node, left), (proto.graph.output, outputs)):
+            del entries[:]
+            entries.extend(kept)
+        yield proto
 
 
 def _inferred(proto: onnx.ModelProto, sizes: Mapping[str, Sequence[int]]) -> dict[str, Array]:

@@ -19,11 +19,11 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from bnfold.proof.claims import Entry, Image, Wrong
-from bnfold.proof.maps import Channels, along_channels, per_channel
-from bnfold.proof.operator import Array, is_float, wide
+from bnfold.proof.maps import Channels, along_channels, per_channel, size_of
+from bnfold.proof.operator import Array, is_float, precision_of, steps_of, wide
 from bnfold.proof.scope import Node, Scope
 
-__all__ = ["Ends", "Layer", "Worst", "bias_of", "compare", "ends_of", "layer_of", "precision_of"]
+__all__ = ["Ends", "Layer", "Worst", "bias_of", "compare", "ends_of", "layer_of"]
 
 Part: TypeAlias = "tuple[slice, slice]"  # of groups, and of outputs in each
 
@@ -32,9 +32,6 @@ CONVOLUTIONS, PRODUCTS = frozenset({"Conv", "ConvTranspose"}), frozenset({"Gemm"
 SUM = 1e-15
 # Numbers of a weight that are compared at a time.
 PART = 1 << 20
-# Of each floating type: the distance of two numbers from 1 on, and the smallest normal number.
-# float64's are four times its own, since that is what the comparison itself is computed in.
-_STEPS = {"float64": (50, 1022), "float32": (23, 126), "float16": (10, 14), "bfloat16": (7, 126)}
 
 
 @dataclass
@@ -106,15 +103,9 @@ def layer_of(scope: Scope, nodes: Sequence[Node], out: str, scaled: bool = False
         if node.op != "Add":
             layer.scale = layer.scale * np.broadcast_to(scale, groups * outputs).reshape(groups, outputs)
         layer.bias = bias_of(layer) * scale + shift
-        layer.terms = layer.terms * np.abs(scale) + _size_of(scope, node, shift)
+        layer.terms = layer.terms * np.abs(scale) + size_of(scope, node, shift)
         before = node.outputs[0]
     return layer
-
-
-def _size_of(scope: Scope, node: Node, shift: Array) -> Array:
-    """The sum of the absolute values of what makes up a shift: that of a batch norm is a difference."""
-    beta = scope.constant(node.inputs[2]) if node.op == "BatchNormalization" else None
-    return np.abs(shift) if beta is None else np.abs(wide(beta)) + np.abs(wide(beta) - shift)
 
 
 def _convolution(node: Node, values: Sequence[Array | None]) -> Layer | None:
@@ -253,11 +244,6 @@ def bias_of(layer: Layer) -> Array:
     return np.zeros(size) if layer.bias is None else np.broadcast_to(layer.bias, (size,))
 
 
-def precision_of(dtype: str) -> float:
-    """Half a unit in the last place of numbers from 1 on: the largest relative error of storing a number."""
-    return float(2.0 ** -(_STEPS.get(dtype, _STEPS["float32"])[0] + 1))
-
-
 class Worst:
     """The largest error of numbers that are looked at part by part, in units in the last place of their type.
 
@@ -266,7 +252,7 @@ class Worst:
 
     def __init__(self, where: str, dtype: str, limit: float = 1.0) -> None:
         self.where, self.limit = where, limit
-        self.digits, self.smallest = _STEPS.get(dtype, _STEPS["float32"])
+        self.digits, self.smallest = steps_of(dtype)
         self.ulps, self.entry = 0.0, Entry(where, (), 0.0, 0.0)
         self.count = self.beyond = 0
 

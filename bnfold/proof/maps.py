@@ -5,6 +5,9 @@ One that vanished has nothing in the folded model: what its input and its output
     t' = p_x * x + q_x   and   t' = p_y * (scale * x + shift) + q_y
 
 must be one, for all x: p_x = p_y * scale and q_x = p_y * shift + q_y, in every channel. No number is rounded.
+
+One that stayed has a map in the folded model, of x' = (x - q_x) / p_x, whose stored numbers were rounded.
+Both are known in every channel, so that nothing has to be run.
 """
 
 from __future__ import annotations
@@ -15,10 +18,20 @@ from typing import NamedTuple
 import numpy as np
 
 from bnfold.proof.claims import Entry, Image, Wrong
-from bnfold.proof.operator import Array, is_float, wide
+from bnfold.proof.operator import Array, is_float, precision_of, wide
 from bnfold.proof.scope import Node, Scope
 
-__all__ = ["Channels", "along_channels", "map_of", "per_channel", "vanished"]
+__all__ = [
+    "Channels",
+    "Map",
+    "along_channels",
+    "decoded",
+    "map_of",
+    "per_channel",
+    "size_of",
+    "stayed",
+    "vanished",
+]
 
 # Relative, of numbers that float64 makes on different ways; `certificate.rounds` may add to it.
 EXACT = 1e-10
@@ -79,6 +92,16 @@ def _batch_norm(scope: Scope, node: Node, x: str, at: Channels) -> tuple[Array, 
     return factor, shift - factor * mean
 
 
+def decoded(image: Image, axis: int, size: int) -> tuple[Array, Array] | None:
+    """What a tensor is of its counterpart, u*t' + v, as u and v of each channel; None if it is not that."""
+    p, q = (per_channel(value, axis, size) for value in (image.p, image.q))
+    if p is None or q is None or image.cut is not None:
+        return None
+    if image.decoded:
+        return p, q
+    return (1 / p, -q / p) if p.all() else None
+
+
 def per_channel(value: Array | float, axis: int, size: int) -> Array | None:
     """One number a channel, of what varies along no other axis (counted from the end); else None."""
     value = np.asarray(value, np.float64)
@@ -89,22 +112,70 @@ def per_channel(value: Array | float, axis: int, size: int) -> Array | None:
     return value.reshape(-1)
 
 
-def map_of(scope: Scope, nodes: Sequence[Node], x: str, out: str, at: Channels) -> tuple[Array, Array] | None:
-    """A region that is one such map of x, as scale and shift of each channel; None for any other."""
-    scale, shift = np.ones(at.size), np.zeros(at.size)
+class Map(NamedTuple):
+    """Scale and shift of each channel.
+
+    size: the sum of the absolute values of what makes up each shift. half: relative, what each stored number
+    may be off by its rounding, all together.
+    """
+
+    scale: Array
+    shift: Array
+    size: Array
+    half: float
+
+
+def map_of(scope: Scope, nodes: Sequence[Node], x: str, out: str, at: Channels) -> Map | None:
+    """A region that is one such map of x; None for any other."""
+    found = Map(np.ones(at.size), np.zeros(at.size), np.zeros(at.size), 0.0)
     for node in nodes:
-        if list(node.reads()).count(x) != 1 or node.outputs[0] == "":
+        one = along_channels(scope, node, x, at) if list(node.reads()).count(x) == 1 else None
+        if one is None or node.outputs[0] == "":
             return None
-        found = along_channels(scope, node, x, at)
-        if found is None:
-            return None
-        scale, shift, x = scale * found[0], shift * found[0] + found[1], node.outputs[0]
-    return (scale, shift) if x == out else None
+        scale, shift = one
+        size = found.size * np.abs(scale) + size_of(scope, node, shift)
+        half = found.half + max(
+            (precision_of(value.dtype.name) for value in _constants(scope, node)), default=0.0
+        )
+        found, x = Map(found.scale * scale, found.shift * scale + shift, size, half), node.outputs[0]
+    return found if x == out else None
 
 
-def vanished(
-    found: tuple[Array, Array], x: Image, y: Image, at: Channels, where: str, looser: float = 0.0
-) -> bool:
+def _constants(scope: Scope, node: Node) -> list[Array]:
+    values = (scope.constant(name) for name in node.inputs if name)
+    return [value for value in values if value is not None and is_float(value)]
+
+
+def size_of(scope: Scope, node: Node, shift: Array) -> Array:
+    """The sum of the absolute values of what makes up a shift: that of a batch norm is a difference."""
+    beta = scope.constant(node.inputs[2]) if node.op == "BatchNormalization" else None
+    return np.abs(shift) if beta is None else np.abs(wide(beta)) + np.abs(wide(beta) - shift)
+
+
+def stayed(a: Map, b: Map, x: Image, y: Image, at: Channels, rounds: int) -> bool:
+    """Whether map `b` is map `a` between the images of what is read and of what comes out.
+
+    rounds: how often the numbers of `b` may have been rounded.
+
+    Returns:
+        False if it cannot be told, or is off by more than that.
+    """
+    ends = decoded(x, at.axis, at.size)
+    py, qy = (per_channel(value, at.axis, at.size) for value in (y.p, y.q))
+    if ends is None or py is None or qy is None or y.decoded:
+        return False
+    u, v = ends
+    scale, shift = py * a.scale * u, py * (a.scale * v + a.shift) + qy
+    terms = np.abs(py) * (np.abs(a.scale * v) + a.size) + np.abs(qy)
+    slack = rounds * b.half + EXACT
+    with np.errstate(invalid="ignore"):
+        near = np.abs(b.scale - scale) <= slack * np.abs(scale)
+        # the shift of a batch norm has a product of two stored numbers
+        near &= np.abs(b.shift - shift) <= 2 * slack * terms
+    return bool(near.all())
+
+
+def vanished(found: Map, x: Image, y: Image, at: Channels, where: str, looser: float = 0.0) -> bool:
     """Whether nothing does in the folded model what this map does in the original.
 
     looser: relative, what numbers may be off beside what float64 makes of them.
@@ -120,10 +191,10 @@ def vanished(
     px, qx, py, qy = (per_channel(value, at.axis, at.size) for value in (x.p, x.q, y.p, y.q))
     if px is None or qx is None or py is None or qy is None:
         return False
-    scale, shift = found
+    scale, shift = found.scale, py * found.shift
     for what, got, want, size in (
         ("scale", px, py * scale, np.abs(px)),
-        ("shift", qx, py * shift + qy, np.abs(qx) + np.abs(py * shift) + np.abs(qy)),
+        ("shift", qx, shift + qy, np.abs(qx) + np.abs(shift) + np.abs(qy)),
     ):
         error = np.abs(got - want)
         wrong = ~(error <= (EXACT + looser) * size)

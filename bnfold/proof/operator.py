@@ -18,7 +18,18 @@ from bnfold.onnx_graph.file.tensors import as_text
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
-__all__ = ["Agrees", "Array", "Operator", "TooLarge", "Undecided", "is_float", "wide", "zero_of"]
+__all__ = [
+    "Agrees",
+    "Array",
+    "Operator",
+    "TooLarge",
+    "Undecided",
+    "is_float",
+    "precision_of",
+    "steps_of",
+    "wide",
+    "zero_of",
+]
 
 # What onnx's evaluator takes for something else, or in a type of its own.
 _ELSEWHERE = frozenset({"GroupNormalization", "Upsample", "GlobalLpPool"})
@@ -28,6 +39,9 @@ _NARROW = frozenset({"Resize"})
 _LOOPS = {"DeformConv": 100, "GridSample": 1000, "NonMaxSuppression": 1000, "RoiAlign": 1000}
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
 _NUMBERS = itertools.count()
+# Of each floating type: the distance of two numbers from 1 on, and the smallest normal number.
+# float64's are four times its own, since that is what the comparison itself is computed in.
+_STEPS = {"float64": (50, 1022), "float32": (23, 126), "float16": (10, 14), "bfloat16": (7, 126)}
 # Attributes whose numbers may lie outside of them, and are not looked for: equal to nothing.
 _UNREAD = (AttributeProto.TENSORS, AttributeProto.SPARSE_TENSOR, AttributeProto.SPARSE_TENSORS)
 
@@ -49,6 +63,18 @@ class TooLarge(Undecided):
 def is_float(array: Array) -> bool:
     """Of a floating type, ml_dtypes' bfloat16 included."""
     return bool(array.dtype.kind == "f" or array.dtype.name == "bfloat16")
+
+
+def steps_of(dtype: str) -> tuple[int, int]:
+    """Of a floating type: how many binary digits follow the first one, and the exponent of the smallest
+    normal number, negated. Of other types, those of float32.
+    """
+    return _STEPS.get(dtype, _STEPS["float32"])
+
+
+def precision_of(dtype: str) -> float:
+    """Half a unit in the last place of numbers from 1 on: the largest relative error of storing a number."""
+    return float(2.0 ** -(steps_of(dtype)[0] + 1))
 
 
 def zero_of(code: int) -> Array | None:

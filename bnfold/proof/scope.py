@@ -27,7 +27,7 @@ _MOVES = frozenset(
 _ROUNDS = frozenset(
     {"Abs", "Add", "Cast", "CastLike", "DequantizeLinear", "Div", "Mul", "Neg", "Sign", "Sqrt", "Sub"}
 )
-CERTAIN = _MOVES | _ROUNDS | {"ConstantOfShape", "Tile", "Transpose", "Unsqueeze"}
+CERTAIN = _MOVES | _ROUNDS | {"ConstantOfShape", "Shape", "Size", "Tile", "Transpose", "Unsqueeze"}
 
 
 class Known(Protocol):
@@ -199,7 +199,8 @@ class Scope:
         if self.is_stored(name) or home is None or name not in home.made:
             return self.is_stored(name)
         node = home.made[name][0]
-        return node.op in self.certain_operators and all(map(home._is_certain, filter(None, node.inputs)))
+        read = [name for name in node.inputs if home.constant(name) is not None]  # of others, type and sizes
+        return node.op in self.certain_operators and all(map(home._is_certain, read))
 
     def compute(self, node: Node, given: Sequence[Array | None]) -> None:
         """Note the outputs of a node whose inputs are constants. What cannot be computed is no constant."""

@@ -17,9 +17,9 @@ from typing import TypeAlias
 import numpy as np
 
 from bnfold.certificate import Image
-from bnfold.proof.layers import SUM, Worst, precision_of
-from bnfold.proof.maps import per_channel
-from bnfold.proof.operator import Array, is_float, wide
+from bnfold.proof.layers import SUM, Worst
+from bnfold.proof.maps import decoded, per_channel
+from bnfold.proof.operator import Array, is_float, precision_of, wide
 from bnfold.proof.scope import Node, Scope
 
 __all__ = ["Kernel", "compare", "kernel_of"]
@@ -54,17 +54,27 @@ class Kernel:
 
 
 def kernel_of(
-    scope: Scope, nodes: Sequence[Node], out: str, leaf: str, shape: Sequence[int]
+    scope: Scope,
+    nodes: Sequence[Node],
+    out: str,
+    leaf: str,
+    shape: Sequence[int],
+    image: Image | None = None,
 ) -> Kernel | None:
-    """The region as one kernel; None where it is not linear, or not known to be. shape: of the leaf."""
+    """The region as one kernel; None where it is not linear, or not known to be.
+
+    shape: of the leaf. image: where it is given, the kernel is one of the leaf's counterpart.
+    """
     matrix = any(node.op in ("Gemm", "MatMul") for node in nodes)
     if not matrix and len(shape) < 3:
         return None
     channels, rank = shape[-1 if matrix else 1], len(shape)
-    eye = np.ones((channels, 1, 1))
+    ends = decoded(Image(leaf) if image is None else image, -1 if matrix else 1 - rank, channels)
+    if ends is None:
+        return None
+    eye, shift = ends[0].reshape(-1, 1, 1), ends[1]
     middle: tuple[int, ...] = () if matrix else (0,) * (rank - 2)
-    zeros = np.zeros(channels)
-    made: dict[str, Kernel] = {leaf: Kernel({middle: (eye, eye)}, zeros, zeros)}
+    made: dict[str, Kernel] = {leaf: Kernel({middle: (eye, np.abs(eye))}, shift, np.abs(shift))}
     for node in nodes:
         rule = _RULES.get(node.op)
         values = [None if not name else scope.constant(name) for name in node.inputs]
@@ -148,13 +158,11 @@ def _behind(x: Kernel, layer: Kernel, padded: bool) -> Kernel | None:
     reach = x.reach if x.reach is not None else (0,) * len(layer.stride)
     if any(s != 1 for s in stride) and any(r % s for r, s in zip(reach, stride, strict=True)):
         return None  # how many windows there are depends on the size, in another way than a sum's
-    groups = math.gcd(x.groups, layer.groups)
     taps: Taps = {}
     for at, (w, size) in layer.taps.items():
         for before, (w0, size0) in x.taps.items():
             place = tuple(b + s * a for a, b, s in zip(at, before, stride, strict=True))
-            product = _coarse(w, groups) @ _coarse(w0, groups)
-            sizes = _coarse(size, groups) @ _coarse(size0, groups)
+            product, sizes = _times(w, w0), _times(size, size0)
             old = taps.get(place)
             taps[place] = (product, sizes) if old is None else (old[0] + product, old[1] + sizes)
     bias, amount = layer.bias.copy(), layer.size.copy()
@@ -165,6 +173,14 @@ def _behind(x: Kernel, layer: Kernel, padded: bool) -> Kernel | None:
     new = tuple(a * b for a, b in zip(stride, layer.stride, strict=True))
     far = tuple(r + s * t for r, s, t in zip(reach, stride, layer.reach or (), strict=True))
     return Kernel(taps, bias, amount, new, far, x.steps + layer.steps)
+
+
+def _times(w: Array, w0: Array) -> Array:
+    """The product of two matrices that are given by their blocks along the diagonal."""
+    if w0.shape[1:] == (1, 1):  # a number for each channel
+        return np.asarray(w * w0.reshape(len(w), 1, -1))
+    groups = math.gcd(len(w), len(w0))
+    return np.asarray(_coarse(w, groups) @ _coarse(w0, groups))
 
 
 def _coarse(w: Array, groups: int) -> Array:
@@ -270,40 +286,41 @@ _RULES: dict[str, Callable[[Node, _Given, _Values, int, bool], Kernel | None]] =
 }
 
 
-def compare(a: Kernel, b: Kernel, x: Image, y: Image, rank: int, where: str, rounds: int = 1) -> float | None:
-    """Whether kernel `b` is kernel `a` between the images of the leaf and of what comes out.
+def compare(a: Kernel, b: Kernel, y: Image, rank: int, where: str, rounds: int = 1) -> float | None:
+    """Whether kernel `b` gives the image of what kernel `a` gives.
 
-    rounds: how often numbers may have been rounded.
+    a: of the counterpart of what it reads. rank: of what is read. rounds: how often numbers may have been
+    rounded.
 
     Returns and raises as `layers.compare`.
     """
-    if a.stride != b.stride or a.reach != b.reach or a.bias.size != b.bias.size or x.decoded or y.decoded:
+    if a.stride != b.stride or a.reach != b.reach or a.bias.size != b.bias.size or y.decoded:
         return None
     axis = 1 - rank if a.stride else -1
     inputs = [k.groups * next(iter(k.taps.values()))[0].shape[2] for k in (a, b)]
-    px, qx = (per_channel(value, axis, inputs[0]) for value in (x.p, x.q))
     py, qy = (per_channel(value, axis, a.bias.size) for value in (y.p, y.q))
-    if inputs[0] != inputs[1] or px is None or qx is None or py is None or qy is None:
-        return None
-    if not px.all() or qx.any():
+    if inputs[0] != inputs[1] or py is None or qy is None:
         return None
     groups = math.gcd(a.groups, b.groups)
     # Each of A's numbers in a term was rounded once, when its batch norm was folded before the sum.
     half = MARGIN * precision_of(b.dtype) * max(a.steps, 1) * rounds
+    # B's were too, when they were stored. The limit is for one number; several may cancel to less than it.
+    again, steps = MARGIN * precision_of(b.dtype), max(b.steps, 1)
     worst = 0.0
     shape = groups, a.bias.size // groups, inputs[0] // groups
     nothing = np.zeros(shape), np.zeros(shape)
     for at in {*a.taps, *b.taps}:
-        (wa, za), (wb, _) = (
+        (wa, za), (wb, zb) = (
             tuple(_coarse(part, groups) for part in k.taps[at]) if at in k.taps else nothing for k in (a, b)
         )
-        f = py.reshape(groups, -1, 1) / px.reshape(groups, 1, -1)
-        slack = (half + SUM) * za * np.abs(f)
+        f = py.reshape(groups, -1, 1)
+        slack = (half + SUM) * za * np.abs(f) + again * (steps * zb - np.abs(wb))
         worst = max(
             worst,
             Worst(f"merged weight of {where}, tap {list(at)},", b.dtype).look(wb, wa * f, slack).judged(),
         )
     slack = half * np.abs(py) * a.size + SUM * (np.abs(py) * a.size + np.abs(qy))
+    slack += again * (steps * b.size - np.abs(b.bias))
     return max(
         worst, Worst(f"merged bias of {where}", b.dtype).look(b.bias, py * a.bias + qy, slack).judged()
     )

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 from bnfold.certificate import Certificate
 from bnfold.report.channels import Dropped
 from bnfold.report.data import Data
+from bnfold.report.drawing import Drawn, Route
+from bnfold.report.guard import Guard
 from bnfold.report.ledger import AT_ONCE, Entry, ledger
 from bnfold.report.precision import PrecisionReport
 from bnfold.report.summary import Summary
@@ -78,9 +80,12 @@ class Report(Data):
 
     merged: linear nodes that became one; apart: those that did not, and why. dropped: the dead channels
     (None: not looked for). rewritten: the kept batch norms that became other nodes for the target.
-    quantize_for: the rounding that merging minded. summary: the model before and after (None: not asked for).
+    quantize_for: the rounding that merging minded. guard: what was measured of it, with calibration data.
+    summary: the model before and after (None: not asked for).
     verification: of the check, None if it was not run. precision: of a conversion to half precision.
-    certificate: what became of each tensor, if that was asked for; no part of the JSON.
+    No part of the JSON are: certificate, what became of each tensor, if that was asked for; graphs, the model
+    before and after for a picture (None: of a kind that is not drawn); routes, by the name of each batch
+    norm that the fold removed, the ways of its scale and its shift.
     """
 
     entries: list[Entry] = field(default_factory=list)
@@ -89,11 +94,14 @@ class Report(Data):
     rewritten: list[Rewrite] = field(default_factory=list)
     dropped: Dropped | None = None
     quantize_for: str | None = None
+    guard: Guard | None = None
     notes: list[str] = field(default_factory=list)
     verification: Verification | None = None
     precision: PrecisionReport | None = None
     certificate: Certificate | None = None
     summary: Summary | None = None
+    graphs: tuple[Drawn, Drawn] | None = field(default=None, repr=False, compare=False)
+    routes: dict[str, Route] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def folded(self) -> list[Entry]:
@@ -106,8 +114,21 @@ class Report(Data):
     def to_dict(self) -> dict[str, Any]:
         """Plain data: the fields by their names, and how many entries are "folded" and "kept"."""
         data = super().to_dict()
-        del data["certificate"]
+        for name in ("certificate", "graphs", "routes"):
+            del data[name]
         return {"entries": data["entries"], "folded": len(self.folded), "kept": len(self.kept)} | data
+
+    def to_html(self, title: str = "") -> str:
+        """A page of its own, as `bnfold fold --html` writes it. title: of what, such as a file's name."""
+        from bnfold.report.html import page
+
+        return page(self, title)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from bnfold.report.html import frame
+
+        return frame(self)
 
     def _merges(self) -> Iterable[tuple[str, ...]]:
         """The rows of a table."""
@@ -149,6 +170,8 @@ class Report(Data):
             yield f"{len(self.merged)} {does} the work of {all_}"
         if self.quantize_for is not None:
             yield from (f"apart: {', '.join(a.names)}: {a.reason}" for a in self.apart if a.noise is not None)
+        if self.guard is not None:
+            yield str(self.guard)
         if self.rewritten:
             if tables:
                 rows = [(r.name, r.op, ", ".join(r.replaces)) for r in self.rewritten]

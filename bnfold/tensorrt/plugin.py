@@ -12,6 +12,7 @@ from typing import Any
 
 from bnfold.errors import UsageError, first_line
 from bnfold.tensorrt import flavours
+from bnfold.tensorrt.compile_plugin import LIBRARY, compile_plugin, kept
 
 __all__ = ["NAMESPACE", "OPS", "VERSION", "Plugin", "load_plugin"]
 
@@ -21,7 +22,6 @@ OPS = tuple(
     for norm in ("BatchNorm", "BatchStatNorm")
     for fused in ("", "Relu", "Add", "AddRelu")
 )
-LIBRARY = "libbnfold_plugin.so"
 OLDEST = 10  # major version of TensorRT: plugins of this kind are older in none
 SYSTEM = ("/usr/local/lib", "/usr/lib", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu")
 _CHECKOUT = Path(__file__).resolve().parents[2]  # where tools/build_plugin is, unless bnfold was installed
@@ -53,9 +53,11 @@ def load_plugin(path: str | os.PathLike[str] | None = None, *, build: bool = Fal
     TensorRT-RTX, which cannot import plugins, ends the process when it meets their ops: a warning says so.
 
     Args:
-        path: the library. By default $BNFOLD_PLUGIN, then where tools/build_plugin puts it, then the folders
+        path: the library. By default $BNFOLD_PLUGIN, then where it is put when it is built, then the folders
             in which the system looks for libraries.
-        build: build it in a checkout of bnfold where it is not there; this takes a minute.
+        build: build it where it is not there; this takes minutes, and needs CMake, g++ and nvcc. In a
+            checkout of bnfold tools/build_plugin does it. An installed bnfold compiles the sources in the
+            package into the user's cache folder, and needs TensorRT's headers ($TENSORRT_INCLUDE_DIR).
 
     Raises:
         UsageError: no TensorRT is installed, or one that is too old; there is no such library, or it does not
@@ -105,7 +107,7 @@ def _find(path: str | os.PathLike[str] | None, build: bool) -> Path:
             if not Path(given).is_file():
                 raise UsageError(f"there is no plugin library {given} ({origin}); {_how_to_build()}")
             return _absolute(given)
-    built = _CHECKOUT / "build" / LIBRARY
+    built = _CHECKOUT / "build" / LIBRARY if _tool().is_file() else kept()
     if build and not built.is_file():
         _build()
     system = (*os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep), *SYSTEM)
@@ -122,15 +124,15 @@ def _tool() -> Path:
 
 
 def _how_to_build() -> str:
-    if _tool().is_file():
-        return f"build it: {_tool()}, or load_plugin(build=True)"
-    return "build it in a checkout of bnfold, by tools/build_plugin, and set BNFOLD_PLUGIN to its path"
+    by = f"{_tool()}, or " if _tool().is_file() else ""
+    return f"build it: {by}load_plugin(build=True)"
 
 
 def _build() -> None:
-    """By tools/build_plugin; what it tells goes to the standard error."""
+    """By tools/build_plugin in a checkout; what it tells goes to the standard error."""
     if not _tool().is_file():
-        raise UsageError(f"the plugin library cannot be built from an installed bnfold; {_how_to_build()}")
+        compile_plugin()
+        return
     done = subprocess.run([_tool()], stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise UsageError(f"the plugin library does not build: {_tool()} tells why")

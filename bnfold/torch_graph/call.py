@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -111,12 +112,21 @@ def _lists(call: fx.Node) -> list[tuple[str, list[Any]]]:
 
 def stack(call: fx.Node) -> list[str]:
     """The paths of the modules within which a call is made, the outermost first."""
-    return [path for path, _ in (call.meta.get("nn_module_stack") or {}).values()]
+    return list(within(call).values())
 
 
 def within(call: fx.Node) -> dict[str, str]:
     """The calls of modules around a call, the outermost first: a name for each, and the path."""
-    return {name: path for name, (path, _) in (call.meta.get("nn_module_stack") or {}).items()}
+    calls = call.meta.get("nn_module_stack") or {}
+    return {name: _dotted(path) if "[" in path else path for name, (path, _) in calls.items()}
+
+
+def _dotted(path: str) -> str:
+    """A module's path as `named_modules` has it. What torch.compile captures has it as an expression:
+    "L['self']._modules['layer1'][0].conv" is layer1.0.conv.
+    """
+    inside = re.sub(r"^\w+\['[^']*'\]", "", path.replace("._modules[", "["))
+    return ".".join(re.findall(r"\w+", inside))
 
 
 def innermost(call: fx.Node) -> str:

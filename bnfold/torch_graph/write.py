@@ -158,8 +158,8 @@ class _Writer:
     def add_bias(self, node: fx.Node, array: Array) -> None:
         """A plain matrix product becomes `addmm`; any other gets an addition behind it."""
         bias = self.parameter(node, "bias", array)
-        x, weight = (value.meta["val"] for value in node.args[:2])  # type: ignore[union-attr]
-        if x.dim() == weight.dim() == 2 and array.ndim == 1:
+        matrices = [] if op_of(node) in JOINS else [value.meta["val"].dim() for value in node.args[:2]]  # type: ignore[union-attr]
+        if matrices == [2, 2] and array.ndim == 1:
             node.target = torch.ops.aten.addmm.default
             node.args = (bias, *node.args)
             return

@@ -56,6 +56,25 @@ def test_what_is_undecided_is_compared() -> None:
     assert found.ok
 
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_custom_operator_hides_no_sizes_of_what_stands_before_it(apart: bool) -> None:
+    """Free sizes are tried out by a run, and nothing runs this model as a whole."""
+    model = small()
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "n"
+    mine = onnx.helper.make_node("Mine", [model.graph.output[0].name], ["after"], domain="com.example")
+    model.graph.node.append(mine)
+    model.graph.output[0].name = "after"
+    model.opset_import.append(onnx.helper.make_opsetid("com.example", 1))
+    _, report = bnfold.fold_onnx(model, apart=apart)
+    found = report.verification
+    assert found is not None
+    assert found.proof is not None
+    assert str(found.proof).startswith("proved: ")
+    assert found.notes == [
+        "the folded model was not run: onnxruntime does not run it here, and not the original"
+    ]
+
+
 def test_a_wrong_fold_is_refused_at_its_node(monkeypatch: pytest.MonkeyPatch) -> None:
     """By two units in the last place, which no run could show."""
     write = api._write

@@ -53,6 +53,7 @@ def _tied(node: Node) -> Iterator[list[tuple[Tensor, int]]]:
     if isinstance(role, roles.Linear):
         yield from ([(node.at(role.x), a), (y, b)] for a, b in role.free)
     elif isinstance(role, roles.Contract):
+        yield from ([(node.at(0), a), (node.at(1), b)] for a, b in by_stored(node)[1])
         for slot in (0, 1):
             yield from ([(node.at(slot), a), (y, b)] for a, b in enumerate(role.axes[slot]) if b is not None)
     elif isinstance(role, roles.Move):
@@ -72,6 +73,20 @@ def _tied(node: Node) -> Iterator[list[tuple[Tensor, int]]]:
         around = [*data, *node.outputs]
         for back in range(1, max(t.rank for t in around) + 1):
             yield [(t, t.rank - back) for t in around]
+
+
+def by_stored(node: Node) -> tuple[int | None, list[tuple[int, int]]]:
+    """The operand of a product that is stored, and the pairs of axes that are summed over, of one size."""
+    role: roles.Contract = node.role  # type: ignore[assignment]
+    stored = next((slot for slot in (0, 1) if node.at(slot).constant is not None), None)
+    if stored is None or role.labels is None:
+        return None, []
+    left, right, out = role.labels
+    shapes = [node.at(slot).shape or () for slot in (0, 1)]
+    pairs = [(left.index(label), right.index(label)) for label in sorted({*left} & {*right} - {*out})]
+    return stored, [
+        (a, b) for a, b in pairs if isinstance(shapes[0][a], int) and shapes[0][a] == shapes[1][b]
+    ]
 
 
 def _reached(tensor: Tensor, axis: int, turn: Callable[[Array], Array]) -> list[int]:

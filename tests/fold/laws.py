@@ -21,7 +21,7 @@ from scipy.sparse.csgraph import connected_components
 from bnfold.fold import roles
 from bnfold.fold.affine import align
 from bnfold.fold.graph import Array, Graph, Node, Refused, Tensor
-from tests.fold.axes import varying
+from tests.fold.axes import by_stored, varying
 
 ALL, SCALE = "LSV", "LS"
 LARGEST = 1 << 21  # entries of one tensor's array
@@ -355,23 +355,34 @@ def _same(laws: Laws, node: Node) -> None:
 def _contract(laws: Laws, node: Node) -> None:
     role: roles.Contract = node.role  # type: ignore[assignment]
     y = node.outputs[0]
-    terms: list[tuple[Array, Any]] = [(laws.ids[y], 1.0)]
+    stored, summed_together = by_stored(node)
+    rank = y.rank + len(summed_together)  # the axes of y, and those that are summed over with what is stored
+    terms: list[tuple[Array, Any]] = [
+        (laws.ids[y].reshape(*laws.ids[y].shape, *(1 for _ in summed_together)), 1.0)
+    ]
     for slot in (0, 1):
-        tensor, axes = node.at(slot), role.axes[slot]
+        tensor, axes = node.at(slot), list(role.axes[slot])
+        for number, pair in enumerate(summed_together):
+            axes[pair[slot]] = y.rank + number
         summed = [axis for axis, goal in enumerate(axes) if goal is None]
         kept = laws.even(SCALE, laws.ids[tensor], summed).squeeze(tuple(summed))
         goals = [goal for goal in axes if goal is not None]
         kept = kept.transpose(np.argsort(goals, kind="stable"))
-        shape = [1] * y.rank
+        shape = [1] * rank
         for goal, size in zip(sorted(goals), kept.shape, strict=True):
             shape[goal] = size
         terms.append((kept.reshape(shape), -1.0))
-        if role.stochastic is None or slot == role.stochastic:
-            laws.still("V", tensor)
-        else:
+        if role.stochastic is not None and slot != role.stochastic:
             laws.even("V", laws.ids[tensor], summed)
             laws.same("V", kept.reshape(shape), laws.ids[y])
-    if role.stochastic is None:
+        elif stored is None or slot == stored:
+            laws.still("V", tensor)
+    if stored is not None:  # along its axes, an addition takes a shift
+        for tensor, own in ((node.at(1 - stored), role.labels[1 - stored]), (y, role.labels[2])):
+            laws.even(
+                "V", laws.ids[tensor], [i for i, label in enumerate(own) if label not in role.labels[stored]]
+            )
+    elif role.stochastic is None:
         laws.still("V", y)
     for kind in SCALE:
         laws.row(kind, terms)

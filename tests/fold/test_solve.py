@@ -15,6 +15,7 @@ from bnfold.fold.edits import AddBias, Bypass, SetValue
 from bnfold.fold.graph import Array, Graph, Node, Role, Tensor
 from bnfold.fold.roles import Affine, Linear
 from bnfold.fold.solve import RULES, Plan, solve
+from bnfold.report.drawing import Route, Way
 from bnfold.report.fold import Entry
 from tests.fold.nets import Net
 
@@ -47,6 +48,21 @@ def test_conv_then_batch_norm_gives_the_textbook_weights() -> None:
     np.testing.assert_allclose(new_value(plan, "conv", 2), bn.shift.reshape(-1), rtol=1e-6)
     assert [type(e) for e in plan.edits] == [SetValue, SetValue, Bypass]
     assert entry(plan, "bn").into == ("conv",)
+    assert plan.routes() == {"bn": Route(*[Way("back", (y.name,), ("conv",))] * 2)}
+
+
+def test_the_ways_of_scale_and_shift_are_told() -> None:
+    """A positive scale passes a Relu, and no shift does."""
+    net = Net()
+    a = net.conv(net.tensor(4, "graph input"), name="first")
+    b = net.relu(a)
+    c = net.norm(b, "bn", scale=[1, 2, 3, 4])
+    net.close(net.conv(c, name="second"))
+    plan = solve(net.graph)
+    route = plan.routes()["bn"]
+    assert route.scale == Way("back", (b.name, a.name), ("first",))
+    assert route.shift == Way("forward", (c.name,), ("second",))
+    assert set(entry(plan, "bn").into) == {"first", "second"}
 
 
 def test_the_short_way_of_a_pair_finds_what_the_long_one_finds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +82,7 @@ def test_the_short_way_of_a_pair_finds_what_the_long_one_finds(monkeypatch: pyte
     monkeypatch.setattr("bnfold.fold.solve.pair", lambda *_: False)
     long = plan()
     assert 0 < few < len(tried) - few
-    assert (short.entries, short.ways) == (long.entries, long.ways)
+    assert (short.entries, short.ways, short.routes()) == (long.entries, long.ways, long.routes())
     for one, other in zip(short.edits, long.edits, strict=True):
         assert type(one) is type(other)
         if isinstance(one, SetValue) and isinstance(other, SetValue):

@@ -1,6 +1,8 @@
-"""Einsum with a stored matrix is a linear layer: it takes scales and shifts on both sides, as MatMul does."""
+"""Einsum with a stored weight is a linear layer: it takes scales and shifts on both sides, as MatMul does."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,24 +63,103 @@ def test_what_it_reads(equation: str, slot: int) -> None:
     check(g, g.op("Tanh", product(g, x, equation, slot)))
 
 
+# equation, shape of the data, of the weight, the axis of the product that is normalized (None: 1)
+SEVERAL = [
+    ("bct,oct->bo", (2, 6, 5), (4, 6, 5)),  # sums over two axes
+    ("bct,bco->bot", (2, 6, 5), (2, 6, 4)),  # a matrix for each
+    ("bct,oc->bo", (2, 6, 5), (4, 6)),  # sums the other axis away
+    ("bct,oc->bot", (2, 1, 5), (4, 6)),  # one entry for all
+    ("bct,chd->bhtd", (2, 6, 5), (6, 4, 3)),  # gives two axes
+    ("bct,dhc->bhdt", (2, 6, 5), (3, 4, 6)),
+    ("b...c,chd->bh...d", (2, 5, 7, 6), (6, 4, 3)),
+    ("bgct,gco->bgot", (2, 4, 6, 5), (4, 6, 3)),  # groups
+    ("bct,cod->dotb", (2, 6, 5), (6, 4, 3)),  # in another order
+    ("tbhd,hdo->bot", (5, 2, 3, 7), (3, 7, 4)),  # takes two axes
+]
+
+
+@pytest.mark.parametrize(("equation", "x", "w"), SEVERAL)
+@pytest.mark.parametrize("slot", [0, 1])
+def test_what_a_weight_of_several_axes_gives(
+    equation: str, x: tuple[int, ...], w: tuple[int, ...], slot: int
+) -> None:
+    g = Build(dtype="float64", seed=3)
+    y = stored(g, g.input("x", x), w, equation, slot)
+    check(g, g.op("Tanh", g.op("BatchNormalization", y, *g.norm_parameters(4), name="bn")))
+
+
 @pytest.mark.parametrize(
     ("equation", "x", "w"),
     [
-        ("bct,oct->bo", (2, 6, 5), (4, 6, 5)),  # sums over two axes
-        ("bct,bco->bot", (2, 6, 5), (2, 6, 4)),  # a matrix for each
-        ("bct,oc->bo", (2, 6, 5), (4, 6)),  # sums the other axis away
-        ("bct,oc->bot", (2, 1, 5), (4, 6)),  # one entry for all
+        *[row for row in SEVERAL if row[1][1] == 6],
+        ("bcd,cdo->bo", (2, 6, 5), (6, 5, 4)),  # takes two axes
+        ("bcd,cdhe->hbe", (2, 6, 5), (6, 5, 3, 4)),  # and gives two
+        ("bcgt,gco->bgot", (2, 6, 4, 5), (4, 6, 3)),  # groups
+        ("ncb,oc->no", (2, 6, 5), (4, 6)),  # sums the other axis away
+        ("bct,c->bt", (2, 6, 5), (6,)),  # gives none
     ],
 )
-def test_what_is_no_product_with_one_matrix_takes_no_shift(
-    equation: str, x: tuple[int, ...], w: tuple[int, ...]
+@pytest.mark.parametrize("slot", [0, 1])
+def test_what_a_weight_of_several_axes_reads(
+    equation: str, x: tuple[int, ...], w: tuple[int, ...], slot: int
 ) -> None:
-    g = Build(seed=3)
-    y = g.op("Einsum", g.op("Tanh", g.input("x", x)), g.weight(w, 6), equation=equation)
-    g.output(g.op("Tanh", g.op("BatchNormalization", y, *g.norm_parameters(4), name="bn")))
+    g = Build(dtype="float64", seed=4)
+    y = stored(g, g.bn(g.op("Tanh", g.input("x", x))), w, equation, slot)
+    check(g, g.op("Tanh", y))
+
+
+def stored(g: Build, x: str, w: tuple[int, ...], equation: str, slot: int) -> str:
+    """A product whose weight is at a slot."""
+    left, right = equation.split("->")[0].split(",")
+    if slot == 0:
+        equation = equation.replace(f"{left},{right}", f"{right},{left}")
+    weight = g.weight(w, 6)
+    return g.op("Einsum", *((x, weight) if slot == 1 else (weight, x)), equation=equation, name="einsum")
+
+
+def test_a_bias_behind_a_weight_of_several_axes_takes_the_shift() -> None:
+    """As EinsumDense has it: no node comes in the place of the batch norm."""
+    g = Build(dtype="float64", seed=5)
+    y = stored(g, g.bn(g.op("Tanh", g.input("x", ("batch", 6, 5)))), (6, 2, 3), "bct,chd->bthd", 1)
+    g.output(g.op("Tanh", g.op("Add", y, g.const(g.normal((2, 3)), "b"), name="add")))
     model = g.model()
     folded, report = bnfold.fold_onnx(model, verify=False)
-    assert [entry.outcome for entry in report.entries] == ["kept"]
+    assert [entry.name for entry in report.kept] == ["add"]
+    assert [node.op_type for node in folded.graph.node] == ["Tanh", "Einsum", "Add", "Tanh"]
+    feed = {"x": np.random.default_rng(0).standard_normal((2, 6, 5))}
+    expected, found = (look.run(proto, feed, "reference") for proto in (model, folded))
+    assert look.difference(expected, found) < 1e-12
+
+
+def test_two_norms_around_a_weight_of_several_axes() -> None:
+    """Both go, into the weight and one addition."""
+    g = Build(dtype="float64", seed=6)
+    y = stored(g, g.bn(g.op("Tanh", g.input("x", (2, 6, 5)))), (6, 4, 3), "bct,chd->bhtd", 1)
+    y = g.op("BatchNormalization", y, *g.norm_parameters(4), name="bn2")
+    g.output(g.op("Tanh", y))
+    model = g.model()
+    folded, report = bnfold.fold_onnx(model, verify=False)
+    assert not report.kept
+    assert [node.op_type for node in folded.graph.node] == ["Tanh", "Einsum", "Add", "Tanh"]
+    feed = look.feeds(model, 0)
+    expected, found = (look.run(proto, feed, "reference") for proto in (model, folded))
+    assert look.difference(expected, found) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("equation", "x", "w", "why"),
+    [
+        ("btc,chd->bthd", (2, 6, 5), (5, 4, 3), "along the axes of its weight, not along [1]"),
+        ("bcn,hd->bchd", (2, 6, 5), (4, 3), "along the axes of its weight, not along [1]"),
+        ("bcn,hc->bh", (2, 6, "n"), (4, 6), "a size that is not known"),
+    ],
+)
+def test_shifts_that_no_one_addition_takes(equation: str, x: Any, w: tuple[int, ...], why: str) -> None:
+    g = Build(seed=7)
+    g.output(g.op("Tanh", stored(g, g.add(g.op("Tanh", g.input("x", x)), axis=1), w, equation, 1)))
+    model = g.model()
+    folded, report = bnfold.fold_onnx(model, verify=False)
+    assert why in report.kept[0].reason
     assert folded == model
 
 

@@ -425,3 +425,15 @@ def test_of_an_output_that_nobody_reads_nothing_is_claimed() -> None:
     original = graph([top, node("Mul", "v c", "y")], stored, [3, 4])
     top = node("TopK", "m k", "y i", axis=1)
     assert proof(original, graph([node("Mul", "x c", "m"), top], stored, [3, 4])).status == "proved"
+
+
+@pytest.mark.parametrize(("off", "status"), [(0.0, "proved"), (3e-6, "refuted")])
+def test_a_constant_of_the_type_of_what_flows_is_exact(off: float, status: str) -> None:
+    """Exporters write a bias of zeros so. It is computed of stored numbers only, and without rounding."""
+    rng = np.random.default_rng(1)
+    w = rng.normal(size=(4, 3, 1, 1)).astype(np.float32)
+    zeros = [node("CastLike", "z x", "c"), node("Shape", "w", "n", end=1), node("Expand", "c n", "b")]
+    stored = {"w": w, "z": np.float16(0)}
+    one = graph([*zeros, node("Conv", "x w b", "y")], stored, X)
+    two = graph([node("Conv", "x w b", "y")], {"w": w, "b": np.array([0, 0, off, 0], np.float32)}, X)
+    assert prove(load(one), load(two)).status == status

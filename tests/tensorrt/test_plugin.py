@@ -50,6 +50,7 @@ def registry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Registry:
     monkeypatch.setattr(plugin, "_loaded", {})
     monkeypatch.setattr(plugin, "_CHECKOUT", tmp_path / "checkout")
     monkeypatch.setattr(plugin, "SYSTEM", ())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("BNFOLD_PLUGIN", raising=False)
     monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
     return made
@@ -135,8 +136,8 @@ def test_the_order_of_places(
 
     text = wrong()
     assert text == (
-        f"the plugin library libbnfold_plugin.so is not found (looked in {tmp_path}/checkout/build); build "
-        "it in a checkout of bnfold, by tools/build_plugin, and set BNFOLD_PLUGIN to its path"
+        f"the plugin library libbnfold_plugin.so is not found (looked in {plugin.kept().parent}); "
+        "build it: load_plugin(build=True)"
     )
     system = put("system", "libbnfold_plugin.so")
     monkeypatch.setattr(plugin, "SYSTEM", (str(system.parent), str(tmp_path / "absent")))
@@ -144,13 +145,16 @@ def test_the_order_of_places(
     named = put("named", "libbnfold_plugin.so")
     monkeypatch.setenv("LD_LIBRARY_PATH", f":{tmp_path / 'absent'}:{named.parent}")
     assert found() == named
+    compiled = put(str(plugin.kept().relative_to(tmp_path)))
+    assert found() == compiled
+    put("checkout", "tools", "build_plugin")
     built = put("checkout", "build", "libbnfold_plugin.so")
     assert found() == built
     chosen = put("any name")
     monkeypatch.setenv("BNFOLD_PLUGIN", str(chosen))
     assert found() == chosen
     assert found(file) == file
-    assert registry.paths == [str(each) for each in (system, named, built, chosen, file)]
+    assert registry.paths == [str(each) for each in (system, named, compiled, built, chosen, file)]
     monkeypatch.chdir(tmp_path)
     assert found(Path("given.so")) == file
 
@@ -166,9 +170,6 @@ def test_what_is_given_must_be_there(
 
 
 def test_it_is_built_only_if_asked(registry: Registry, file: Path, tmp_path: Path) -> None:
-    assert wrong(build=True).startswith(
-        "the plugin library cannot be built from an installed bnfold; build it in a"
-    )
     tool = tmp_path / "checkout" / "tools" / "build_plugin"
     tool.parent.mkdir(parents=True)
     tool.write_text("#!/bin/sh\nexit 2\n")
@@ -185,6 +186,18 @@ def test_it_is_built_only_if_asked(registry: Registry, file: Path, tmp_path: Pat
     registry.there.clear()
     tool.write_text("#!/bin/sh\nexit 2\n")
     assert plugin.load_plugin(build=True) == built  # it is there
+
+
+def test_an_installed_bnfold_compiles_it(
+    registry: Registry, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compiled() -> Path:
+        plugin.kept().parent.mkdir(parents=True)
+        return Path(shutil.copy(file, plugin.kept()))
+
+    monkeypatch.setattr(plugin, "compile_plugin", compiled)
+    assert wrong().endswith("; build it: load_plugin(build=True)")
+    assert plugin.load_plugin(build=True).path == plugin.kept()
 
 
 # what does not load

@@ -96,3 +96,35 @@ def test_names_that_are_no_identifiers_and_names_that_become_the_same() -> None:
     assert {"L['self'].0.bias", "L__self___0.bias"} <= set(folded.state_dict)
     again = torch.export.export(folded.module(), (torch.randn(IMAGE),))
     assert len(again.graph_signature.parameters) == 6
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("L['self'].conv", "conv"),
+        ("L['self']._modules['conv']", "conv"),
+        ("G['net'].layer1[0]._modules['conv']", "layer1.0.conv"),
+        ("L['self']", ""),
+    ],
+)
+def test_a_path_that_is_an_expression_is_no_name(path: str, name: str) -> None:
+    """What torch.compile captures names modules so; a new bias, and the report, have the user's own names."""
+    module = randomize(Fn(lambda m, x: m.n(m.c(x)), c=conv(6, 4, bias=False), n=bn(4)))
+    program = torch.export.export(module, (torch.randn(IMAGE),))
+    for node in program.graph.nodes:
+        if node.op == "call_function":
+            norm = "batch_norm" in str(node.target)
+            own = path.replace("conv", "bn") if norm else path
+            node.meta["nn_module_stack"] = {"1": (own, type(module))}
+    folded, report = bnfold.fold_program(program)
+    assert report.entries[0].name == (name.replace("conv", "bn") or "n")
+    assert report.verification.ok
+    assert "c.bias" in folded.state_dict
+    apart = "L__self___conv"  # a weight that torch.compile has made an attribute, of a name of its own
+    for spec in program.graph_signature.input_specs:
+        if spec.target == "c.weight":
+            program.state_dict[apart] = program.state_dict.pop(spec.target)
+            spec.target = apart
+    folded, report = bnfold.fold_program(program)
+    assert set(folded.state_dict) == {apart, f"{name}.bias" if name else "conv2d_bias"}
+    assert report.verification.ok

@@ -17,7 +17,7 @@ from bnfold.certificate import Certificate, Image
 from bnfold.onnx_graph.file.loaded import load
 from bnfold.proof.claims import Held
 from bnfold.proof.decide import Prover, _run_once
-from bnfold.proof.graph import Model
+from bnfold.proof.graph import FileNode, Model
 from bnfold.proof.known import KnownOfFile
 from bnfold.proof.operator import Array, Undecided, wide
 from bnfold.proof.result import Proof
@@ -122,6 +122,8 @@ def _same(node: Node, b: Scope, before: Scope) -> bool:
     if place not in before.made:
         return False
     old = before.made[place][0]
+    assert isinstance(node, FileNode)
+    assert isinstance(old, FileNode)
     if node.proto != old.proto:
         return False
     for name in node.reads():
@@ -153,7 +155,7 @@ class _Looking(Prover):
             self._seen |= {_first(node) for node in found[0]}
             return found
 
-        self.b.region = watched  # type: ignore[method-assign]
+        self.b.region = watched  # type: ignore[assignment, method-assign]
 
     def _decide(self, node: Node, slot: int, name: str, y: Image) -> Held:
         # A claim that is lost now, as one about a list of tensors may be, makes other regions.

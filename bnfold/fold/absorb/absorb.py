@@ -23,11 +23,24 @@ from bnfold.fold.absorb.linear import (
 )
 from bnfold.fold.absorb.store import OutOfRange, as_float, in_type, store, to_disk
 from bnfold.fold.affine import any_nonzero, at_axis, compact
+from bnfold.fold.carry.contract import stored_operand, through_stored
 from bnfold.fold.carry.equation import through_weight
 from bnfold.fold.carry.spread import ODD_SHAPES, State
 from bnfold.fold.edits import AddBias, Bypass, Edit, Rescale, Retype, SetValue
 from bnfold.fold.graph import Array, Graph, Node
-from bnfold.fold.roles import Affine, Clamp, Gate, Leaky, Linear, Map, Normalize, Pad, Recurrent, Sampled
+from bnfold.fold.roles import (
+    Affine,
+    Clamp,
+    Contract,
+    Gate,
+    Leaky,
+    Linear,
+    Map,
+    Normalize,
+    Pad,
+    Recurrent,
+    Sampled,
+)
 
 __all__ = ["OutOfRange", "absorb"]
 
@@ -130,6 +143,22 @@ def _linear(state: State, node: Node, known: Scaled | None = None) -> Iterator[E
             if role.w_group is None and role.out_axis < y.rank - 1:  # a bias along rows: (M, 1)
                 after = after.reshape((role.outputs,) + (1,) * (y.rank - 1 - role.out_axis))
             yield AddBias(node, in_type(node, after, None, dtype))
+
+
+def _contract(state: State, node: Node) -> Iterator[Edit]:
+    """A stored operand is set with all others; what is left is the addition behind it."""
+    if node not in state.new_biases:
+        return
+    slot = stored_operand(node)
+    assert slot is not None
+    (_, v), (p, q) = decode(state, node.at(1 - slot)), encode(state, node.outputs[0])
+    constant = node.at(slot).constant
+    assert constant is not None
+    came: Any = 0.0 if isinstance(v, float) else through_stored(node, v)
+    after = np.asarray(p * came + q)
+    if any_nonzero(after):
+        after = compact(after.reshape((1,) * (node.outputs[0].rank - after.ndim) + after.shape), lines=True)
+        yield AddBias(node, in_type(node, after, None, constant.load().dtype))
 
 
 def _rescale(node: Node, role: Linear, factor: Array) -> Rescale:
@@ -305,6 +334,7 @@ def _own(value: Any, role: Normalize) -> Any:
 ABSORB: dict[type, Callable[[State, Node], Iterator[Edit]]] = {
     Linear: _linear,
     Affine: _affine,
+    Contract: _contract,
     Recurrent: _recurrent,
     Sampled: _sampled,
     Leaky: _leaky,

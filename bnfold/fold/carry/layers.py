@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -169,17 +170,35 @@ def linear_shift(spread: Spread, node: Node, slot: int, d: Array) -> None:
         reason = role.bias_open or f"its bias {role.bias.locked if role.bias else ''}"
         raise spread.fail(node, reason, role.bias_cure)
 
+    if role.bias is not None or role.costs == 0:
+        (spread.decode if slot >= 0 else spread.encode)(node)
+        return
+
+    def passed() -> Array:
+        x, y = node.at(role.x), node.outputs[0]
+        # what passes along free axes, and takes itself off, is left out
+        u, p = 1.0 / line(spread.scale_of(x), role.in_axis), line(spread.scale_of(y), role.out_axis)
+        through = equation.through_weight(role, d * u, x.rank)
+        came: Array = at_axis(through, role.out_axis, y.rank) * p
+        return came
+
+    without_bias(spread, node, slot, "", passed)
+
+
+def without_bias(spread: Spread, node: Node, slot: int, closed: str, passed: Callable[[], Array]) -> None:
+    """A shift of a product that has no place for a bias: what it reads comes out as a shift, or an addition
+    behind it takes it, one for each fold.
+
+    closed: why there can be none ("" if there can). passed: what y's shift would be.
+    """
     bias = spread.decode if slot >= 0 else spread.encode
-    if (
-        role.bias is not None
-        or role.costs == 0
-        or node in spread.state.new_biases
-        or node in spread.new_biases
-    ):
+    if node in spread.state.new_biases or node in spread.new_biases:
         bias(node)
         return
 
     def new_bias(_: Array | None) -> None:
+        if closed:
+            raise spread.fail(node, closed)
         if spread.new_biases or spread.target.role.kind == "shift":  # type: ignore[attr-defined]
             raise spread.fail(node, "has no bias, and would need an Add of its own to take the shift")
         spread.new_biases.add(node)
@@ -187,13 +206,10 @@ def linear_shift(spread: Spread, node: Node, slot: int, d: Array) -> None:
 
     def onwards(_: Array | None) -> None:
         spread.plain(node)
-        x, y = node.at(role.x), node.outputs[0]
-        # what passes along free axes, and takes itself off, is left out
-        u, p = 1.0 / line(spread.scale_of(x), role.in_axis), line(spread.scale_of(y), role.out_axis)
-        through = equation.through_weight(role, d * u, x.rank)
+        through = passed()
         spread.absorb(node)
         spread.carriers.add(node)
-        spread.want(y, at_axis(through, role.out_axis, y.rank) * p, node)
+        spread.want(node.outputs[0], through, node)
 
     if slot < 0 and node in spread.carriers:
         return

@@ -1,22 +1,20 @@
-"""Rules of operators that rearrange, join, add or multiply tensors."""
+"""Rules of operators that rearrange, join or add tensors, or multiply them entry by entry."""
 
 from __future__ import annotations
 
 import math
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
 from bnfold.fold import moves
-from bnfold.fold.affine import varying
 from bnfold.fold.carry import equation
 from bnfold.fold.carry.common import data_slot, flat, other_side, positive
-from bnfold.fold.carry.spread import Alternative, Spread
-from bnfold.fold.carry.spread import same as same_values
+from bnfold.fold.carry.spread import Spread
 from bnfold.fold.graph import Array, Node, Refused, Tensor
-from bnfold.fold.roles import Concat, Contract, Move, Same, Split
+from bnfold.fold.roles import Concat, Move, Same, Split
 
 SMALL = 1 << 12  # elements of a constant that is looked at to see whether it is zero
 
@@ -143,84 +141,3 @@ def product_scale(spread: Spread, node: Node, slot: int, f: Array) -> None:
 
 def product_shift(spread: Spread, node: Node, slot: int, d: Array) -> None:
     raise spread.fail(node, f"a product ({node.op} of two tensors) does not pass a shift")
-
-
-def contract_scale(spread: Spread, node: Node, slot: int, f: Array) -> None:
-    role: Contract = node.role  # type: ignore[assignment]
-    if slot >= 0 and any(role.axes[slot][axis] is None for axis in varying(f)):
-        raise spread.fail(node, "sums over an axis along which the change varies")
-    spread.plain(node)
-    spread.later(node, lambda: _contract_ways(spread, node, role))
-
-
-def _contract_ways(spread: Spread, node: Node, role: Contract) -> list[Alternative]:
-    """What the operands carry, multiplied, is the output carries; an open one takes the rest."""
-    y = node.outputs[0]
-    known, open_slots = np.ones((1,) * y.rank), []
-    for slot in (0, 1):
-        value = spread.values.get(node.at(slot))
-        if value is None:
-            open_slots.append(slot)
-        else:
-            known = known * _reaxis(value, role.axes[slot], y.rank)
-    out = spread.values.get(y)
-    if out is None:
-        return [] if (known == 1).all() else [lambda _: spread.want(y, known, node)]
-    missing = out / known
-    if same_values(missing, np.ones_like(missing), "scale"):
-        return []
-    ways: list[Alternative] = []
-    for slot in open_slots:
-        back = {goal: axis for axis, goal in enumerate(role.axes[slot]) if goal is not None}
-        if set(varying(missing)) <= set(back):
-            shape = [1] * node.at(slot).rank
-            for axis in varying(missing):
-                shape[back[axis]] = missing.shape[axis]
-            ways.append(partial(_give, spread, node, node.at(slot), missing.reshape(shape)))
-    if not ways:
-        raise spread.fail(node, "no operand has all the axes along which the change varies")
-    return ways
-
-
-def _give(spread: Spread, node: Node, tensor: Tensor, value: Array, _: Array | None) -> None:
-    spread.want(tensor, value, node)
-
-
-def contract_shift(spread: Spread, node: Node, slot: int, d: Array) -> None:
-    role: Contract = node.role  # type: ignore[assignment]
-    if role.stochastic is None:
-        stored = any(node.at(operand).constant is not None for operand in (0, 1))
-        what = "by stored weights that are not one matrix" if stored else "of two tensors"
-        raise spread.fail(node, f"{node.op} {what} does not pass a shift")
-    other = 1 - role.stochastic
-    if slot == role.stochastic:
-        raise spread.fail(node, f"{node.op} needs weights that sum to one here")
-    axes, y = role.axes[other], node.outputs[0]
-    vary = varying(d)
-    if slot >= 0:
-        if any(axes[axis] is None for axis in vary):
-            raise spread.fail(node, "sums over an axis along which the shift varies")
-        spread.want(y, _reaxis(d, axes, y.rank), node)
-        return
-    back = {goal: axis for axis, goal in enumerate(axes) if goal is not None}
-    if not set(vary) <= set(back):
-        raise spread.fail(node, "the operand does not have the axis along which the shift varies")
-    shape = [1] * node.at(other).rank
-    for axis in vary:
-        shape[back[axis]] = d.shape[axis]
-    spread.want(node.at(other), d.reshape(shape), node)
-
-
-def _reaxis(f: Array, axes: tuple[int | None, ...], rank: int) -> Array:
-    """Move each axis to its place; the varying ones keep their order in all operators that have this role."""
-    goals = [
-        (goal, f.shape[axis]) for axis, goal in enumerate(axes) if goal is not None and f.shape[axis] > 1
-    ]
-    if [goal for goal, _ in goals] != sorted(goal for goal, _ in goals):
-        order = np.argsort([goal for goal, _ in goals])
-        f = f.squeeze().transpose(order)
-        goals.sort()
-    shape = [1] * rank
-    for goal, size in goals:
-        shape[goal] = size
-    return f.reshape(shape)

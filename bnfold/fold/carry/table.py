@@ -8,7 +8,7 @@ called with the slot that changed and the array, and calls `spread.want` for eac
 from __future__ import annotations
 
 from bnfold.fold import roles
-from bnfold.fold.carry import layers, maps, rearranging
+from bnfold.fold.carry import contract, layers, maps, rearranging
 from bnfold.fold.carry.spread import Rule
 
 __all__ = ["SCALE", "SHIFT"]
@@ -30,7 +30,7 @@ _RULES: dict[type, tuple[Rule, Rule]] = {
     roles.Sum: (rearranging.sum_scale, rearranging.sum_shift),
     roles.Product: (rearranging.product_scale, rearranging.product_shift),
     roles.Same: (rearranging.same, rearranging.same),
-    roles.Contract: (rearranging.contract_scale, rearranging.contract_shift),
+    roles.Contract: (contract.contract_scale, contract.contract_shift),
     roles.Normalize: (layers.normalize_scale, layers.normalize_shift),
     roles.SoftmaxInput: (layers.closed, layers.softmax_shift),
 }

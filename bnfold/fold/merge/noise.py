@@ -17,13 +17,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from bnfold.fold.graph import Array
-from bnfold.options import QUANTIZERS
+from bnfold.options import BRANCHES_FROM, QUANTIZERS
 from bnfold.report.fold import ALLOWED, Noise
 
 __all__ = ["TENSOR", "Judge", "Rounding", "power_of"]
 
 TENSOR = 10**-3.8  # uint8 tensors behind batch norms, as measured
-NO_MERGE_BELOW = 8  # bits: the identity, or any branch, then drowns what it is merged with
 
 
 @dataclass(frozen=True)
@@ -71,12 +70,14 @@ class Judge:
     """Who says what may be merged.
 
     target: a name of QUANTIZERS. decides: merges that add too much noise are left, else they are only told.
-    rounding: what the target rounds. first: the noise of each sum before anything in it was merged, by the
+    rounding: what the target rounds. branches: whether they may become one, as far as the caller knows.
+    first: the noise of each sum before anything in it was merged, by the
     name of its tensor: several small merges must not add up to a large loss.
     """
 
     target: str
     decides: bool
+    branches: bool = True
     rounding: Rounding = field(init=False)
     first: dict[str, float] = field(default_factory=dict)
 
@@ -86,7 +87,7 @@ class Judge:
     @property
     def merges_branches(self) -> bool:
         """Whether branches may become one at all."""
-        return self.rounding.bits >= NO_MERGE_BELOW or not self.decides
+        return self.branches and (self.rounding.bits >= BRANCHES_FROM or not self.decides)
 
     def refuses(self, noise: Noise | None) -> bool:
         """Whether a merge adds too much, or nobody knows what it adds."""
@@ -94,7 +95,9 @@ class Judge:
 
     def reason(self, noise: Noise | None) -> str:
         """Why nodes stay several."""
-        why = "below 8 bits" if not self.merges_branches else f"for {self.target}"
+        why = f"for {self.target}" if self.merges_branches else "below 8 bits"
+        if not self.branches:
+            why = f"for {self.target}, which was measured"
         added = f": as one node, rounding would add {noise.added_db:.1f} dB of noise" if noise else ""
         return f"stay apart {why}{added}"
 

@@ -72,7 +72,7 @@ def resolve(value: Value) -> None:
             or site.refers
         ):
             return
-        tensor = stored_in(value)
+        tensor = stored_in(value) if site.op == "Constant" else None
         if tensor is not None and len(tensor.dims) > HIGHEST_RANK:
             return
         if tensor is not None:

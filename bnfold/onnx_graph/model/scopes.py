@@ -23,7 +23,7 @@ from bnfold.onnx_graph.site import (
     Value,
 )
 
-__all__ = ["CONTROL", "build", "declare", "default_opset", "without_gc"]
+__all__ = ["CONTROL", "build", "declare", "default_opset", "node_name", "without_gc"]
 
 CONTROL = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 
@@ -187,11 +187,7 @@ def _nodes(scope: Scope) -> list[tuple[Site, int, str]]:
             op = f"{domain}.{op}"
         site = Site(node, op, scope)
         outputs = node.output[:]
-        name = node.name or f"{op}:{outputs[0] if outputs else ''}"
-        if name in names:
-            name = _unique(name, outputs, names)
-        names.add(name)
-        site.name = name
+        site.name = node_name(node.name, op, outputs, names)
         read = site.values
         for slot, name in enumerate(node.input[:]):
             value = values.get(name) if name else None
@@ -219,6 +215,18 @@ def _nodes(scope: Scope) -> list[tuple[Site, int, str]]:
             site.outputs.append(value)
         sites.append(site)
     return pending
+
+
+def node_name(name: str, op: str, outputs: list[str], names: set[str]) -> str:
+    """What a node is called in reports: its own name, or one made of its operator and first output.
+
+    names: those that are taken; this one is added.
+    """
+    name = name or f"{op}:{outputs[0] if outputs else ''}"
+    if name in names:
+        name = _unique(name, outputs, names)
+    names.add(name)
+    return name
 
 
 def _unique(name: str, outputs: list[str], names: set[str]) -> str:

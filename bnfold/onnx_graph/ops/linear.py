@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from bnfold.fold import role_builders as builders
+from bnfold.fold.einsums import einsum, einsum_by_matrix
 from bnfold.fold.graph import Constant, Dim, Refused, Role
 from bnfold.fold.roles import Linear, Recurrent, Sampled
 from bnfold.onnx_graph.ops.facts import (
@@ -168,11 +169,11 @@ def _einsum(site: Site) -> Role:
     slot = 1 if site.constant(1) is not None else 0
     weight = site.constant(slot)
     if weight is not None and len(site.node.input) == 2:
-        role = builders.einsum_by_matrix(equation, weight, slot, shape_of(site, 1 - slot), len(y))
+        role = einsum_by_matrix(equation, weight, slot, shape_of(site, 1 - slot), len(y))
         if role is not None:
             return role
     shapes = [shape_of(site, slot) for slot in range(len(site.node.input))]
-    return builders.einsum(equation, shapes, y)
+    return einsum(equation, shapes, y)
 
 
 def _recurrent(site: Site) -> Role:

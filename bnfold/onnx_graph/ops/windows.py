@@ -85,8 +85,9 @@ class _Stated(NamedTuple):
 
 def _stated(site: Site) -> _Stated:
     get = site.attributes.get
-    strides, dilations, pads = (tuple(get(name) or ()) for name in ("strides", "dilations", "pads"))
-    return _Stated(strides, dilations, pads, str(get("auto_pad", "")) or "NOTSET", bool(get("ceil_mode")))
+    strides, dilations, pads = get("strides") or (), get("dilations") or (), get("pads") or ()
+    auto, ceil = str(get("auto_pad", "")) or "NOTSET", bool(get("ceil_mode"))
+    return _Stated(tuple(strides), tuple(dilations), tuple(pads), auto, ceil)
 
 
 @lru_cache(1024)  # nets repeat their layers

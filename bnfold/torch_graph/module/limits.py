@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from torch.export import ExportedProgram
 
 from bnfold.fold.edits import AddBias, Bypass, Edit, SetValue
 from bnfold.fold.graph import Array, Constant, Graph, Node, Role
-from bnfold.fold.roles import Affine, Clamp, Closed, Leaky, Linear, Map, Pad, Recurrent
+from bnfold.fold.roles import Affine, Clamp, Closed, Contract, Leaky, Linear, Map, Pad, Recurrent
 from bnfold.torch_graph.call import given, innermost
 from bnfold.torch_graph.module.holders import Holders, owner_of
 from bnfold.torch_graph.module.what_is_left import Calls, mean_of
@@ -34,6 +35,7 @@ from bnfold.torch_graph.module.what_is_left import Calls, mean_of
 __all__ = ["CODE", "Limits", "half_gone", "unable", "unseen"]
 
 CODE = "is written in the module's code"
+_NO_PLACE = "its module has no place for a bias"
 _DIFFER = "is used by several calls that need different ones, and a module has one"
 
 
@@ -100,6 +102,8 @@ class Limits:
             if role.fill != 0:
                 return Closed("fills in a number that is written in the module's code")
             return Map("any", "fills in zeros, where a shift would not be seen", role.axes, x=role.x)
+        if isinstance(role, Contract):
+            return replace(role, bias_open=_NO_PLACE)
         if isinstance(role, Linear):
             self._look_at_bias(node, role)
         return role
@@ -114,7 +118,7 @@ class Limits:
             place = place and self.made.times[self.holders.paths[id(owner)]] > 0  # its own code reads it
             if self.calls.get(role.weight.store, 1) > 1:  # in all of the calls
                 place = place and self.holders.part(innermost(node.source)) is owner
-            role.bias_open = "" if place and not role.weight.locked else "its module has no place for a bias"
+            role.bias_open = "" if place and not role.weight.locked else _NO_PLACE
             self.without_bias[role.weight.store].append(role)
 
     def _why_it_stays(self, node: Node, role: Affine) -> str:

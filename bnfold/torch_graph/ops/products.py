@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import fx
 
 from bnfold.fold import role_builders as builders
+from bnfold.fold.einsums import einsum
 from bnfold.fold.graph import Refused, Role
 from bnfold.fold.roles import Map
 from bnfold.torch_graph.call import Call, op_of, shape_of
@@ -47,7 +48,7 @@ def _addmm(call: Call) -> Role:
 def _einsum(call: Call) -> Role:
     shapes = [node.meta["val"] for node in call["tensors"]]
     known = [shape_of(value) or () for value in shapes]
-    return builders.einsum(str(call["equation"]), known, call.out)
+    return einsum(str(call["equation"]), known, call.out)
 
 
 def _attention(call: Call) -> Role:

@@ -36,15 +36,15 @@ def _batched(g: Build) -> str:
 
 
 @RULES(
-    "Einsum with weights of two output axes passes no shift",
+    "Einsum takes no shift along an axis that its weight has not",
     "add",
     "einsum",
-    "not one matrix",
+    "along the axes of its weight, not along [1]",
     folds=("mul",),
 )
 def _heads(g: Build) -> str:
     y = g.op("Einsum", tokens(g), g.weight((6, 2, 3), 6), equation="btc,chd->bthd", name="einsum")
-    return g.op("Sigmoid", g.add(g.mul(y, axis=3, name="mul"), axis=3, name="add"))
+    return g.op("Sigmoid", g.add(g.mul(y, axis=3, name="mul"), axis=1, name="add"))
 
 
 @RULES("MatMul by a vector", "bn", "matmul", "vector")

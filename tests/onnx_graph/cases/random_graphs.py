@@ -52,8 +52,15 @@ class Grower(Pool):
         if (t := self.pick(3)) is None:
             return
         x, (n, length, c) = t
-        weight = self.const(self.rng.standard_normal((4, c)) / np.sqrt(c))
-        self.op("Einsum", [x, weight], (n, length, 4), equation="blc,oc->blo")
+        equation, shape = (
+            ("blc,oc->blo", (n, length, 4)),
+            ("blc,chd->bhld", (n, 2, length, 3)),  # a weight of two output axes
+            ("blc,lco->bol", (n, 4, length)),  # a matrix for each
+        )[int(self.rng.integers(3))]
+        sizes = {"l": length, "c": c, "o": 4, "h": 2, "d": 3}
+        weight = [sizes[label] for label in equation.split("->")[0].split(",")[1]]
+        array = self.rng.standard_normal(weight) / np.sqrt(c)
+        self.op("Einsum", [x, self.const(array)], shape, equation=equation)
 
     def picks(self) -> None:
         """Entries taken, placed or summed up along one axis."""

@@ -44,7 +44,9 @@ class Sums:
             kernel = [kernel[0]] * dims
         dilations = [self.pick(1, 1, 1, 2)] * dims
         if not kept:
-            kernel, dilations = [self.pick(1, 2, 3)] * dims, [1] * dims
+            taps = self.pick(1, 2, 3)
+            kernel = [min(taps, n) if isinstance(n, int) else taps for n in g.shape(x)[2:]]
+            dilations = [1] * dims
         groups = [n for n in (1, 1, 2, 3, inputs, inputs) if inputs % n == outputs % n == 0]
         group = self.pick(*groups)
         reach = [(k - 1) * d for k, d in zip(kernel, dilations, strict=True)]

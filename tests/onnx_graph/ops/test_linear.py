@@ -197,17 +197,19 @@ def test_matmul_of_two_tensors() -> None:
 
 
 def test_einsum() -> None:
-    role = read("Einsum", (2, 5, 3), (2, 3, 7), equation="bij, bjk -> bik")
-    assert role == Contract(((0, 1, None), (0, None, 2)))
+    for equation in ("bij, bjk -> bik", "...ij,...jk->...ik"):
+        role = read("Einsum", (2, 5, 3), (2, 3, 7), equation=equation)
+        assert role == Contract(((0, 1, None), (0, None, 2)))
+    turned = read("Einsum", (2, 5, 3), (3, 7), equation="bij,jk->ibk")
+    assert turned == Contract(((1, 0, None), (None, 2)))
     assert read("Einsum", (2, 5, 3), (1, 3, 7), equation="bij,bjk->bik") == Contract(
         ((0, 1, None), (None, None, 2))
     )
     for equation, inputs in [
         ("bij,bjk", ((2, 5, 3), (2, 3, 7))),
-        ("...ij,...jk->...ik", ((2, 5, 3), (2, 3, 7))),
         ("ii,ij->ij", ((3, 3), (3, 4))),
         ("ij->ji", ((3, 4),)),
-        ("bij,jk->ibk", ((2, 5, 3), (3, 7))),
+        ("...ij,jk->ik", ((2, 5, 3), (3, 7))),
     ]:
         assert "equation" in refused(read("Einsum", *inputs, equation=equation))
 

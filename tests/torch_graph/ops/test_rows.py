@@ -118,6 +118,16 @@ FOLDS: dict[str, tuple[Any, tuple[int, ...], Layers]] = {
         TOKENS,
         tokens,
     ),
+    "einsum with a stored weight of two output axes": (
+        lambda m, x: tanh(m.n(torch.einsum("bchw,hcdw->bdh", tanh(x), m.w))),
+        IMAGE,
+        lambda: {"n": nn.BatchNorm1d(4), "w": nn.Parameter(torch.randn(5, 6, 4, 5) / 5)},
+    ),
+    "einsum reads what is shifted": (
+        lambda m, x: tanh(torch.einsum("bct,cod->bdto", m.n(tanh(x)), m.w)),
+        TOKENS,
+        lambda: {"n": nn.BatchNorm1d(5), "w": nn.Parameter(torch.randn(5, 3, 4) / 5)},
+    ),
     "stack of images": (
         lambda m, x: tanh(m.n(torch.stack([m.c(x), m.c(x.flip(2))], 4).mean(4))),
         IMAGE,

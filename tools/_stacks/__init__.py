@@ -1,0 +1,1 @@
+"""Networks in other stacks, without bnfold and with it."""

@@ -1,0 +1,87 @@
+"""One network in one stack, without bnfold and with it: what every contract measures, in the same way."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tools._data.models import network
+from tools._peers.left import Left
+
+ROUNDS = 25  # timed calls of each, in turn
+# The networks by timm's name; the part of the scales that are negative, and the size of the images.
+NETWORKS = {
+    "levit_128s": ("levit_128s", 0.5, None),
+    "repvgg_a0": ("repvgg_a0", 0.5, 96),
+    "densenet121": ("densenet121", 0.5, 96),
+    "resnetv2_50, positive scales": ("resnetv2_50", 0.0, 96),
+}
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a stack made of a network. left: in its own artefact. run: computes the network's output."""
+
+    left: Left
+    run: Callable[[Tensor], Any]
+
+
+Make = Callable[[nn.Module, Tensor, bool], Made]  # the network, an example, and whether with bnfold
+
+
+def measure(make: Make) -> None:
+    """Prints a line of JSON for the network that the command line names. make: of one stack."""
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    name, negative, size = NETWORKS[sys.argv[1]]
+    module, x = network(name, negative, size)
+    with torch.no_grad():
+        exact = copy.deepcopy(module).double()(x.double()).numpy()
+        rows, runs = dict[str, Any](), dict[str, Callable[[Tensor], Any]]()
+        for key, bnfold in (("without", False), ("with", True)):
+            begin = time.perf_counter()
+            made = make(copy.deepcopy(module), x, bnfold)
+            first = np.asarray(made.run(x))
+            rows[key] = {
+                "seconds": time.perf_counter() - begin,
+                "batch_norms": made.left.batch_norms,
+                "per_channel": made.left.per_channel,
+                **difference(first, exact),
+            }
+            runs[key] = made.run
+        for key, taken in milliseconds(runs, x).items():
+            rows[key]["milliseconds"] = taken
+    print(json.dumps(rows), flush=True)
+
+
+def difference(found: Any, exact: Any) -> dict[str, float]:
+    """From the network in float64: the largest, relative to the largest output, and signal over noise in dB."""
+    off = found.astype(np.float64).reshape(exact.shape) - exact
+    return {
+        "error": float(np.abs(off).max() / np.abs(exact).max()),
+        "decibels": float(10 * np.log10((exact**2).sum() / (off**2).sum())),
+    }
+
+
+def milliseconds(runs: dict[str, Callable[[Tensor], Any]], x: Tensor) -> dict[str, float]:
+    """Medians on one thread; they run in turn."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(ROUNDS):
+        for name, run in runs.items():
+            begin = time.perf_counter()
+            run(x)
+            times[name].append(time.perf_counter() - begin)
+    return {name: statistics.median(taken) * 1e3 for name, taken in times.items()}

@@ -1,0 +1,49 @@
+"""onnxruntime's static quantizer, QDQ, a scale for each output channel: the file that it writes."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from torch import Tensor, nn
+
+from bnfold.integrations import onnxruntime
+from tools._common import session
+from tools._data.models import export
+from tools._peers.left import inspect, left
+from tools._stacks.measure import Made, measure
+
+CALIBRATION = 8  # images
+
+
+class Reader(CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self, name: str, x: Tensor) -> None:
+        torch.manual_seed(1)
+        self.feeds: Iterator[Any] = iter({name: torch.randn_like(x).numpy()} for _ in range(CALIBRATION))
+
+    def get_next(self) -> Any:
+        return next(self.feeds, None)
+
+
+def make(module: nn.Module, x: Tensor, bnfold: bool) -> Made:
+    """bnfold's step in front of the quantizer, or onnxruntime's own."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        raw, ready, made = (folder / f"{part}.onnx" for part in ("raw", "ready", "made"))
+        export(module, x, raw)
+        step = onnxruntime.quant_pre_process if bnfold else quant_pre_process
+        step(raw, ready, skip_symbolic_shape=True)
+        own = inspect(raw)[1]
+        entry = session(raw).get_inputs()[0].name
+        quantize_static(ready, made, Reader(entry, x), quant_format=QuantFormat.QDQ, per_channel=True)
+        runs = session(made)
+        return Made(left(made, own), lambda x: runs.run(None, {entry: x.numpy()})[0])
+
+
+if __name__ == "__main__":
+    measure(make)

@@ -1,0 +1,40 @@
+"""torchao's PT2E with the quantizer for XNNPACK, a scale for each output channel: the converted program."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+from torchao.testing.pt2e._xnnpack_quantizer import (
+    XNNPACKQuantizer,
+    get_symmetric_quantization_config,
+)
+
+import bnfold as folding
+from tools._peers.torch_left import left, of_module
+from tools._stacks.measure import Made, measure
+
+CALIBRATION = 8  # images
+
+
+def quantized(module: nn.Module, x: Tensor, bnfold: bool) -> nn.Module:
+    """Exported, folded if asked, calibrated and converted."""
+    program = torch.export.export(module, (x,))
+    if bnfold:
+        program, _ = folding.fold_program(program, quantize_for="int8")
+    quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
+    prepared = prepare_pt2e(program.module(), quantizer)
+    torch.manual_seed(1)
+    for _ in range(CALIBRATION):
+        prepared(torch.randn_like(x))
+    converted: nn.Module = convert_pt2e(prepared)
+    return converted
+
+
+def make(module: nn.Module, x: Tensor, bnfold: bool) -> Made:
+    converted = quantized(module, x, bnfold)
+    return Made(left(of_module(converted, x)), converted)
+
+
+if __name__ == "__main__":
+    measure(make)
