@@ -311,8 +311,8 @@ def wrapped(text: str, width: int = 118) -> str:
 
 
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {
-        "left": left,
+    "README.md": {"left": left},
+    "docs/peers.md": {
         "torch_zoo": torch_zoo,
         "speed": speed,
         "torch": torch,
