@@ -14,6 +14,7 @@ from tools._claims import table as claims_table
 from tools._common import RESULTS, ROOT, markdown, read
 from tools._demos import slim_table
 from tools._gpu import goals
+from tools._stacks import stacks_table
 from tools._zoo import prove_table
 
 PEERS = ("onnxruntime", "onnxsim", "onnxslim", "onnxoptimizer_all", "onnxscript")
@@ -310,8 +311,8 @@ def wrapped(text: str, width: int = 118) -> str:
 
 
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {
-        "left": left,
+    "README.md": {"left": left},
+    "docs/peers.md": {
         "torch_zoo": torch_zoo,
         "speed": speed,
         "torch": torch,
@@ -331,6 +332,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "int8": int8,
         "int8_four_bits": partial(trained, int8_table.four_bits),
     },
+    "docs/integrations.md": {"stacks": partial(deployed, "stacks", stacks_table)},
     "docs/proof.md": {"prove": partial(deployed, "prove", prove_table)},
     "docs/performance.md": {"gpu_goals": gpu_goals, "gpu_layers": gpu_layers},
 }

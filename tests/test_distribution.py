@@ -85,7 +85,9 @@ def test_the_source_distribution_has_all_of_the_checkout(sdist: Path) -> None:
 
 def test_the_wheel_has_all_of_the_package(wheel: zipfile.ZipFile) -> None:
     names = set(wheel.namelist())
-    wanted = {name for name in checkout_files() if name.startswith("bnfold/")}
+    files = checkout_files()
+    wanted = {name for name in files if name.startswith("bnfold/")}
+    wanted |= {f"bnfold/{name}" for name in files if name.startswith("plugins/")}
     assert {"bnfold/py.typed", "bnfold/kernels/forward.cuh", "bnfold/plugins/CMakeLists.txt"} < wanted
     assert sorted(wanted - names) == []
     info = f"bnfold-{bnfold.__version__}.dist-info/"
