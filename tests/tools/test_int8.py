@@ -95,21 +95,22 @@ def test_what_is_stored_shows_what_is_claimed(networks: Any) -> None:
                 assert apart["per_channel"]["entropy"] == apart["per_channel"]["plain"][0], name
     for name, seeds in small.items():
         gains = [entry["variants"]["apart"]["int4"] for entry in seeds.values()]
-        assert min(gain["corrected"] - gain["plain"] for gain in gains) > 3.5, name
+        assert np.mean([gain["corrected"] - gain["plain"] for gain in gains]) > 3.5, name
 
 
-def test_what_is_merged_for_int8_costs_at_most_half_a_decibel_in_the_mean(networks: Any) -> None:
+def test_what_is_merged_for_int8_costs_at_most_half_a_decibel(networks: Any) -> None:
+    """With each of three training seeds."""
     seen = 0
     for name, seeds in networks.items():
         for kind, plan in (("per_tensor", "--for int8-per-tensor"), ("per_channel", "--for int8")):
             losses = []
             for entry in seeds.values():
                 variants = entry["variants"]
-                if plan in variants:
+                if "linear" in variants.get("full", {}):  # else there is nothing to merge
                     row = variants[variants[plan].get("same_as", plan)]
                     losses.append(mean(variants["apart"], kind, "corrected") - mean(row, kind, "corrected"))
             if losses:
-                assert np.mean(losses) < 0.5, (name, kind, losses)
+                assert max(losses) < 0.5, (name, kind, losses)
                 seen += 1
     assert seen == 4
 
