@@ -93,6 +93,9 @@ def test_what_is_stored_shows_what_is_claimed(networks: Any) -> None:
                 assert mean(apart, kind, "corrected") > mean(apart, kind, "plain") - 0.5, (name, kind)
             if "entropy" in apart["per_channel"]:
                 assert apart["per_channel"]["entropy"] == apart["per_channel"]["plain"][0], name
+    trained = networks["MobileNetV2, ImageNet"]["0"]["variants"]["apart"]
+    assert mean(trained, "per_tensor", "corrected") > 14.5
+    assert mean(trained, "per_channel", "corrected") > 17
     for name, seeds in small.items():
         gains = [entry["variants"]["apart"]["int4"] for entry in seeds.values()]
         assert np.mean([gain["corrected"] - gain["plain"] for gain in gains]) > 3.5, name
