@@ -221,6 +221,8 @@ def make(folder: Path) -> None:
     for name, model in MODELS.items():
         onnx.save(model(), folder / name)
     np.savez(folder / "images.npz", x=images(60, seed=1))
+    noise = np.random.default_rng(2).standard_normal((40, 3, 16, 16))
+    np.savez(folder / "samples.npz", x=noise.astype(np.float32))
     source = Path(__file__).with_name("nets.py")
     if source.parent != folder.resolve():
         shutil.copy(source, folder)

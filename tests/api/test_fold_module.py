@@ -22,6 +22,7 @@ LESS = {
     "tied weights": (0, ""),
     "weight norm": (1, "is computed from other parameters"),
     "matmul by a parameter": (1, "its module has no place for a bias"),
+    "einsum by a parameter": (1, "its module has no place for a bias"),
     "forward into a matmul": (1, "its module has no place for a bias"),
     "layer scale on the left": (1, "written in the module's code"),
     "layer scale": (1, "written in the module's code"),
@@ -392,6 +393,14 @@ class Branching(nn.Module):
 def test_what_cannot_be_exported_is_told(module: Any, message: str) -> None:
     with pytest.raises(bnfold.UsageError, match=message):
         bnfold.fold_module(module, torch.randn(IMAGE))
+
+
+def test_what_modelopt_has_quantized_is_told_to_come_earlier(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its quantizers look at numbers before they compute, which torch.export cannot follow."""
+    monkeypatch.setattr(Branching, "__module__", "modelopt.torch.quantization.nn.modules.tensor_quantizer")
+    message = r"(?s)cannot see the whole of Sequential: .*modelopt: fold before mtq\.quantize, or give"
+    with pytest.raises(bnfold.UsageError, match=message):
+        bnfold.fold_module(nn.Sequential(conv(6, 4), Branching()), torch.randn(IMAGE))
 
 
 @pytest.mark.parametrize("zeros", [1, 4])
