@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bnfold.api.fold_onnx import fold_loaded, opened
+from bnfold.errors import ModelError
 from bnfold.integrations.stack import imported
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.file.save import save
@@ -61,7 +62,10 @@ def quant_pre_process(
 
 
 def _written(model: Loaded, folder: Path) -> Path:
-    """A file of the model for onnxruntime, which may be too large for one."""
+    """One file if it can be: onnxruntime does not always look for data files beside the model."""
     path = folder / "folded.onnx"
-    save(model, path, external=True)
+    try:
+        save(model, path, external=False)
+    except ModelError:  # over 2 GiB
+        save(model, path, external=True)
     return path

@@ -13,6 +13,7 @@ TESTED = {
     "torch": "2.13.0",
     "onnxruntime": "1.32.0",
     "torchao": "0.18.0",
+    "executorch": "1.5.1",
     "olive-ai": "0.13.0",
     "openvino": "2026.4.1",
     "nvidia-modelopt": "0.47.0",

@@ -21,7 +21,9 @@ __all__ = ["HEADER", "LIBRARY", "SOURCES", "compile_plugin", "kept"]
 LIBRARY = "libbnfold_plugin.so"
 HEADER = "NvInferRuntime.h"
 _PACKAGE = Path(__file__).resolve().parents[1]
-SOURCES = (_PACKAGE / "plugins", _PACKAGE / "kernels")
+# in the package; in a checkout, beside it
+_PLUGINS = _PACKAGE / "plugins" if (_PACKAGE / "plugins").is_dir() else _PACKAGE.parent / "plugins"
+SOURCES = (_PLUGINS, _PACKAGE / "kernels")
 INCLUDES = (  # where TensorRT's packages and containers have their headers
     "/usr/include/x86_64-linux-gnu",
     "/usr/include/aarch64-linux-gnu",

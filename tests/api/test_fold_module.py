@@ -395,6 +395,14 @@ def test_what_cannot_be_exported_is_told(module: Any, message: str) -> None:
         bnfold.fold_module(module, torch.randn(IMAGE))
 
 
+def test_what_modelopt_has_quantized_is_told_to_come_earlier(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its quantizers look at numbers before they compute, which torch.export cannot follow."""
+    monkeypatch.setattr(Branching, "__module__", "modelopt.torch.quantization.nn.modules.tensor_quantizer")
+    message = r"(?s)cannot see the whole of Sequential: .*modelopt: fold before mtq\.quantize, or give"
+    with pytest.raises(bnfold.UsageError, match=message):
+        bnfold.fold_module(nn.Sequential(conv(6, 4), Branching()), torch.randn(IMAGE))
+
+
 @pytest.mark.parametrize("zeros", [1, 4])
 def test_scales_of_zero_fold_once(zeros: int) -> None:
     """The plan is carried out on the module, and its program stays: it must not be read and folded anew."""

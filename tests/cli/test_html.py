@@ -37,3 +37,10 @@ def test_it_is_no_other_file_of_this_run(
     files = ["out.onnx", "--json", "report.json", "--certificate", "c.npz"]
     told = refused(capsys, folder, 2, "fold", "in.onnx", *files, "--html", other, "--force")
     assert "has two uses in this command" in told
+
+
+def test_beside_json_on_the_standard_output(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("fold", "kept.onnx", "--html", "report.html", "--json", "-") == 0
+    out, err = capsys.readouterr()
+    assert data((folder / "report.html").read_text())["report"] == json.loads(out)
+    assert "wrote report.html (" in err

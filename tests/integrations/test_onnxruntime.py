@@ -20,7 +20,7 @@ from tests.onnx_graph.build import Build
 def net() -> onnx.ModelProto:
     """Conv, Relu, batch norm, average pool, conv, batch norm: onnxruntime folds the last one alone."""
     g = Build(seed=1)
-    y = g.op("Relu", g.conv(g.input("x", ("N", 3, 8, 8)), 8, 3, name="conv1"))
+    y = g.op("Relu", g.conv(g.input("x", ("N", 3, 8, 8)), 16, 3, name="conv1"))
     y = g.op("AveragePool", g.bn(y, name="bn1", signs="positive"), kernel_shape=[2, 2])
     g.output(g.bn(g.conv(y, 4, 1, name="conv2"), name="bn2"))
     return g.model()
@@ -65,7 +65,8 @@ def test_shapes_are_inferred_and_options_go_on(tmp_path: Path) -> None:
     known = {value.name for value in prepared.graph.value_info}
     inside = {output for node in prepared.graph.node for output in node.output}
     assert inside - known <= {prepared.graph.output[0].name}
-    assert quant_pre_process(net(), made, quantize_for=None).quantize_for is None  # the file is replaced
+    report = quant_pre_process(net(), made, quantize_for=None, skip_symbolic_shape=True)  # replaces the file
+    assert report.quantize_for is None
 
 
 def test_nothing_is_written_where_the_fold_is_refused(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from tests.kernels import host
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-PLUGINS = ROOT / "bnfold" / "plugins"
+PLUGINS = ROOT / "plugins"
 SHARED = ["call.cpp", "check.cpp", "creators.cpp", "plan.cpp", "plugin.cpp"]  # with any machine
 BUILT = ROOT / ".cache" / "plugin"
 LEAN = ROOT / ".cache" / "tensorrt-lean"  # TensorRT's lean runtime, where tools/test puts it

@@ -1,4 +1,4 @@
-// The instances of one kernel for one type, as bnfold/plugins/kernels.cu has them, for the CPU.
+// The instances of one kernel for one type, as plugins/kernels.cu has them, for the CPU.
 
 #include "host_kernels.h"
 

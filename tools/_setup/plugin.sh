@@ -111,7 +111,7 @@ build_plugin() {
     fi
 
     key=$({
-        cat bnfold/plugins/*.?pp bnfold/plugins/*.cu bnfold/plugins/exports.map bnfold/plugins/CMakeLists.txt bnfold/kernels/*.cuh \
+        cat plugins/*.?pp plugins/*.cu plugins/exports.map plugins/CMakeLists.txt bnfold/kernels/*.cuh \
             "$tensorrt"/NvInfer*.h
         "${CXX:-g++}" --version
         [ -z "$nvcc" ] || "$nvcc" --version
@@ -122,7 +122,7 @@ build_plugin() {
         say "Building the plugin library ($what) ..."
         if command -v ninja >/dev/null; then set -- -G Ninja "$@"; fi
         rm -f "$work/CMakeCache.txt" # what it remembers of other headers and compilers
-        if ! { cmake -S bnfold/plugins -B "$work" -DTENSORRT_INCLUDE_DIR="$tensorrt" "$@" &&
+        if ! { cmake -S plugins -B "$work" -DTENSORRT_INCLUDE_DIR="$tensorrt" "$@" &&
             cmake --build "$work" --parallel; } >"$work.log" 2>&1; then
             grep -m 20 -iE 'error|fatal' "$work.log" >&2 || tail -n 20 "$work.log" >&2
             fail "the plugin library does not build; all of it is in $work.log"

@@ -11,13 +11,13 @@ from executorch.runtime import Runtime
 from torch import Tensor, fx, nn
 
 from tools._peers.left import Left
-from tools._stacks.measure import Made, measure
+from tools._stacks.measure import INT8, Made, measure
 from tools._stacks.torchao_pt2e import quantized
 
 
-def make(module: nn.Module, x: Tensor, bnfold: bool) -> Made:
+def make(module: nn.Module, x: Tensor, fold: dict[str, Any] | None) -> Made:
     """The file's bytes are loaded and run; what is counted is in the program and in what XNNPACK took."""
-    program = torch.export.export(quantized(module, x, bnfold), (x,))
+    program = torch.export.export(quantized(module, x, fold), (x,))
     edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
     graphs = [edge.exported_program().graph_module]
     graphs += [each.original_module.graph_module for each in lowered(graphs[0])]
@@ -32,4 +32,4 @@ def lowered(graph: fx.GraphModule) -> list[Any]:
 
 
 if __name__ == "__main__":
-    measure(make)
+    measure(make, INT8)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tools._data.models import network
 from tools._peers.left import Left
 
-ROUNDS = 25  # timed calls of each, in turn
+ROUNDS = 15  # timed calls of each, in turn
 # The networks by timm's name; the part of the scales that are negative, and the size of the images.
 NETWORKS = {
     "levit_128s": ("levit_128s", 0.5, None),
@@ -28,6 +28,8 @@ NETWORKS = {
     "densenet121": ("densenet121", 0.5, 96),
     "resnetv2_50, positive scales": ("resnetv2_50", 0.0, 96),
 }
+WITHOUT, FOLD, FOR_INT8 = "without", "bnfold", "bnfold, for int8"
+FLOAT, INT8 = (WITHOUT, FOLD), (WITHOUT, FOLD, FOR_INT8)
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,13 @@ class Made:
     run: Callable[[Tensor], Any]
 
 
-Make = Callable[[nn.Module, Tensor, bool], Made]  # the network, an example, and whether with bnfold
+# The network, an example, and the keywords of the fold: those of `fold_onnx`; None: without bnfold.
+Make = Callable[[nn.Module, Tensor, dict[str, Any] | None], Made]
+KEYWORDS: dict[str, dict[str, Any] | None] = {WITHOUT: None, FOLD: {}, FOR_INT8: {"quantize_for": "int8"}}
 
 
-def measure(make: Make) -> None:
-    """Prints a line of JSON for the network that the command line names. make: of one stack."""
+def measure(make: Make, ways: tuple[str, ...]) -> None:
+    """Prints a line of JSON for the network that the command line names, made by one stack in these ways."""
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -51,24 +55,24 @@ def measure(make: Make) -> None:
     with torch.no_grad():
         exact = copy.deepcopy(module).double()(x.double()).numpy()
         rows, runs = dict[str, Any](), dict[str, Callable[[Tensor], Any]]()
-        for key, bnfold in (("without", False), ("with", True)):
+        for way in ways:
             begin = time.perf_counter()
-            made = make(copy.deepcopy(module), x, bnfold)
+            made = make(copy.deepcopy(module), x, KEYWORDS[way])
             first = np.asarray(made.run(x))
-            rows[key] = {
+            rows[way] = {
                 "seconds": time.perf_counter() - begin,
                 "batch_norms": made.left.batch_norms,
                 "per_channel": made.left.per_channel,
                 **difference(first, exact),
             }
-            runs[key] = made.run
-        for key, taken in milliseconds(runs, x).items():
-            rows[key]["milliseconds"] = taken
+            runs[way] = made.run
+        for way, taken in milliseconds(runs, x).items():
+            rows[way]["milliseconds"] = taken
     print(json.dumps(rows), flush=True)
 
 
 def difference(found: Any, exact: Any) -> dict[str, float]:
-    """From the network in float64: the largest, relative to the largest output, and signal over noise in dB."""
+    """From the network in float64: the largest, relative to the largest output, and signal over noise."""
     off = found.astype(np.float64).reshape(exact.shape) - exact
     return {
         "error": float(np.abs(off).max() / np.abs(exact).max()),

@@ -16,9 +16,9 @@ from bnfold.integrations import onnxruntime
 from tools._common import session
 from tools._data.models import export
 from tools._peers.left import inspect, left
-from tools._stacks.measure import Made, measure
+from tools._stacks.measure import INT8, Made, measure
 
-CALIBRATION = 8  # images
+CALIBRATION = 4  # images
 
 
 class Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -30,14 +30,17 @@ class Reader(CalibrationDataReader):  # type: ignore[misc]
         return next(self.feeds, None)
 
 
-def make(module: nn.Module, x: Tensor, bnfold: bool) -> Made:
+def make(module: nn.Module, x: Tensor, fold: dict[str, Any] | None) -> Made:
     """bnfold's step in front of the quantizer, or onnxruntime's own."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         raw, ready, made = (folder / f"{part}.onnx" for part in ("raw", "ready", "made"))
         export(module, x, raw)
-        step = onnxruntime.quant_pre_process if bnfold else quant_pre_process
-        step(raw, ready, skip_symbolic_shape=True)
+        if fold is None:
+            quant_pre_process(raw, ready, skip_symbolic_shape=True)
+        else:
+            how = {"quantize_for": None} | fold
+            onnxruntime.quant_pre_process(raw, ready, skip_symbolic_shape=True, **how)
         own = inspect(raw)[1]
         entry = session(raw).get_inputs()[0].name
         quantize_static(ready, made, Reader(entry, x), quant_format=QuantFormat.QDQ, per_channel=True)
@@ -46,4 +49,4 @@ def make(module: nn.Module, x: Tensor, bnfold: bool) -> Made:
 
 
 if __name__ == "__main__":
-    measure(make)
+    measure(make, INT8)

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from bnfold.integrations.torch_compile.backend import backend
 from tools._peers.left import Left
 from tools._peers.torch_left import left, of_module
-from tools._stacks.measure import Made, measure
+from tools._stacks.measure import FLOAT, Made, measure
 
 
-def make(module: nn.Module, x: Tensor, bnfold: bool) -> Made:
+def make(module: nn.Module, x: Tensor, fold: dict[str, Any] | None) -> Made:
     """By bnfold's backend and inductor behind it, or by inductor alone."""
     from torch._inductor.compile_fx import compile_fx
 
@@ -24,7 +24,7 @@ def make(module: nn.Module, x: Tensor, bnfold: bool) -> Made:
         handed.append(left(of_module(graph, *arguments)))
         return compile_fx(graph, arguments)
 
-    if bnfold:
+    if fold is not None:
         run: Callable[[Tensor], Any] = torch.compile(module, backend=backend, options={"backend": inductor})
         run(x)
         return Made(handed[0], run)
@@ -32,4 +32,4 @@ def make(module: nn.Module, x: Tensor, bnfold: bool) -> Made:
 
 
 if __name__ == "__main__":
-    measure(make)
+    measure(make, FLOAT)

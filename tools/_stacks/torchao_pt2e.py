@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
@@ -10,18 +12,18 @@ from torchao.testing.pt2e._xnnpack_quantizer import (
     get_symmetric_quantization_config,
 )
 
-import bnfold as folding
+import bnfold
 from tools._peers.torch_left import left, of_module
-from tools._stacks.measure import Made, measure
+from tools._stacks.measure import INT8, Made, measure
 
-CALIBRATION = 8  # images
+CALIBRATION = 4  # images
 
 
-def quantized(module: nn.Module, x: Tensor, bnfold: bool) -> nn.Module:
+def quantized(module: nn.Module, x: Tensor, fold: dict[str, Any] | None) -> nn.Module:
     """Exported, folded if asked, calibrated and converted."""
     program = torch.export.export(module, (x,))
-    if bnfold:
-        program, _ = folding.fold_program(program, quantize_for="int8")
+    if fold is not None:
+        program, _ = bnfold.fold_program(program, **fold)
     quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
     prepared = prepare_pt2e(program.module(), quantizer)
     torch.manual_seed(1)
@@ -31,10 +33,10 @@ def quantized(module: nn.Module, x: Tensor, bnfold: bool) -> nn.Module:
     return converted
 
 
-def make(module: nn.Module, x: Tensor, bnfold: bool) -> Made:
-    converted = quantized(module, x, bnfold)
+def make(module: nn.Module, x: Tensor, fold: dict[str, Any] | None) -> Made:
+    converted = quantized(module, x, fold)
     return Made(left(of_module(converted, x)), converted)
 
 
 if __name__ == "__main__":
-    measure(make)
+    measure(make, INT8)

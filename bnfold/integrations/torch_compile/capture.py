@@ -12,6 +12,8 @@ from torch._subclasses import FakeTensor
 
 __all__ = ["Capture", "captured", "has_free_sizes", "norms", "obstacle"]
 
+PLAIN = (Tensor, torch.nn.Parameter)
+
 
 @dataclass(frozen=True)
 class Capture:
@@ -89,6 +91,9 @@ def obstacle(capture: Capture, arguments: Sequence[Any]) -> str:
         "gradients are turned on inside": any(_enables_grad(node) for node in capture.graph.graph.nodes),
         "a batch norm is in training mode": any(_trains(node) for node in norms(capture.graph)),
         "the arguments are fake tensors": any(isinstance(value, FakeTensor) for value in tensors),
+        "its parameters are tensors of a class of their own (spread over processes, or quantized)": any(
+            type(value) not in PLAIN for value in stored
+        ),
         "its parameters were made in inference mode, where changes of them leave no trace": any(
             value.is_inference() for value in stored
         ),

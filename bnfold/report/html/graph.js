@@ -8,7 +8,7 @@ class View {
   constructor(canvas, graph, story, select) {
     canvas.view = this;
     Object.assign(this, { canvas, story, select, scale: 1, left: 0, top: 0, chosen: -1, found: new Set(), rims: new Map() });
-    this.nodes = graph.nodes.map(([name, op, x, y]) => ({ name, op, x, y, outcome: story.outcome(name) }));
+    this.nodes = graph.nodes.map(([name, op, x, y]) => ({ name, op: story.operator(name, op), x, y, outcome: story.outcome(name) }));
     this.edges = graph.edges.map(([from, to, tensor, ...bends]) => ({ from, to, tensor, points: this.points(from, to, bends) }));
     this.tensors = graph.tensors;
     this.byName = new Map();

@@ -4,7 +4,6 @@
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const byId = (id) => document.getElementById(id);
-  if (data.graphs) data.known = new Set(data.graphs[0].nodes.map((node) => node[0]).concat(data.graphs[0].tensors));
   const story = new Story(data), report = data.report, views = [];
   const MOST = 200; // rows that are shown at first
 

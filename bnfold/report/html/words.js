@@ -39,17 +39,25 @@ class Story {
     map.get(key).push(value);
   }
 
-  // Two names are joined by a comma; one may hold a comma itself.
-  blockers(entry) {
-    const one = entry.blocked_by, known = (name) => this.data.known === undefined || this.data.known.has(name);
-    if (!one) return [];
-    return known(one) ? [one] : one.split(", ");
+  // Two names are joined by a comma, which a name may hold itself; the reason tells where the first one ends.
+  blockers({ blocked_by: names, reason }) {
+    for (let at = names.indexOf(", "); at >= 0; at = names.indexOf(", ", at + 1)) {
+      const [first, second] = [names.slice(0, at), names.slice(at + 2)];
+      if (reason.startsWith(`backward, ${first}: `) && reason.includes(`; forward, ${second}: `)) return [first, second];
+    }
+    return names ? [names] : [];
   }
 
   outcome(name) {
     const entry = this.entries.get(name);
     if (entry) return entry.outcome;
     return this.merged.has(name) ? "merged" : "";
+  }
+
+  // As the report calls it.
+  operator(name, op) {
+    const entry = this.entries.get(name);
+    return entry && op !== "input" && op !== "output" ? entry.op : op;
   }
 
   names(names, most = 6) {

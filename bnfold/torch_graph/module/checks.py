@@ -15,6 +15,16 @@ from bnfold.torch_graph.tracing import without_warnings
 
 __all__ = ["check_module", "copied", "exported"]
 
+IN_PARTS = (
+    "Fold the parts of it that can be exported, each on its own inputs (net.backbone with inplace=True, "
+    "say), or rewrite what depends on data"
+)
+QUANTIZERS = "modelopt.torch.quantization"  # its modules look at numbers before they compute
+BEFORE_QUANTIZING = (
+    "It is quantized by modelopt: fold before mtq.quantize, or give the ONNX file of the quantized module to "
+    "bnfold.fold_onnx, which leaves its integers as they are"
+)
+
 
 def copied(module: nn.Module) -> nn.Module:
     advice = (
@@ -40,10 +50,8 @@ def exported(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
 ) -> tuple[ExportedProgram, ExportedProgram]:
     """The module's program, and the same without in-place operators."""
-    advice = (
-        "Fold the parts of it that can be exported, each on its own inputs (net.backbone with inplace=True, "
-        "say), or rewrite what depends on data"
-    )
+    quantized = any(type(part).__module__.startswith(QUANTIZERS) for part in module.modules())
+    advice = BEFORE_QUANTIZING if quantized else IN_PARTS
     said = f"torch.export cannot see the whole of {type(module).__name__}"
     with tracing.told(module, args, kwargs, said, advice), without_warnings():
         raw = tracing.exported(module, args, kwargs, dynamic_shapes)

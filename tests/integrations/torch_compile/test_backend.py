@@ -208,6 +208,17 @@ def test_what_torch_cannot_export_runs_and_says_why(
 
 
 @torch.no_grad()
+def test_parameters_of_a_class_of_their_own(caplog: pytest.LogCaptureFixture) -> None:
+    """Such as DTensor, or what torchao makes of a weight: they need not have memory."""
+    module = net()
+    module[0].weight = nn.Parameter(module[0].weight.as_subclass(type("Spread", (Tensor,), {})))
+    run = compiled(module)
+    assert run.error(x()) < ROUNDING
+    assert 0 not in run.norms
+    assert any("tensors of a class of their own" in reason for reason in reasons(caplog))
+
+
+@torch.no_grad()
 def test_a_network_without_batch_norms_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
     run = compiled(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()))
     assert run.error(x()) == 0

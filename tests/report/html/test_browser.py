@@ -14,6 +14,7 @@ import pytest
 import bnfold
 from bnfold.report.drawing import Outline, OutlineNode
 from bnfold.report.fold import Entry, Report
+from bnfold.report.summary import Contents, Summary
 from tests.report.html.models import EVIL, net
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -139,19 +140,9 @@ def test_a_click_tells_what_became_of_a_batch_norm(opened: Any, report: Report) 
     assert found.wrong == []
 
 
-class Summed(Report):
-    """A report with a summary of the model."""
-
-    def to_dict(self) -> dict[str, Any]:
-        side = {"opset": 18, "inputs": ["x:1,3"], "outputs": ["y:1,3"], "parameters": 1234, "bytes": 5678}
-        before, after = (
-            side | {"multiplications": None, "operators": {kind: 3}} for kind in ("Conv", "Relu")
-        )
-        return super().to_dict() | {"summary": {"before": before, "after": after, "files": []}}
-
-
 def test_the_summary_of_a_model(opened: Any) -> None:
-    found = opened(Summed())
+    before, after = (Contents(18, ["x:1,3"], ["y:1,3"], {kind: 3}, 1234) for kind in ("Conv", "Relu"))
+    found = opened(Report(summary=Summary(before, after)))
     rows = [row.split("\t") for row in found.page.inner_text("#model tbody").splitlines()]
     assert ["inputs", "x:1,3", "x:1,3"] in rows
     assert ["parameters", "1,234", "1,234"] in rows
@@ -195,6 +186,15 @@ def test_light_and_dark_at_any_width(opened: Any, report: Report) -> None:
             beyond = "document.scrollingElement.scrollWidth - document.scrollingElement.clientWidth"
             assert found.page.evaluate(beyond) <= 0
     assert found.wrong == []
+
+
+def test_names_may_hold_commas(opened: Any) -> None:
+    reason = "backward, a, b: it is so; forward, c: it is not"
+    kept = Entry("bn", "BatchNormalization", "kept", (), reason, "a, b, c")
+    alone = Entry("one", "BatchNormalization", "kept", (), "it is so", "a, b")
+    page = opened(Report([kept, alone])).page
+    for row, names in enumerate((["bn", "a, b", "c"], ["one", "a, b"])):
+        assert page.locator("#entries tr").nth(row).locator("button").all_inner_texts() == names
 
 
 class Fixed:

@@ -1,0 +1,50 @@
+"""OpenVINO: `convert_model` of the exported file, of the folded one, and what it computes on the CPU."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import openvino
+from torch import Tensor, nn
+
+import bnfold
+from tools._data.models import export
+from tools._peers.left import Left
+from tools._stacks.measure import FLOAT, Made, measure
+
+
+def make(module: nn.Module, x: Tensor, fold: dict[str, Any] | None) -> Made:
+    """A Multiply or Add with a stored tensor of one axis counts as per channel, whoever put it there."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        export(module, x, path)
+        if fold is not None:
+            import onnx
+
+            folded, _ = bnfold.fold_onnx(path, **fold)
+            onnx.save(folded, path)
+        model = openvino.convert_model(path)
+    norms = sum("BatchNorm" in node.get_type_name() for node in model.get_ops())
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    compiled = openvino.Core().compile_model(model, "CPU", settings)
+    return Made(Left(norms, per_channel(model)), lambda x: compiled([x.numpy()])[0])
+
+
+def per_channel(model: Any) -> int:
+    """Multiplications by one number a channel: what OpenVINO's reader makes of a batch norm, with an Add."""
+    count = 0
+    for node in model.get_ops():
+        if node.get_type_name() == "Multiply":
+            shapes = [
+                source.get_node().get_output_shape(0)
+                for source in (each.get_source_output() for each in node.inputs())
+                if source.get_node().get_type_name() == "Constant"
+            ]
+            count += any(sum(size > 1 for size in shape) == 1 for shape in shapes)
+    return count
+
+
+if __name__ == "__main__":
+    measure(make, FLOAT)
