@@ -23,17 +23,18 @@ def make(module: nn.Module, x: Tensor, fold: dict[str, Any] | None) -> Made:
     handed: list[Left] = []
 
     def inductor(graph: Any, arguments: Any, **_: Any) -> Any:
-        handed.append(left(of_module(graph, *arguments)))
+        if how["bnfold"]:
+            handed.append(left(of_module(graph, *arguments)))
         return compile_fx(graph, arguments, config_patches=patches)
 
-    torch.compiler.reset()
+    # Each way has an `inductor` of its own: what was compiled by another backend, torch.compile does not take.
     if how["bnfold"]:
         run: Callable[[Tensor], Any] = torch.compile(module, backend=backend, options={"backend": inductor})
         run(x)
         return Made(handed[0], run)
-    # By the setting of the whole process, which torch.compile reads when it captures, and at no call.
+    # Freezing alone is a setting of the process, which torch.compile reads when it captures, and at no call.
     with config.patch(patches):
-        run = torch.compile(module)
+        run = torch.compile(module, backend=inductor)
         run(x)
     return Made(left(of_module(module, x)), run)
 
