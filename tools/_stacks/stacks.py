@@ -75,6 +75,7 @@ def main() -> None:
                 failed = True
                 continue
             found = {"version": version, "date": today(), "machine": machine(), "ways": ways}
+            result = read(RESULT)  # another run may have added to it
             result.setdefault(name, {})[network] = found
             write(RESULT, result)
     view = table("Batch norms in other stacks", HEADINGS, HEADINGS[:3])

@@ -27,7 +27,7 @@ def make(module: nn.Module, x: Tensor, fold: dict[str, Any] | None) -> Made:
             handed.append(left(of_module(graph, *arguments)))
         return compile_fx(graph, arguments, config_patches=patches)
 
-    # Each way has an `inductor` of its own: what was compiled by another backend, torch.compile does not take.
+    # Each way has an `inductor` of its own: torch.compile takes nothing that another backend compiled.
     if how["bnfold"]:
         run: Callable[[Tensor], Any] = torch.compile(module, backend=backend, options={"backend": inductor})
         run(x)
