@@ -9,7 +9,7 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
-from tools._bench import equalize_table, precision_table
+from tools._bench import equalize_table, int8_table, precision_table
 from tools._claims import table as claims_table
 from tools._common import RESULTS, ROOT, markdown, read
 from tools._demos import slim_table
@@ -169,15 +169,20 @@ def merging() -> str:
 
 
 def int8() -> str:
-    """What merging costs and gains a network that is quantized."""
+    """What merging costs and gains a network with random weights that is quantized."""
     rows = []
     for name, variants in read(RESULTS / "int8.json")["networks"].items():
         for variant, row in variants.items():
-            decibels = [f"{row[kind]['db']:.1f}" for kind in ("per_tensor", "per_channel", "int4")]
+            decibels = [f"{row[kind]['db']:.1f}" for kind in ("per_tensor", "per_channel")]
+            better = [row[kind].get("corrected") for kind in ("per_tensor", "per_channel")]
+            cells = ["-" if value is None else f"{value:.1f}" for value in better]
+            pairs = [cell for pair in zip(decibels, cells, strict=True) for cell in pair]
             ms = [f"{row['milliseconds'][kind]:.1f}" for kind in ("float32", "int8")]
-            rows.append((name, variant, row["linear"], row["batch_norms"], *decibels, *ms))
-    headings = ("network", "folded", "linear nodes", "batch norms", "one scale, dB", "each channel's, dB")
-    return "\n".join(markdown((*headings, "4-bit weights, dB", "float32, ms", "int8, ms"), rows, "ll"))
+            rows.append((name, variant, row["linear"], row["batch_norms"], *pairs, *ms))
+    headings = ("network", "folded", "linear nodes", "batch norms", "one scale, dB", "corrected")
+    return "\n".join(
+        markdown((*headings, "each channel's, dB", "corrected", "float32, ms", "int8, ms"), rows, "ll")
+    )
 
 
 def zoo_tensorrt() -> str:
@@ -285,6 +290,11 @@ def deployed(name: str, made: ModuleType) -> str:
     return page_of(made.text(result), made.lines(result))
 
 
+def trained(made: Callable[[dict[str, Any]], str]) -> str:
+    """A table of what tools/int8 trained has measured."""
+    return made(read(RESULTS / "int8_trained.json"))
+
+
 def page_of(text: str, lines: list[str], after: str = "") -> str:
     """A text, a table, and what follows it."""
     return "\n".join([wrapped(text), "", *lines, *(["", wrapped(after)] if after else [])])
@@ -301,8 +311,8 @@ def wrapped(text: str, width: int = 118) -> str:
 
 
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {
-        "left": left,
+    "README.md": {"left": left},
+    "docs/peers.md": {
         "torch_zoo": torch_zoo,
         "speed": speed,
         "torch": torch,
@@ -316,7 +326,12 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "equalize": partial(deployed, "equalize", equalize_table),
         "slimming": partial(deployed, "slim", slim_table),
     },
-    "docs/int8.md": {"int8": int8},
+    "docs/int8.md": {
+        "int8_steps": partial(trained, int8_table.steps),
+        "int8_merging": partial(trained, int8_table.merging),
+        "int8": int8,
+        "int8_four_bits": partial(trained, int8_table.four_bits),
+    },
     "docs/integrations.md": {"stacks": partial(deployed, "stacks", stacks_table)},
     "docs/proof.md": {"prove": partial(deployed, "prove", prove_table)},
     "docs/performance.md": {"gpu_goals": gpu_goals, "gpu_layers": gpu_layers},

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import io
 import json
 import os
@@ -11,6 +13,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import xml.etree.ElementTree as ET
 from collections import Counter
 from dataclasses import dataclass
@@ -20,10 +23,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper
 
 from docs import tables
-from tests.api.qdq import images, quantized
+from examples import make
+from examples.make import picture
 
 ROOT = Path(__file__).resolve().parent.parent
 FOR_DEVELOPERS = [ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md"]
@@ -31,190 +35,32 @@ PAGES = [ROOT / "README.md", *FOR_DEVELOPERS, *sorted((ROOT / "docs").glob("*.md
 PICTURE = ROOT / "docs" / "before-after.svg"
 
 # Why a block is not run, and how many there are of each kind.
-MARKED = {"slow": 6, "needs-install": 8, "measured": 1, "a workflow of Olive": 1}
+MARKED = {"slow": 5, "needs-install": 9, "measured": 1, "a workflow of Olive": 1}
 LANGUAGES = {"console", "python", "json", "mermaid"}
 
 
-# the models of the examples
-
-
-class Net:
-    """A model in the making; all its numbers come from one seed."""
-
-    def __init__(self, seed: int = 0) -> None:
-        self.rng = np.random.default_rng(seed)
-        self.nodes: list[onnx.NodeProto] = []
-        self.stored: list[onnx.TensorProto] = []
-
-    def op(self, op: str, inputs: str, output: str, name: str, **attributes: Any) -> None:
-        self.nodes.append(helper.make_node(op, inputs.split(), [output], name=name, **attributes))
-
-    def store(self, name: str, *shape: int, positive: bool = False) -> str:
-        values = self.rng.uniform(0.5, 1.5, shape) if positive else self.rng.normal(0, 0.2, shape)
-        self.stored.append(numpy_helper.from_array(values.astype(np.float32), name))
-        return name
-
-    def conv(self, x: str, y: str, name: str, shape: tuple[int, ...], **attributes: Any) -> None:
-        weight, bias = self.store(f"{name}.weight", *shape), self.store(f"{name}.bias", shape[0])
-        self.op("Conv", f"{x} {weight} {bias}", y, name, **attributes)
-
-    def norm(self, x: str, y: str, name: str, channels: int, negative: bool = False) -> None:
-        positive = {"scale": not negative, "bias": False, "mean": False, "var": True}
-        stored = [self.store(f"{name}.{key}", channels, positive=sign) for key, sign in positive.items()]
-        self.op("BatchNormalization", " ".join([x, *stored]), y, name)
-
-    def model(self) -> onnx.ModelProto:
-        x = helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, 3, 16, 16))
-        y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
-        graph = helper.make_graph(self.nodes, "example", [x], [y], self.stored)
-        opsets = [helper.make_opsetid("", 17)]
-        model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
-        model = onnx.shape_inference.infer_shapes(model)
-        onnx.checker.check_model(model, full_check=True)
-        return model
-
-
-def picture(seed: int = 0) -> onnx.ModelProto:
-    """The left half of docs/before-after.svg."""
-    net = Net(seed)
-    net.conv("x", "a", "conv1", (8, 3, 3, 3), pads=[1] * 4)
-    net.conv("x", "b", "conv2", (8, 3, 1, 1))
-    net.op("Relu", "a", "c", "relu")
-    net.norm("c", "d", "bn1", 8)
-    net.op("Add", "d b", "e", "add")
-    net.norm("e", "f", "bn2", 8)
-    net.op("MaxPool", "f", "g", "pool", kernel_shape=[2, 2], strides=[2, 2])
-    net.conv("g", "y", "conv3", (4, 8, 3, 3))
-    return net.model()
-
-
-def stubborn() -> onnx.ModelProto:
-    """Before a padded conv, with negative scales between Relu and MaxPool, and behind a conv."""
-    net = Net()
-    net.norm("x", "a", "first", 3)
-    net.conv("a", "b", "conv1", (8, 3, 3, 3), pads=[1] * 4)
-    net.op("Relu", "b", "c", "relu")
-    net.norm("c", "d", "second", 8, negative=True)
-    net.op("MaxPool", "d", "e", "pool", kernel_shape=[2, 2])
-    net.conv("e", "f", "conv2", (4, 8, 3, 3))
-    net.norm("f", "g", "third", 4)
-    net.op("Sigmoid", "g", "y", "sigmoid")
-    return net.model()
-
-
-def preactivated() -> onnx.ModelProto:
-    """A batch norm between two ReLUs, and one by the batch's own statistics with a sum behind it."""
-    net = Net()
-    net.conv("x", "a", "conv1", (8, 3, 3, 3), pads=[1] * 4)
-    net.op("Relu", "a", "b", "relu1")
-    net.norm("b", "c", "bn1", 8)
-    net.op("Relu", "c", "d", "relu2")
-    net.conv("d", "e", "conv2", (8, 8, 3, 3), pads=[1] * 4)
-    net.norm("e", "f", "bn2", 8)
-    net.nodes[-1].output.extend(["new_mean", "new_var"])
-    net.nodes[-1].attribute.append(helper.make_attribute("training_mode", 1))
-    net.op("Add", "f b", "g", "add")
-    net.op("Relu", "g", "y", "relu3")
-    return net.model()
-
-
-def branches() -> onnx.ModelProto:
-    """A convolution, a block of three branches, and one that is taken apart into two."""
-    net = Net()
-    net.conv("x", "a", "stem", (8, 3, 3, 3), pads=[1] * 4)
-    net.op("Relu", "a", "b", "relu1")
-    net.conv("b", "c", "dense", (8, 8, 3, 3), pads=[1] * 4)
-    net.norm("c", "d", "bn1", 8)
-    net.conv("b", "e", "point", (8, 8, 1, 1))
-    net.norm("e", "f", "bn2", 8)
-    net.norm("b", "g", "bn3", 8)
-    net.op("Add", "d f", "h", "add1")
-    net.op("Add", "h g", "i", "add2")
-    net.op("Relu", "i", "j", "relu2")
-    net.conv("j", "k", "depthwise", (8, 1, 3, 3), group=8)
-    net.conv("k", "y", "last", (4, 8, 1, 1))
-    return net.model()
-
-
-def dead() -> onnx.ModelProto:
-    """Three of eight channels have a scale of zero, and one of them a positive shift, before padded convs."""
-    net = Net()
-    net.conv("x", "a", "conv1", (8, 3, 3, 3), pads=[1] * 4)
-    net.norm("a", "b", "bn1", 8)
-    scale, shift = (next(t for t in net.stored if t.name == f"bn1.{key}") for key in ("scale", "bias"))
-    for tensor, values in ((scale, {1: 0, 4: 0, 6: 0}), (shift, {1: -0.5, 4: 0.25, 6: -0.1})):
-        array = numpy_helper.to_array(tensor).copy()
-        array[list(values)] = list(values.values())
-        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
-    net.op("Relu", "b", "c", "relu1")
-    net.conv("c", "d", "depthwise", (8, 1, 3, 3), pads=[1] * 4, group=8)
-    net.op("Relu", "d", "e", "relu2")
-    net.conv("e", "y", "conv2", (4, 8, 1, 1))
-    return net.model()
-
-
-def uneven() -> onnx.ModelProto:
-    """Conv, depthwise conv, Relu6, conv: the depthwise one makes large what the first makes small."""
-    net = Net()
-    net.conv("x", "a", "conv1", (8, 3, 3, 3))
-    net.norm("a", "b", "bn1", 8)
-    net.op("Relu", "b", "c", "relu")
-    net.conv("c", "d", "conv2", (8, 1, 3, 3), group=8)
-    net.norm("d", "e", "bn2", 8)
-    net.op("Clip", f"e {net.store('low')} {net.store('high')}", "f", "relu6")
-    net.conv("f", "y", "conv3", (4, 8, 1, 1))
-    sizes = 2.0 ** np.array([0, -9, -7, -5, -8, -6, -9, -3])
-    small, large = sizes[:, None, None, None], 1 / sizes[:, None, None, None]
-    factors = {"conv1.weight": small, "conv2.weight": large, "low": 0.0}
-    factors |= dict.fromkeys(("conv1.bias", "bn1.bias", "bn1.mean"), sizes)
-    for tensor in net.stored:
-        value = numpy_helper.to_array(tensor) * factors.get(tensor.name, 1.0)
-        value = np.asarray(6.0) if tensor.name == "high" else value
-        tensor.CopyFrom(numpy_helper.from_array(np.asarray(value, np.float32), tensor.name))
-    return net.model()
-
-
-NETS = '''"""A network whose batch norms can go."""
-
-import torch
-from torch import nn
-
-
-def small(width: int = 8) -> nn.Module:
-    torch.manual_seed(0)
-    net = nn.Sequential(
-        *(nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.ReLU()),
-        *(nn.Conv2d(width, width, 3), nn.BatchNorm2d(width), nn.ReLU()),
-        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10)),
-    )
-    for norm in (net[1], net[4]):  # as if it were trained
-        nn.init.uniform_(norm.running_var, 0.5, 1.5)
-        nn.init.normal_(norm.running_mean)
-    return net
-'''
+@functools.cache
+def made() -> Path:
+    """A folder with the files of `examples/make.py`."""
+    folder = Path(tempfile.mkdtemp(prefix="bnfold-docs-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    make.make(folder)
+    return folder
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder with the models that the examples speak of, to work in; `bnfold` is a command there."""
-    onnx.save(picture(), tmp_path / "model.onnx")
-    onnx.save(picture(seed=1), tmp_path / "other.onnx")
-    onnx.save(stubborn(), tmp_path / "stubborn.onnx")
-    onnx.save(preactivated(), tmp_path / "preactivated.onnx")
-    onnx.save(branches(), tmp_path / "branches.onnx")
-    onnx.save(dead(), tmp_path / "dead.onnx")
-    onnx.save(uneven(), tmp_path / "uneven.onnx")
-    for name, proto in zip(("float", "int8"), quantized(), strict=True):
-        onnx.save(proto, tmp_path / f"{name}.onnx")
-    np.savez(tmp_path / "images.npz", x=images(60, seed=1))
-    (tmp_path / "nets.py").write_text(NETS, encoding="utf-8")
+    """A folder with the files that the examples speak of, to work in; `bnfold` is a command there."""
+    shutil.copytree(made(), tmp_path, dirs_exist_ok=True)
     commands = tmp_path / ".bin"
     commands.mkdir()
-    command = commands / "bnfold"
-    command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m bnfold "$@"\n')
-    command.chmod(0o755)
+    for name, module in (("bnfold", "-m bnfold "), ("python", "")):
+        command = commands / name
+        command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {module}"$@"\n')
+        command.chmod(0o755)
     monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -340,6 +186,10 @@ def test_the_json_report_is_the_one_of_the_picture(block: Block, folder: Path) -
     assert {key for key in keys if f"`{key}`" not in page} == set()
 
 
+def test_the_readme_is_read_in_three_minutes() -> None:
+    assert (ROOT / "README.md").read_text(encoding="utf-8").count("\n") <= 200
+
+
 def test_links_lead_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
@@ -429,7 +279,7 @@ def test_the_tables_are_those_of_the_results() -> None:
 @pytest.mark.parametrize("page", FOR_DEVELOPERS, ids=lambda page: page.name)
 def test_what_the_pages_for_developers_name_is_there(page: Path) -> None:
     """Files and folders by any end of their path; what is to come is a room of the contracts."""
-    rooms = [ROOT / name for name in ("bnfold", "tests", "tools", "docs", "bench", "plugins")]
+    rooms = [ROOT / name for name in ("bnfold", "tests", "tools", "docs", "bench", "examples", "plugins")]
     known = [f"/{path.relative_to(ROOT)}" for room in rooms for path in (room, *room.rglob("*"))]
     known += [f"/{path.name}" for path in ROOT.iterdir()]
     named = re.findall(r"`([\w./*]+(?:/|\.(?:py|md|cuh|txt)))`", page.read_text(encoding="utf-8"))

@@ -36,9 +36,7 @@ def compare(original: Loaded, folded: Loaded, check: Check, certificate: Certifi
         return Verification([], "", "failed", "", 0.0, 0.0, proof=proof)
     if proof is not None and proof.status == "proved" and check.by == "proof":
         if not proof.ran:
-            notes.append(
-                "the folded model was not run: onnxruntime does not run it here, and not the original"
-            )
+            notes.append("the folded model was not run: onnxruntime runs neither it nor the original here")
         return Verification([], "", "passed", "", 0.0, 0.0, notes, proof)
     found = verify(original, folded, check)
     found.proof = proof

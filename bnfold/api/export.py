@@ -38,6 +38,7 @@ TORCHS = {  # keywords of torch.onnx.export, and what says the same
     "opset_version": "opset",
 }
 OTHERS = {  # options of the fold that have nothing to do here
+    "calibration": "fold the file that it writes, with calibration= (--calibration-data-path)",
     "certificate": "there is no file of the module before the fold",
     "freeze_initializers": "no input of the file has a stored value",
 }

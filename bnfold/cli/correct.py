@@ -32,7 +32,7 @@ the JSON report:
       "bias": str,         the type in which the bias is stored
       "added": bool,       whether there was none
       "scaled": bool,      whether the weight's scales were changed for the deviation
-      "note": str}],
+      "note": str}],       among others that the means are those of the sum that it ends
    "left": [               layers that stay as they were
      {"node": str, "op": str, "reason": str}],
    "outputs": [            signal over noise in dB against the float model; null: no noise

@@ -108,7 +108,7 @@ def say_wrote(args: argparse.Namespace, report: Any, files: Sequence[Path]) -> N
         tell(f"wrote {args.json} ({size(args.json)})")
     summary = getattr(report, "summary", None)
     given = args.model.stat().st_size if summary is None else summary.before.bytes
-    before = "" if len(files) > 1 else f"{in_bytes(given)} -> "
+    before = "" if given is None or len(files) > 1 else f"{in_bytes(given)} -> "
     for file in files:
         tell(f"wrote {file} ({before}{size(file)})")
 

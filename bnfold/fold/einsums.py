@@ -90,6 +90,6 @@ def _labels(equation: str, ranks: Sequence[int], rank: int) -> tuple[str, str, s
         if count and DOTS not in term:
             return None
         found.append(term.replace(DOTS, unused[hidden[2] - count : hidden[2]], 1))
-    plain = all(len(set(term)) == len(term) and term.isalpha() for term in found if term)
+    plain = all(len(set(term)) == len(term) and set(term) <= set(ascii_letters) for term in found)
     known = set(found[2]) <= set(found[0] + found[1])
     return (found[0], found[1], found[2]) if plain and known else None

@@ -13,22 +13,24 @@ a model, where it switches between training and inference, and where it converts
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bnfold.errors import UsageError, explained
+from bnfold.integrations.stack import imported
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
 
 __all__ = ["TrainedNorm", "convert", "prepare_qat", "set_training"]
 
-MISSING = "torchao is not installed (pip install torchao)"
+PT2E = "torchao.quantization.pt2e"
 NORM = "aten.batch_norm.default"  # input, weight, bias, mean, variance, training, momentum, epsilon, cudnn
 INPUT, VARIANCE, MOMENTUM, EPSILON = 0, 4, 6, 7
 CONCATENATION = "aten.cat.default"
 LAYERS = ("aten.linear.", "aten.conv1d.", "aten.conv2d.", "aten.conv3d.", "aten.conv_transpose")
 SETTINGS = "bnfold.batch_norms"  # in a module's meta: momentum and epsilon by the variance's name
 FUSED_EPSILON = 1e-5  # torchao's, in all that it matches and replaces
+ALSO_READ = "others read what it normalizes"
 NOT_BEHIND = "follows no layer; fold it before prepare_qat, with its statistics fixed, if it shall vanish"
 
 
@@ -64,18 +66,16 @@ def prepare_qat(model: GraphModule, quantizer: Any) -> tuple[GraphModule, list[T
         and `convert`.
 
     Raises:
-        UsageError: torchao is not installed, or cannot prepare the model; or the prepared model has a batch
-            norm that the model has not, whose epsilon nobody knows.
+        ImportError: no torchao, or one without what is called; it says which version was tested.
+        UsageError: torchao cannot prepare the model; or the prepared model has a batch norm that the model
+            has not, whose epsilon nobody knows.
     """
     settings: dict[Any, Any] = {
         _target(norm, VARIANCE): norm.args[MOMENTUM : EPSILON + 1] for norm in _norms(model)
     }
     if None in settings:
         raise UsageError("a batch norm of the model has no stored variance; prepare_qat takes none such")
-    try:
-        from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
-    except ImportError:
-        raise UsageError(MISSING) from None
+    prepare_qat_pt2e = imported("torchao", f"{PT2E}.quantize_pt2e", "prepare_qat_pt2e")
     with explained("torchao cannot prepare the model"):
         prepared: GraphModule = prepare_qat_pt2e(model, quantizer)
     prepared.meta[SETTINGS] = settings
@@ -95,12 +95,12 @@ def placed(prepared: GraphModule, settings: Mapping[Any, Any]) -> list[TrainedNo
         momentum, epsilon = settings[name]
         restored = tuple(norm.args[MOMENTUM : EPSILON + 1]) != (momentum, epsilon)
         fused = bool(_roots(prepared, name))
-        layers, roundings = ([], []) if fused else _between(prepared, norm)
+        layers, roundings, reason = ([], [], "") if fused else _between(prepared, norm)
         for rounding in roundings:
-            rounding.replace_all_uses_with(cast("Node", rounding.args[0]))
+            source: Any = rounding.args[0]
+            rounding.replace_all_uses_with(source)
             prepared.graph.erase_node(rounding)
-        outcome = "torchao" if fused else "bnfold" if layers else "stays"
-        reason = NOT_BEHIND if outcome == "stays" else ""
+        outcome = "torchao" if fused else "stays" if reason else "bnfold"
         names = tuple(layer.name for layer in layers)
         stem = str(name).rpartition(".")[0]
         found.append(TrainedNorm(stem, outcome, names, len(roundings), epsilon, momentum, restored, reason))
@@ -113,14 +113,10 @@ def set_training(prepared: GraphModule, training: bool = True) -> None:
     """Switch batch norms and dropout of a prepared model to training, or to inference, in place.
 
     Raises:
-        UsageError: torchao is not installed, or the model does not come from `prepare_qat`.
+        ImportError: as `prepare_qat`. UsageError: the model does not come from `prepare_qat`.
     """
     settings = _settings(prepared)
-    try:
-        from torchao.quantization.pt2e import move_exported_model_to_eval, move_exported_model_to_train
-    except ImportError:
-        raise UsageError(MISSING) from None
-    (move_exported_model_to_train if training else move_exported_model_to_eval)(prepared)
+    imported("torchao", PT2E, f"move_exported_model_to_{'train' if training else 'eval'}")(prepared)
     _put_back(prepared, settings)
 
 
@@ -131,15 +127,12 @@ def convert(prepared: GraphModule) -> GraphModule:
     gives the same numbers. The prepared model is used up.
 
     Raises:
-        UsageError: torchao is not installed, or cannot convert the model; or the model does not come from
+        ImportError: as `prepare_qat`. UsageError: torchao cannot convert the model, or it does not come from
             `prepare_qat`.
     """
     settings = _settings(prepared)
-    try:
-        from torchao.quantization.pt2e import move_exported_model_to_eval
-        from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
-    except ImportError:
-        raise UsageError(MISSING) from None
+    convert_pt2e = imported("torchao", f"{PT2E}.quantize_pt2e", "convert_pt2e")
+    move_exported_model_to_eval = imported("torchao", PT2E, "move_exported_model_to_eval")
     done = set[Any]()
     for norm in _norms(prepared):
         name = _target(norm, VARIANCE)
@@ -195,15 +188,15 @@ def _put_back(model: GraphModule, settings: Mapping[Any, Any]) -> None:
     model.recompile()
 
 
-def _between(model: GraphModule, norm: Node) -> tuple[list[Node], list[Node]]:
-    """The layers that a batch norm follows, and the roundings between; nothing if it cannot be folded so."""
+def _between(model: GraphModule, norm: Node) -> tuple[list[Node], list[Node], str]:
+    """The layers that a batch norm follows, the roundings between, and why it cannot be folded, if so."""
     layers: list[Node] = []
     roundings: list[Node] = []
     pending: list[Any] = [norm.args[INPUT]]
     while pending:
         node = pending.pop()
-        if len(node.users) != 1:  # others read what is not normalized
-            return [], []
+        if len(node.users) != 1:
+            return [], [], ALSO_READ
         if _rounds(model, node):
             roundings.append(node)
             pending.append(node.args[0])
@@ -212,8 +205,8 @@ def _between(model: GraphModule, norm: Node) -> tuple[list[Node], list[Node]]:
         elif str(node.target).startswith(LAYERS):
             layers.append(node)
         else:
-            return [], []
-    return layers, roundings
+            return [], [], NOT_BEHIND
+    return layers, roundings, ""
 
 
 def _rounds(model: GraphModule, node: Node) -> bool:

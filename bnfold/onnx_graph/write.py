@@ -12,7 +12,7 @@ import onnx
 from bnfold.errors import UsageError
 from bnfold.fold.edits import AddBias, Bypass, Edit, Operand, Rescale, Resum, Retype, SetValue, SetWindows
 from bnfold.fold.graph import Array, Graph, Node
-from bnfold.fold.roles import Contract, Linear
+from bnfold.fold.roles import Linear
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.file.wire import CUT_FROM
 from bnfold.onnx_graph.model.new_nodes import append, emit, take_over
@@ -146,10 +146,9 @@ class _Writer:
     def add_bias(self, edit: AddBias) -> None:
         node, array = edit.node, edit.value
         site, role = _site(node), node.role
-        if isinstance(role, Contract):
+        if not isinstance(role, Linear):  # Einsum with a weight of several axes
             self.addition(site, array)
             return
-        assert isinstance(role, Linear)
         if role.bias_slot is None:
             self.bias_of_product(node, role, site, array)
             return

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 
 from bnfold.certificate import Image
-from bnfold.proof.operator import Agrees, TooLarge, Undecided
+from bnfold.proof.operator import Agrees, TooLarge, TooLong, Undecided
 
 __all__ = [
     "BODIES",
@@ -23,6 +23,7 @@ __all__ = [
     "Held",
     "Image",
     "TooLarge",
+    "TooLong",
     "Undecided",
     "Wrong",
 ]

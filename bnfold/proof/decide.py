@@ -7,34 +7,32 @@ have, so it may also be decided further back, with facts about them; never with 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from bnfold.certificate import Certificate
 from bnfold.onnx_graph.file.loaded import Loaded
-from bnfold.proof import evaluate, gone, layers, sums
+from bnfold.proof import evaluate
 from bnfold.proof.claims import (
     BODIES,
-    CHANNELS,
     EVALUATED,
     IDENTICAL,
-    SUMS,
-    WEIGHTS,
     Agrees,
     Held,
     Image,
     TooLarge,
+    TooLong,
     Undecided,
     Wrong,
 )
 from bnfold.proof.graph import Model
 from bnfold.proof.known import KnownOfFile
-from bnfold.proof.maps import Channels, map_of, stayed, vanished
-from bnfold.proof.operator import Array, precision_of
+from bnfold.proof.operator import Array
 from bnfold.proof.result import Proof, Refusal
 from bnfold.proof.scope import Known, Node, Scope, same_bits
 from bnfold.proof.sizes import smaller
+from bnfold.proof.stored import Part, Rounds, decided
 
 __all__ = ["Prover", "prove"]
 
@@ -124,6 +122,7 @@ class Prover:
         self.bodies: dict[int, None] = {}  # nodes whose bodies are proved
         self.lost: dict[str, Refusal] = {}  # claims that do not hold, by tensor
         self.guessed: dict[str, Image] = {}  # claims that were made up and hold
+        self.costly = set[str]()  # tensors that take too long to compute from the claims before them
         self.proof = Proof()
 
     def run(self) -> Proof:
@@ -227,19 +226,32 @@ class Prover:
             self.proof.refusal = Refusal(node.name, name, SHOWN, True, entry)
 
     def _guess(self, node: Node, slot: int, name: str) -> None:
-        """A tensor that is gone may be what the folded model has under the name of what its node read: a
-        batch norm that vanished in the layer before it, say. A claim that was guessed is proved as any other.
+        """A tensor that is gone may be what the folded model has under another name: that of what its node
+        read, where a batch norm vanished in the layer before it, say, or what is read there in its place, if
+        its numbers say so. A claim that was guessed is proved as any other.
         """
-        for read in node.inputs:
-            if read in self.lost and read in self.b.made:
-                try:
-                    held = self._decide(node, slot, name, Image(read))
-                except (Wrong, Undecided, *ODD):
-                    continue
+        lost = [read for read in node.inputs if read in self.lost and read in self.b.made]
+        for read in dict.fromkeys((*lost, *self._instead(name))):
+            try:
+                if read in lost:
+                    held: Held | None = self._decide(node, slot, name, Image(read))
+                else:
+                    nodes, theirs, leaves = self._regions(name, Image(read), 0)
+                    held = self._by_numbers(node, nodes, theirs, leaves, name, Image(read))
+            except (Wrong, Undecided, *ODD):
+                continue
+            if held is not None:
                 self.guessed[name] = Image(read)
                 self.proof.ways[held.way] += 1
                 self.proof.ulps = max(self.proof.ulps, held.ulps)
                 return
+
+    def _instead(self, name: str) -> Iterator[str]:
+        """What the same operator reads in the folded model, to make a tensor of the same name."""
+        for reader, at in self.a.readers.get(name, ()):
+            other, slot = self.b.made.get(reader.outputs[0], (reader, 0))
+            if other is not reader and slot == 0 and other.key == reader.key and at < len(other.inputs):
+                yield other.inputs[at]
 
     def _decide(self, node: Node, slot: int, name: str, y: Image) -> Held:
         other = self.b.made.get(y.name)
@@ -262,6 +274,9 @@ class Prover:
                     # what is read may obey facts that were not seen
                     raise Undecided(f"{first}, as far as can be seen ({error})") from None
                 first = first or error
+                if isinstance(error, TooLong):  # so would more take
+                    self.costly |= {name} if not back else set()
+                    break
             except Wrong as error:
                 if error.final and not guessed:
                     raise
@@ -323,12 +338,10 @@ class Prover:
         return image is not None and image.name == z and image.plain
 
     def _decided_at(self, node: Node, name: str, y: Image, back: int) -> Held:
-        nodes, leaves = self._region(name, back)
-        stop = {self._leaf(leaf).name for leaf in leaves}
-        theirs, _ = self.b.region(y.name, stop.__contains__, LARGEST)
-        if back == 0 and len(leaves) == 1:
+        nodes, theirs, leaves = self._regions(name, y, back)
+        if back == 0:
             try:
-                held = self._by_numbers(node, nodes, theirs, leaves[0], name, y)
+                held = self._by_numbers(node, nodes, theirs, leaves, name, y)
             except Wrong as wrong:
                 if self.a.certain(nodes) and (self.claims is not None or wrong.ulps > ODD_ULPS):
                     raise
@@ -345,12 +358,20 @@ class Prover:
             raise Undecided(f"{wrong}, and computed constants are rounded on the way") from None
         return Held(EVALUATED)
 
+    def _regions(self, name: str, y: Image, back: int) -> tuple[list[Node], list[Node], list[str]]:
+        """Those of both models that make a tensor, and what the original's reads."""
+        nodes, leaves = self._region(name, back)
+        stop = {self._leaf(leaf).name for leaf in leaves}
+        return nodes, self.b.region(y.name, stop.__contains__, LARGEST)[0], leaves
+
     def _evaluate(
         self, nodes: list[Node], theirs: list[Node], leaves: list[str], name: str, y: Image
     ) -> None:
         """Raises Wrong, Undecided."""
-        images, rounds = [y, *(self._leaf(leaf) for leaf in leaves)], self._rounds(y, *leaves)[1]
-        full = self._value
+        images, full = [y, *(self._leaf(leaf) for leaf in leaves)], self._value
+        rounds, unsure = self._rounds(y, *leaves)[1], self.claims is None
+        if any(output in self.costly for one in nodes for output in one.outputs):
+            raise TooLong("a part of it would take too long to compute")
         for values in (smaller([(self.a, nodes), (self.b, theirs)], leaves, images, full), full):
             if values is None:
                 continue
@@ -358,10 +379,12 @@ class Prover:
                 raise TooLarge("the proof would take too long")
             sides = evaluate.Side(self.a, nodes, name), evaluate.Side(self.b, theirs, y.name)
             try:
-                evaluate.compare(*sides, leaves, self._leaf, y, values, self.rng, rounds, self.premises)
+                evaluate.compare(
+                    *sides, leaves, self._leaf, y, values, self.rng, rounds, self.premises, unsure
+                )
                 return
             except (Wrong, Undecided) as error:
-                if values is full or isinstance(error, Agrees):
+                if values is full or isinstance(error, (Agrees, TooLong)):
                     raise
             finally:
                 self.known.work += sum(side.spent for side in sides)
@@ -377,52 +400,18 @@ class Prover:
         return next(found), next(found)
 
     def _by_numbers(
-        self, node: Node, nodes: list[Node], theirs: list[Node], leaf: str, name: str, y: Image
+        self, node: Node, nodes: list[Node], theirs: list[Node], leaves: list[str], name: str, y: Image
     ) -> Held | None:
         """What reads one tensor, decided by the numbers that are stored for it; None if it is not that."""
-        x = self._leaf(leaf)
-        if theirs:
-            worst = self._by_weights(node, nodes, theirs, leaf, name, y)
-            if worst is not None:
-                return Held(WEIGHTS, worst)
-        elif x.name != y.name:
+        if len(leaves) != 1:
             return None
-        if x.cut is not None or y.cut is not None:
-            return None
-        shape = self._value(leaf).shape
-        rounds = STEPS if self.claims is None else self.rounds
-        if len(shape) > 1:
-            axis = 1 - len(shape)
-            at = Channels(axis, shape[1], len(shape), axis)
-            map_a, map_b = map_of(self.a, nodes, leaf, name, at), map_of(self.b, theirs, x.name, y.name, at)
-            looser = (self._rounds(y, leaf)[1] - 1) * 2 * precision_of("float32")
-            if map_a is not None and map_b is not None:
-                stays = bool(theirs) and stayed(map_a, map_b, x, y, at, rounds)
-                if stays or (not theirs and vanished(map_a, x, y, at, node.name, looser)):
-                    return Held(CHANNELS)
-        sum_a = sums.kernel_of(self.a, nodes, name, leaf, shape, x)
-        sum_b = sums.kernel_of(self.b, theirs, y.name, x.name, shape)
-        if sum_a is not None and sum_b is not None:
-            worst = sums.compare(sum_a, sum_b, y, len(shape), node.name, rounds)
-            if worst is not None:
-                return Held(SUMS, worst)
-        return None
-
-    def _by_weights(
-        self, node: Node, nodes: list[Node], theirs: list[Node], leaf: str, name: str, y: Image
-    ) -> float | None:
-        x = self._leaf(leaf)
-        a, b = layers.layer_of(self.a, nodes, name, scaled=True), layers.layer_of(self.b, theirs, y.name)
-        if a is None or b is None or a.x != leaf or b.x != x.name:
-            return None
-        ends = layers.ends_of(a, x, y)
-        if ends is not None and (x.cut is not None or y.cut is not None):
-            left = gone.left_of(a, ends, self._value(leaf).ndim, x.cut, y.cut)
-            if left is None:
-                return None
-            a, ends = left
-        rounds = (STEPS, STEPS) if self.claims is None else self._rounds(y, leaf)
-        return None if ends is None else layers.compare(a, b, ends, node.name, rounds)
+        leaf, x = leaves[0], self._leaf(leaves[0])
+        scaled, moved = self._rounds(y, leaf)
+        rounds = Rounds(scaled, moved, self.rounds, moved)
+        if self.claims is None:
+            rounds = Rounds(STEPS, STEPS, STEPS, 1)
+        a, b = Part(self.a, nodes, leaf, name), Part(self.b, theirs, x.name, y.name)
+        return decided(a, b, x, y, lambda: self._value(leaf).shape, rounds, node.name)
 
     def _region(self, name: str, back: int) -> tuple[list[Node], list[str]]:
         """The original's nodes from a tensor back to the nearest claims, or to those `back` claims before."""

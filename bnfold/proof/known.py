@@ -7,7 +7,6 @@ whether a run is a counterexample (trial.py).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 
@@ -21,14 +20,12 @@ from bnfold.onnx_graph.run.evaluators import CannotRun, OnnxRuntime
 from bnfold.onnx_graph.run.side_by_side import Feeds
 from bnfold.proof.claims import Entry
 from bnfold.proof.graph import FileNode, FileScope, Model
-from bnfold.proof.operator import Array, Undecided, is_float, zero_of
+from bnfold.proof.infer import inferred, integers, of_shapes
+from bnfold.proof.operator import Array, Undecided, is_float
 from bnfold.proof.scope import LARGEST, Scope
 from bnfold.proof.trial import trial
 
 __all__ = ["KnownOfFile"]
-
-HUGE = 1 << 48  # numbers, that no array has
-SHAPES = frozenset({"Shape", "Size"})
 
 
 class KnownOfFile:
@@ -74,7 +71,9 @@ class KnownOfFile:
 
     @cached_property
     def _inferred(self) -> dict[str, Array]:
-        """Floats, of a model whose inputs have one size; other sizes are tried out first."""
+        """Floats and what is made of shapes, of a model whose inputs have one size; other sizes are tried out
+        first.
+        """
         try:
             wanted = inputs.wanted(self._model.loaded)
         except UsageError:
@@ -82,7 +81,8 @@ class KnownOfFile:
         if self._shapes or any(i.dims is None or not all(isinstance(d, int) for d in i.dims) for i in wanted):
             return {}
         self.sizes = {i.name: tuple(d for d in i.dims or () if isinstance(d, int)) for i in wanted}
-        return _inferred(self._model.proto, self.sizes)
+        found = inferred(self._model, self.sizes)
+        return found | integers(self._model.main, self._of_shapes, found)
 
     @cached_property
     def _found(self) -> dict[str, Array] | str:
@@ -91,7 +91,7 @@ class KnownOfFile:
         try:
             for proto, feed in ((proto, feed) for proto in _runnable(self._model) for feed in self._feeds()):
                 sizes = {name: value.shape for name, value in feed.items()}
-                known = _inferred(self._model.proto, sizes)
+                known = inferred(self._model, sizes)
                 loaded, have = self._model.loaded.copy(), {output.name for output in proto.graph.output}
                 loaded.proto = onnx.ModelProto()
                 loaded.proto.CopyFrom(proto)
@@ -117,7 +117,7 @@ class KnownOfFile:
 
     @cached_property
     def _of_shapes(self) -> frozenset[str]:
-        return frozenset(_of_shapes(self._model.main))
+        return frozenset(of_shapes(self._model.main))
 
     def runs(self, folded: Loaded) -> tuple[bool, str]:
         """Whether the folded model runs; and why it does not where the original does, or ""."""
@@ -169,57 +169,6 @@ def _runnable(model: Model) -> Iterator[onnx.ModelProto]:
         yield proto
 
 
-def _inferred(proto: onnx.ModelProto, sizes: Mapping[str, Sequence[int]]) -> dict[str, Array]:
-    """Tensors of floats whose shapes follow from those of the inputs, as onnx infers them.
-
-    A wrong one would only make the evaluation of a region fail.
-    """
-    model = onnx.ModelProto()
-    model.CopyFrom(proto)
-    del model.graph.value_info[:]
-    for value in model.graph.output:
-        value.type.tensor_type.ClearField("shape")
-    for value in model.graph.input:
-        if value.name in sizes:
-            value.type.tensor_type.shape.Clear()
-            value.type.tensor_type.shape.SetInParent()
-            for size in sizes[value.name]:
-                value.type.tensor_type.shape.dim.add().dim_value = size
-    try:
-        model = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    except Exception:  # whatever onnx raises: a run will tell
-        return {}
-    return dict(_stated(model.graph, ""))
-
-
-def _stated(graph: onnx.GraphProto, path: str) -> Iterator[tuple[str, Array]]:
-    """By path and name, what a graph and the bodies in it say of tensors of floats."""
-    for value in (*graph.input, *graph.value_info, *graph.output):
-        tensor = value.type.tensor_type
-        dims = tensor.shape.dim
-        if not tensor.HasField("shape") or not all(d.HasField("dim_value") for d in dims):
-            continue
-        zero = zero_of(tensor.elem_type)
-        shape = [d.dim_value for d in dims]
-        if zero is not None and is_float(zero) and min(shape, default=0) >= 0 and math.prod(shape) <= HUGE:
-            yield path + value.name, np.broadcast_to(zero, shape)
-    for node in graph.node:
-        bodies = [attribute.g for attribute in node.attribute if attribute.type == onnx.AttributeProto.GRAPH]
-        for i, body in enumerate(bodies):
-            yield from _stated(body, f"{path}{next(filter(None, node.output), '')}:{i}/")
-
-
 def _type_and_shape(value: Array) -> Array:
     """Without the numbers, where these are floats: they need no memory so."""
     return np.broadcast_to(np.zeros((), value.dtype), value.shape) if is_float(value) else value
-
-
-def _of_shapes(scope: Scope) -> set[str]:
-    """Tensors that depend on shapes and constants only: whatever an input holds, they are the same."""
-    found: set[str] = set()
-    for node in scope.nodes:
-        if node.control or node.random:
-            continue
-        if node.op in SHAPES or all(x in found or scope.constant(x) is not None for x in node.reads()):
-            found.update(filter(None, node.outputs))
-    return found

@@ -31,7 +31,7 @@ CONVOLUTIONS, PRODUCTS = frozenset({"Conv", "ConvTranspose"}), frozenset({"Gemm"
 # A float64 sum of several terms, relative to the sum of their absolute values.
 SUM = 1e-15
 # Numbers of a weight that are compared at a time.
-PART = 1 << 20
+PART = 1 << 17
 
 
 @dataclass
@@ -65,8 +65,9 @@ class Layer:
     def exact(self, part: Part | None = None) -> Array:
         """The weight in float64, or a part of it."""
         part = (slice(None), slice(None)) if part is None else part
-        weight: Array = wide(self.weight[part]) * self.scale[part][..., None, None]
-        return weight
+        weight: Array = wide(self.weight[part])
+        scale = self.scale[part][..., None, None]
+        return weight if (scale == 1).all() else weight * scale
 
 
 def layer_of(scope: Scope, nodes: Sequence[Node], out: str, scaled: bool = False) -> Layer | None:
@@ -216,10 +217,12 @@ def compare(a: Layer, b: Layer, ends: Ends, where: str, rounds: tuple[int, int] 
     weight = Worst(f"weight of {where}", b.dtype, roundings * rounds[0])
     scale = a.scale * py.reshape(shape)
     if not (np.array_equal(a.weight, b.weight) and (u == 1).all() and (scale == b.scale).all()):
-        factor = py.reshape(*shape, 1, 1)
+        factor, plain = scale[..., None, None], bool((u == 1).all())
         for part in _parts(a.weight):
-            begin = tuple(some.start for some in part)
-            weight.look(b.exact(part), a.exact(part) * (u[part[0]] * factor[part]), begin=begin)
+            want = wide(a.weight[part]) * factor[part]
+            if not plain:
+                want *= u[part[0]]
+            weight.look(b.exact(part), want, begin=tuple(some.start for some in part))
     before, after = (bias_of(layer) for layer in (a, b))
     terms = np.abs(py) * (a.terms + size.reshape(-1)) + np.abs(qy)
     slack = (SUM + (rounds[1] - 1) * precision_of(b.dtype)) * terms
@@ -262,15 +265,22 @@ class Worst:
         """More numbers. slack: what they may be off beside. begin: where the first of them stands."""
         got, expected = np.broadcast_arrays(got, expected)
         with np.errstate(all="ignore"):
-            # without its other bits a number is the power of two below it
-            power = np.maximum(np.abs(expected), 2.0**-self.smallest).view(np.int64) & (0x7FF << 52)
-            error = np.maximum(np.abs(got - expected) - slack, 0.0)
-            error /= power.view(np.float64) * 2.0**-self.digits
-        error[(got == expected) | (np.isnan(got) & np.isnan(expected))] = 0.0
-        error[np.isnan(error)] = np.inf
-        self.count += error.size
-        self.beyond += int((error > self.limit).sum())
+            error = np.abs(got - expected)
+            if np.any(slack):
+                error = np.maximum(error - slack, 0.0)
+            power = np.maximum(np.abs(expected), 2.0**-self.smallest)
+            bits = power.view(np.int64)
+            bits &= 0x7FF << 52  # without its other bits a number is the power of two below it
+            power *= 2.0**-self.digits
+            error /= power
         worst = float(error.max(initial=0.0))
+        if not math.isfinite(worst):
+            error[(got == expected) | (np.isnan(got) & np.isnan(expected))] = 0.0
+            error[np.isnan(error)] = np.inf
+            worst = float(error.max(initial=0.0))
+        self.count += error.size
+        if worst > self.limit:
+            self.beyond += int((error > self.limit).sum())
         if worst > self.ulps:
             at = tuple(int(i) for i in np.unravel_index(int(error.argmax()), error.shape))
             place = tuple(np.add(at, (*begin, *[0] * (len(at) - len(begin)))).tolist())

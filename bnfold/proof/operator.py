@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -23,6 +24,7 @@ __all__ = [
     "Array",
     "Operator",
     "TooLarge",
+    "TooLong",
     "Undecided",
     "is_float",
     "precision_of",
@@ -42,6 +44,9 @@ _NUMBERS = itertools.count()
 # Of each floating type: the distance of two numbers from 1 on, and the smallest normal number.
 # float64's are four times its own, since that is what the comparison itself is computed in.
 _STEPS = {"float64": (50, 1022), "float32": (23, 126), "float16": (10, 14), "bfloat16": (7, 126)}
+# Of a Constant that states no tensor: the types of what it states.
+_LISTED: dict[str, Any] = dict.fromkeys(("value_float", "value_floats"), np.float32)
+_LISTED |= dict.fromkeys(("value_int", "value_ints"), np.int64)
 # Attributes whose numbers may lie outside of them, and are not looked for: equal to nothing.
 _UNREAD = (AttributeProto.TENSORS, AttributeProto.SPARSE_TENSOR, AttributeProto.SPARSE_TENSORS)
 
@@ -58,6 +63,10 @@ class TooLarge(Undecided):
     """A region has too many nodes. Behind a fault nothing agrees any more, and regions grow to the
     outputs.
     """
+
+
+class TooLong(Undecided):
+    """A region takes too long to compute; so does every region that it is a part of."""
 
 
 def is_float(array: Array) -> bool:
@@ -184,6 +193,8 @@ class Operator:
             for attribute in self.node.attribute:
                 if attribute.name == "value":
                     return [self._array(attribute.t)]
+                if attribute.name in _LISTED:
+                    return [np.array(helper.get_attribute_value(attribute), _LISTED[attribute.name])]
         if (
             self.op == "DequantizeLinear"
             and not self.domain
@@ -274,6 +285,7 @@ def _all_wide(value: Any) -> Array:
     return [wide(v) for v in value] if isinstance(value, list) else wide(value)  # type: ignore[return-value]
 
 
+@cache
 def _since(op: str, domain: str, version: int) -> int:
     """The opset that the operator's meaning dates from; the model's own, for what onnx does not know."""
     try:

@@ -223,6 +223,15 @@ class Scope:
         read = (name for node in self.nodes for name in node.reads())
         return tuple(dict.fromkeys(name for name in (*read, *self.outputs) if name and name not in own))
 
+    @cached_property
+    def readers(self) -> dict[str, list[tuple[Node, int]]]:
+        """Of each name the nodes here that read it, and at which input."""
+        found: dict[str, list[tuple[Node, int]]] = {}
+        for node in self.nodes:
+            for at, name in enumerate(node.inputs):
+                found.setdefault(name, []).append((node, at))
+        return found
+
     def owns(self, name: str) -> bool:
         return name in self.made or name in self.inputs or name in self.stored
 

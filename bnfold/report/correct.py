@@ -19,7 +19,8 @@ class CorrectedLayer(NamedTuple):
 
     bits: that the codes of its weight need; 0: it is not quantized. mean_before, mean_after: the error of its
     output's mean, the root mean square over the channels, relative to that of the float layer's values; in
-    the model as it was given, and in the corrected one. deviation_before, deviation_after: the same of the
+    the model as it was given, and in the corrected one. If the note says so, both are of the sum that the
+    layer ends. deviation_before, deviation_after: the same of the
     standard deviation. bias: the type of the stored bias. added: whether there was none. scaled: whether the
     scales of its weight were changed as well.
     """

@@ -75,7 +75,7 @@ class Child:
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            said = f"the check took longer than {self.timeout:g} s (timeout=, --check-timeout): ended"
+            said = f"the check took longer than {self.timeout:g} s (--check-timeout): ended"
             raise BnfoldError(said) from None
         crash = signal.Signals(-done.returncode).name if done.returncode < 0 else ""
         if not result.exists():

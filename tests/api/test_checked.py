@@ -70,9 +70,7 @@ def test_a_custom_operator_hides_no_sizes_of_what_stands_before_it(apart: bool) 
     assert found is not None
     assert found.proof is not None
     assert str(found.proof).startswith("proved: ")
-    assert found.notes == [
-        "the folded model was not run: onnxruntime does not run it here, and not the original"
-    ]
+    assert found.notes == ["the folded model was not run: onnxruntime runs neither it nor the original here"]
 
 
 def test_a_wrong_fold_is_refused_at_its_node(monkeypatch: pytest.MonkeyPatch) -> None:

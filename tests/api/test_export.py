@@ -363,7 +363,7 @@ class Evil:
     ("arguments", "message"),
     [
         (["nets", "out.onnx"], "'nets' is not the name of a factory, such as package.module:factory"),
-        (["nets:large", "out.onnx"], "nets:large: AttributeError: module 'nets' has no attribute 'large'"),
+        (["nets:large", "out.onnx"], "nets has no 'large'. Note: it has small, importing"),
         (["nets:broken", "out.onnx"], "nets:broken: ValueError: three layers at least ("),
         (["nets:leaving", "out.onnx"], "nets:leaving: SystemExit: 3 ("),
         (["nets:wanting", "out.onnx"], "nets:wanting: TypeError: wanting() missing 1 required"),

@@ -14,8 +14,8 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantiz
 import bnfold
 from bnfold.onnx_graph.file.loaded import load
 from bnfold.onnx_graph.run.evaluators import evaluate
+from examples.make import picture, stubborn, uneven
 from tests.api.test_equalize import feed, model
-from tests.test_docs import picture, stubborn, uneven
 
 
 class Reader(CalibrationDataReader):  # type: ignore[misc]

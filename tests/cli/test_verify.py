@@ -32,8 +32,12 @@ def test_what_cannot_be_run_is_not_called_verified(folder: Path, capsys: pytest.
     onnx.save(strange, "strange.onnx")
     assert run("fold", "strange.onnx", "out.onnx") == 0
     out, err = capsys.readouterr()
+    assert (out.count("proved"), out.count("not run"), err) == (1, 1, "")
+    by_run = ("fold", "strange.onnx", "out.onnx", "--force", "--check", "run")
+    assert run(*by_run) == 0
+    out, err = capsys.readouterr()
     assert (out.count("not run"), err) == (1, "")  # once is enough
-    assert run("fold", "strange.onnx", "out.onnx", "--force", "--quiet") == 0
+    assert run(*by_run, "--quiet") == 0
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("bnfold: warning: nothing was verified: ")

@@ -10,6 +10,7 @@ import numpy as np
 
 from bnfold.fold import roles
 from bnfold.fold.graph import Array, Graph, Node, Refused, Tensor
+from tests.fold.products import by_stored
 
 
 def varying(graph: Graph) -> dict[Tensor, set[int]]:
@@ -73,20 +74,6 @@ def _tied(node: Node) -> Iterator[list[tuple[Tensor, int]]]:
         around = [*data, *node.outputs]
         for back in range(1, max(t.rank for t in around) + 1):
             yield [(t, t.rank - back) for t in around]
-
-
-def by_stored(node: Node) -> tuple[int | None, list[tuple[int, int]]]:
-    """The operand of a product that is stored, and the pairs of axes that are summed over, of one size."""
-    role: roles.Contract = node.role  # type: ignore[assignment]
-    stored = next((slot for slot in (0, 1) if node.at(slot).constant is not None), None)
-    if stored is None or role.labels is None:
-        return None, []
-    left, right, out = role.labels
-    shapes = [node.at(slot).shape or () for slot in (0, 1)]
-    pairs = [(left.index(label), right.index(label)) for label in sorted({*left} & {*right} - {*out})]
-    return stored, [
-        (a, b) for a, b in pairs if isinstance(shapes[0][a], int) and shapes[0][a] == shapes[1][b]
-    ]
 
 
 def _reached(tensor: Tensor, axis: int, turn: Callable[[Array], Array]) -> list[int]:

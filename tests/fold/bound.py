@@ -16,13 +16,15 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_matrix, csr_matrix
 
 from bnfold.fold.graph import Array, Graph, Node
+from tests.fold.fills import filled
 from tests.fold.laws import ALL, Laws, connected
 from tests.fold.zeros import lost
 
 CLOSE = 1e-7  # right sides that float64 may have rounded apart
 DENSE = 3000  # equations that hang together: more are left out, so that more seems possible than is
+FREE = 1e-6  # what a product without an addition counts: a tie is broken by it
 ALWAYS = -1  # in place of a candidate: an equation that holds whatever vanishes
-Cut = frozenset[int]  # candidates that cannot vanish together
+Cut = frozenset[int]  # candidates that cannot vanish together, and products that need an addition then
 
 
 @dataclass(frozen=True)
@@ -41,29 +43,32 @@ def bound(graph: Graph, weigh: Callable[[Node], float] = lambda node: 1.0) -> Bo
         ValueError: a tensor may change in more entries than `Laws` can hold.
     """
     systems = Systems(graph)
-    weights = np.array([weigh(node) for node in systems.candidates])
+    weights = np.array([weigh(node) for node in systems.candidates] + [FREE] * len(systems.products))
+    takes = np.array([node.role.kind != "shift" for node in systems.candidates], float)  # type: ignore[attr-defined]
+    grows = LinearConstraint(np.append(takes, np.ones(len(systems.products))), len(systems.products), np.inf)
     cuts = dict(systems.obvious())
     while True:
-        chosen = _largest(weights, cuts)
+        chosen = _largest(weights, cuts, grows)
         new = {cut: kind for cut, kind in systems.forbidden(chosen) if cut not in cuts}
         stay = {systems.candidates[number] for cut in cuts if len(cut) == 1 for number in cut}
         if not new and len(stay) > len(systems.stay):  # more is known of what stays than of what might vanish
             systems = Systems(graph, stay)
             new = {cut: kind for cut, kind in systems.obvious() if cut not in cuts}
         elif not new:
-            return Bound(systems.candidates, [systems.candidates[number] for number in sorted(chosen)], cuts)
+            vanish = [node for number, node in enumerate(systems.candidates) if number in chosen]
+            return Bound(systems.candidates, vanish, cuts)
         cuts.update(new)
 
 
-def _largest(weights: Array, cuts: Collection[Cut]) -> set[int]:
-    """The heaviest set of candidates that holds no cut whole."""
+def _largest(weights: Array, cuts: Collection[Cut], grows: LinearConstraint) -> set[int]:
+    """The heaviest set that holds no cut whole. grows: what keeps the graph from growing."""
     if not cuts:
         return set(range(len(weights)))
     rows = [row for row, cut in enumerate(cuts) for _ in cut]
     columns = [number for cut in cuts for number in cut]
     held = coo_matrix((np.ones(len(rows)), (rows, columns)), (len(cuts), len(weights)))
     most = LinearConstraint(held.tocsr(), -np.inf, [len(cut) - 1 for cut in cuts])
-    found = milp(-weights, constraints=most, bounds=Bounds(0, 1), integrality=np.ones(len(weights)))
+    found = milp(-weights, constraints=[most, grows], bounds=Bounds(0, 1), integrality=np.ones(len(weights)))
     assert found.status == 0, found.message
     return set(np.flatnonzero(found.x > 0.5).tolist())
 
@@ -73,9 +78,10 @@ class Systems:
 
     def __init__(self, graph: Graph, stay: Collection[Node] = ()) -> None:
         laws, self.stay = Laws(graph, stay), stay
-        self.candidates = laws.candidates
+        self.candidates, self.products = laws.candidates, laws.products
         self.systems = {kind: _System(laws, kind) for kind in ALL}
-        self.lost = set(lost(graph, laws, self.systems["L"].names))
+        names = {kind: system.names for kind, system in self.systems.items()}
+        self.lost = {*lost(graph, laws, names["L"], names["V"]), *filled(laws, names)}
 
     def obvious(self) -> Iterator[tuple[Cut, str]]:
         """Cuts of one or two candidates that need no search, by system."""
@@ -121,10 +127,16 @@ class _System:
         rows = np.flatnonzero(counts == 1)
         unknown = self.matrix.indices[self.matrix.indptr[rows]]
         values, owners = self.right[rows] / self.matrix.data[self.matrix.indptr[rows]], self.owner[rows]
+        if not len(unknown):
+            return cuts
         order = np.argsort(unknown, kind="stable")
-        for group in np.split(order, np.flatnonzero(np.diff(unknown[order])) + 1):
-            gaps = np.abs(values[group, None] - values[group])
-            differ = gaps > CLOSE * (1 + np.abs(values[group]).max(initial=0.0))
+        starts = np.append(0, np.flatnonzero(np.diff(unknown[order])) + 1)
+        low, high = (np.asarray(f.reduceat(values[order], starts)) for f in (np.minimum, np.maximum))
+        close = CLOSE * (1 + np.maximum(-low, high))
+        ends = np.append(starts[1:], len(order))
+        for number in np.flatnonzero(high - low > close):
+            group = order[starts[number] : ends[number]]
+            differ = np.abs(values[group, None] - values[group]) > close[number]
             pairs = owners[group[np.argwhere(np.triu(differ))]]
             cuts |= {_cut(pair) for pair in np.unique(pairs, axis=0)}
         return cuts
@@ -133,7 +145,7 @@ class _System:
         """Smallest subsets whose rows contradict each other or the rows that always hold."""
         rows = _tangled(self.matrix, np.flatnonzero(np.isin(self.owner, [ALWAYS, *chosen])))
         found: set[Cut] = set()
-        for part in _apart(self.matrix, rows) if len(rows) else ():
+        for part in _apart(self.matrix, self.right, rows):
             while len(part) <= DENSE and (cut := self._smallest(part)) is not None:
                 found.add(cut)
                 part = part[self.owner[part] != min(cut)]  # others may be there that do not need this one
@@ -178,13 +190,15 @@ def _tangled(matrix: Any, rows: Array) -> Array:
         rows = np.delete(rows, lone)
 
 
-def _apart(matrix: Any, rows: Array) -> list[Array]:
-    """The rows in groups that share no unknown."""
+def _apart(matrix: Any, right: Array, rows: Array) -> list[Array]:
+    """The rows in groups that share no unknown. Not those of which 0 is a solution."""
     part = matrix[rows].tocoo()
-    pairs = np.stack([part.row, len(rows) + part.col])
-    names = connected(pairs, len(rows) + matrix.shape[1])[: len(rows)]
-    order = np.argsort(names, kind="stable")
-    return [rows[group] for group in np.split(order, np.flatnonzero(np.diff(names[order])) + 1)]
+    used, column = np.unique(part.col, return_inverse=True)
+    names = connected(np.stack([part.row, len(rows) + column]), len(rows) + len(used))[: len(rows)]
+    wanted = np.flatnonzero(np.isin(names, names[np.abs(right[rows]) > CLOSE]))
+    order = wanted[np.argsort(names[wanted], kind="stable")]
+    groups = np.split(order, np.flatnonzero(np.diff(names[order])) + 1)
+    return [rows[group] for group in groups if len(group)]
 
 
 def _uneven(matrix: Array, right: Array) -> Array | None:

@@ -21,7 +21,8 @@ from scipy.sparse.csgraph import connected_components
 from bnfold.fold import roles
 from bnfold.fold.affine import align
 from bnfold.fold.graph import Array, Graph, Node, Refused, Tensor
-from tests.fold.axes import by_stored, varying
+from tests.fold.axes import varying
+from tests.fold.products import contract, without_place
 
 ALL, SCALE = "LSV", "LS"
 LARGEST = 1 << 21  # entries of one tensor's array
@@ -31,6 +32,8 @@ class Laws:
     """The equations of a graph, and those of each node that may vanish (`candidates`).
 
     Attributes:
+        products: nodes that may get an addition each. Equations of those that get none have numbers too,
+            behind those of the candidates.
         size: the number of unknowns, those of all three systems alike.
         equal: for each system, pairs of arrays of unknowns that are equal entry by entry.
         rows: for each system, (unknowns (n, k), factors (n, k), right sides (n,), candidate or -1).
@@ -60,6 +63,11 @@ class Laws:
             self.size += count
         for node in graph.nodes:
             LAWS[type(node.role)](self, node)
+        self.products: list[Node] = []
+        for node, ids, factors in without_place(graph, self.ids):
+            number = len(self.candidates) + len(self.products)
+            self.products.append(node)
+            self.rows["V"].append((ids, factors, np.zeros(len(ids)), number))
         for tensor in self.ids:
             if tensor.fixed or (tensor.constant is not None and tensor.constant.locked):
                 self.still(ALL, tensor)
@@ -233,6 +241,8 @@ def _leaky(laws: Laws, node: Node) -> None:
     else:
         laws.same(SCALE, laws.ids[x], laws.ids[y])
         laws.positive(laws.ids[x])
+    if role.constant is None:  # one slope for all
+        laws.even("S", laws.ids[x], range(x.rank))
 
 
 def _clamp(laws: Laws, node: Node) -> None:
@@ -352,42 +362,6 @@ def _same(laws: Laws, node: Node) -> None:
         laws.positive(y)
 
 
-def _contract(laws: Laws, node: Node) -> None:
-    role: roles.Contract = node.role  # type: ignore[assignment]
-    y = node.outputs[0]
-    stored, summed_together = by_stored(node)
-    rank = y.rank + len(summed_together)  # the axes of y, and those that are summed over with what is stored
-    terms: list[tuple[Array, Any]] = [
-        (laws.ids[y].reshape(*laws.ids[y].shape, *(1 for _ in summed_together)), 1.0)
-    ]
-    for slot in (0, 1):
-        tensor, axes = node.at(slot), list(role.axes[slot])
-        for number, pair in enumerate(summed_together):
-            axes[pair[slot]] = y.rank + number
-        summed = [axis for axis, goal in enumerate(axes) if goal is None]
-        kept = laws.even(SCALE, laws.ids[tensor], summed).squeeze(tuple(summed))
-        goals = [goal for goal in axes if goal is not None]
-        kept = kept.transpose(np.argsort(goals, kind="stable"))
-        shape = [1] * rank
-        for goal, size in zip(sorted(goals), kept.shape, strict=True):
-            shape[goal] = size
-        terms.append((kept.reshape(shape), -1.0))
-        if role.stochastic is not None and slot != role.stochastic:
-            laws.even("V", laws.ids[tensor], summed)
-            laws.same("V", kept.reshape(shape), laws.ids[y])
-        elif stored is None or slot == stored:
-            laws.still("V", tensor)
-    if stored is not None:  # along its axes, an addition takes a shift
-        for tensor, own in ((node.at(1 - stored), role.labels[1 - stored]), (y, role.labels[2])):
-            laws.even(
-                "V", laws.ids[tensor], [i for i, label in enumerate(own) if label not in role.labels[stored]]
-            )
-    elif role.stochastic is None:
-        laws.still("V", y)
-    for kind in SCALE:
-        laws.row(kind, terms)
-
-
 def _normalize(laws: Laws, node: Node) -> None:
     role: roles.Normalize = node.role  # type: ignore[assignment]
     x, y = node.at(0), node.outputs[0]
@@ -440,7 +414,7 @@ LAWS: dict[type, Callable[[Laws, Node], None]] = {
     roles.Sum: _sum,
     roles.Product: _product,
     roles.Same: _same,
-    roles.Contract: _contract,
+    roles.Contract: contract,
     roles.Normalize: _normalize,
     roles.SoftmaxInput: _softmax,
 }

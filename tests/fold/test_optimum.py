@@ -79,8 +79,9 @@ def test_the_bound_is_the_largest_of_all_subsets(negative: float) -> None:
 def test_the_least_possible_stays_with_operators_of_every_kind(
     record_property: Callable[[str, object], None],
 ) -> None:
-    """What the laws leave out makes more seem possible than is: products that would need a bias of their own,
-    zero scales before some operators, pads that would all take one and the same shift.
+    """What the laws leave out makes more seem possible than is: an addition that comes where another goes, a
+    quantized weight whose one scale may run along either axis, zero scales before some sums, pads that would
+    all take one and the same shift.
     """
     stay, short = 0, []
     for seed in range(MODELS):

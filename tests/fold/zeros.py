@@ -6,8 +6,9 @@ that carries the same scale, or lets its output be scaled by zero (forward).
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 
@@ -18,14 +19,19 @@ from tests.fold.laws import Laws
 READ = (roles.Normalize, roles.SoftmaxInput)  # pass no zero from what they read
 REFUSE = (roles.Leaky, roles.Gate, roles.Product, roles.Contract, *READ)  # pass none
 CLOSE = 1e-9
+NOBODY: frozenset[int] = frozenset()
 
 
-def lost(graph: Graph, laws: Laws, names: Array) -> Iterator[frozenset[int]]:
-    """Candidates that cannot vanish, and pairs. names: of unknowns; those of equal |u| share one."""
+def lost(graph: Graph, laws: Laws, names: Array, shifts: Array) -> Iterator[frozenset[int]]:
+    """Sets of candidates that cannot vanish together.
+
+    names: of unknowns, those of equal |u| share one. shifts: likewise those of equal v.
+    """
     fixed = int(names[0])
     refused = {name for node in graph.nodes if _refuses(node) for name in _around(laws, node, names)}
+    closed = {fixed} | refused  # what no zero comes out of
     affines = [(node, *_entries(laws, node)) for node in graph.nodes if isinstance(node.role, roles.Affine)]
-    needed = {fixed} | refused | {name for node in graph.nodes for name in _read(laws, node, names)}
+    needed = closed | {name for node in graph.nodes for name in _read(laws, node, names)}
     passed = [
         (x, y)
         for _, xs, ys, a, _ in affines
@@ -33,20 +39,34 @@ def lost(graph: Graph, laws: Laws, names: Array) -> Iterator[frozenset[int]]:
     ]
     while more := {int(x) for x, y in passed if y in needed} - needed:
         needed |= more
+    numbers = {node: number for number, node in enumerate(laws.candidates)}
+    vanishing = [(numbers[node], *rest) for node, *rest in affines if node in numbers]
+    before, behind = _blocks(needed), _blocks(closed)
+    for number, xs, ys, a, _ in vanishing:  # what vanishes hands on that a value is needed, or no zero passes
+        for x, y in zip(names[xs[a != 0]].tolist(), names[ys[a != 0]].tolist(), strict=True):
+            if x in needed and y not in needed:
+                before[y].add(frozenset({number}))
+            if y in closed and x not in closed:
+                behind[x].add(frozenset({number}))
     becomes: dict[int, dict[int, float]] = {}  # a tensor's entry: by candidate, the constant that it becomes
-    for node, xs, ys, a, b in affines:
-        if node not in laws.candidates:
-            continue
-        number = laws.candidates.index(node)
+    for number, xs, ys, a, b in vanishing:
         for x, y, constant in zip(xs[a == 0], ys[a == 0], b[a == 0], strict=True):
-            if names[y] == fixed or names[y] in refused:
+            shifted = shifts[y] == shifts[0] and abs(constant) > CLOSE  # forward, all that is left is a shift
+            forward = {NOBODY} if shifted else behind[int(names[y])]
+            if names[y] in closed:
                 becomes.setdefault(int(x), {})[number] = float(constant)
-                if names[x] in needed:
-                    yield frozenset({number})
+            yield from (frozenset({number}) | f | b for f, b in product(forward, before[int(names[x])]))
     for known in becomes.values():
         for (first, one), (second, other) in combinations(known.items(), 2):
             if abs(one - other) > CLOSE:
                 yield frozenset({first, second})
+
+
+def _blocks(names: set[int]) -> dict[int, set[frozenset[int]]]:
+    """By name, the sets of candidates whose vanishing stands in the way; at first, that of nobody."""
+    found: dict[int, set[frozenset[int]]] = defaultdict(set)
+    found.update((name, {NOBODY}) for name in names)
+    return found
 
 
 def _refuses(node: Node) -> bool:

@@ -157,6 +157,7 @@ def test_what_others_read_is_rounded_as_before(stand_in: None) -> None:
     prepared, report = prepare_qat(captured(Branches(twice=True)), None)
     assert [entry.outcome for entry in report] == ["bnfold", "stays"]
     assert report[1].layers == ()
+    assert report[1].reason == "others read what it normalizes"
     assert roundings(prepared) == 2
 
 
@@ -202,7 +203,7 @@ def test_what_is_refused(stand_in: None, monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(UsageError, match=r"has a batch norm of 'norm\.running_var', and the model has none"):
         torchao.placed(model, {})
     monkeypatch.setitem(sys.modules, "torchao.quantization.pt2e.quantize_pt2e", None)
-    with pytest.raises(UsageError, match="torchao is not installed"):
+    with pytest.raises(ImportError, match=r"bnfold needs prepare_qat_pt2e of torchao, tested with"):
         prepare_qat(model, None)
 
 

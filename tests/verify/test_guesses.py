@@ -66,7 +66,7 @@ def test_what_was_tried_is_said_once_with_its_cure():
     proto = model([node], [value("x", ["N", 3, "H", "W"])], [value("y", None)], k)
     reason = verify(proto, proto).reason
     assert reason.count("2x3x224x224") == 1
-    assert reason.endswith("and 14 more; give the right sizes: --overwrite-input-shape x:N,3,H,W")
+    assert reason.endswith("and 14 more; give the right sizes (shapes=): --overwrite-input-shape x:N,3,H,W")
     assert "Tried" not in verify(proto, proto, Check(shapes={"x": (1, 3, 9, 9)})).reason
 
 

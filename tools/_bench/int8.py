@@ -4,7 +4,8 @@ timm's repvgg_a0 in training form with random weights, twice: with half of the s
 negative, and with all positive. Each is folded in several ways, prepared (`quant_pre_process`) and quantized
 by onnxruntime (`quantize_static`, QDQ, int8 weights, uint8 tensors, ranges by MinMax) with one scale for each
 weight and with one for each output channel, on several draws of random inputs, and compared with float32 on
-others. For int4 the weights alone are rounded, with a scale for each output channel.
+others. One draw more is corrected as well (`bnfold.correct`). For int4 the weights alone are rounded, with a
+scale for each output channel.
 bench/results/int8.json keeps the result.
 """
 
@@ -13,7 +14,6 @@ from __future__ import annotations
 import argparse
 import logging
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,12 +21,19 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-from onnxruntime.quantization.shape_inference import quant_pre_process
 
 import bnfold
-from tools._common import RESULTS, origin, session, write
+from tools._bench.quantized import (
+    KINDS,
+    LINEAR,
+    decibels,
+    milliseconds,
+    outputs,
+    prepared,
+    quantize,
+    rounded,
+)
+from tools._common import RESULTS, origin, write
 from tools._data.models import export_by_itself
 from tools._peers.peers import PACKAGES
 
@@ -34,19 +41,7 @@ RESULT = RESULTS / "int8.json"
 NETWORK, SHAPE = "repvgg_a0", (1, 3, 224, 224)
 SIGNS = {"half of the scales negative": 0.5, "all scales positive": 0.0}
 DRAWS, CALIBRATION, COMPARISON = 3, 4, 8  # sets of inputs for calibration, inputs in each, and to compare on
-KINDS = {"per_tensor": False, "per_channel": True}
-LINEAR = ("Conv", "Gemm", "MatMul")
-ROUNDS = 20  # runs of each model, in turn, for the times
-
-
-class Reader(CalibrationDataReader):  # type: ignore[misc]
-    """Inputs, one at a time."""
-
-    def __init__(self, name: str, inputs: Any) -> None:
-        self.feeds = iter([{name: x} for x in inputs])
-
-    def get_next(self) -> Any:
-        return next(self.feeds, None)
+CORRECTION, OTHERS = (1, 6), (99, 6)  # seed and inputs to calibrate and correct with, and to compare on
 
 
 def variants(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.ModelProto]]:
@@ -69,40 +64,19 @@ def draws(seed: int, count: int) -> Any:
     return [rng.standard_normal(SHAPE, np.float32) for _ in range(count)]
 
 
-def outputs(path: Path, inputs: Any) -> Any:
-    found = session(path)
-    name = found.get_inputs()[0].name
-    return np.concatenate([np.asarray(found.run(None, {name: x})[0], np.float64) for x in inputs])
-
-
-def decibels(exact: Any, found: Any) -> float:
-    """Signal to noise, over all outputs."""
-    return float(10 * np.log10((exact**2).sum() / ((found - exact) ** 2).sum()))
-
-
-def rounded(model: onnx.ModelProto, bits: int) -> onnx.ModelProto:
-    """The weights of convolutions and of the last layer rounded, with a scale for each output channel."""
-    new = onnx.ModelProto.FromString(model.SerializeToString())
-    stored = {tensor.name: tensor for tensor in new.graph.initializer}
-    for name in {node.input[1] for node in new.graph.node if node.op_type in LINEAR} & stored.keys():
-        weight = numpy_helper.to_array(stored[name]).astype(np.float64)
-        step = np.abs(weight).max(tuple(range(1, weight.ndim)), keepdims=True) / (2 ** (bits - 1) - 1)
-        weight = np.round(weight / np.where(step == 0, 1, step)) * step
-        stored[name].CopyFrom(numpy_helper.from_array(weight.astype(np.float32), name))
-    return new
-
-
-def milliseconds(paths: dict[str, Path], x: Any) -> dict[str, float]:
-    """Medians on one thread; the models run in turn."""
-    sessions = {name: session(path) for name, path in paths.items()}
-    times: dict[str, list[float]] = {name: [] for name in paths}
-    for _ in range(ROUNDS):
-        for name, found in sessions.items():
-            feed = {found.get_inputs()[0].name: x}
-            begin = time.perf_counter()
-            found.run(None, feed)
-            times[name].append(time.perf_counter() - begin)
-    return {name: float(np.median(taken) * 1e3) for name, taken in times.items()}
+def corrected(
+    original: Path, model: onnx.ModelProto, source: Path, goal: Path, per_channel: bool
+) -> dict[str, float]:
+    """Signal over noise of one more draw, and of what `bnfold.correct` makes of it by the same inputs."""
+    inputs, others = draws(*CORRECTION), draws(*OTHERS)
+    quantize(source, goal, inputs, per_channel)
+    samples = {model.graph.input[0].name: np.concatenate(inputs)}
+    better, _ = bnfold.correct(onnx.load(goal), model, samples, verify=False)
+    exact = outputs(original, others)
+    return {
+        "uncorrected": decibels(exact, outputs(goal, others)),
+        "corrected": decibels(exact, outputs(better, others)),
+    }
 
 
 def measured(path: Path, folder: Path) -> dict[str, Any]:
@@ -123,22 +97,14 @@ def measured(path: Path, folder: Path) -> dict[str, Any]:
         source, four = folder / f"{number}.onnx", folder / "four.onnx"
         onnx.save(rounded(model, 4), four)
         row["int4"] = {"db": decibels(exact, outputs(four, inputs))}
-        onnx.save(model, source)
-        quant_pre_process(source, source, skip_symbolic_shape=True)
+        exact_model = prepared(model, source)
         for kind, per_channel in KINDS.items():
             goal, db = folder / f"{number}_{kind}.onnx", []
             for draw in range(DRAWS):
-                quantize_static(
-                    source,
-                    goal,
-                    Reader(model.graph.input[0].name, draws(draw, CALIBRATION)),
-                    quant_format=QuantFormat.QDQ,
-                    per_channel=per_channel,
-                    activation_type=QuantType.QUInt8,
-                    weight_type=QuantType.QInt8,
-                )
+                quantize(source, goal, draws(draw, CALIBRATION), per_channel)
                 db.append(decibels(exact, outputs(goal, inputs)))
             row[kind] = {"db": float(np.mean(db)), "from": min(db), "to": max(db)}
+            row[kind] |= corrected(path, exact_model, source, goal, per_channel)
         found[name] = row
         paths |= {f"{name}: float32": source, f"{name}: int8": folder / f"{number}_per_channel.onnx"}
     for key, taken in milliseconds(paths, inputs[0]).items():

@@ -34,20 +34,27 @@ from tools._data.trained import NETWORKS, trained
 PACKAGES = ("numpy", "onnx", "onnxruntime", "torch", "scikit-image", "scikit-learn")
 RESULT = RESULTS / "int8_trained.json"
 CACHE = ROOT / ".cache" / "trained"
-SEEDS, EPOCHS, TRAIN = 3, 3, 8192
-SETS, CALIBRATION, COMPARISON, BATCH = 4, 64, 1000, 64
+SEEDS, TRAIN = 3, 8192
+EPOCHS = {"fashion-mnist": 3, "digits": 30}
+SETS, CALIBRATION, COMPARISON, BATCH = 2, 256, 1000, 64
+EVERY = 4  # one image of so many corrects
 MOBILENET = "MobileNetV2, ImageNet"
 CROPS, OTHERS, SIZE = 6, 10, 160  # of a photograph, to calibrate and to compare on; and their sides
 TARGETS = {"per_tensor": "int8-per-tensor", "per_channel": "int8"}
 
 
 class Case(NamedTuple):
-    """A network as an ONNX file, sets of batches to calibrate and correct with, and others to compare on."""
+    """A network as an ONNX file, sets of batches to calibrate and correct with, and others to compare on.
+
+    every: one image of so many corrects. facts: for the result. entropy: whether ranges are found so as well.
+    """
 
     model: onnx.ModelProto
     sets: list[list[Array]]
     others: list[Array]
+    every: int
     facts: dict[str, Any]
+    entropy: bool
 
 
 def exported(net: torch.nn.Module, example: torch.Tensor, path: Path) -> onnx.ModelProto:
@@ -60,14 +67,18 @@ def exported(net: torch.nn.Module, example: torch.Tensor, path: Path) -> onnx.Mo
 
 def small(name: str, images: Images, seed: int, folder: Path) -> Case:
     """One of NETWORKS."""
-    net = trained(name, images, seed, EPOCHS, CACHE / f"{name}-{seed}-{images.name}.pt".replace(" ", "_"))
+    net = trained(
+        name, images, seed, EPOCHS[images.name], CACHE / f"{name}-{seed}-{images.name}.pt".replace(" ", "_")
+    )
     path = folder / "raw.onnx"
     model = exported(net, images.train[:2], path)
     drawn = np.random.default_rng(seed).permutation(len(images.train))[: SETS * CALIBRATION]
-    sets = [[images.train[part].numpy()] for part in np.split(drawn, SETS)]
+    sets = [[part.numpy() for part in images.train[one].split(BATCH)] for one in np.split(drawn, SETS)]
     others = [part.numpy() for part in images.test.split(BATCH)]
     with torch.no_grad():
-        return Case(model, sets, others, {"accuracy": images.accuracy(answers(net, images.test))})
+        return Case(
+            model, sets, others, EVERY, {"accuracy": images.accuracy(answers(net, images.test))}, not seed
+        )
 
 
 def mobilenet(folder: Path) -> Case:
@@ -86,9 +97,10 @@ def mobilenet(folder: Path) -> Case:
                 found.append(imagenet(scaled(image[y : y + side, x : x + side], (SIZE, SIZE))))
         return [np.concatenate(found[at : at + CROPS]) for at in range(0, len(found), CROPS)]
 
-    net, example = PRETRAINED["mobilenetv2, ImageNet"]()[:2]
-    model = exported(net, example.expand(2, -1, -1, -1), folder / "raw.onnx")
-    return Case(model, [crops(names[::2], CROPS)], crops(names[1::2], OTHERS), {})
+    calibration, others = crops(names[::2], CROPS), crops(names[1::2], OTHERS)
+    network = PRETRAINED["mobilenetv2, ImageNet"][0]()
+    model = exported(network, torch.from_numpy(others[0][:2]), folder / "raw.onnx")
+    return Case(model, [calibration], others, 2, {}, False)
 
 
 def variants(case: Case, folder: Path) -> Iterator[tuple[str, onnx.ModelProto]]:
@@ -110,10 +122,12 @@ def variants(case: Case, folder: Path) -> Iterator[tuple[str, onnx.ModelProto]]:
         yield way, bnfold.equalize_onnx(onnx.load(folder / "apart.onnx"), fold=False, split_relu6=split)[0]
 
 
-def corrected(goal: Path, source: Path, batches: Sequence[Array], **options: Any) -> onnx.ModelProto:
-    """By the images of the calibration, or half of the photographs' crops, which take minutes."""
+def corrected(
+    goal: Path, source: Path, batches: Sequence[Array], every: int, **options: Any
+) -> onnx.ModelProto:
+    """By some images of the calibration."""
     model = onnx.load(source)
-    samples = {model.graph.input[0].name: np.concatenate(batches)[:: 2 if len(batches) > 1 else 1]}
+    samples = {model.graph.input[0].name: np.concatenate(batches)[::every]}
     return bnfold.correct(onnx.load(goal), model, samples, verify=False, **options)[0]
 
 
@@ -143,11 +157,11 @@ def measured(case: Case, folder: Path, sets: int) -> Iterator[tuple[str, dict[st
                 quantize(source, goal, batches, per_channel)
                 row[kind]["plain"].append(decibels(exact, outputs(goal, case.others)))
                 if corrects:
-                    better = outputs(corrected(goal, source, batches), case.others)
+                    better = outputs(corrected(goal, source, batches, case.every), case.others)
                     row[kind]["corrected"].append(decibels(exact, better))
         if name in ("apart", "full") and len(case.sets) > 1:
             row["int4"] = four_bits(case, source, goal, exact)
-        if name == "apart":
+        if name == "apart" and case.entropy:
             with contextlib.redirect_stdout(io.StringIO()):
                 quantize(source, goal, case.sets[0], True, method="Entropy")
             row["per_channel"]["entropy"] = decibels(exact, outputs(goal, case.others))
@@ -160,7 +174,7 @@ def four_bits(case: Case, source: Path, goal: Path, exact: Array) -> dict[str, f
     quantize(source, goal, case.sets[0], True, bits=4)
     found = {"plain": decibels(exact, outputs(goal, case.others))}
     for key, deviation in (("means", False), ("corrected", True)):
-        better = corrected(goal, source, case.sets[0], deviation=deviation)
+        better = corrected(goal, source, case.sets[0], case.every, deviation=deviation)
         found[key] = decibels(exact, outputs(better, case.others))
     return found
 
@@ -182,7 +196,7 @@ def main() -> None:
     parser.add_argument("--networks", metavar="NAME", nargs="+", choices=[*NETWORKS, MOBILENET])
     parser.add_argument("--images", choices=NAMES, default="fashion-mnist")
     parser.add_argument("--data", metavar="FOLDER", type=Path, default=FASHION, help="of Fashion-MNIST")
-    parser.add_argument("--seeds", metavar="N", type=int, default=SEEDS)
+    parser.add_argument("--seeds", metavar="N", nargs="+", type=int, default=range(SEEDS))
     parser.add_argument(
         "--sets", metavar="N", type=int, default=SETS, help="sets of images to calibrate with"
     )
@@ -191,7 +205,7 @@ def main() -> None:
     args = parser.parse_args()
     logging.disable(logging.WARNING)  # of the quantizer's, one for each model
     torch.set_num_threads(1)
-    for seed in range(args.seeds):
+    for seed in args.seeds:
         for name in args.networks or [*NETWORKS, MOBILENET]:
             done = str(seed) in read(args.out).get("networks", {}).get(name, {})
             if (name == MOBILENET and seed) or (done and not args.again):

@@ -99,7 +99,9 @@ def rounded(model: onnx.ModelProto, bits: int, per_channel: bool = True) -> onnx
 
 
 def milliseconds(paths: dict[str, Path], x: Array, rounds: int = ROUNDS) -> dict[str, float]:
-    """Medians on one thread; the models run in turn, in an order that is drawn anew for each round."""
+    """Medians of the processor's time on one thread, which other work on the machine disturbs less than the
+    clock's. The models run in turn, in an order that is drawn anew for each round.
+    """
     sessions = {name: session(path) for name, path in paths.items()}
     times: dict[str, list[float]] = {name: [] for name in paths}
     rng = np.random.default_rng(0)
@@ -107,7 +109,7 @@ def milliseconds(paths: dict[str, Path], x: Array, rounds: int = ROUNDS) -> dict
         for name in rng.permutation(list(sessions)):
             found = sessions[name]
             feed = {found.get_inputs()[0].name: x}
-            begin = time.perf_counter()
+            begin = time.thread_time()
             found.run(None, feed)
-            times[name].append(time.perf_counter() - begin)
+            times[name].append(time.thread_time() - begin)
     return {name: float(np.median(taken) * 1e3) for name, taken in times.items()}

@@ -4,13 +4,16 @@ Each network is exported twice, as in tools/zoo (torch's raw graph, and what its
 default, batch norms randomized), folded with a certificate, and the fold proved in a process of its own. With
 --peers, some networks' raw exports with their constants computed (batch norms as they were) are given to the
 peers instead, and two small models that tools are known to fold wrongly (tools/_data/traps.py), and the
-results proved without any hint. One network is one process and one file in bench/results/prove/: an
-interrupted sweep goes on where it stopped. bench/results/prove.json sums them up.
+results proved without any hint. With --against, the proof of each fold and the check of an older checkout of
+bnfold (`bnfold verify`, as before there were proofs) are run in turn, as commands. One network is one process
+and one file in bench/results/prove/: an interrupted sweep goes on where it stopped. bench/results/prove.json
+sums them up.
 """
 
 from __future__ import annotations
 
 import collections
+import resource
 import statistics
 import sys
 import tempfile
@@ -19,7 +22,7 @@ from typing import Any
 
 from rich.table import Table
 
-from tools._common import origin, run, table
+from tools._common import ROOT, origin, run, table
 from tools._data import traps
 from tools._data.models import fold_constants
 from tools._peers import peers, proof
@@ -41,12 +44,14 @@ def main() -> None:
     parser = SWEEP.parser(__doc__)
     parser.add_argument("--peers", action="store_true", help="what the peers make, and not what bnfold makes")
     parser.add_argument("--drop", action="store_true", help="delete each network's exports when it is done")
+    parser.add_argument("--against", type=Path, metavar="DIR", help="time another checkout's check as well")
     arguments = SWEEP.parsed(parser)
-    part = "peers" if arguments.peers else "folds"
+    part = "peers" if arguments.peers else "against" if arguments.against else "folds"
     if arguments.one:
-        one(arguments.one, part, arguments.drop)
+        one(arguments.one, part, arguments.drop, arguments.against)
         return
     options = [f"--{key}" for key in ("peers", "drop") if getattr(arguments, key)]
+    options += ["--against", str(arguments.against.resolve())] if arguments.against else []
 
     def wanted(name: str) -> bool:
         asked = name in (*NETWORKS, *traps.TRAPS) if arguments.peers else name in NAMES
@@ -55,12 +60,14 @@ def main() -> None:
     SWEEP.run(arguments, wanted, options)
 
 
-def one(name: str, part: str, drop: bool) -> None:
+def one(name: str, part: str, drop: bool, checkout: Path | None = None) -> None:
     """Proves what was made of one network, and stores the result."""
-    paths = exports(name) if part == "folds" else {"": for_peers(name)}
+    paths = {"": for_peers(name)} if part == "peers" else exports(name)
     with tempfile.TemporaryDirectory(dir=CACHE) as folder:
         if part == "peers":
             found = {tool: peer(tool, paths[""], Path(folder) / f"{tool}.onnx") for tool in PEERS}
+        elif checkout is not None:
+            found = {kind: beside(paths[kind], Path(folder), checkout) for kind in KINDS}
         else:
             found = {kind: own(paths[kind], Path(folder)) for kind in KINDS}
     result = {**SWEEP.known(name), part: {**origin(*peers.PACKAGES), "proofs": found}}
@@ -82,12 +89,40 @@ def for_peers(name: str) -> Path:
 
 def own(source: Path, folder: Path) -> dict[str, Any]:
     """A fold, proved with its certificate."""
-    target, certificate = folder / "folded.onnx", folder / "folded.npz"
-    program = [sys.executable, "-m", "bnfold", "fold", source, target, "--certificate", certificate]
-    _, failure = run([*map(str, program), "--no-verify", "--force"], PROOF_TIMEOUT)
+    target, certificate, failure = folded(source, folder)
     if failure:
         return {"failure": failure}
     return proved(source, target, certificate) | {"certificate_bytes": certificate.stat().st_size}
+
+
+def folded(source: Path, folder: Path) -> tuple[Path, Path, str]:
+    """The file of a fold, that of its certificate, and what failed."""
+    target, certificate = folder / "folded.onnx", folder / "folded.npz"
+    program = [sys.executable, "-m", "bnfold", "fold", source, target, "--certificate", certificate]
+    _, failure = run([*map(str, program), "--no-verify", "--force"], PROOF_TIMEOUT)
+    return target, certificate, failure
+
+
+def beside(source: Path, folder: Path, checkout: Path) -> dict[str, Any]:
+    """CPU seconds of the proof of a fold and of another checkout's check of it: of the whole commands."""
+    target, certificate, failure = folded(source, folder)
+    if failure:
+        return {"failure": failure}
+    prove = ["prove", str(source), str(target), "--certificate", str(certificate)]
+    return {
+        "proof": command_seconds(ROOT, prove),
+        "check": command_seconds(checkout, ["verify", str(source), str(target)]),
+    }
+
+
+def command_seconds(checkout: Path, arguments: list[str]) -> dict[str, Any]:
+    """Of a command of the bnfold in a checkout, its processes together, and what stopped it."""
+    start = resource.getrusage(resource.RUSAGE_CHILDREN)
+    program = ["env", f"PYTHONPATH={checkout}", sys.executable, "-P", "-m", "bnfold", *arguments]
+    _, failure = run(program, PROOF_TIMEOUT)
+    end = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = end.ru_utime + end.ru_stime - start.ru_utime - start.ru_stime
+    return {"cpu_seconds": round(seconds, 3), "failure": failure}
 
 
 def peer(tool: str, source: Path, target: Path) -> dict[str, Any]:
@@ -112,8 +147,9 @@ def proved(source: Path, target: Path, certificate: Path | None) -> dict[str, An
 
 def story(found: dict[str, Any]) -> str:
     """All proofs of a network in a few words."""
-    parts = [(name, one) for part in ("folds", "peers") for name, one in proofs(found, part).items()]
-    return ", ".join(f"{name} {cell(one)}" for name, one in parts)
+    parts = ("folds", "peers", "against")
+    told = [(name, one) for part in parts for name, one in proofs(found, part).items()]
+    return ", ".join(f"{name} {cell(one)}" for name, one in told)
 
 
 def proofs(found: dict[str, Any], part: str) -> dict[str, dict[str, Any]]:
@@ -126,6 +162,8 @@ def cell(one: dict[str, Any] | None) -> str:
     """The status and CPU seconds, or what failed."""
     if one is None:
         return "-"
+    if "check" in one:
+        return f"{one['proof']['cpu_seconds']:.1f} against {one['check']['cpu_seconds']:.1f}"
     return "fails" if "failure" in one else f"{one['status']} {one['cpu_seconds']:.1f}"
 
 
@@ -141,7 +179,18 @@ def summary(results: Results) -> dict[str, Any]:
                 rows[name].setdefault(part, {})[column] = short(one)
             if networks := [one for name, one in found.items() if name in NAMES]:
                 totals[part][column] = total(networks)
-    return {"totals": totals, "networks": rows}
+    return {"totals": totals, "against": medians(results), "networks": rows}
+
+
+def medians(results: Results) -> dict[str, Any]:
+    """Of the commands that were run in turn: how many, the median CPU seconds, and those that failed."""
+    pairs = [one for found in results.values() for one in proofs(found, "against").values() if "proof" in one]
+    told: dict[str, Any] = {"folds": len(pairs)}
+    for what in ("proof", "check") if pairs else ():
+        seconds = sorted(one[what]["cpu_seconds"] for one in pairs)
+        failures = sum(bool(one[what]["failure"]) for one in pairs)
+        told[what] = {"median": round(statistics.median(seconds), 2), "max": seconds[-1], "failed": failures}
+    return told
 
 
 def short(one: dict[str, Any]) -> dict[str, Any]:

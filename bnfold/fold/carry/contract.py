@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from bnfold.fold.roles import Contract
 
 __all__ = ["contract_scale", "contract_shift", "stored_operand", "through_stored"]
 
-Places = tuple["int | None", ...]
+Places: TypeAlias = "tuple[int | None, ...]"
 
 
 def contract_scale(spread: Spread, node: Node, slot: int, f: Array) -> None:
@@ -108,7 +109,6 @@ def contract_shift(spread: Spread, node: Node, slot: int, d: Array) -> None:
     vary = varying(d)
     if slot == stored or any(own[axis] not in role.labels[stored] for axis in vary):
         raise spread.fail(node, f"can only take a shift along the axes of its weight, not along {vary}")
-
     if slot >= 0:
         _summands(node, stored, d)  # which refuses what cannot be counted
 

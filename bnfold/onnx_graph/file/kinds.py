@@ -95,7 +95,7 @@ def kind_of(path: Path, head: bytes) -> str:
     if head.startswith(b"PK\x03\x04"):
         return _archive(path)
     if head.lstrip()[:1] in (b"{", b"[") and _is_json(path):
-        return "a JSON file, and no model; name the .onnx file"
+        return "a JSON file, not an ONNX model; name the .onnx file"
     words = next((kind.words for kind in _KINDS if kind.is_it(head)), "")
     return words.format(path=str(path))
 

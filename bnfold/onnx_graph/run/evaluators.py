@@ -121,6 +121,8 @@ class OnnxRuntime:
         options = self._ort.SessionOptions()
         options.graph_optimization_level = self._level
         options.log_severity_level = 4  # fatal only: what else is wrong comes as an exception
+        # Threads that wait in a loop take the time of others, and gain nothing in a few runs.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
 
         def session(source: str | bytes) -> Any:
             return self._ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])

@@ -94,7 +94,7 @@ class Feeds:
         free = [i for i in self._wanted if not all(isinstance(d, int) for d in i.dims or ())]
         shapes = [f"{i.name}:{','.join(str(d or '?') for d in i.dims or ())}" for i in free]
         flags = " ".join(f"--overwrite-input-shape {shape}" for shape in shapes)
-        return f". Tried {first(list(self._tried), 4)}; give the right sizes, by shapes= or by {flags}"
+        return f". Tried {first(list(self._tried), 4)}; give the right sizes (shapes=): {flags}"
 
     def positive(self, feed: Mapping[str, Array]) -> dict[str, Array] | None:
         """The same shapes with numbers from 0 to 1, where the feed was a guess."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,9 +15,10 @@ from bnfold.onnx_graph.model.scopes import without_gc
 from bnfold.onnx_graph.model.surgery import Surgery
 from bnfold.onnx_graph.read import analysed
 from bnfold.passes.correct.bias import Bias, Refused, own_bias
-from bnfold.passes.correct.layers import Layer, layers_of
+from bnfold.passes.correct.layers import Layer, Sum, layers_of
 from bnfold.passes.correct.match import matched
 from bnfold.passes.correct.moments import Moments, Runs
+from bnfold.passes.correct.sums import find_sums
 from bnfold.report.correct import CorrectedLayer, CorrectReport, LeftLayer
 from bnfold.report.table import counted
 
@@ -29,12 +31,16 @@ QDQ = "QDQ (onnxruntime: quant_format=QuantFormat.QDQ)"
 NO_LAYERS = f"it has no Conv, ConvTranspose, Gemm or MatMul with a stored weight; quantize it as {QDQ}"
 NOT_FINITE = "its output is infinite or not a number on these samples"
 ONE_SCALE = "its weight has no scale for each channel, which the deviation would need"
+OF_SUM = "mean of the sum that it ends"
 SHARED = "other layers read its weight, and its scales stay for the deviation"
 
 
 @dataclass(eq=False)
 class Task:
-    """A layer that is corrected: where its bias is, and what is known without the model that was read."""
+    """A layer that is corrected: where its bias is, and what is known without the model that was read.
+
+    sum: whose mean it corrects; None: its own.
+    """
 
     node: str
     op: str
@@ -45,6 +51,7 @@ class Task:
     axis: int
     bias: Bias
     scaled: bool
+    sum: Sum | None = None
     codes: str = ""  # the initializer with the weight's integers
     note: str = ""
 
@@ -52,6 +59,21 @@ class Task:
     def renewed(self) -> set[str]:
         """The initializers that get other numbers."""
         return {self.bias.tensor, *((self.bias.scale, self.bias.weight_scale) if self.scaled else ())}
+
+    @property
+    def measured(self) -> tuple[str, str]:
+        """Where its mean is measured, in both models."""
+        return (self.tensor, self.target) if self.sum is None else self.sum[:2]
+
+
+class Step(NamedTuple):
+    """One correction. when: steps of one time do not depend on each other. scaled: the deviation as well."""
+
+    when: tuple[int, int]
+    task: Task
+    tensor: str
+    target: str
+    scaled: bool
 
 
 @dataclass
@@ -65,7 +87,17 @@ class Plan:
     @property
     def steps(self) -> int:
         """How often a model is run on all samples."""
-        return 3 + max(len({task.depth for task in self.tasks}) - 1, 0)
+        return 3 + len({step.when for step in self.in_order} - {(0, 0)})
+
+    @property
+    def in_order(self) -> list[Step]:
+        """What is measured and corrected, one after the other."""
+        steps = [Step((task.depth, 0), task, task.tensor, task.target, task.scaled) for task in self.tasks]
+        steps = [step for step in steps if step.task.sum is None or step.task.scaled]
+        steps += [
+            Step((task.sum.depth - 1, 1), task, *task.measured, False) for task in self.tasks if task.sum
+        ]
+        return sorted(steps, key=lambda step: step.when)
 
 
 def plan(loaded: Loaded, original: Loaded, deviation: bool | None) -> Plan:
@@ -82,6 +114,7 @@ def plan(loaded: Loaded, original: Loaded, deviation: bool | None) -> Plan:
             raise UsageError(f"there is no DequantizeLinear in the model: quantize it as {QDQ}")
         layers, left = layers_of(model)
         found, unknown = matched(layers, floats.scopes[0])
+        find_sums(found, floats.scopes[0])
         tasks, surgery = [], Surgery(model)
         for layer in found:
             try:
@@ -110,7 +143,9 @@ def _task(surgery: Surgery, layer: Layer, deviation: bool | None) -> Task:
     axis, depth = layer.channels, layer.depth
     codes = None if layer.weight.dequantize is None else layer.weight.dequantize.values[0]
     stored = "" if codes is None or codes.init is None else codes.name
-    return Task(site.name, site.op, bits, depth, layer.tensor, layer.target, axis, bias, scaled, stored, note)
+    note = "; ".join(filter(None, (note, OF_SUM if layer.sum else "")))
+    place = layer.tensor, layer.target
+    return Task(site.name, site.op, bits, depth, *place, axis, bias, scaled, layer.sum, stored, note)
 
 
 def _obstacle(layer: Layer, count: int) -> str:
@@ -134,8 +169,9 @@ def correct(plan: Plan, original: Loaded, runs: Runs, report: CorrectReport) -> 
         UsageError: the models do not give layers of the same sizes.
     """
     loaded, tasks = plan.loaded, plan.tasks
-    axes = {task.tensor: task.axis for task in tasks}
-    wanted = runs.moments(original, {task.target: task.axis for task in tasks}, "the float model")
+    places = [(*place, task.axis) for task in tasks for place in {(task.tensor, task.target), task.measured}]
+    axes = {tensor: axis for tensor, _, axis in places}
+    wanted = runs.moments(original, {target: axis for _, target, axis in places}, "the float model")
     before = runs.moments(loaded, axes, "the quantized model")
     for task in tasks:
         here, there = before[task.tensor].mean, wanted[task.target].mean
@@ -144,29 +180,31 @@ def correct(plan: Plan, original: Loaded, runs: Runs, report: CorrectReport) -> 
                 f"layer {task.node!r} has {here.size} channels in the quantized model and {there.size} in the"
                 " float model; give the float model that was quantized"
             )
-    first, done = True, list[Task]()
-    for _, level in groupby(sorted(tasks, key=lambda task: task.depth), lambda task: task.depth):
+    done = list[Task]()
+    for when, level in groupby(plan.in_order, lambda step: step.when):
         group = list(level)
-        names = {task.tensor: task.axis for task in group}
-        found = before if first else runs.moments(loaded, names, group[0].node)
-        first = False
-        for task in group:
-            if not (wanted[task.target].finite and found[task.tensor].finite):
-                report.left.append(LeftLayer(task.node, task.op, NOT_FINITE))
+        names = {step.tensor: step.task.axis for step in group}
+        found = before if when == (0, 0) else runs.moments(loaded, names, group[0].task.node)
+        for step in group:
+            task = step.task
+            if not (wanted[step.target].finite and found[step.tensor].finite):
+                if task not in done:  # by its own mean, before its sum
+                    report.left.append(LeftLayer(task.node, task.op, NOT_FINITE))
                 continue
-            _renew(loaded, task, found[task.tensor], wanted[task.target])
-            done.append(task)
+            _renew(loaded, task, found[step.tensor], wanted[step.target], step.scaled)
+            done += [task] if task not in done else []
     if not done:
         raise UsageError(f"no layer can be corrected: {tasks[0].node}: {NOT_FINITE}")
     after = runs.moments(loaded, axes, "the corrected model")
     for task in sorted(done, key=tasks.index):
-        moments = before[task.tensor], after[task.tensor], wanted[task.target]
+        tensor, target = task.measured
+        moments = before[tensor], after[tensor], wanted[target]
         report.layers.append(_line(loaded, task, *moments))
 
 
-def _renew(loaded: Loaded, task: Task, found: Moments, wanted: Moments) -> None:
+def _renew(loaded: Loaded, task: Task, found: Moments, wanted: Moments, scaled: bool) -> None:
     stretch = None
-    if task.scaled:
+    if scaled:
         stretch = np.ones_like(wanted.deviation)
         enough = np.minimum(found.deviation, wanted.deviation) > SMALL * np.sqrt(wanted.square.max())
         stretch[enough] = np.clip(wanted.deviation[enough] / found.deviation[enough], *LIMITS)

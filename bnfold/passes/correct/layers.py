@@ -15,7 +15,7 @@ from bnfold.onnx_graph.model.new_nodes import only_reader
 from bnfold.onnx_graph.site import Model, Scope, Site, Value
 from bnfold.report.correct import LeftLayer
 
-__all__ = ["Layer", "Weight", "constant_operand", "layers_of", "numbers_of", "weight_of"]
+__all__ = ["Layer", "Sum", "Weight", "constant_operand", "depths_of", "layers_of", "numbers_of", "weight_of"]
 
 IN_BODY = "is in a body or a function: only layers of the main graph are corrected"
 NOT_STORED = "its weight is not stored in the model"
@@ -58,13 +58,21 @@ class Weight(NamedTuple):
         return None if self.dequantize is None else self.dequantize.value(1)
 
 
+class Sum(NamedTuple):
+    """Where a sum is measured, in both models, and how many layers are in a row before it."""
+
+    tensor: str
+    target: str
+    depth: int
+
+
 @dataclass(eq=False)
 class Layer:
     """A layer of the quantized model.
 
     depth: how many layers are in a row before it, at most; layers of one depth do not depend on each other.
     add: the node that adds the bias, for a MatMul. tensor: where its output is measured; target: where that
-    of the float model is.
+    of the float model is. sum: whose mean it corrects, if there is one (sums.py).
     """
 
     site: Site
@@ -73,6 +81,7 @@ class Layer:
     add: Site | None = None
     tensor: str = ""
     target: str = ""
+    sum: Sum | None = None
 
     @property
     def channels(self) -> int:
@@ -125,20 +134,32 @@ def layers_of(model: Model) -> tuple[list[Layer], list[LeftLayer]]:
 
 
 def _layers(scope: Scope) -> Iterator[Layer]:
+    depths = depths_of(scope)
+    for site in scope.sites:
+        if _is_layer(site):
+            add = _bias_add(site) if site.op == "MatMul" else None
+            [depth] = {depths[value] - 1 for value in site.outputs if value is not None}
+            layer = Layer(site, weight_of(site), depth, add)
+            layer.tensor = layer.last.name
+            yield layer
+
+
+def depths_of(scope: Scope) -> dict[Value, int]:
+    """How many layers are in a row before each value, at most, the one that makes it included."""
     depths: dict[Value, int] = {}
     deepest = 0
     for site in scope.sites:
         depth = max((depths.get(value, 0) for value in site.values if value is not None), default=0)
         if site.bodies:
             depth = deepest  # they may read anything that was there before
-        if site.op in FORMS and site.has(1):
-            add = _bias_add(site) if site.op == "MatMul" else None
-            layer = Layer(site, weight_of(site), depth, add)
-            layer.tensor = layer.last.name
-            yield layer
-            depth += 1
+        depth += _is_layer(site)
         deepest = max(deepest, depth)
         depths.update((value, depth) for value in site.outputs if value is not None)
+    return depths
+
+
+def _is_layer(site: Site) -> bool:
+    return site.op in FORMS and site.has(1)
 
 
 def _weight(site: Site) -> Value:

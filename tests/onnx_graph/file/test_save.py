@@ -24,7 +24,7 @@ def test_only_force_replaces_a_file(tmp_path: Path) -> None:
     for target in (path, other):
         with pytest.raises(UsageError) as error:
             save(loaded, target)
-        message(error, target, "--force")
+        message(error, target, "force=True")
     assert other.read_bytes() == before
     os.chmod(other, 0o640)
     save(loaded, other, force=True)

@@ -67,6 +67,11 @@ def test_relu_runs_in_onnxruntime():
     assert by.startswith("onnxruntime ")
 
 
+def test_threads_of_onnxruntime_do_not_wait_in_a_loop():
+    options = run.OnnxRuntime(load(one("Relu", [(3,)])))._session.get_session_options()
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
 @pytest.mark.parametrize(
     ("op", "shapes", "attrs"),
     [

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from bnfold.fold import moves
-from bnfold.fold.carry import equation, rearranging
+from bnfold.fold.absorb import absorb
+from bnfold.fold.carry import contract, equation, rearranging
 from bnfold.fold.carry.common import other_side
 from bnfold.fold.graph import Array
 from bnfold.fold.roles import Concat, Contract, Move, Product, Same, Split, Sum
@@ -305,3 +306,53 @@ def _contract_axis(g: Build) -> str:
         name="product",
     )
     return _end(g, g.conv(y, 4, name="conv"))
+
+
+# products with what is stored
+
+
+def _products(g: Build, equation: str, *weight: int) -> str:
+    y = g.bn(g.op("Elu", g.input("x", (2, 4, 5)), name="elu"), name="bn")
+    return _end(g, g.op("Einsum", y, g.weight(weight, 4), equation=equation, name="einsum"))
+
+
+@REARRANGING(
+    "Contract: what is summed up many times counts once",
+    replaced(contract, "_summands", lambda *_: 1),
+    "einsum",
+)
+def _summands(g: Build) -> str:
+    return _products(g, "bct,coh->boh", 4, 3, 2)
+
+
+def _forgotten(node: Any, v: Array, scale: Any = 1.0) -> Array:
+    """Of two axes that come out, the shift varies along the first."""
+    made = THROUGH(node, v, scale)
+    return made[..., :1]
+
+
+THROUGH = contract.through_stored
+
+
+@REARRANGING(
+    "Contract: a shift comes out alike along the weight's last axis",
+    together(
+        replaced(contract, "through_stored", _forgotten), replaced(absorb, "through_stored", _forgotten)
+    ),
+    "einsum",
+)
+def _two_axes(g: Build) -> str:
+    return _products(g, "bct,cho->btho", 4, 3, 2)
+
+
+def _as_it_is(spread: Any, node: Any, slot: int, f: Array) -> None:
+    """The weight takes the factor, and not its inverse."""
+    if slot == 0:
+        spread.want(node.at(1), f.reshape(-1, *(1 for _ in node.at(1).shape[1:])), node)
+
+
+@REARRANGING(
+    "Contract: a weight takes a factor and not its inverse", ruled(Contract, _as_it_is, "scale"), "einsum"
+)
+def _inverse(g: Build) -> str:
+    return _products(g, "bct,cho->btho", 4, 3, 2)

@@ -1,0 +1,82 @@
+"""tools/int8: its networks, its rounding, and what it has stored."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import numpy_helper
+
+from tests.onnx_graph.build import Build
+from tools._bench.int8_table import four_bits, merging, steps
+from tools._bench.quantized import decibels, rounded
+from tools._common import RESULTS
+
+torch = pytest.importorskip("torch", reason="the networks are torch's")
+
+
+@pytest.fixture(scope="module")
+def networks() -> Any:
+    return json.loads((RESULTS / "int8_trained.json").read_text())["networks"]
+
+
+@pytest.mark.parametrize("size", [8, 28])
+def test_the_networks_take_both_kinds_of_images(size: int) -> None:
+    from tools._data.trained import NETWORKS
+
+    for name, make in NETWORKS.items():
+        with torch.no_grad():
+            assert make().eval()(torch.zeros(2, 1, size, size)).shape == (2, 10), name
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_rounded_weights_have_few_values(per_channel: bool) -> None:
+    g = Build(seed=1)
+    g.output(g.conv(g.input("x", (1, 3, 6, 6)), 4, 3, name="conv"))
+    weights = [
+        numpy_helper.to_array(next(t for t in model.graph.initializer if t.name == "conv_weight"))
+        for model in (g.model(), rounded(g.model(), 4, per_channel))
+    ]
+    scales = np.abs(weights[0]).max((1, 2, 3) if per_channel else None, keepdims=True) / 7
+    codes = weights[1] / scales
+    np.testing.assert_allclose(codes, np.round(codes), atol=1e-5)
+    assert np.abs(codes).max() < 7.001
+    assert np.abs(weights[1] - weights[0]).max() <= scales.max() / 2 + 1e-6
+
+
+def test_decibels() -> None:
+    assert decibels(np.array([3.0, 4.0]), np.array([3.0, 4.5])) == pytest.approx(20.0)
+
+
+def mean(row: dict[str, Any], kind: str, step: str) -> float:
+    return float(np.mean(row[kind][step]))
+
+
+def test_the_tables_name_what_was_not_measured() -> None:
+    variants = {
+        "as exported": {"per_tensor": {"plain": [20.0]}, "per_channel": {"plain": [21.0]}},
+        "apart": {
+            "linear": 3,
+            "per_tensor": {"plain": [30.0, 32.0], "corrected": [33.0, 33.0]},
+            "per_channel": {"plain": [31.0], "corrected": [34.0]},
+            "int4": {"plain": 1.0, "means": 2.0, "corrected": 3.0},
+        },
+        "full": {
+            "linear": 1,
+            "per_tensor": {"plain": [10.0], "corrected": [20.0]},
+            "per_channel": {"plain": [11.0], "corrected": [21.0]},
+        },
+        "free": {"same_as": "apart"},
+        "--for int8": {"same_as": "apart"},
+    }
+    other = json.loads(json.dumps(variants))
+    other["apart"]["per_tensor"] = {"plain": [29.0], "corrected": [35.0]}
+    result = {"networks": {"net": {"0": {"variants": variants}, "1": {"variants": other}}}}
+    assert "| net | one | 20.0 (20.0 to 20.0) | 30.0 (29.0 to 31.0) | 34.0 (33.0 to 35.0) | - | - |" in steps(
+        result
+    )
+    lines = merging(result).splitlines()
+    assert "| net | one | full | 1 | 10.0 (10.0 to 10.0) | 20.0 (20.0 to 20.0) | -13.0, -15.0 |" in lines
+    assert "| net | apart | 1.0 (1.0 to 1.0) | 2.0 (2.0 to 2.0) | 3.0 (3.0 to 3.0) |" in four_bits(result)
