@@ -16,6 +16,7 @@ import onnx
 from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper
 
 from bnfold.onnx_graph.file.tensors import as_text
+from bnfold.proof.plain import plain
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -201,6 +202,10 @@ class Operator:
             and (made := self._dequantized(values)) is not None
         ):
             return [made]
+        if not self.domain and len(self._there[1]) == 1:
+            attributes = {a.name: helper.get_attribute_value(a) for a in self.node.attribute}
+            if (found := plain(self.op, attributes, values)) is not None:
+                return [found]
         if self._evaluator is None:
             from bnfold.onnx_graph.run.reference import evaluator
 

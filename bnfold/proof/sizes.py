@@ -3,10 +3,12 @@
 Such a region is one function at every place. Along an axis on which nothing of it varies, a few places say as
 much as thousands, if what differs between the first, the last and the middle ones is still there:
 
-1. Each operator is one of two tables: those that work element by element, and those with windows.
+1. Each operator is one of three tables: those that work element by element, those that put together or take
+   apart along stated axes, which stay as they are, and those with windows.
 2. Constants, and the p and q of claims, have one entry along the axis.
 3. Where there are windows, both sides have the same ones (operator and attributes), of at most 8 places.
-4. A size d above 15 becomes 8 + d mod 8, so that strides up to 8 leave what they left.
+4. A size d above 15 becomes 8 + d mod 8, so that strides up to 8 leave what they left. Where every operator
+   works place by place, no place is another one, and a size above 4 becomes 4.
 
 What is proved so is proved; what is not is looked at again at true sizes.
 """
@@ -20,23 +22,27 @@ from typing import Any
 import numpy as np
 
 from bnfold.proof.claims import Image
-from bnfold.proof.operator import Array
+from bnfold.proof.operator import Array, is_float
 from bnfold.proof.scope import Node, Scope
 
 __all__ = ["smaller"]
 
 POINTWISE = frozenset(
     {
-        *("Abs", "Add", "Cast", "CastLike", "Ceil", "Celu", "Clip", "Concat", "Div", "Elu", "Erf", "Exp"),
+        *("Abs", "Add", "Cast", "CastLike", "Ceil", "Celu", "Clip", "Div", "Elu", "Erf", "Exp"),
         *("Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity", "LeakyRelu", "Log", "Max", "Min", "Mish"),
         *("Mul", "Neg", "PRelu", "Pow", "Reciprocal", "Relu", "Round", "Selu", "Sigmoid", "Sign", "Softplus"),
         *("Softsign", "Sqrt", "Sub", "Sum", "Tanh", "ThresholdedRelu"),
     }
 )
+# Those that work so along all axes but some, and where these are stated (with the default).
+ALONG = {"Concat": 1, "Split": 0}
+PARTS = frozenset({*ALONG, "Slice"})
 # Those whose spatial axes are from 2 on, and whose channels are axis 1.
 WINDOWS = frozenset({"AveragePool", "Conv", "ConvTranspose", "MaxPool"})
 CHANNELS = WINDOWS | {"BatchNormalization", "GlobalAveragePool", "GlobalMaxPool"}
 LARGEST_WINDOW, FROM = 8, 15
+PLACES = 4  # where there are no windows
 
 
 def smaller(
@@ -52,7 +58,8 @@ def smaller(
     """
     both = list(sides)
     nodes = [node for _, region in both for node in region]
-    if not all(node.op in POINTWISE or node.op in CHANNELS for node in nodes):
+    known = all(node.op in POINTWISE or node.op in CHANNELS or node.op in PARTS for node in nodes)
+    if not known or not all(is_float(values(leaf)) for leaf in leaves):
         return None
     rank = max((values(leaf).ndim for leaf in leaves), default=0)
     fixed = {rank}  # axes, from the end; the first one is the batch
@@ -60,10 +67,12 @@ def smaller(
         if not all(values(leaf).ndim == rank for leaf in leaves) or not _same_windows(both):
             return None
         fixed.add(rank - 1)
-    for node in nodes:
-        if node.op == "Concat":
-            axis = int(node.attribute("axis", 1))
-            fixed.add(rank - axis if axis >= 0 else -axis)
+    for scope, region in both:
+        for node in region:
+            axes = _axes(scope, node)
+            if axes is None or (axes and not all(values(leaf).ndim == rank for leaf in leaves)):
+                return None
+            fixed |= {rank - axis if axis >= 0 else -axis for axis in axes}
     for array in _arrays(both, images):
         fixed |= {array.ndim - i for i, size in enumerate(array.shape) if size > 1}
 
@@ -71,15 +80,32 @@ def smaller(
         if image.cut is not None:
             fixed.add(rank - image.cut.axis if image.cut.axis >= 0 else -image.cut.axis)
 
+    by_place = all(node.op in POINTWISE | PARTS | {"BatchNormalization"} for node in nodes)
+
+    def smaller_size(size: int) -> int:
+        if by_place:
+            return min(size, PLACES)
+        return size if size <= FROM else LARGEST_WINDOW + size % 8
+
     def shrunk(leaf: str) -> Array:
         like = values(leaf)
-        shape = [
-            size if like.ndim - i in fixed or size <= FROM else LARGEST_WINDOW + size % 8
-            for i, size in enumerate(like.shape)
-        ]
+        shape = [size if like.ndim - i in fixed else smaller_size(size) for i, size in enumerate(like.shape)]
         return np.broadcast_to(np.zeros((), like.dtype), shape)
 
     return None if all(shrunk(leaf).shape == values(leaf).shape for leaf in leaves) else shrunk
+
+
+def _axes(scope: Scope, node: Node) -> list[int] | None:
+    """Those along which an operator puts together, or takes apart; None if they are not known."""
+    if node.op not in PARTS:
+        return []
+    values = [scope.constant(name) for name in node.inputs[1:] if name]
+    if node.op != "Concat" and any(value is None for value in values):
+        return None
+    if node.op in ALONG:
+        return [int(node.attribute("axis", ALONG[node.op]))]
+    axes = values[2] if len(values) > 2 else None
+    return None if axes is None else [int(axis) for axis in axes]
 
 
 def _arrays(both: Sequence[tuple[Scope, Sequence[Node]]], images: Sequence[Image]) -> Iterable[Array]:

@@ -38,7 +38,20 @@ def text(result: dict[str, Any]) -> str:
         f"seconds. Of {sum(told.values())} results {told['proved']} are proved, {told['refuted']} refuted, "
         f"{told['undecided']} undecided{reason if told['undecided'] else ''}; "
         f"{told['fails'] or 'no'} tool failed. Below them are two models that a Conv cannot take in, "
-        "whatever a tool thinks."
+        f"whatever a tool thinks.{beside(result['against'])}"
+    )
+
+
+def beside(told: dict[str, Any]) -> str:
+    """The proofs beside an older check, if both were run."""
+    if not told["folds"]:
+        return ""
+    proof, check = told["proof"], told["check"]
+    return (
+        f" Of {told['folds']} folds, the proof and the check of 9a78de2, which compares runs, ran in turn "
+        f"(`--against`): the proof took {proof['median']:.2f} s of CPU time in the median and "
+        f"{proof['max']:.1f} at most, the check {check['median']:.2f} and {check['max']:.1f}, both as whole "
+        "commands with what they import."
     )
 
 

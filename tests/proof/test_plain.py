@@ -1,0 +1,64 @@
+"""Operators that numpy computes give what onnx's own evaluator gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx.reference import ReferenceEvaluator
+
+from bnfold.proof.plain import plain
+from tests.proof.test_decide import node
+
+X = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+CASES: list[tuple[str, dict[str, Any], list[Any]]] = [
+    ("Shape", {}, [X]),
+    ("Shape", {"start": 1}, [X]),
+    ("Shape", {"start": -2, "end": -1}, [X]),
+    ("Shape", {"start": 2, "end": 9}, [X]),
+    ("Expand", {}, [np.float32(3), np.int64([2, 2])]),
+    ("Expand", {}, [X[:, :1], np.int64([3, 1])]),
+    ("Expand", {}, [X[0], np.int64([2, 1, 1, 1])]),
+    ("Reshape", {}, [X, np.int64([0, -1])]),
+    ("Reshape", {}, [X, np.int64([4, 0, 2])]),
+    ("Reshape", {}, [np.float32([5]), np.int64([])]),
+    ("Concat", {"axis": 0}, [X, X]),
+    ("Concat", {"axis": -1}, [X, X[..., :1]]),
+    ("Gather", {}, [X, np.int64([[1, 0], [0, -1]])]),
+    ("Gather", {"axis": -1}, [X, np.int64(2)]),
+    ("Gather", {}, [np.int64([5, 7]), np.int64(1)]),
+    ("CastLike", {}, [X, np.float32(0)]),
+    ("Identity", {}, [X]),
+]
+
+
+@pytest.mark.parametrize(("op", "attributes", "values"), CASES)
+def test_it_is_what_onnx_makes_of_it(op: str, attributes: dict[str, Any], values: list[Any]) -> None:
+    names = [f"x{i}" for i in range(len(values))]
+    evaluator = ReferenceEvaluator(node(op, " ".join(names), "y", **attributes))
+    (want,) = evaluator.run(None, dict(zip(names, values, strict=True)))
+    found = plain(op, attributes, values)
+    assert found is not None
+    assert found.dtype == want.dtype
+    assert found.shape == want.shape
+    assert np.array_equal(found, want)
+
+
+@pytest.mark.parametrize(
+    ("op", "attributes", "values"),
+    [
+        ("Reshape", {"allowzero": 1}, [X, np.int64([0, 3])]),
+        ("Reshape", {}, [X, np.int64([5, 5])]),
+        ("Reshape", {}, [X]),  # of opset 4, whose sizes are an attribute
+        ("Gather", {}, [X, np.int64([2])]),  # out of range
+        ("Concat", {}, [X, X]),
+        ("Concat", {"axis": 0}, [X, X.astype(np.float64)]),
+        ("CastLike", {}, [X, np.int64(0)]),
+        ("Identity", {}, [[X, X]]),
+        ("Identity", {}, [None]),
+        ("Relu", {}, [X]),
+    ],
+)
+def test_all_else_is_left_to_it(op: str, attributes: dict[str, Any], values: list[Any]) -> None:
+    assert plain(op, attributes, values) is None
