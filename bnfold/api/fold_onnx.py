@@ -21,7 +21,6 @@ from bnfold.fold.edits import Edit
 from bnfold.fold.graph import Graph
 from bnfold.fold.merge.view import View
 from bnfold.onnx_graph.annotations import annotated, drop_annotations, dropped_note
-from bnfold.onnx_graph.describe import Sketch
 from bnfold.onnx_graph.file.loaded import Loaded, load
 from bnfold.onnx_graph.ledger import Ledger
 from bnfold.onnx_graph.model.scopes import without_gc
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from torch.onnx import ONNXProgram
     from typing_extensions import Unpack
 
+    from bnfold.onnx_graph.describe import Sketch
     from bnfold.onnx_graph.run.input_ranges import Range
 
     class Keywords(FoldKeywords, CheckKeywords, total=False):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import itertools
 import logging
 import os
@@ -70,8 +69,11 @@ class _Parser(argparse.ArgumentParser):
         raise refused
 
 
-def parser() -> argparse.ArgumentParser:
-    """The parser of `bnfold`; its namespace's `command` is the module that was asked for."""
+def parser(only: str = "") -> argparse.ArgumentParser:
+    """The parser of `bnfold`; its namespace's `command` is the module that was asked for.
+
+    only: the one command whose flags are wanted, if it is known by then.
+    """
     whole = _Parser(prog="bnfold", description=SLOGAN, allow_abbrev=False)
     whole.add_argument("--version", action="version", version=f"bnfold {__version__}")
     commands = whole.add_subparsers(required=True, metavar="COMMAND")
@@ -86,7 +88,8 @@ def parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         one.set_defaults(command=command)
-        command.add(one)
+        if only in ("", name):
+            command.add(one)
     return whole
 
 
@@ -122,6 +125,8 @@ def _not_a_command(word: str) -> str:
         return ""
     if "." in word or os.path.exists(word):
         return f"name a command before {word}, such as: bnfold fold {word} (see bnfold --help)"
+    import difflib  # rarely needed, and slow to load
+
     close = difflib.get_close_matches(word, COMMANDS, 1)
     return (
         f"there is no command {word!r}: did you mean bnfold {close[0]}? (see bnfold --help)" if close else ""
@@ -133,7 +138,7 @@ def _run(argv: Sequence[str], args: argparse.Namespace) -> int:
     try:
         if wrong := _not_a_command(argv[0]):
             raise UsageError(wrong)
-        parser().parse_args(argv, args)
+        parser(argv[0] if argv[0] in COMMANDS else "").parse_args(argv, args)
         if args.json == Path("-"):
             args.json = None
         command: Command = args.command

@@ -25,7 +25,7 @@ TYPES = (
 
 
 # a type that there is not; it would be taken for the name of a size
-_OTHER_TYPE = re.compile(r"(u?int|b?float|bool|complex|str|half|double|long|short|u?char)\w*")
+_OTHER_TYPE = r"(u?int|b?float|bool|complex|str|half|double|long|short|u?char)\w*"
 
 
 class Size(NamedTuple):
@@ -50,7 +50,7 @@ def given(text: str) -> Given:
     parts = text.split(":")
     dtype = parts.pop() if len(parts) > 1 and parts[-1] in TYPES else ""
     shape, name = parts[-1], ":".join(parts[:-1])
-    if (len(parts) > 1 and not name) or not (shape or dtype) or _OTHER_TYPE.fullmatch(shape):
+    if (len(parts) > 1 and not name) or not (shape or dtype) or re.fullmatch(_OTHER_TYPE, shape):
         raise ValueError
     if re.fullmatch(r"\d+(x\d+)+", shape):
         shape = shape.replace("x", ",")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -14,12 +14,13 @@ from bnfold.fold.merge.view import positions
 from bnfold.fold.roles import Linear
 from bnfold.onnx_graph.file.data_file import locations_of
 from bnfold.onnx_graph.file.loaded import Loaded
-from bnfold.onnx_graph.site import DTYPES
+from bnfold.onnx_graph.model.scopes import CONTROL
+from bnfold.onnx_graph.site import DTYPES, Site
 from bnfold.report.summary import Contents, File, Summary
 
 __all__ = ["Sketch", "Uses", "describe", "uses_of"]
 
-Uses: TypeAlias = "dict[tuple[str, str], int]"
+Uses: TypeAlias = "dict[str, int]"
 
 _LINEAR = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
 _PRODUCTS = frozenset(("Gemm", "MatMul"))
@@ -53,7 +54,8 @@ class Sketch:
 def uses_of(graph: Graph) -> Uses:
     """How often each number of a stored weight is multiplied in one run, by the layer that it belongs to.
 
-    A size that is not static counts as 1. Folding does not change it, and dropping channels neither.
+    A size that is not static counts as 1. Folding does not change it, and dropping channels neither. A layer
+    is known by its output, its name and its weight: afterwards it may have another of them.
     """
     uses: Uses = {}
     for node in graph.nodes:
@@ -66,18 +68,12 @@ def uses_of(graph: Graph) -> Uses:
             count = positions(node.at(role.x), role.in_axis)
         elif node.op in _PRODUCTS:  # a stack of matrices has one for each of its positions
             count //= max(1, math.prod(role.rest))
-        for key in _keys(node.source.node):
-            uses.setdefault(key, count)
+        site: Site = node.source
+        weight = site.values[role.weight_slot]
+        uses[f"output {output.name}"] = uses[f"node {site.name}"] = count
+        if weight is not None:
+            uses[f"weight {weight.name}"] = count
     return uses
-
-
-def _keys(node: onnx.NodeProto) -> Iterator[tuple[str, str]]:
-    """What a layer is known by, before and after: it may get another output or another weight."""
-    yield "output", node.output[0]
-    if node.name:
-        yield "node", node.name
-    for name in node.input[:2]:
-        yield "weight", name
 
 
 def describe(loaded: Loaded, uses: Uses) -> Contents:
@@ -85,53 +81,67 @@ def describe(loaded: Loaded, uses: Uses) -> Contents:
     number of multiplications is not known.
     """
     graph = loaded.proto.graph
-    stored = {tensor.name for tensor in graph.initializer}
-    operators: dict[str, int] = {}
-    sizes: dict[str, int] = {}  # of stored values, as far as a layer may read them as its weight
-    parameters, work, known = 0, 0, True
-    for scope in _graphs(graph):
-        for tensor in scope.initializer:
-            sizes[tensor.name] = count = math.prod(tensor.dims)
-            parameters += count
-        for node in scope.node:
-            op, domain = node.op_type, node.domain
-            if domain and domain != "ai.onnx":
-                op = f"{domain}.{op}"
-            operators[op] = operators.get(op, 0) + 1
-            if op == "Constant":
-                count = sum(math.prod(a.t.dims) for a in node.attribute if a.HasField("t"))
-                parameters += count
-                sizes[node.output[0]] = count
-            elif op in _SAME_COUNT:
-                if node.input and node.input[0] in sizes:
-                    sizes[node.output[0]] = sizes[node.input[0]]
-            elif op in _LINEAR:
-                weight = next((sizes[name] for name in reversed(node.input[:2]) if name in sizes), None)
-                if weight is not None:
-                    times = next((uses[key] for key in _keys(node) if key in uses), None)
-                    known = known and times is not None
-                    work += weight * (times or 0)
+    count = _Count(uses)
+    count.graph(graph)
     inner = any(node.op_type in _LINEAR for function in loaded.proto.functions for node in function.node)
+    stored = {tensor.name for tensor in graph.initializer} if len(graph.input) > 1 else count.sizes
     return Contents(
         next((entry.version for entry in loaded.proto.opset_import if entry.domain in ("", "ai.onnx")), 0),
         [_signature(entry) for entry in graph.input if entry.name not in stored],
         [_signature(entry) for entry in graph.output],
-        operators,
-        parameters,
-        work if known and not inner else None,
+        count.operators,
+        count.parameters,
+        count.work if count.known and not inner else None,
         _bytes(loaded),
     )
 
 
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """A graph, and the bodies in it, each behind the one that it is in."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _graphs(attribute.g)
-            for body in attribute.graphs:
-                yield from _graphs(body)
+class _Count:
+    """What is counted in one walk over all graphs of a model.
+
+    sizes: of stored values, as far as a layer may read them as its weight.
+    """
+
+    def __init__(self, uses: Uses) -> None:
+        self.uses = uses
+        self.operators: dict[str, int] = {}
+        self.sizes: dict[str, int] = {}
+        self.parameters = self.work = 0
+        self.known = True
+
+    def graph(self, graph: onnx.GraphProto) -> None:
+        """Count one, and the bodies in it."""
+        sizes, operators, prod = self.sizes, self.operators, math.prod
+        for tensor in graph.initializer:
+            sizes[tensor.name] = size = prod(tensor.dims[:])
+            self.parameters += size
+        for node in graph.node:
+            op = node.op_type
+            domain = node.domain
+            if domain and domain != "ai.onnx":
+                op = f"{domain}.{op}"
+            operators[op] = operators.get(op, 0) + 1
+            if op in _LINEAR:
+                self._layer(node)
+            elif op == "Constant":
+                sizes[node.output[0]] = size = sum(prod(a.t.dims) for a in node.attribute if a.HasField("t"))
+                self.parameters += size
+            elif op in _SAME_COUNT:
+                if node.input and node.input[0] in sizes:
+                    sizes[node.output[0]] = sizes[node.input[0]]
+            elif op in CONTROL:
+                for attribute in node.attribute:
+                    for body in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
+                        self.graph(body)
+
+    def _layer(self, node: onnx.NodeProto) -> None:
+        for name in reversed(node.input[:2]):
+            if name in self.sizes:
+                keys = (f"output {node.output[0]}", f"node {node.name}", f"weight {name}")
+                times = next((self.uses[key] for key in keys if key in self.uses), None)
+                self.known = self.known and times is not None
+                self.work += self.sizes[name] * (times or 0)
+                return
 
 
 def _signature(entry: onnx.ValueInfoProto) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bnfold.certificate import Certificate
 from bnfold.report.channels import Dropped
@@ -13,9 +13,11 @@ from bnfold.report.drawing import Drawn, Route
 from bnfold.report.guard import Guard
 from bnfold.report.ledger import AT_ONCE, Entry, ledger
 from bnfold.report.precision import PrecisionReport
-from bnfold.report.summary import Summary
 from bnfold.report.table import counted, first, table
 from bnfold.report.verification import Verification
+
+if TYPE_CHECKING:
+    from bnfold.report.summary import Summary
 
 __all__ = ["Apart", "Entry", "Merge", "Noise", "Report", "Rewrite"]
 

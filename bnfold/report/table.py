@@ -11,7 +11,7 @@ __all__ = ["WIDTH", "counted", "first", "fitted", "shortened", "table"]
 
 WIDTH: ContextVar[int | None] = ContextVar("WIDTH", default=None)  # of the terminal; None: no limit
 RULE = 12  # dashes below the heading of the last column
-NARROWEST, LAST = 6, 24  # what a column is left with; the last one, whose text goes on in the next line
+NARROW, NARROWEST, LAST = 10, 6, 24  # what is left of a column, and of the last one
 
 
 def table(rows: Iterable[Sequence[str]], right: Collection[int] = (), *, ruled: bool = True) -> Iterator[str]:
@@ -24,7 +24,7 @@ def table(rows: Iterable[Sequence[str]], right: Collection[int] = (), *, ruled: 
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     last, limit = len(widths) - 1, WIDTH.get()
     if limit is not None:
-        widths = _narrowed(widths, limit)
+        widths = _narrowed(widths, rows[0], limit)
     for i, row in enumerate(rows):
         cells = enumerate(map(_middle, row[:last], widths))
         begin = "".join(f"{cell:{'>' if at in right else '<'}{widths[at]}}  " for at, cell in cells)
@@ -33,22 +33,27 @@ def table(rows: Iterable[Sequence[str]], right: Collection[int] = (), *, ruled: 
             yield (begin + (f"{part:>{widths[last]}}" if last in right else part)).rstrip()
             begin = " " * len(begin)
         if ruled and i == 0:
-            yield "  ".join(
-                "-" * (min(RULE, limit or RULE) if at == last and at not in right else width)
-                for at, width in enumerate(widths)
-            )
+            rule = RULE if limit is None else min(RULE, widths[last])
+            rules = [*widths[:last], widths[last] if last in right else rule]
+            yield "  ".join("-" * width for width in rules)
 
 
-def _narrowed(widths: Sequence[int], limit: int) -> list[int]:
-    """Widths that fit into a line: the widest column gives first."""
-    widths, gaps = list(widths), 2 * (len(widths) - 1)
-    least = [min(width, NARROWEST) for width in widths]
-    least[-1] = min(widths[-1], LAST)
-    while sum(widths) + gaps > limit:
-        at = max(range(len(widths)), key=lambda i: (widths[i] > least[i], widths[i]))
-        if widths[at] <= least[at]:  # a terminal that is too narrow for anything
-            break
-        widths[at] -= 1
+def _narrowed(widths: Sequence[int], heading: Sequence[str], limit: int) -> list[int]:
+    """Widths that fit into a line. The widest column gives first, as far as its heading; then the last one,
+    whose text goes on; headings are cut where nothing else helps.
+    """
+    widths, gaps, last = list(widths), 2 * (len(widths) - 1), len(widths) - 1
+    words = [max(len(word), NARROW) for word in heading]
+    for least in (
+        [*words[:last], max(words[last], LAST)],
+        [*words[:last], NARROW],
+        [NARROWEST] * len(widths),
+    ):
+        while sum(widths) + gaps > limit:
+            at = max(range(len(widths)), key=lambda i: (widths[i] > least[i], widths[i]))
+            if widths[at] <= least[at]:
+                break
+            widths[at] -= 1
     return widths
 
 

@@ -22,7 +22,6 @@ LESS = {
     "tied weights": (0, ""),
     "weight norm": (1, "is computed from other parameters"),
     "matmul by a parameter": (1, "its module has no place for a bias"),
-    "einsum by a parameter": (1, "its module has no place for a bias"),
     "forward into a matmul": (1, "its module has no place for a bias"),
     "layer scale on the left": (1, "written in the module's code"),
     "layer scale": (1, "written in the module's code"),

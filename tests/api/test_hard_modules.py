@@ -133,6 +133,14 @@ def test_a_bias_that_nobody_would_read_is_not_given(run: Any) -> None:
     assert any("no place for a bias" in entry.reason for entry in report.kept)
 
 
+def test_an_einsum_by_the_weight_of_a_layer_gives_that_no_bias() -> None:
+    layers = {"c": nn.Conv2d(6, 4, 3, bias=False), "b": nn.BatchNorm3d(4)}
+    module = randomize(Fn(lambda m, x: m.b(torch.einsum("bchw,ockl->bolhw", x, m.c.weight)), **layers))
+    _, report, error = fold(module)
+    assert error < ROUNDING
+    assert "no place for a bias" in report.kept[0].reason
+
+
 def test_what_torch_export_made_a_module_of() -> None:
     module = randomize(nn.Sequential(conv(6, 4), bn(4)))
     exported = torch.export.export(module, (torch.randn(IMAGE),)).module()

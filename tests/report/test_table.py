@@ -40,6 +40,14 @@ def test_on_a_terminal_it_is_as_wide_as_that(narrow: None) -> None:
     assert "".join(line[at:] for line in lines[5:]) == LONG
 
 
+def test_headings_are_cut_last(narrow: None) -> None:
+    head = ("layer", "operator", "outputs", "parameters", "multiplications", "moved into its bias")
+    lines = list(table([head, ("conv", "Conv", "-2", "-56", "-13,824", "")]))
+    assert max(map(len, lines)) <= 60
+    lines = list(table([head[:5], (LONG, "Conv", "-2", "-56", "-13,824")]))
+    assert all(word in lines[0] for word in head[:5])
+
+
 def test_numbers_stay_aligned_to_the_right(narrow: None) -> None:
     lines = list(table([("output", "error"), (LONG * 2, "1.5"), ("y", "12.25")], right=(1,), ruled=False))
     assert [len(line) for line in lines] == [60] * 3

@@ -80,3 +80,48 @@ def test_the_tables_name_what_was_not_measured() -> None:
     lines = merging(result).splitlines()
     assert "| net | one | full | 1 | 10.0 (10.0 to 10.0) | 20.0 (20.0 to 20.0) | -13.0, -15.0 |" in lines
     assert "| net | apart | 1.0 (1.0 to 1.0) | 2.0 (2.0 to 2.0) | 3.0 (3.0 to 3.0) |" in four_bits(result)
+
+
+def test_what_is_stored_shows_what_is_claimed(networks: Any) -> None:
+    small = {name: seeds for name, seeds in networks.items() if not name.startswith("MobileNetV2")}
+    assert len(small) == 5
+    for name, seeds in networks.items():
+        assert len(seeds) == (3 if name in small else 1), name
+        for entry in seeds.values():
+            apart = entry["variants"]["apart"]
+            for kind in ("per_tensor", "per_channel"):
+                assert mean(apart, kind, "corrected") > mean(apart, kind, "plain") - 0.5, (name, kind)
+            if "entropy" in apart["per_channel"]:
+                assert apart["per_channel"]["entropy"] == apart["per_channel"]["plain"][0], name
+    trained = networks["MobileNetV2, ImageNet"]["0"]["variants"]["apart"]
+    assert mean(trained, "per_tensor", "corrected") > 14.5
+    assert mean(trained, "per_channel", "corrected") > 17
+    for name, seeds in small.items():
+        gains = [entry["variants"]["apart"]["int4"] for entry in seeds.values()]
+        assert np.mean([gain["corrected"] - gain["plain"] for gain in gains]) > 3.5, name
+
+
+def test_what_is_merged_for_int8_costs_at_most_half_a_decibel(networks: Any) -> None:
+    """With each of three training seeds."""
+    seen = 0
+    for name, seeds in networks.items():
+        for kind, plan in (("per_tensor", "--for int8-per-tensor"), ("per_channel", "--for int8")):
+            losses = []
+            for entry in seeds.values():
+                variants = entry["variants"]
+                if "linear" in variants.get("full", {}):  # else there is nothing to merge
+                    row = variants[variants[plan].get("same_as", plan)]
+                    losses.append(mean(variants["apart"], kind, "corrected") - mean(row, kind, "corrected"))
+            if losses:
+                assert max(losses) < 0.5, (name, kind, losses)
+                seen += 1
+    assert seen == 4
+
+
+def test_merging_for_int8_costs_random_weights_nothing_once_corrected() -> None:
+    for variants in json.loads((RESULTS / "int8.json").read_text())["networks"].values():
+        apart, merged = variants["apart"], variants["--for int8"]
+        assert merged["linear"] <= 45
+        assert merged["per_channel"]["db"] > 14.4
+        assert variants["--for int8-per-tensor"]["per_tensor"]["db"] > 13
+        assert merged["per_channel"]["corrected"] > apart["per_channel"]["corrected"] - 0.5

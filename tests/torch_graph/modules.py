@@ -147,15 +147,6 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
         (3, 6),
         0,
     ),
-    "einsum by a parameter": (
-        lambda: Fn(
-            lambda m, x: m.b(torch.einsum("bct,ock->bokt", x, m.c.weight)),
-            c=nn.Conv1d(6, 4, 3, bias=False),
-            b=nn.BatchNorm2d(4),
-        ),
-        (2, 6, 5),
-        0,
-    ),
     "addmm": (
         lambda: Fn(
             lambda m, x: m.b(torch.addmm(m.l.bias, x, m.l.weight, alpha=0.5, beta=2.0)),

@@ -52,10 +52,7 @@ def again(m: Any, x: Tensor) -> Tensor:
 RIGHT: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "pre-activation": (lambda: nn.Sequential(bn(6), nn.ReLU(), conv(6, 4), bn(4), conv(4, 4)), IMAGE),
     "depthwise": (lambda: nn.Sequential(conv(6, 6, groups=6, padding="same"), bn(6), nn.ReLU6()), IMAGE),
-    "transposed": (
-        lambda: nn.Sequential(nn.ConvTranspose2d(6, 4, 3, 2, groups=2, output_padding=1), bn(4)),
-        IMAGE,
-    ),
+    "transposed": (lambda: nn.Sequential(nn.ConvTranspose2d(6, 4, 3, 2, 0, 1, 2), bn(4)), IMAGE),
     "rows": (lambda: nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2)), ROWS),
     "tokens": (
         lambda: Fn(lambda m, x: m.b((x @ m.l.weight.t()).mT).mT, l=nn.Linear(6, 4), b=nn.BatchNorm1d(4)),

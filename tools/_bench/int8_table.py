@@ -33,7 +33,7 @@ def merging(result: dict[str, Any]) -> str:
     """Nets of three branches by what is merged: before and after the correction, and against apart."""
     rows = []
     for name, seeds in result["networks"].items():
-        if any("full" in entry["variants"] for entry in seeds.values()):
+        if any("linear" in entry["variants"].get("full", {}) for entry in seeds.values()):  # not the same
             for kind, scales in KINDS.items():
                 made = seeds[min(seeds)]["variants"]
                 plans = [plan for plan in (*PLANS, TARGETS[kind]) if plan in made]

@@ -28,7 +28,7 @@ from tools._bench.quantized import KINDS, LINEAR, Array, decibels, outputs, prep
 from tools._common import RESULTS, ROOT, origin, read, write
 from tools._data.images import FASHION, NAMES, Images, load
 from tools._data.images import outputs as answers
-from tools._data.photographs import PHOTOGRAPHS, imagenet, photograph, scaled
+from tools._data.photographs import imagenet, photograph, scaled
 from tools._data.trained import NETWORKS, trained
 
 PACKAGES = ("numpy", "onnx", "onnxruntime", "torch", "scikit-image", "scikit-learn")
@@ -39,7 +39,11 @@ EPOCHS = {"fashion-mnist": 3, "digits": 30}
 SETS, CALIBRATION, COMPARISON, BATCH = 2, 256, 1000, 64
 EVERY = 4  # one image of so many corrects
 MOBILENET = "MobileNetV2, ImageNet"
-CROPS, OTHERS, SIZE = 6, 10, 160  # of a photograph, to calibrate and to compare on; and their sides
+PHOTOGRAPHS = """
+    astronaut chelsea coffee rocket camera cat hubble_deep_field immunohistochemistry retina grass gravel
+    brick coins moon page clock text
+"""
+CROPS, OTHERS, SIZE = 6, 20, 160  # of a photograph, to calibrate and to compare on; and their sides
 TARGETS = {"per_tensor": "int8-per-tensor", "per_channel": "int8"}
 
 
@@ -85,10 +89,8 @@ def mobilenet(folder: Path) -> Case:
     """Crops of every second photograph to calibrate and to correct, of the others to compare on."""
     from tests.torch_graph.trained import NETWORKS as PRETRAINED
 
-    rng, names = np.random.default_rng(0), PHOTOGRAPHS.split()
-
-    def crops(chosen: Sequence[str], count: int) -> list[Array]:
-        found = []
+    def crops(chosen: Sequence[str], count: int, seed: int) -> list[Array]:
+        found, rng = [], np.random.default_rng(seed)
         for name in chosen:
             image = photograph(name)
             for _ in range(count):
@@ -97,7 +99,8 @@ def mobilenet(folder: Path) -> Case:
                 found.append(imagenet(scaled(image[y : y + side, x : x + side], (SIZE, SIZE))))
         return [np.concatenate(found[at : at + CROPS]) for at in range(0, len(found), CROPS)]
 
-    calibration, others = crops(names[::2], CROPS), crops(names[1::2], OTHERS)
+    names = PHOTOGRAPHS.split()
+    calibration, others = crops(names[::2], CROPS, 0), crops(names[1::2], OTHERS, 1)
     network = PRETRAINED["mobilenetv2, ImageNet"][0]()
     model = exported(network, torch.from_numpy(others[0][:2]), folder / "raw.onnx")
     return Case(model, [calibration], others, 2, {}, False)

@@ -27,9 +27,12 @@ NETWORKS = {
     "repvgg_a0": ("repvgg_a0", 0.5, 96),
     "densenet121": ("densenet121", 0.5, 96),
     "resnetv2_50, positive scales": ("resnetv2_50", 0.0, 96),
+    "resnet50": ("resnet50", 0.5, 224),
+    "mobileone_s0": ("mobileone_s0", 0.5, 224),
 }
 WITHOUT, FOLD, FOR_INT8 = "without", "bnfold", "bnfold, for int8"
-FLOAT, INT8 = (WITHOUT, FOLD), (WITHOUT, FOLD, FOR_INT8)
+FREEZING, FOLD_FREEZE = "without, freezing", "bnfold, freezing"
+FLOAT, INT8, COMPILED = (WITHOUT, FOLD), (WITHOUT, FOLD, FOR_INT8), (WITHOUT, FOLD, FREEZING, FOLD_FREEZE)
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,13 @@ class Made:
 
 # The network, an example, and the keywords of the fold: those of `fold_onnx`; None: without bnfold.
 Make = Callable[[nn.Module, Tensor, dict[str, Any] | None], Made]
-KEYWORDS: dict[str, dict[str, Any] | None] = {WITHOUT: None, FOLD: {}, FOR_INT8: {"quantize_for": "int8"}}
+KEYWORDS: dict[str, dict[str, Any] | None] = {
+    WITHOUT: None,
+    FOLD: {},
+    FOR_INT8: {"quantize_for": "int8"},
+    FREEZING: {"bnfold": False, "freeze": True},  # for torch.compile alone
+    FOLD_FREEZE: {"freeze": True},
+}
 
 
 def measure(make: Make, ways: tuple[str, ...]) -> None:

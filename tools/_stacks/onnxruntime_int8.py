@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bnfold.integrations import onnxruntime
 from tools._common import session
-from tools._data.models import export
+from tools._data.models import export, fold_constants
 from tools._peers.left import inspect, left
 from tools._stacks.measure import INT8, Made, measure
 
@@ -36,6 +36,7 @@ def make(module: nn.Module, x: Tensor, fold: dict[str, Any] | None) -> Made:
         folder = Path(name)
         raw, ready, made = (folder / f"{part}.onnx" for part in ("raw", "ready", "made"))
         export(module, x, raw)
+        fold_constants(raw, raw)
         if fold is None:
             quant_pre_process(raw, ready, skip_symbolic_shape=True)
         else:

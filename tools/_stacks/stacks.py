@@ -20,6 +20,7 @@ from tools._stacks.stacks_table import HEADINGS, rows
 
 RESULT = RESULTS / "stacks.json"
 NETWORKS = ("levit_128s", "repvgg_a0", "densenet121", "resnetv2_50, positive scales")
+MORE = ("resnet50", "mobileone_s0")  # on request
 
 
 class Stack(NamedTuple):
@@ -51,7 +52,9 @@ def main() -> None:
         description=__doc__, prog="stacks", formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("stacks", nargs="*", choices=[*STACKS, []], help="those alone; by default all")
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS, help="those alone")
+    parser.add_argument(
+        "--networks", nargs="+", choices=NETWORKS + MORE, default=NETWORKS, help="those alone"
+    )
     parser.add_argument("--timeout", type=float, default=1800, help="seconds for one network in one stack")
     arguments = parser.parse_args()
     result = read(RESULT)
@@ -72,6 +75,7 @@ def main() -> None:
                 failed = True
                 continue
             found = {"version": version, "date": today(), "machine": machine(), "ways": ways}
+            result = read(RESULT)  # another run may have added to it
             result.setdefault(name, {})[network] = found
             write(RESULT, result)
     view = table("Batch norms in other stacks", HEADINGS, HEADINGS[:3])

@@ -7,29 +7,37 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._inductor import config
+from torch._inductor.compile_fx import compile_fx
 
 from bnfold.integrations.torch_compile.backend import backend
 from tools._peers.left import Left
 from tools._peers.torch_left import left, of_module
-from tools._stacks.measure import FLOAT, Made, measure
+from tools._stacks.measure import COMPILED, Made, measure
 
 
 def make(module: nn.Module, x: Tensor, fold: dict[str, Any] | None) -> Made:
-    """By bnfold's backend and inductor behind it, or by inductor alone."""
-    from torch._inductor.compile_fx import compile_fx
-
+    """By bnfold's backend and inductor behind it, or by inductor alone; with its freezing or without."""
+    how = {"bnfold": fold is not None, "freeze": False} | (fold or {})
+    patches = {"freezing": how["freeze"]}
     handed: list[Left] = []
 
     def inductor(graph: Any, arguments: Any, **_: Any) -> Any:
-        handed.append(left(of_module(graph, *arguments)))
-        return compile_fx(graph, arguments)
+        if how["bnfold"]:
+            handed.append(left(of_module(graph, *arguments)))
+        return compile_fx(graph, arguments, config_patches=patches)
 
-    if fold is not None:
+    # Each way has an `inductor` of its own: torch.compile takes nothing that another backend compiled.
+    if how["bnfold"]:
         run: Callable[[Tensor], Any] = torch.compile(module, backend=backend, options={"backend": inductor})
         run(x)
         return Made(handed[0], run)
-    return Made(left(of_module(module, x)), torch.compile(module))
+    # Freezing alone is a setting of the process, which torch.compile reads when it captures, and at no call.
+    with config.patch(patches):
+        run = torch.compile(module, backend=inductor)
+        run(x)
+    return Made(left(of_module(module, x)), run)
 
 
 if __name__ == "__main__":
-    measure(make, FLOAT)
+    measure(make, COMPILED)

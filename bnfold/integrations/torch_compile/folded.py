@@ -63,9 +63,9 @@ class Folded:
         if variant is None:
             with self.lock:
                 variant = self._present(arguments) or self._renewed(arguments)
-        if variant.run is not None:
-            return variant.run(*self.capture.given(arguments))
-        return self._unfolded(arguments)
+        if variant is None or variant.run is None:
+            return self._unfolded(arguments)
+        return variant.run(*self.capture.given(arguments))
 
     def _present(self, arguments: Sequence[Any]) -> _Variant | None:
         weights = [arguments[i] for i in self.capture.weights]
@@ -73,23 +73,23 @@ class Folded:
         fits = (each for each in self.variants if each.numbers == numbers and each.weights.hold(weights))
         return next(fits, None)
 
-    def _renewed(self, arguments: Sequence[Any]) -> _Variant:
-        """The fold of other weights, or of weights that have changed."""
+    def _renewed(self, arguments: Sequence[Any]) -> _Variant | None:
+        """The fold of other weights, or of weights that have changed; None: there are enough."""
         capture = self.capture.holding(arguments)
         numbers, weights = tuple(capture.numbers.values()), list(capture.weights.values())
         before = [
             each for each in self.variants if each.numbers == numbers and each.weights.same_tensors(weights)
         ]
+        if len(self.variants) >= MOST and not before:
+            self.steps.unfolded(f"more than {MOST} modules of one class share what is compiled")
+            return None
         made = self._made(capture, arguments, before[0] if before else None)
-        self.variants = [made, *(each for each in self.variants if each not in before)][:MOST]
+        self.variants = [made, *(each for each in self.variants if each not in before)]
         return made
 
     def _made(self, capture: Capture, arguments: Sequence[Any], old: _Variant | None) -> _Variant:
         """old: what is compiled for these weights, as they were."""
         plain, unfolded = _variant(capture, None, None), self.steps.unfolded
-        if len(self.variants) >= MOST and old is None:
-            unfolded(f"more than {MOST} modules of one class share what is compiled")
-            return plain
         try:
             graph = self.steps.fold(capture, arguments)
         except Exception as error:  # of any kind: the captured graph is right, whatever failed here

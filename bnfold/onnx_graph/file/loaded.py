@@ -16,7 +16,6 @@ from bnfold.errors import ModelError, UsageError
 from bnfold.onnx_graph.file import tensors as data
 from bnfold.onnx_graph.file import wire
 from bnfold.onnx_graph.file.external import DataFiles, is_external
-from bnfold.onnx_graph.file.kinds import HEAD, kind_of
 from bnfold.onnx_graph.file.tensors import Array, Bytes
 
 # protobuf's limit for one message.
@@ -205,6 +204,8 @@ def load(source: str | Path | onnx.ModelProto) -> Loaded:
         loaded.inode = inode
         return loaded
     except ModelError as error:
+        from bnfold.onnx_graph.file.kinds import HEAD, kind_of  # nobody else needs it
+
         raise ModelError(f"{path}: {kind_of(path, content[:HEAD]) or error}") from None
 
 

@@ -159,7 +159,7 @@ def depths_of(scope: Scope) -> dict[Value, int]:
 
 
 def _is_layer(site: Site) -> bool:
-    return site.op in FORMS and site.has(1)
+    return site.op in FORMS and site.has(1) and bool(site.outputs) and site.outputs[0] is not None
 
 
 def _weight(site: Site) -> Value:

@@ -49,6 +49,6 @@ def _sums(value: Value | None, axis: int) -> Iterator[Value]:
 
 def _alike(a: tuple[Dim, ...] | None, b: tuple[Dim, ...] | None, axis: int) -> bool:
     """Whether both certainly have the same channels; along other axes one may be spread."""
-    if a is None or b is None or len(a) != len(b):
+    if a is None or b is None or len(a) != len(b) or len(a) <= axis:
         return False
     return isinstance(a[axis], int) and a[axis] == b[axis]

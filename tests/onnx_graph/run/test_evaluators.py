@@ -13,16 +13,9 @@ from onnx.reference import ReferenceEvaluator
 
 from bnfold.errors import UsageError
 from bnfold.onnx_graph.file.loaded import load
-from bnfold.onnx_graph.run import (
-    evaluators as run,
-)
-from bnfold.onnx_graph.run import (
-    inputs,
-    reference,
-)
-from bnfold.onnx_graph.run import (
-    widened as precision,
-)
+from bnfold.onnx_graph.run import evaluators as run
+from bnfold.onnx_graph.run import inputs, reference
+from bnfold.onnx_graph.run import widened as precision
 
 RNG = np.random.default_rng(7)
 FLOAT, DOUBLE, HALF, BRAIN = TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16
