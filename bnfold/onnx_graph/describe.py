@@ -14,6 +14,7 @@ from bnfold.fold.merge.view import positions
 from bnfold.fold.roles import Linear
 from bnfold.onnx_graph.file.data_file import locations_of
 from bnfold.onnx_graph.file.loaded import Loaded
+from bnfold.onnx_graph.file.tensors import as_text
 from bnfold.onnx_graph.model.scopes import CONTROL
 from bnfold.onnx_graph.site import DTYPES, Site
 from bnfold.report.summary import Contents, File, Summary
@@ -116,18 +117,19 @@ class _Count:
             sizes[tensor.name] = size = prod(tensor.dims[:])
             self.parameters += size
         for node in graph.node:
-            op = node.op_type
-            domain = node.domain
+            op, domain = node.op_type, node.domain
             if domain and domain != "ai.onnx":
-                op = f"{domain}.{op}"
+                op = f"{as_text(domain)}.{as_text(op)}"
+            elif op.__class__ is bytes:  # not UTF-8
+                op = as_text(op)
             operators[op] = operators.get(op, 0) + 1
             if op in _LINEAR:
                 self._layer(node)
-            elif op == "Constant":
+            elif op == "Constant" and node.output:
                 sizes[node.output[0]] = size = sum(prod(a.t.dims) for a in node.attribute if a.HasField("t"))
                 self.parameters += size
             elif op in _SAME_COUNT:
-                if node.input and node.input[0] in sizes:
+                if node.input and node.output and node.input[0] in sizes:
                     sizes[node.output[0]] = sizes[node.input[0]]
             elif op in CONTROL:
                 for attribute in node.attribute:
@@ -136,7 +138,7 @@ class _Count:
 
     def _layer(self, node: onnx.NodeProto) -> None:
         for name in reversed(node.input[:2]):
-            if name in self.sizes:
+            if name in self.sizes and node.output:
                 keys = (f"output {node.output[0]}", f"node {node.name}", f"weight {name}")
                 times = next((self.uses[key] for key in keys if key in self.uses), None)
                 self.known = self.known and times is not None
@@ -146,16 +148,16 @@ class _Count:
 
 def _signature(entry: onnx.ValueInfoProto) -> str:
     """An input or output as the command line takes it: its name, sizes and type."""
-    kind = entry.type.WhichOneof("value") or "unknown"
+    kind, name = entry.type.WhichOneof("value") or "unknown", as_text(entry.name)
     if kind != "tensor_type":
-        return f"{entry.name}:{kind.removesuffix('_type')}"
+        return f"{name}:{kind.removesuffix('_type')}"
     tensor = entry.type.tensor_type
     sizes = [
-        size.dim_param or (str(size.dim_value) if size.HasField("dim_value") else "?")
+        as_text(size.dim_param) or (str(size.dim_value) if size.HasField("dim_value") else "?")
         for size in tensor.shape.dim
     ]
     shape = ",".join(sizes) if tensor.HasField("shape") else "?"
-    return f"{entry.name}:{shape}:{DTYPES.get(tensor.elem_type, '?')}"
+    return f"{name}:{shape}:{DTYPES.get(tensor.elem_type, '?')}"
 
 
 def _bytes(loaded: Loaded) -> int | None:

@@ -70,7 +70,10 @@ def told(
         if fault is not None:
             said = f"{type(module).__name__} does not run on these inputs"
             advice = "Give it inputs of the types and sizes that it takes"
-        raise UsageError(f"{said}: {first_paragraph(fault or error)}\n{advice}") from error
+        reason = first_paragraph(fault or error)
+        if "Suggested fixes:" not in reason:  # else torch advises itself
+            reason += f"\n{advice}"
+        raise UsageError(f"{said}: {reason}") from error
 
 
 def _fault(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Exception | None:

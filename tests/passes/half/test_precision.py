@@ -182,7 +182,7 @@ def test_beyond_the_tolerance_nothing_is_written(folder: Path, capsys: pytest.Ca
     assert main(command) == 1
     said = capsys.readouterr().err
     assert "the bfloat16 model strays too far from the float32 model: y is off by" in said
-    assert "0.0001 is allowed: allow more by `bnfold fold --check-rtol`" in said
+    assert "0.0001 is allowed: allow more by rtol= (--check-rtol)" in said
     assert not (folder / "out.onnx").exists()
 
 
@@ -213,7 +213,7 @@ def test_the_error_says_by_how_much() -> None:
     number = r"\d(\.\d+)?(e-\d+)?"
     assert re.fullmatch(
         rf"the float16 model strays too far from the float32 model: y is off by {number} of its largest "
-        r"value \(inf if converted first\); 1e-06 is allowed: allow more by `bnfold fold --check-rtol`, or "
+        r"value \(inf if converted first\); 1e-06 is allowed: allow more by rtol= \(--check-rtol\), or "
         "keep float32",
         str(caught.value),
     )
