@@ -49,7 +49,7 @@ def usable(x: Tensor, residual: Tensor | None, *parameters: Tensor | None) -> bo
     another number of channels, forward-mode derivatives, torch.func, exported and traced graphs, tensors of
     other classes.
     """
-    if not _device_usable(x.device):
+    if torch.compiler.is_exporting() or not _device_usable(x.device):
         return False
     given = [each for each in parameters if each is not None]
     types = {each.dtype for each in given}
@@ -63,11 +63,7 @@ def usable(x: Tensor, residual: Tensor | None, *parameters: Tensor | None) -> bo
         and all(each.device == x.device for each in given)
         and all(each.shape == x.shape[1:2] and each.is_contiguous() for each in given)
         and (residual is None or (residual.dtype, residual.device) == (x.dtype, x.device))
-        and (
-            not torch.compiler.is_exporting()
-            if torch.compiler.is_compiling()
-            else _plain(activations + given)
-        )
+        and (torch.compiler.is_compiling() or _plain(activations + given))
     )
 
 

@@ -94,3 +94,12 @@ def test_a_kind_of_device_without_kernels_is_nothing_to_be_told_of() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         compared()
+
+
+@pytest.mark.usefixtures("untried")
+@pytest.mark.parametrize("norm", [bnfold.nn.BatchNorm2d, bnfold.nn.SyncBatchNorm])
+def test_an_export_that_comes_first_does_not_hold_the_trial_of_the_device(norm: type[nn.Module]) -> None:
+    program = torch.export.export(norm(3).eval(), (torch.randn(2, 3, 4, 4),))
+    assert [str(node.target) for node in program.graph.nodes if node.op == "call_function"] == [
+        "aten.batch_norm.default"
+    ]
