@@ -1,0 +1,54 @@
+"""What rounding explains, as it is found by drawing signs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from bnfold.certificate import Image
+from bnfold.onnx_graph.file.loaded import load
+from bnfold.proof import evaluate
+from bnfold.proof.claims import Wrong
+from bnfold.proof.graph import Model
+from tests.proof.test_decide import graph, node
+
+X = [1, 1, 1, 1]
+
+
+class Signs:
+    """In place of a generator: of the first draws, signs by turns; then all of one sign."""
+
+    def __init__(self, unlucky: int) -> None:
+        self.unlucky, self.drawn = unlucky, 0
+
+    def choice(self, signs: list[float], shape: tuple[int, ...]) -> Any:
+        self.drawn += 1
+        sign = signs[self.drawn % 2 if self.drawn <= self.unlucky else 0]
+        return np.full(shape, sign)
+
+
+def scaled(scale: float, shift: float) -> onnx.ModelProto:
+    stored = {"s": np.float32([[[scale]]]), "t": np.float32([[[shift]]])}
+    return graph([node("Mul", "x s", "m"), node("Add", "m t", "y")], stored, X)
+
+
+@pytest.mark.parametrize(("unlucky", "wrong"), [(0, False), (32, False), (64, True)])
+def test_signs_that_cancel_each_time_are_drawn_again(unlucky: int, wrong: bool) -> None:
+    """A scale and a shift of one size: what rounding does to one of them, it takes back with the other."""
+    sides = []
+    for scale, shift in ((1.0, 1.0), (1 + 2.0**-23, 1 + 2.0**-23)):
+        main = Model(load(scaled(scale, shift))).main
+        sides.append(evaluate.Side(main, main.nodes, "y"))
+    feed = {"x": np.ones(X)}
+
+    def judge() -> None:
+        evaluate._judge(*sides, feed, feed, Image("y"), Signs(unlucky), 1, False)  # type: ignore[arg-type]
+
+    if wrong:
+        with pytest.raises(Wrong):
+            judge()
+    else:
+        judge()
