@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from bnfold.kernels.compile import KernelError, compiled
+from bnfold.kernels.compile import KernelError, compiled, cuda_core
 from bnfold.kernels.launch import CLUSTER_SIZES, THREADS, Device, Launch
 from bnfold.origin import extra
 
@@ -217,12 +217,12 @@ def _stream(address: int) -> Any:
 @functools.cache
 def _cuda() -> tuple[Any, Any]:
     """cuda-core, and the driver's own functions."""
+    core = cuda_core()
     try:
-        import cuda.core
         from cuda.bindings import driver
     except ImportError as error:
         raise KernelError(f"{error}: {extra('gpu')} brings what launches the kernels") from error
-    return cuda.core, driver
+    return core, driver
 
 
 def _asked(answer: tuple[Any, ...]) -> Any:

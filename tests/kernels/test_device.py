@@ -37,7 +37,7 @@ class FakeCuda:
     def __init__(self) -> None:
         self.done: list[tuple[Any, ...]] = []
         self.contexts = [0xC0]  # another device's
-        self.capability = (9, 0)
+        self.version, self.capability = "1.0.1", (9, 0)
         self.properties = SimpleNamespace(
             multiprocessor_count=132,
             max_shared_memory_per_block_optin=232448,
@@ -76,6 +76,7 @@ class FakeCuda:
             return SimpleNamespace(properties=self.properties, compute_capability=self.capability)
 
         return SimpleNamespace(
+            __version__=self.version,
             Device=device,
             LaunchConfig=config,
             ObjectCode=SimpleNamespace(
@@ -246,8 +247,16 @@ def test_no_driver() -> None:
 
 def test_cuda_core_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.core", None)
-    with pytest.raises(KernelError, match=r"pip install '.*\[gpu\]' brings what launches"):
+    with pytest.raises(KernelError, match=r"pip install '.*\[gpu\]' brings what compiles and launches"):
         fresh("device").cuda_device(0)
+
+
+def test_cuda_core_is_too_old(fake: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    for version in ("0.6.0", "0.5.1"):
+        monkeypatch.setattr(sys.modules["cuda.core"], "__version__", version)
+        wanted = rf"^cuda-core >= 1.0 is needed, found {version}: pip install '.*\[gpu\]' brings it$"
+        with pytest.raises(KernelError, match=wanted):
+            fresh("device").cuda_device(0)
 
 
 # launches
