@@ -30,7 +30,7 @@ CACHE = Path(__file__).resolve().parents[2] / ".cache" / "cubins"
 SMALL, LARGE = (3, 16, 4, 5), (32, 64, 14, 14)
 ROWS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "one block": ({}, SMALL),
-    "cluster": ({}, LARGE),
+    "cluster": ({}, (8, 512, 14, 14)),
     "cooperative grid": ({"clusters": 1}, LARGE),
     "one block, windows": ({"clusters": 1, "cooperative": False, "shared_memory": LITTLE}, LARGE),
 }
