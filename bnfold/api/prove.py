@@ -44,7 +44,7 @@ def prove(
 
     Raises:
         ModelError: a model cannot be read, or is damaged.
-        UsageError: `shapes` does not fit, or the certificate is damaged, or of other models and proves nothing.
+        UsageError: `shapes` does not fit, or the certificate is damaged, or of other models where it fails.
     """
     from bnfold.certificate import read_certificate
     from bnfold.onnx_graph.file.loaded import load
