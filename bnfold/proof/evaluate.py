@@ -389,11 +389,10 @@ def _rounding(
     output, in the root mean square: for each channel of a map, else for each entry.
     """
     total = np.zeros(output.shape)
+    signs = np.array([-1.0, 1.0])
+    exact = {name: (wide(v), 1 + precision_of(v.dtype.name) * signs) for name, v in new.items()}
     for _ in range(DRAWS if new or stated else 0):
-        moved = {
-            name: wide(value) * (1 + precision_of(value.dtype.name) * rng.choice([-1.0, 1.0], value.shape))
-            for name, value in new.items()
-        }
+        moved = {k: v * factors[rng.integers(0, 2, v.shape, np.int8)] for k, (v, factors) in exact.items()}
         others = {node: node.operator.moved(rng) for node in stated}
         with np.errstate(all="ignore"):
             total = total + np.square(y.p * (side.run(feed, moved, others) - output)) / DRAWS

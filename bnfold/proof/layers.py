@@ -31,7 +31,9 @@ CONVOLUTIONS, PRODUCTS = frozenset({"Conv", "ConvTranspose"}), frozenset({"Gemm"
 # A float64 sum of several terms, relative to the sum of their absolute values.
 SUM = 1e-15
 # Numbers of a weight that are compared at a time.
-PART = 1 << 17
+PART = 1 << 16
+# The bits of a float64 that hold its power of two.
+EXPONENT = np.int64(0x7FF << 52)
 
 
 @dataclass
@@ -216,10 +218,12 @@ def compare(a: Layer, b: Layer, ends: Ends, where: str, rounds: tuple[int, int] 
     roundings = max(a.roundings, b.roundings)
     weight = Worst(f"weight of {where}", b.dtype, roundings * rounds[0])
     scale = a.scale * py.reshape(shape)
-    if not (np.array_equal(a.weight, b.weight) and (u == 1).all() and (scale == b.scale).all()):
-        factor, plain = scale[..., None, None], bool((u == 1).all())
+    plain = bool((u == 1).all())
+    if not (plain and (scale == b.scale).all() and np.array_equal(a.weight, b.weight)):
+        factor = scale[..., None, None]
         for part in _parts(a.weight):
-            want = wide(a.weight[part]) * factor[part]
+            want = a.weight[part].astype(np.float64)
+            want *= factor[part]
             if not plain:
                 want *= u[part[0]]
             weight.look(b.exact(part), want, begin=tuple(some.start for some in part))
@@ -265,22 +269,21 @@ class Worst:
         """More numbers. slack: what they may be off beside. begin: where the first of them stands."""
         got, expected = np.broadcast_arrays(got, expected)
         with np.errstate(all="ignore"):
-            error = np.abs(got - expected)
+            error = got - expected
+            np.abs(error, out=error)
             if np.any(slack):
                 error = np.maximum(error - slack, 0.0)
-            power = np.maximum(np.abs(expected), 2.0**-self.smallest)
-            bits = power.view(np.int64)
-            bits &= 0x7FF << 52  # without its other bits a number is the power of two below it
-            power *= 2.0**-self.digits
-            error /= power
-        worst = float(error.max(initial=0.0))
+            # without its sign and its other bits a number is the power of two below it
+            power = (expected.view(np.int64) & EXPONENT).view(np.float64)
+            error /= np.maximum(power, 2.0**-self.smallest, out=power)
+        unit, worst = 2.0**self.digits, float(error.max(initial=0.0))
         if not math.isfinite(worst):
             error[(got == expected) | (np.isnan(got) & np.isnan(expected))] = 0.0
             error[np.isnan(error)] = np.inf
             worst = float(error.max(initial=0.0))
-        self.count += error.size
+        self.count, worst = self.count + error.size, worst * unit
         if worst > self.limit:
-            self.beyond += int((error > self.limit).sum())
+            self.beyond += int((error > self.limit / unit).sum())
         if worst > self.ulps:
             at = tuple(int(i) for i in np.unravel_index(int(error.argmax()), error.shape))
             place = tuple(np.add(at, (*begin, *[0] * (len(at) - len(begin)))).tolist())

@@ -204,7 +204,9 @@ class Operator:
             return [made]
         if not self.domain and len(self._there[1]) == 1:
             attributes = {a.name: helper.get_attribute_value(a) for a in self.node.attribute}
-            if (found := plain(self.op, attributes, values)) is not None:
+            with np.errstate(all="ignore"):
+                found = plain(self.op, attributes, values)
+            if found is not None:
                 return [found]
         if self._evaluator is None:
             from bnfold.onnx_graph.run.reference import evaluator
@@ -286,8 +288,10 @@ def _is_narrow(value: Array) -> bool:
     return isinstance(value, list) or bool((value == value.astype(np.float32)).all())
 
 
-def _all_wide(value: Any) -> Array:
-    return [wide(v) for v in value] if isinstance(value, list) else wide(value)  # type: ignore[return-value]
+def _all_wide(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_all_wide(v) for v in value]
+    return value if value.dtype == np.float64 else wide(value)
 
 
 @cache

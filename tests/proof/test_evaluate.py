@@ -24,10 +24,9 @@ class Signs:
     def __init__(self, unlucky: int) -> None:
         self.unlucky, self.drawn = unlucky, 0
 
-    def choice(self, signs: list[float], shape: tuple[int, ...]) -> Any:
+    def integers(self, low: int, high: int, shape: tuple[int, ...], dtype: Any) -> Any:
         self.drawn += 1
-        sign = signs[self.drawn % 2 if self.drawn <= self.unlucky else 0]
-        return np.full(shape, sign)
+        return np.full(shape, self.drawn % 2 if self.drawn <= self.unlucky else 0, dtype)
 
 
 def scaled(scale: float, shift: float) -> onnx.ModelProto:
