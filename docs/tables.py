@@ -9,6 +9,17 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
+from bnfold.onnx_graph.ops import (
+    activations,
+    conversion,
+    elementwise,
+    indexing,
+    linear,
+    norms,
+    shaping,
+    sources,
+    windowed,
+)
 from tools._bench import equalize_table, int8_table, precision_table
 from tools._claims import table as claims_table
 from tools._common import RESULTS, ROOT, markdown, read
@@ -17,6 +28,7 @@ from tools._gpu import goals
 from tools._stacks import stacks_table
 from tools._zoo import prove_table
 
+FAMILIES = (linear, elementwise, activations, windowed, norms, shaping, indexing, conversion, sources)
 PEERS = ("onnxruntime", "onnxsim", "onnxslim", "onnxoptimizer_all", "onnxscript")
 TOOLS = ("bnfold", "onnxruntime", "onnxsim", "onnxslim", "onnxscript", "onnxoptimizer")
 TORCH_NAMES = {
@@ -295,6 +307,19 @@ def trained(made: Callable[[dict[str, Any]], str]) -> str:
     return made(read(RESULTS / "int8_trained.json"))
 
 
+def operators() -> str:
+    """Which of ONNX's operators have a role, and which are known without one; by families."""
+    rows = []
+    for family in FAMILIES:
+        made = getattr(family, family.__name__.rpartition(".")[2].upper())
+        roles = sorted(name for name, record in made.items() if record.role is not None)
+        closed = sorted(name for name, record in made.items() if record.role is None)
+        what = (family.__doc__ or "").splitlines()[0].rstrip(".")
+        rows.append((what, ", ".join(roles) or "-", ", ".join(closed) or "-"))
+    headings = ("family", "a change passes or is absorbed", "closed")
+    return "\n".join(markdown(headings, rows, "lll"))
+
+
 def page_of(text: str, lines: list[str], after: str = "") -> str:
     """A text, a table, and what follows it."""
     return "\n".join([wrapped(text), "", *lines, *(["", wrapped(after)] if after else [])])
@@ -332,6 +357,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "int8": int8,
         "int8_four_bits": partial(trained, int8_table.four_bits),
     },
+    "docs/operators.md": {"operators": operators},
     "docs/integrations.md": {"stacks": partial(deployed, "stacks", stacks_table)},
     "docs/proof.md": {"prove": partial(deployed, "prove", prove_table)},
     "docs/performance.md": {"gpu_goals": gpu_goals, "gpu_layers": gpu_layers},
