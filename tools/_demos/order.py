@@ -1,8 +1,8 @@
 """One network through all steps of compression, in their order: from training to int8, corrected.
 
-Started by tools/order. It is the network of tools/slim_demo, trained on scikit-learn's digits. After each step
-it is an ONNX file, and of each file is told what is in it, how many answers are right, and how far int8 would
-move its outputs if it were quantized at this point. `--json` stores that; docs/compression.md shows it.
+Started by tools/order. It is the network of tools/slim_demo, trained on scikit-learn's digits. After each
+step it is an ONNX file, and of each file is told what is in it, how many answers are right, and how far int8
+would move its outputs if it were quantized at this point. `--json` stores that; docs/compression.md shows it.
 """
 
 from __future__ import annotations
