@@ -71,7 +71,7 @@ def main() -> None:
         if arguments.json is not None:
             write(arguments.json, result)
     print(order_table.text(result))
-    print(*order_table.lines(result), sep="\n")
+    print("", *order_table.lines(result), "", order_table.after(result), sep="\n")
 
 
 def walked(images: Images, plan: Plan, folder: Path) -> Iterator[Step]:

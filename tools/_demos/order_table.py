@@ -8,7 +8,7 @@ from typing import Any
 
 from tools._common import markdown
 
-__all__ = ["lines", "text"]
+__all__ = ["after", "lines", "text"]
 
 
 def text(result: dict[str, Any]) -> str:
@@ -19,7 +19,20 @@ def text(result: dict[str, Any]) -> str:
         "**One network through all steps** (`tools/order`): inverted residuals, trained with a penalty on "
         f"|gamma| on {images['train']} {images['name']} and tested on {images['test']} others, with "
         f"{len(runs)} seeds ({runs[0]['seed']} to {runs[-1]['seed']}); nothing is fine-tuned. Each row is an "
-        "ONNX file after that step: the median, with the least and the largest where they differ."
+        "ONNX file after that step: the median, with the least and the largest where they differ. *dB*: "
+        "signal over noise of the outputs if the file were quantized then, against itself in float32."
+    )
+
+
+def after(result: dict[str, Any]) -> str:
+    """What the steps themselves tell."""
+    steps = [{step["name"]: step for step in run["steps"]} for run in result["runs"]]
+    dropped = sum(step["dropped"]["channels"] for step in steps)
+    lost = ", ".join(" -> ".join(f"{bits:.2f}" for bits in step["equalized"]["bits_lost"]) for step in steps)
+    return (
+        f"Dead channels that were dropped: {dropped or 'none'}. Bits that "
+        f"one scale for a whole weight loses, by seed, as equalization counts them: {lost}. The last two "
+        "rows have a scale for each output channel."
     )
 
 
@@ -54,7 +67,7 @@ def _rows(runs: list[list[dict[str, Any]]]) -> Iterator[tuple[str, ...]]:
     for how in ("quantized", "corrected"):
         right = _spread([100 * found[how]["accuracy"] for found in last], 1)
         size = _spread([found[how]["bytes"] / 1e3 for found in last], 0)
-        yield (f"{how}, int8", right, "0", "", size, "", "", "", "")
+        yield (f"{how} as int8", right, "0", "", size, "", "", "", "")
 
 
 def _spread(values: list[float | None], digits: int) -> str:

@@ -61,10 +61,10 @@ def printed_by(program: str) -> list[str]:
     """What the comments behind (and right below) the `print` calls of a program say."""
     wanted, printing = [], False
     for line in program.splitlines():
-        code, _, comment = line.partition("  # ")
+        code, *comment = re.split(r"(?:^|\s+)# ", line, maxsplit=1)
         printing = "print(" in code or (printing and not code.strip())
-        if printing and comment.strip():
-            wanted.append(comment)
+        if printing:
+            wanted += comment
     return wanted
 
 
