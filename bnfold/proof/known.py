@@ -124,7 +124,9 @@ class KnownOfFile:
         try:
             sizes = self.sizes
             feed = next(
-                feed for feed in self._feeds() if all(feed[n].shape == s for n, s in sizes.items() if n in feed)
+                feed
+                for feed in self._feeds()
+                if all(feed[n].shape == s for n, s in sizes.items() if n in feed)
             )
             OnnxRuntime(folded).run(feed)
             return True, ""
