@@ -20,6 +20,8 @@ __all__ = ["plain"]
 def plain(op: str, attributes: Attributes, values: Sequence[Array | None]) -> Array | None:
     """What an operator gives; None if it is none of these, or its inputs are not as they mostly are."""
     rule = _RULES.get(op)
+    while values and values[-1] is None:  # that could be left out
+        values = values[:-1]
     given = [value for value in values if value is not None]
     if rule is None or len(given) < len(values) or any(isinstance(value, list) for value in given):
         return None
@@ -62,6 +64,20 @@ def _gather_nd(attributes: Attributes, values: Sequence[Array]) -> Array | None:
     if attributes.get("batch_dims", 0):
         return None
     return np.asarray(x[tuple(np.moveaxis(indices, -1, 0))])
+
+
+def _dequantize(attributes: Attributes, values: Sequence[Array]) -> Array | None:
+    """One scale, or one for each entry of an axis (which onnx's evaluator lacks below opset 19)."""
+    x, scale, *zero = values
+    if scale.ndim > 1 or "output_dtype" in attributes or "int" not in x.dtype.name:  # float8, say
+        return None
+    at = [1] * x.ndim
+    if scale.size > 1:
+        at[attributes.get("axis", 1)] = scale.size
+    whole = x.astype(np.int64)
+    for point in zero:
+        whole = whole - point.astype(np.int64).reshape(at if point.size > 1 else ())
+    return np.asarray(whole.astype(scale.dtype) * scale.reshape(at if scale.size > 1 else ()))
 
 
 def _slice(_: Attributes, values: Sequence[Array]) -> Array | None:
@@ -111,6 +127,7 @@ _RULES: dict[str, Callable[[Attributes, Sequence[Array]], Array | None]] = {
     "Add": _arithmetic(np.add),
     "CastLike": _cast_like,
     "Concat": _concat,
+    "DequantizeLinear": _dequantize,
     "Expand": _expand,
     "Gather": _gather,
     "GatherND": _gather_nd,
