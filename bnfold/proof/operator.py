@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -187,6 +187,10 @@ class Operator:
                 )  # which float32 rounds to the next number
         return Operator(node, self._opsets, self._ir_version, self._array)
 
+    @cached_property
+    def _attributes(self) -> dict[str, Any]:
+        return {a.name: helper.get_attribute_value(a) for a in self.node.attribute}
+
     def _to(self) -> int:
         return next((int(a.i) for a in self.node.attribute if a.name == "to"), 0)
 
@@ -198,9 +202,7 @@ class Operator:
                 if attribute.name in _LISTED:
                     return [np.array(helper.get_attribute_value(attribute), _LISTED[attribute.name])]
         if not self.domain and len(self._there[1]) == 1:
-            attributes = {a.name: helper.get_attribute_value(a) for a in self.node.attribute}
-            with np.errstate(all="ignore"):
-                found = plain(self.op, attributes, values)
+            found = plain(self.op, self._attributes, values)
             if found is not None:
                 return [found]
         if self._evaluator is None:

@@ -77,7 +77,8 @@ def _dequantize(attributes: Attributes, values: Sequence[Array]) -> Array | None
     whole = x.astype(np.int64)
     for point in zero:
         whole = whole - point.astype(np.int64).reshape(at if point.size > 1 else ())
-    return np.asarray(whole.astype(scale.dtype) * scale.reshape(at if scale.size > 1 else ()))
+    with np.errstate(all="ignore"):
+        return np.asarray(whole.astype(scale.dtype) * scale.reshape(at if scale.size > 1 else ()))
 
 
 def _slice(_: Attributes, values: Sequence[Array]) -> Array | None:
@@ -103,7 +104,8 @@ def _arithmetic(how: Callable[..., Any]) -> Callable[[Attributes, Sequence[Array
     def rule(attributes: Attributes, values: Sequence[Array]) -> Array | None:
         x, y = values
         usual = not attributes and x.dtype == y.dtype and x.dtype.kind == "f"
-        return np.asarray(how(x, y)) if usual else None
+        with np.errstate(all="ignore"):
+            return np.asarray(how(x, y)) if usual else None
 
     return rule
 
