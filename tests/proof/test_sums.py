@@ -52,7 +52,10 @@ def test_heads_whose_dropout_is_left_are_proved_by_their_kernel() -> None:
     """One head is read through the Identity that its dropout was, the other is not."""
     rng = np.random.default_rng(0)
     stored = {name: rng.normal(size=(6, 5)).astype(np.float32) for name in ("w1", "w2")}
-    stored |= {name: rng.uniform(0.5, 2, 6).astype(np.float32) for name in "s1 b1 m1 v1 s2 b2 m2 v2".split()}
+    stored |= {
+        name: rng.uniform(0.5, 2, 6).astype(np.float32)
+        for name in ["s1", "b1", "m1", "v1", "s2", "b2", "m2", "v2"]
+    }
     heads = [
         [
             node("BatchNormalization", f"x s{i} b{i} m{i} v{i}", f"n{i}"),
