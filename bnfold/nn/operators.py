@@ -8,8 +8,6 @@ autograd key.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -62,19 +60,6 @@ def sync_batch_norm(given: Arguments, running: Running, need: int, group: str) -
     return y  # type: ignore[no-any-return]
 
 
-def _keeps_nothing(step: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
-    @functools.wraps(step)
-    def run(*arguments: Any) -> tuple[Tensor, ...]:
-        token = kernels.KEEP_NOTHING.set(True)
-        try:
-            return step(*arguments)
-        finally:
-            kernels.KEEP_NOTHING.reset(token)
-
-    return run
-
-
-@_keeps_nothing
 def _train(*arguments: Any) -> tuple[Tensor, ...]:
     x, residual, weight, bias, running_mean, running_var, batches, eps, momentum, relu = arguments
     given = _aligned(Arguments(x, residual, weight, bias, eps, relu))
@@ -83,7 +68,6 @@ def _train(*arguments: Any) -> tuple[Tensor, ...]:
     return y, mean, invstd, _given(mask, given.x)
 
 
-@_keeps_nothing
 def _evaluate(*arguments: Any) -> tuple[Tensor, ...]:
     x, residual, weight, bias, mean, var, eps, relu = arguments
     given = _aligned(Arguments(x, residual, weight, bias, eps, relu))
@@ -91,7 +75,6 @@ def _evaluate(*arguments: Any) -> tuple[Tensor, ...]:
     return y, _given(mask, given.x)
 
 
-@_keeps_nothing
 def _backward(x: Tensor, dy: Tensor, mask: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     *parameters, frozen, needs_residual = rest
     saved = Saved(x, mask if mask.numel() else None, *parameters)
@@ -99,7 +82,6 @@ def _backward(x: Tensor, dy: Tensor, mask: Tensor, *rest: Any) -> tuple[Tensor, 
     return dx, x.new_empty(0) if dresidual is None else dresidual, dweight, dbias
 
 
-@_keeps_nothing
 def _sync_train(*arguments: Any) -> tuple[Tensor, ...]:
     x, residual, weight, bias, mean, var, batches, eps, momentum, relu, need, group = arguments
     given = _aligned(Arguments(x, residual, weight, bias, eps, relu))
@@ -109,7 +91,6 @@ def _sync_train(*arguments: Any) -> tuple[Tensor, ...]:
     return y, mean.clone(), invstd, ranks, _given(mask, given.x)
 
 
-@_keeps_nothing
 def _sync_backward(x: Tensor, dy: Tensor, mask: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     *parameters, ranks, need, needs_residual, group = rest
     saved = Saved(x, mask if mask.numel() else None, *parameters)
