@@ -9,14 +9,26 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
+from bnfold.onnx_graph.ops import (
+    activations,
+    conversion,
+    elementwise,
+    indexing,
+    linear,
+    norms,
+    shaping,
+    sources,
+    windowed,
+)
 from tools._bench import equalize_table, int8_table, precision_table
 from tools._claims import table as claims_table
 from tools._common import RESULTS, ROOT, markdown, read
-from tools._demos import slim_table
+from tools._demos import order_table, slim_table
 from tools._gpu import goals
 from tools._stacks import stacks_table
 from tools._zoo import prove_table
 
+FAMILIES = (linear, elementwise, activations, windowed, norms, shaping, indexing, conversion, sources)
 PEERS = ("onnxruntime", "onnxsim", "onnxslim", "onnxoptimizer_all", "onnxscript")
 TOOLS = ("bnfold", "onnxruntime", "onnxsim", "onnxslim", "onnxscript", "onnxoptimizer")
 TORCH_NAMES = {
@@ -290,9 +302,28 @@ def deployed(name: str, made: ModuleType) -> str:
     return page_of(made.text(result), made.lines(result))
 
 
+def order() -> str:
+    """One network after each step of compression."""
+    result = read(RESULTS / "order.json")
+    return page_of(order_table.text(result), order_table.lines(result), order_table.after(result))
+
+
 def trained(made: Callable[[dict[str, Any]], str]) -> str:
     """A table of what tools/int8 trained has measured."""
     return made(read(RESULTS / "int8_trained.json"))
+
+
+def operators() -> str:
+    """Which of ONNX's operators have a role, and which are known without one; by families."""
+    rows = []
+    for family in FAMILIES:
+        made = getattr(family, family.__name__.rpartition(".")[2].upper())
+        roles = sorted(name for name, record in made.items() if record.role is not None)
+        closed = sorted(name for name, record in made.items() if record.role is None)
+        what = (family.__doc__ or "").splitlines()[0].rstrip(".")
+        rows.append((what, ", ".join(roles) or "-", ", ".join(closed) or "-"))
+    headings = ("family", "a change passes or is absorbed", "closed")
+    return "\n".join(markdown(headings, rows, "lll"))
 
 
 def page_of(text: str, lines: list[str], after: str = "") -> str:
@@ -322,6 +353,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/training.md": {"claims": claims},
     "docs/precision.md": {"precision": partial(deployed, "precision", precision_table)},
     "docs/compression.md": {
+        "order": order,
         "merging": merging,
         "equalize": partial(deployed, "equalize", equalize_table),
         "slimming": partial(deployed, "slim", slim_table),
@@ -332,6 +364,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "int8": int8,
         "int8_four_bits": partial(trained, int8_table.four_bits),
     },
+    "docs/operators.md": {"operators": operators},
     "docs/integrations.md": {"stacks": partial(deployed, "stacks", stacks_table)},
     "docs/proof.md": {"prove": partial(deployed, "prove", prove_table)},
     "docs/performance.md": {"gpu_goals": gpu_goals, "gpu_layers": gpu_layers},

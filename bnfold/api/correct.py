@@ -13,8 +13,10 @@ import onnx
 
 from bnfold.api.fold_onnx import opened
 from bnfold.errors import UsageError, VerifyError
+from bnfold.onnx_graph.describe import Sketch
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.file.tensors import Array
+from bnfold.onnx_graph.read import read
 from bnfold.onnx_graph.run.evaluators import opened as evaluator
 from bnfold.onnx_graph.run.inputs import Given, Input, compatible, wanted
 from bnfold.onnx_graph.run.samples import Samples
@@ -102,8 +104,12 @@ def correct_loaded(
     deviation: bool | None = None,
     verify: bool = True,
     advance: Advance | None = None,
+    sketch: Sketch | None = None,
 ) -> tuple[Loaded, CorrectReport]:
-    """`correct` for models that are loaded; the result is ready to be saved. advance: told how far it is."""
+    """`correct` for models that are loaded; the result is ready to be saved.
+
+    advance: told how far it is. sketch: is shown the model before it is changed.
+    """
     samples, report = Samples(_inputs(loaded, original), inputs), CorrectReport()
     units = range(samples.count)
     report.held_back = verify and len(units) >= EVERY
@@ -112,6 +118,8 @@ def correct_loaded(
     report.samples = len(used) * samples.each
     report.compared = len(held) * samples.each if verify else 0
     work = plan(loaded.copy(), original, deviation)
+    if sketch is not None:
+        sketch.draw(loaded, read(loaded))
     report.left, done = work.left, 0
     total = work.steps * len(used) + len(held) * verify
 

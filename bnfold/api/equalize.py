@@ -12,6 +12,7 @@ import onnx
 from bnfold.api.fold_onnx import fold_loaded, opened, ranges_in
 from bnfold.errors import UsageError
 from bnfold.onnx_graph.annotations import annotated, dropped_note
+from bnfold.onnx_graph.describe import Sketch
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.options import Check, CheckKeywords, Fold, FoldKeywords, refuse_others
 from bnfold.passes.equalize import balance
@@ -117,9 +118,18 @@ def equalize_onnx(
 
 
 def equalize_loaded(
-    loaded: Loaded, options: Fold, check: Check, *, fold: bool = True, split_relu6: bool = False
+    loaded: Loaded,
+    options: Fold,
+    check: Check,
+    *,
+    fold: bool = True,
+    split_relu6: bool = False,
+    sketch: Sketch | None = None,
 ) -> tuple[Loaded, EqualizeReport]:
-    """`equalize_onnx` for a model that is loaded; the result is ready to be saved."""
+    """`equalize_onnx` for a model that is loaded; the result is ready to be saved.
+
+    sketch: is shown the model before it is changed.
+    """
     usual = vars(Fold(shared=options.shared))
     for name, value in vars(options).items():
         if not fold and (value or usual[name]) and value != usual[name]:
@@ -127,9 +137,9 @@ def equalize_loaded(
     report = EqualizeReport()
     check = replace(check, ranges=ranges_in(loaded, options))
     if fold:
-        loaded, report.fold = fold_loaded(loaded, options, check)
+        loaded, report.fold = fold_loaded(loaded, options, check, sketch=sketch)
     named = annotated(loaded)
-    result = balance(loaded.copy(), split_relu6, options.shared, report)
+    result = balance(loaded.copy(), split_relu6, options.shared, report, sketch)
     report.notes += dropped_note(named, result)
     if not report.regions:
         report.notes.append(

@@ -21,7 +21,7 @@ from typing import NoReturn, Protocol
 
 from bnfold import __version__
 from bnfold.cli import bench, build, correct, equalize, export, fold, prove, verify
-from bnfold.cli.flags import Idle, refuse_idle
+from bnfold.cli.flags import Idle, refuse_idle, take_output
 from bnfold.cli.terminal import as_json, columns, complain, printable
 from bnfold.errors import BnfoldError, UsageError, VerifyError
 from bnfold.report.table import WIDTH
@@ -138,7 +138,9 @@ def _run(argv: Sequence[str], args: argparse.Namespace) -> int:
     try:
         if wrong := _not_a_command(argv[0]):
             raise UsageError(wrong)
-        parser(argv[0] if argv[0] in COMMANDS else "").parse_args(argv, args)
+        reader = parser(argv[0] if argv[0] in COMMANDS else "")
+        if unknown := take_output(args, reader.parse_known_args(argv, args)[1]):
+            reader.error(f"unrecognized arguments: {' '.join(unknown)}")
         if args.json == Path("-"):
             args.json = None
         command: Command = args.command

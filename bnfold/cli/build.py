@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bnfold.cli import flags
-from bnfold.cli.terminal import LOG, as_json, check_target, tell
+from bnfold.cli.terminal import LOG, as_json, check_target, tell, warn_unchecked
 from bnfold.errors import UsageError
 from bnfold.options import PRECISIONS, Check
 from bnfold.progress import progress
@@ -59,7 +59,7 @@ WARNINGS = 3  # of TensorRT's that are shown without -v
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL.onnx", type=Path, help="the model; it is not changed")
-    parser.add_argument("engine", metavar="ENGINE", type=Path, help="the file to write, such as model.engine")
+    flags.add_output(parser, "the file to write, such as model.engine", "ENGINE")
     parser.add_argument(
         "--shapes",
         metavar="[NAME:]MIN/OPT/MAX",
@@ -108,11 +108,11 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.engine.suffix == ".onnx":
-        raise UsageError(f"{args.engine} would be an engine, not an ONNX model: name it .engine or .plan")
-    check_target(args.engine, args.force, never=[args.model, args.input_data_path])
-    check_target(args.json, args.force, never=[args.model, args.engine])
-    check_target(args.timing_cache, True, never=[args.model, args.engine, args.json])  # is written anew
+    if args.out.suffix == ".onnx":
+        raise UsageError(f"{args.out} would be an engine, not an ONNX model: name it .engine or .plan")
+    check_target(args.out, args.force, never=[args.model, args.input_data_path])
+    check_target(args.json, args.force, never=[args.model, args.out])
+    check_target(args.timing_cache, True, never=[args.model, args.out, args.json])  # is written anew
 
     from bnfold.onnx_graph.file.data_file import locations_of
     from bnfold.onnx_graph.file.loaded import load
@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
 
     original = load(args.model)
     for name in locations_of(original.proto):
-        for path in (args.engine, args.json, args.timing_cache):
+        for path in (args.out, args.json, args.timing_cache):
             check_target(path, True, never=[args.model.parent / name])
     loaded, types = _in_precision(original, args)
     try:
@@ -145,15 +145,16 @@ def run(args: argparse.Namespace) -> int:
         args.document = {**built.to_dict(), "precision": None if types is None else types.to_dict()}
         if args.json:
             output.write(args.json, [as_json(args.document)])
-        output.write(args.engine, [memoryview(built.plan)])
+        output.write(args.out, [memoryview(built.plan)])
         output.commit()
     if types is not None:
         tell(str(types))
+        warn_unchecked(types)
     for line in _story(built, args.verbose):
         tell(line)
     size, gpus = in_bytes(memoryview(built.plan).nbytes), ", ".join(built.compute_capabilities)
     by = built.builder + f" for compute capability {gpus}" * bool(gpus)
-    tell(f"wrote {args.engine} ({size}), built by {by} in {built.seconds:.1f} s")
+    tell(f"wrote {args.out} ({size}), built by {by} in {built.seconds:.1f} s")
     return 0
 
 

@@ -41,7 +41,8 @@ the JSON report:
    "compared": int,        that the outputs were compared on
    "held_back": bool,      whether those are others
    "weights": int,         whose integers were found to be the same, bit for bit
-   "evaluator": str        what ran the models
+   "evaluator": str,       what ran the models
+   "summary": object       the model before and after, as in `bnfold fold --help`
   }
 
 exit status: 0 done; 1 the outputs became worse, and nothing was written; 2 bad input or usage
@@ -53,9 +54,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", metavar="QUANTIZED.onnx", type=Path, help="the model; never changed without --force"
     )
-    parser.add_argument(
-        "out", metavar="OUT.onnx", type=Path, nargs="?", help="the file to write; without it, only explain"
-    )
+    flags.add_output(parser, f"the file to write{flags.EXPLAIN}")
     parser.add_argument(
         "--float",
         dest="float_model",
@@ -90,8 +89,10 @@ def run(args: argparse.Namespace) -> int:
     check_target(args.json, args.force, never=[args.model, *given, args.out])
 
     from bnfold.api.correct import correct_loaded
+    from bnfold.onnx_graph.describe import Sketch
     from bnfold.onnx_graph.file.loaded import load
 
+    sketch = Sketch()
     with timed("read, corrected and compared"), progress("Correcting", args.quiet) as advance:
         loaded, report = correct_loaded(
             load(args.model),
@@ -100,5 +101,8 @@ def run(args: argparse.Namespace) -> int:
             deviation=args.deviation,
             verify=not args.no_verify,
             advance=advance,
+            sketch=sketch,
         )
-    return finish(args, report, save_model(args, loaded))
+    files = save_model(args, loaded)
+    report.summary = sketch.summary(loaded, files)
+    return finish(args, report, files)

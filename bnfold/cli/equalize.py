@@ -46,7 +46,8 @@ the JSON report:
    "bits_after": number,
    "notes": [str],
    "fold": object          the report of `bnfold fold`, or null with --no-fold
-   "verification": object  as in `bnfold verify --help`, or null if the check was skipped
+   "verification": object, as in `bnfold verify --help`, or null if the check was skipped
+   "summary": object       the model before and after, as in `bnfold fold --help`
   }
 """
     + flags.DONE
@@ -64,6 +65,7 @@ IDLE = [
 
 def add(parser: argparse.ArgumentParser) -> None:
     flags.add(parser, flags.MODEL)
+    flags.add_output(parser, f"the file to write{flags.EXPLAIN}")
     parser.add_argument("--no-fold", action="store_true", help="leave the batch norms as they are")
     parser.add_argument(
         "--split-relu6",
@@ -89,10 +91,19 @@ def run(args: argparse.Namespace) -> int:
     check, options = flags.check_of(args), flags.fold_of(args)
 
     from bnfold.api.equalize import equalize_loaded
+    from bnfold.onnx_graph.describe import Sketch
     from bnfold.onnx_graph.file.loaded import load
 
+    sketch = Sketch()
     with timed("read, balanced and checked"):
         loaded, report = equalize_loaded(
-            load(args.model), options, check, fold=not args.no_fold, split_relu6=args.split_relu6
+            load(args.model),
+            options,
+            check,
+            fold=not args.no_fold,
+            split_relu6=args.split_relu6,
+            sketch=sketch,
         )
-    return finish(args, report, save_model(args, loaded))
+    files = save_model(args, loaded)
+    report.summary = sketch.summary(loaded, files)
+    return finish(args, report, files)

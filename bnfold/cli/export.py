@@ -45,7 +45,7 @@ IDLE = [
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="package.module:factory", help="what makes the torch module")
-    parser.add_argument("out", metavar="OUT.onnx", type=Path, help="the file to write")
+    flags.add_output(parser, "the file to write")
     parser.add_argument(
         "--weights", metavar="FILE", type=Path, help="its weights: a state_dict, .safetensors or torch's own"
     )

@@ -111,12 +111,53 @@ _tolerance = parsed(float, lambda x: 0 <= x < math.inf, "a number from 0 on, suc
 
 MODEL: Flags = {
     "model": _flag("the model; never changed without --force", metavar="IN.onnx", type=Path),
-    "out": _flag("the file to write; without it, only explain", metavar="OUT.onnx", type=Path, nargs="?"),
 }
 WRITING: Flags = {
     "--save-as-external-data": _flag("put the weights into a file beside OUT", action=SWITCH),
     "--no-verify": _flag("do not run both models to check that nothing changed", action=SWITCH),
 }
+
+EXPLAIN = "; without it, only explain"
+
+
+class _ByFlag(argparse.Action):
+    """The output, named by a flag: what it stands for, a positional argument, may be left out then."""
+
+    def __init__(self, *args: Any, positional: argparse.Action, **how: Any) -> None:
+        super().__init__(*args, **how)
+        self.positional = positional
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, to: argparse.Namespace, given: Any, flag: str | None = None
+    ) -> None:
+        setattr(to, self.dest, given)
+        self.positional.required = False
+
+
+def add_output(parser: argparse.ArgumentParser, words: str, name: str = "OUT.onnx") -> None:
+    """Add the file to write: as a positional argument, and as -o. With EXPLAIN in `words` none is needed."""
+    nargs = "?" if EXPLAIN in words else None
+    out = parser.add_argument("out", metavar=name, type=Path, nargs=nargs, help=words)
+    how: dict[str, Any] = {"metavar": "FILE", "type": Path, "action": _ByFlag, "positional": out}
+    parser.add_argument("-o", "--output", help=f"the same as {name}", **how)
+
+
+def take_output(args: argparse.Namespace, rest: list[str]) -> list[str]:
+    """Put the file to write into `args.out`, however it was given; give the words that mean nothing.
+
+    rest: the words that argparse has left. Where the output may be missing, argparse takes it for missing
+    as soon as a flag stands before it.
+    """
+    if not hasattr(args, "output"):
+        return rest
+    if args.out is None and rest and not rest[0].startswith("-"):
+        args.out, rest = Path(rest[0]), rest[1:]
+    if args.output is not None:
+        if args.out is not None:
+            raise UsageError(f"two outputs are named, {args.out} and (-o) {args.output}: leave one away")
+        args.out = args.output
+    return rest
+
 
 # -- the fold
 

@@ -156,7 +156,8 @@ CERTIFICATE: flags.Flags = {
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    flags.add(parser, flags.MODEL, out="the folded model; without it, only explain")
+    flags.add(parser, flags.MODEL)
+    flags.add_output(parser, f"the folded model{flags.EXPLAIN}")
     flags.add(parser, flags.FOLD, GUARD, flags.WRITING, CERTIFICATE, PAGE)
     flags.add(parser.add_argument_group("the check"), BY, flags.CHECK)
     flags.add(parser, flags.LEDGER, flags.OUTPUT)

@@ -90,9 +90,15 @@ def show(args: argparse.Namespace, report: Any) -> None:
     """A report in words and, if that was asked for, as JSON: in a file whole, or not at all."""
     document(args, report.to_dict())
     tell(report.text(args.show) if hasattr(args, "show") else str(report))
-    found = getattr(report, "verification", None)
-    if args.quiet and found is not None and found.status == "not run":
-        complain(f"warning: nothing was verified: {found.reason}", 0)
+    parts = (report, getattr(report, "fold", None))
+    warn_unchecked(*(getattr(part, name, None) for part in parts for name in ("verification", "precision")))
+
+
+def warn_unchecked(*checks: Any) -> None:
+    """Say on standard error, where no flag and no pipe hides it, that a check could not be made, and why."""
+    for found in checks:
+        if found is not None and found.status == "not run" and found.reason and sys.stdout is not sys.stderr:
+            complain(f"warning: nothing was verified: {found.reason}", 0)
 
 
 def document(args: argparse.Namespace, data: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from bnfold.fold.rescale.equalize import Equalized, NotRescaled, equalize
 from bnfold.fold.rescale.int8_loss import WeightSizes
 from bnfold.fold.roles import Clamp
 from bnfold.onnx_graph.annotations import drop_annotations
+from bnfold.onnx_graph.describe import Sketch
 from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.model.new_nodes import append
 from bnfold.onnx_graph.model.scopes import without_gc
@@ -37,12 +38,17 @@ BROADCASTS_FROM = 8  # the opset from which on Max and Min do
 Bounds: TypeAlias = "dict[str, tuple[Array, Array]]"  # of Clips by name: lower and upper ones, of its rank
 
 
-def balance(loaded: Loaded, split_relu6: bool, shared: str, report: EqualizeReport) -> Loaded:
+def balance(
+    loaded: Loaded, split_relu6: bool, shared: str, report: EqualizeReport, sketch: Sketch | None = None
+) -> Loaded:
     """Balance the weight ranges of a folded model in place, and fill in the report.
 
-    split_relu6: a Clip may be given bounds for each channel. shared: as for `read`.
+    split_relu6: a Clip may be given bounds for each channel. shared: as for `read`. sketch: is shown the
+    model before it is changed.
     """
     graph = read(loaded, shared=shared)
+    if sketch is not None:
+        sketch.draw(loaded, graph)
     clips = [node for node in graph.nodes if isinstance(node.role, Clamp) and _can_split(node)]
     barred: dict[Node, str] = {}
     while True:  # each time a layer is left alone that was not before

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from bnfold.report.data import Data
 from bnfold.report.table import counted, first, table
+
+if TYPE_CHECKING:
+    from bnfold.report.summary import Summary
 
 __all__ = ["CorrectReport", "CorrectedLayer", "LeftLayer", "OutputNoise"]
 
@@ -64,7 +67,7 @@ class CorrectReport(Data):
     layers: what was corrected, in order. left: what was not, and why. outputs: measured on `compared`
     samples, which the correction did not see if `held_back` says so; empty without verification. samples:
     that it was measured with. weights: of layers whose integers were found to be the same, bit for bit.
-    evaluator: what ran the models.
+    evaluator: what ran the models. summary: the model before and after (None: not asked for).
     """
 
     layers: list[CorrectedLayer] = field(default_factory=list)
@@ -75,11 +78,14 @@ class CorrectReport(Data):
     held_back: bool = False
     weights: int = 0
     evaluator: str = ""
+    summary: Summary | None = None
 
     def __str__(self) -> str:
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
+        if self.summary is not None:
+            yield from (*self.summary.lines(), "")
         scaled = any(layer.scaled for layer in self.layers)
         head = ("layer", "op", "bits", "mean error", *(("deviation",) if scaled else ()), "bias")
         yield from table([head, *(_row(layer, scaled) for layer in self.layers)], right=(2,))

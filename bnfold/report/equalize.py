@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from bnfold.report.data import Data, Span
 from bnfold.report.fold import Report
 from bnfold.report.table import counted, first, table
 from bnfold.report.verification import Verification
+
+if TYPE_CHECKING:
+    from bnfold.report.summary import Summary
 
 __all__ = ["EqualizeReport", "KeptTensor", "LayerRanges", "RescaledRegion"]
 
@@ -60,7 +63,8 @@ class EqualizeReport(Data):
     layers: all with weights that count. regions: what is carried at another size. kept: what is not, and why.
     split: the Clips that got bounds for each channel. bits_before, bits_after: the mean over the layers of
     the bits that an int8 scale for a whole tensor loses. fold: the ledger of the fold before (None: not
-    asked for). verification: of the equalized against the folded model (None: not run).
+    asked for). verification: of the equalized against the folded model (None: not run). summary: the model
+    before the fold and in the end (None: not asked for).
     """
 
     layers: list[LayerRanges] = field(default_factory=list)
@@ -72,11 +76,14 @@ class EqualizeReport(Data):
     fold: Report | None = None
     verification: Verification | None = None
     notes: list[str] = field(default_factory=list)
+    summary: Summary | None = None
 
     def __str__(self) -> str:
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
+        if self.summary is not None:
+            yield from (*self.summary.lines(), "")
         if self.fold is not None:
             yield f"{len(self.fold.folded)} folded, {len(self.fold.kept)} kept"
         changed = [layer for layer in self.layers if layer.bits_before != layer.bits_after]

@@ -34,6 +34,9 @@ def test_it_writes_the_model_and_the_report(files: Path, capsys: pytest.CaptureF
     before = contents(files)
     assert run("correct", "int8.onnx", "out.onnx", *GIVEN, "--json", "r.json", "-v") == 0
     out, err = capsys.readouterr()
+    head, out = out.split("\n\n")
+    assert re.search(r"^inputs x:.*float32\n", head, re.MULTILINE)
+    assert re.search(r"^  Add +(\d+) +(\d+)$", head, re.MULTILINE)  # one is new, behind the MatMul
     assert "5 layers corrected on 16 samples" in out
     assert re.search(r"^matmul +MatMul +8 +\S+ -> \S+ +float32, added$", out, re.MULTILINE)
     assert re.search(r"^wrote out\.onnx \(.* -> .*\)$", out, re.MULTILINE)
@@ -43,7 +46,10 @@ def test_it_writes_the_model_and_the_report(files: Path, capsys: pytest.CaptureF
     wanted, report = bnfold.correct(model, exact, {"x": images(20, seed=1)})
     assert onnx.load("out.onnx") == wanted
     data = json.loads(Path("r.json").read_text())
-    assert data == json.loads(report.to_json())
+    summary = data["summary"]
+    assert data | {"summary": None} == json.loads(report.to_json())
+    assert summary["before"]["multiplications"] == summary["after"]["multiplications"] > 0
+    assert summary["after"]["operators"]["Add"] == summary["before"]["operators"].get("Add", 0) + 1
     told = set(re.findall(r'"(\w+)":', correct.EPILOG))
     keys = set(data) | set(data["layers"][0]) | set(data["outputs"][0]) | {"node", "op", "reason"}
     assert keys == told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,23 @@ def test_dead_channels_leave_before(dying: onnx.ModelProto, given: list[str], ch
     assert report["verification"]["status"] == "passed"
 
 
+def test_what_could_not_be_checked_is_told_on_standard_error(
+    dying: onnx.ModelProto, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Channels are rescaled between two layers, and nothing runs what comes behind."""
+    dying.graph.node.append(
+        onnx.helper.make_node("Riddle", [dying.graph.output[0].name], ["z"], domain="nobody")
+    )
+    dying.opset_import.append(onnx.helper.make_opsetid("nobody", 1))
+    dying.graph.output[0].name = "z"
+    onnx.save(dying, "strange.onnx")
+    assert run("equalize", "strange.onnx", "out.onnx") == 0
+    out, err = capsys.readouterr()
+    assert "1 region rescaled" in out
+    assert err.startswith("bnfold: warning: nothing was verified: ")
+    assert err.count("\n") == 1
+
+
 def test_branches_are_merged_unless_told_otherwise(folder: Path) -> None:
     g = Net()
     x = g.image()
@@ -60,6 +78,21 @@ def test_branches_are_merged_unless_told_otherwise(folder: Path) -> None:
     assert run("equalize", "branches.onnx", "plain.onnx", "--no-merge-branches") == 0
     assert operators("merged.onnx") == ["Conv"]
     assert sorted(operators("plain.onnx")) == ["Add", "Conv", "Conv"]
+
+
+@pytest.mark.parametrize(("given", "after"), [([], 0), (["--no-fold"], 1)])
+def test_a_summary_comes_first(
+    folder: Path, capsys: pytest.CaptureFixture[str], given: list[str], after: int
+) -> None:
+    """That of the fold: the model as it was given, and in the end."""
+    assert run("equalize", "in.onnx", "out.onnx", *given, "--json", "r.json") == 0
+    head = capsys.readouterr().out.split("\n\n")[0]
+    assert head.startswith("opset 17\ninputs x:N,3,8,8:float32\noutputs y:N,6,6,6:float32\n")
+    assert re.search(rf"^  BatchNormalization +1 +{after}$", head, re.MULTILINE)
+    summary = json.loads(Path("r.json").read_text())["summary"]
+    assert summary["before"]["bytes"] == Path("in.onnx").stat().st_size
+    assert summary["after"]["multiplications"] == 36 * 6 * 3 * 9
+    assert summary["files"] == [{"path": "out.onnx", "bytes": Path("out.onnx").stat().st_size}]
 
 
 def test_without_a_fold(folder: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from bnfold.cli import flags
 from bnfold.cli.app import parser
 from bnfold.options import Fold
-from tests.cli.command import refused
+from tests.cli.command import operators, refused, run
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,14 @@ from tests.cli.command import refused
             "--check-atol has nothing to do",
         ),
         (["fold", "in.onnx", "out.onnx", "--no-verify", "--seed", "0"], "--seed has nothing to do"),
+        (["fold", "in.onnx", "a.onnx", "-o", "b.onnx"], "two outputs are named, a.onnx and (-o) b.onnx"),
+        (["fold", "in.onnx", "--seed", "1", "a.onnx", "b.onnx"], "unrecognized arguments: b.onnx"),
+        (["fold", "in.onnx", "-o", "a.onnx", "--nothing", "b"], "unrecognized arguments: --nothing b"),
+        (["fold", "in.onnx", "-o"], "-o/--output: expected one argument"),
+        (["fold", "in.onnx", "-o", "in.onnx"], "in.onnx is the input itself"),
+        (["export", "nets:small"], "required: OUT.onnx"),
+        (["build", "in.onnx", "-o", "out.onnx"], "out.onnx would be an engine"),
+        (["verify", "in.onnx", "in.onnx", "-o", "out.onnx"], "unrecognized arguments: -o out.onnx"),
         (["verify", "in.onnx"], "required: B.onnx"),
         (["verify", "in.onnx", "in.onnx", "--force"], "--force has nothing to do without --json"),
     ],
@@ -64,6 +72,35 @@ def test_shapes_by_name(text: str, value: Any) -> None:
     else:
         with pytest.raises(argparse.ArgumentTypeError, match="not an input's name and sizes, such as x:1"):
             read(text)
+
+
+TAKES = {  # each command that writes a model or an engine, with what else it asks for
+    "fold": [],
+    "equalize": [],
+    "correct": ["--float", "f.onnx", "--input-data-path", "x.npz"],
+    "export": ["--input", "1,2"],
+    "build": [],
+}
+
+
+@pytest.mark.parametrize("command", TAKES)
+@pytest.mark.parametrize("given", ["-o out", "--output out", "--output=out", "-oout", "out"])
+def test_the_output_as_people_type_it(command: str, given: str) -> None:
+    """By a flag or by its place, in front and behind."""
+    rest = TAKES[command]
+    orders = [["in", *given.split(), *rest], ["in", *rest, *given.split()]]
+    if given != "out":
+        orders.append([*given.split(), *rest, "in"])
+    for words in orders:
+        args, unknown = parser(command).parse_known_args([command, *words])
+        assert flags.take_output(args, unknown) == []
+        assert (str(args.model), str(args.out)) == ("in", "out")
+
+
+def test_the_output_is_written_where_the_flag_says(folder: Path) -> None:
+    assert run("fold", "-o", "out.onnx", "in.onnx") == 0
+    assert run("fold", "in.onnx", "--no-verify", "later.onnx", "--quiet") == 0
+    assert operators("out.onnx") == operators("later.onnx") == ["Conv"]
 
 
 def test_the_fold_has_a_flag_for_each_option() -> None:

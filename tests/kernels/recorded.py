@@ -136,7 +136,8 @@ def devices(driver: Driver) -> Any:
     driver.calls()
     other()
     launch()
-    return {"seen": told(driver), "limits": dataclasses.asdict(cuda_device(1).limits)}
+    first, second = (dataclasses.asdict(cuda_device(ordinal).limits) for ordinal in (0, 1))
+    return {"seen": told(driver), "first": first, "limits": second}
 
 
 def warned(launch: Callable[[], Any]) -> str:

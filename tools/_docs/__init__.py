@@ -1,0 +1,1 @@
+"""What tools/docs runs: mkdocs with a hook, and a check of what it made."""
