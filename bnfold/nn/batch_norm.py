@@ -82,7 +82,9 @@ class Fused(nn.modules.batchnorm._BatchNorm):
         if residual is None:
             y = self._fused(input, None)
         elif isinstance(residual, Tensor):
-            if _fits(residual.shape, input.shape):
+            if residual.shape == input.shape:
+                y = self._fused(input, residual)
+            elif _fits(residual.shape, input.shape):
                 y = self._fused(input, residual.expand_as(input))
             elif not _broadcast(residual.shape, input.shape):
                 raise UsageError(

@@ -81,23 +81,7 @@ def usable(x: Tensor, residual: Tensor | None, *parameters: Tensor | None) -> bo
                 return False
             if each.shape != channels or each.device != device or not each.is_contiguous():
                 return False
-    return torch.compiler.is_compiling() or _plain(x, residual, *parameters)
-
-
-def _plain(*tensors: Tensor | None) -> bool:
-    """Whether nothing but autograd watches these tensors, and each is its values in memory."""
-    for each in tensors:
-        if each is not None and (type(each) not in _CLASSES or not torch._C._has_storage(each)):
-            return False
-    return (
-        torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._get_tracing_state() is None
-        and not torch._C._are_functorch_transforms_active()
-        and torch.autograd.forward_ad._current_level < 0
-    )
-
-
-_CLASSES = (Tensor, torch.nn.Parameter)
+    return torch.compiler.is_compiling() or kernels.plain(x, residual, *parameters)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -151,7 +135,7 @@ class _Evaluate(_Differentiable):
 
 
 def _direct(function: type[torch.autograd.Function]) -> Callable[..., Any]:
-    """Its `apply` for tensors that are `_plain`: what torch does before is for others."""
+    """Its `apply` for tensors that are `plain`: what torch does before is for others."""
     call: Any = super(torch.autograd.Function, function)
     found: Callable[..., Any] = call.apply
     return found

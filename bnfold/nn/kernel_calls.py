@@ -35,6 +35,7 @@ __all__ = [
     "order_of",
     "ordered",
     "packed",
+    "plain",
     "statistics",
     "sums",
     "unpacked",
@@ -72,6 +73,22 @@ def stream_of(x: Tensor) -> int:
         return 0
     library: Any = torch._C  # torch.cuda.current_stream makes an object of it, which takes longer
     return int(library._cuda_getCurrentRawStream(x.get_device()))
+
+
+def plain(*tensors: Tensor | None) -> bool:
+    """Whether nothing but autograd watches these tensors, and each is its values in memory."""
+    for each in tensors:
+        if each is not None and (type(each) not in _CLASSES or not torch._C._has_storage(each)):
+            return False
+    return (
+        torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._get_tracing_state() is None
+        and not torch._C._are_functorch_transforms_active()
+        and torch.autograd.forward_ad._current_level < 0
+    )
+
+
+_CLASSES = (Tensor, torch.nn.Parameter)
 
 
 class Array(NamedTuple):
@@ -166,7 +183,7 @@ def forward(given: Arguments, running: Running) -> tuple[Tensor, Tensor, Tensor,
     call = _call("forward", x, residual, _type(weight, bias, running.mean))
     y = torch.empty_like(x)
     mask = call.new_mask(x) if given.masked else None
-    mean, invstd = _vectors(x, torch.float32)
+    mean, invstd = _vectors(x, torch.float32, weight)
     call(x, (x, residual, y, mask, weight, bias, mean, invstd, *kept), (eps, momentum, relu), MOMENTS)
     changed = [each for each in kept if each is not None]
     if changed:  # autograd shall see that they were
@@ -191,7 +208,7 @@ def backward(
     call, tensors = _backward_call("backward", saved, dy, kind)
     dx = torch.empty_like(saved.x)
     dresidual = torch.empty_like(dx) if needs_residual and saved.relu else None
-    dweight, dbias = _vectors(dx, kind)
+    dweight, dbias = _vectors(dx, kind, saved.weight)
     tensors = (*tensors, dx, dresidual, dweight, dbias, None, None)
     call(dx, tensors, (saved.relu, frozen), SUMS)
     return dx, dresidual, dweight, dbias
@@ -349,8 +366,13 @@ def _planned(problem: Problem, limits: Device) -> Launch:
     return found
 
 
-def _vectors(x: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Two of a number for each channel; not two views of one, which operators may not return."""
+def _vectors(x: Tensor, kind: torch.dtype, like: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Two of a number for each channel; not two views of one, which operators may not return.
+
+    like: a parameter of the module, of which one of its type is made sooner.
+    """
+    if like is not None and like.dtype is kind and like.numel() == x.shape[1]:
+        return torch.empty_like(like), torch.empty_like(like)
     return x.new_empty(x.shape[1], dtype=kind), x.new_empty(x.shape[1], dtype=kind)
 
 

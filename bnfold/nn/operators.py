@@ -8,6 +8,7 @@ autograd key.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -225,6 +226,17 @@ class _SyncTrain(torch.autograd.Function):
         return *wanted, *[None] * (len(needs) - 4)
 
 
+def _above(step: Callable[..., tuple[Tensor, ...]], function: Callable[..., Any]) -> Callable[..., Any]:
+    """The operator for autograd: the step alone where no gradient is wanted, as below torch.compile."""
+
+    def call(*arguments: Any) -> Any:
+        if not torch.is_grad_enabled() and kernels.plain(*arguments[:6]):
+            return step(*arguments)
+        return function(*arguments)
+
+    return call
+
+
 for _name, _step, _fake, _function in (
     ("batch_norm_train", _train, _fake_train, _Train.apply),
     ("batch_norm_evaluate", _evaluate, _fake_evaluate, _Evaluate.apply),
@@ -235,4 +247,4 @@ for _name, _step, _fake, _function in (
     _library.impl(_name, _step, "CompositeExplicitAutograd")
     torch.library.register_fake(f"bnfold::{_name}", _fake, lib=_library)
     if _function is not None:
-        _library.impl(_name, _function, "Autograd")
+        _library.impl(_name, _above(_step, _function), "Autograd")
