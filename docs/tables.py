@@ -24,7 +24,7 @@ from tools._bench import equalize_table, int8_table, precision_table
 from tools._claims import table as claims_table
 from tools._common import RESULTS, ROOT, markdown, read
 from tools._cost import tables as cost_tables
-from tools._demos import slim_table
+from tools._demos import order_table, slim_table
 from tools._gpu import goals
 from tools._stacks import stacks_table
 from tools._zoo import prove_table
@@ -303,6 +303,12 @@ def deployed(name: str, made: ModuleType) -> str:
     return page_of(made.text(result), made.lines(result))
 
 
+def order() -> str:
+    """One network after each step of compression."""
+    result = read(RESULTS / "order.json")
+    return page_of(order_table.text(result), order_table.lines(result), order_table.after(result))
+
+
 def trained(made: Callable[[dict[str, Any]], str]) -> str:
     """A table of what tools/int8 trained has measured."""
     return made(read(RESULTS / "int8_trained.json"))
@@ -353,6 +359,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/training.md": {"claims": claims},
     "docs/precision.md": {"precision": partial(deployed, "precision", precision_table)},
     "docs/compression.md": {
+        "order": order,
         "merging": merging,
         "equalize": partial(deployed, "equalize", equalize_table),
         "slimming": partial(deployed, "slim", slim_table),

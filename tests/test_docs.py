@@ -16,7 +16,6 @@ import sys
 import tempfile
 import xml.etree.ElementTree as ET
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from onnx import numpy_helper
 from docs import tables
 from examples import make
 from examples.make import picture
+from tools._docs.blocks import Block, blocks_of, commands_of, missing, printed_by
 
 ROOT = Path(__file__).resolve().parent.parent
 FOR_DEVELOPERS = [ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md"]
@@ -68,29 +68,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # the blocks of the pages
 
 
-@dataclass(frozen=True)
-class Block:
-    """One fenced block; `marker`: the comment on the line before it, which says why it is not run."""
-
-    page: Path
-    line: int
-    language: str
-    marker: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.page.name}:{self.line}"
-
-
-def blocks_of(page: Path) -> list[Block]:
-    found = []
-    text = page.read_text(encoding="utf-8")
-    for match in re.finditer(r"(?:^<!-- (.*) -->\n)?^```(.*)\n((?:.*\n)*?)^```$", text, re.MULTILINE):
-        line = text.count("\n", 0, match.start(2)) + 1
-        found.append(Block(page, line, match[2], match[1] or "", match[3]))
-    return found
-
-
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 
 
@@ -98,27 +75,10 @@ def blocks(language: str) -> list[Block]:
     return [block for block in BLOCKS if block.language == language and not block.marker]
 
 
-def shown(text: str) -> re.Pattern[str]:
-    """A shown line as a pattern: dots stand for anything, measured numbers and versions for any others."""
-    known = {
-        r"\.\.\.": ".*",
-        r"\d+(?:\.\d+)*e[-+]\d+|\d+(?:\.\d+)+": r"\d+(?:\.\d+)*(?:e[-+]?\d+)?",
-        r"\s+": r"\s+",
-    }
-    made = ""
-    for part in re.split(f"({'|'.join(known)})", text.strip()):
-        made += next((to for kind, to in known.items() if re.fullmatch(kind, part)), re.escape(part))
-    return re.compile(made)
-
-
 def compare(block: Block, command: str, wanted: list[str], output: str) -> None:
     """Every line that is shown occurs in the output, in this order."""
-    lines = iter(output.splitlines())
-    for line in wanted:
-        if line.strip() in ("", "..."):
-            continue
-        found = any(shown(line).fullmatch(got.strip()) for got in lines)
-        assert found, f"{block}: `{command}` does not print\n{line}\nbut\n{output}"
+    line = missing(wanted, output)
+    assert not line, f"{block}: `{command}` does not print\n{line}\nbut\n{output}"
 
 
 def test_every_block_is_run_or_says_why_not() -> None:
@@ -138,10 +98,7 @@ def test_commands(block: Block, folder: Path) -> None:
             "tensorrt_rtx", reason="engines are built by tensorrt-rtx, which is not installed"
         )
     status = 0
-    first, *rest = re.split(r"^\$ ", block.text, flags=re.MULTILINE)
-    assert not first, f"{block}: output without a command"
-    for part in rest:
-        command, *wanted = part.splitlines()
+    for command, wanted in commands_of(block):
         line = f"(exit {status}); {command}"  # so that `echo $?` shows what a reader would see
         done = subprocess.run(
             ["bash", "-c", line], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
@@ -154,16 +111,10 @@ def test_commands(block: Block, folder: Path) -> None:
 @pytest.mark.parametrize("block", blocks("python"), ids=str)
 def test_programs(block: Block, folder: Path) -> None:
     """They run, and print what the comments behind (and right below) their `print` calls say."""
-    wanted, printing = [], False
-    for line in block.text.splitlines():
-        code, _, comment = line.partition("  # ")
-        printing = "print(" in code or (printing and not code.strip())
-        if printing and comment.strip():
-            wanted.append(comment)
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
         exec(compile(block.text, str(block), "exec"), {"__name__": "example"})
-    compare(block, "the program", wanted, output.getvalue())
+    compare(block, "the program", printed_by(block.text), output.getvalue())
 
 
 @pytest.mark.parametrize("block", blocks("json"), ids=str)

@@ -87,6 +87,7 @@ def precision_of(dtype: str) -> float:
     return float(2.0 ** -(steps_of(dtype)[0] + 1))
 
 
+@cache
 def zero_of(code: int) -> Array | None:
     """A zero of a type by its number in ONNX; None for what is no type."""
     try:
@@ -313,10 +314,12 @@ def _key(attribute: AttributeProto, array: Callable[[TensorProto], Array]) -> An
         value = array(attribute.t)
         content = str(value.tolist()) if value.dtype.kind == "O" else value.tobytes()
         return attribute.name, value.dtype.name, value.shape, content
-    stated = AttributeProto()
-    stated.CopyFrom(attribute)
-    stated.ClearField("doc_string")
-    return attribute.name, stated.SerializeToString(deterministic=True)
+    if attribute.doc_string:
+        stated = AttributeProto()
+        stated.CopyFrom(attribute)
+        stated.ClearField("doc_string")
+        attribute = stated
+    return attribute.name, attribute.SerializeToString(deterministic=True)
 
 
 def _line(error: BaseException) -> str:

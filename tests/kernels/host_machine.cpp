@@ -79,7 +79,7 @@ std::int64_t calls_left;
 
 namespace {
 
-#ifdef BNFOLD_SANITIZED
+#if defined(BNFOLD_SANITIZED) || defined(BNFOLD_LARGE_FRAMES)
 constexpr std::size_t stack_size = 256 << 10;  // frames are larger, and reports are written on the same stack
 #else
 constexpr std::size_t stack_size = 32 << 10;

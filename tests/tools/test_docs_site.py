@@ -30,7 +30,7 @@ from tools._docs import build, pages
     ],
 )
 def test_links_lead_to_the_same_page_on_the_site(page: str, link: str, site: str) -> None:
-    found = SimpleNamespace(file=SimpleNamespace(src_uri=page), meta={})
+    found = SimpleNamespace(file=SimpleNamespace(src_uri=page))
     assert pages.on_page_markdown(f"[a]({link})", found) == f"[a]({site})"
 
 

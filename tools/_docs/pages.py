@@ -42,8 +42,6 @@ def on_files(files: Files, config: Any) -> Files:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """The same text, with links as they are on the site."""
     here = page.file.src_uri
-    if here == "index.md":
-        page.meta["hide"] = ["navigation"]  # it is one page
 
     def there(link: re.Match[str]) -> str:
         return posixpath.relpath(site_path(in_repository(here, link[1])), posixpath.dirname(here) or ".")
