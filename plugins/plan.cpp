@@ -1,7 +1,10 @@
 #include "plan.hpp"
 
 #include <algorithm>
+#include <iterator>
+#include <limits>
 #include <numeric>
+#include <vector>
 
 namespace bnfold::plugin {
 namespace {
@@ -59,6 +62,7 @@ struct Fit {
     int vector() const { return reading.width * size_of(problem.type); }
 
     long long capacity() const {
+        if (!memory().staged) return 1 << 20;
         const long long free = device.shared_memory - memory().shared(0, slots());
         return free < 0 ? 0 : free / (1ll * memory().staged * vector() * kThreads) * kThreads;
     }
@@ -67,54 +71,64 @@ struct Fit {
         if (reading.layout == Layout::columns) return ceiling(problem.outer, ranks) * row;
         return ceiling(problem.outer * row, ranks);
     }
-    long long bytes() const { return part(1) * vector() * std::max(1, memory().staged); }
+    bool fits(long long ranks) const { return part(ranks) <= capacity(); }
 };
 
-// Blocks of a unit, or nothing where a line of the table does not fit.
-using Ranks = std::optional<int>;
-
-Ranks alone(const Fit& fit) {
-    const bool busy = fit.units() >= fit.device.multiprocessors || fit.bytes() <= 32 * 1024;
-    return busy && fit.part(1) <= fit.capacity() ? Ranks(1) : std::nullopt;
-}
-
-Ranks cluster(const Fit& fit) {
-    Ranks most;
-    for (const int size : {2, 4, 8}) {
-        if (size > fit.device.clusters || fit.part(size) > fit.capacity()) continue;
-        if (static_cast<double>(fit.units() * size) >= 0.9 * fit.device.multiprocessors) return size;
-        most = size;
-    }
-    return fit.units() * fit.bytes() <= 4 << 20 ? most : std::nullopt;
-}
-
-Ranks grid(const Fit& fit) {
-    const int resident = fit.device.multiprocessors;
-    if (!fit.device.cooperative) return std::nullopt;
-    for (int ranks = static_cast<int>(std::max(1ll, ceiling(resident, fit.units()))); ranks < resident; ++ranks) {
-        const long long busy = std::min<long long>(fit.units(), resident / ranks) * ranks;
-        if (fit.part(ranks) <= fit.capacity() && static_cast<double>(busy) >= 0.9 * resident) return ranks;
-    }
-    return resident;
-}
-
-Ranks windows(const Fit&) { return 1; }
-
-Ranks stream(const Fit& fit) {
-    const long long wanted = ceiling(8ll * fit.device.multiprocessors, fit.units());
-    return static_cast<int>(std::max(1ll, std::min(wanted, fit.part(1) / (4 * kThreads))));
-}
-
+// A line of the table: the numbers of blocks of a unit that are possible, of how many units a device has the blocks
+// at one time, and bytes that a block could stage while it waits for others.
 struct Row {
     const char* name;
     Exchange exchange;
-    Ranks (*ranks)(const Fit&);
+    std::vector<int> (*ranks)(const Fit&);
+    int (*at_once)(const Device&, int);
+    long long barrier;
+
+    // Bytes that a block stages at most, with those that it could while it waits for others.
+    long long cost(const Fit& fit, int ranks) const {
+        const long long part = fit.part(ranks) * fit.memory().staged * fit.vector();
+        return ceiling(fit.units(), at_once(fit.device, ranks)) * (part + barrier);
+    }
 };
-constexpr Row kRows[] = {{"one block", Exchange::none, alone},
-                         {"cluster", Exchange::cluster, cluster},
-                         {"cooperative grid", Exchange::grid, grid},
-                         {"one block, windows", Exchange::none, windows}};
-constexpr Row kStream = {"stream", Exchange::none, stream};
+
+int blocks(const Device& device, int) { return device.multiprocessors; }
+int clusters(const Device& device, int size) {
+    return size > device.clusters ? 0 : std::max(1, device.multiprocessors / size);
+}
+int teams(const Device& device, int ranks) { return device.multiprocessors / ranks; }
+
+std::vector<int> alone(const Fit& fit) { return fit.fits(1) ? std::vector<int>{1} : std::vector<int>{}; }
+
+std::vector<int> cluster(const Fit& fit) {
+    std::vector<int> found;
+    for (const int size : {2, 4, 8}) {
+        if (clusters(fit.device, size) && fit.fits(size)) found.push_back(size);
+    }
+    return found;
+}
+
+std::vector<int> grid(const Fit& fit) {
+    std::vector<int> found;
+    if (!fit.device.cooperative) return found;
+    for (int ranks = 1; ranks <= fit.device.multiprocessors; ++ranks) {
+        if (fit.fits(ranks)) found.push_back(ranks);
+    }
+    if (found.empty()) found.push_back(fit.device.multiprocessors);
+    return found;
+}
+
+std::vector<int> windows(const Fit&) { return {1}; }
+
+std::vector<int> stream(const Fit& fit) {
+    const long long wanted = ceiling(8ll * fit.device.multiprocessors, fit.units());
+    return {static_cast<int>(std::max(1ll, std::min(wanted, fit.part(1) / (4 * kThreads))))};
+}
+
+// The last of a table serves where nothing else is possible.
+constexpr Row kRows[] = {{"one block", Exchange::none, alone, blocks, 0},
+                         {"cluster", Exchange::cluster, cluster, clusters, 32 << 10},
+                         {"cooperative grid", Exchange::grid, grid, teams, 64 << 10},
+                         {"one block, windows", Exchange::none, windows, blocks, 0}};
+constexpr Row kStream[] = {{"stream", Exchange::none, stream, blocks, 0}};
 
 }  // namespace
 
@@ -129,13 +143,20 @@ std::optional<Launch> plan(const Problem& problem, const Device& device) {
     if (!reading.fits) return std::nullopt;
 
     const Fit fit{problem, device, reading};
-    const Row* row = problem.kernel == Kernel::forward ? kRows : &kStream;
-    Ranks found;
-    while (!(found = row->ranks(fit))) ++row;  // the last line of each table always fits
-    const int ranks = *found;
+    const bool stages = fit.memory().staged != 0;
+    const Row *const first = stages ? kRows : kStream, *const last = stages ? std::end(kRows) - 1 : kStream;
+    const Row* row = last;
+    int ranks = last->ranks(fit).front();
+    long long least = std::numeric_limits<long long>::max();
+    for (const Row* each = first; each != last; ++each) {
+        for (const int number : each->ranks(fit)) {
+            const long long cost = each->cost(fit, number);
+            if (cost < least) row = each, ranks = number, least = cost;  // the first of equals
+        }
+    }
 
     const long long part = ceiling(fit.part(ranks), kThreads) * kThreads;
-    const long long window = std::min(part, fit.memory().staged ? fit.capacity() : 1ll << 20);
+    const long long window = std::min(part, fit.capacity());
     const bool cooperative = row->exchange == Exchange::grid;
     const long long at_once = cooperative ? std::min<long long>(fit.units(), device.multiprocessors / ranks)
                                           : fit.units();

@@ -2,14 +2,16 @@
 
 No CUDA toolkit is needed: the sources include no header but their own. What was compiled lies in
 `$BNFOLD_CACHE`, or else in the user's cache folder, under a key of the sources, the kernel, the
-architecture and the compiler's version.
+architecture and the compiler's version. No path is part of it: the folder can be carried to another machine.
 """
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
 import io
+import itertools
 import os
 import sys
 import warnings
@@ -21,7 +23,7 @@ from typing import Any
 
 from bnfold.origin import extra
 
-__all__ = ["FOLDER", "Compiled", "KernelError", "cache_folder", "compiled"]
+__all__ = ["FOLDER", "Compiled", "KernelError", "cache_folder", "compiled", "cuda_core"]
 
 FOLDER = Path(__file__).resolve().parent  # of the sources
 MOST_BYTES = 256 * 2**20  # of the disk cache; what was not read for longest goes first
@@ -55,8 +57,8 @@ def compiled(source: str, kernel: str, arch: str) -> Compiled:
     Raises:
         KernelError: cuda-core or NVRTC is missing, or the compiler refuses.
     """
-    core = _core()
-    key, cache, kept = _key(core, source, kernel, arch), _cache(), b""
+    core = cuda_core()
+    key, cache, kept = _key(source, kernel, arch), _cache(), b""
     with _warned():
         if cache is not None:
             kept = cache.get(key) or b""
@@ -79,11 +81,19 @@ def cache_folder() -> Path:
     return Path(os.environ.get(home) or Path.home() / ".cache") / "bnfold" / "kernels"
 
 
-def _core() -> Any:
+def cuda_core() -> Any:
+    """The package that compiles and launches.
+
+    Raises:
+        KernelError: it is missing, or older than its disk cache of programs.
+    """
     try:
         import cuda.core
     except ImportError as error:
-        raise KernelError(f"{error}: {extra('gpu')} brings what compiles the kernels") from error
+        raise KernelError(f"{error}: {extra('gpu')} brings what compiles and launches the kernels") from error
+    found = str(cuda.core.__version__)
+    if found.startswith("0."):
+        raise KernelError(f"cuda-core >= 1.0 is needed, found {found}: {extra('gpu')} brings it")
     return cuda.core
 
 
@@ -108,24 +118,51 @@ def _text(source: str) -> str:
     return f'#include "{source}"\n'
 
 
+OPTIONS = {"std": "c++17", "ptxas_options": "--verbose", "brief_diagnostics": True}
+
+
 def _options(core: Any, arch: str) -> Any:
-    return core.ProgramOptions(
-        arch=arch, std="c++17", include_path=str(FOLDER), ptxas_options="--verbose", brief_diagnostics=True
+    return core.ProgramOptions(arch=arch, include_path=str(FOLDER), **OPTIONS)
+
+
+def _key(source: str, kernel: str, arch: str) -> bytes:
+    what = (_text(source), kernel, arch, OPTIONS, _compiler(), _sources())
+    return hashlib.sha256(repr(what).encode()).digest()
+
+
+@functools.cache
+def _compiler() -> str:
+    """NVRTC's version, once it is loaded from where it lies; "" where it is missing."""
+    from cuda.bindings import nvrtc
+    from cuda.pathfinder import DynamicLibNotFoundError, load_nvidia_dynamic_lib
+
+    try:
+        try:
+            load_nvidia_dynamic_lib("nvrtc")
+        except DynamicLibNotFoundError:
+            _load_from_path()
+        return ".".join(map(str, nvrtc.nvrtcVersion()[1:]))
+    except (DynamicLibNotFoundError, OSError, RuntimeError):
+        return ""  # compiling says what is wrong
+
+
+def _load_from_path() -> None:
+    """Loads NVRTC from a folder of sys.path, where `pip install --target` leaves it.
+
+    cuda-pathfinder looks into site-packages and where the system does; but it finds what is loaded.
+    """
+    from cuda.bindings import __version__ as bindings
+
+    major = bindings.partition(".")[0]
+    names = (
+        (f"lib/libnvrtc.so.{major}", "libnvrtc-builtins.so.*"),
+        (f"bin/**/nvrtc64_{major}0_0.dll", "nvrtc-builtins64_???.dll"),
     )
-
-
-def _key(core: Any, source: str, kernel: str, arch: str) -> bytes:
-    from cuda.core.utils import make_program_cache_key
-
-    key: bytes = make_program_cache_key(
-        code=_text(source),
-        code_type="c++",
-        options=_options(core, arch),
-        target_type="cubin",
-        name_expressions=(kernel,),
-        extra_digest=_sources(),
-    )
-    return key
+    for folder, (name, builtins) in itertools.product(sys.path, names):
+        for found in Path(folder).glob(f"nvidia/*/{name}"):
+            for part in (*found.parent.glob(builtins), found):  # NVRTC opens the first by its name alone
+                ctypes.CDLL(str(part))
+            return
 
 
 @functools.cache

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from bnfold.kernels.compile import KernelError, compiled
-from bnfold.kernels.launch import Device, Launch
+from bnfold.kernels.compile import KernelError, compiled, cuda_core
+from bnfold.kernels.launch import CLUSTER_SIZES, THREADS, Device, Launch
 from bnfold.origin import extra
 
 __all__ = ["CudaDevice", "cuda_device"]
 
 OLDEST = (7, 5)  # compute capability that the kernels are compiled and checked for
+SPARE = "BNFOLD_SPARE_MULTIPROCESSORS"  # what cooperative grids leave to others, NCCL say
+_IDLE = b".version 7.8\n.target sm_90\n.address_size 64\n.visible .entry idle() { ret; }\n"
 
 
 class Pointer(Protocol):
@@ -104,15 +107,19 @@ def cuda_device(ordinal: int) -> CudaDevice:
         device = core.Device(ordinal)
         properties = device.properties
         major, minor = device.compute_capability
-        limits = Device(
-            capability=(major, minor),
-            multiprocessors=properties.multiprocessor_count,
-            shared_memory=properties.max_shared_memory_per_block_optin,
-            clusters=8 if properties.cluster_launch else 1,  # the largest portable one
-            cooperative=bool(properties.cooperative_launch),
-        )
+        count, shared = properties.multiprocessor_count, properties.max_shared_memory_per_block_optin
+        clusters = bool(properties.cluster_launch)
         # Never released: torch holds it as well.
         context = int(_asked(driver.cuDevicePrimaryCtxRetain(ordinal)))
+        limits = Device(
+            capability=(major, minor),
+            multiprocessors=count,
+            shared_memory=shared,
+            clusters=CLUSTER_SIZES[-1] if clusters else 1,
+            cooperative=bool(properties.cooperative_launch),
+            at_once=_clusters_at_once(ordinal, context, shared) if clusters else (),
+            spare=_spare(count),
+        )
     except Exception as error:
         raise KernelError(f"CUDA device {ordinal} cannot be used: {_line(error)}") from error
     if limits.capability < OLDEST:
@@ -121,6 +128,41 @@ def cuda_device(ordinal: int) -> CudaDevice:
             f"{OLDEST[0]}.{OLDEST[1]}"
         )
     return CudaDevice(ordinal, limits, f"sm_{major}{minor}", context)
+
+
+def _clusters_at_once(ordinal: int, context: int, shared: int) -> tuple[int, ...]:
+    """How many clusters of each of `CLUSTER_SIZES` run at one time, or () if the driver does not tell.
+
+    That depends on how many multiprocessors each part of the chip has that a cluster must fit into.
+    """
+    core, driver = _cuda()
+    try:
+        _asked(driver.cuCtxPushCurrent(context))
+        try:
+            kernel = core.ObjectCode.from_ptx(_IDLE).get_kernel("idle")
+            _allow(driver, kernel, shared, ordinal)
+            configs = [
+                core.LaunchConfig(grid=1, cluster=size, block=THREADS, shmem_size=shared)
+                for size in CLUSTER_SIZES
+            ]
+            stream = _stream(0)
+            return tuple(int(kernel.occupancy.max_active_clusters(each, stream=stream)) for each in configs)
+        finally:
+            driver.cuCtxPopCurrent()
+    except Exception:  # it is only an estimate that gets better
+        return ()
+
+
+def _spare(multiprocessors: int) -> int:
+    """How many multiprocessors the environment asks cooperative grids to leave to others."""
+    text = os.environ.get(SPARE, "0")
+    try:
+        found = int(text)
+    except ValueError:
+        found = -1
+    if not 0 <= found < multiprocessors:
+        raise KernelError(f"{SPARE}={text}: a number from 0 to {multiprocessors - 1} is needed")
+    return found
 
 
 @_once
@@ -151,13 +193,18 @@ def _loaded(device: CudaDevice, source: str, name: str) -> Any:
         kernel = core.ObjectCode.from_cubin(found.cubin).get_kernel(found.symbol)
     except Exception as error:
         raise KernelError(f"{name} cannot be loaded: {_line(error)}") from error
-    attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
     most = device.limits.shared_memory
     try:
-        _asked(driver.cuKernelSetAttribute(attribute, most, kernel.handle, device.ordinal))
+        _allow(driver, kernel, most, device.ordinal)
     except KernelError as error:
         raise KernelError(f"{name} is refused {most} bytes of shared memory: {error}") from error
     return kernel
+
+
+def _allow(driver: Any, kernel: Any, shared: int, ordinal: int) -> None:
+    """Lets a kernel's blocks have so many bytes of shared memory."""
+    attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    _asked(driver.cuKernelSetAttribute(attribute, shared, kernel.handle, ordinal))
 
 
 @functools.lru_cache(maxsize=64)
@@ -170,12 +217,12 @@ def _stream(address: int) -> Any:
 @functools.cache
 def _cuda() -> tuple[Any, Any]:
     """cuda-core, and the driver's own functions."""
+    core = cuda_core()
     try:
-        import cuda.core
         from cuda.bindings import driver
     except ImportError as error:
         raise KernelError(f"{error}: {extra('gpu')} brings what launches the kernels") from error
-    return cuda.core, driver
+    return core, driver
 
 
 def _asked(answer: tuple[Any, ...]) -> Any:

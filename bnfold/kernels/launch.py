@@ -1,24 +1,39 @@
 """Which kernel, on which grid: a table.
 
 A tensor is an array [outer][channels][inner] (work.cuh): NCHW is (N, C, H*W), channels last (N*H*W, C, 1).
-`LAYOUTS` says how its values are read, `ROWS` how many blocks share the channels of a unit and by which
-means they exchange their statistics. In both the first line that fits is taken. Limits are those that the
-driver tells of the device; nothing is assumed of an architecture but what its number stands for.
+`LAYOUTS` says how its values are read: the first line that fits. `ROWS` says how many blocks may share the
+channels of a unit and by which means they exchange their statistics: of all that hold a unit, those are taken
+that have least to do (`Fit.cost`). Limits are those that the driver tells of the device; nothing is
+assumed of an architecture but what its number stands for.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-__all__ = ["KERNELS", "LAYOUTS", "ROWS", "Device", "Launch", "Problem", "instances", "plan", "reading"]
+__all__ = [
+    "CLUSTER_SIZES",
+    "KERNELS",
+    "LAYOUTS",
+    "ROWS",
+    "THREADS",
+    "Device",
+    "Launch",
+    "Problem",
+    "instances",
+    "plan",
+    "reading",
+]
 
 THREADS = 512  # of every block; the kernels' launch bound
 VECTOR = 16  # bytes
 TILE = 64  # bytes of neighbouring channels that a block reads in the layout `columns`
 MOST_CHANNELS = 64  # kMostChannels
+CLUSTER_SIZES = (2, 4, 8)  # blocks of those that are portable
 SIZES = {"float": 4, "bnfold::half": 2, "bnfold::bfloat16": 2}
 
 
@@ -27,7 +42,9 @@ class Device:
     """What the launch table asks of a device.
 
     shared_memory: bytes that one block may have, after opting in. clusters: largest cluster of blocks that is
-    portable, 1 where there are none. cooperative: whether a grid's blocks may wait for each other.
+    portable, 1 where there are none. cooperative: whether a grid's blocks may wait for each other. at_once:
+    how many clusters of 2, 4 and 8 blocks run at one time where each block has all shared memory; (): as many
+    as the multiprocessors make. spare: multiprocessors that a cooperative grid leaves to others.
     """
 
     capability: tuple[int, int]
@@ -35,6 +52,21 @@ class Device:
     shared_memory: int
     clusters: int
     cooperative: bool
+    at_once: tuple[int, ...] = ()
+    spare: int = 0
+
+    @property
+    def resident(self) -> int:
+        """Blocks of a cooperative grid at most: one for each multiprocessor that it may have."""
+        return max(1, self.multiprocessors - self.spare)
+
+    def clusters_at_once(self, size: int) -> int:
+        """How many clusters of so many blocks run at one time."""
+        if size > self.clusters:
+            return 0
+        if self.at_once:
+            return self.at_once[CLUSTER_SIZES.index(size)]
+        return max(1, self.multiprocessors // size)
 
 
 @dataclass(frozen=True)
@@ -155,9 +187,11 @@ class Fit:
         """Channels that a warp sums at one time."""
         return self.reading.group if self.reading.layout == "columns" else 1
 
-    @property
+    @functools.cached_property
     def capacity(self) -> int:
         """Vectors of a window at most: a multiple of the threads, so that each keeps its place in a row."""
+        if not self.kernel.staged:
+            return 2**20
         free = self.device.shared_memory - self.kernel.shared(0, self.slots, THREADS)
         return free // (self.kernel.staged * self.reading.width * self.problem.size * THREADS) * THREADS
 
@@ -168,68 +202,67 @@ class Fit:
             return -(-self.problem.outer // ranks) * row
         return -(-self.problem.outer * row // ranks)
 
-    @property
-    def bytes(self) -> int:
-        """Of a unit, of all tensors staged."""
-        return self.part(1) * self.reading.width * self.problem.size * max(1, self.kernel.staged)
+    def fits(self, ranks: int) -> bool:
+        """Whether so many blocks hold the unit."""
+        return self.part(ranks) <= self.capacity
+
+    def cost(self, row: Row, ranks: int) -> int:
+        """Bytes that a block stages at most, with those that it could while it waits for others."""
+        part = self.part(ranks) * self.kernel.staged * self.reading.width * self.problem.size
+        return -(-self.units // row.at_once(self.device, ranks)) * (part + row.barrier)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: `ranks` gives the blocks of a unit, or None where the line does not fit."""
+    """One line of the table.
+
+    ranks: the numbers of blocks of a unit that are possible. at_once: of how many units, so many blocks each,
+    a device has the blocks at one time. barrier: bytes that a block could stage while it waits for others.
+    """
 
     name: str
     exchange: str
-    ranks: Callable[[Fit], int | None]
+    ranks: Callable[[Fit], Iterable[int]]
+    at_once: Callable[[Device, int], int] = lambda device, ranks: device.multiprocessors
+    barrier: int = 0
 
 
-def _alone(fit: Fit) -> int | None:
-    """The unit fits in one block; and there is one for each multiprocessor, or a unit is small."""
-    busy = fit.units >= fit.device.multiprocessors or fit.bytes <= 32 * 1024
-    return 1 if busy and fit.part(1) <= fit.capacity else None
+def _alone(fit: Fit) -> Iterable[int]:
+    """One, if it holds the unit."""
+    return [1] if fit.fits(1) else []
 
 
-def _cluster(fit: Fit) -> int | None:
-    """The fewest of 2, 4 or 8 blocks that hold the unit and leave at most a tenth of the device idle.
-
-    The most of them if none does, for a tensor so small that a barrier of the whole grid would cost more.
-    """
-    sizes = [size for size in (2, 4, 8) if size <= fit.device.clusters and fit.part(size) <= fit.capacity]
-    busy = (size for size in sizes if fit.units * size >= 0.9 * fit.device.multiprocessors)
-    small = fit.units * fit.bytes <= 4 * 2**20
-    return next(busy, max(sizes, default=None) if small else None)
+def _cluster(fit: Fit) -> Iterable[int]:
+    """2, 4 or 8 that hold the unit. The driver tells how many clusters run at one time."""
+    return [size for size in CLUSTER_SIZES if fit.device.clusters_at_once(size) and fit.fits(size)]
 
 
-def _grid(fit: Fit) -> int | None:
-    """The fewest resident blocks that hold the unit and leave at most a tenth of the device idle.
+def _grid(fit: Fit) -> Iterable[int]:
+    """Any number of resident blocks that hold the unit; the grid takes several units at once, and in turn.
 
     Where all together do not hold it, all share it, and read again what they could not keep.
     """
-    resident = fit.device.multiprocessors
     if not fit.device.cooperative:
-        return None
-    for ranks in range(max(1, -(-resident // fit.units)), resident):
-        busy = min(fit.units, resident // ranks) * ranks
-        if fit.part(ranks) <= fit.capacity and busy >= 0.9 * resident:
-            return ranks
-    return resident
+        return []
+    resident = fit.device.resident
+    return [ranks for ranks in range(1, resident + 1) if fit.fits(ranks)] or [resident]
 
 
-def _windows(fit: Fit) -> int:
-    """One block for each unit, window by window: always possible."""
-    return 1
+def _windows(fit: Fit) -> Iterable[int]:
+    """One, window by window: where nothing else is possible."""
+    return [1]
 
 
-def _stream(fit: Fit) -> int:
+def _stream(fit: Fit) -> Iterable[int]:
     """As many blocks as make eight for each multiprocessor, with four vectors for each thread at least."""
     wanted = -(-8 * fit.device.multiprocessors // fit.units)
-    return max(1, min(wanted, fit.part(1) // (4 * THREADS)))
+    return [max(1, min(wanted, fit.part(1) // (4 * THREADS)))]
 
 
 ROWS = (
     Row("one block", "none", _alone),
-    Row("cluster", "cluster", _cluster),
-    Row("cooperative grid", "grid", _grid),
+    Row("cluster", "cluster", _cluster, Device.clusters_at_once, barrier=32 * 1024),
+    Row("cooperative grid", "grid", _grid, lambda device, ranks: device.resident // ranks, barrier=64 * 1024),
     Row("one block, windows", "none", _windows),
 )
 STREAM = Row("stream", "", _stream)
@@ -297,12 +330,14 @@ def plan(problem: Problem, device: Device) -> Launch | None:
     if read is None or problem.outer * problem.inner == 0 or problem.channels == 0:
         return None
     fit = Fit(problem, device, read)
-    rows = _rows(fit.kernel)
-    row, ranks = next((row, ranks) for row in rows if (ranks := row.ranks(fit)) is not None)
+    *rows, last = _rows(fit.kernel)
+    possible = [(row, ranks) for row in rows for ranks in row.ranks(fit)]
+    possible = possible or [(last, ranks) for ranks in last.ranks(fit)]
+    row, ranks = min(possible, key=lambda choice: fit.cost(*choice))  # the first of equals
     part = -(-fit.part(ranks) // THREADS) * THREADS
-    window = min(part, fit.capacity) if fit.kernel.staged else min(part, 2**20)
+    window = min(part, fit.capacity)
     cooperative = row.exchange == "grid"
-    clusters = min(fit.units, device.multiprocessors // ranks) if cooperative else fit.units
+    clusters = min(fit.units, device.resident // ranks) if cooperative else fit.units
     return Launch(
         row=row.name,
         source=fit.kernel.source,

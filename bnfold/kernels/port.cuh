@@ -39,6 +39,9 @@ constexpr bool has_clusters = true;
 BNFOLD_DEVICE void sync_cluster() {
     asm volatile("barrier.cluster.arrive.release;\n\tbarrier.cluster.wait.acquire;" ::: "memory");
 }
+// The two halves of sync_cluster: what a thread wrote before it arrives is seen by those that have waited.
+BNFOLD_DEVICE void arrive_cluster() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
+BNFOLD_DEVICE void wait_cluster() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
 // The same place in the shared memory of another block of the cluster.
 template <class T>
 BNFOLD_DEVICE const T* of_peer(const T* here, int rank) {
@@ -77,6 +80,32 @@ BNFOLD_DEVICE void store_once(Bits16* place, Bits16 bits) {
                  : "memory");
 }
 
+// Copies of 16 bytes into shared memory that go on while the thread does other things. What was copied since the last
+// end_group, be it nothing, is a group. A thread that has waited for a group reads what it copied itself; until then
+// nobody may read or write the place, nor change what is copied.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+BNFOLD_DEVICE void copy_async(Bits16* to, const Bits16* from) { *to = load_once(from); }
+BNFOLD_DEVICE void end_group() {}
+template <int left>
+BNFOLD_DEVICE void wait_groups() {}
+#else
+BNFOLD_DEVICE void copy_async(Bits16* to, const Bits16* from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
+                     static_cast<unsigned>(__cvta_generic_to_shared(to))),
+                 "l"(from)
+                 : "memory");
+}
+BNFOLD_DEVICE void end_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// For all groups but the latest `left`.
+template <int left>
+BNFOLD_DEVICE void wait_groups() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(left) : "memory");
+}
+#endif
+
+// Asks for the 32 bytes around a place in global memory, so that L2 has them later.
+BNFOLD_DEVICE void prefetch(const void* place) { asm volatile("prefetch.global.L2 [%0];" ::"l"(place)); }
+
 // IEEE half precision, rounded to nearest even.
 BNFOLD_DEVICE float half_to_float(unsigned short bits) {
     float value;
@@ -99,3 +128,22 @@ BNFOLD_DEVICE unsigned multiply_high(unsigned a, unsigned b) { return __umulhi(a
 #else
 #include "host_port.h"
 #endif
+
+namespace bnfold::port {
+
+// For all groups but the latest `left`, which is known at run time only; where it is large, for some of those too.
+BNFOLD_DEVICE void wait_groups(int left) {
+    if (left >= 6) {
+        wait_groups<6>();
+    } else if (left >= 4) {
+        wait_groups<4>();
+    } else if (left >= 2) {
+        wait_groups<2>();
+    } else if (left == 1) {
+        wait_groups<1>();
+    } else {
+        wait_groups<0>();
+    }
+}
+
+}  // namespace bnfold::port

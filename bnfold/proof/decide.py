@@ -31,6 +31,7 @@ from bnfold.proof.known import KnownOfFile
 from bnfold.proof.operator import Array
 from bnfold.proof.result import Proof, Refusal
 from bnfold.proof.scope import Known, Node, Scope, same_bits
+from bnfold.proof.side import Side
 from bnfold.proof.sizes import smaller
 from bnfold.proof.stored import Part, Rounds, decided
 
@@ -377,7 +378,7 @@ class Prover:
                 continue
             if self.known.work > MOST_WORK:
                 raise TooLarge("the proof would take too long")
-            sides = evaluate.Side(self.a, nodes, name), evaluate.Side(self.b, theirs, y.name)
+            sides = Side(self.a, nodes, name), Side(self.b, theirs, y.name)
             try:
                 evaluate.compare(
                     *sides, leaves, self._leaf, y, values, self.rng, rounds, self.premises, unsure

@@ -23,6 +23,7 @@ from bnfold.onnx_graph.file.loaded import Loaded
 from bnfold.onnx_graph.file.tensors import as_text
 from bnfold.onnx_graph.run.inputs import compatible, describe
 from bnfold.proof.operator import Array, Operator, zero_of
+from bnfold.proof.order import in_order
 from bnfold.proof.scope import LARGEST, Node, Scope, same_bits
 
 __all__ = ["FileNode", "FileScope", "Model"]
@@ -107,7 +108,11 @@ class FileScope(Scope):
         names = set(self.inputs) | set(self.stored)
         if len(names) < len(self.inputs) + len(self.stored):
             raise ModelError(f"{model.where}an input of the graph is listed twice")
-        for index, node in enumerate(self._in_order(proto.node)):
+        try:
+            nodes = in_order(proto.node)
+        except ValueError as error:
+            raise ModelError(f"{model.where}{error}") from None
+        for index, node in enumerate(nodes):
             self._add(FileNode(node, self, index), names)
 
     def load(self, name: str) -> Array:
@@ -130,27 +135,6 @@ class FileScope(Scope):
                 path = f"{self.path}{stem}:{len(node.bodies)}/"
                 node.bodies[attribute.name] = FileScope(self.model, attribute.g, path, self)
         self._compute(node)
-
-    def _in_order(self, nodes: Sequence[NodeProto]) -> list[NodeProto]:
-        """Makers before readers, which some files do not keep to."""
-        made = {name: i for i, node in enumerate(nodes) for name in node.output if name}
-        needs = [{made[name] for name in _names_read(node) if name in made} for node in nodes]
-        if all(j < i for i, js in enumerate(needs) for j in js):
-            return list(nodes)
-        order: list[int] = []
-        state: dict[int, Iterator[int]] = {}
-        for start in range(len(nodes)):
-            stack = [start] if start not in state else []
-            while stack:
-                at = stack[-1]
-                below = next(state.setdefault(at, iter(sorted(needs[at]))), None)
-                if below is None:
-                    order.append(stack.pop())
-                elif below in stack:
-                    raise ModelError(f"{self.model.where}nodes depend on each other in a circle")
-                elif below not in state:
-                    stack.append(below)
-        return [nodes[i] for i in order]
 
     def _compute(self, node: Node) -> None:
         if node.control or node.random:
@@ -230,17 +214,6 @@ def _inlined(loaded: Loaded) -> onnx.ModelProto:
         return onnx.inliner.inline_local_functions(loaded.proto)
     except Exception as error:
         raise ModelError(f"{loaded.where}its functions cannot be inlined: {error}") from None
-
-
-def _names_read(node: NodeProto) -> Iterator[str]:
-    """With those that bodies read of outer scopes (and their own, which no other node here makes)."""
-    yield from node.input
-    for attribute in node.attribute:
-        if attribute.type == AttributeProto.GRAPH:
-            inner = {name for below in attribute.g.node for name in below.output}
-            for below in attribute.g.node:
-                yield from (name for name in _names_read(below) if name not in inner)
-            yield from (v.name for v in attribute.g.output if v.name not in inner)
 
 
 def _bounded(op: str, given: Sequence[Array | None]) -> bool:

@@ -87,6 +87,7 @@ def precision_of(dtype: str) -> float:
     return float(2.0 ** -(steps_of(dtype)[0] + 1))
 
 
+@cache
 def zero_of(code: int) -> Array | None:
     """A zero of a type by its number in ONNX; None for what is no type."""
     try:
@@ -204,7 +205,9 @@ class Operator:
             return [made]
         if not self.domain and len(self._there[1]) == 1:
             attributes = {a.name: helper.get_attribute_value(a) for a in self.node.attribute}
-            if (found := plain(self.op, attributes, values)) is not None:
+            with np.errstate(all="ignore"):
+                found = plain(self.op, attributes, values)
+            if found is not None:
                 return [found]
         if self._evaluator is None:
             from bnfold.onnx_graph.run.reference import evaluator
@@ -286,8 +289,10 @@ def _is_narrow(value: Array) -> bool:
     return isinstance(value, list) or bool((value == value.astype(np.float32)).all())
 
 
-def _all_wide(value: Any) -> Array:
-    return [wide(v) for v in value] if isinstance(value, list) else wide(value)  # type: ignore[return-value]
+def _all_wide(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_all_wide(v) for v in value]
+    return value if value.dtype == np.float64 else wide(value)
 
 
 @cache
@@ -309,10 +314,12 @@ def _key(attribute: AttributeProto, array: Callable[[TensorProto], Array]) -> An
         value = array(attribute.t)
         content = str(value.tolist()) if value.dtype.kind == "O" else value.tobytes()
         return attribute.name, value.dtype.name, value.shape, content
-    stated = AttributeProto()
-    stated.CopyFrom(attribute)
-    stated.ClearField("doc_string")
-    return attribute.name, stated.SerializeToString(deterministic=True)
+    if attribute.doc_string:
+        stated = AttributeProto()
+        stated.CopyFrom(attribute)
+        stated.ClearField("doc_string")
+        attribute = stated
+    return attribute.name, attribute.SerializeToString(deterministic=True)
 
 
 def _line(error: BaseException) -> str:

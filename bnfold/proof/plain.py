@@ -1,4 +1,4 @@
-"""Operators that only move numbers, computed by numpy itself.
+"""Operators that move numbers, and plain arithmetic, computed by numpy itself.
 
 An exporter's constants are made by hundreds of them, and onnx's evaluator takes longer to be loaded, and to
 be asked, than that. What is not plainly one of these is left to it.
@@ -41,9 +41,10 @@ def _expand(_: Attributes, values: Sequence[Array]) -> Array | None:
 
 def _reshape(attributes: Attributes, values: Sequence[Array]) -> Array | None:
     x, sizes = values
-    if attributes.get("allowzero", 0):
+    wanted = sizes.tolist()
+    if 0 in wanted and attributes.get("allowzero", 0):
         return None
-    return x.reshape([x.shape[i] if size == 0 else size for i, size in enumerate(sizes.tolist())])
+    return x.reshape([x.shape[i] if size == 0 else size for i, size in enumerate(wanted)])
 
 
 def _concat(attributes: Attributes, values: Sequence[Array]) -> Array | None:
@@ -54,6 +55,46 @@ def _concat(attributes: Attributes, values: Sequence[Array]) -> Array | None:
 def _gather(attributes: Attributes, values: Sequence[Array]) -> Array | None:
     x, indices = values
     return np.asarray(np.take(x, indices, attributes.get("axis", 0)))
+
+
+def _gather_nd(attributes: Attributes, values: Sequence[Array]) -> Array | None:
+    x, indices = values
+    if attributes.get("batch_dims", 0):
+        return None
+    return np.asarray(x[tuple(np.moveaxis(indices, -1, 0))])
+
+
+def _slice(_: Attributes, values: Sequence[Array]) -> Array | None:
+    x, starts, ends, axes, *rest = values
+    steps = rest[0].tolist() if rest else [1] * axes.size
+    at = [slice(None)] * x.ndim
+    for axis, *some in zip(axes.tolist(), starts.tolist(), ends.tolist(), steps, strict=True):
+        at[axis] = slice(*some)
+    return x[tuple(at)]
+
+
+def _transpose(attributes: Attributes, values: Sequence[Array]) -> Array | None:
+    (x,) = values
+    return np.asarray(x.transpose(attributes.get("perm")))
+
+
+def _unsqueeze(_: Attributes, values: Sequence[Array]) -> Array | None:
+    x, axes = values
+    return np.expand_dims(x, tuple(axes.tolist()))
+
+
+def _arithmetic(how: Callable[..., Any]) -> Callable[[Attributes, Sequence[Array]], Array | None]:
+    def rule(attributes: Attributes, values: Sequence[Array]) -> Array | None:
+        x, y = values
+        usual = not attributes and x.dtype == y.dtype and x.dtype.kind == "f"
+        return np.asarray(how(x, y)) if usual else None
+
+    return rule
+
+
+def _relu(_: Attributes, values: Sequence[Array]) -> Array | None:
+    (x,) = values
+    return np.maximum(x, 0) if x.dtype.kind == "f" else None
 
 
 def _cast_like(_: Attributes, values: Sequence[Array]) -> Array | None:
@@ -67,11 +108,20 @@ def _identity(_: Attributes, values: Sequence[Array]) -> Array | None:
 
 
 _RULES: dict[str, Callable[[Attributes, Sequence[Array]], Array | None]] = {
+    "Add": _arithmetic(np.add),
     "CastLike": _cast_like,
     "Concat": _concat,
     "Expand": _expand,
     "Gather": _gather,
+    "GatherND": _gather_nd,
     "Identity": _identity,
+    "MatMul": _arithmetic(np.matmul),
+    "Mul": _arithmetic(np.multiply),
+    "Relu": _relu,
     "Reshape": _reshape,
     "Shape": _shape,
+    "Slice": _slice,
+    "Sub": _arithmetic(np.subtract),
+    "Transpose": _transpose,
+    "Unsqueeze": _unsqueeze,
 }

@@ -85,7 +85,7 @@ class Node:
         self.operator = operator
         self.key = operator.key
 
-    @property
+    @cached_property
     def control(self) -> bool:
         return bool(self.bodies) or self.op in CONTROL or self.many_bodies
 

@@ -17,10 +17,10 @@ from typing import TypeAlias
 import numpy as np
 
 from bnfold.certificate import Image
-from bnfold.proof.layers import SUM, Worst
 from bnfold.proof.maps import decoded, per_channel
 from bnfold.proof.operator import Array, is_float, precision_of, wide
 from bnfold.proof.scope import Node, Scope
+from bnfold.proof.ulps import SUM, Worst
 
 __all__ = ["Kernel", "compare", "kernel_of"]
 

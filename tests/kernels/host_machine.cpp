@@ -79,7 +79,7 @@ std::int64_t calls_left;
 
 namespace {
 
-#ifdef BNFOLD_SANITIZED
+#if defined(BNFOLD_SANITIZED) || defined(BNFOLD_LARGE_FRAMES)
 constexpr std::size_t stack_size = 256 << 10;  // frames are larger, and reports are written on the same stack
 #else
 constexpr std::size_t stack_size = 32 << 10;
@@ -89,12 +89,20 @@ constexpr int warp_size = 32, most_threads = 1024, most_cluster = 16;
 
 struct Fiber;
 
-// Threads that wait for each other.
+struct Copy {
+    void* to;
+    const void* from;  // null: it was made at once
+    int group;
+};
+
+// Threads that wait for each other. In a cluster they may arrive before they wait: a round ends when all have.
 struct Meeting {
     std::size_t members = 0;
     std::uint64_t priority = 0;  // of all of them in the schedule, 16 bits
     Fiber* ended = nullptr;  // a member, if one has
     std::vector<Fiber*> waiting;
+    std::size_t arrived = 0;
+    std::uint64_t round = 0;
 };
 
 struct Block {
@@ -117,6 +125,10 @@ struct Fiber : Thread {
     int line;
     float brings, takes;  // in a shuffle
     int mask;
+    bool has_arrived;     // at the barrier of its cluster, for which it has not waited yet
+    std::uint64_t round;  // in which it arrived
+    int groups;  // of copies that have ended
+    std::vector<Copy> copies;  // under way
 };
 
 // The launch.
@@ -258,8 +270,8 @@ void next(bool ended = false) {
     if (to != current) change(to, ended);
 }
 
-// Waits until all members are here.
-void meet(Meeting& meeting, const char* what, const char* file, int line) {
+// Where the thread is to wait, of whose meeting nobody may have ended.
+void note_place(const Meeting& meeting, const char* what, const char* file, int line) {
     Fiber* fiber = me();
     fiber->at = what;
     fiber->file = file;
@@ -267,19 +279,28 @@ void meet(Meeting& meeting, const char* what, const char* file, int line) {
     if (meeting.ended != nullptr) {
         give_up("divergence: " + waits(*fiber) + ", " + name(*meeting.ended) + " has ended");
     }
+}
+
+// All are here: those that wait go on.
+void release(Meeting& meeting) {
+    for (Fiber* member : meeting.waiting) {
+        member->at = nullptr;
+        make_ready(member, turn(*member));
+    }
+    meeting.waiting.clear();
+    vain = 0;
+}
+
+// Waits until all members are here.
+void meet(Meeting& meeting, const char* what, const char* file, int line) {
+    Fiber* fiber = me();
+    note_place(meeting, what, file, line);
     meeting.waiting.push_back(fiber);
     const Fiber& earlier = *meeting.waiting.front();
-    if (&meeting != fiber->cluster && earlier.line != line) {
-        give_up("divergence: " + waits(earlier) + ", " + waits(*fiber));
-    }
+    if (earlier.line != line) give_up("divergence: " + waits(earlier) + ", " + waits(*fiber));
     if (meeting.waiting.size() == meeting.members) {
         if (&meeting == &fiber->home->barrier) set_priorities(*fiber->home);
-        for (Fiber* member : meeting.waiting) {
-            member->at = nullptr;
-            make_ready(member, turn(*member));
-        }
-        meeting.waiting.clear();
-        vain = 0;
+        release(meeting);
     }
     next();
 }
@@ -303,6 +324,8 @@ void live() {
         }
         meeting->ended = fiber;
     }
+    if (fiber->cluster->arrived > 0) give_up("divergence: others have arrived, " + name(*fiber) + " ends");
+    if (!fiber->copies.empty()) give_up(name(*fiber) + " ends while its copies are under way");
     if (--fiber->home->running == 0) {
         fill_with_nan(fiber->shared, fiber->shared_size);
 #ifdef BNFOLD_SANITIZED
@@ -371,6 +394,9 @@ void run_blocks(int start, int count) {
             fiber.warp->members = warp_size;
             fiber.cluster = &clusters[b / shape.cluster];
             fiber.at = nullptr;
+            fiber.has_arrived = false;
+            fiber.groups = 0;
+            fiber.copies.clear();
             std::memcpy(stack, &canary, sizeof canary);
             prepare(fiber.context, stack, stack_size, live);
             make_ready(&fiber, turn(fiber));
@@ -396,7 +422,64 @@ void check_load(const void* place, const char* file, int line) {
 }
 
 void sync_block(const char* file, int line) { meet(me()->home->barrier, "sync_block", file, line); }
-void sync_cluster(const char* file, int line) { meet(*me()->cluster, "sync_cluster", file, line); }
+
+void arrive_cluster(const char* file, int line) {
+    Fiber* fiber = me();
+    Meeting& cluster = *fiber->cluster;
+    if (fiber->has_arrived) fail("arrives again at the cluster's barrier, before it has waited", file, line);
+    note_place(cluster, "arrive_cluster", file, line);
+    fiber->at = nullptr;
+    fiber->has_arrived = true;
+    fiber->round = cluster.round;
+    if (++cluster.arrived == cluster.members) {
+        cluster.arrived = 0;
+        ++cluster.round;
+        release(cluster);
+    }
+    port_call();
+}
+
+void wait_cluster(const char* what, const char* file, int line) {
+    Fiber* fiber = me();
+    Meeting& cluster = *fiber->cluster;
+    if (!fiber->has_arrived) fail("waits for the cluster, at whose barrier it has not arrived", file, line);
+    fiber->has_arrived = false;
+    if (fiber->round != cluster.round) {  // all have arrived
+        make_ready(fiber, turn(*fiber));
+    } else {
+        note_place(cluster, what, file, line);
+        cluster.waiting.push_back(fiber);
+    }
+    next();
+}
+
+// By four seeds late, by the next four at once. Late, the place holds NaN until its thread has waited.
+void copy_async(void* to, const void* from, const char* file, int line) {
+    const std::uint64_t offset = static_cast<char*>(to) - current->shared;
+    if (offset + 16 > current->shared_size || offset > current->shared_size || offset % 16 != 0) {
+        fail("copy_async to what is no place in shared memory", file, line);
+    }
+    auto& copies = me()->copies;
+    if (std::any_of(copies.begin(), copies.end(), [&](const Copy& copy) { return copy.to == to; })) {
+        fail("copy_async to where an earlier copy is under way", file, line);
+    }
+    const bool late = shape.seed / 4 % 2 == 0;
+    if (late) {
+        fill_with_nan(static_cast<char*>(to), 16);
+    } else {
+        std::memcpy(to, from, 16);
+    }
+    copies.push_back({to, late ? from : nullptr, me()->groups});
+}
+void end_group() { ++me()->groups; }
+void wait_groups(int latest) {
+    auto& copies = me()->copies;
+    auto copy = copies.begin();
+    for (; copy != copies.end() && copy->group < me()->groups - latest; ++copy) {
+        if (copy->from != nullptr) std::memcpy(copy->to, copy->from, 16);
+    }
+    copies.erase(copies.begin(), copy);
+}
 
 float shuffle_xor(float value, int mask, const char* file, int line) {
     Fiber* fiber = me();

@@ -30,7 +30,8 @@ extern Thread* current;
 
 // Points at which the scheduler takes over.
 void sync_block(const char* file, int line);
-void sync_cluster(const char* file, int line);
+void arrive_cluster(const char* file, int line);
+void wait_cluster(const char* what, const char* file, int line);
 float shuffle_xor(float value, int mask, const char* file, int line);
 void wait(const char* what, const char* file, int line);
 void progress();
@@ -42,6 +43,11 @@ void lose_turn();
 BNFOLD_DEVICE void port_call() {
     if (--calls_left == 0) lose_turn();
 }
+
+// Copies into shared memory: made when their thread waits for them, or by another seed at once.
+void copy_async(void* to, const void* from, const char* file, int line);
+void end_group();
+void wait_groups(int left);
 
 // A 16-byte access of global memory, as the device allows it. What a launch stores by store_once it must not
 // load by load_once, which may find an old value in a cache; this is noticed in sanitized builds only.
@@ -77,7 +83,13 @@ BNFOLD_DEVICE float shuffle_xor(float value, int mask, BNFOLD_HERE) {
 }
 
 constexpr bool has_clusters = true;
-BNFOLD_DEVICE void sync_cluster(BNFOLD_HERE) { host::sync_cluster(file, line); }
+// Between its two halves a thread may do anything, but for arriving again.
+BNFOLD_DEVICE void arrive_cluster(BNFOLD_HERE) { host::arrive_cluster(file, line); }
+BNFOLD_DEVICE void wait_cluster(BNFOLD_HERE) { host::wait_cluster("wait_cluster", file, line); }
+BNFOLD_DEVICE void sync_cluster(BNFOLD_HERE) {
+    host::arrive_cluster(file, line);
+    host::wait_cluster("sync_cluster", file, line);
+}
 template <class T>
 BNFOLD_DEVICE const T* of_peer(const T* here, int rank, BNFOLD_HERE) {
     return static_cast<const T*>(host::of_peer(here, sizeof(T), rank, file, line));
@@ -113,6 +125,21 @@ BNFOLD_DEVICE void store_once(Bits16* place, Bits16 bits, BNFOLD_HERE) {
 #endif
     *place = bits;
 }
+
+// Until the copy is made, its place holds NaN, so that a read of what was there, or is to come, shows.
+BNFOLD_DEVICE void copy_async(Bits16* to, const Bits16* from, BNFOLD_HERE) {
+    static_cast<void>(load_once(from, file, line));  // checks the access here, where sanitizers watch
+    host::copy_async(to, from, file, line);
+}
+BNFOLD_DEVICE void end_group() { host::end_group(); }
+template <int left>
+BNFOLD_DEVICE void wait_groups() {
+    host::port_call();
+    host::wait_groups(left);
+}
+
+// Does nothing; but sanitizers see whether the place is in a tensor.
+BNFOLD_DEVICE void prefetch(const void* place) { static_cast<void>(*static_cast<const volatile char*>(place)); }
 
 BNFOLD_DEVICE float float_from_bits(unsigned bits) {
     float value;

@@ -43,6 +43,92 @@ BNFOLD_KERNEL(1024) cluster_sums(const float* values, float* out, int cluster) {
     out[block() * threads() + thread()] = sum;
 }
 
+// The same; what a thread does between the two halves of the barrier, nobody else waits for.
+template <bool waits>
+BNFOLD_KERNEL(1024) split_sums(const float* values, float* out, int cluster) {
+    float* mine = reinterpret_cast<float*>(shared());
+    mine[thread()] = values[block() * threads() + thread()];
+    arrive_cluster();
+    float sum = values[block() * threads() + thread()];
+    if (waits) wait_cluster();
+    for (int rank = 0; rank < cluster; ++rank) {
+        if (rank != block() % cluster) sum += *of_peer(mine + thread(), rank);
+    }
+    if (!waits) wait_cluster();
+    sync_cluster();
+    out[block() * threads() + thread()] = sum;
+}
+BNFOLD_KERNEL(1024) arrives_twice() {
+    arrive_cluster();
+    arrive_cluster();
+}
+BNFOLD_KERNEL(1024) never_arrives() { wait_cluster(); }
+BNFOLD_KERNEL(1024) arrives_alone() {
+    if (thread() == 0) arrive_cluster();
+}
+
+// out = in * 2, through a ring of `size` pieces of shared memory for each thread. A piece that was read makes room for
+// the next. One wait too few, a ring that is shorter than its kernel takes it for, and a piece that is filled before
+// it was read are to be noticed.
+BNFOLD_DEVICE void put_doubled(char* out, int piece, Bits16 bits) {
+    for (unsigned& word : bits.words) word = bits_from_float(2 * float_from_bits(word));
+    store_once(reinterpret_cast<Bits16*>(out) + piece * threads() + thread(), bits);
+}
+template <int missing, int beyond, bool early>
+BNFOLD_DEVICE void through_ring(const char* in, char* out, int pieces, int size) {
+    constexpr int ahead = 2 + beyond;
+    const auto slot = [&](int piece) {
+        return reinterpret_cast<Bits16*>(shared()) + piece % size * threads() + thread();
+    };
+    const auto fill = [&](int piece) {
+        if (piece < pieces) {
+            copy_async(slot(piece), reinterpret_cast<const Bits16*>(in) + piece * threads() + thread());
+        }
+        end_group();  // of nothing, at the end: how many are under way does not change
+    };
+    for (int piece = 0; piece < ahead; ++piece) fill(piece);
+    for (int piece = 0; piece < pieces; ++piece) {
+        if (early) {
+            wait_groups<ahead - 1>();
+            fill(piece + size);
+            put_doubled(out, piece, *slot(piece));
+        } else {
+            fill(piece + ahead);
+            wait_groups<ahead + missing>();
+            put_doubled(out, piece, *slot(piece));
+        }
+    }
+    wait_groups<0>();
+}
+template <int missing, int beyond>
+BNFOLD_KERNEL(1024) ring(const char* in, char* out, int pieces, int size) {
+    through_ring<missing, beyond, false>(in, out, pieces, size);
+}
+BNFOLD_KERNEL(1024) early(const char* in, char* out, int pieces, int size) {
+    through_ring<0, 1, true>(in, out, pieces, size);
+}
+BNFOLD_KERNEL(1024) copy_to(const char* in, int offset) {
+    prefetch(in);
+    copy_async(reinterpret_cast<Bits16*>(shared() + offset), reinterpret_cast<const Bits16*>(in));
+    end_group();
+    wait_groups(1);
+}
+// Copies ten pieces, a group each, and notes which are there after waiting for all but `left`, for each `left` < 10.
+BNFOLD_KERNEL(32) waits(const char* in, float* found) {
+    auto* slots = reinterpret_cast<Bits16*>(shared());
+    for (int left = 0; left < 10; ++left) {
+        for (int i = 0; i < 10; ++i) {
+            copy_async(slots + i * threads() + thread(), reinterpret_cast<const Bits16*>(in) + thread());
+            end_group();
+        }
+        wait_groups(left);
+        for (int i = 0; i < 10; ++i) {
+            found[(left * 10 + i) * threads() + thread()] = float_from_bits(slots[i * threads() + thread()].words[0]);
+        }
+        wait_groups(0);
+    }
+}
+
 // All blocks wait for each other by a word in global memory; then each reads what the others wrote.
 BNFOLD_KERNEL(1024)
 grid_sums(const float* values, float* partial, float* out, unsigned* arrived, int wanted) {

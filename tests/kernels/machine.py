@@ -56,8 +56,9 @@ class HostMachine:
             letters = tensors[-2]
             assert letters is not None
             letters.fill_(255)
-        compiled(launch.source, launch.kernel, self.sanitize, self.folder).launch(
-            launch.kernel,
+        code, name = self.kernel(launch)
+        code.launch(
+            name,
             grid=launch.grid,
             block=launch.block,
             cluster=launch.cluster,
@@ -66,6 +67,10 @@ class HostMachine:
             arguments=[*map(memory, tensors), *numbers],
             seed=self.seed,
         )
+
+    def kernel(self, launch: Launch) -> tuple[Host, str]:
+        """What runs, and the name by which it does."""
+        return compiled(launch.source, launch.kernel, self.sanitize, self.folder), launch.kernel
 
 
 def compiled(source: str, kernel: str, sanitize: bool, folder: Path) -> Host:

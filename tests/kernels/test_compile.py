@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 import warnings
 import zlib
@@ -167,7 +168,7 @@ def types(kernel: str) -> list[tuple[str, ...]]:
 @pytest.mark.parametrize("capability", ARCHITECTURES.values(), ids=ARCHITECTURES)
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_each_instance_has_a_problem_that_picks_it(kernel: str, capability: tuple[int, int]) -> None:
-    shapes = [(64, 3, 1024), (64, 8, 49), (512, 64, 1), (4096, 8, 1)]
+    shapes = [(64, 3, 1024), (640, 8, 49), (5120, 64, 1), (40960, 8, 1)]
     found = set()
     for kinds, shape, aligned, device in product(types(kernel), shapes, (False, True), devices(capability)):
         launch = plan(Problem(kernel, kinds, *shape, aligned), device)
@@ -236,6 +237,38 @@ def test_another_source_or_architecture_is_compiled_anew(compiler: Any, tmp_path
     included.write_text(included.read_text() + "// changed\n")
     again(compiler).compiled(SOURCE, KERNEL, "sm_80")
     assert len(compiler.programs) == 3
+
+
+def test_the_cache_can_be_carried(compiler: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal sources in another folder, and the cache in another one: nothing is compiled."""
+    first = compiler.compiled(SOURCE, KERNEL, "sm_80")
+    carried = shutil.copytree(tmp_path / "cache", tmp_path / "carried")
+    monkeypatch.setenv("BNFOLD_CACHE", str(carried))
+    elsewhere = again(compiler)
+    elsewhere.FOLDER = Path(shutil.copytree(compiler.FOLDER, tmp_path / "installed"))
+    assert vars(elsewhere.compiled(SOURCE, KERNEL, "sm_80")) == vars(first)
+    assert len(compiler.programs) == 1
+    for file in carried.rglob("*"):
+        assert not file.is_file() or str(compiler.FOLDER).encode() not in file.read_bytes()
+
+
+PROGRAM = f"""
+from bnfold.kernels.compile import compiled
+print(compiled({SOURCE!r}, {KERNEL!r}, "sm_80").cubin[:4])
+"""
+
+
+def test_nvrtc_on_the_path_of_python(tmp_path: Path) -> None:
+    """As `pip install --target` leaves it: in no site-packages of the interpreter."""
+    pytest.importorskip("cuda.core", reason="the compiler comes with the extra `gpu`")
+    packages = Path(importlib.metadata.distribution("cuda-core").locate_file(""))
+    for entry in packages.iterdir():
+        if entry.name.startswith(("cuda", "numpy", "nvidia")):
+            (tmp_path / entry.name).symlink_to(entry)
+    interpreter = [getattr(sys, "_base_executable", sys.executable), "-S", "-c", PROGRAM]
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}", "BNFOLD_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(interpreter, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "b'\\x7fELF'\n", done.stderr
 
 
 @pytest.mark.parametrize("way", ["no folder", "full"])

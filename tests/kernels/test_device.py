@@ -37,7 +37,7 @@ class FakeCuda:
     def __init__(self) -> None:
         self.done: list[tuple[Any, ...]] = []
         self.contexts = [0xC0]  # another device's
-        self.capability = (9, 0)
+        self.version, self.capability = "1.0.1", (9, 0)
         self.properties = SimpleNamespace(
             multiprocessor_count=132,
             max_shared_memory_per_block_optin=232448,
@@ -45,7 +45,7 @@ class FakeCuda:
             cooperative_launch=True,
         )
         self.started = self.allowed = Status.CUDA_SUCCESS
-        self.clusters = 16
+        self.clusters: int | dict[int, int] = {2: 66, 4: 32, 8: 14}
         self.refusal: Exception | None = None
 
     def note(self, *what: Any) -> None:
@@ -66,7 +66,7 @@ class FakeCuda:
 
         def occupied(config: Any, *, stream: Any) -> int:
             self.note("occupancy", config, stream)
-            return self.clusters
+            return self.clusters if isinstance(self.clusters, int) else self.clusters[config["cluster"]]
 
         def kernel(cubin: bytes, symbol: str) -> Any:
             occupancy = SimpleNamespace(max_active_clusters=occupied)
@@ -76,10 +76,12 @@ class FakeCuda:
             return SimpleNamespace(properties=self.properties, compute_capability=self.capability)
 
         return SimpleNamespace(
+            __version__=self.version,
             Device=device,
             LaunchConfig=config,
             ObjectCode=SimpleNamespace(
-                from_cubin=lambda cubin: SimpleNamespace(get_kernel=lambda symbol: kernel(cubin, symbol))
+                from_cubin=lambda cubin: SimpleNamespace(get_kernel=lambda symbol: kernel(cubin, symbol)),
+                from_ptx=lambda ptx: SimpleNamespace(get_kernel=lambda symbol: kernel(b"ptx", symbol)),
             ),
             Stream=SimpleNamespace(from_handle=lambda address: ("stream", address)),
             LEGACY_DEFAULT_STREAM="default stream",
@@ -166,10 +168,33 @@ class Tensor:
 
 def test_the_limits_are_the_devices(fake: Setting) -> None:
     device = fake.device()
-    limits = Device((9, 0), multiprocessors=132, shared_memory=232448, clusters=8, cooperative=True)
+    limits = Device((9, 0), 132, 232448, clusters=8, cooperative=True, at_once=(66, 32, 14))
     assert (device.ordinal, device.arch, device.limits, device.context) == (1, "sm_90", limits, CONTEXT)
     assert fake.device() is device
     assert fake.cuda.contexts == [0xC0]  # looking at a device does not make it the current one
+    sizes = [(size, 512, 232448) for size in (2, 4, 8)]
+    asked = fake.cuda.calls("occupancy")  # once for each size, with all shared memory
+    assert [(config["cluster"], config["block"], config["shmem_size"]) for config, _, _ in asked] == sizes
+    assert {call[-1] for call in asked} == {CONTEXT}
+
+
+def test_a_driver_that_does_not_tell_of_clusters(fake: Setting) -> None:
+    fake.cuda.clusters = {}
+    assert fake.device().limits == Device((9, 0), 132, 232448, clusters=8, cooperative=True)
+    assert fake.cuda.contexts == [0xC0]
+
+
+def test_multiprocessors_that_are_left_to_others(fake: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BNFOLD_SPARE_MULTIPROCESSORS", "4")
+    assert fake.device().limits.spare == 4
+
+
+@pytest.mark.parametrize("text", ["132", "-1", "a few"])
+def test_a_number_of_them_that_is_none(fake: Setting, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BNFOLD_SPARE_MULTIPROCESSORS", text)
+    wanted = f"cannot be used: BNFOLD_SPARE_MULTIPROCESSORS={text}: a number from 0 to 131 is needed$"
+    with pytest.raises(KernelError, match=wanted):
+        fake.device()
 
 
 def test_a_device_without_clusters_and_cooperative_launches(fake: Setting) -> None:
@@ -222,8 +247,16 @@ def test_no_driver() -> None:
 
 def test_cuda_core_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.core", None)
-    with pytest.raises(KernelError, match=r"pip install '.*\[gpu\]' brings what launches"):
+    with pytest.raises(KernelError, match=r"pip install '.*\[gpu\]' brings what compiles and launches"):
         fresh("device").cuda_device(0)
+
+
+def test_cuda_core_is_too_old(fake: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    for version in ("0.6.0", "0.5.1"):
+        monkeypatch.setattr(sys.modules["cuda.core"], "__version__", version)
+        wanted = rf"^cuda-core >= 1.0 is needed, found {version}: pip install '.*\[gpu\]' brings it$"
+        with pytest.raises(KernelError, match=wanted):
+            fresh("device").cuda_device(0)
 
 
 # launches
@@ -231,7 +264,9 @@ def test_cuda_core_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_launch(fake: Setting) -> None:
     numbers = (np.int64(7), np.int32(3), np.float32(0.5))
-    fake.device().launch(launch_of(), [Tensor(), None, Tensor()], numbers, 0x57)
+    device = fake.device()
+    fake.cuda.done.clear()
+    device.launch(launch_of(), [Tensor(), None, Tensor()], numbers, 0x57)
     assert fake.compiled == [("forward.cuh", "bnfold::forward<...>", "sm_90")]
     kernel = ("kernel", b"cubin")
     assert fake.cuda.calls("attribute") == [("shared", 232448, kernel, ORDINAL, CONTEXT)]
@@ -250,7 +285,9 @@ def test_a_cooperative_launch_on_the_default_stream(fake: Setting) -> None:
 
 
 def test_a_grid_is_counted_in_clusters(fake: Setting) -> None:
-    fake.device().launch(launch_of(cluster=8), [], (), 0)
+    device = fake.device()
+    fake.cuda.done.clear()
+    device.launch(launch_of(cluster=8), [], (), 0)
     config = {"grid": 3, "cluster": 8, "block": 512, "shmem_size": 5000, "is_cooperative": False}
     assert fake.cuda.calls("occupancy") == [(config, "default stream", CONTEXT)]
     assert fake.cuda.calls("launch")[0][1] == config
@@ -270,8 +307,10 @@ def test_the_devices_context_is_current(fake: Setting, current: list[int]) -> No
 
 
 def test_a_kernel_is_prepared_once(fake: Setting) -> None:
+    device = fake.device()
+    fake.cuda.done.clear()
     for grid in (8, 8, 16):
-        fake.device().launch(launch_of(grid=grid), [], (), 0)
+        device.launch(launch_of(grid=grid), [], (), 0)
     assert len(fake.compiled) == len(fake.cuda.calls("attribute")) == 1
     assert len(fake.cuda.calls("config")) == 2
     assert len(fake.cuda.calls("launch")) == 3

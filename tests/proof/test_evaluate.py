@@ -13,6 +13,7 @@ from bnfold.onnx_graph.file.loaded import load
 from bnfold.proof import evaluate
 from bnfold.proof.claims import Wrong
 from bnfold.proof.graph import Model
+from bnfold.proof.side import Side
 from tests.proof.test_decide import graph, node
 
 X = [1, 1, 1, 1]
@@ -24,10 +25,9 @@ class Signs:
     def __init__(self, unlucky: int) -> None:
         self.unlucky, self.drawn = unlucky, 0
 
-    def choice(self, signs: list[float], shape: tuple[int, ...]) -> Any:
+    def integers(self, low: int, high: int, shape: tuple[int, ...], dtype: Any) -> Any:
         self.drawn += 1
-        sign = signs[self.drawn % 2 if self.drawn <= self.unlucky else 0]
-        return np.full(shape, sign)
+        return np.full(shape, self.drawn % 2 if self.drawn <= self.unlucky else 0, dtype)
 
 
 def scaled(scale: float, shift: float) -> onnx.ModelProto:
@@ -41,7 +41,7 @@ def test_signs_that_cancel_each_time_are_drawn_again(unlucky: int, wrong: bool) 
     sides = []
     for scale, shift in ((1.0, 1.0), (1 + 2.0**-23, 1 + 2.0**-23)):
         main = Model(load(scaled(scale, shift))).main
-        sides.append(evaluate.Side(main, main.nodes, "y"))
+        sides.append(Side(main, main.nodes, "y"))
     feed = {"x": np.ones(X)}
 
     def judge() -> None:

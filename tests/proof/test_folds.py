@@ -14,7 +14,7 @@ import bnfold
 from bnfold.certificate import Certificate, Image
 from bnfold.onnx_graph.file.loaded import load
 from bnfold.proof.decide import prove
-from bnfold.proof.evaluate import _between
+from bnfold.proof.draw import between
 from bnfold.proof.result import Proof
 from tests.onnx_graph.build import Build
 from tests.onnx_graph.cases.patterns import PATTERNS
@@ -257,7 +257,7 @@ def test_bodies_are_proved_in_turn(moved: float) -> None:
 @pytest.mark.parametrize("ends", [(0.0, np.inf), (-np.inf, 0.0), (-np.inf, np.inf), (-1.0, 2.0), (3.0, 3.0)])
 def test_numbers_between_ends_that_may_be_infinite(ends: tuple[float, float]) -> None:
     low, high = (np.full((3, 1), end) for end in ends)
-    found = _between(low, high, (2, 3, 5), np.random.default_rng(0))
+    found = between(low, high, (2, 3, 5), np.random.default_rng(0))
     assert np.isfinite(found).all()
     assert (low <= found).all()
     assert (found <= high).all()

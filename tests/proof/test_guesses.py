@@ -10,7 +10,7 @@ import pytest
 
 import bnfold
 from bnfold.onnx_graph.file.loaded import load
-from bnfold.proof import evaluate
+from bnfold.proof import decide, evaluate
 from bnfold.proof.decide import prove
 from tests.onnx_graph.build import Build
 from tests.proof.test_decide import X, graph, net, node, proof
@@ -78,3 +78,14 @@ def test_what_takes_too_long_is_not_computed_again_as_a_part_of_more(monkeypatch
     assert found.status == "undecided"
     assert asked == ["p"]
     assert "too long" in str(found)
+
+
+def test_a_proof_ends_where_all_of_it_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    zero = {"z": np.zeros((), np.float32)}
+    original = graph([node("Neg", "x", "p"), node("Neg", "p", "y")], {}, [2, 5, 6, 3])
+    other = graph([node("Sub", "z x", "p"), node("Sub", "z p", "y")], zero, [2, 5, 6, 3])
+    assert proof(original, other).ways["evaluated"] == 2
+    monkeypatch.setattr(decide, "MOST_WORK", 0.0)
+    found = proof(original, other)
+    assert (found.status, found.ways["evaluated"]) == ("undecided", 1)
+    assert "the proof would take too long" in str(found)

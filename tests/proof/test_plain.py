@@ -30,6 +30,21 @@ CASES: list[tuple[str, dict[str, Any], list[Any]]] = [
     ("Gather", {}, [np.int64([5, 7]), np.int64(1)]),
     ("CastLike", {}, [X, np.float32(0)]),
     ("Identity", {}, [X]),
+    ("Reshape", {"allowzero": 1}, [X, np.int64([6, -1])]),
+    ("GatherND", {}, [X, np.int64([[1, 0], [0, -1]])]),
+    ("GatherND", {}, [X, np.int64([[[1], [0]]])]),
+    ("GatherND", {}, [X[0, 0], np.int64([2])]),
+    ("Slice", {}, [X, np.int64([1, 0]), np.int64([9, -1]), np.int64([-1, 1])]),
+    ("Slice", {}, [X, np.int64([-1]), np.int64([-99]), np.int64([2]), np.int64([-2])]),
+    ("Transpose", {}, [X]),
+    ("Transpose", {"perm": [1, 2, 0]}, [X]),
+    ("Unsqueeze", {}, [X, np.int64([0, -1])]),
+    ("Add", {}, [X, X[:, :1] - 1]),
+    ("Sub", {}, [X[0], X]),
+    ("Mul", {}, [X + 1, np.float32([np.inf])]),
+    ("MatMul", {}, [X, X[0].T]),
+    ("MatMul", {}, [X, X[0, 0]]),
+    ("Relu", {}, [np.float32([-1, -0.0, 2, np.nan, np.inf])]),
 ]
 
 
@@ -42,7 +57,7 @@ def test_it_is_what_onnx_makes_of_it(op: str, attributes: dict[str, Any], values
     assert found is not None
     assert found.dtype == want.dtype
     assert found.shape == want.shape
-    assert np.array_equal(found, want)
+    assert np.array_equal(found, want, equal_nan=True)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +72,14 @@ def test_it_is_what_onnx_makes_of_it(op: str, attributes: dict[str, Any], values
         ("CastLike", {}, [X, np.int64(0)]),
         ("Identity", {}, [[X, X]]),
         ("Identity", {}, [None]),
-        ("Relu", {}, [X]),
+        ("Softmax", {}, [X]),
+        ("GatherND", {"batch_dims": 1}, [X, np.int64([[0], [1]])]),
+        ("GatherND", {}, [X, np.int64([[2]])]),
+        ("Slice", {}, [X, np.int64([0]), np.int64([1])]),  # of axes that are not told
+        ("Unsqueeze", {"axes": [0]}, [X]),  # of opset 12
+        ("Add", {"broadcast": 1}, [X, X[0]]),  # of opset 6
+        ("Add", {}, [np.int64(1), np.int64(2)]),
+        ("MatMul", {}, [X, X]),
     ],
 )
 def test_all_else_is_left_to_it(op: str, attributes: dict[str, Any], values: list[Any]) -> None:

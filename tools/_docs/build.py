@@ -34,8 +34,8 @@ def main() -> int:
     for line in wrong:
         print(f"loaded from elsewhere: {line}", file=sys.stderr)
     if status == 0 and not wrong:
-        count = len(list(SITE.rglob("*.html")))
-        print(f"{count} pages in {SITE.relative_to(ROOT)}; the search works where they are served")
+        pages = len(list(SITE.rglob("*.html")))
+        print(f"{pages} pages in {SITE.relative_to(ROOT)}; the search works where they are served")
     return status or bool(wrong)
 
 

@@ -268,9 +268,10 @@ def _clamp(state: State, node: Node) -> Iterator[Edit]:
     if not q.any() and (p > 0).all() and role.low in (0, -np.inf) and role.high in (0, np.inf):
         return
     factor, shift = float(p.reshape(-1)[0]), float(q.reshape(-1)[0])
-    low, high = role.low * factor + shift, role.high * factor + shift
+    # No bound stays none: zero times infinity is no number.
+    low, high = (x * factor + shift if np.isfinite(x) else x for x in (role.low, role.high))
     if factor < 0:
-        low, high = high, low
+        low, high = (x if np.isfinite(x) else -x for x in (high, low))
     for key, new, old in zip(role.keys, (low, high), (role.low, role.high), strict=True):
         if new != old:
             yield SetValue(node, key, np.asarray(new, np.float64))

@@ -222,6 +222,14 @@ def _clip(g: Build) -> str:
     return g.op("Add", g.op("Mul", y, g.const(-0.6, "scale")), g.const(0.8, "shift"))
 
 
+@THROUGH("conv -> Clip without an upper bound -> Sub -> bn with a zero scale", left=1)
+def _clip_below(g: Build) -> str:
+    y = g.op("Sub", g.const(0.4, "from"), g.op("Clip", _conv(g), g.const(0.0, "low")))
+    scale = np.linspace(0, 1.4, 8, dtype=np.float32)
+    others = (g.const(np.full(8, value, np.float32)) for value in (0.8, 0.3, 1.0))
+    return g.op("BatchNormalization", y, g.const(scale), *others)
+
+
 @THROUGH("conv -> Celu -> one positive number")
 def _celu(g: Build) -> str:
     return g.op("Mul", g.op("Celu", _conv(g), alpha=0.7), g.const(0.4, "scale"))

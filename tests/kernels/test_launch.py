@@ -1,0 +1,92 @@
+"""Which launch is taken, on devices of made-up numbers: the blocks with least to do, by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from bnfold.kernels.launch import ROWS, Device, Fit, Launch, Problem, plan, reading
+
+H200 = Device((9, 0), 132, 227 * 1024, clusters=8, cooperative=True)
+LAYERS = ((64, 112), (256, 56), (128, 56), (512, 28), (64, 56), (256, 28), (1024, 14), (128, 28))
+LAYERS += ((512, 14), (2048, 7), (256, 14), (512, 7))  # ResNet-50's: channels, and height as width
+
+
+def problem(channels: int, size: int, batch: int = 128, kernel: str = "forward") -> Problem:
+    """A layer in bfloat16, channels last."""
+    return Problem(kernel, ("bnfold::bfloat16", "float"), batch * size * size, channels, 1)
+
+
+def taken(problem: Problem, device: Device) -> Launch:
+    found = plan(problem, device)
+    assert found is not None
+    return found
+
+
+def balance(problem: Problem, device: Device) -> float:
+    """What each block would have in an even split over the device, as a part of what one has at most."""
+    launch, read = taken(problem, device), reading(problem)
+    assert read is not None
+    fit = Fit(problem, device, read)
+    (row,) = (row for row in ROWS if row.name == launch.row)
+    passes = -(-fit.units // row.at_once(device, launch.ranks))
+    return fit.units * fit.part(1) / device.multiprocessors / (passes * fit.part(launch.ranks))
+
+
+@pytest.mark.parametrize("kernel", ["forward", "backward"])
+@pytest.mark.parametrize("batch", [64, 128, 256])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_no_layer_leaves_a_tenth_of_the_device_idle(layer: tuple[int, int], batch: int, kernel: str) -> None:
+    assert balance(problem(*layer, batch, kernel), H200) > 0.9
+
+
+def test_a_grid_takes_one_pass_over_eight_units_where_it_can() -> None:
+    """With 17 blocks each, seven of the eight units would run at once, and one alone after them."""
+    launch = taken(problem(256, 14), H200)
+    assert (launch.row, launch.units, launch.ranks, launch.grid) == ("cooperative grid", 8, 16, 128)
+
+
+def test_a_barrier_costs_so_that_passes_are_few() -> None:
+    """33 blocks a unit make two full passes, each with less to read than the one pass of 16 blocks."""
+    (grid,) = (row for row in ROWS if row.exchange == "grid")
+    asked = problem(256, 14)
+    read = reading(asked)
+    assert read is not None
+    fit = Fit(asked, H200, read)
+    free = dataclasses.replace(grid, barrier=0)
+    assert 2 * fit.part(33) < fit.part(16)
+    assert fit.cost(free, 33) < fit.cost(free, 16)
+    assert fit.cost(grid, 33) > fit.cost(grid, 16)
+
+
+@pytest.mark.parametrize(("eights", "row"), [(16, "cluster"), (14, "cooperative grid")])
+def test_waves_of_clusters_are_counted(eights: int, row: str) -> None:
+    """16 units: with 14 clusters at once the last two would need as long as all before them."""
+    device = dataclasses.replace(H200, at_once=(66, 33, eights))
+    assert taken(problem(512, 14), device).row == row
+    alone = dataclasses.replace(device, cooperative=False)
+    assert taken(problem(512, 14), alone).row == "cluster"  # two waves are better than windows
+
+
+def test_a_size_of_clusters_that_never_fits_is_not_taken() -> None:
+    device = dataclasses.replace(H200, at_once=(66, 33, 0))
+    launch = taken(problem(512, 7), device)
+    assert launch.cluster in (1, 4)
+    assert taken(problem(512, 7), H200).cluster == 8
+
+
+@pytest.mark.parametrize("spare", [0, 4, 36, 131])
+def test_multiprocessors_are_left_to_others(spare: int) -> None:
+    device = dataclasses.replace(H200, spare=spare, clusters=1)
+    grids = [launch for layer in LAYERS if (launch := taken(problem(*layer), device)).cooperative]
+    assert len(grids) == len(LAYERS)
+    assert max(launch.grid for launch in grids) <= 132 - spare
+    assert min(launch.grid for launch in grids) > 0.8 * (132 - spare)
+
+
+def test_windows_are_the_last_resort() -> None:
+    device = Device((7, 5), 40, 64 * 1024, clusters=1, cooperative=False)
+    assert taken(problem(64, 56), device).row == "one block, windows"
+    assert taken(problem(64, 56), dataclasses.replace(device, cooperative=True)).row == "cooperative grid"
+    assert taken(problem(64, 7, batch=8), device).row == "one block"
