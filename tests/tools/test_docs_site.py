@@ -37,6 +37,15 @@ def test_links_lead_to_the_same_page_on_the_site(page: str, link: str, site: str
     assert pages.on_page_markdown(f"[a]({link})", found) == f"[a]({site})"
 
 
+def test_a_diagram_is_a_table_of_its_arrows() -> None:
+    """The site loads no script that would draw it."""
+    lines = ["flowchart TD", 'a["a/: one"] --> b', 'a --> c["c/"]', 'b["b/: two"]', "b --> c"]
+    text = "\n".join(["Before.", "", "```mermaid", *lines, "```", ""])
+    found = SimpleNamespace(file=SimpleNamespace(src_uri="architecture.md"))
+    table = "| | | imports |\n|---|---|---|\n| a/ | one | b/, c/ |\n| c/ |  |  |\n| b/ | two | c/ |"
+    assert pages.on_page_markdown(text, found) == f"Before.\n\n{table}\n"
+
+
 def test_the_reference_has_all_public_names() -> None:
     pages = (ROOT / "docs" / "reference").glob("*.md")
     told = set(re.findall(r"^::: (\S+)$", "\n".join(page.read_text() for page in pages), re.MULTILINE))
