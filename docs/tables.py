@@ -24,7 +24,7 @@ from tools._bench import equalize_table, int8_table, precision_table
 from tools._claims import table as claims_table
 from tools._common import RESULTS, ROOT, markdown, read
 from tools._demos import order_table, slim_table
-from tools._gpu import goals
+from tools._gpu import goals, host_table
 from tools._stacks import stacks_table
 from tools._zoo import prove_table
 
@@ -367,7 +367,11 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/operators.md": {"operators": operators},
     "docs/integrations.md": {"stacks": partial(deployed, "stacks", stacks_table)},
     "docs/proof.md": {"prove": partial(deployed, "prove", prove_table)},
-    "docs/performance.md": {"gpu_goals": gpu_goals, "gpu_layers": gpu_layers},
+    "docs/performance.md": {
+        "gpu_goals": gpu_goals,
+        "gpu_layers": gpu_layers,
+        "host_time": partial(deployed, "host_time", host_table),
+    },
 }
 
 
