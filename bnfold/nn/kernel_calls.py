@@ -319,9 +319,7 @@ _CALLS: dict[tuple[Any, ...], _Call] = {}
 _LESS: dict[tuple[torch.device, Device], Device] = {}  # what a device can that has refused launches
 
 
-def _call(
-    kernel: str, x: Tensor, other: Tensor | None, *types: torch.dtype, aligned: bool = True
-) -> _Call:
+def _call(kernel: str, x: Tensor, other: Tensor | None, *types: torch.dtype, aligned: bool = True) -> _Call:
     """The call of a kernel for tensors like these; other: what is read beside x.
 
     Raises:
