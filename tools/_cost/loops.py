@@ -10,8 +10,7 @@
 
 A way through a loop depends on what follows the batch norm: `alone`, `relu` or `add_relu`; `apply` can note
 a mask as well, `masked`, which evaluation does not ask for. Of all ways through a loop that treat as many
-vectors as it can, the shortest that does what is asked for is taken; of several loops, that with the most
-vectors a turn.
+vectors as it can, the shortest that does what is asked for is taken.
 """
 
 from __future__ import annotations
@@ -162,15 +161,11 @@ def _cost(code: Sequence[Instruction], kernel: Kernel, same: Sequence[Role], fus
     ]
     if same[0].role == "sweep" and kernel.layout == "planes":
         return _sum(counts)
-    # Of variants, those that do best what is asked for; of these the one for most vectors, not for those
-    # left over; of alternatives for special shapes the dearest.
+    # Variants that do best what is asked for. The first lies before those for what it leaves over.
     best = min(found.off for _, found in made)
-    most = max(found.vectors for _, found in made if found.off == best)
-    order = [
-        (found.off, -found.vectors, found.compared, -count.issue)
-        for (_, found), count in zip(made, counts, strict=True)
-    ]
-    return counts[order.index(min(each for each in order if each[:2] == (best, -most)))]
+    chosen = [i for i, (_, found) in enumerate(made) if found.off == best]
+    chosen = [i for i in chosen if made[i][1].vectors >= made[chosen[0]][1].vectors]
+    return counts[min(chosen, key=lambda i: made[i][1].compared)]
 
 
 def _sum(counts: Sequence[Count]) -> Count:
