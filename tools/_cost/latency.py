@@ -198,10 +198,10 @@ def _merging(
     code: Sequence[Instruction], tree: Sequence[Loop], vectors: Sequence[Loop], way: Sequence[int]
 ) -> tuple[list[Loop], list[Loop]]:
     """The loops over the ranks of a channel, and that over the channels of a warp, on the way of a merge."""
-    letters, channels = [], []
+    letters, channels, here = [], [], {*way}
     for loop in (loop for top in tree for loop in top.all()):
         body = code[loop.first : loop.last + 1]
-        if not way or not min(way) <= loop.first <= max(way) or any(loop.holds(each) for each in vectors):
+        if loop.first not in here or any(loop.holds(each) for each in vectors):
             continue
         if not any(each.name in ("LDG", "LD") and each.bits < 128 for each in body):
             continue

@@ -5,6 +5,7 @@
     sweep    sums what is staged, once more
     write    writes the result of what is staged
     again    reads the activations once more, and writes
+    restage  reads them once more into shared memory, for a loop that writes
     stream   reads and writes, of a kernel that stages nothing
     ring     writes one unit, copies the next one in, and sums what has arrived, in one loop
 
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from tools._cost import flow
 from tools._cost.flow import Key, Loop
@@ -25,7 +26,7 @@ from tools._cost.pipes import Count, counted
 from tools._cost.sass import Instruction
 
 FUSIONS = ("alone", "relu", "add_relu", "masked")
-ROLES = ("fill", "load", "sweep", "write", "again", "stream", "ring")
+ROLES = ("fill", "load", "sweep", "write", "again", "restage", "stream", "ring")
 BACKWARD = ("backward", "apply_backward")
 _NAME = re.compile(r"bnfold::(\w+)<(.*)>")
 
@@ -98,30 +99,47 @@ _SUM = ("FADD", "FFMA", "HADD2", "HFMA2", "FADD2", "FFMA2")
 
 def roles(code: Sequence[Instruction], kernel: Kernel) -> list[Role]:
     """The loops over vectors, in order."""
-    found = []
-    depth_of_loads = None
+    found: list[Role] = []
     for loop in (each for top in flow.loops(code) for each in top.all() if not each.inner):
         body = code[loop.first : loop.last + 1]
-        total = [sum(column) for column in zip(*map(key, body), strict=True)]
-        copies = any(each.name == "LDGSTS" for each in body)
-        sums = any(each.name in _SUM for each in body)
-        if total[_STORED] + total[_STORED_IF]:
-            role = "ring" if copies else _written(body, total, kernel)
-        elif copies and not sums:
-            role = "fill"
-        elif copies or (total[_STAGED] and total[_LOADED] + total[_LOADED_IF]):
-            role, depth_of_loads = "load", loop.depth
-        elif total[_TAKEN] and sums:
-            role = "sweep"
-        elif total[_VALUES] and sums and depth_of_loads is not None and loop.depth > depth_of_loads:
-            role = "sweep"  # of the layout `planes`, value by value
-        else:
-            continue
-        found.append(Role(role, loop, flow.ways(code, loop, key_of_sums if role == "sweep" else key)))
+        role = _role(
+            body, kernel, any(each.role == "load" and each.loop.depth < loop.depth for each in found)
+        )
+        if role:
+            found.append(Role(role, loop, flow.ways(code, loop, key_of_sums if role == "sweep" else key)))
+    # Where some loads sum what they stage, others stage once more what the sums are known of.
+    summing = {each.loop.first: _sums(code[each.loop.first : each.loop.last + 1]) for each in found}
+    if kernel.layout != "planes" and any(summing[each.loop.first] for each in found if each.role == "load"):
+        found = [
+            replace(each, role="restage") if each.role == "load" and not summing[each.loop.first] else each
+            for each in found
+        ]
     return found
 
 
-def _written(body: Sequence[Instruction], total: Sequence[int], kernel: Kernel) -> str:
+def _sums(body: Sequence[Instruction]) -> int:
+    return sum(each.name in _SUM for each in body)
+
+
+def _role(body: Sequence[Instruction], kernel: Kernel, inside: bool) -> str | None:
+    """What a loop is, if it is one over vectors. inside: it lies deeper than a loop that loads."""
+    total = [sum(column) for column in zip(*map(key, body), strict=True)]
+    copies, sums = any(each.name == "LDGSTS" for each in body), _sums(body)
+    if total[_STORED] + total[_STORED_IF]:
+        return "ring" if copies else _written(total, kernel)
+    if copies:
+        return "load" if sums else "fill"
+    if total[_STAGED] and total[_LOADED] + total[_LOADED_IF]:
+        return "load"
+    # A sum or more for each value: what merges the sums of warps does less.
+    if total[_TAKEN] and sums >= kernel.width * total[_TAKEN]:
+        return "sweep"
+    value = 32 if kernel.type == "float" else 16
+    by_value = kernel.layout == "planes" and any(each.name == "LDS" and each.bits == value for each in body)
+    return "sweep" if by_value and sums and inside else None
+
+
+def _written(total: Sequence[int], kernel: Kernel) -> str:
     if kernel.kernel.startswith("apply"):
         return "stream"
     # What is at hand comes from shared memory; a residual may be loaded as well.
@@ -193,7 +211,7 @@ def _way(kernel: Kernel, role: Role, fusion: str) -> Way:
     backward = kernel.kernel in BACKWARD
     most = [max(column) for column in zip(*role.ways, strict=True)]
     always = _STORED if most[_STORED] else _STORED_IF  # a store that a predicate guards for another reason
-    if role.role == "load":
+    if role.role in ("load", "restage"):
         whole = most[_STAGED] / tensors
     elif role.role == "sweep":
         whole = most[_TAKEN] / tensors or most[_VALUES] / tensors / kernel.width
@@ -208,7 +226,7 @@ def _way(kernel: Kernel, role: Role, fusion: str) -> Way:
 
     def rank(way: Key) -> tuple[float, ...]:
         """The smaller the better: whole turns, then what is asked for."""
-        if role.role == "load":
+        if role.role in ("load", "restage"):
             short = most[_STAGED] - way[_STAGED]
         elif role.role == "sweep":
             return (sum(most) - sum(way),)
