@@ -10,7 +10,7 @@ namespace bnfold {
 // y = act((x - mean) / sqrt(var + eps) * weight + bias + residual); mean and var may be of another type than weight.
 // Without mean it is 0, without var the division is left out.
 template <class T, class P, class S, int V, Layout L>
-BNFOLD_KERNEL(512)
+BNFOLD_KERNEL(kThreads)
 apply(const T* x, const T* residual, T* y, unsigned char* mask, const P* weight, const P* bias, const S* mean,
       const S* var, long long outer, int channels, int inner, int group, int ranks, int window, float eps, int relu) {
     auto* affine = reinterpret_cast<Affine*>(port::shared());
@@ -34,7 +34,7 @@ apply(const T* x, const T* residual, T* y, unsigned char* mask, const P* weight,
 // dx and dresidual from sums over all ranks, divided by the number of values: mean_dz of dz, mean_dz_x of
 // dz * (x - mean).
 template <class T, class P, int V, Layout L>
-BNFOLD_KERNEL(512)
+BNFOLD_KERNEL(kThreads)
 apply_backward(const T* x, const T* dy, const unsigned char* mask, const P* weight, const P* bias, const float* mean,
                const float* invstd, const float* mean_dz, const float* mean_dz_x, T* dx, T* dresidual,
                long long outer, int channels, int inner, int group, int ranks, int window, int relu) {
@@ -51,12 +51,8 @@ apply_backward(const T* x, const T* dy, const unsigned char* mask, const P* weig
     port::sync_block();
     const Channels<V, L, Slope> slopes(part, slope);
     for (int i = 0; i < part.windows(); ++i) {
-        Window<V, L>(part, i).template each_vector<2>(
-            [&](int, long long place) { return Given<T, V>(x, dy, mask, place); },
-            [&](int, long long place, unsigned offset, Given<T, V>& given) {
-                given.pass(slopes.at(offset), mask != nullptr, relu != 0);
-                put_gradients<T, V>(given.x, given.dz, slopes.at(offset), dx, dresidual, place);
-            });
+        const Gradients<T> gradients = {dx, dresidual};
+        gradients.put_window(Window<V, L>(part, i), Source<T>{x, dy, mask}, slopes, relu != 0);
     }
 }
 

@@ -23,39 +23,108 @@ struct Slope : Affine {
     }
 };
 
+// Which values passed the ReLU: all where there is none; those that forward noted in the mask; or it is found again
+// from x.
+enum class Gate { open, noted, again };
+
+// The tensors that backward reads.
+template <class T>
+struct Source {
+    const T *x, *dy;
+    const unsigned char* mask;
+};
+
 // What is loaded of one vector.
-template <class T, int V>
+template <Gate G, class T, int V>
 struct Given {
-    Vector<T, V> x, dz;
-    unsigned bits = 0;
+    Vector<T, V> x, dy;
+    unsigned char bits;
 
     Given() = default;
-    BNFOLD_DEVICE Given(const T* x_at, const T* dy_at, const unsigned char* mask, long long place)
-        : x(load<T, V>(x_at + place)), dz(load<T, V>(dy_at + place)), bits(mask ? mask[place / V] : 0) {}
+    BNFOLD_DEVICE Given(const Source<T>& from, long long place)
+        : x(load<T, V>(from.x + place)), dy(load<T, V>(from.dy + place)),
+          bits(G == Gate::noted ? from.mask[number<V>(place)] : 0) {}
 
-    // Makes dz of dy. The side of the ReLU is that which forward noted in the mask, or is found again from x.
     template <class Affines>
-    BNFOLD_DEVICE void pass(const Affines& affines, bool noted, bool relu) {
-        if (!relu) return;
-        affines.each([&](int j, const Affine& affine) {
-            const bool kept = noted ? (bits >> j & 1u) != 0
-                                    : !(to_float(from_float<T>(affine(to_float(x.values[j])))) <= 0);
-            if (!kept) dz.values[j] = from_float<T>(0);
-        });
+    BNFOLD_DEVICE Vector<T, V> dz(const Affines& affines) const {
+        if constexpr (G == Gate::open) return dy;
+        if constexpr (G == Gate::noted) return where_passed(dy, static_cast<unsigned>(bits));
+        if constexpr (G == Gate::again) return where_passed(dy, finished<true, T>(mapped(x, affines)));
     }
 };
 
-// Writes dx and, where there is a residual, its gradient dz.
-template <class T, int V, class Slopes>
-BNFOLD_DEVICE void put_gradients(const Vector<T, V>& x, const Vector<T, V>& dz, const Slopes& slopes, T* dx,
-                                 T* dresidual, long long place) {
-    Vector<T, V> out;
-    slopes.each([&](int j, const Slope& slope) {
-        out.values[j] = from_float<T>(slope(to_float(x.values[j]), to_float(dz.values[j])));
-    });
-    store<T, V>(dx + place, out);
-    if (dresidual) store<T, V>(dresidual + place, dz);
-}
+// Where backward writes dx and, where there is a residual behind the ReLU, its gradient dz.
+template <class T>
+struct Gradients {
+    T *dx, *dresidual;
+
+    template <int V, class Slopes>
+    BNFOLD_DEVICE void put(const Vector<T, V> x, const Vector<T, V> dz, const Slopes& slopes, long long place) const {
+        Floats<V> xs = floats_of(x);
+        const Floats<V> dzs = floats_of(dz);
+        slopes.each([&](int j, const Slope& slope) { xs.values[j] = slope(xs.values[j], dzs.values[j]); });
+        store<T, V>(dx + place, vector_of<T>(xs));
+        if (dresidual) store<T, V>(dresidual + place, dz);
+    }
+
+    // Of a window that is read, or read again.
+    template <Gate G, int V, Layout L>
+    BNFOLD_DEVICE void put_window(const Window<V, L>& window, const Source<T>& from,
+                                  const Channels<V, L, Slope>& slopes) const {
+        window.template each_vector<2>(
+            [&](int, long long place) { return Given<G, T, V>(from, place); },
+            [&](int, long long place, unsigned offset, const Given<G, T, V>& given) {
+                put<V>(given.x, given.dz(slopes.at(offset)), slopes.at(offset), place);
+            });
+    }
+    template <int V, Layout L>
+    BNFOLD_DEVICE void put_window(const Window<V, L>& window, const Source<T>& from,
+                                  const Channels<V, L, Slope>& slopes, bool relu) const {
+        if (!relu) {
+            put_window<Gate::open>(window, from, slopes);
+        } else if (from.mask) {
+            put_window<Gate::noted>(window, from, slopes);
+        } else {
+            put_window<Gate::again>(window, from, slopes);
+        }
+    }
+};
+
+// x and dz of a window: put into shared memory and, but for `planes`, added up.
+template <class T, int V, Layout L>
+struct Stage {
+    static constexpr int A = L == Layout::columns ? V : 1;
+    Vector<T, V>*x, *dz;
+
+    template <Gate G>
+    BNFOLD_DEVICE void take(const Window<V, L>& window, const Source<T>& from, const Channels<V, L>& affines,
+                            Pair (&sums)[A]) const {
+        window.template each_vector<2>(
+            [&](int, long long place) { return Given<G, T, V>(from, place); },
+            [&](int slot, long long, unsigned offset, const Given<G, T, V>& given) {
+                const Vector<T, V> found = given.dz(affines.at(offset));
+                x[slot] = given.x;
+                dz[slot] = found;
+                if constexpr (L != Layout::planes) {
+                    const Floats<V> xs = floats_of(given.x), dzs = floats_of(found);
+                    affines.at(offset).each([&](int j, const Affine& affine) {
+                        sums[j % A].a += dzs.values[j];
+                        sums[j % A].b += dzs.values[j] * (xs.values[j] - affine.mean);
+                    });
+                }
+            });
+    }
+    BNFOLD_DEVICE void take(const Window<V, L>& window, const Source<T>& from, const Channels<V, L>& affines,
+                            Pair (&sums)[A], bool relu) const {
+        if (!relu) {
+            take<Gate::open>(window, from, affines, sums);
+        } else if (from.mask) {
+            take<Gate::noted>(window, from, affines, sums);
+        } else {
+            take<Gate::again>(window, from, affines, sums);
+        }
+    }
+};
 
 template <class P>
 BNFOLD_DEVICE Affine affine_of(int channel, const P* weight, const P* bias, const float* mean, const float* invstd) {
@@ -64,16 +133,18 @@ BNFOLD_DEVICE Affine affine_of(int channel, const P* weight, const P* bias, cons
 }
 
 template <class T, class P, int V, Layout L, Exchange E>
-BNFOLD_KERNEL(512)
+BNFOLD_KERNEL(kThreads)
 backward(const T* x, const T* dy, const unsigned char* mask, const P* weight, const P* bias, const float* mean,
          const float* invstd, T* dx, T* dresidual, P* dweight, P* dbias, float* sum_dz, float* sum_dz_x,
          Sums* letters, unsigned* words, long long outer, int channels, int inner, int group, int ranks, int window,
          int relu, int frozen) {
     constexpr int A = L == Layout::columns ? V : 1;
     const Shape shape = {outer, channels, inner, group, ranks, window};
+    const Source<T> source = {x, dy, mask};
+    const Gradients<T> gradients = {dx, dresidual};
     auto* staged_x = reinterpret_cast<Vector<T, V>*>(port::shared());
-    auto* staged_dz = staged_x + window;
-    auto* affine = reinterpret_cast<Affine*>(staged_dz + window);
+    const Stage<T, V, L> stage = {staged_x, staged_x + window};
+    auto* affine = reinterpret_cast<Affine*>(stage.dz + window);
     auto* slope = reinterpret_cast<Slope*>(affine + kMostChannels);
     auto* merged_sets = reinterpret_cast<Sums*>(slope + kMostChannels);
     auto* scratch = reinterpret_cast<Pair*>(merged_sets + 2 * kMostChannels);
@@ -89,34 +160,22 @@ backward(const T* x, const T* dy, const unsigned char* mask, const P* weight, co
         port::sync_block();
         const Channels<V, L> affines(part, affine);
         const int period = L == Layout::columns ? static_cast<int>(part.row) : 1;
-        const auto add = [](Pair& to, float x_value, float dz_value, float from) {
-            to.a += dz_value;
-            to.b += dz_value * (x_value - from);
-        };
-        const auto given = [&](int, long long place) { return Given<T, V>(x, dy, mask, place); };
         Sums mine;
         Pair sums[A];   // over all windows, but for `planes`, whose warps change channels between windows
         for (int i = 0; i < windows; ++i) {
             const Window<V, L> here(part, i);
-            here.template each_vector<2>(given, [&](int slot, long long, unsigned offset, Given<T, V>& found) {
-                found.pass(affines.at(offset), mask != nullptr, relu != 0);
-                staged_x[slot] = found.x;
-                staged_dz[slot] = found.dz;
-                if constexpr (L != Layout::planes) {
-                    affines.at(offset).each([&](int j, const Affine& a) {
-                        add(sums[j % A], to_float(found.x.values[j]), to_float(found.dz.values[j]), a.mean);
-                    });
-                }
-            });
+            stage.take(here, source, affines, sums, relu != 0);
             if constexpr (L == Layout::planes) {
                 port::sync_block();
                 const Sweep<V> sweep(here);
                 const float from = affine[sweep.channel()].mean;
-                const T* x_values = reinterpret_cast<const T*>(staged_x);
-                const T* dz_values = reinterpret_cast<const T*>(staged_dz);
+                const T* x_values = reinterpret_cast<const T*>(stage.x);
+                const T* dz_values = reinterpret_cast<const T*>(stage.dz);
                 Pair of_window[1];
                 sweep.each_value([&](unsigned k) {
-                    add(of_window[0], to_float(x_values[k]), to_float(dz_values[k]), from);
+                    const float dz_value = to_float(dz_values[k]);
+                    of_window[0].a += dz_value;
+                    of_window[0].b += dz_value * (to_float(x_values[k]) - from);
                 });
                 put_sums(of_window, 1, scratch);
                 if (c < part.width) {
@@ -157,15 +216,10 @@ backward(const T* x, const T* dy, const unsigned char* mask, const P* weight, co
                     here.template each_vector<1>(
                         [&](int slot, long long) { return slot; },
                         [&](int, long long place, unsigned offset, int slot) {
-                            put_gradients<T, V>(staged_x[slot], staged_dz[slot], slopes.at(offset), dx, dresidual,
-                                                place);
+                            gradients.template put<V>(stage.x[slot], stage.dz[slot], slopes.at(offset), place);
                         });
                 } else {
-                    here.template each_vector<2>(
-                        given, [&](int, long long place, unsigned offset, Given<T, V>& found) {
-                            found.pass(slopes.at(offset), mask != nullptr, relu != 0);
-                            put_gradients<T, V>(found.x, found.dz, slopes.at(offset), dx, dresidual, place);
-                        });
+                    gradients.put_window(here, source, slopes, relu != 0);
                 }
             }
         }

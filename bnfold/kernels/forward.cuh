@@ -12,7 +12,6 @@
 
 namespace bnfold {
 
-
 template <class T, int V, Layout L>
 BNFOLD_DEVICE Moments of_window(const Window<V, L>& window, const T* x, Vector<T, V>* staged, Pair* scratch,
                                 float* near) {
@@ -25,8 +24,9 @@ BNFOLD_DEVICE Moments of_window(const Window<V, L>& window, const T* x, Vector<T
         [&](int slot, long long, unsigned, const Vector<T, V>& vector) {
             staged[slot] = vector;
             if constexpr (L != Layout::planes) {
+                const Floats<V> found = floats_of(vector);
 #pragma unroll
-                for (int j = 0; j < V; ++j) sums[j % A].a += to_float(vector.values[j]);
+                for (int j = 0; j < V; ++j) sums[j % A].a += found.values[j];
             }
         });
     const double count = c < width ? window.values_of(c) : 0;
@@ -70,8 +70,9 @@ BNFOLD_DEVICE Moments of_window(const Window<V, L>& window, const T* x, Vector<T
         window.template each_vector<2>(
             [&](int slot, long long) { return staged[slot]; },
             [&](int, long long, unsigned, const Vector<T, V>& vector) {
+                const Floats<V> found = floats_of(vector);
 #pragma unroll
-                for (int j = 0; j < V; ++j) add(deviations[j % A], to_float(vector.values[j]), from[j % A]);
+                for (int j = 0; j < V; ++j) add(deviations[j % A], found.values[j], from[j % A]);
             });
     }
     const Pair found = total(deviations);
@@ -79,7 +80,7 @@ BNFOLD_DEVICE Moments of_window(const Window<V, L>& window, const T* x, Vector<T
 }
 
 template <class T, class P, int V, Layout L, Exchange E>
-BNFOLD_KERNEL(512)
+BNFOLD_KERNEL(kThreads)
 forward(const T* x, const T* residual, T* y, unsigned char* mask, const P* weight, const P* bias, float* mean,
         float* invstd, P* running_mean, P* running_var, long long* batches, Moments* letters, unsigned* words,
         long long outer, int channels, int inner, int group, int ranks, int window, float eps, float momentum,

@@ -64,34 +64,66 @@ struct Channels {
     BNFOLD_DEVICE Items<V, L, Item> at(unsigned offset) const { return {shared, own, by_inner, offset, inner}; }
 };
 
-// NaN stays NaN, as in torch.
-BNFOLD_DEVICE float rectified(float value) { return value <= 0 ? 0 : value; }
+// The map of each value's channel.
+template <class T, int V, class Affines>
+BNFOLD_DEVICE Floats<V> mapped(const Vector<T, V>& x, const Affines& affines) {
+    Floats<V> floats = floats_of(x);
+    affines.each([&](int j, const Affine& affine) { floats.values[j] = affine(floats.values[j]); });
+    return floats;
+}
 
-// Writes y of a window and, where there is a residual and a ReLU, which values passed it: bit j of mask[place / V].
-// source(slot, place) gives x; U of them are under way at one time.
-template <int U, class T, int V, Layout L, class Source>
-BNFOLD_DEVICE void normalize(const Window<V, L>& window, Source source, const Channels<V, L>& affines,
-                             const T* residual, T* y, unsigned char* mask, bool relu) {
+// What a vector of y is made of, behind the ReLU if there is one.
+template <bool Relu, class T, int V>
+BNFOLD_DEVICE Vector<T, V> finished(Floats<V> floats) {
+    if constexpr (Relu) {
+#pragma unroll
+        for (int j = 0; j < V; ++j) floats.values[j] = port::rectified(floats.values[j]);
+    }
+    return vector_of<T>(floats);
+}
+
+// One loop for each way to go on with y: what is written is known before the first vector.
+template <int U, bool Relu, class T, int V, Layout L, class Source>
+BNFOLD_DEVICE void put(const Window<V, L>& window, Source source, const Channels<V, L>& affines, T* y) {
+    window.template each_vector<U>(source, [&](int, long long place, unsigned offset, const Vector<T, V>& x) {
+        store<T, V>(y + place, finished<Relu, T>(mapped(x, affines.at(offset))));
+    });
+}
+template <int U, bool Relu, bool Noted, class T, int V, Layout L, class Source>
+BNFOLD_DEVICE void put_sum(const Window<V, L>& window, Source source, const Channels<V, L>& affines,
+                           const T* residual, T* y, unsigned char* mask) {
     struct Loaded {
         Vector<T, V> x, added;
     };
     window.template each_vector<U>(
         [&](int slot, long long place) -> Loaded {
-            const Vector<T, V> x = source(slot, place);
-            return {x, residual ? load<T, V>(residual + place) : Vector<T, V>{}};
+            return {source(slot, place), load<T, V>(residual + place)};
         },
         [&](int, long long place, unsigned offset, const Loaded& loaded) {
-            Vector<T, V> out;
-            unsigned passed = 0;
-            affines.at(offset).each([&](int j, const Affine& affine) {
-                float value = affine(to_float(loaded.x.values[j]));
-                if (residual) value += to_float(loaded.added.values[j]);
-                out.values[j] = from_float<T>(relu ? rectified(value) : value);
-                passed |= (to_float(out.values[j]) <= 0 ? 0u : 1u) << j;
-            });
+            Floats<V> sum = mapped(loaded.x, affines.at(offset));
+            const Floats<V> added = floats_of(loaded.added);
+#pragma unroll
+            for (int j = 0; j < V; ++j) sum.values[j] += added.values[j];
+            const Vector<T, V> out = finished<Relu, T>(sum);
             store<T, V>(y + place, out);
-            if (mask) mask[place / V] = static_cast<unsigned char>(passed);
+            if constexpr (Noted) mask[number<V>(place)] = static_cast<unsigned char>(passed(out));
         });
+}
+
+// Writes y of a window and, with a mask, for which there are both a residual and a ReLU, which values passed: bit j
+// of mask[place / V]. source(slot, place) gives x; U of them are under way at one time.
+template <int U, class T, int V, Layout L, class Source>
+BNFOLD_DEVICE void normalize(const Window<V, L>& window, Source source, const Channels<V, L>& affines,
+                             const T* residual, T* y, unsigned char* mask, bool relu) {
+    if (!residual) {
+        relu ? put<U, true, T>(window, source, affines, y) : put<U, false, T>(window, source, affines, y);
+    } else if (mask) {
+        put_sum<U, true, true, T>(window, source, affines, residual, y, mask);
+    } else if (relu) {
+        put_sum<U, true, false, T>(window, source, affines, residual, y, mask);
+    } else {
+        put_sum<U, false, false, T>(window, source, affines, residual, y, mask);
+    }
 }
 
 }  // namespace bnfold

@@ -106,7 +106,7 @@ BNFOLD_DEVICE void wait_groups() {
 // Asks for the 32 bytes around a place in global memory, so that L2 has them later.
 BNFOLD_DEVICE void prefetch(const void* place) { asm volatile("prefetch.global.L2 [%0];" ::"l"(place)); }
 
-// IEEE half precision, rounded to nearest even.
+// IEEE half precision and bfloat16, rounded to nearest even; NaN becomes the one with all bits but the sign.
 BNFOLD_DEVICE float half_to_float(unsigned short bits) {
     float value;
     asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
@@ -115,6 +115,56 @@ BNFOLD_DEVICE float half_to_float(unsigned short bits) {
 BNFOLD_DEVICE unsigned short half_from_float(float value) {
     unsigned short bits;
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+    return bits;
+}
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+BNFOLD_DEVICE unsigned short bfloat16_from_float(float value) {
+    const unsigned bits = __float_as_uint(value);
+    if (value != value) return 0x7fff;
+    return static_cast<unsigned short>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+BNFOLD_DEVICE unsigned halves_from_floats(float low, float high) {
+    return half_from_float(low) | static_cast<unsigned>(half_from_float(high)) << 16;
+}
+BNFOLD_DEVICE unsigned bfloat16s_from_floats(float low, float high) {
+    return bfloat16_from_float(low) | static_cast<unsigned>(bfloat16_from_float(high)) << 16;
+}
+// The larger of a number and +0; NaN stays the NaN that arithmetic makes.
+BNFOLD_DEVICE float rectified(float value) { return value <= 0 ? 0 : value; }
+#else
+BNFOLD_DEVICE unsigned halves_from_floats(float low, float high) {
+    unsigned word;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+    return word;
+}
+BNFOLD_DEVICE unsigned bfloat16s_from_floats(float low, float high) {
+    unsigned word;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+    return word;
+}
+BNFOLD_DEVICE unsigned short bfloat16_from_float(float value) {
+    return static_cast<unsigned short>(bfloat16s_from_floats(value, 0));
+}
+BNFOLD_DEVICE float rectified(float value) {
+    float larger;
+    asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(larger) : "f"(value));
+    return larger;
+}
+#endif
+// Each half of a word filled with its highest bit.
+BNFOLD_DEVICE unsigned filled_halves(unsigned word) {
+    unsigned filled;
+    asm("prmt.b32 %0, %1, 0, 0xbb99;" : "=r"(filled) : "r"(word));
+    return filled;
+}
+// The highest bits of eight halves: bit j is that of the j-th, the low one of the first word being number 0.
+BNFOLD_DEVICE unsigned highest_bits(unsigned a, unsigned b, unsigned c, unsigned d) {
+    // Bytes filled with these bits are 0 or -1; they are multiplied with -1, -2, -4, ... -128 and added up.
+    unsigned first, second, bits;
+    asm("prmt.b32 %0, %1, %2, 0xfdb9;" : "=r"(first) : "r"(a), "r"(b));
+    asm("prmt.b32 %0, %1, %2, 0xfdb9;" : "=r"(second) : "r"(c), "r"(d));
+    asm("dp4a.s32.s32 %0, %1, %2, 0;" : "=r"(bits) : "r"(first), "r"(0xf8fcfeffu));
+    asm("dp4a.s32.s32 %0, %1, %2, %0;" : "+r"(bits) : "r"(second), "r"(0x80c0e0f0u));
     return bits;
 }
 

@@ -46,7 +46,7 @@ BNFOLD_DEVICE void put_sums(Pair (&sums)[A], int period, Pair* scratch) {
 
 BNFOLD_DEVICE Pair take_sum(const Pair* scratch, int slots, int slot, int first, int step) {
     Pair total;
-    for (int warp = first; warp < port::threads() / 32; warp += step) {
+    for (int warp = first; warp < kThreads / 32; warp += step) {
         total.a += scratch[warp * slots + slot].a;
         total.b += scratch[warp * slots + slot].b;
     }
@@ -82,7 +82,7 @@ BNFOLD_DEVICE void exchange(const Set& mine, const Shape& shape, int width, int 
             if (thread < width) letters[rank * shape.group + thread] = mine;
             sync_ranks(box.words + port::block() / shape.ranks, rank, shape.ranks);
         }
-        const int lane = thread % 32, warps = port::threads() / 32;
+        const int lane = thread % 32, warps = kThreads / 32;
         for (int c = thread / 32; c < width; c += warps) {
             Set set;
             for (int other = lane; other < shape.ranks; other += 32) {

@@ -17,8 +17,8 @@ namespace bnfold {
 
 enum class Layout { plane, planes, columns };
 
-// Channels of a unit at most.
-constexpr int kMostChannels = 64;
+constexpr int kThreads = 512;      // of every block
+constexpr int kMostChannels = 64;  // of a unit
 
 // Division of n < 2^31 by the same d, as a multiplication (Granlund and Montgomery, 1994).
 struct Divider {
@@ -79,6 +79,53 @@ struct Part {
     }
 };
 
+template <int V, Layout L>
+struct Window;
+
+// Where the vectors of a thread are, one after the other.
+template <int V, Layout L>
+struct Places {
+    const Window<V, L>& window;
+    const long long stride;   // from one run to the next
+
+    BNFOLD_DEVICE explicit Places(const Window<V, L>& w)
+        : window(w), stride(static_cast<long long>(w.part.shape.channels) * w.part.shape.inner) {}
+
+    BNFOLD_DEVICE bool beyond() const { return false; }
+    BNFOLD_DEVICE void next(int slot, long long& place, unsigned& offset) {
+        const auto& part = window.part;
+        const unsigned vector = window.skipped + static_cast<unsigned>(slot);
+        const unsigned run = part.by_row.quotient(vector);
+        offset = (vector - run * part.row) * V;
+        place = window.origin + run * stride + offset;
+    }
+};
+
+// A row divides the threads: a thread keeps its channels, and from one vector to its next it is so many rows on.
+template <int V>
+struct Places<V, Layout::columns> {
+    long long at, step;
+    unsigned in_run, width;
+
+    BNFOLD_DEVICE explicit Places(const Window<V, Layout::columns>& window) {
+        const auto& part = window.part;
+        const unsigned thread = static_cast<unsigned>(port::thread()), run = thread / part.row;
+        const long long stride = part.shape.channels;
+        in_run = (thread - run * part.row) * V;
+        width = static_cast<unsigned>(part.width);
+        step = kThreads / part.row * stride;
+        at = window.origin + run * stride + in_run;
+    }
+
+    // Whether this thread's channels are beyond the last one.
+    BNFOLD_DEVICE bool beyond() const { return in_run >= width; }
+    BNFOLD_DEVICE void next(int, long long& place, unsigned& offset) {
+        place = at;
+        offset = in_run;
+        at += step;
+    }
+};
+
 // Neighbouring vectors of a part: those that are in shared memory at one time.
 template <int V, Layout L>
 struct Window {
@@ -101,36 +148,32 @@ struct Window {
     }
 
     // Calls use(slot, place, offset, load(slot, place)) for each vector of this thread: its number in the window, its
-    // first value's place in the tensor and in its run, and what was loaded. U loads are under way at one time:
-    // those beyond the last vector, or beyond the last channel, load another one, and are not used.
+    // first value's place in the tensor and in its run, and what was loaded. U loads are under way at one time.
     template <int U, class Load, class Use>
     BNFOLD_DEVICE void each_vector(Load load, Use use) const {
-        const long long stride = static_cast<long long>(part.shape.channels) * part.shape.inner;
-        for (int first = port::thread(); first < count; first += U * port::threads()) {
+        Places<V, L> places(*this);
+        int slot = port::thread();
+        if (!places.beyond()) turns<U>(slot, places, load, use);
+    }
+
+private:
+    // All turns of U vectors, then what is left in turns of fewer.
+    template <int U, class Load, class Use>
+    BNFOLD_DEVICE void turns(int slot, Places<V, L>& places, Load load, Use use) const {
+        const int last = count - (U - 1) * kThreads;
+        for (; slot < last; slot += U * kThreads) {
             decltype(load(0, 0ll)) loaded[U];
             long long place[U];
             unsigned offset[U];
-            bool wanted[U];
 #pragma unroll
             for (int u = 0; u < U; ++u) {
-                const int ahead = first + u * port::threads();
-                const int slot = ahead < count ? ahead : first;
-                const unsigned vector = skipped + static_cast<unsigned>(slot);
-                const unsigned run = part.by_row.quotient(vector);
-                offset[u] = (vector - run * part.row) * V;
-                wanted[u] = ahead < count;
-                if (L == Layout::columns && offset[u] >= static_cast<unsigned>(part.width)) {
-                    offset[u] = 0;
-                    wanted[u] = false;
-                }
-                place[u] = origin + run * stride + offset[u];
-                loaded[u] = load(slot, place[u]);
+                places.next(slot + u * kThreads, place[u], offset[u]);
+                loaded[u] = load(slot + u * kThreads, place[u]);
             }
 #pragma unroll
-            for (int u = 0; u < U; ++u) {
-                if (wanted[u]) use(first + u * port::threads(), place[u], offset[u], loaded[u]);
-            }
+            for (int u = 0; u < U; ++u) use(slot + u * kThreads, place[u], offset[u], loaded[u]);
         }
+        if constexpr (U > 1) turns<U / 2>(slot, places, load, use);
     }
 };
 
@@ -150,7 +193,7 @@ struct Sweep {
     }
 
     BNFOLD_DEVICE int warp() const { return port::thread() / 32; }
-    BNFOLD_DEVICE int warps() const { return port::threads() / 32; }
+    BNFOLD_DEVICE int warps() const { return kThreads / 32; }
     // The channel that this thread's warp sums.
     BNFOLD_DEVICE int channel() const { return (from + warp() % present) % window.part.width; }
     // The first warp that sums channel c; `present` warps on comes the next. None if the window has no such.

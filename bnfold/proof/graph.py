@@ -218,16 +218,17 @@ def _inlined(loaded: Loaded) -> onnx.ModelProto:
 
 def _bounded(op: str, given: Sequence[Array | None]) -> bool:
     """Whether what an operator would make is of a size that anybody means."""
+    known = [value for value in given if value is not None]
+    if len(known) < len(given):
+        return False
     try:
+        sizes = [int(n) for n in known[0 if op == "ConstantOfShape" else 1].reshape(-1)]
         if op == "ConstantOfShape":
-            return given[0] is not None and math.prod(int(n) for n in given[0].reshape(-1)) <= LARGEST
-        assert given[0] is not None
-        assert given[1] is not None
-        sizes = [int(n) for n in given[1].reshape(-1)]
+            return math.prod(sizes) <= LARGEST
         if op == "Expand":
-            return math.prod(_expanded(given[0].shape, sizes)) <= LARGEST
-        return given[0].size * math.prod(max(n, 1) for n in sizes) <= LARGEST
-    except (AssertionError, IndexError, ValueError, TypeError):
+            return math.prod(_expanded(known[0].shape, sizes)) <= LARGEST
+        return known[0].size * math.prod(max(n, 1) for n in sizes) <= LARGEST
+    except (IndexError, ValueError, TypeError):
         return False
 
 

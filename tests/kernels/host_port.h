@@ -173,6 +173,31 @@ BNFOLD_DEVICE unsigned short half_from_float(float value) {
     return static_cast<unsigned short>(sign | half);
 }
 
+BNFOLD_DEVICE unsigned short bfloat16_from_float(float value) {
+    const unsigned bits = bits_from_float(value);
+    if (value != value) return 0x7fff;
+    return static_cast<unsigned short>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+BNFOLD_DEVICE unsigned halves_from_floats(float low, float high) {
+    return half_from_float(low) | static_cast<unsigned>(half_from_float(high)) << 16;
+}
+BNFOLD_DEVICE unsigned bfloat16s_from_floats(float low, float high) {
+    return bfloat16_from_float(low) | static_cast<unsigned>(bfloat16_from_float(high)) << 16;
+}
+BNFOLD_DEVICE float rectified(float value) {
+    if (value != value) return float_from_bits(0x7fffffffu);
+    return value <= 0 ? 0 : value;
+}
+BNFOLD_DEVICE unsigned filled_halves(unsigned word) {
+    return (word & 0x8000u ? 0xffffu : 0u) | (word & 0x80000000u ? 0xffff0000u : 0u);
+}
+BNFOLD_DEVICE unsigned highest_bits(unsigned a, unsigned b, unsigned c, unsigned d) {
+    const unsigned words[] = {a, b, c, d};
+    unsigned bits = 0;
+    for (int k = 0; k < 4; ++k) bits |= (words[k] >> 15 & 1u) << 2 * k | (words[k] >> 31) << (2 * k + 1);
+    return bits;
+}
+
 // What std::sqrt is; <cmath> would take a third of the compiler's time.
 BNFOLD_DEVICE float square_root(float value) { return __builtin_sqrtf(value); }
 BNFOLD_DEVICE unsigned multiply_high(unsigned a, unsigned b) {

@@ -151,6 +151,24 @@ BNFOLD_KERNEL(1024) to_halves(const float* floats, unsigned short* halves, int s
     for (int i = thread(); i < size; i += threads()) halves[i] = half_from_float(floats[i]);
 }
 
+// Two floats in a word, of each type; and what a ReLU makes of them.
+BNFOLD_KERNEL(1024)
+pairs(const float* floats, unsigned* halves, unsigned* bfloat16s, float* larger, int size) {
+    for (int i = 2 * thread(); i < size; i += 2 * threads()) {
+        halves[i / 2] = halves_from_floats(floats[i], floats[i + 1]);
+        bfloat16s[i / 2] = bfloat16s_from_floats(floats[i], floats[i + 1]);
+        larger[i] = rectified(floats[i]);
+        larger[i + 1] = rectified(floats[i + 1]);
+    }
+}
+// Of four words at a time.
+BNFOLD_KERNEL(1024) halves_of_words(const unsigned* words, unsigned* filled, unsigned* highest, int size) {
+    for (int i = 4 * thread(); i < size; i += 4 * threads()) {
+        for (int k = i; k < i + 4; ++k) filled[k] = filled_halves(words[k]);
+        highest[i / 4] = highest_bits(words[i], words[i + 1], words[i + 2], words[i + 3]);
+    }
+}
+
 BNFOLD_KERNEL(1024) arithmetic(const unsigned* a, const unsigned* b, unsigned* high, float* root, int size) {
     for (int i = thread(); i < size; i += threads()) {
         high[i] = multiply_high(a[i], b[i]);

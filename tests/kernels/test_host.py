@@ -23,7 +23,7 @@ NAMES = [
         "cluster_sums<false>",
         "grid_sums",
     ),
-    *("halves", "to_halves", "arithmetic", "copy", "parameters"),
+    *("halves", "to_halves", "pairs", "halves_of_words", "arithmetic", "copy", "parameters"),
     *("divergent_barrier", "divergent_shuffle", "two_barriers", "two_masks", "crossed", "never"),
     *("shared_at", "global_at", "overflow", "load_shared", "shift", "deep"),
 ]
@@ -156,6 +156,35 @@ def test_half(plain: Samples) -> None:
     number = ~np.isnan(halves)
     assert np.array_equal(out[number], halves[number].view(np.uint16))
     assert (out[~number] == 0x7FFF).all()
+
+
+def test_pairs(plain: Samples) -> None:
+    """Rounded to nearest even, a NaN to the one with all bits but the sign; and the larger of a value and 0."""
+    any_bits = np.random.default_rng(0).integers(0, 2**32, 100_000, np.uint32)
+    middle = np.arange(2**16, dtype=np.uint32) << np.uint32(16) | np.uint32(0x8000)
+    bits = np.concatenate([any_bits, middle - np.uint32(1), middle, middle + np.uint32(1)])
+    x = bits.view(np.float32)
+    halves, wide, larger = np.zeros_like(bits[::2]), np.zeros_like(bits[::2]), np.zeros_like(x)
+    plain("pairs", x, halves, wide, larger, np.int32(x.size))
+    nan = np.isnan(x)
+    one_by_one = np.zeros(x.size, np.uint16)
+    plain("to_halves", x, one_by_one, np.int32(x.size))
+    assert np.array_equal(halves.view(np.uint16), one_by_one)
+    found, kept = wide.view(np.uint16), bits.astype(np.uint64)
+    nearest = (kept + 0x7FFF + (kept >> np.uint64(16) & np.uint64(1))) >> np.uint64(16)
+    assert np.array_equal(found[~nan], nearest[~nan].astype(np.uint16))
+    assert (found[nan] == 0x7FFF).all()
+    assert np.array_equal(larger[~nan].view(np.uint32), np.where(x > 0, bits, 0)[~nan])
+    assert (larger[nan].view(np.uint32) == 0x7FFFFFFF).all()
+
+
+def test_halves_of_words(plain: Samples) -> None:
+    words = np.random.default_rng(0).integers(0, 2**32, 4000, np.uint32)
+    filled, highest = np.zeros(4000, np.uint32), np.zeros(1000, np.uint32)
+    plain("halves_of_words", words, filled, highest, np.int32(4000))
+    signs = words.view(np.int16) < 0
+    assert np.array_equal(filled.view(np.int16), -signs.astype(np.int16))
+    assert np.array_equal(highest, np.packbits(signs.reshape(-1, 8), axis=1, bitorder="little")[:, 0])
 
 
 def test_arithmetic(run: Samples) -> None:

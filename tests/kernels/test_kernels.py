@@ -293,6 +293,39 @@ def test_what_is_no_number_stays_none(machine: HostMachine, name: str) -> None:
     assert found["running_var"][1:3].isnan().all()
 
 
+@pytest.mark.parametrize("kind", TYPES, ids=lambda kind: str(kind)[6:])
+@pytest.mark.parametrize("shape", [(40, 16), (3, 16, 16, 8), (8, 16, 7, 7)], ids=["rows", "planes", "odd planes"])
+@pytest.mark.parametrize("machine", ["one block"], indirect=True)
+def test_which_values_pass_a_relu(machine: HostMachine, shape: tuple[int, ...], kind: torch.dtype) -> None:
+    """Those that are above 0 when they are rounded, and NaN: found again from x, and noted in a mask."""
+    least = torch.nextafter(torch.zeros((), dtype=kind), torch.ones((), dtype=kind)).double()
+    edges = [0.0, -0.0, 1.0, -1.0, torch.inf, -torch.inf, torch.nan, -torch.nan]
+    edges += [float(least) * by for by in (0.5, -0.5, 0.75, 1.0, -1.0, 1.5, 3.0, -3.0)]
+    values = torch.tensor(edges).float()
+    case = Case.drawn(shape, kind=kind)
+    case.weight.fill_(0)
+    case.bias.copy_(values)
+    every = reference.wide(values, case.x).to(kind).expand(shape).contiguous()
+    kept = ~(every <= 0)
+    y, mean, invstd, _ = kernels.forward(Arguments(case.x, None, case.weight, case.bias, relu=True), Running())
+    assert torch.equal(y.nan_to_num(7), torch.where(kept, every, 0).nan_to_num(7))
+    saved = Saved(case.x, None, case.weight, case.bias, mean, invstd, True)
+    dx, dresidual, _, dbias = kernels.backward(saved, case.dy, True, True)
+    assert dresidual is not None and torch.equal(dresidual, torch.where(kept, case.dy, 0))
+    close(dbias, dresidual.double().sum([axis for axis in range(dx.dim()) if axis != 1]), 1e-3)
+
+    residual = values[torch.randint(16, shape, generator=torch.Generator().manual_seed(0))].to(kind)
+    case.bias.fill_(0)
+    given = Arguments(case.x, residual, case.weight, case.bias, relu=True)
+    y, mean, invstd, mask = kernels.forward(given, Running())
+    kept = ~(residual <= 0)
+    assert mask is not None and torch.equal(kernels.unpacked(mask, case.x), kept)
+    assert torch.equal(y.nan_to_num(7), torch.where(kept, residual, 0).nan_to_num(7))
+    saved = Saved(case.x, mask, case.weight, case.bias, mean, invstd, True)
+    _, dresidual, _, _ = kernels.backward(saved, case.dy, False, True)
+    assert dresidual is not None and torch.equal(dresidual, torch.where(kept, case.dy, 0))
+
+
 def test_absent_parameters_and_statistics(machine: HostMachine) -> None:
     case = Case.drawn((5, 6, 8, 4))
     y, mean, invstd, mask = kernels.forward(Arguments(case.x, relu=True), Running())
