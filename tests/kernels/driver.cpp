@@ -69,7 +69,7 @@ std::mutex lock;
 bool recording = true;
 long launches;
 int most_clusters = -1;  // active at one time; -1: one block on each multiprocessor
-bool refuse_cooperative;
+bool refuse_cooperative, refuse_all;
 std::string events;
 std::string told;
 
@@ -184,6 +184,7 @@ int active_clusters(int device, unsigned size) {
 Status launched(const Config& config, Kernel& kernel, void** given) {
     const int device = current();
     if (device < 0) return invalid_context;
+    if (refuse_all) return invalid_value;
     const Wishes wish = wishes(config);
     const auto allowed = kernel.most_shared.find(device);
     const unsigned most = allowed == kernel.most_shared.end() ? 49152 : allowed->second;
@@ -234,6 +235,7 @@ long launch_count() { return launches; }
 void set_recording(int on) { recording = on != 0; }
 void set_clusters(int most) { most_clusters = most; }
 void set_cooperative(int allowed) { refuse_cooperative = allowed == 0; }
+void set_refusing(int on) { refuse_all = on != 0; }
 
 // the driver
 

@@ -52,7 +52,8 @@ class Between:
     def merging(self, ranks: int, channels: int, warps: int) -> float:
         """Cycles of a merge; lanes share the ranks, warps the channels."""
         fewer = (self.sets - -(-ranks // WARP)) * self.letter
-        return self.merge - fewer + (-(-channels // warps) - 1) * max(0.0, self.channels - fewer)
+        more = (-(-channels // warps) - 1) * max(0.0, self.channels - fewer) if self.channels else 0
+        return self.merge - fewer + more
 
     def shown(self) -> dict[str, int]:
         return {name: round(value) for name, value in asdict(self).items() if value}
