@@ -9,8 +9,9 @@ import pytest
 from bnfold.kernels.launch import ROWS, Device, Fit, Launch, Problem, plan, reading
 
 H200 = Device((9, 0), 132, 227 * 1024, clusters=8, cooperative=True)
-LAYERS = ((64, 112), (256, 56), (128, 56), (512, 28), (64, 56), (256, 28), (1024, 14), (128, 28))
-LAYERS += ((512, 14), (2048, 7), (256, 14), (512, 7))  # ResNet-50's: channels, and height as width
+# ResNet-50's: channels, and height as width.
+LAYERS = [(64, 112), (256, 56), (128, 56), (512, 28), (64, 56), (256, 28), (1024, 14), (128, 28)]
+LAYERS += [(512, 14), (2048, 7), (256, 14), (512, 7)]
 
 
 def problem(channels: int, size: int, batch: int = 128, kernel: str = "forward") -> Problem:

@@ -10,8 +10,8 @@ import pytest
 
 from bnfold.certificate import Image
 from bnfold.onnx_graph.file.loaded import load
-from bnfold.proof import evaluate
 from bnfold.proof.claims import Wrong
+from bnfold.proof.evaluate import Judge, compare
 from bnfold.proof.graph import Model
 from bnfold.proof.side import Side
 from tests.proof.test_decide import graph, node
@@ -45,10 +45,41 @@ def test_signs_that_cancel_each_time_are_drawn_again(unlucky: int, wrong: bool) 
     feed = {"x": np.ones(X)}
 
     def judge() -> None:
-        evaluate._judge(*sides, feed, feed, Image("y"), Signs(unlucky), 1, False)  # type: ignore[arg-type]
+        Judge(*sides, Image("y"), Signs(unlucky)).look(feed, feed)  # type: ignore[arg-type]
 
     if wrong:
         with pytest.raises(Wrong):
             judge()
     else:
         judge()
+
+
+class Counted(Side):
+    runs = 0
+
+    def run(self, *arguments: Any) -> Any:
+        self.runs += 1
+        return super().run(*arguments)
+
+
+@pytest.mark.parametrize(("op", "runs"), [("Transpose", 1), ("Neg", 3)])
+def test_what_only_moves_numbers_is_decided_by_one_point(op: str, runs: int) -> None:
+    main = Model(load(graph([node(op, "x", "y")], {}, X))).main
+    x, y = Image("x", 2.0), Image("y", 2.0)
+
+    def compared(image: Image) -> Counted:
+        a = Counted(main, main.nodes, "y")
+        compare(
+            a,
+            Side(main, main.nodes, "y"),
+            ["x"],
+            lambda _: x,
+            image,
+            lambda _: np.zeros(X),
+            np.random.default_rng(0),
+        )
+        return a
+
+    assert compared(y).runs == runs
+    with pytest.raises(Wrong):
+        compared(Image("y", 2 + 1e-8))
