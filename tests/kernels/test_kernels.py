@@ -396,7 +396,7 @@ def test_the_same_bits_of_units_in_turn(shape: tuple[int, ...], monkeypatch: pyt
     monkeypatch.setattr(kernels, "machine_of", lambda x: machine)
     case = Case.drawn(shape)
     wanted: list[dict[str, bytes]] = []
-    for machine.seed in range(9):
+    for machine.seed in range(4):
         given = Arguments(case.x, None, case.weight, case.bias, relu=True)
         y, mean, invstd, _ = kernels.forward(given, Running())
         saved = Saved(case.x, None, case.weight, case.bias, mean, invstd, True)
