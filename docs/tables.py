@@ -25,7 +25,7 @@ from tools._claims import table as claims_table
 from tools._common import RESULTS, ROOT, markdown, read
 from tools._cost import tables as cost_tables
 from tools._demos import order_table, slim_table
-from tools._gpu import goals
+from tools._gpu import goals, host_table
 from tools._stacks import stacks_table
 from tools._zoo import prove_table
 
@@ -379,6 +379,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "kernel_counts": partial(modelled, cost_tables.counts),
         "kernel_layers": partial(modelled, cost_tables.layers),
         "kernel_goals": partial(modelled, cost_tables.goals),
+        "host_time": partial(deployed, "host_time", host_table),
     },
 }
 

@@ -137,6 +137,7 @@ class FileScope(Scope):
         self._compute(node)
 
     def _compute(self, node: Node) -> None:
+        """What a node makes of constants is the same in each run, and so one itself."""
         if node.control or node.random:
             return
         given = [self.constant(name) if name else None for name in node.inputs]
@@ -158,7 +159,9 @@ class FileScope(Scope):
         return {v.name: v.type.tensor_type.elem_type for v in listed if v.type.tensor_type.elem_type}
 
     def against(self, other: Scope) -> str:
-        """The same names in order, of types and shapes that agree, with the same defaults."""
+        """The same names in order, of types and shapes that agree, with the same defaults: whoever calls one
+        model can call the other in its place.
+        """
         assert isinstance(other, FileScope)
         for kind in ("input", "output"):
             ours, theirs = (

@@ -200,14 +200,21 @@ class Work:
         read = self.tensors * PIECE + load
         if self.rings:
             return self.in_ring(mine, pieces, read, write, out, begin)
+        loads, writes = self.loop("load", read, 0, together), self.loop("write", write, out, together)
+        if "again" in self.counts:
+            again = self.loop("again", read + write, out, together)
+        else:  # staged once more, then written
+            staging = self.loop("restage" if "restage" in self.counts else "load", read, 0, together)
+            reads = (read + write) * together
+            again = Loop(staging.time + writes.time, reads, writes.writes, staging.in_flight)
         return Pass(
             share=mine,
             pieces=pieces,
             windows=windows,
-            load=self.loop("load", read, 0, together),
+            load=loads,
             sweep=self.sweep * together,
-            write=self.loop("write", write, out, together),
-            again=self.loop("again", read + write, out, together) if "again" in self.counts else nothing,
+            write=writes,
+            again=again,
             at_hand=at_hand,
             in_cache=kept * self.tensors * PIECE / (read + write),  # of what was read before, no residual
             begin=begin,
