@@ -80,7 +80,7 @@ def predicted(snapshot: Snapshot, device: str, case: Case, which: str, model: Mo
     passes = list(work.passes())
     if work.rings:
         return ring(passes, model.launch, int(launch["window"]) // work.turn) / 1e3
-    if launch.get("ahead"):
+    if work.instance["splits"]:
         return split(passes, model.launch) / 1e3
     return serial(passes, model.launch) / 1e3
 
@@ -127,7 +127,9 @@ class Work:
         """Bytes of the next unit that are asked into the second-level cache before a barrier."""
         if not self.instance["prefetches"]:
             return 0
-        return int(self.snapshot.data["constants"]["kEarly"]) * PIECE * self.tensors
+        if self.rings:
+            return int(self.snapshot.data["constants"]["kEarly"]) * PIECE * self.tensors
+        return int(self.snapshot.data["constants"]["kAhead"]) * PIECE
 
     @property
     def tensors(self) -> int:
