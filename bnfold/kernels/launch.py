@@ -34,6 +34,7 @@ THREADS = 512  # of every block; the kernels' launch bound
 VECTOR = 16  # bytes
 TILE = 64  # bytes of neighbouring channels that a block reads in the layout `columns`
 MOST_CHANNELS = 64  # kMostChannels
+MOST_COLUMNS = 2**26  # channels in the layout `columns`, where 2^32 vectors are THREADS in each unit at least
 CLUSTER_SIZES = (2, 4, 8)  # blocks of those that are portable
 SIZES = {"float": 4, "bnfold::half": 2, "bnfold::bfloat16": 2}
 
@@ -111,8 +112,8 @@ class Kernel:
 
 
 KERNELS = {
-    "forward": Kernel("forward.cuh", types=2, staged=1, channel=12 + 2 * 24 + 4, scratch=8),
-    "backward": Kernel("backward.cuh", types=2, staged=2, channel=12 + 20 + 2 * 8, scratch=8),
+    "forward": Kernel("forward.cuh", types=2, staged=1, channel=3 * 12 + 8 + 4, scratch=12),
+    "backward": Kernel("backward.cuh", types=2, staged=2, channel=12 + 20 + 2 * 8 + 4, scratch=8),
     "apply": Kernel("apply.cuh", types=3, staged=0, channel=12, scratch=0),
     "apply_backward": Kernel("apply.cuh", types=2, staged=0, channel=20, scratch=0),
 }
@@ -133,8 +134,8 @@ def _columns(problem: Problem) -> Reading:
     group = width
     while group < problem.channels and group * problem.size < TILE:
         group *= 2
-    fits = problem.inner == 1 and problem.aligned and problem.channels % width == 0
-    return Reading("columns", width, group, fits)
+    whole = problem.aligned and problem.channels % width == 0
+    return Reading("columns", width, group, problem.inner == 1 and whole and problem.channels <= MOST_COLUMNS)
 
 
 def _plane(problem: Problem) -> Reading:
@@ -150,7 +151,7 @@ def _planes(problem: Problem) -> Reading:
 
 
 def _single_columns(problem: Problem) -> Reading:
-    return Reading("columns", 1, 32, problem.inner == 1)
+    return Reading("columns", 1, 32, problem.inner == 1 and problem.channels <= MOST_COLUMNS)
 
 
 def _single_plane(problem: Problem) -> Reading:
@@ -191,10 +192,13 @@ class Fit:
     @functools.cached_property
     def capacity(self) -> int:
         """Vectors of a window at most: a multiple of the threads, so that each keeps its place in a row."""
-        if not self.kernel.staged:
-            return 2**20
-        free = self.device.shared_memory - self.kernel.shared(0, self.slots, THREADS)
-        return free // (self.kernel.staged * self.reading.width * self.problem.size * THREADS) * THREADS
+        most = 2**20
+        if self.kernel.staged:
+            free = self.device.shared_memory - self.kernel.shared(0, self.slots, THREADS)
+            most = free // (self.kernel.staged * self.reading.width * self.problem.size)
+        if self.reading.layout == "columns":  # which counts vectors in 32 bits, from a window's first row on
+            most = min(most, 2**32 // self.units)
+        return most // THREADS * THREADS
 
     def part(self, ranks: int) -> int:
         """Vectors that a block has to hold, at most, where `ranks` blocks share a unit."""

@@ -171,6 +171,12 @@ def wanted(opcode: str, *given: Array) -> Array:
         return np.where(upper, 0xFFFF0000, 0).astype("u4") | np.where(lower, 0xFFFF, 0).astype("u4")
     if words[0] == "cvt":
         return converted(words[1:], *given)
+    if words[0] == "dp4a":
+        parts = (
+            each.view(np.uint8 if word == "u32" else np.int8).reshape(-1, 4).astype(np.int64)
+            for each, word in zip(given[:2], words[1:], strict=True)
+        )
+        return exact(lambda total, c: total + c, 32)(np.multiply(*parts).sum(1), given[2])
     if kind == "pred":
         return (first == 0).astype("u4") if name == "not" else PLAIN[name](*given)
     if name in ("min", "max"):

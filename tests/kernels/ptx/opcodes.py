@@ -149,3 +149,9 @@ RULES: dict[str, Rule] = {
 }
 RULES |= _comparisons()
 RULES |= _conversions()
+for first, second in product(("s32", "u32"), repeat=2):  # sums of products of bytes
+    result = "u32" if (first, second) == ("u32", "u32") else "s32"
+    bytes_ = ", ".join(f"{each[0]}8" for each in (first, second))
+    RULES[f"dp4a.{first}.{second}"] = Rule(
+        f"dotted<{bytes_}>({{a}}, {{b}}) + {{c}}", ("u32", "u32", result), result
+    )
