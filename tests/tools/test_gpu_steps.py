@@ -16,6 +16,7 @@ from tests.kernels.host import unavailable
 from tests.plugins import build
 from tools._common import ROOT
 from tools._gpu import check, counters, preflight, steps, wheels
+from tools._gpu.results import Results
 
 REASON = unavailable()
 H200 = Device(
@@ -133,6 +134,52 @@ def test_each_way_to_launch_is_tried(limits: Device) -> None:
     launched = preflight.kernels(ways, limits)
     assert {source for source, _ in launched} == {"forward.cuh", "backward.cuh", "apply.cuh"}
     assert len(ways) == len({way.name for way in ways})
+
+
+@pytest.mark.parametrize(
+    ("status", "ways", "raised"),
+    [
+        (0, {"ring": ""}, None),
+        (1, {"ring": "off", "grid": ""}, RuntimeError),  # the others are still worth their time
+        (1, {"ring": "off", "grid": "off"}, check.NoStart),
+        (-11, {}, check.NoStart),
+        (1, {"ring": ""}, check.NoStart),
+    ],
+)
+def test_what_a_preflight_means(
+    status: int,
+    ways: dict[str, str],
+    raised: type[Exception] | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    origin = {"device": {"name": "Made Up 200"}, "driver": "1", "versions": {"torch": "2"}, "kernels": "0"}
+    results = Results(tmp_path / "gpu.json", origin)
+    results.data["preflight"] = {"ways": {"of an earlier run": {"failure": ""}}}
+    results.save()
+
+    def ended(module: str, arguments: list[object], seconds: float) -> int:
+        stored = results.renewed()
+        assert "preflight" not in stored.data
+        stored.data["preflight"] = {"ways": {name: {"failure": failure} for name, failure in ways.items()}}
+        stored.save()
+        return status
+
+    monkeypatch.setattr(check, "ended", ended)
+    if raised is None:
+        check.preflight(results, 40, [])
+    else:
+        with pytest.raises(raised):
+            check.preflight(results, 40, [])
+
+
+def test_a_preflight_that_does_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(module: str, arguments: list[object], seconds: float) -> int:
+        raise RuntimeError("it did not end in 40 s")
+
+    monkeypatch.setattr(check, "ended", ended)
+    with pytest.raises(check.NoStart, match=r"^preflight: it did not end in 40 s$"):
+        check.preflight(Results(tmp_path / "gpu.json", {}), 40, [])
 
 
 # the counters
