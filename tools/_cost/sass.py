@@ -81,21 +81,7 @@ class Instruction:
         return tuple(f"{kind}{number}" for kind, number, _ in _REGISTER.findall(self.operands)[skip:])
 
 
-_WRITE_NOTHING = (
-    "STG",
-    "STS",
-    "ST",
-    "BAR",
-    "MEMBAR",
-    "BRA",
-    "EXIT",
-    "RET",
-    "ISETP",
-    "FSETP",
-    "DSETP",
-    "CCTL",
-    "LDGSTS",
-)
+_WRITE_NOTHING = frozenset("STG STS ST LDGSTS BAR MEMBAR CCTL BRA EXIT RET ISETP FSETP DSETP".split())
 
 
 @dataclass(frozen=True)
