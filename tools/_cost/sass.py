@@ -81,7 +81,9 @@ class Instruction:
         return tuple(f"{kind}{number}" for kind, number, _ in _REGISTER.findall(self.operands)[skip:])
 
 
-_WRITE_NOTHING = frozenset("STG STS ST LDGSTS BAR MEMBAR CCTL BRA EXIT RET ISETP FSETP DSETP".split())
+_WRITE_NOTHING = (
+    "STG", "STS", "ST", "LDGSTS", "BAR", "MEMBAR", "CCTL", "BRA", "EXIT", "RET", "ISETP", "FSETP", "DSETP",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
