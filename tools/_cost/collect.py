@@ -116,7 +116,10 @@ def counted(compiled: Any, kernel: str) -> dict[str, Any]:
         }
         for role, each in found.items()
     }
+    rings = [code.instructions[each.loop.first : each.loop.last + 1] for each in known if each.role == "ring"]
+    turns = [sum(each.name == "LDGSTS" for each in ring) // about.read for ring in rings]
     return {
+        **({"turn": min(turns)} if turns else {}),  # vectors of a thread
         "registers": code.registers,
         "spilled": code.spilled,
         "splits": latency.splits(code.instructions, known),

@@ -120,7 +120,7 @@ class Work:
     @property
     def turn(self) -> int:
         """Vectors of a ring's turn, or of a piece where there is no ring."""
-        return THREADS * (int(self.snapshot.data["constants"]["kTurn"]) if self.rings else 1)
+        return THREADS * int(self.instance.get("turn", 1))
 
     @property
     def early(self) -> float:
