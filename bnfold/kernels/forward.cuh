@@ -7,8 +7,7 @@
 
 #pragma once
 
-#include "normalize.cuh"
-#include "reduce.cuh"
+#include "forward_ring.cuh"
 
 namespace bnfold {
 
@@ -88,6 +87,14 @@ forward(const T* x, const T* residual, T* y, unsigned char* mask, const P* weigh
     // Where one file is compiled for many architectures, some have an instance that is never launched.
     if (E == Exchange::cluster && !port::has_clusters) return;
     const Shape shape = {outer, channels, inner, group, ranks, window};
+    const Outcome<P> outcome = {weight,       bias,    mean, invstd,   running_mean,
+                                running_var, batches, eps,  momentum, y != nullptr};
+    outcome.count_batch();
+    if constexpr (E == Exchange::ring) {
+        auto* told = reinterpret_cast<Letter*>(letters);
+        ForwardRing<T, P, V, L>{shape, x, residual, y, mask, outcome, told, words}.pass(relu != 0);
+        return;
+    }
     char* memory = port::shared();
     auto* staged = reinterpret_cast<Vector<T, V>*>(memory);
     auto* affine = reinterpret_cast<Affine*>(staged + window);
@@ -108,28 +115,8 @@ forward(const T* x, const T* residual, T* y, unsigned char* mask, const P* weigh
         }
         exchange<E>(mine, shape, part.width, unit, rank, box);
         if (c < part.width) {
-            const Moments all = merged_sets[c];
-            const int channel = part.first + c;
-            const float average = static_cast<float>(all.mean);
-            const float variance = static_cast<float>(all.m2 / all.count);
-            const float inverse = 1.0f / port::square_root(variance + eps);
-            affine[c] = {average, weight ? to_float(weight[channel]) * inverse : inverse,
-                         bias ? to_float(bias[channel]) : 0};
-            if (rank == 0) {
-                mean[channel] = average;
-                invstd[channel] = y ? inverse : static_cast<float>(all.m2);
-                if (running_mean) {
-                    const float part_of_batch = momentum < 0 ? 1.0f / static_cast<float>(*batches) : momentum;
-                    const float unbiased = static_cast<float>(all.m2 / (all.count - 1));
-                    const auto toward = [&](P* at, float value) {
-                        *at = from_float<P>((1 - part_of_batch) * to_float(*at) + part_of_batch * value);
-                    };
-                    toward(running_mean + channel, average);
-                    toward(running_var + channel, unbiased);
-                }
-            }
+            affine[c] = outcome.of(part.first + c, merged_sets[c], rank == 0);
         }
-        if (batches && momentum >= 0 && unit == 0 && rank == 0 && c == 0) *batches += 1;
         port::sync_block();
         if (y) {
             const Channels<V, L> affines(part, affine);

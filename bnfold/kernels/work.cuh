@@ -67,6 +67,15 @@ struct Part {
         return shape.outer * row * rank / shape.ranks;
     }
 
+    // How many values of each channel are in the part of a rank; for `planes` of all channels together.
+    BNFOLD_DEVICE double values(int rank) const {
+        const long long shared = L == Layout::columns ? shape.outer : shape.outer * row;
+        const auto ranks = static_cast<unsigned>(shape.ranks), left = static_cast<unsigned>(shared % shape.ranks);
+        const unsigned before = left * static_cast<unsigned>(rank) / ranks;
+        const unsigned more = left * static_cast<unsigned>(rank + 1) / ranks - before;
+        return static_cast<double>(shared / shape.ranks + more) * (L == Layout::columns ? 1 : V);
+    }
+
     BNFOLD_DEVICE int windows() const {
         return static_cast<int>((end - begin + shape.window - 1) / shape.window);
     }

@@ -26,6 +26,7 @@ from bnfold.nn.arguments import Arguments, Running, Saved
 from tests.kernels.host import CACHE, KERNELS, HostError, unavailable
 from tests.kernels.machine import DEVICES, LITTLE, HostMachine, compiled, memory
 from tests.kernels.test_kernels import Case
+from tests.kernels.test_ring import SETTINGS
 
 REASON = unavailable()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")
@@ -42,6 +43,12 @@ CASES = [
     (FEW, (90, 16, 7, 7)),
     (DEVICES["cluster"], (40, 16, 7, 7)),
 ]
+# Of a ring, which the others do not use.
+RINGS = [
+    (SETTINGS[name].machine().limits, (SETTINGS[name].rows, SETTINGS[name].channels))
+    for name in ("two teams", "three units")
+]
+CASES += RINGS
 
 
 def barriers() -> Iterator[tuple[str, int]]:
@@ -98,7 +105,7 @@ def results(file: str, number: int, machine: HostMachine, patch: pytest.MonkeyPa
     case = Case.drawn(shape)
     mean, var = reference.statistics(case.x)
     parameters = (case.weight, case.bias, mean)
-    if file in ("forward.cuh", "reduce.cuh"):
+    if file in ("forward.cuh", "forward_ring.cuh", "reduce.cuh", "ring.cuh"):
         running = case.running(case.x.dtype)
         given = Arguments(case.x, case.residual, case.weight, case.bias, 1e-5, True)
         y, *found, _ = kernels.forward(given, Running(*running))
@@ -125,13 +132,16 @@ def bits(found: list[Tensor]) -> list[bytes]:
 
 def test_there_are_barriers() -> None:
     assert len(SITES) >= 12
-    assert {file for file, _ in SITES} == {"apply.cuh", "backward.cuh", "forward.cuh", "reduce.cuh"}
+    files = {"apply.cuh", "backward.cuh", "forward.cuh", "forward_ring.cuh", "reduce.cuh", "ring.cuh"}
+    assert {file for file, _ in SITES} == files
 
 
 @pytest.mark.parametrize("site", range(len(SITES)), ids=[f"{file}-{at}" for file, at in SITES])
 def test_without_it_the_numbers_are_others(site: int, monkeypatch: pytest.MonkeyPatch) -> None:
     file, at = SITES[site]
-    for number, seed in product(range(len(CASES)), SEEDS):
+    rings = range(len(CASES) - len(RINGS), len(CASES))
+    numbers = rings if "ring" in file else range(rings.start)
+    for number, seed in product(numbers, SEEDS):
         machine = Asking(CASES[number][0], seed, folder=asking(), left_out=site)
         try:
             if bits(results(file, number, machine, monkeypatch)) != wanted(file, number):
