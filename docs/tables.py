@@ -23,8 +23,9 @@ from bnfold.onnx_graph.ops import (
 from tools._bench import equalize_table, int8_table, precision_table
 from tools._claims import table as claims_table
 from tools._common import RESULTS, ROOT, markdown, read
+from tools._cost import tables as cost_tables
 from tools._demos import order_table, slim_table
-from tools._gpu import goals
+from tools._gpu import goals, host_table
 from tools._stacks import stacks_table
 from tools._zoo import prove_table
 
@@ -326,6 +327,11 @@ def operators() -> str:
     return "\n".join(markdown(headings, rows, "lll"))
 
 
+def modelled(made: Callable[[dict[str, Any]], str]) -> str:
+    """A table of what tools/kernel_cost has computed."""
+    return made(read(RESULTS / "kernel_cost.json"))
+
+
 def page_of(text: str, lines: list[str], after: str = "") -> str:
     """A text, a table, and what follows it."""
     return "\n".join([wrapped(text), "", *lines, *(["", wrapped(after)] if after else [])])
@@ -367,7 +373,14 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/operators.md": {"operators": operators},
     "docs/integrations.md": {"stacks": partial(deployed, "stacks", stacks_table)},
     "docs/proof.md": {"prove": partial(deployed, "prove", prove_table)},
-    "docs/performance.md": {"gpu_goals": gpu_goals, "gpu_layers": gpu_layers},
+    "docs/performance.md": {
+        "gpu_goals": gpu_goals,
+        "gpu_layers": gpu_layers,
+        "kernel_counts": partial(modelled, cost_tables.counts),
+        "kernel_layers": partial(modelled, cost_tables.layers),
+        "kernel_goals": partial(modelled, cost_tables.goals),
+        "host_time": partial(deployed, "host_time", host_table),
+    },
 }
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,13 +15,20 @@ from email.message import Message
 from email.parser import Parser
 from pathlib import Path
 
+import onnx
 import pytest
 
 import bnfold
+from examples import make
+from tools._docs.as_users import play
+from tools._docs.blocks import blocks_of
+from tools._docs.users import is_played
 
 ROOT = Path(__file__).resolve().parents[1]
 # What git does not know of a checkout, and what tools make in it.
-MADE = ("__pycache__", ".git", ".venv", ".cache", "build", "dist", ".pytest", ".mypy", ".ruff", ".hypothesis")
+MADE = re.compile(
+    r"__pycache__|\.git|\.venv.*|\.cache|build|dist|\.(pytest|mypy|ruff)_cache|\.hypothesis|.*\.egg-info"
+)
 # Named, since setuptools is the one of this environment: nothing is fetched.
 BUILD = """
 import os, sys
@@ -34,7 +43,7 @@ def checkout_files() -> set[str]:
     found = set()
     for path in ROOT.rglob("*") if not (ROOT / ".git").exists() else listed():
         parts = path.relative_to(ROOT).parts
-        if path.is_file() and not any(p.startswith(MADE) or p.endswith(".egg-info") for p in parts):
+        if path.is_file() and not any(map(MADE.fullmatch, parts)):
             found.add("/".join(parts))
     return found
 
@@ -88,7 +97,12 @@ def test_the_wheel_has_all_of_the_package(wheel: zipfile.ZipFile) -> None:
     files = checkout_files()
     wanted = {name for name in files if name.startswith("bnfold/")}
     wanted |= {f"bnfold/{name}" for name in files if name.startswith("plugins/")}
-    assert {"bnfold/py.typed", "bnfold/kernels/forward.cuh", "bnfold/plugins/CMakeLists.txt"} < wanted
+    assert {
+        "bnfold/py.typed",
+        "bnfold/cli/build.py",
+        "bnfold/kernels/forward.cuh",
+        "bnfold/plugins/CMakeLists.txt",
+    } < wanted
     assert sorted(wanted - names) == []
     info = f"bnfold-{bnfold.__version__}.dist-info/"
     assert [name for name in names - wanted if not name.startswith(info)] == []
@@ -107,6 +121,29 @@ def test_the_wheel_runs(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
     home, library = done.stdout.splitlines()
     assert home == str(tmp_path / "bnfold" / "tensorrt" / "__init__.py")
     assert library.startswith(str(tmp_path / "cache"))
+
+
+def test_the_readme_is_true_of_the_wheel(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    """Its first section; tools/as_users plays all pages, each in an environment of its own."""
+    wheel.extractall(tmp_path / "wheel")
+    commands, work = tmp_path / "bin", tmp_path / "work"
+    for folder in (commands, work):
+        folder.mkdir()
+    for name, module in (("bnfold", "-m bnfold "), ("python", "")):
+        (commands / name).write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -P {module}"$@"\n')
+        (commands / name).chmod(0o755)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "wheel")}
+    environment["PATH"] = f"{commands}{os.pathsep}{environment['PATH']}"
+    onnx.save(make.picture(), work / "model.onnx")
+    onnx.save(make.stubborn(), work / "stubborn.onnx")
+    blocks = [b for b in blocks_of(ROOT / "README.md") if b.section == "Two commands" and is_played(b)]
+    assert len(blocks) == 3
+    assert [told for block in blocks for told in play(block, work, environment)] == []
+    code = "import bnfold; print(bnfold.__file__)"
+    ran = subprocess.run(
+        [commands / "python", "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.startswith(str(tmp_path / "wheel"))
 
 
 def metadata(wheel: zipfile.ZipFile) -> Message:

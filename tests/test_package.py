@@ -140,6 +140,7 @@ def test_everything_the_tools_install_is_pinned() -> None:
         ("tensorrt-headers", 1, "MIT"),
         ("cuda-headers", 2, "NVIDIA's own"),
         ("tensorrt-lean", 2, "NVIDIA's own"),
+        ("nvdisasm", 1, "NVIDIA's own"),
     ],
 )
 def test_what_the_tools_fetch_is_pinned_and_its_licence_told(file: str, count: int, licence: str) -> None:

@@ -154,7 +154,7 @@ def take_output(args: argparse.Namespace, rest: list[str]) -> list[str]:
         args.out, rest = Path(rest[0]), rest[1:]
     if args.output is not None:
         if args.out is not None:
-            raise UsageError(f"two outputs are named, {args.out} and (-o) {args.output}: leave one away")
+            raise UsageError(f"two outputs are given, {args.out} and {args.output} (-o): name one")
         args.out = args.output
     return rest
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from bnfold.origin import extra
 
-__all__ = ["FOLDER", "Compiled", "KernelError", "cache_folder", "compiled", "cuda_core"]
+__all__ = ["FOLDER", "Compiled", "KernelError", "Refused", "cache_folder", "compiled", "cuda_core"]
 
 FOLDER = Path(__file__).resolve().parent  # of the sources
 MOST_BYTES = 256 * 2**20  # of the disk cache; what was not read for longest goes first
@@ -35,6 +35,10 @@ class KernelError(RuntimeError):
     def __init__(self, reason: str, expected: bool = False) -> None:
         super().__init__(reason)
         self.expected = expected
+
+
+class Refused(KernelError):
+    """A device does not take a launch whose blocks have to run together; it may take another one."""
 
 
 @dataclass(frozen=True)

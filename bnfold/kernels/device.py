@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from bnfold.kernels.compile import KernelError, compiled, cuda_core
+from bnfold.kernels.compile import KernelError, Refused, compiled, cuda_core
 from bnfold.kernels.launch import CLUSTER_SIZES, THREADS, Device, Launch
 from bnfold.origin import extra
 
-__all__ = ["CudaDevice", "cuda_device"]
+__all__ = ["CudaDevice", "cuda_device", "zeroed"]
 
 OLDEST = (7, 5)  # compute capability that the kernels are compiled and checked for
 SPARE = "BNFOLD_SPARE_MULTIPROCESSORS"  # what cooperative grids leave to others, NCCL say
@@ -32,23 +32,23 @@ def _once(function: Callable[..., Result]) -> Callable[..., Result]:
     """The function, which remembers what it gave, and why it failed: to compile again would not help."""
 
     @functools.lru_cache(maxsize=4096)
-    def tried(*arguments: Any) -> tuple[Result | None, str]:
+    def tried(*arguments: Any) -> tuple[Result | None, KernelError | None]:
         try:
-            return function(*arguments), ""
+            return function(*arguments), None
         except KernelError as error:
-            return None, str(error)
+            return None, type(error)(str(error))
 
     @functools.wraps(function)
     def given(*arguments: Any) -> Result:
-        result, reason = tried(*arguments)
-        if reason:
-            raise KernelError(reason)
+        result, error = tried(*arguments)
+        if error is not None:
+            raise type(error)(str(error))
         return result  # type: ignore[return-value]
 
     return given
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CudaDevice:
     """One device. context: its primary one, as torch uses. arch: what kernels are compiled for."""
 
@@ -69,7 +69,8 @@ class CudaDevice:
             stream: the address of a cudaStream_t of the device.
 
         Raises:
-            KernelError: it does not compile, or the device refuses it.
+            KernelError: it does not compile, or the device refuses it; then it is `Refused` where that may be
+                because its blocks have to run together.
         """
         core, driver = _cuda()
         # Another device's context may be current, or none, as in a thread in which autograd has just begun.
@@ -84,7 +85,7 @@ class CudaDevice:
             raise
         except Exception as error:  # cuda-core's own kinds, and those of its bindings
             reason = f"{launch.kernel} cannot run on {launch.grid} blocks: {_line(error)}"
-            raise KernelError(reason) from error
+            raise (Refused if launch.cluster > 1 or launch.cooperative else KernelError)(reason) from error
         finally:
             if elsewhere:
                 driver.cuCtxPopCurrent()
@@ -128,6 +129,36 @@ def cuda_device(ordinal: int) -> CudaDevice:
             f"{OLDEST[0]}.{OLDEST[1]}"
         )
     return CudaDevice(ordinal, limits, f"sm_{major}{minor}", context)
+
+
+def zeroed(ordinal: int, words: int) -> int:
+    """The address of so many 4-byte words of a device that are zero, never freed, and of no torch allocator.
+
+    Not for a stream that is being captured: it waits until they are zero.
+
+    Raises:
+        KernelError: the device has no memory for them, or cannot be used.
+    """
+    device = cuda_device(ordinal)
+    _, driver = _cuda()
+    relaxed = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+    before = _asked(driver.cuThreadExchangeStreamCaptureMode(relaxed))  # another thread may capture
+    try:
+        _asked(driver.cuCtxPushCurrent(device.context))
+        try:
+            address = _asked(driver.cuMemAlloc(4 * words))
+            # The default stream would wait for others, and must not be used while one of them is captured.
+            stream = _asked(driver.cuStreamCreate(driver.CUstream_flags.CU_STREAM_NON_BLOCKING))
+            _asked(driver.cuMemsetD32Async(address, 0, words, stream))
+            _asked(driver.cuStreamSynchronize(stream))
+            _asked(driver.cuStreamDestroy(stream))
+            return int(address)
+        finally:
+            driver.cuCtxPopCurrent()
+    except KernelError as error:
+        raise KernelError(f"CUDA device {ordinal} has no memory for {words} words: {error}") from error
+    finally:
+        driver.cuThreadExchangeStreamCaptureMode(before)
 
 
 def _clusters_at_once(ordinal: int, context: int, shared: int) -> tuple[int, ...]:
@@ -180,7 +211,7 @@ def _prepared(device: CudaDevice, launch: Launch) -> tuple[Any, Any]:
         **cluster,
     )
     if cluster and kernel.occupancy.max_active_clusters(config, stream=_stream(0)) < 1:
-        raise KernelError(f"no cluster of {launch.cluster} blocks of {launch.shared} bytes fits")
+        raise Refused(f"no cluster of {launch.cluster} blocks of {launch.shared} bytes fits")
     return kernel, config
 
 

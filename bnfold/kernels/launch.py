@@ -9,6 +9,7 @@ assumed of an architecture but what its number stands for.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -367,6 +368,19 @@ class Launch:
     ranks: int
     window: int
     units: int
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash((self.kernel, self.grid, self.cluster, self.shared, self.window))
+
+    def __hash__(self) -> int:  # computed once: a launch is looked up each time that it is made
+        return self._hash
+
+    def without(self, device: Device) -> Device | None:
+        """A device as one that cannot let this launch's blocks run together; None: they need not."""
+        if self.cluster > 1:
+            return dataclasses.replace(device, clusters=1)
+        return dataclasses.replace(device, cooperative=False) if self.cooperative else None
 
 
 def reading(problem: Problem) -> Reading | None:

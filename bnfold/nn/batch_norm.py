@@ -82,7 +82,9 @@ class Fused(nn.modules.batchnorm._BatchNorm):
         if residual is None:
             y = self._fused(input, None)
         elif isinstance(residual, Tensor):
-            if _fits(residual.shape, input.shape):
+            if residual.shape == input.shape:
+                y = self._fused(input, residual)
+            elif _fits(residual.shape, input.shape):
                 y = self._fused(input, residual.expand_as(input))
             elif not _broadcast(residual.shape, input.shape):
                 raise UsageError(
@@ -93,26 +95,41 @@ class Fused(nn.modules.batchnorm._BatchNorm):
 
     def _fused(self, x: Tensor, residual: Tensor | None) -> Tensor | None:
         """The whole on the kernels; None where they do not take it."""
-        batch = self.training or (self.running_mean is None and self.running_var is None)
-        used = self.track_running_stats if self.training else not batch
-        running = (self.running_mean, self.running_var) if used else (None, None)
-        if (running[0] is None) != (running[1] is None):
+        weight, bias, mean, var, count = self._tensors()
+        training, tracked = self.training, self.track_running_stats
+        batch = training or (mean is None and var is None)
+        if not (tracked if training else not batch):
+            mean = var = None
+        if (mean is None) != (var is None):
             return None  # torch's own function says what is wrong
         momentum = 0.0 if self.momentum is None else self.momentum
-        batches = self.num_batches_tracked if self.training and self.track_running_stats else None
-        if batches is not None and (batches.dtype, batches.device) != (torch.int64, x.device):
+        batches = count if training and tracked else None
+        if batches is not None and (batches.dtype is not torch.int64 or batches.device != x.device):
             return None
         if momentum < 0 or self.eps <= 0:
             return None
-        if not functional.usable(x, residual, self.weight, self.bias, *running):
+        if not functional.usable(x, residual, weight, bias, mean, var):
             return None
         if batch:
-            F._verify_batch_size(x.shape)  # type: ignore[attr-defined]
+            if x.numel() == x.shape[1]:
+                F._verify_batch_size(x.shape)  # type: ignore[attr-defined]
             if batches is not None and self.momentum is None:
                 batches.add_(1)
                 momentum = -1.0
-        given = Arguments(x, residual, self.weight, self.bias, self.eps, self.activation == "relu")
-        return functional.batch_norm(given, Running(*running, batches, momentum), batch)
+        given = Arguments(x, residual, weight, bias, self.eps, self.activation == "relu")
+        return functional.batch_norm(given, Running(mean, var, batches, momentum), batch)
+
+    def _tensors(self) -> tuple[Tensor | None, ...]:
+        """Weight, bias, running mean and variance, and the number of batches."""
+        if not torch.compiler.is_compiling():  # without Module's long way to an attribute
+            try:
+                own, kept = self._parameters, self._buffers
+                statistics = kept["running_mean"], kept["running_var"], kept["num_batches_tracked"]
+                return own["weight"], own["bias"], *statistics
+            except KeyError:  # replaced by a plain attribute, or parametrized
+                pass
+        statistics = self.running_mean, self.running_var, self.num_batches_tracked
+        return self.weight, self.bias, *statistics
 
     def without_batch_norm(self) -> nn.Module:
         """What is left of the module when its batch norm was folded away."""

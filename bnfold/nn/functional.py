@@ -7,7 +7,7 @@ operators of operators.py. Second derivatives are those of reference.py.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -32,14 +32,28 @@ def batch_norm(given: Arguments, running: Running, training: bool) -> Tensor:
     Returns:
         y as x, dense and in the same order of dimensions.
     """
-    x = kernels.dense(given.x)
-    residual = None if given.residual is None else kernels.dense(given.residual, like=x)
-    given = Arguments(x, residual, *given[2:])
+    x, residual, weight, bias = inputs = given[:4]
+    order = kernels.order_of(x)
+    dense = kernels.ordered(x, order)
+    added = None if residual is None else kernels.ordered(residual, order)
+    if dense is not x or added is not residual:
+        given = Arguments(dense, added, *given[2:])
+        x, residual, weight, bias = inputs = given[:4]
     if torch.compiler.is_compiling():
         return operators.batch_norm(given, running, training)
+    if torch.is_grad_enabled() and (
+        x.requires_grad
+        or (weight is not None and weight.requires_grad)
+        or (bias is not None and bias.requires_grad)
+        or (residual is not None and residual.requires_grad)
+    ):
+        found: Tensor = (_train if training else _evaluate)(*inputs, given, running, order)
+        return found
     if training:
-        return _Train.apply(*given, *running)  # type: ignore[no-any-return, no-untyped-call]
-    return _Evaluate.apply(*given, running.mean, running.var, torch.is_grad_enabled())  # type: ignore[no-any-return, no-untyped-call]
+        return steps.forward(given, running)[0]
+    assert running.mean is not None
+    assert running.var is not None
+    return steps.evaluate(given, running.mean, running.var, False)[0]
 
 
 def usable(x: Tensor, residual: Tensor | None, *parameters: Tensor | None) -> bool:
@@ -49,33 +63,25 @@ def usable(x: Tensor, residual: Tensor | None, *parameters: Tensor | None) -> bo
     another number of channels, forward-mode derivatives, torch.func, exported and traced graphs, tensors of
     other classes.
     """
-    if torch.compiler.is_exporting() or not _device_usable(x.device):
+    kind, device = x.dtype, x.device
+    if torch.compiler.is_exporting() or not _device_usable(device):
         return False
-    given = [each for each in parameters if each is not None]
-    types = {each.dtype for each in given}
-    activations = [x] if residual is None else [x, residual]
-    return (
-        x.dtype in kernels.NAMES
-        and x.dim() >= 2
-        and x.numel() > 0
-        and types <= {torch.float32, x.dtype}
-        and len(types) <= 1
-        and all(each.device == x.device for each in given)
-        and all(each.shape == x.shape[1:2] and each.is_contiguous() for each in given)
-        and (residual is None or (residual.dtype, residual.device) == (x.dtype, x.device))
-        and (torch.compiler.is_compiling() or _plain(activations + given))
-    )
-
-
-def _plain(tensors: list[Tensor]) -> bool:
-    """Whether nothing but autograd watches these tensors, and each is its values in memory."""
-    return (
-        all(type(each) in (Tensor, torch.nn.Parameter) for each in tensors)
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._get_tracing_state() is None
-        and not torch._C._are_functorch_transforms_active()
-        and torch.autograd.forward_ad._current_level < 0
-    )
+    if kind not in kernels.NAMES or x.dim() < 2 or x.numel() == 0:
+        return False
+    if residual is not None and (residual.dtype is not kind or residual.device != device):
+        return False
+    found, channels = None, x.shape[1:2]
+    for each in parameters:
+        if each is not None:
+            if found is None:
+                found = each.dtype
+                if found is not kind and found is not torch.float32:
+                    return False
+            elif each.dtype is not found:
+                return False
+            if each.shape != channels or each.device != device or not each.is_contiguous():
+                return False
+    return torch.compiler.is_compiling() or kernels.plain(x, residual, *parameters)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -103,61 +109,69 @@ class _Differentiable(torch.autograd.Function):
 
 
 class _Train(_Differentiable):
-    """With the batch's own statistics; takes `*Arguments, *Running`."""
+    """With the batch's own statistics; takes four of Arguments for autograd, Arguments, Running and order."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        given = Arguments(*arguments[:6])
-        y, mean, invstd, mask = steps.forward(given, Running(*arguments[6:]))
-        _save(ctx, given, mean, invstd, mask, frozen=False)
+        _, _, weight, bias, given, running, order = arguments
+        y, mean, invstd, mask = steps.forward(given, running)
+        ctx.save_for_backward(given.x, weight, bias, mean, invstd, mask)
+        ctx.how = (given.eps, given.relu, False, order)
         return y
 
 
 class _Evaluate(_Differentiable):
-    """With statistics that are known; takes `*Arguments`, mean, var, and whether gradients are enabled."""
+    """With statistics that are known; takes what `_Train` does."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        given, (mean, var, enabled) = Arguments(*arguments[:6]), arguments[6:]
-        wanted = enabled and any(ctx.needs_input_grad)
-        y, mask = steps.evaluate(given, mean, var, given.masked and wanted)
-        if wanted:  # training may go on before backward, and change what the statistics are
-            mean, var = torch.stack([mean, var])
-        _save(ctx, given, mean, var, mask, frozen=True)
+        _, _, weight, bias, given, running, order = arguments
+        y, mask = steps.evaluate(given, running.mean, running.var, given.masked)
+        # Training may go on before backward, and change what the statistics are.
+        mean, var = torch.stack([running.mean, running.var])
+        ctx.save_for_backward(given.x, weight, bias, mean, var, mask)
+        ctx.how = (given.eps, given.relu, True, order)
         return y
 
 
-def _save(
-    ctx: Any, given: Arguments, mean: Tensor, second: Tensor, mask: Tensor | None, frozen: bool
-) -> None:
-    ctx.save_for_backward(given.x, given.weight, given.bias, mean, second, mask)
-    ctx.eps, ctx.relu, ctx.frozen, ctx.order = given.eps, given.relu, frozen, kernels.order_of(given.x)
+def _direct(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """Its `apply` for tensors that are `plain`: what torch does before is for others."""
+    call: Any = super(torch.autograd.Function, function)
+    found: Callable[..., Any] = call.apply
+    return found
+
+
+_train, _evaluate = _direct(_Train), _direct(_Evaluate)
 
 
 def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     """Those of x, residual, weight and bias, where they are wanted."""
     x, weight, bias, mean, second, mask = ctx.saved_tensors
-    x = x.contiguous(memory_format=ctx.order)  # hooks may have saved it in another one
-    if ctx.frozen:  # what was saved is the variance
-        mean, second = reference.numbers(mean), reference.inverse_deviation(second, ctx.eps)
-    saved = Saved(x, mask, weight, bias, mean, second, ctx.relu)
+    eps, relu, frozen, order = ctx.how
+    x = x.contiguous(memory_format=order)  # hooks may have saved it in another one
+    if frozen:  # what was saved is the variance
+        mean, second = reference.numbers(mean), reference.inverse_deviation(second, eps)
+    saved = Saved(x, mask, weight, bias, mean, second, relu)
     needs = ctx.needs_input_grad[:4]
     if not torch._C._has_storage(dy):  # many at once: is_grads_batched, or jacobian(vectorize=True)
         dz = steps.dz_of(saved, dy)
-        dx, dweight, dbias = reference.gradients(
-            x, dz, weight, ctx.eps, (mean, second) if ctx.frozen else None
-        )
+        dx, dweight, dbias = reference.gradients(x, dz, weight, eps, (mean, second) if frozen else None)
         return _wanted((dx, dz, dweight, dbias), needs)
-    # Without a ReLU, what the residual gets is dy itself.
-    found = _Gradients.apply(  # type: ignore[no-untyped-call]
-        kernels.dense(dy, like=x), *saved, ctx.eps, ctx.frozen, (needs[0], needs[1] and ctx.relu, *needs[2:])
-    )
-    return found if ctx.relu else _wanted((found[0], dy, *found[2:]), needs)
+    needs_residual = needs[1] and relu  # without a ReLU, what the residual gets is dy itself
+    dense = kernels.ordered(dy, order)
+    if torch.is_grad_enabled():  # for derivatives of these gradients
+        found = _Gradients.apply(dense, *saved, eps, frozen, (needs[0], needs_residual, *needs[2:]))  # type: ignore[no-untyped-call]
+    else:
+        found = steps.backward(saved, dense, frozen, needs_residual)
+    dx, dresidual, dweight, dbias = found
+    return _wanted((dx, dresidual if relu else dy, dweight, dbias), needs)
 
 
 def _wanted(found: Sequence[Tensor | None], needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
     """None in place of gradients that nobody wants: torch refuses one of what was no tensor."""
-    return tuple(each if needed else None for each, needed in zip(found, needs, strict=True))
+    if False in needs:
+        return tuple([each if needed else None for each, needed in zip(found, needs, strict=True)])
+    return tuple(found)
 
 
 class _Gradients(torch.autograd.Function):

@@ -7,21 +7,21 @@ Activations are dense, in torch's order of dimensions or channels last, and are 
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Sequence
-from contextvars import ContextVar
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bnfold.kernels.compile import KernelError
+from bnfold.kernels.compile import KernelError, Refused
 from bnfold.kernels.device import cuda_device
 from bnfold.kernels.launch import Device, Launch, Problem, plan, reading
 from bnfold.nn.arguments import Arguments, Running, Saved
+from bnfold.nn.words import Pointer, words_of
 
 __all__ = [
-    "KEEP_NOTHING",
     "NAMES",
     "Machine",
     "aligned",
@@ -33,7 +33,9 @@ __all__ = [
     "machine_of",
     "mask_bytes",
     "order_of",
+    "ordered",
     "packed",
+    "plain",
     "statistics",
     "sums",
     "unpacked",
@@ -50,7 +52,7 @@ class Machine(Protocol):
     def limits(self) -> Device: ...
 
     def launch(
-        self, launch: Launch, tensors: Sequence[Tensor | None], numbers: Sequence[Any], stream: int
+        self, launch: Launch, tensors: Sequence[Pointer | None], numbers: Sequence[Any], stream: int
     ) -> None: ...
 
 
@@ -60,14 +62,33 @@ def machine_of(x: Tensor) -> Machine:
     Raises:
         KernelError: nothing does on this kind of device, or this device cannot; the text says why.
     """
-    if x.device.type != "cuda":
+    if not x.is_cuda:
         raise KernelError(f"there are no kernels for {x.device.type} tensors", expected=True)
-    return cuda_device(x.device.index)
+    return cuda_device(x.get_device())
 
 
 def stream_of(x: Tensor) -> int:
     """The stream that torch queues work for this tensor on."""
-    return torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0
+    if not x.is_cuda:
+        return 0
+    library: Any = torch._C  # torch.cuda.current_stream makes an object of it, which takes longer
+    return int(library._cuda_getCurrentRawStream(x.get_device()))
+
+
+def plain(*tensors: Tensor | None) -> bool:
+    """Whether nothing but autograd watches these tensors, and each is its values in memory."""
+    for each in tensors:
+        if each is not None and (type(each) not in _CLASSES or not torch._C._has_storage(each)):
+            return False
+    return (
+        torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._get_tracing_state() is None
+        and not torch._C._are_functorch_transforms_active()
+        and torch.autograd.forward_ad._current_level < 0
+    )
+
+
+_CLASSES = (Tensor, torch.nn.Parameter)
 
 
 class Array(NamedTuple):
@@ -83,13 +104,25 @@ def dense(x: Tensor, like: Tensor | None = None) -> Tensor:
 
     Channels last stays channels last, also through slices of a batch that are not dense.
     """
-    return x.resolve_neg().contiguous(memory_format=order_of(x if like is None else like))
+    return ordered(x, order_of(x if like is None else like))
+
+
+def ordered(x: Tensor, order: torch.memory_format) -> Tensor:
+    """The tensor itself if it is dense in an order of dimensions; else a copy that is."""
+    if not torch.compiler.is_compiling() and x.is_contiguous(memory_format=order) and not x.is_neg():
+        return x
+    return x.resolve_neg().contiguous(memory_format=order)
+
+
+_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def order_of(x: Tensor) -> torch.memory_format:
     """The order of dimensions in which `dense` leaves a tensor."""
-    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
-    if last is None or x.is_contiguous():
+    if x.is_contiguous():
+        return torch.contiguous_format
+    last = _LAST.get(x.dim())
+    if last is None:
         return torch.contiguous_format
     return last if x.is_contiguous(memory_format=last) or _channels_last(x) else torch.contiguous_format
 
@@ -147,29 +180,23 @@ def forward(given: Arguments, running: Running) -> tuple[Tensor, Tensor, Tensor,
     """As `reference.forward`; behind its results the mask, where there are both a residual and a ReLU."""
     x, residual, weight, bias, eps, relu = given
     *kept, momentum = running
-    call = _Call("forward", x, (residual,), _type(weight, bias, running.mean))
+    call = _call("forward", x, residual, _type(weight, bias, running.mean))
     y = torch.empty_like(x)
-    mask = call.new_mask() if given.masked else None
-    mean, invstd = _vectors(x, torch.float32)
-    call(
-        *(x, residual, y, mask, weight, bias, mean, invstd, *kept, *call.mailbox(MOMENTS)),
-        numbers=(np.float32(eps), np.float32(momentum), np.int32(relu)),
-    )
-    for changed in kept:
-        if changed is not None:  # autograd shall see that it was
-            torch.autograd.graph.increment_version(changed)
+    mask = call.new_mask(x) if given.masked else None
+    mean, invstd = _vectors(x, torch.float32, weight)
+    call(x, (x, residual, y, mask, weight, bias, mean, invstd, *kept), (eps, momentum, relu), MOMENTS)
+    changed = [each for each in kept if each is not None]
+    if changed:  # autograd shall see that they were
+        torch.autograd.graph.increment_version(changed)
     return y, mean, invstd, mask
 
 
 def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and squared deviations from it, of each channel, float32."""
-    call = _Call("forward", x, (), torch.float32)
+    call = _call("forward", x, None, torch.float32)
     mean, m2 = _vectors(x, torch.float32)
-    call(
-        *(x, None, None, None, None, None, mean, m2),
-        *(None, None, None, *call.mailbox(MOMENTS)),
-        numbers=(np.float32(0), np.float32(0), np.int32(False)),
-    )
+    tensors = (x, None, None, None, None, None, mean, m2, None, None, None)
+    call(x, tensors, (0.0, 0.0, False), MOMENTS)
     return mean, m2
 
 
@@ -177,36 +204,31 @@ def backward(
     saved: Saved, dy: Tensor, frozen: bool, needs_residual: bool
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """Dx, the residual's gradient where it is wanted and not dy itself, dweight and dbias."""
-    call, tensors = _backward_call("backward", saved, dy)
+    kind = _type(saved.weight, saved.bias)
+    call, tensors = _backward_call("backward", saved, dy, kind)
     dx = torch.empty_like(saved.x)
     dresidual = torch.empty_like(dx) if needs_residual and saved.relu else None
-    dweight, dbias = _vectors(dx, _type(saved.weight, saved.bias))
-    call(
-        *(*tensors, dx, dresidual, dweight, dbias, None, None, *call.mailbox(SUMS)),
-        numbers=(np.int32(saved.relu), np.int32(frozen)),
-    )
+    dweight, dbias = _vectors(dx, kind, saved.weight)
+    tensors = (*tensors, dx, dresidual, dweight, dbias, None, None)
+    call(dx, tensors, (saved.relu, frozen), SUMS)
     return dx, dresidual, dweight, dbias
 
 
 def sums(saved: Saved, dy: Tensor) -> tuple[Tensor, Tensor]:
     """As `reference.sums`, float32, of dy where the value passed the ReLU."""
-    call, tensors = _backward_call("backward", saved, dy)
+    call, tensors = _backward_call("backward", saved, dy, _type(saved.weight, saved.bias))
     dz, dz_x = _vectors(saved.x, torch.float32)
-    call(
-        *(*tensors, None, None, None, None, dz, dz_x, *call.mailbox(SUMS)),
-        numbers=(np.int32(saved.relu), np.int32(False)),
-    )
+    call(saved.x, (*tensors, None, None, None, None, dz, dz_x), (saved.relu, False), SUMS)
     return dz, dz_x
 
 
 def apply(given: Arguments, mean: Tensor, var: Tensor, noted: bool) -> tuple[Tensor, Tensor | None]:
     """As `reference.apply`; behind it the mask, if it is to be noted."""
     x, residual, weight, bias, eps, relu = given
-    call = _Call("apply", x, (residual,), _type(weight, bias), mean.dtype)
+    call = _call("apply", x, residual, _type(weight, bias), mean.dtype)
     y = torch.empty_like(x)
-    mask = call.new_mask() if noted else None
-    numbers = (np.float32(eps), np.int32(relu))
-    call(x, residual, y, mask, weight, bias, mean, var, numbers=numbers)
+    mask = call.new_mask(x) if noted else None
+    call(x, (x, residual, y, mask, weight, bias, mean, var), (eps, relu))
     return y, mask
 
 
@@ -214,102 +236,163 @@ def apply_backward(
     saved: Saved, dy: Tensor, mean_dz: Tensor, mean_dz_x: Tensor, needs_residual: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Dx and the residual's gradient, from the means over all values of dz and dz * (x - mean), float32."""
-    call, tensors = _backward_call("apply_backward", saved, dy)
+    call, tensors = _backward_call("apply_backward", saved, dy, _type(saved.weight, saved.bias))
     dx = torch.empty_like(saved.x)
     dresidual = torch.empty_like(dx) if needs_residual and saved.relu else None
-    call(*tensors, mean_dz, mean_dz_x, dx, dresidual, numbers=(np.int32(saved.relu),))
+    call(dx, (*tensors, mean_dz, mean_dz_x, dx, dresidual), (saved.relu,))
     return dx, dresidual
 
 
-class _Call:
-    """One launch in the making: planned, then called with the kernel's pointers and its last numbers."""
+# The last numbers that each kernel takes.
+NUMBERS: dict[str, tuple[type, ...]] = {
+    "forward": (np.float32, np.float32, np.int32),
+    "backward": (np.int32, np.int32),
+    "apply": (np.float32, np.int32),
+    "apply_backward": (np.int32,),
+}
 
-    def __init__(
-        self,
-        kernel: str,
-        x: Tensor,
-        others: Sequence[Tensor | None],
-        *types: torch.dtype,
-        aligned: bool = True,
+
+class _Call:
+    """A launch that is ready for all tensors of a kind on a machine: planned, with its numbers."""
+
+    def __init__(self, machine: Machine, problem: Problem, limits: Device) -> None:
+        self.machine, self.problem, self.limits = machine, problem, limits
+        self.known = machine.limits  # for which this is planned, unless launches were refused
+        self.plan = plan = _planned(problem, limits)
+        shape = (problem.channels, problem.inner, plan.group, plan.ranks, plan.window)
+        self.shape = (np.int64(problem.outer), *map(np.int32, shape))
+        self.numbers: dict[tuple[float, ...], tuple[Any, ...]] = {}
+
+    def new_mask(self, x: Tensor) -> Tensor:
+        """A byte for each vector."""
+        return x.new_empty(x.numel() // self.plan.width, dtype=torch.uint8)
+
+    def __call__(
+        self, x: Tensor, tensors: Sequence[Tensor | None], last: tuple[float, ...], exchanged: int = 0
     ) -> None:
+        """Launches it; where its blocks cannot run together, the next line of the table that is possible.
+
+        Args:
+            x: any tensor of its device.
+            tensors: the kernel's pointers, but those to what its blocks exchange.
+            last: the numbers that follow the shape.
+            exchanged: bytes of the sets that blocks exchange for each channel; 0: they never do.
+
+        Raises:
+            KernelError: no line of the table can be launched.
+        """
+        call, stream, reasons = self, stream_of(x), []
+        while True:
+            numbers = call.numbers.get(last) or call._numbered(last)
+            pointers: Sequence[Pointer | None] = tensors
+            if call.plan.cooperative:
+                pointers = (*tensors, *call._mailbox(x, exchanged, stream))
+            elif exchanged:
+                pointers = (*tensors, None, None)
+            try:
+                self.machine.launch(call.plan, pointers, numbers, stream)
+                break
+            except Refused as error:
+                less = call.plan.without(call.limits)
+                if less is None:
+                    raise
+                reasons.append(str(error))
+                call = _Call(self.machine, self.problem, less)
+        if reasons:
+            _refused(x, call, reasons)
+
+    def _numbered(self, last: tuple[float, ...]) -> tuple[Any, ...]:
+        if len(self.numbers) >= 64:  # a momentum that changes with each step, say
+            self.numbers.clear()
+        kinds = NUMBERS[self.problem.kernel]
+        found = (*self.shape, *(kind(each) for kind, each in zip(kinds, last, strict=True)))
+        self.numbers[last] = found
+        return found
+
+    def _mailbox(self, x: Tensor, size: int, stream: int) -> tuple[Pointer, Pointer]:
+        """What blocks of a cooperative launch exchange: sets of that many bytes, and words to wait by."""
+        letters = self.plan.units * self.plan.ranks * self.plan.group * size
+        return x.new_empty(letters, dtype=torch.uint8), words_of(x, self.plan.grid, stream)
+
+
+_CALLS: dict[tuple[Any, ...], _Call] = {}
+_LESS: dict[tuple[torch.device, Device], Device] = {}  # what a device can that has refused launches
+
+
+def _call(kernel: str, x: Tensor, other: Tensor | None, *types: torch.dtype, aligned: bool = True) -> _Call:
+    """The call of a kernel for tensors like these; other: what is read beside x.
+
+    Raises:
+        KernelError: there is no kernel for them.
+    """
+    machine = machine_of(x)
+    aligned = aligned and (x.data_ptr() | (0 if other is None else other.data_ptr())) % 16 == 0
+    key = (kernel, x.shape, x.stride(), x.dtype, types, aligned, x.get_device())
+    found = _CALLS.get(key)
+    if found is None or found.machine is not machine or found.known is not machine.limits:
         if x.dtype not in NAMES or not {*types} <= {x.dtype, torch.float32}:
             raise KernelError(f"{x.dtype} with parameters or statistics of {types[-1]}", expected=True)
-        self.x = x
-        self.machine = machine_of(x)
-        self.array = array_of(x)
-        aligned = aligned and all(t is None or t.data_ptr() % 16 == 0 for t in (x, *others))
-        names = tuple(NAMES[each] for each in (x.dtype, *types))
-        self.plan = _planned(kernel, names, self.array, aligned, self.machine.limits)
-
-    def new_mask(self) -> Tensor:
-        """A byte for each vector."""
-        return self.x.new_empty(self.x.numel() // self.plan.width, dtype=torch.uint8)
-
-    def mailbox(self, size: int) -> tuple[Tensor | None, Tensor | None]:
-        """What blocks of a cooperative launch exchange: sets of that many bytes, and words to wait by."""
-        if not self.plan.cooperative:
-            return None, None
-        letters = self.plan.units * self.plan.ranks * self.plan.group * size
-        return self.x.new_empty(letters, dtype=torch.uint8), _words(self.x, self.plan.grid)
-
-    def __call__(self, *tensors: Tensor | None, numbers: tuple[Any, ...]) -> None:
-        numbers = (*_shape(self.array, self.plan), *numbers)
-        self.machine.launch(self.plan, tensors, numbers, stream_of(self.x))
-
-
-@functools.lru_cache(maxsize=4096)
-def _planned(kernel: str, types: tuple[str, ...], array: Array, aligned: bool, limits: Device) -> Launch:
-    found = plan(Problem(kernel, types, *array, aligned), limits)
-    if found is None:
-        if 0 in array:
-            raise KernelError("there is nothing to do for an empty tensor", expected=True)
-        raise KernelError(f"no kernel reads {array.outer} x {array.channels} planes of {array.inner} values")
+        problem = Problem(kernel, tuple(NAMES[each] for each in (x.dtype, *types)), *array_of(x), aligned)
+        limits = _LESS.get((x.device, machine.limits), machine.limits)
+        if len(_CALLS) >= 4096:
+            _CALLS.clear()
+        found = _CALLS[key] = _Call(machine, problem, limits)
     return found
 
 
+def _refused(x: Tensor, call: _Call, reasons: list[str]) -> None:
+    """Remembers what a device cannot do, since another launch came through, and says so once."""
+    _LESS[x.device, call.known] = call.limits
+    _CALLS.clear()
+    what = "clusters" if call.limits.cooperative else "grids"
+    _warn(f"{x.device} does not let {what} of blocks run together: {call.plan.row} stands in ({reasons[-1]})")
+
+
+@functools.cache
+def _warn(reason: str) -> None:
+    warnings.warn(f"bnfold.nn: {reason}", stacklevel=2)
+
+
 @functools.lru_cache(maxsize=4096)
-def _shape(array: Array, launch: Launch) -> tuple[Any, ...]:
-    rest = (array.channels, array.inner, launch.group, launch.ranks, launch.window)
-    return np.int64(array.outer), *map(np.int32, rest)
+def _planned(problem: Problem, limits: Device) -> Launch:
+    found = plan(problem, limits)
+    if found is None:
+        outer, channels, inner = problem.outer, problem.channels, problem.inner
+        if 0 in (outer, channels, inner):
+            raise KernelError("there is nothing to do for an empty tensor", expected=True)
+        raise KernelError(f"no kernel reads {outer} x {channels} planes of {inner} values")
+    return found
 
 
-def _vectors(x: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Two of a number for each channel; not two views of one, which operators may not return."""
+def _vectors(x: Tensor, kind: torch.dtype, like: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Two of a number for each channel; not two views of one, which operators may not return.
+
+    like: a parameter of the module, of which one of its type is made sooner.
+    """
+    if like is not None and like.dtype is kind and like.numel() == x.shape[1]:
+        return torch.empty_like(like), torch.empty_like(like)
     return x.new_empty(x.shape[1], dtype=kind), x.new_empty(x.shape[1], dtype=kind)
 
 
 def _type(*parameters: Tensor | None) -> torch.dtype:
     """That of all parameters: kernels take them in one."""
-    first, *others = {each.dtype for each in parameters if each is not None} or {torch.float32}
-    if others:
-        raise KernelError(f"parameters of {first} and {others[0]}", expected=True)
-    return first
+    found = None
+    for each in parameters:
+        if each is not None:
+            if found is None:
+                found = each.dtype
+            elif each.dtype is not found:
+                raise KernelError(f"parameters of {found} and {each.dtype}", expected=True)
+    return torch.float32 if found is None else found
 
 
-def _backward_call(kernel: str, saved: Saved, dy: Tensor) -> tuple[_Call, tuple[Tensor | None, ...]]:
+def _backward_call(
+    kernel: str, saved: Saved, dy: Tensor, kind: torch.dtype
+) -> tuple[_Call, tuple[Tensor | None, ...]]:
     """The call and its first tensors. x and dy must be read in the vectors that the mask was noted for."""
     x, mask, weight, bias, mean, invstd, _ = saved
     single = mask is not None and mask.numel() == x.numel()
     if mask is not None and not single:
         x, dy = aligned(x), aligned(dy)
-    call = _Call(kernel, x, (dy,), _type(weight, bias), aligned=not single)
+    call = _call(kernel, x, dy, kind, aligned=not single)
     return call, (x, dy, mask, weight, bias, mean, invstd)
-
-
-_WORDS: dict[tuple[torch.device, int], Tensor] = {}
-# Set where memory may be of a CUDA graph's pool, as when torch.compile warms up: nothing of it may be kept.
-KEEP_NOTHING: ContextVar[bool] = ContextVar("KEEP_NOTHING", default=False)
-
-
-def _words(x: Tensor, count: int) -> Tensor:
-    """Words that are zero, or as an earlier launch on the same stream left them, which is as good.
-
-    A graph that is being captured gets its own, zeroed at each replay, for it may run beside its stream.
-    """
-    if KEEP_NOTHING.get() or (x.is_cuda and torch.cuda.is_current_stream_capturing()):
-        return x.new_zeros(count, dtype=torch.int32)
-    key = (x.device, stream_of(x))
-    kept = _WORDS.get(key)
-    if kept is None or kept.numel() < count:
-        kept = _WORDS[key] = x.new_zeros(max(count, 1024), dtype=torch.int32)
-    return kept

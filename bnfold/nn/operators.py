@@ -8,7 +8,6 @@ autograd key.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -62,19 +61,6 @@ def sync_batch_norm(given: Arguments, running: Running, need: int, group: str) -
     return y  # type: ignore[no-any-return]
 
 
-def _keeps_nothing(step: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
-    @functools.wraps(step)
-    def run(*arguments: Any) -> tuple[Tensor, ...]:
-        token = kernels.KEEP_NOTHING.set(True)
-        try:
-            return step(*arguments)
-        finally:
-            kernels.KEEP_NOTHING.reset(token)
-
-    return run
-
-
-@_keeps_nothing
 def _train(*arguments: Any) -> tuple[Tensor, ...]:
     x, residual, weight, bias, running_mean, running_var, batches, eps, momentum, relu = arguments
     given = _aligned(Arguments(x, residual, weight, bias, eps, relu))
@@ -83,7 +69,6 @@ def _train(*arguments: Any) -> tuple[Tensor, ...]:
     return y, mean, invstd, _given(mask, given.x)
 
 
-@_keeps_nothing
 def _evaluate(*arguments: Any) -> tuple[Tensor, ...]:
     x, residual, weight, bias, mean, var, eps, relu = arguments
     given = _aligned(Arguments(x, residual, weight, bias, eps, relu))
@@ -91,7 +76,6 @@ def _evaluate(*arguments: Any) -> tuple[Tensor, ...]:
     return y, _given(mask, given.x)
 
 
-@_keeps_nothing
 def _backward(x: Tensor, dy: Tensor, mask: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     *parameters, frozen, needs_residual = rest
     saved = Saved(x, mask if mask.numel() else None, *parameters)
@@ -99,7 +83,6 @@ def _backward(x: Tensor, dy: Tensor, mask: Tensor, *rest: Any) -> tuple[Tensor, 
     return dx, x.new_empty(0) if dresidual is None else dresidual, dweight, dbias
 
 
-@_keeps_nothing
 def _sync_train(*arguments: Any) -> tuple[Tensor, ...]:
     x, residual, weight, bias, mean, var, batches, eps, momentum, relu, need, group = arguments
     given = _aligned(Arguments(x, residual, weight, bias, eps, relu))
@@ -109,7 +92,6 @@ def _sync_train(*arguments: Any) -> tuple[Tensor, ...]:
     return y, mean.clone(), invstd, ranks, _given(mask, given.x)
 
 
-@_keeps_nothing
 def _sync_backward(x: Tensor, dy: Tensor, mask: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     *parameters, ranks, need, needs_residual, group = rest
     saved = Saved(x, mask if mask.numel() else None, *parameters)
@@ -244,6 +226,17 @@ class _SyncTrain(torch.autograd.Function):
         return *wanted, *[None] * (len(needs) - 4)
 
 
+def _above(step: Callable[..., tuple[Tensor, ...]], function: Callable[..., Any]) -> Callable[..., Any]:
+    """The operator for autograd: the step alone where no gradient is wanted, as below torch.compile."""
+
+    def call(*arguments: Any) -> Any:
+        if not torch.is_grad_enabled() and kernels.plain(*arguments[:6]):
+            return step(*arguments)
+        return function(*arguments)
+
+    return call
+
+
 for _name, _step, _fake, _function in (
     ("batch_norm_train", _train, _fake_train, _Train.apply),
     ("batch_norm_evaluate", _evaluate, _fake_evaluate, _Evaluate.apply),
@@ -254,4 +247,4 @@ for _name, _step, _fake, _function in (
     _library.impl(_name, _step, "CompositeExplicitAutograd")
     torch.library.register_fake(f"bnfold::{_name}", _fake, lib=_library)
     if _function is not None:
-        _library.impl(_name, _function, "Autograd")
+        _library.impl(_name, _above(_step, _function), "Autograd")

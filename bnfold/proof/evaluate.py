@@ -20,7 +20,7 @@ from bnfold.proof.operator import Array, is_float, precision_of
 from bnfold.proof.rounding import DRAWS, new_attributes, new_constants, rounding
 from bnfold.proof.side import Side
 
-__all__ = ["compare"]
+__all__ = ["Judge", "compare"]
 
 # How much more than the root mean square of what rounding does a number may be off.
 TIMES = 16.0
@@ -70,7 +70,7 @@ def compare(
     a.strict = b.strict = not any(leaf in (premises or {}) for leaf in leaves)
     several = len(a.nodes) > 1 or len(b.nodes) > 1
     always = 6 if behind else 4 if points.size else 3 if several else 2
-    jumps = ""
+    jumps, judge = "", Judge(a, b, y, rng, rounds, unsure)
     for turn, (scale, near, signed) in enumerate(TRIES, 1):
         seed = int(rng.integers(1 << 32))
         for sign in (scale, -scale) if turn != 2 else (scale,):
@@ -79,7 +79,7 @@ def compare(
             feed_a, feed_b = feeds(leaves, image, values, premises or {}, some, sign, signed, drawn)
             if turn > 1:
                 _bounded((a.work + b.work) * (2 * always + DRAWS))
-            _judge(a, b, feed_a, feed_b, y, rng, rounds, unsure)
+            judge.look(feed_a, feed_b)
             jumps = jumps or steps.unlike(a.steps, b.steps)
         missed = a.missed() or b.missed()
         if turn >= always and missed is None:
@@ -109,102 +109,91 @@ class Point(NamedTuple):
     largest: float
 
 
-def _judge(
-    a: Side,
-    b: Side,
-    feed_a: Mapping[str, Array],
-    feed_b: Mapping[str, Array],
-    y: Image,
-    rng: np.random.Generator,
-    rounds: int,
-    unsure: bool,
-) -> None:
-    """Whether the regions agree on one feed. Raises Wrong, Undecided."""
-    ya, yb = a.run(feed_a), b.run(feed_b)
-    if not is_float(ya) or not is_float(yb):
-        if ya.shape != yb.shape or ya.dtype.kind != yb.dtype.kind or not np.array_equal(ya, yb):
-            raise Wrong("integers or truth values differ")
-        return
-    with np.errstate(all="ignore"):
-        want, got = _beside(ya, yb, y)
-        if 2 * np.isfinite(want).sum() < want.size:
-            raise Undecided("most of what comes out is not finite")
-        a.gave(want)
-        error = np.abs(want - got)
-        error[(want == got) | (np.isnan(want) & np.isnan(got))] = 0.0
-        error[np.isnan(error)] = np.inf
-        largest = float(np.abs(want[np.isfinite(want)]).max(initial=0.0))
-        allowed = EXACT * (np.abs(want) + np.abs(y.q)) + 1e-13 * largest
-        if y.cut is not None:  # a constant is what rounded numbers have made it
-            is_gone, _ = gone_channels(y.cut, want.shape)
-            allowed = allowed + is_gone * TIMES * precision_of("float32") * np.abs(want)
-    if (error > allowed).any():
-        point = Point((feed_a, feed_b), (ya, yb), want, got, error, largest)
-        _explain(a, b, point, allowed, y, rng, rounds, unsure)
-    if loose := a.loose or b.loose:
-        raise Agrees(f"it agrees, but {loose} could be computed in float32 only")
+class Judge:
+    """Whether two regions agree, one feed after the other. The arguments are those of `compare`."""
 
+    def __init__(
+        self, a: Side, b: Side, y: Image, rng: np.random.Generator, rounds: int = 1, unsure: bool = False
+    ) -> None:
+        self.a, self.b, self.y, self.rng, self.rounds, self.unsure = a, b, y, rng, rounds, unsure
 
-def _beside(ya: Array, yb: Array, y: Image) -> tuple[Array, Array]:
-    """What the claim makes of both outputs: what is expected, and what is there."""
-    want, got = (ya, y.p * yb + y.q) if y.decoded else (y.p * ya + y.q, yb)
-    if y.cut is not None:  # what is gone has to be what it is said to have been
-        _, constants = gone_channels(y.cut, want.shape)
-        got = put(got, np.where(np.isnan(constants), want, constants), y.cut, want.shape)
-    if want.shape != got.shape:
-        raise Wrong(f"its shape is {got.shape}, and {want.shape} is expected")
-    return want, got
+    def look(self, feed_a: Mapping[str, Array], feed_b: Mapping[str, Array]) -> None:
+        """One feed. Raises Wrong, Undecided."""
+        ya, yb = self.a.run(feed_a), self.b.run(feed_b)
+        if not is_float(ya) or not is_float(yb):
+            if ya.shape != yb.shape or ya.dtype.kind != yb.dtype.kind or not np.array_equal(ya, yb):
+                raise Wrong("integers or truth values differ")
+            return
+        with np.errstate(all="ignore"):
+            want, got = self._beside(ya, yb)
+            if 2 * np.isfinite(want).sum() < want.size:
+                raise Undecided("most of what comes out is not finite")
+            self.a.gave(want)
+            error = np.abs(want - got)
+            error[(want == got) | (np.isnan(want) & np.isnan(got))] = 0.0
+            error[np.isnan(error)] = np.inf
+            largest = float(np.abs(want[np.isfinite(want)]).max(initial=0.0))
+            allowed = EXACT * (np.abs(want) + np.abs(self.y.q)) + 1e-13 * largest
+            if self.y.cut is not None:  # a constant is what rounded numbers have made it
+                is_gone, _ = gone_channels(self.y.cut, want.shape)
+                allowed = allowed + is_gone * TIMES * precision_of("float32") * np.abs(want)
+        if (error > allowed).any():
+            self._explain(Point((feed_a, feed_b), (ya, yb), want, got, error, largest), allowed)
+        if loose := self.a.loose or self.b.loose:
+            raise Agrees(f"it agrees, but {loose} could be computed in float32 only")
 
+    def _beside(self, ya: Array, yb: Array) -> tuple[Array, Array]:
+        """What the claim makes of both outputs: what is expected, and what is there."""
+        y = self.y
+        want, got = (ya, y.p * yb + y.q) if y.decoded else (y.p * ya + y.q, yb)
+        if y.cut is not None:  # what is gone has to be what it is said to have been
+            _, constants = gone_channels(y.cut, want.shape)
+            got = put(got, np.where(np.isnan(constants), want, constants), y.cut, want.shape)
+        if want.shape != got.shape:
+            raise Wrong(f"its shape is {got.shape}, and {want.shape} is expected")
+        return want, got
 
-def _explain(
-    a: Side,
-    b: Side,
-    point: Point,
-    allowed: Array,
-    y: Image,
-    rng: np.random.Generator,
-    rounds: int,
-    unsure: bool,
-) -> None:
-    """Whether the rounding of constants explains an error: of those that only `b` has, and where numbers were
-    rounded on the way, of those of `a`. Raises Wrong, Undecided.
-    """
-    (feed_a, feed_b), (ya, yb), want, got, error, largest = point
-    new, old = new_constants(a, b), a.constants() if rounds > 1 else {}
-    here, there = (Image(""), y) if y.decoded else (y, Image(""))
-    most = max([NEAR, *(MOST.get(v.dtype.name, NEAR) for v in (new | old).values())]) * largest
-    if error.max() <= most:  # else no rounding explains it
-        _bounded(b.work * DRAWS)
-        moved, exact = np.zeros(1), allowed
-        for _ in range(LOOKS):
-            found = rounding(b, feed_b, new, new_attributes(a, b), yb, there, rng)
-            if y.cut is not None:
-                found = put(np.broadcast_to(found, yb.shape), np.zeros(1), y.cut, want.shape)
-            moved = np.maximum(moved, found)
-            allowed = exact + TIMES * moved
-            if not (error > allowed).any():
-                break
-        if old and (error > allowed).any():
+    def _explain(self, at: Point, allowed: Array) -> None:
+        """Whether rounding explains an error: of the constants that only `b` has, and where numbers were
+        rounded on the way, of those of `a` too. Raises Wrong, Undecided.
+        """
+        a, b, y, error = self.a, self.b, self.y, at.error
+        (feed_a, feed_b), (ya, yb) = at.feeds, at.gave
+        new, old = new_constants(a, b), a.constants() if self.rounds > 1 else {}
+        here, there = (Image(""), y) if y.decoded else (y, Image(""))
+        most = max([NEAR, *(MOST.get(v.dtype.name, NEAR) for v in (new | old).values())]) * at.largest
+        if error.max() <= most:  # else no rounding explains it
+            _bounded(b.work * DRAWS)
+            moved, exact = np.zeros(1), allowed
+            for _ in range(LOOKS):
+                found = rounding(b, feed_b, new, new_attributes(a, b), yb, there, self.rng)
+                if y.cut is not None:
+                    found = put(np.broadcast_to(found, yb.shape), np.zeros(1), y.cut, at.want.shape)
+                moved = np.maximum(moved, found)
+                allowed = exact + TIMES * moved
+                if not (error > allowed).any():
+                    break
+            if old and (error > allowed).any():
+                _bounded((a.work + b.work) * DRAWS)
+                more = rounding(a, feed_a, old, [], ya, here, self.rng)
+                allowed = allowed + TIMES * (self.rounds - 1) * more
+        if not (error > allowed).any() and allowed.max() <= most:
+            return
+        if self.unsure and error.max() <= most and not (a.loose or b.loose):
             _bounded((a.work + b.work) * DRAWS)
-            allowed = allowed + TIMES * (rounds - 1) * rounding(a, feed_a, old, [], ya, here, rng)
-    if not (error > allowed).any() and allowed.max() <= most:
-        return
-    if unsure and error.max() <= most and not (a.loose or b.loose):
-        _bounded((a.work + b.work) * DRAWS)
-        looser = allowed + UNSURE * rounding(a, feed_a, a.constants(), [], ya, here, rng)
-        if not (error > looser).any():
-            raise Undecided("rounding on the way to its constants could explain the difference")
-    _refuse(a, b, want, got, error, np.minimum(allowed, most), largest)
+            looser = allowed + UNSURE * rounding(a, feed_a, a.constants(), [], ya, here, self.rng)
+            if not (error > looser).any():
+                raise Undecided("rounding on the way to its constants could explain the difference")
+        self._refuse(at, np.minimum(allowed, most))
 
-
-def _refuse(a: Side, b: Side, want: Array, got: Array, error: Array, allowed: Array, largest: float) -> None:
-    """Raises what follows from an error that is larger than what is allowed."""
-    excess = np.nan_to_num(error - allowed, nan=np.inf)
-    if not (excess > 0).any():
-        raise Undecided("the rounding of its constants could explain any difference")
-    at = tuple(int(i) for i in np.unravel_index(int(excess.argmax()), excess.shape))
-    entry = Entry("the output", at, float(got[at]), float(want[at]))
-    near = float(error.max()) < NEAR * largest
-    if near and (loose := a.loose or b.loose):
-        raise Agrees(f"{loose} could be computed in float32 only, and it does not agree exactly")
-    raise Wrong("it does not agree", entry, final=near)
+    def _refuse(self, point: Point, allowed: Array) -> None:
+        """Raises what follows from an error that is larger than what is allowed."""
+        excess = np.nan_to_num(point.error - allowed, nan=np.inf)
+        if not (excess > 0).any():
+            raise Undecided("the rounding of its constants could explain any difference")
+        at = tuple(int(i) for i in np.unravel_index(int(excess.argmax()), excess.shape))
+        entry = Entry("the output", at, float(point.got[at]), float(point.want[at]))
+        near = float(point.error.max()) < NEAR * point.largest
+        if near and (loose := self.a.loose or self.b.loose):
+            raise Agrees(f"{loose} could be computed in float32 only, and it does not agree exactly")
+        raise Wrong("it does not agree", entry, final=near)

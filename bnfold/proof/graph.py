@@ -137,6 +137,7 @@ class FileScope(Scope):
         self._compute(node)
 
     def _compute(self, node: Node) -> None:
+        """What a node makes of constants is the same in each run, and so one itself."""
         if node.control or node.random:
             return
         given = [self.constant(name) if name else None for name in node.inputs]
@@ -158,7 +159,9 @@ class FileScope(Scope):
         return {v.name: v.type.tensor_type.elem_type for v in listed if v.type.tensor_type.elem_type}
 
     def against(self, other: Scope) -> str:
-        """The same names in order, of types and shapes that agree, with the same defaults."""
+        """The same names in order, of types and shapes that agree, with the same defaults: whoever calls one
+        model can call the other in its place.
+        """
         assert isinstance(other, FileScope)
         for kind in ("input", "output"):
             ours, theirs = (
@@ -218,16 +221,17 @@ def _inlined(loaded: Loaded) -> onnx.ModelProto:
 
 def _bounded(op: str, given: Sequence[Array | None]) -> bool:
     """Whether what an operator would make is of a size that anybody means."""
+    known = [value for value in given if value is not None]
+    if len(known) < len(given):
+        return False
     try:
+        sizes = [int(n) for n in known[0 if op == "ConstantOfShape" else 1].reshape(-1)]
         if op == "ConstantOfShape":
-            return given[0] is not None and math.prod(int(n) for n in given[0].reshape(-1)) <= LARGEST
-        assert given[0] is not None
-        assert given[1] is not None
-        sizes = [int(n) for n in given[1].reshape(-1)]
+            return math.prod(sizes) <= LARGEST
         if op == "Expand":
-            return math.prod(_expanded(given[0].shape, sizes)) <= LARGEST
-        return given[0].size * math.prod(max(n, 1) for n in sizes) <= LARGEST
-    except (AssertionError, IndexError, ValueError, TypeError):
+            return math.prod(_expanded(known[0].shape, sizes)) <= LARGEST
+        return known[0].size * math.prod(max(n, 1) for n in sizes) <= LARGEST
+    except (IndexError, ValueError, TypeError):
         return False
 
 

@@ -122,11 +122,12 @@ class KnownOfFile:
     def runs(self, folded: Loaded) -> tuple[bool, str]:
         """Whether the folded model runs; and why it does not where the original does, or ""."""
         try:
-            feed = next(iter(self._feeds()))
-            if self.sizes:
-                feed = next(
-                    f for f in self._feeds() if all(f[n].shape == s for n, s in self.sizes.items() if n in f)
-                )
+            sizes = self.sizes
+            feed = next(
+                feed
+                for feed in self._feeds()
+                if all(feed[n].shape == s for n, s in sizes.items() if n in feed)
+            )
             OnnxRuntime(folded).run(feed)
             return True, ""
         except (BnfoldError, MemoryError, StopIteration):

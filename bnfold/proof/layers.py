@@ -109,6 +109,9 @@ def layer_of(scope: Scope, nodes: Sequence[Node], out: str, scaled: bool = False
 
 
 def _convolution(node: Node, values: Sequence[Array | None]) -> Layer | None:
+    """All that tells which windows it has is in `rest`, and has to be equal: an entry of the weight then
+    multiplies the same number of x on both sides.
+    """
     weight = values[1]
     if values[0] is not None or weight is None or weight.ndim < 3:
         return None
@@ -139,6 +142,9 @@ def _convolution(node: Node, values: Sequence[Array | None]) -> Layer | None:
 
 
 def _product(node: Node, values: Sequence[Array | None]) -> Layer | None:
+    """A matrix along the last axis of x, or where it stands at the left, along the last but one. Along the
+    others are places, each of which is multiplied in the same way.
+    """
     if (values[0] is None) == (values[1] is None):
         return None
     left = values[0] is not None  # the matrix stands at the left: channels are rows

@@ -56,7 +56,7 @@ def along_channels(scope: Scope, node: Node, x: str, at: Channels) -> tuple[Arra
         return one, zero
     if node.op == "BatchNormalization":
         return _batch_norm(scope, node, x, at)
-    if node.op not in ("Add", "Sub", "Mul", "Div") or len(node.inputs) != 2:
+    if node.op not in ("Add", "Sub", "Sum", "Mul", "Div") or len(node.inputs) != 2:
         return None
     constant = scope.constant(node.inputs[1 - node.inputs.index(x)])
     if (
@@ -66,7 +66,7 @@ def along_channels(scope: Scope, node: Node, x: str, at: Channels) -> tuple[Arra
     c = per_channel(wide(constant), at.axis, at.size)
     if c is None:
         return None
-    if node.op == "Add":
+    if node.op in ("Add", "Sum"):
         return one, c
     if node.op == "Mul":
         return c, zero

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -187,6 +187,10 @@ class Operator:
                 )  # which float32 rounds to the next number
         return Operator(node, self._opsets, self._ir_version, self._array)
 
+    @cached_property
+    def _attributes(self) -> dict[str, Any]:
+        return {a.name: helper.get_attribute_value(a) for a in self.node.attribute}
+
     def _to(self) -> int:
         return next((int(a.i) for a in self.node.attribute if a.name == "to"), 0)
 
@@ -197,16 +201,8 @@ class Operator:
                     return [self._array(attribute.t)]
                 if attribute.name in _LISTED:
                     return [np.array(helper.get_attribute_value(attribute), _LISTED[attribute.name])]
-        if (
-            self.op == "DequantizeLinear"
-            and not self.domain
-            and (made := self._dequantized(values)) is not None
-        ):
-            return [made]
         if not self.domain and len(self._there[1]) == 1:
-            attributes = {a.name: helper.get_attribute_value(a) for a in self.node.attribute}
-            with np.errstate(all="ignore"):
-                found = plain(self.op, attributes, values)
+            found = plain(self.op, self._attributes, values)
             if found is not None:
                 return [found]
         if self._evaluator is None:
@@ -217,21 +213,6 @@ class Operator:
             made = self._evaluator.run(None, self._feed(values))
         outputs = iter(made)
         return [_array(next(outputs)) if there else np.zeros(0) for there in self._there[1]]
-
-    def _dequantized(self, values: Sequence[Array | None]) -> Array | None:
-        """One scale, or one for each entry of an axis (which onnx's evaluator lacks below opset 19)."""
-        x, scale, zero = (*values, None)[:3]
-        if x is None or scale is None or scale.ndim > 1:
-            return None
-        axis = next((int(a.i) for a in self.node.attribute if a.name == "axis"), 1)
-        at = [1] * x.ndim
-        if scale.size > 1:
-            at[axis] = scale.size
-        whole = x.astype(np.int64)
-        if zero is not None:
-            whole = whole - zero.astype(np.int64).reshape(at if zero.size > 1 else ())
-        product: Array = whole.astype(scale.dtype) * scale.reshape(at if scale.size > 1 else ())
-        return product
 
     def _onnxruntime(self, values: Sequence[Array | None], narrow: bool = False) -> list[Array]:
         """By onnxruntime, in float32 if `narrow`. Raises Undecided."""

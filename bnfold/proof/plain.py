@@ -20,6 +20,8 @@ __all__ = ["plain"]
 def plain(op: str, attributes: Attributes, values: Sequence[Array | None]) -> Array | None:
     """What an operator gives; None if it is none of these, or its inputs are not as they mostly are."""
     rule = _RULES.get(op)
+    while values and values[-1] is None:  # that could be left out
+        values = values[:-1]
     given = [value for value in values if value is not None]
     if rule is None or len(given) < len(values) or any(isinstance(value, list) for value in given):
         return None
@@ -64,6 +66,21 @@ def _gather_nd(attributes: Attributes, values: Sequence[Array]) -> Array | None:
     return np.asarray(x[tuple(np.moveaxis(indices, -1, 0))])
 
 
+def _dequantize(attributes: Attributes, values: Sequence[Array]) -> Array | None:
+    """One scale, or one for each entry of an axis (which onnx's evaluator lacks below opset 19)."""
+    x, scale, *zero = values
+    if scale.ndim > 1 or "output_dtype" in attributes or "int" not in x.dtype.name:  # float8, say
+        return None
+    at = [1] * x.ndim
+    if scale.size > 1:
+        at[attributes.get("axis", 1)] = scale.size
+    whole = x.astype(np.int64)
+    for point in zero:
+        whole = whole - point.astype(np.int64).reshape(at if point.size > 1 else ())
+    with np.errstate(all="ignore"):
+        return np.asarray(whole.astype(scale.dtype) * scale.reshape(at if scale.size > 1 else ()))
+
+
 def _slice(_: Attributes, values: Sequence[Array]) -> Array | None:
     x, starts, ends, axes, *rest = values
     steps = rest[0].tolist() if rest else [1] * axes.size
@@ -87,7 +104,8 @@ def _arithmetic(how: Callable[..., Any]) -> Callable[[Attributes, Sequence[Array
     def rule(attributes: Attributes, values: Sequence[Array]) -> Array | None:
         x, y = values
         usual = not attributes and x.dtype == y.dtype and x.dtype.kind == "f"
-        return np.asarray(how(x, y)) if usual else None
+        with np.errstate(all="ignore"):
+            return np.asarray(how(x, y)) if usual else None
 
     return rule
 
@@ -111,6 +129,7 @@ _RULES: dict[str, Callable[[Attributes, Sequence[Array]], Array | None]] = {
     "Add": _arithmetic(np.add),
     "CastLike": _cast_like,
     "Concat": _concat,
+    "DequantizeLinear": _dequantize,
     "Expand": _expand,
     "Gather": _gather,
     "GatherND": _gather_nd,

@@ -17,7 +17,7 @@ from typing import TypeAlias
 import numpy as np
 
 from bnfold.certificate import Image
-from bnfold.proof.maps import decoded, per_channel
+from bnfold.proof.maps import Channels, along_channels, decoded, per_channel
 from bnfold.proof.operator import Array, is_float, precision_of, wide
 from bnfold.proof.scope import Node, Scope
 from bnfold.proof.ulps import SUM, Worst
@@ -69,22 +69,33 @@ def kernel_of(
     if not matrix and len(shape) < 3:
         return None
     channels, rank = shape[-1 if matrix else 1], len(shape)
-    ends = decoded(Image(leaf) if image is None else image, -1 if matrix else 1 - rank, channels)
+    axis = -1 if matrix else 1 - rank
+    ends = decoded(Image(leaf) if image is None else image, axis, channels)
     if ends is None:
         return None
     eye, shift = ends[0].reshape(-1, 1, 1), ends[1]
     middle: tuple[int, ...] = () if matrix else (0,) * (rank - 2)
     made: dict[str, Kernel] = {leaf: Kernel({middle: (eye, np.abs(eye))}, shift, np.abs(shift))}
     for node in nodes:
-        rule = _RULES.get(node.op)
         values = [None if not name else scope.constant(name) for name in node.inputs]
         given = [made.get(name) for name in node.inputs]
-        if rule is None or any(
+        if any(
             name and value is None and kernel is None
             for name, value, kernel in zip(node.inputs, values, given, strict=True)
         ):
             return None
-        found = rule(node, given, [None if v is None else wide(v) for v in values], rank, matrix)
+        read = [name for name in node.inputs if name in made]
+        found: Kernel | None = None
+        if node.op in _LAYERS:
+            exact = [None if value is None else wide(value) for value in values]
+            found = _LAYERS[node.op](node, given, exact, rank, matrix)
+        elif node.op in ("Add", "Sub", "Sum") and len(read) == len(node.inputs):
+            found = _added(node, given)
+        elif len(read) == 1:
+            x = made[read[0]]
+            moves = along_channels(scope, node, read[0], Channels(axis, x.bias.size, rank, 1 - rank))
+            if moves is not None:
+                found = replace(x) if node.op == "Identity" else _scaled(x, *moves)
         if found is None or len([o for o in node.outputs if o]) != 1:
             return None
         for value in values:
@@ -203,52 +214,15 @@ def _scaled(x: Kernel, a: Array, b: Array) -> Kernel:
     return replace(x, taps=taps, bias=x.bias * a + b, size=x.size * np.abs(a) + np.abs(b), steps=x.steps + 1)
 
 
-def _norm(node: Node, given: _Given, values: _Values, rank: int, matrix: bool) -> Kernel | None:
-    x = given[0]
-    if (
-        x is None
-        or node.attribute("training_mode", 0)
-        or node.attribute("spatial", 1) == 0
-        or (matrix and rank != 2)
-    ):
-        return None
-    scale, bias, mean, variance = values[1:5]
-    if scale is None or bias is None or mean is None or variance is None:
-        return None
-    if node.operator.since < 7 or any(v.shape != x.bias.shape for v in (scale, bias, mean, variance)):
-        return None  # before opset 7 it may be one of training
-    a = scale / np.sqrt(variance + node.attribute("epsilon", float(np.float32(1e-5))))
-    return _scaled(x, a, bias - a * mean)
-
-
-def _arithmetic(node: Node, given: _Given, values: _Values, rank: int, matrix: bool) -> Kernel | None:
-    kernels = [kernel for kernel in given if kernel is not None]
-    if len(kernels) == len(given) and node.op in ("Add", "Sum", "Sub"):
-        total = kernels[0]
-        for other in kernels[1:]:
-            minus = np.asarray(-1.0 if node.op == "Sub" else 1.0)
-            summed = _sum(total, _scaled(other, minus, np.zeros(1)) if node.op == "Sub" else other)
-            if summed is None:
-                return None
-            total = summed
-        return total
-    if len(kernels) != 1 or len(given) != 2 or (given[0] is None and node.op in ("Sub", "Div")):
-        return None
-    x, value = kernels[0], values[1] if given[0] is not None else values[0]
-    assert value is not None
-    axis, size = (-1 if matrix else 1 - rank), x.bias.size
-    if value.ndim > rank or (value.size != 1 and (value.ndim < -axis or value.shape[axis] != value.size)):
-        return None
-    if value.size not in (1, size):
-        return None
-    if node.op == "Div" and not value.all():
-        return None
-    value = value.reshape(-1)
-    one, zero = np.ones(1), np.zeros(1)
-    inverse = 1 / value if node.op == "Div" else value
-    moves = {"Add": (one, value), "Sum": (one, value), "Sub": (one, -value), "Mul": (value, zero)}
-    a, b = (moves | {"Div": (inverse, zero)})[node.op]
-    return _scaled(x, a, b)
+def _added(node: Node, given: _Given) -> Kernel | None:
+    """Several kernels, added up or one less the other."""
+    total, *others = (kernel for kernel in given if kernel is not None)
+    for other in others:
+        summed = _sum(total, _scaled(other, -np.ones(1), np.zeros(1)) if node.op == "Sub" else other)
+        if summed is None:
+            return None
+        total = summed
+    return total
 
 
 def _sum(x: Kernel, y: Kernel) -> Kernel | None:
@@ -272,17 +246,10 @@ def _sum(x: Kernel, y: Kernel) -> Kernel | None:
     return Kernel(taps, x.bias + y.bias, x.size + y.size, stride, reach, max(x.steps, y.steps), x.dtype)
 
 
-def _same(node: Node, given: _Given, values: _Values, rank: int, matrix: bool) -> Kernel | None:
-    return None if given[0] is None else replace(given[0])
-
-
-_RULES: dict[str, Callable[[Node, _Given, _Values, int, bool], Kernel | None]] = {
+_LAYERS: dict[str, Callable[[Node, _Given, _Values, int, bool], Kernel | None]] = {
     "Conv": _conv,
     "Gemm": _product,
     "MatMul": _product,
-    "BatchNormalization": _norm,
-    **dict.fromkeys(("Add", "Sub", "Sum", "Mul", "Div"), _arithmetic),
-    "Identity": _same,
 }
 
 

@@ -107,10 +107,12 @@ class Report(Data):
 
     @property
     def folded(self) -> list[Entry]:
+        """The entries of batch norms, and of other per-channel maps, that are gone."""
         return [e for e in self.entries if e.outcome == "folded"]
 
     @property
     def kept(self) -> list[Entry]:
+        """The entries of those that stay, each with the reason."""
         return [e for e in self.entries if e.outcome == "kept"]
 
     def to_dict(self) -> dict[str, Any]:

@@ -45,7 +45,7 @@ from tests.cli.command import operators, refused, run
             "--check-atol has nothing to do",
         ),
         (["fold", "in.onnx", "out.onnx", "--no-verify", "--seed", "0"], "--seed has nothing to do"),
-        (["fold", "in.onnx", "a.onnx", "-o", "b.onnx"], "two outputs are named, a.onnx and (-o) b.onnx"),
+        (["fold", "in.onnx", "a.onnx", "-o", "b.onnx"], "two outputs are given, a.onnx and b.onnx (-o)"),
         (["fold", "in.onnx", "--seed", "1", "a.onnx", "b.onnx"], "unrecognized arguments: b.onnx"),
         (["fold", "in.onnx", "-o", "a.onnx", "--nothing", "b"], "unrecognized arguments: --nothing b"),
         (["fold", "in.onnx", "-o"], "-o/--output: expected one argument"),

@@ -1,11 +1,12 @@
 // A CUDA driver that answers, records and runs nothing, so that the real cuda-core launches where no GPU is.
 //
-// It knows three devices, keeps each thread's stack of contexts, reads from a cubin how large each kernel's
+// It knows three devices, keeps each thread's stack of contexts, reads from a cubin (or PTX) how large each kernel's
 // parameters are, and refuses what a driver would: a launch without a context, on more shared memory than the
 // kernel was allowed, on a grid that its clusters do not divide. driver.py has what is exported for the tests.
 
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
@@ -68,7 +69,7 @@ std::mutex lock;
 bool recording = true;
 long launches;
 int most_clusters = -1;  // active at one time; -1: one block on each multiprocessor
-bool refuse_cooperative;
+bool refuse_cooperative, refuse_all;
 std::string events;
 std::string told;
 
@@ -126,6 +127,23 @@ std::map<std::string, std::vector<int>> parameters(const char* cubin) {
     return found;
 }
 
+// The same of PTX: the types of the parameters that an entry declares.
+std::map<std::string, std::vector<int>> declared(const std::string& ptx) {
+    std::map<std::string, std::vector<int>> found;
+    const std::map<char, int> bytes = {{'8', 1}, {'6', 2}, {'2', 4}, {'4', 8}};  // by a type's last digit
+    const std::string begin = ".entry ", parameter = ".param .";
+    for (std::size_t place = ptx.find(begin); place != std::string::npos; place = ptx.find(begin, place)) {
+        place += begin.size();
+        const std::size_t open = ptx.find_first_of(" (\n{", place);
+        std::vector<int>& sizes = found[ptx.substr(place, open - place)];
+        const std::size_t close = ptx.find('{', open);
+        for (std::size_t each = ptx.find(parameter, open); each < close; each = ptx.find(parameter, each + 1)) {
+            sizes.push_back(bytes.at(ptx[ptx.find(' ', each + parameter.size()) - 1]));
+        }
+    }
+    return found;
+}
+
 struct Config {
     unsigned grid[3], block[3], shared;
     void* stream;
@@ -166,6 +184,7 @@ int active_clusters(int device, unsigned size) {
 Status launched(const Config& config, Kernel& kernel, void** given) {
     const int device = current();
     if (device < 0) return invalid_context;
+    if (refuse_all) return invalid_value;
     const Wishes wish = wishes(config);
     const auto allowed = kernel.most_shared.find(device);
     const unsigned most = allowed == kernel.most_shared.end() ? 49152 : allowed->second;
@@ -216,6 +235,7 @@ long launch_count() { return launches; }
 void set_recording(int on) { recording = on != 0; }
 void set_clusters(int most) { most_clusters = most; }
 void set_cooperative(int allowed) { refuse_cooperative = allowed == 0; }
+void set_refusing(int on) { refuse_all = on != 0; }
 
 // the driver
 
@@ -281,10 +301,10 @@ Status cuStreamIsCapturing(void*, int* capturing) { return *capturing = 0, ok; }
 Status cuStreamSynchronize(void*) { return ok; }
 
 Status cuLibraryLoadData(void** library, const void* code, void*, void*, unsigned, void*, void*, unsigned) {
-    const char* cubin = static_cast<const char*>(code);
-    if (std::memcmp(cubin, "\x7f" "ELF", 4) != 0) return invalid_value;
+    const char* text = static_cast<const char*>(code);
+    const bool cubin = std::memcmp(text, "\x7f" "ELF", 4) == 0;
     auto* loaded = new Library;
-    for (auto& [name, sizes] : parameters(cubin)) loaded->kernels[name] = {name, loaded, sizes, {}};
+    for (auto& [name, sizes] : cubin ? parameters(text) : declared(text)) loaded->kernels[name] = {name, loaded, sizes, {}};
     return *library = loaded, ok;
 }
 Status cuLibraryUnload(void*) { return ok; }  // kernels are looked at later

@@ -81,3 +81,7 @@ class Driver:
     def set_cooperative(self, allowed: bool) -> None:
         """Whether cooperative launches are accepted."""
         self._library.set_cooperative(int(allowed))
+
+    def refuse(self, on: bool) -> None:
+        """Whether every launch is refused."""
+        self._library.set_refusing(int(on))

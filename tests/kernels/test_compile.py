@@ -261,7 +261,7 @@ print(compiled({SOURCE!r}, {KERNEL!r}, "sm_80").cubin[:4])
 def test_nvrtc_on_the_path_of_python(tmp_path: Path) -> None:
     """As `pip install --target` leaves it: in no site-packages of the interpreter."""
     pytest.importorskip("cuda.core", reason="the compiler comes with the extra `gpu`")
-    packages = Path(importlib.metadata.distribution("cuda-core").locate_file(""))
+    packages = Path(str(importlib.metadata.distribution("cuda-core").locate_file("")))
     for entry in packages.iterdir():
         if entry.name.startswith(("cuda", "numpy", "nvidia")):
             (tmp_path / entry.name).symlink_to(entry)

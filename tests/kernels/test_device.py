@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bnfold.kernels.compile import Compiled, KernelError
+from bnfold.kernels.compile import Compiled, KernelError, Refused
 from bnfold.kernels.launch import Device, Launch
 from tests.kernels.fresh import fresh
 
@@ -97,7 +97,26 @@ class FakeCuda:
             self.contexts.append(context)
             return (Status.CUDA_SUCCESS,)
 
+        def exchanged(mode: str) -> tuple[Status, str]:
+            self.note("mode", mode)
+            return Status.CUDA_SUCCESS, "mode before"
+
+        def noted(name: str, *given: Any) -> Callable[..., tuple[Any, ...]]:
+            def call(*what: Any) -> tuple[Any, ...]:
+                self.note(name, *what)
+                return (self.allowed, *given)
+
+            return call
+
         return SimpleNamespace(
+            cuThreadExchangeStreamCaptureMode=exchanged,
+            CUstreamCaptureMode=SimpleNamespace(CU_STREAM_CAPTURE_MODE_RELAXED="relaxed"),
+            CUstream_flags=SimpleNamespace(CU_STREAM_NON_BLOCKING="beside others"),
+            cuMemAlloc=noted("allocate", 0xADD7),
+            cuStreamCreate=noted("stream", "new stream"),
+            cuMemsetD32Async=noted("zero"),
+            cuStreamSynchronize=noted("wait"),
+            cuStreamDestroy=noted("destroy"),
             cuInit=lambda flags: (self.started,),
             cuDevicePrimaryCtxRetain=lambda ordinal: (Status.CUDA_SUCCESS, 0xC0 + ordinal),
             cuCtxGetCurrent=lambda: (Status.CUDA_SUCCESS, self.contexts[-1] if self.contexts else 0),
@@ -333,13 +352,46 @@ def test_what_does_not_compile_is_not_compiled_again(fake: Setting) -> None:
 def test_launches_that_are_refused(fake: Setting) -> None:
     device = fake.device()
     fake.cuda.refusal = ValueError("too\nlarge")
-    with pytest.raises(KernelError, match=r"^bnfold::forward<\.\.\.> cannot run on 24 blocks: too large$"):
-        device.launch(launch_of(), [], (), 0)
+    together = {"alone": launch_of(), "grid": launch_of(cooperative=True), "cluster": launch_of(cluster=2)}
+    for name, launch in together.items():
+        wanted = r"^bnfold::forward<\.\.\.> cannot run on 24 blocks: too large$"
+        with pytest.raises(KernelError, match=wanted) as caught:
+            device.launch(launch, [], (), 0)
+        assert isinstance(caught.value, Refused) == (name != "alone")
     fake.cuda.refusal = None
     device.launch(launch_of(), [], (), 0)  # the next one is tried
     fake.cuda.clusters = 0
-    with pytest.raises(KernelError, match=r"^no cluster of 4 blocks of 5000 bytes fits$"):
-        device.launch(launch_of(cluster=4), [], (), 0)
+    for _ in range(2):
+        with pytest.raises(Refused, match=r"^no cluster of 4 blocks of 5000 bytes fits$"):
+            device.launch(launch_of(cluster=4), [], (), 0)
     fake.cuda.allowed = Status.CUDA_ERROR_INVALID_VALUE
     with pytest.raises(KernelError, match="refused 232448 bytes of shared memory: CUDA_ERROR_INVALID_VALUE"):
         device.launch(launch_of(kernel="x"), [], (), 0)
+
+
+# memory
+
+
+def test_words_that_are_zero(fake: Setting) -> None:
+    """Beside streams that are being captured, and before anybody can use them."""
+    fake.device()
+    fake.cuda.done.clear()
+    assert fake.module.zeroed(ORDINAL, 1024) == 0xADD7
+    assert fake.cuda.done == [
+        ("mode", "relaxed", 0xC0),
+        ("allocate", 4096, CONTEXT),
+        ("stream", "beside others", CONTEXT),
+        ("zero", 0xADD7, 0, 1024, "new stream", CONTEXT),
+        ("wait", "new stream", CONTEXT),
+        ("destroy", "new stream", CONTEXT),
+        ("mode", "mode before", 0xC0),
+    ]
+
+
+def test_no_memory_for_words(fake: Setting) -> None:
+    fake.device()
+    fake.cuda.allowed = Status.CUDA_ERROR_INVALID_VALUE
+    with pytest.raises(KernelError, match="device 1 has no memory for 8 words: CUDA_ERROR_INVALID_VALUE"):
+        fake.module.zeroed(ORDINAL, 8)
+    assert fake.cuda.calls("mode")[-1] == ("mode before", 0xC0)
+    assert fake.cuda.contexts == [0xC0]

@@ -77,7 +77,7 @@ def test_all_shared_memory_is_allowed_before_the_first_launch(told: dict[str, An
     allowed: dict[str, int] = {}
     for found in told["rows"].values():
         for each in found["seen"]:
-            if each["call"] == "allow":
+            if each["call"] == "allow" and each["kernel"] != "idle":  # which is asked how many clusters fit
                 allowed[each["kernel"]] = each["bytes"]
             elif each["call"] == "launch":
                 assert allowed[each["kernel"]] >= each["shared"]
@@ -101,12 +101,15 @@ def test_another_device_beside_the_current_one(told: dict[str, Any]) -> None:
     assert calls == [("push", 1), ("launch", 1), ("pop", 0), ("launch", 0)]
     on_it, on_the_first = launches(found["seen"])
     limits = {"capability": [8, 0], "multiprocessors": 108, "shared_memory": 166912, "clusters": 1}
-    assert found["limits"] == {**found["limits"], **limits}
+    assert found["limits"] == {**found["limits"], **limits, "at_once": []}
+    assert found["first"]["at_once"] == [66, 33, 16]  # clusters of 2, 4 and 8, a block a multiprocessor
     assert on_it["grid"][0] <= 108 < on_the_first["grid"][0] <= 132
 
 
-def test_what_the_driver_refuses_is_told(told: dict[str, Any]) -> None:
-    no_cluster, not_together = told["refusals"]["reasons"]
-    assert no_cluster.startswith("no cluster of 8 blocks of ")
+def test_what_the_driver_refuses_is_told_and_another_launch_stands_in(told: dict[str, Any]) -> None:
+    no_cluster, not_together = told["refusals"]["said"]
+    assert "clusters of blocks run together: cooperative grid stands in" in no_cluster
+    assert "(no cluster of 8 blocks of " in no_cluster
+    assert "grids of blocks run together: one block, windows stands in" in not_together
     assert "CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE" in not_together
-    assert told["refusals"]["launches"] == 0
+    assert told["refusals"]["launches"] == 2

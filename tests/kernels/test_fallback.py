@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -11,9 +13,11 @@ import torch
 from torch import nn
 
 import bnfold.nn
-from bnfold.kernels.compile import KernelError
-from bnfold.kernels.launch import Device
+from bnfold.kernels.compile import KernelError, Refused
+from bnfold.kernels.launch import Device, Launch
 from bnfold.nn import functional, kernel_calls, steps
+from tests.kernels.host import unavailable
+from tests.kernels.machine import DEVICES, HostMachine
 
 LIMITS = Device((9, 0), multiprocessors=132, shared_memory=232448, clusters=8, cooperative=True)
 
@@ -87,6 +91,100 @@ def test_kernels_that_do_not_compile(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [str(each.message) for each in told] == [
         f"bnfold.nn runs on torch's own operations: {source} does not compile" for source in sources
     ]
+
+
+@dataclass
+class Refusing(HostMachine):
+    """A device that does not let blocks run together. refused: what of it, in the launch's own words."""
+
+    refused: tuple[str, ...] = ()
+    error: type[KernelError] = Refused
+
+    def launch(self, launch: Launch, *arguments: Any) -> None:
+        if (launch.cluster > 1 and "cluster" in self.refused) or (
+            launch.cooperative and "cooperative" in self.refused
+        ):
+            self.launches.append(launch)
+            raise self.error(f"no room for {launch.row}")
+        super().launch(launch, *arguments)
+
+    def rows(self) -> list[str]:
+        found = [launch.row for launch in self.launches]
+        self.launches.clear()
+        return found
+
+
+# What is tried for a tensor that a cluster would take, and what runs in the end.
+REFUSALS = {
+    ("cluster",): ["cluster", "cooperative grid"],
+    ("cluster", "cooperative"): ["cluster", "cooperative grid", "one block, windows"],
+}
+
+
+@pytest.fixture
+def refusing(monkeypatch: pytest.MonkeyPatch) -> Refusing:
+    if unavailable() is not None:
+        pytest.skip(unavailable() or "")
+    machine = Refusing(DEVICES["cluster"])
+    monkeypatch.setattr(kernel_calls, "machine_of", lambda x: machine)
+    monkeypatch.setattr(functional, "_tried", lambda device: True)
+    monkeypatch.setattr(kernel_calls, "_LESS", {})
+    kernel_calls._warn.cache_clear()
+    return machine
+
+
+@pytest.mark.parametrize("refused", REFUSALS)
+def test_the_next_line_of_the_table_stands_in(refusing: Refusing, refused: tuple[str, ...]) -> None:
+    refusing.refused = refused
+    norm, x, tried = bnfold.nn.BatchNorm2d(2), torch.randn(40, 2, 24, 24), REFUSALS[refused]
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        y = norm(x)
+        assert refusing.rows() == tried
+        assert torch.equal(norm(x), y)
+        norm(torch.randn(41, 2, 24, 24))  # remembered for other shapes too
+        assert refusing.rows() == tried[-1:] * 2
+    (text,) = (str(each.message) for each in told)
+    what = "grids" if "cooperative" in refused else "clusters"
+    assert text == (
+        f"bnfold.nn: cpu does not let {what} of blocks run together: {tried[-1]} stands in "
+        f"(no room for {tried[-2]})"
+    )
+    torch.testing.assert_close(y, nn.BatchNorm2d(2)(x), rtol=2e-5, atol=2e-5)
+
+
+def test_another_device_is_not_thought_to_refuse(refusing: Refusing, monkeypatch: pytest.MonkeyPatch) -> None:
+    refusing.refused = ("cluster",)
+    x = torch.randn(40, 2, 24, 24)
+    with pytest.warns(UserWarning, match="stands in"):
+        kernel_calls.statistics(x)
+    other = Refusing(dataclasses.replace(refusing.limits, multiprocessors=7))
+    monkeypatch.setattr(kernel_calls, "machine_of", lambda x: other)
+    kernel_calls.statistics(x)
+    assert other.rows() == ["cluster"]
+
+
+def test_what_fails_whatever_is_launched_is_not_remembered(refusing: Refusing) -> None:
+    """An error of earlier work, say, which each launch reports."""
+    refusing.refused = ("cluster", "cooperative")
+    x, launch = torch.randn(40, 2, 24, 24), HostMachine.launch
+
+    def failing(self: HostMachine, *arguments: Any) -> None:
+        raise KernelError("the device is lost")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HostMachine, "launch", failing)
+        with pytest.raises(KernelError, match="the device is lost"):
+            kernel_calls.statistics(x)
+    assert HostMachine.launch is launch
+    assert not kernel_calls._LESS
+
+
+def test_a_kernel_that_does_not_compile_is_not_refused(refusing: Refusing) -> None:
+    refusing.refused, refusing.error = ("cluster",), KernelError
+    with pytest.raises(KernelError, match="no room"):
+        kernel_calls.statistics(torch.randn(40, 2, 24, 24))
+    assert refusing.rows() == ["cluster"]
 
 
 @pytest.mark.usefixtures("untried")

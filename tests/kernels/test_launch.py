@@ -10,8 +10,9 @@ from bnfold.kernels.launch import ROWS, TURN, Device, Fit, Launch, Problem, plan
 
 H200 = Device((9, 0), 132, 227 * 1024, clusters=8, cooperative=True)
 NO_RING = dataclasses.replace(H200, capability=(7, 5))
-LAYERS = ((64, 112), (256, 56), (128, 56), (512, 28), (64, 56), (256, 28), (1024, 14), (128, 28))
-LAYERS += ((512, 14), (2048, 7), (256, 14), (512, 7))  # ResNet-50's: channels, and height as width
+# ResNet-50's: channels, and height as width.
+LAYERS = [(64, 112), (256, 56), (128, 56), (512, 28), (64, 56), (256, 28), (1024, 14), (128, 28)]
+LAYERS += [(512, 14), (2048, 7), (256, 14), (512, 7)]
 
 
 def problem(channels: int, size: int, batch: int = 128, kernel: str = "forward") -> Problem:

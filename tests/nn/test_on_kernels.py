@@ -14,10 +14,10 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import bnfold.nn
-from bnfold.nn import functional, kernel_calls, operators, steps
-from bnfold.nn.arguments import Arguments, Running
+from bnfold.nn import steps
+from bnfold.nn.arguments import Arguments
 from tests.kernels.host import unavailable
-from tests.kernels.machine import DEVICES, HostMachine
+from tests.kernels.machine import HostMachine
 
 REASON = unavailable()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")
@@ -345,19 +345,3 @@ def test_tensors_of_other_classes(machine: HostMachine) -> None:
     assert not machine.launches
     x = torch.randn(SHAPES["2d"])
     assert torch.equal(norm(torch._neg_view(x)), norm(-x))
-
-
-def test_operators_keep_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may be of a CUDA graph's pool, which torch.compile sees to be empty afterwards."""
-    machine = HostMachine(DEVICES["cooperative grid"])
-    monkeypatch.setattr(kernel_calls, "machine_of", lambda x: machine)
-    monkeypatch.setattr(kernel_calls, "_WORDS", {})
-    x = torch.randn(40, 2, 24, 24, requires_grad=True)
-    wanted = functional.batch_norm(Arguments(x), Running(), True)
-    assert kernel_calls._WORDS
-    kernel_calls._WORDS.clear()
-    y = operators.batch_norm(Arguments(x), Running(), True)
-    y.sum().backward()
-    assert torch.equal(y, wanted)
-    assert [launch.row for launch in machine.launches] == ["cooperative grid"] * 3
-    assert not kernel_calls._WORDS

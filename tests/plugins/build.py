@@ -6,6 +6,7 @@ import functools
 import os
 import shutil
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,6 +18,7 @@ PLUGINS = ROOT / "plugins"
 SHARED = ["call.cpp", "check.cpp", "creators.cpp", "plan.cpp", "plugin.cpp"]  # with any machine
 BUILT = ROOT / ".cache" / "plugin"
 LEAN = ROOT / ".cache" / "tensorrt-lean"  # TensorRT's lean runtime, where tools/test puts it
+LIBRARY, HARNESS = "libbnfold_plugin.so", "harness.so"
 CI = "90-virtual"  # the architecture that has all kernels; tests/kernels/test_compile.py makes code of them
 
 
@@ -86,7 +88,7 @@ def library(kernels: bool) -> Path:
 
 def _built(folder: Path, options: list[str], **variables: str) -> Path:
     """By tools/build_plugin, which keeps what it has built; `variables` of the environment are for cmake."""
-    path = folder / "libbnfold_plugin.so"
+    path = folder / LIBRARY
     command = [ROOT / "tools" / "build_plugin", *options, "--output", path]
     environment = {**os.environ, **variables}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
@@ -101,6 +103,12 @@ def has_nvcc() -> bool:
     return bool(os.environ.get("CUDACXX") or shutil.which("nvcc") or (home / "bin" / "nvcc").exists())
 
 
+def prebuilt() -> tuple[Path, Path] | None:
+    """The harness and the library in the folder $BNFOLD_PLUGIN_BUILT, if that is set; see `main`."""
+    folder = os.environ.get("BNFOLD_PLUGIN_BUILT")
+    return (Path(folder) / HARNESS, Path(folder) / LIBRARY) if folder else None
+
+
 @functools.cache
 def for_a_gpu(capability: tuple[int, int]) -> Path:
     """$BNFOLD_PLUGIN, or a library with kernels for one compute capability.
@@ -111,3 +119,19 @@ def for_a_gpu(capability: tuple[int, int]) -> Path:
     if chosen := os.environ.get("BNFOLD_PLUGIN"):
         return Path(chosen)
     return _built(BUILT / "gpu", ["--architectures", "{}{}-real".format(*capability)])
+
+
+def main(folder: Path, architectures: str) -> None:
+    """What tests/gpu/test_plugin.py needs, into a folder, for a machine without nvcc or TensorRT's headers.
+
+    Args:
+        folder: $BNFOLD_PLUGIN_BUILT of that machine.
+        architectures: as tools/build_plugin takes them, "90".
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(harness(), folder / HARNESS)
+    shutil.copy(_built(BUILT / "gpu", ["--architectures", architectures]), folder / LIBRARY)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -10,8 +10,8 @@ import pytest
 
 from bnfold.certificate import Image
 from bnfold.onnx_graph.file.loaded import load
-from bnfold.proof import evaluate
 from bnfold.proof.claims import Wrong
+from bnfold.proof.evaluate import Judge
 from bnfold.proof.graph import Model
 from bnfold.proof.side import Side
 from tests.proof.test_decide import graph, node
@@ -45,7 +45,7 @@ def test_signs_that_cancel_each_time_are_drawn_again(unlucky: int, wrong: bool) 
     feed = {"x": np.ones(X)}
 
     def judge() -> None:
-        evaluate._judge(*sides, feed, feed, Image("y"), Signs(unlucky), 1, False)  # type: ignore[arg-type]
+        Judge(*sides, Image("y"), Signs(unlucky)).look(feed, feed)  # type: ignore[arg-type]
 
     if wrong:
         with pytest.raises(Wrong):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from onnx.reference import ReferenceEvaluator
@@ -36,6 +37,9 @@ CASES: list[tuple[str, dict[str, Any], list[Any]]] = [
     ("GatherND", {}, [X[0, 0], np.int64([2])]),
     ("Slice", {}, [X, np.int64([1, 0]), np.int64([9, -1]), np.int64([-1, 1])]),
     ("Slice", {}, [X, np.int64([-1]), np.int64([-99]), np.int64([2]), np.int64([-2])]),
+    ("DequantizeLinear", {}, [np.int8([[3, -4]]), np.float32(0.5)]),
+    ("DequantizeLinear", {}, [np.uint8([[3, 4]]), np.float32([2, 0.5]), np.uint8([7, 8])]),
+    ("DequantizeLinear", {"axis": 0}, [np.int8([[3], [4]]), np.float32([2, 0.5]), np.int8([7, 8])]),
     ("Transpose", {}, [X]),
     ("Transpose", {"perm": [1, 2, 0]}, [X]),
     ("Unsqueeze", {}, [X, np.int64([0, -1])]),
@@ -80,6 +84,7 @@ def test_it_is_what_onnx_makes_of_it(op: str, attributes: dict[str, Any], values
         ("Add", {"broadcast": 1}, [X, X[0]]),  # of opset 6
         ("Add", {}, [np.int64(1), np.int64(2)]),
         ("MatMul", {}, [X, X]),
+        ("DequantizeLinear", {}, [X.astype(ml_dtypes.float8_e4m3fn), np.float32(1)]),
     ],
 )
 def test_all_else_is_left_to_it(op: str, attributes: dict[str, Any], values: list[Any]) -> None:

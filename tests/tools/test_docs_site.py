@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +10,8 @@ import pytest
 
 pytest.importorskip("mkdocs", reason="the site is built where the extra docs is installed")
 
+import bnfold
+from bnfold import compress, nn, tensorrt
 from tools._common import ROOT
 from tools._docs import build, pages
 
@@ -32,6 +35,28 @@ from tools._docs import build, pages
 def test_links_lead_to_the_same_page_on_the_site(page: str, link: str, site: str) -> None:
     found = SimpleNamespace(file=SimpleNamespace(src_uri=page))
     assert pages.on_page_markdown(f"[a]({link})", found) == f"[a]({site})"
+
+
+def test_a_diagram_is_a_table_of_its_arrows() -> None:
+    """The site loads no script that would draw it."""
+    lines = ["flowchart TD", 'a["a/: one"] --> b', 'a --> c["c/"]', 'b["b/: two"]', "b --> c"]
+    text = "\n".join(["Before.", "", "```mermaid", *lines, "```", ""])
+    found = SimpleNamespace(file=SimpleNamespace(src_uri="architecture.md"))
+    table = "| | | imports |\n|---|---|---|\n| a/ | one | b/, c/ |\n| c/ |  |  |\n| b/ | two | c/ |"
+    assert pages.on_page_markdown(text, found) == f"Before.\n\n{table}\n"
+
+
+def test_the_reference_has_all_public_names() -> None:
+    pages = (ROOT / "docs" / "reference").glob("*.md")
+    told = set(re.findall(r"^::: (\S+)$", "\n".join(page.read_text() for page in pages), re.MULTILINE))
+    homes = {"bnfold": bnfold, "bnfold.nn": nn, "bnfold.compress": compress, "bnfold.tensorrt": tensorrt}
+    names = {f"{home}.{name}" for home, module in homes.items() for name in module.__all__}
+    missing = names - {*homes, "bnfold.__version__"} - told
+    for name in missing:  # they are told where they are defined
+        home, _, last = name.rpartition(".")
+        assert f"{getattr(homes[home], last).__module__}.{last}" in told
+    modules = {name for name in told if (ROOT / f"{name.replace('.', '/')}.py").exists()}
+    assert modules == set(), "the reference would show the module of that name"
 
 
 def test_all_pages_of_the_repository_are_there() -> None:

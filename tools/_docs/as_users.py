@@ -157,7 +157,7 @@ def one(folder: Path, clone: Path, source: str, name: str, torch: Path | None) -
         return 1
     print(f"{name}, {source}: installed in {time.monotonic() - begin:.0f} s", flush=True)
     for page, blocks, wrong in place.pages(USERS[name]):
-        print(f"  {page}: {len(blocks)} blocks{'' if not wrong else f', {len(wrong)} wrong'}", flush=True)
+        print(f"  {page}: {len(blocks)} to type, {len(wrong)} wrong", flush=True)
         for told in wrong:
             print("    " + told.replace("\n", "\n    "), flush=True)
         failures += len(wrong)

@@ -6,6 +6,7 @@ Both work there, and by this hook on the site.
 
 from __future__ import annotations
 
+import itertools
 import os
 import posixpath
 import re
@@ -24,6 +25,8 @@ PAGES = {  # in the repository, and on the site
     "bench/README.md": "bench.md",
 }
 AT = {site: path for path, site in PAGES.items()}
+DIAGRAM = re.compile(r"^```mermaid\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+NODE = re.compile(r"(\w+)(?:\[\"([^\"]*)\"\])?")
 LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|#)([^)#\s]+)")
 
 
@@ -46,7 +49,24 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     def there(link: re.Match[str]) -> str:
         return posixpath.relpath(site_path(in_repository(here, link[1])), posixpath.dirname(here) or ".")
 
-    return LINK.sub(there, markdown)
+    return DIAGRAM.sub(lambda found: arrows(found[1]), LINK.sub(there, markdown))
+
+
+def arrows(diagram: str) -> str:
+    """A diagram of Mermaid as a table: a browser draws one only with a script from elsewhere."""
+    labels: dict[str, str] = {}
+    found: dict[str, list[str]] = {}
+    for line in diagram.splitlines()[1:]:
+        ends = NODE.findall(line.replace("-->", " "))
+        labels |= {name: label for name, label in ends if label}
+        for (start, _), (end, _) in itertools.pairwise(ends):
+            found.setdefault(start, []).append(end)
+    rows = []
+    for name, label in labels.items():
+        title, _, rest = label.partition(": ")
+        targets = (labels[end].partition(": ")[0] for end in found.get(name, ()))
+        rows.append(f"| {title} | {rest} | {', '.join(targets)} |")
+    return "\n".join(["| | | imports |", "|---|---|---|", *rows])
 
 
 def in_repository(page: str, target: str) -> str:

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tools._gpu import goals
+from tools._gpu import results as stored
 from tools._gpu.layers import BATCHES, FUSIONS, LAYERS, LAYOUTS, PASSES, TYPES, Case, Task, cases, tasks
 from tools._gpu.results import Results, clocks, opened
 
@@ -85,11 +86,11 @@ def main() -> int:
     console = Console(
         width=None if sys.stdout.isatty() else 160, soft_wrap=True, highlight=False, markup=False
     )
-    bench = Bench(results, console, "cuda")
+    bench = Bench(results, console, stored.DEVICE)
     try:
         bench.part("copy", lambda: copy(results))
-        bench.part("memory", lambda: memory("cuda"))
-        bench.part("overhead", lambda: overhead("cuda"))
+        bench.part("memory", lambda: memory(stored.DEVICE))
+        bench.part("overhead", lambda: overhead(stored.DEVICE))
         status = bench.run(chosen(arguments), timing.Timer(5 if arguments.quick else 9), end)
     except KeyboardInterrupt:
         status = INTERRUPTED

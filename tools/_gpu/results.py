@@ -19,6 +19,7 @@ from tools._common import RESULTS, ROOT, read, today, versions
 
 PACKAGES = ("torch", "triton", "numpy", "cuda-core", "cuda-bindings")
 NO_GPU = 2  # exit status
+DEVICE = "cuda"  # where everything runs
 CLOCKS = ("clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "power.limit", "temperature.gpu")
 
 

@@ -13,6 +13,7 @@ sums them up.
 from __future__ import annotations
 
 import collections
+import os
 import resource
 import statistics
 import sys
@@ -41,6 +42,7 @@ STATUSES = ("proved", "refuted", "undecided")
 
 
 def main() -> None:
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed bnfold is compiled once
     parser = SWEEP.parser(__doc__)
     parser.add_argument("--peers", action="store_true", help="what the peers make, and not what bnfold makes")
     parser.add_argument("--drop", action="store_true", help="delete each network's exports when it is done")

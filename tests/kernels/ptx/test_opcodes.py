@@ -17,7 +17,7 @@ from tests.kernels.ptx.translate import translated
 REASON = unavailable()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")
 
-COUNT = 128  # values of each operand, one for each thread
+COUNT = 256  # values of each operand, one for each thread
 REGISTERS = {"u8": "b16", "s8": "b16", "f32": "f32", "f64": "f64"}  # others: bits of their size
 # Numbers at which something changes, among random ones.
 EDGES = [
@@ -41,24 +41,8 @@ EDGES = [
     2**32 - 1,
     2**63,
 ]
-FLOATS = [
-    0.0,
-    -0.0,
-    1.0,
-    -1.0,
-    np.inf,
-    -np.inf,
-    np.nan,
-    65504.0,
-    65519.0,
-    65520.0,
-    1e-8,
-    6e-8,
-    3e38,
-    1e-40,
-    0.5,
-    2.5,
-]
+FLOATS = [0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, np.nan, 65504.0, 65519.0, 65520.0, 1e-8, 6e-8, 3e38, 1e-40]
+FLOATS += [0.5, 1.5, 2.5, 1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-11, 1 + 3 * 2**-11]  # halfway between two others
 
 
 def values(kind: str, operand: int) -> Array:
