@@ -29,7 +29,8 @@ enum class Finish { nothing, plain, relu, added, added_relu, noted };
 template <class T, class P, int V, Layout L, Finish F>
 struct ForwardTask {
     static constexpr int A = L == Layout::columns ? V : 1;
-    static constexpr int tensors = 1;
+    static constexpr int tensors = 1, vectors = 2;
+    static constexpr bool notes = false;
     static constexpr bool fetches = F == Finish::added || F == Finish::added_relu || F == Finish::noted;
     static constexpr bool rectifies = F == Finish::relu || F == Finish::added_relu || F == Finish::noted;
 
@@ -62,7 +63,11 @@ struct ForwardTask {
             sum[i] = squares[i] = 0;
         }
     }
-    BNFOLD_DEVICE void add(const port::Bits16* slot) {
+    struct Note {};
+    struct Origins {};
+    BNFOLD_DEVICE Note note(long long) const { return {}; }
+    BNFOLD_DEVICE Origins origins() const { return {}; }
+    BNFOLD_DEVICE void add(const port::Bits16* slot, Origins, Note) {
         const Floats<V> found = values(*slot);
 #pragma unroll
         for (int j = 0; j < V; ++j) {
@@ -155,26 +160,26 @@ struct ForwardTask {
         port::sync_block();
     }
 
-    struct Own {
-        Affine channels[A];
+    struct Channels {
+        Affine own[A];
     };
     using More = Vector<T, fetches ? V : 1>;
 
-    BNFOLD_DEVICE Own channels() const {
-        Own found;
+    BNFOLD_DEVICE Channels channels() const {
+        Channels found;
 #pragma unroll
-        for (int i = 0; i < A; ++i) found.channels[i] = affine[own() + i];
+        for (int i = 0; i < A; ++i) found.own[i] = affine[own() + i];
         return found;
     }
     BNFOLD_DEVICE More fetch(long long at) const {
         if constexpr (!fetches) return {};
         return load<T, fetches ? V : 1>(reinterpret_cast<const T*>(reinterpret_cast<const char*>(residual) + at));
     }
-    BNFOLD_DEVICE void put(const port::Bits16 (&bits)[1], long long at, const Own& own, const More& added) const {
+    BNFOLD_DEVICE void put(const port::Bits16* slot, long long at, const Channels& by, const More& added) const {
         if constexpr (F == Finish::nothing) return;
-        Floats<V> floats = values(bits[0]);
+        Floats<V> floats = values(*slot);
 #pragma unroll
-        for (int j = 0; j < V; ++j) floats.values[j] = own.channels[j % A](floats.values[j]);
+        for (int j = 0; j < V; ++j) floats.values[j] = by.own[j % A](floats.values[j]);
         if constexpr (fetches) {
             const Floats<V> more = floats_of(added);
 #pragma unroll
@@ -205,7 +210,7 @@ struct ForwardRing {
         auto* affine = reinterpret_cast<Affine*>(ring + shape.window);
         auto* scratch = reinterpret_cast<Shifted*>(affine + kMostChannels);
         ForwardTask<T, P, V, L, F> task = {part, x, residual, y, mask, outcome, team, letters, affine, scratch};
-        Ring<decltype(task), V, L>(task, part, ring, team.units, team.teams, sizeof(T)).pass();
+        Ring<decltype(task), V, L>(task, part, ring, team, sizeof(T)).pass();
     }
     BNFOLD_DEVICE void pass(bool relu) const {
         if (!y) {

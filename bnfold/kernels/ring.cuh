@@ -17,7 +17,6 @@
 
 namespace bnfold {
 
-constexpr int kTurn = 2;       // vectors of each thread in a turn
 constexpr int kUnderWay = 3;   // the latest turns, for whose copies nobody waits while there is something to write
 constexpr int kEarly = 12;     // vectors of each thread behind the ring that L2 is asked to have: 96 KB of a tensor
 
@@ -68,9 +67,10 @@ struct Track {
         wrap = stride - row * 16ll;
         unit = static_cast<long long>(teams) * shape.group * shape.inner * size;
     }
-    BNFOLD_DEVICE void take(long long (&places)[kTurn]) {
+    template <int U>
+    BNFOLD_DEVICE void take(long long (&places)[U]) {
 #pragma unroll
-        for (int u = 0; u < kTurn; ++u) {
+        for (int u = 0; u < U; ++u) {
             places[u] = at;
             at += step;
             if constexpr (L != Layout::columns) {  // of those, a row divides the threads
@@ -87,90 +87,66 @@ struct Track {
 
 // Passes the units of a block through its ring. A task says what is done, for each thread:
 //
-//     tensors, source(s, place)       what is copied
-//     begin(slot), add(slot)          sums of a unit, from its first vector on
-//     tell(k, vectors), hear(k)       the block's sums of its k-th unit, of so many vectors, and those of all blocks
-//     channels(), put(bits, place, channels, more)   writes a vector of a unit that was heard of
-//     fetches, fetch(place)           what else is loaded for it, a turn ahead
+//     tensors, source(s, place)           what is copied; a turn has `vectors` of each thread
+//     begin(slot)                         a unit's sums, with the thread's first vector
+//     origins(), add(slot, origins, note) add a vector to them
+//     tell(k, vectors), hear(k)           the block's sums of its k-th unit, of so many vectors; those of all blocks
+//     channels(), put(slot, place, channels, more)   writes a vector of a unit that was heard of
+//     notes, note(place); fetches, fetch(place)      what is loaded besides, a turn ahead, for add and for put
+//
+// A slot is where a vector of the first tensor lies; one of the next is `apart` places on.
 template <class Task, int V, Layout L>
 struct Ring {
-    static constexpr int tensors = Task::tensors, turn = tensors * kTurn * kThreads;
+    static constexpr int U = Task::vectors, apart = U * kThreads, turn = Task::tensors * apart;
     Task& task;
-    Track<V, L> fills, writes;
-    port::Bits16* const slots;        // [size][tensors][kTurn][kThreads], of this thread
+    Track<V, L> fills, sums, writes;  // the second if something is loaded for the sums
+    port::Bits16* const slots;        // [size][tensors][U][kThreads], of this thread
     const int size;                   // in turns
     const int mine, full, most;       // of a unit: vectors of this thread, turns without gaps, turns
     const int total;                  // turns of all units
-    int filled = 0, summed = 0, put = 0;              // turns so far
-    int fill_turn = 0, sum_turn = 0, put_turn = 0;    // of their units
+    int filled = 0, summed = 0, written = 0;             // turns so far
+    int fill_turn = 0, sum_turn = 0, write_turn = 0;     // of their units
     int sum_unit = 0, unit = 0;
-    int fill_at = 0, sum_at = 0, put_at = 0;          // slots
-    bool open = false;                // the sums of `unit` are known: it is written
+    int fill_at = 0, sum_at = 0, write_at = 0;           // slots
+    bool open = false;                // all blocks' sums of `unit` are known: it is written
 
-    BNFOLD_DEVICE Ring(Task& t, const Part<V, L>& part, port::Bits16* memory, int units, int teams, int value)
-        : task(t), fills(part, teams, value), writes(fills), slots(memory + port::thread()),
-          size(part.shape.window / (kTurn * kThreads)),
-          mine(ceiling(static_cast<int>(part.end - part.begin) - port::thread(), kThreads)),
-          full(static_cast<int>(part.end - part.begin) / (kTurn * kThreads)),
-          most(part.end > part.begin ? ceiling(static_cast<int>(part.end - part.begin), kTurn * kThreads) : 1), total(units * most) {}
+    BNFOLD_DEVICE Ring(Task& t, const Part<V, L>& part, port::Bits16* memory, const Team& team, int value)
+        : task(t), fills(part, team.teams, value), sums(fills), writes(fills), slots(memory + port::thread()),
+          size(part.shape.window / apart), mine(ceiling(count(part) - port::thread(), kThreads)),
+          full(count(part) / apart), most(count(part) > 0 ? ceiling(count(part), apart) : 1),
+          total(team.units * most) {}
 
+    BNFOLD_DEVICE static int count(const Part<V, L>& part) { return static_cast<int>(part.end - part.begin); }
     BNFOLD_DEVICE static int ceiling(int a, int b) { return a > 0 ? (a + b - 1) / b : 0; }
-    BNFOLD_DEVICE port::Bits16* slot(int at, int u, int s = 0) const {
-        return slots + at + (s * kTurn + u) * kThreads;
-    }
+    BNFOLD_DEVICE static int least(int a, int b) { return a < b ? a : b; }
+
+    BNFOLD_DEVICE port::Bits16* slot(int at, int u) const { return slots + at + u * kThreads; }
     BNFOLD_DEVICE void on(int& at) const {
         at += turn;
         if (at == size * turn) at = 0;
     }
-    BNFOLD_DEVICE void copy(int at, int u, long long from) const {
+    BNFOLD_DEVICE void copy(port::Bits16* to, long long from) const {
 #pragma unroll
-        for (int s = 0; s < tensors; ++s) port::copy_async(slot(at, u, s), task.source(s, from));
+        for (int s = 0; s < Task::tensors; ++s) port::copy_async(to + s * apart, task.source(s, from));
     }
-
-    // One turn of each kind, with gaps or without.
-    BNFOLD_DEVICE void fill() {
-        long long from[kTurn];
-        fills.take(from);
+    BNFOLD_DEVICE void fetch(Track<V, L>& track, typename Task::More (&more)[U]) const {
+        long long from[U];
+        track.take(from);
 #pragma unroll
-        for (int u = 0; u < kTurn; ++u) {
-            if (fill_turn * kTurn + u < mine) copy(fill_at, u, from[u]);
-        }
-        port::end_group();
-        on(fill_at);
-        has_filled(1);
+        for (int u = 0; u < U; ++u) more[u] = task.fetch(from[u]);
     }
-    BNFOLD_DEVICE void sum() {
-        begin();
+    BNFOLD_DEVICE void note(Track<V, L>& track, typename Task::Note (&noted)[U]) const {
+        long long from[U];
+        track.take(from);
 #pragma unroll
-        for (int u = 0; u < kTurn; ++u) {
-            if (sum_turn * kTurn + u < mine) task.add(slot(sum_at, u));
-        }
-        on(sum_at);
-        has_summed(1);
-    }
-    BNFOLD_DEVICE void write() {
-        long long to[kTurn];
-        writes.take(to);
-        const auto channels = task.channels();
-#pragma unroll
-        for (int u = 0; u < kTurn; ++u) {
-            if (put_turn * kTurn + u < mine) put_one(u, to[u], channels, task.fetch(to[u]));
-        }
-        on(put_at);
-        has_written(1);
+        for (int u = 0; u < U; ++u) noted[u] = task.note(from[u]);
     }
     // Waits for the first turn that is not summed yet.
     BNFOLD_DEVICE void begin() {
         port::wait_groups(filled - summed - 1);
         if (sum_turn == 0) task.begin(slot(sum_at, 0));
     }
-    template <class Channels, class More>
-    BNFOLD_DEVICE void put_one(int u, long long to, const Channels& channels, const More& more) const {
-        port::Bits16 bits[tensors];
-#pragma unroll
-        for (int s = 0; s < tensors; ++s) bits[s] = *slot(put_at, u, s);
-        task.put(bits, to, channels, more);
-    }
+
     BNFOLD_DEVICE void has_filled(int turns) {
         filled += turns;
         fill_turn += turns;
@@ -182,86 +158,112 @@ struct Ring {
     BNFOLD_DEVICE void has_summed(int turns) {
         summed += turns;
         sum_turn += turns;
+        if (sum_turn == most) {
+            sum_turn = 0;
+            if constexpr (Task::notes) sums.next_unit();
+            task.tell(sum_unit++, mine);
+        }
     }
     BNFOLD_DEVICE void has_written(int turns) {
-        put += turns;
-        put_turn += turns;
+        written += turns;
+        write_turn += turns;
+        if (write_turn == most) {
+            write_turn = 0;
+            writes.next_unit();
+            ++unit;
+            open = false;
+            ask();
+        }
     }
 
-    // So many turns without gaps, in which everything goes on.
-    BNFOLD_DEVICE void all(int turns) {
-        begin();
-        const auto channels = task.channels();
-        Track<V, L> next = writes;
-        typename Task::More more[kTurn], ahead[kTurn];
-        if constexpr (Task::fetches) fetch(next, more);
-#pragma unroll 1
-        for (int i = turns; i > 0; --i) {
-            long long from[kTurn], to[kTurn];
-            fills.take(from);
-            writes.take(to);
-            if constexpr (Task::fetches) {
-                if (i > 1) fetch(next, ahead);
-            }
+    // One turn of each kind, with gaps or without.
+    BNFOLD_DEVICE void fill() {
+        long long from[U];
+        fills.take(from);
 #pragma unroll
-            for (int u = 0; u < kTurn; ++u) put_one(u, to[u], channels, more[u]);
-            // What was in the slots is used up.
-#pragma unroll
-            for (int u = 0; u < kTurn; ++u) copy(put_at, u, from[u]);
-            port::end_group();
-            port::wait_groups<kUnderWay>();
-#pragma unroll
-            for (int u = 0; u < kTurn; ++u) task.add(slot(sum_at, u));
-            on(put_at);
-            on(sum_at);
-            if constexpr (Task::fetches) {
-#pragma unroll
-                for (int u = 0; u < kTurn; ++u) more[u] = ahead[u];
-            }
+        for (int u = 0; u < U; ++u) {
+            if (fill_turn * U + u < mine) copy(slot(fill_at, u), from[u]);
         }
-        fill_at = put_at;
-        has_filled(turns);
-        has_summed(turns);
-        has_written(turns);
+        port::end_group();
+        on(fill_at);
+        has_filled(1);
     }
-    BNFOLD_DEVICE void fetch(Track<V, L>& track, typename Task::More (&more)[kTurn]) const {
-        long long from[kTurn];
-        track.take(from);
-#pragma unroll
-        for (int u = 0; u < kTurn; ++u) more[u] = task.fetch(from[u]);
-    }
-    BNFOLD_DEVICE void sums(int turns) {
+    BNFOLD_DEVICE void sum() {
         begin();
+        const auto origins = task.origins();
+        long long from[U] = {};
+        if constexpr (Task::notes) sums.take(from);
+#pragma unroll
+        for (int u = 0; u < U; ++u) {
+            if (sum_turn * U + u < mine) task.add(slot(sum_at, u), origins, task.note(from[u]));
+        }
+        on(sum_at);
+    }
+    BNFOLD_DEVICE void write() {
+        const auto channels = task.channels();
+        long long to[U];
+        writes.take(to);
+#pragma unroll
+        for (int u = 0; u < U; ++u) {
+            if (write_turn * U + u < mine) task.put(slot(write_at, u), to[u], channels, task.fetch(to[u]));
+        }
+        on(write_at);
+    }
+
+    // So many turns without gaps of one kind or two; if of both, the written ones are filled as well.
+    template <bool Sums, bool Writes>
+    BNFOLD_DEVICE void whole(int turns) {
+        if constexpr (Sums) begin();
+        typename Task::Origins origins;
+        typename Task::Channels channels;
+        typename Task::Note noted[U], next_noted[U];
+        typename Task::More more[U], next_more[U];
+        Track<V, L> ahead = writes;
+        if constexpr (Sums) origins = task.origins();
+        if constexpr (Sums && Task::notes) note(sums, noted);
+        if constexpr (Writes) channels = task.channels();
+        if constexpr (Writes && Task::fetches) fetch(ahead, more);
 #pragma unroll 1
         for (int i = 0; i < turns; ++i) {
-            port::wait_groups(filled - summed - 1 - i);
+            const bool last = i + 1 == turns;
+            [[maybe_unused]] long long to[U], from[U];
+            if constexpr (Writes) {
+                writes.take(to);
+                if constexpr (Task::fetches) {
+                    if (!last) fetch(ahead, next_more);
+                }
 #pragma unroll
-            for (int u = 0; u < kTurn; ++u) task.add(slot(sum_at, u));
-            on(sum_at);
-        }
-        has_summed(turns);
-    }
-    BNFOLD_DEVICE void write_all(int turns) {
-        const auto channels = task.channels();
-        Track<V, L> next = writes;
-        typename Task::More more[kTurn], ahead[kTurn];
-        if constexpr (Task::fetches) fetch(next, more);
-#pragma unroll 1
-        for (int i = turns; i > 0; --i) {
-            long long to[kTurn];
-            writes.take(to);
-            if constexpr (Task::fetches) {
-                if (i > 1) fetch(next, ahead);
+                for (int u = 0; u < U; ++u) task.put(slot(write_at, u), to[u], channels, more[u]);
             }
+            if constexpr (Sums && Writes) {
+                // What was in the slots is used up.
+                fills.take(from);
 #pragma unroll
-            for (int u = 0; u < kTurn; ++u) put_one(u, to[u], channels, more[u]);
-            on(put_at);
-            if constexpr (Task::fetches) {
+                for (int u = 0; u < U; ++u) copy(slot(write_at, u), from[u]);
+                port::end_group();
+                port::wait_groups<kUnderWay>();
+            } else if constexpr (Sums) {
+                port::wait_groups(filled - summed - 1 - i);
+            }
+            if constexpr (Sums) {
+                if constexpr (Task::notes) {
+                    if (!last) note(sums, next_noted);
+                }
 #pragma unroll
-                for (int u = 0; u < kTurn; ++u) more[u] = ahead[u];
+                for (int u = 0; u < U; ++u) task.add(slot(sum_at, u), origins, noted[u]);
+                on(sum_at);
+            }
+            if constexpr (Writes) on(write_at);
+#pragma unroll
+            for (int u = 0; u < U; ++u) {
+                if constexpr (Sums && Task::notes) noted[u] = next_noted[u];
+                if constexpr (Writes && Task::fetches) more[u] = next_more[u];
             }
         }
-        has_written(turns);
+        if constexpr (Sums && Writes) {
+            fill_at = write_at;
+            has_filled(turns);
+        }
     }
 
     // Asks L2 for what comes behind the ring.
@@ -269,16 +271,11 @@ struct Ring {
         if (filled == total) return;
         Track<V, L> early = fills;
 #pragma unroll 1
-        for (int i = fill_turn * kTurn; i < fill_turn * kTurn + kEarly && i < mine; i += kTurn) {
-            long long from[kTurn];
+        for (int i = fill_turn * U; i < fill_turn * U + kEarly && i < mine; ++i) {
+            long long from[1];
             early.take(from);
 #pragma unroll
-            for (int u = 0; u < kTurn; ++u) {
-                if (i + u < mine) {
-#pragma unroll
-                    for (int s = 0; s < tensors; ++s) port::prefetch(task.source(s, from[u]));
-                }
-            }
+            for (int s = 0; s < Task::tensors; ++s) port::prefetch(task.source(s, from[0]));
         }
     }
 
@@ -287,44 +284,44 @@ struct Ring {
         while (filled < total && filled < size) fill();
         ask();
 #pragma unroll 1
-        while (put < total) {
+        while (written < total) {
             // A unit may be told once the one two before it was heard of, whose word it uses.
             const bool free = sum_unit < unit + (open ? 3 : 2);
-            const int behind = filled - summed, whole = full - put_turn;
+            const int behind = filled - summed, left = full - write_turn;
             const int landed = filled == total || sum_unit == unit ? behind : behind - kUnderWay;
-            const int to_sum = free ? landed : 0;
-            const int alike = least(whole, least(full - fill_turn, full - sum_turn));
+            const int alike = least(left, least(full - fill_turn, full - sum_turn));
+            int sums_done = 0, writes_done = 0;
             if (open && filled < total && free && behind >= kUnderWay && alike > 0) {
-                all(alike);
-            } else if (open && summed == total && whole > 0) {
-                write_all(whole);
+                whole<true, true>(alike);
+                sums_done = writes_done = alike;
+            } else if (open && summed == total && left > 0) {
+                whole<false, true>(left);
+                writes_done = left;
             } else if (open) {
-                write();
                 const bool fills_one = filled < total;
+                write();
+                writes_done = 1;
                 if (fills_one) fill();
-                if (free && landed + fills_one > 0) sum();
-            } else if (to_sum > 0 && sum_turn < full) {
-                sums(least(to_sum, full - sum_turn));
-            } else if (to_sum > 0) {
-                sum();
+                if (free && landed + fills_one > 0) {
+                    sum();
+                    sums_done = 1;
+                }
+            } else if (free && landed > 0) {
+                const int turns = least(landed, full - sum_turn);
+                if (turns > 0) {
+                    whole<true, false>(turns);
+                } else {
+                    sum();
+                }
+                sums_done = turns > 0 ? turns : 1;
             } else {
                 task.hear(unit);
                 open = true;
             }
-            if (sum_turn == most) {
-                task.tell(sum_unit++, mine);
-                sum_turn = 0;
-            }
-            if (put_turn == most) {
-                put_turn = 0;
-                ++unit;
-                writes.next_unit();
-                open = false;
-                ask();
-            }
+            if (sums_done > 0) has_summed(sums_done);
+            if (writes_done > 0) has_written(writes_done);
         }
     }
-    BNFOLD_DEVICE static int least(int a, int b) { return a < b ? a : b; }
 };
 
 }  // namespace bnfold

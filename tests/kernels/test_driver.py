@@ -108,7 +108,7 @@ def test_another_device_beside_the_current_one(told: dict[str, Any]) -> None:
 
 def test_what_the_driver_refuses_is_told_and_another_launch_stands_in(told: dict[str, Any]) -> None:
     no_cluster, not_together = told["refusals"]["said"]
-    assert "clusters of blocks run together: cooperative grid stands in" in no_cluster
+    assert "clusters of blocks run together: wide ring stands in" in no_cluster
     assert "(no cluster of 8 blocks of " in no_cluster
     assert "grids of blocks run together: one block, windows stands in" in not_together
     assert "CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE" in not_together

@@ -200,8 +200,8 @@ def test_no_access_beyond_a_tensor(seed: int, monkeypatch: pytest.MonkeyPatch) -
     check(case, "added, relu", forward(machine, case, "added, relu", monkeypatch).results)
 
 
-PUT = "for (int u = 0; u < kTurn; ++u) put_one(u, to[u], channels, more[u]);"
-USED_UP = "\n            // What was in the slots is used up."
+PUT = "for (int u = 0; u < U; ++u) task.put(slot(write_at, u), to[u], channels, more[u]);"
+COPY = "for (int u = 0; u < U; ++u) copy(slot(write_at, u), from[u]);"
 # In ring.cuh: what is there, and what would be wrong.
 FAULTS: dict[str, list[tuple[str, str]]] = {
     "a wait too few": [("port::wait_groups<kUnderWay>();", "port::wait_groups<kUnderWay + 1>();")],
@@ -210,8 +210,8 @@ FAULTS: dict[str, list[tuple[str, str]]] = {
     ],
     "a turn too many": [("filled < size", "filled <= size")],
     "filled before it was written": [
-        (f"{PUT}{USED_UP}", f"for (int u = kTurn; u-- > 0;) copy(put_at, u, from[u]); {PUT}"),
-        ("for (int u = 0; u < kTurn; ++u) copy(put_at, u, from[u]);", ""),
+        (PUT, f"if (!Sums) {PUT}"),
+        (COPY, f"{COPY} {PUT.replace('int u', 'unsigned u')}"),
     ],
     "one word": [("words + k % 2", "words")],
     "told before its word is free": [("unit + (open ? 3 : 2)", "unit + 3")],
@@ -230,7 +230,7 @@ def faulty() -> Path:
         if path.name == "ring.cuh":
             for number, replaced in enumerate(FAULTS.values()):
                 for right, wrong in replaced:
-                    assert right in text
+                    assert right in text, right
                     if right.startswith(("for", "port")):
                         both = f"if (fault == {number}) {{ {wrong}\n}} else {{ {right}\n}}"
                     else:
