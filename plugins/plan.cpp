@@ -19,7 +19,7 @@ struct Memory {
         return staged * window_bytes + channel * kMostGroup + scratch * slots * kThreads / 32;
     }
 };
-constexpr Memory kMemory[] = {{1, 12 + 2 * 24 + 4, 8}, {0, 12, 0}};  // by `Kernel`
+constexpr Memory kMemory[] = {{1, 3 * 12 + 8 + 4, 12}, {0, 12, 0}};  // by `Kernel`
 
 long long ceiling(long long a, long long b) { return (a + b - 1) / b; }
 

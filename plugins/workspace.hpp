@@ -10,7 +10,7 @@ namespace bnfold::plugin {
 
 // Blocks of a cooperative launch at most: no more are planned for, however many multiprocessors there are.
 constexpr int kMostResident = 192;
-constexpr int kMomentsBytes = 24;
+constexpr int kMomentsBytes = 8;
 
 struct Workspace {
     std::size_t mean, invstd, words, letters;  // of statistics

@@ -14,8 +14,8 @@ BNFOLD_KERNEL(kThreads)
 apply(const T* x, const T* residual, T* y, unsigned char* mask, const P* weight, const P* bias, const S* mean,
       const S* var, long long outer, int channels, int inner, int group, int ranks, int window, float eps, int relu) {
     auto* affine = reinterpret_cast<Affine*>(port::shared());
-    const Part<V, L> part({outer, channels, inner, group, ranks, window}, port::block() / ranks,
-                          port::block() % ranks);
+    Part<V, L> part({outer, channels, inner, group, ranks, window}, port::block() % ranks);
+    part.turn_to(port::block() / ranks);
     const int c = port::thread();
     if (c < part.width) {
         const int channel = part.first + c;
@@ -39,8 +39,8 @@ apply_backward(const T* x, const T* dy, const unsigned char* mask, const P* weig
                const float* invstd, const float* mean_dz, const float* mean_dz_x, T* dx, T* dresidual,
                long long outer, int channels, int inner, int group, int ranks, int window, int relu) {
     auto* slope = reinterpret_cast<Slope*>(port::shared());
-    const Part<V, L> part({outer, channels, inner, group, ranks, window}, port::block() / ranks,
-                          port::block() % ranks);
+    Part<V, L> part({outer, channels, inner, group, ranks, window}, port::block() % ranks);
+    part.turn_to(port::block() / ranks);
     const int c = port::thread();
     if (c < part.width) {
         const int channel = part.first + c;

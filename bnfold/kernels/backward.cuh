@@ -98,7 +98,7 @@ struct Stage {
 
     template <Gate G>
     BNFOLD_DEVICE void take(const Window<V, L>& window, const Source<T>& from, const Channels<V, L>& affines,
-                            Pair (&sums)[A]) const {
+                            Sums (&sums)[A]) const {
         window.template each_vector<2>(
             [&](int, long long place) { return Given<G, T, V>(from, place); },
             [&](int slot, long long, unsigned offset, const Given<G, T, V>& given) {
@@ -108,14 +108,14 @@ struct Stage {
                 if constexpr (L != Layout::planes) {
                     const Floats<V> xs = floats_of(given.x), dzs = floats_of(found);
                     affines.at(offset).each([&](int j, const Affine& affine) {
-                        sums[j % A].a += dzs.values[j];
-                        sums[j % A].b += dzs.values[j] * (xs.values[j] - affine.mean);
+                        sums[j % A].dz += dzs.values[j];
+                        sums[j % A].dz_x += dzs.values[j] * (xs.values[j] - affine.mean);
                     });
                 }
             });
     }
     BNFOLD_DEVICE void take(const Window<V, L>& window, const Source<T>& from, const Channels<V, L>& affines,
-                            Pair (&sums)[A], bool relu) const {
+                            Sums (&sums)[A], bool relu) const {
         if (!relu) {
             take<Gate::open>(window, from, affines, sums);
         } else if (from.mask) {
@@ -139,29 +139,47 @@ backward(const T* x, const T* dy, const unsigned char* mask, const P* weight, co
          Sums* letters, unsigned* words, long long outer, int channels, int inner, int group, int ranks, int window,
          int relu, int frozen) {
     constexpr int A = L == Layout::columns ? V : 1;
-    const Shape shape = {outer, channels, inner, group, ranks, window};
     const Source<T> source = {x, dy, mask};
     const Gradients<T> gradients = {dx, dresidual};
+    const int c = port::thread(), rank = port::block() % ranks;
+    Part<V, L> part({outer, channels, inner, group, ranks, window}, rank);
+    const int windows = part.windows(), period = L == Layout::columns ? static_cast<int>(part.row) : 1;
+    const float share = 1.0f / (static_cast<float>(outer) * static_cast<float>(inner));
     auto* staged_x = reinterpret_cast<Vector<T, V>*>(port::shared());
     const Stage<T, V, L> stage = {staged_x, staged_x + window};
     auto* affine = reinterpret_cast<Affine*>(stage.dz + window);
     auto* slope = reinterpret_cast<Slope*>(affine + kMostChannels);
-    auto* merged_sets = reinterpret_cast<Sums*>(slope + kMostChannels);
-    auto* scratch = reinterpret_cast<Pair*>(merged_sets + 2 * kMostChannels);
-    const Mailbox<Sums> box = {merged_sets, letters, words};
+    auto* posted = reinterpret_cast<Sums*>(slope + kMostChannels);
+    auto* totals = posted + kMostChannels;
+    auto* inverse = reinterpret_cast<float*>(totals + kMostChannels);
+    auto* scratch = reinterpret_cast<Sums*>(inverse + kMostChannels);
+    Mailbox<E, Sums> box = {posted, letters, words, group, ranks, rank, 0};
 
-    const int c = port::thread(), rank = port::block() % ranks;
-    const int units = (channels + group - 1) / group;
-    for (int unit = port::block() / ranks; unit < units; unit += port::blocks() / ranks) {
-        const Part<V, L> part(shape, unit, rank);
-        const int windows = part.windows();
+    for (int unit = port::block() / ranks; unit * group < channels; unit += port::blocks() / ranks) {
+        part.turn_to(unit);
+        box.unit = unit;
         const int channel = part.first + c;
-        if (c < part.width) affine[c] = affine_of(channel, weight, bias, mean, invstd);
+        const bool own = c < part.width;
+        if (own) {
+            affine[c] = affine_of(channel, weight, bias, mean, invstd);
+            inverse[c] = invstd[channel];
+        }
         port::sync_block();
         const Channels<V, L> affines(part, affine);
-        const int period = L == Layout::columns ? static_cast<int>(part.row) : 1;
+        const auto finish = [&](int of, const Sums& all) {
+            const float through_x = all.dz_x * share * inverse[of] * inverse[of];
+            slope[of] = {affine[of], frozen ? 0 : all.dz * share, frozen ? 0 : through_x};
+            totals[of] = all;
+        };
+        const auto post = [&](int of, const Sums& mine) {
+            if constexpr (E == Exchange::none) {
+                finish(of, mine);
+            } else {
+                box.post(of, mine);
+            }
+        };
+        Sums sums[A];   // over all windows, but for `planes`, whose warps change channels between windows
         Sums mine;
-        Pair sums[A];   // over all windows, but for `planes`, whose warps change channels between windows
         for (int i = 0; i < windows; ++i) {
             const Window<V, L> here(part, i);
             stage.take(here, source, affines, sums, relu != 0);
@@ -171,56 +189,60 @@ backward(const T* x, const T* dy, const unsigned char* mask, const P* weight, co
                 const float from = affine[sweep.channel()].mean;
                 const T* x_values = reinterpret_cast<const T*>(stage.x);
                 const T* dz_values = reinterpret_cast<const T*>(stage.dz);
-                Pair of_window[1];
+                Sums of_window[1];
                 sweep.each_value([&](unsigned k) {
                     const float dz_value = to_float(dz_values[k]);
-                    of_window[0].a += dz_value;
-                    of_window[0].b += dz_value * (to_float(x_values[k]) - from);
+                    of_window[0].dz += dz_value;
+                    of_window[0].dz_x += dz_value * (to_float(x_values[k]) - from);
                 });
-                put_sums(of_window, 1, scratch);
-                if (c < part.width) {
-                    const Pair sum = take_sum(scratch, 1, 0, sweep.first_warp(c), sweep.present);
-                    mine = merged(mine, Sums{sum.a, sum.b});
+                put(of_window, 1, scratch);
+                port::sync_block();
+                if (own) {
+                    for (int warp = sweep.first_warp(c); warp < kWarps; warp += sweep.present) {
+                        mine = {mine.dz + scratch[warp].dz, mine.dz_x + scratch[warp].dz_x};
+                    }
                 }
                 // The next window's first barrier comes before anything that this one reads is changed.
             }
         }
-        if constexpr (L != Layout::planes) {
-            put_sums(sums, period, scratch);
-            if (c < part.width) {
-                const Pair sum = take_sum(scratch, A * period, c, 0, 1);
-                mine = {sum.a, sum.b};
-            }
+        if constexpr (L == Layout::planes) {
+            if (own) post(c, mine);
+        } else {
+            put(sums, period, scratch);
+            port::sync_block();
+            each_channel<kWarps>(part.width, [&](int of, bool first) {
+                const Sums all = whole<kWarps>(kWarps, [&](int warp) { return scratch[warp * A * period + of]; });
+                if (first) post(of, all);
+            });
         }
-        exchange<E>(mine, shape, part.width, unit, rank, box);
-        if (c < part.width) {
-            const Sums all = merged_sets[c];
-            const float inverse = invstd[channel];
-            const float share = 1.0f / (static_cast<float>(outer) * static_cast<float>(inner));
-            slope[c] = {affine[c], frozen ? 0 : all.dz * share, frozen ? 0 : all.dz_x * share * inverse * inverse};
-            if (rank == 0) {
-                if (dweight) dweight[channel] = from_float<P>(all.dz_x * inverse);
-                if (dbias) dbias[channel] = from_float<P>(all.dz);
-                if (sum_dz) {
-                    sum_dz[channel] = all.dz;
-                    sum_dz_x[channel] = all.dz_x;
-                }
-            }
+        if constexpr (E != Exchange::none) {
+            box.wait();
+            constexpr int lanes = E == Exchange::cluster ? 8 : 32;
+            each_channel<lanes>(part.width, [&](int of, bool first) {
+                const Sums all = whole<lanes>(ranks, [&](int other) { return box.read(of, other); });
+                if (first) finish(of, all);
+            });
         }
-        port::sync_block();
+        box.leave();
         if (dx) {
             const Channels<V, L, Slope> slopes(part, slope);
             for (int i = windows; i-- > 0;) {
                 const Window<V, L> here(part, i);
-                if (i == windows - 1) {
-                    here.template each_vector<1>(
-                        [&](int slot, long long) { return slot; },
-                        [&](int, long long place, unsigned offset, int slot) {
-                            gradients.template put<V>(stage.x[slot], stage.dz[slot], slopes.at(offset), place);
-                        });
-                } else {
-                    gradients.put_window(here, source, slopes, relu != 0);
-                }
+                if (i < windows - 1) stage.take(here, source, affines, sums, relu != 0);
+                here.template each_vector<1>(
+                    [&](int slot, long long) { return slot; },
+                    [&](int, long long place, unsigned offset, int slot) {
+                        gradients.template put<V>(stage.x[slot], stage.dz[slot], slopes.at(offset), place);
+                    });
+            }
+        }
+        if (rank == 0 && own) {
+            const Sums all = totals[c];
+            if (dweight) dweight[channel] = from_float<P>(all.dz_x * inverse[c]);
+            if (dbias) dbias[channel] = from_float<P>(all.dz);
+            if (sum_dz) {
+                sum_dz[channel] = all.dz;
+                sum_dz_x[channel] = all.dz_x;
             }
         }
         // As in forward: nothing that this unit still reads is changed before the next one's first barrier.

@@ -1,9 +1,8 @@
 // Batch norm in training: y = act((x - mean) / sqrt(var + eps) * weight + bias + residual) with the mean and
 // variance of each channel, in one launch that reads x once if a unit's blocks can hold it on chip.
 //
-// Of each window, first the mean, then the squared deviations from it, both from shared memory; windows and blocks
-// merge by Chan's formula. The last window is still at hand when the statistics are known; those before it are
-// read again, the latest first, for they are the likeliest to be in L2.
+// The statistics are found in one sweep, while values go to shared memory. Of the windows, the last one is still at
+// hand when they are known; those before it are read again, the latest first, for they are the likeliest to be in L2.
 
 #pragma once
 
@@ -11,71 +10,56 @@
 
 namespace bnfold {
 
-template <class T, int V, Layout L>
-BNFOLD_DEVICE Moments of_window(const Window<V, L>& window, const T* x, Vector<T, V>* staged, Pair* scratch,
-                                float* near) {
-    constexpr int A = L == Layout::columns ? V : 1;
-    const int c = port::thread(), width = window.part.width;
-    const int period = L == Layout::columns ? static_cast<int>(window.part.row) : 1;
-    Pair sums[A];
-    window.template each_vector<4>(
+// One sweep over a window: into shared memory, and added up by the thread that loads. Gives its values of a channel.
+template <class T, int V, Layout L, int A>
+BNFOLD_DEVICE float sweep(const Window<V, L>& window, const T* x, Vector<T, V>* staged, Deviations (&found)[A]) {
+    window.template each_vector<port::loads_ahead>(
         [&](int, long long place) { return load<T, V>(x + place); },
+        [&](const Vector<T, V>& first) {
+            const Floats<V> values = floats_of(first);
+#pragma unroll
+            for (int i = 0; i < A; ++i) found[i].begin(values.values[i]);
+        },
         [&](int slot, long long, unsigned, const Vector<T, V>& vector) {
             staged[slot] = vector;
-            if constexpr (L != Layout::planes) {
-                const Floats<V> found = floats_of(vector);
+            const Floats<V> values = floats_of(vector);
 #pragma unroll
-                for (int j = 0; j < V; ++j) sums[j % A].a += found.values[j];
-            }
+            for (int j = 0; j < V; ++j) found[j % A].add(values.values[j]);
         });
-    const double count = c < width ? window.values_of(c) : 0;
-    const auto total = [&](Pair(&of)[A]) -> Pair {
-        put_sums(of, period, scratch);
-        Pair sum;
-        if constexpr (L == Layout::planes) {
-            const Sweep<V> sweep(window);
-            if (c < width) sum = take_sum(scratch, 1, 0, sweep.first_warp(c), sweep.present);
-        } else {
-            if (c < width) sum = take_sum(scratch, A * period, c, 0, 1);
-        }
-        return sum;
-    };
-    const T* values = reinterpret_cast<const T*>(staged);
-    if constexpr (L == Layout::planes) {
-        port::sync_block();
-        Sweep<V>(window).each_value([&](unsigned i) { sums[0].a += to_float(values[i]); });
-    }
-    const Pair sum = total(sums);
-    if (c < width) near[c] = count == 0 ? 0 : static_cast<float>(sum.a / count);
-    port::sync_block();
+    return static_cast<float>(window.vectors() * (V / A));
+}
 
-    Pair deviations[A];
-    const auto add = [&](Pair& to, float value, float from) {
-        const float d = value - from;
-        to.a += d;
-        to.b += d * d;
-    };
-    if constexpr (L == Layout::planes) {
-        const Sweep<V> sweep(window);
-        const float from = near[sweep.channel()];
-        sweep.each_value([&](unsigned i) { add(deviations[0], to_float(values[i]), from); });
-    } else {
-        float from[A];
-#pragma unroll
-        for (int i = 0; i < A; ++i) {
-            const int channel = port::thread() % period * A + i;
-            from[i] = near[channel < width ? channel : 0];
+// For `planes`, whose warps change channels between windows: thread c gets the window's moments of channel c.
+template <class T, int V>
+BNFOLD_DEVICE Moments sweep_planes(const Window<V, Layout::planes>& window, const T* x, Vector<T, V>* staged,
+                                   const Known* known, Counted* scratch) {
+    window.template each_vector<4>(
+        [&](int, long long place) { return load<T, V>(x + place); },
+        [&](int slot, long long, unsigned, const Vector<T, V>& vector) { staged[slot] = vector; });
+    port::sync_block();
+    const T* values = reinterpret_cast<const T*>(staged);
+    const Sweep<V> sweep(window);
+    Deviations found;
+    float count = 0;
+    sweep.each_value([&](unsigned i) {
+        const float value = to_float(values[i]);
+        if (count == 0) found.begin(value);
+        found.add(value);
+        count += 1;
+    });
+    Moments sets[] = {count == 0 ? Moments{} : found.moments(1.0f / count, known[sweep.channel()].near)};
+    put(sets, count, 1, scratch);
+    port::sync_block();
+    Moments all;
+    float before = 0;
+    const int c = port::thread();
+    if (c < window.part.width) {
+        for (int warp = sweep.first_warp(c); warp < kWarps; warp += sweep.present) {
+            all = merged(all, scratch[warp].set, Weights(before, scratch[warp].count));
+            before += scratch[warp].count;
         }
-        window.template each_vector<2>(
-            [&](int slot, long long) { return staged[slot]; },
-            [&](int, long long, unsigned, const Vector<T, V>& vector) {
-                const Floats<V> found = floats_of(vector);
-#pragma unroll
-                for (int j = 0; j < V; ++j) add(deviations[j % A], found.values[j], from[j % A]);
-            });
     }
-    const Pair found = total(deviations);
-    return c < width ? from_deviations(count, near[c], found.a, found.b) : Moments{};
+    return all;
 }
 
 template <class T, class P, int V, Layout L, Exchange E>
@@ -86,52 +70,113 @@ forward(const T* x, const T* residual, T* y, unsigned char* mask, const P* weigh
         int relu) {
     // Where one file is compiled for many architectures, some have an instance that is never launched.
     if (E == Exchange::cluster && !port::has_clusters) return;
-    const Shape shape = {outer, channels, inner, group, ranks, window};
-    const Outcome<P> outcome = {weight,       bias,    mean, invstd,   running_mean,
-                                running_var, batches, eps,  momentum, y != nullptr};
-    outcome.count_batch();
     if constexpr (E == Exchange::ring) {
-        auto* told = reinterpret_cast<Letter*>(letters);
-        ForwardRing<T, P, V, L>{shape, x, residual, y, mask, outcome, told, words}.pass(relu != 0);
+        const float values = static_cast<float>(outer) * static_cast<float>(inner);
+        const Outcome<P> outcome = {mean, invstd, running_mean, running_var, batches, values, eps, momentum, !y};
+        const Shape shape = {outer, channels, inner, group, ranks, window};
+        const ForwardRing<T, P, V, L> ring = {shape, x, residual, y, mask, weight, bias, outcome, letters, words};
+        ring.pass(relu != 0);
         return;
     }
-    char* memory = port::shared();
-    auto* staged = reinterpret_cast<Vector<T, V>*>(memory);
-    auto* affine = reinterpret_cast<Affine*>(staged + window);
-    auto* merged_sets = reinterpret_cast<Moments*>(affine + kMostChannels);
-    auto* near = reinterpret_cast<float*>(merged_sets + 2 * kMostChannels);
-    auto* scratch = reinterpret_cast<Pair*>(near + kMostChannels);
-    const Mailbox<Moments> box = {merged_sets, letters, words};
-
+    constexpr int A = L == Layout::columns ? V : 1;
     const int c = port::thread(), rank = port::block() % ranks;
-    const int units = (channels + group - 1) / group;
-    for (int unit = port::block() / ranks; unit < units; unit += port::blocks() / ranks) {
-        const Part<V, L> part(shape, unit, rank);
-        const int windows = part.windows();
-        Moments mine;
+    Part<V, L> part({outer, channels, inner, group, ranks, window}, rank);
+    const int windows = part.windows(), period = L == Layout::columns ? static_cast<int>(part.row) : 1;
+    const float values = static_cast<float>(outer) * static_cast<float>(inner);
+    const Outcome<P> outcome = {mean, invstd, running_mean, running_var, batches, values, eps, momentum, y == nullptr};
+    auto* staged = reinterpret_cast<Vector<T, V>*>(port::shared());
+    auto* affine = reinterpret_cast<Affine*>(staged + window);
+    auto* knowns = reinterpret_cast<Known*>(affine + kMostChannels);   // of this unit, and of the one before
+    auto* posted = reinterpret_cast<Moments*>(knowns + 2 * kMostChannels);
+    auto* m2 = reinterpret_cast<float*>(posted + kMostChannels);
+    auto* scratch = reinterpret_cast<Counted*>(m2 + kMostChannels);
+    Mailbox<E, Moments> box = {posted, letters, words, group, ranks, rank, 0};
+
+    int turn = 0;
+    for (int unit = port::block() / ranks; unit * group < channels; unit += port::blocks() / ranks, turn ^= 1) {
+        part.turn_to(unit);
+        box.unit = unit;
+        Known* const known = knowns + turn * kMostChannels;
+        const int channel = part.first + c;
+        const bool own = c < part.width;
+        if (own) {  // while others load the first window, before which nobody asks for it
+            known[c] = known_of(part, x, c, weight, bias);
+        }
+        const auto finish = [&](int of, const Moments& all) {
+            const Known begun = known[of];
+            affine[of] = begun.affine(all, outcome);
+            m2[of] = all.m2;
+        };
+        const auto post = [&](int of, const Moments& mine) {
+            if constexpr (E == Exchange::none) {
+                finish(of, mine);
+            } else {
+                box.post(of, mine);
+            }
+        };
         for (int i = 0; i < windows; ++i) {
-            mine = merged(mine, of_window<T, V, L>(Window<V, L>(part, i), x, staged, scratch, near));
-            port::sync_block();
+            const Window<V, L> here(part, i);
+            // Of the windows so far, by one thread of each channel.
+            const auto join = [&](int of, const Moments& found) {
+                const float before = part.values_of(of, part.begin, here.begin);
+                const Weights weights(before, here.values_of(of));
+                const Moments all = i == 0 ? found : merged(posted[of], found, weights);
+                if (i == windows - 1) {
+                    post(of, all);
+                } else {
+                    posted[of] = all;
+                }
+            };
+            if constexpr (L == Layout::planes) {
+                const Moments found = sweep_planes(here, x, staged, known, scratch);
+                if (own) join(c, found);
+                // The next window's first barrier comes before anything that this one reads is changed.
+            } else {
+                Deviations found[A];
+                Moments sets[A];
+                const float count = sweep(here, x, staged, found), share = count == 0 ? 0 : 1.0f / count;
+                port::sync_block();  // what is known is there, and the last window's sets are read
+#pragma unroll
+                for (int k = 0; k < A; ++k) {
+                    if (count != 0) sets[k] = found[k].moments(share, known[port::thread() % period * A + k].near);
+                }
+                put(sets, count, period, scratch);
+                port::sync_block();
+                each_channel<kWarps>(part.width, [&](int of, bool first) {
+                    const auto get = [&](int warp) { return scratch[warp * A * period + of].set; };
+                    const auto count = [&](int warp) { return scratch[warp * A * period + of].count; };
+                    const Moments all = whole<kWarps>(kWarps, get, count, here.values_of(of));
+                    if (first) join(of, all);
+                });
+            }
         }
-        exchange<E>(mine, shape, part.width, unit, rank, box);
-        if (c < part.width) {
-            affine[c] = outcome.of(part.first + c, merged_sets[c], rank == 0);
+        if constexpr (E != Exchange::none) {
+            const Shares shares = part.shares();
+            box.wait();
+            constexpr int lanes = E == Exchange::cluster ? 8 : 32;
+            each_channel<lanes>(part.width, [&](int of, bool first) {
+                const auto get = [&](int other) { return box.read(of, other); };
+                const auto count = [&](int other) { return part.values_of(of, shares, other); };
+                const Moments all = whole<lanes>(ranks, get, count, values);
+                if (first) finish(of, all);
+            });
         }
-        port::sync_block();
+        box.leave();
         if (y) {
             const Channels<V, L> affines(part, affine);
             for (int i = windows; i-- > 0;) {
                 const Window<V, L> here(part, i);
-                // Two calls: NVRTC 13.0 takes a generic lambda for a host function.
-                if (i == windows - 1) {
-                    const auto at_hand = [&](int slot, long long) { return staged[slot]; };
-                    normalize<2, T, V>(here, at_hand, affines, residual, y, mask, relu != 0);
-                } else {
-                    const auto again = [&](int, long long place) { return load<T, V>(x + place); };
-                    normalize<2, T, V>(here, again, affines, residual, y, mask, relu != 0);
+                if (i < windows - 1) {  // each thread reads again what it then writes
+                    here.template each_vector<4>(
+                        [&](int, long long place) { return load<T, V>(x + place); },
+                        [&](int slot, long long, unsigned, const Vector<T, V>& vector) { staged[slot] = vector; });
                 }
+                const auto at_hand = [&](int slot, long long) { return staged[slot]; };
+                normalize<2, T, V>(here, at_hand, affines, residual, y, mask, relu != 0);
             }
         }
+        if (rank == 0 && own) outcome.note(channel, affine[c].mean, m2[c]);
+        if (unit == 0 && rank == 0 && c == 0) outcome.count();
         // The next unit's first barrier comes before it changes anything that this one reads.
     }
 }

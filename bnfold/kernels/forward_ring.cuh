@@ -1,8 +1,5 @@
-// Forward of units that pass through a ring: see ring.cuh.
-//
-// The sums of a thread are of deviations d from its own first value of the channel, and of d^2: with the few values that
-// a thread has of a unit, they lose little even where that value is far from the others. Threads and blocks merge as in
-// moments.cuh; means are told as two floats, for one has not their digits.
+// Forward of units that pass through a ring: see ring.cuh. The statistics are those of forward.cuh, of a whole part at
+// one time.
 
 #pragma once
 
@@ -10,18 +7,6 @@
 #include "ring.cuh"
 
 namespace bnfold {
-
-// The moments of `count` values: their mean is near + off.
-struct Shifted {
-    float count, near, off, m2;
-};
-
-// Of a block's values of a channel, for the others: their mean is high + low.
-struct Letter {
-    float high, low, m2;
-
-    BNFOLD_DEVICE double mean() const { return static_cast<double>(high) + low; }
-};
 
 // What becomes of y, known before the first vector; nothing where only the statistics are wanted.
 enum class Finish { nothing, plain, relu, added, added_relu, noted };
@@ -34,16 +19,21 @@ struct ForwardTask {
     static constexpr bool fetches = F == Finish::added || F == Finish::added_relu || F == Finish::noted;
     static constexpr bool rectifies = F == Finish::relu || F == Finish::added_relu || F == Finish::noted;
 
-    const Part<V, L>& part;
+    Part<V, L>& part;
     const T *x, *residual;
     T* y;
     unsigned char* mask;
+    const P *weight, *bias;
     const Outcome<P>& outcome;
     Team& team;
-    Letter* letters;    // [channels][ranks]
-    Affine* affine;     // of the unit's channels, in shared memory
-    Shifted* scratch;   // [warps][slots]
-    float near[A] = {}, sum[A] = {}, squares[A] = {};
+    Moments* letters;   // [channels][ranks]
+    // In shared memory, of a unit's channels: the map of the one that is written, its squared deviations, and what is
+    // known of it and of the next two; then scratch.
+    Affine* affine;
+    float* m2;
+    Known* knowns;
+    Counted* scratch;
+    Deviations found[A] = {};
 
     BNFOLD_DEVICE static Floats<V> values(const port::Bits16& bits) {
         return floats_of(__builtin_bit_cast(Vector<T, V>, bits));
@@ -55,12 +45,15 @@ struct ForwardTask {
     BNFOLD_DEVICE const port::Bits16* source(int, long long at) const {
         return reinterpret_cast<const port::Bits16*>(reinterpret_cast<const char*>(x) + at);
     }
-    BNFOLD_DEVICE void begin(const port::Bits16* slot) {
+    BNFOLD_DEVICE Known* known(int k) const { return knowns + k % 3 * kMostChannels; }
+    BNFOLD_DEVICE void begin(int k, const port::Bits16* slot) {
         const Floats<V> first = values(*slot);
 #pragma unroll
-        for (int i = 0; i < A; ++i) {
-            near[i] = first.values[i];
-            sum[i] = squares[i] = 0;
+        for (int i = 0; i < A; ++i) found[i].begin(first.values[i]);
+        const int c = port::thread();
+        if (c < team.group) {
+            part.turn_to(team.unit(k));
+            known(k)[c] = known_of(part, x, c, weight, bias);
         }
     }
     struct Note {};
@@ -68,96 +61,49 @@ struct ForwardTask {
     BNFOLD_DEVICE Note note(long long) const { return {}; }
     BNFOLD_DEVICE Origins origins() const { return {}; }
     BNFOLD_DEVICE void add(const port::Bits16* slot, Origins, Note) {
-        const Floats<V> found = values(*slot);
+        const Floats<V> more = values(*slot);
 #pragma unroll
-        for (int j = 0; j < V; ++j) {
-            const float d = found.values[j] - near[j % A];
-            sum[j % A] += d;
-            squares[j % A] += d * d;
-        }
+        for (int j = 0; j < V; ++j) found[j % A].add(more.values[j]);
     }
 
     BNFOLD_DEVICE void tell(int k, int vectors) {
-        const int thread = port::thread(), slots = period() * A;
-        float count = static_cast<float>(vectors) * (V / A);
-        const float each = vectors == 0 ? 0 : 1.0f / count;
+        const float count = static_cast<float>(vectors * (V / A)), share = vectors == 0 ? 0 : 1.0f / count;
+        const int slots = period() * A;
+        Moments sets[A];
+        port::sync_block();  // what is known is there
 #pragma unroll
         for (int i = 0; i < A; ++i) {
-            if (vectors == 0) near[i] = sum[i] = squares[i] = 0;
-            squares[i] -= sum[i] * (sum[i] * each);
-            sum[i] *= each;
+            if (vectors != 0) sets[i] = found[i].moments(share, known(k)[own() + i].near);
         }
-        // From here on, near + sum is the mean, and `squares` are those of the deviations from it. The lower lane's
-        // set comes first.
-        for (int mask = period(); mask < 32; mask *= 2) {
-            const float others = port::shuffle_xor(count, mask), both = count + others;
-            const bool low = (thread & mask) == 0;
-            const float share = both == 0 ? 0 : (low ? others : count) / both, weight = (low ? count : others) * share;
-            count = both;
-#pragma unroll
-            for (int i = 0; i < A; ++i) {
-                const float other_near = port::shuffle_xor(near[i], mask), other_sum = port::shuffle_xor(sum[i], mask);
-                const float from = low ? near[i] : other_near, off = low ? sum[i] : other_sum;
-                const float gap = low ? (other_near - from) + (other_sum - off) : (near[i] - from) + (sum[i] - off);
-                squares[i] = squares[i] + port::shuffle_xor(squares[i], mask) + gap * gap * weight;
-                near[i] = from;
-                sum[i] = off + gap * share;
-            }
-        }
-        if (thread % 32 < period()) {
-#pragma unroll
-            for (int i = 0; i < A; ++i) {
-                scratch[thread / 32 * slots + thread % 32 * A + i] = {count, near[i], sum[i], squares[i]};
-            }
-        }
+        put(sets, count, period(), scratch);
         port::sync_block();
-        if (thread < team.group) {
-            const auto mean_of = [](const Shifted& set) { return static_cast<double>(set.near) + set.off; };
-            const double from = mean_of(scratch[thread]);
-            double all = 0, gaps = 0, m2 = 0;
-#pragma unroll 1
-            for (int warp = 0; warp < kThreads / 32; ++warp) {
-                const Shifted set = scratch[warp * slots + thread];
-                if (set.count == 0) continue;
-                all += set.count;
-                gaps += set.count * (mean_of(set) - from);
-            }
-            const double mean = from + (all == 0 ? 0 : gaps / all);
-#pragma unroll 1
-            for (int warp = 0; warp < kThreads / 32; ++warp) {
-                const Shifted set = scratch[warp * slots + thread];
-                if (set.count == 0) continue;
-                const double gap = mean_of(set) - mean;
-                m2 += set.m2 + set.count * gap * gap;
-            }
-            const float high = static_cast<float>(mean);
-            Letter* box = letters + static_cast<long long>(team.channel(k) + thread) * team.ranks;
-            box[team.rank] = {high, static_cast<float>(mean - high), static_cast<float>(m2)};
-        }
+        each_channel<kWarps>(team.group, [&](int c, bool first) {
+            const auto get = [&](int warp) { return scratch[warp * slots + c].set; };
+            const auto number = [&](int warp) { return scratch[warp * slots + c].count; };
+            const Moments all = whole<kWarps>(kWarps, get, number, part.values_of(c, part.begin, part.end));
+            if (first) letters[static_cast<long long>(team.channel(k) + c) * team.ranks + team.rank] = all;
+        });
         team.tell(k);
     }
-
-    BNFOLD_DEVICE void hear(int k) {
-        const int lane = port::thread() % 32, first = team.channel(k);
-        const double all = static_cast<double>(part.shape.outer) * part.shape.inner;
+    BNFOLD_DEVICE void hear(int k) const {
+        const Shares shares = part.shares();
         team.hear(k);
-        for (int c = port::thread() / 32; c < team.group; c += kThreads / 32) {
-            const Letter* box = letters + static_cast<long long>(first + c) * team.ranks;
-            const double from = box[0].mean();
-            double gaps = 0, m2 = 0;
-#pragma unroll 1
-            for (int r = lane; r < team.ranks; r += 32) gaps += part.values(r) * (box[r].mean() - from);
-            for (int mask = 1; mask < 32; mask *= 2) gaps += shuffle_xor(gaps, mask);
-            const double mean = from + gaps / all;
-#pragma unroll 1
-            for (int r = lane; r < team.ranks; r += 32) {
-                const double gap = box[r].mean() - mean;
-                m2 += box[r].m2 + part.values(r) * (gap * gap);
+        each_channel<32>(team.group, [&](int c, bool first) {
+            const Moments* box = letters + static_cast<long long>(team.channel(k) + c) * team.ranks;
+            const auto get = [&](int rank) { return box[rank]; };
+            const auto number = [&](int rank) { return part.values_of(c, shares, rank); };
+            const Moments all = whole<32>(team.ranks, get, number, outcome.values);
+            if (first) {
+                affine[c] = known(k)[c].affine(all, outcome);
+                m2[c] = all.m2;
             }
-            for (int mask = 1; mask < 32; mask *= 2) m2 += shuffle_xor(m2, mask);
-            if (lane == 0) affine[c] = outcome.of(first + c, {all, mean, m2}, team.rank == 0);
-        }
+        });
         port::sync_block();
+    }
+    // The unit was written.
+    BNFOLD_DEVICE void leave(int k) const {
+        const int c = port::thread();
+        if (team.rank == 0 && c < team.group) outcome.note(team.channel(k) + c, affine[c].mean, m2[c]);
     }
 
     struct Channels {
@@ -175,7 +121,7 @@ struct ForwardTask {
         if constexpr (!fetches) return {};
         return load<T, fetches ? V : 1>(reinterpret_cast<const T*>(reinterpret_cast<const char*>(residual) + at));
     }
-    BNFOLD_DEVICE void put(const port::Bits16* slot, long long at, const Channels& by, const More& added) const {
+    BNFOLD_DEVICE void write(const port::Bits16* slot, long long at, const Channels& by, const More& added) const {
         if constexpr (F == Finish::nothing) return;
         Floats<V> floats = values(*slot);
 #pragma unroll
@@ -191,26 +137,32 @@ struct ForwardTask {
     }
 };
 
-// All units of a block. Its shared memory: the ring, [kMostChannels] maps, and scratch.
+// All units of a block.
 template <class T, class P, int V, Layout L>
 struct ForwardRing {
     const Shape& shape;
     const T *x, *residual;
     T* y;
     unsigned char* mask;
+    const P *weight, *bias;
     const Outcome<P>& outcome;
-    Letter* letters;
+    Moments* letters;
     unsigned* words;
 
     template <Finish F>
     BNFOLD_DEVICE void pass() const {
         Team team(shape, words);
-        const Part<V, L> part(shape, team.number, team.rank);
+        Part<V, L> part(shape, team.rank);
+        part.turn_to(team.unit(0));
         auto* ring = reinterpret_cast<port::Bits16*>(port::shared());
         auto* affine = reinterpret_cast<Affine*>(ring + shape.window);
-        auto* scratch = reinterpret_cast<Shifted*>(affine + kMostChannels);
-        ForwardTask<T, P, V, L, F> task = {part, x, residual, y, mask, outcome, team, letters, affine, scratch};
+        auto* m2 = reinterpret_cast<float*>(affine + kMostChannels);
+        auto* knowns = reinterpret_cast<Known*>(m2 + kMostChannels);
+        auto* scratch = reinterpret_cast<Counted*>(knowns + 3 * kMostChannels);
+        ForwardTask<T, P, V, L, F> task = {part,    x,    residual, y,      mask, weight, bias,
+                                           outcome, team, letters,  affine, m2,   knowns, scratch};
         Ring<decltype(task), V, L>(task, part, ring, team, sizeof(T)).pass();
+        if (port::block() == 0 && port::thread() == 0) outcome.count();
     }
     BNFOLD_DEVICE void pass(bool relu) const {
         if (!y) {

@@ -112,13 +112,13 @@ class Kernel:
 
 
 KERNELS = {
-    "forward": Kernel("forward.cuh", types=2, staged=1, channel=12 + 2 * 24 + 4, scratch=8),
-    "backward": Kernel("backward.cuh", types=2, staged=2, channel=12 + 20 + 2 * 8, scratch=8),
+    "forward": Kernel("forward.cuh", types=2, staged=1, channel=3 * 12 + 8 + 4, scratch=12),
+    "backward": Kernel("backward.cuh", types=2, staged=2, channel=12 + 20 + 2 * 8 + 4, scratch=8),
     "apply": Kernel("apply.cuh", types=3, staged=0, channel=12, scratch=0),
     "apply_backward": Kernel("apply.cuh", types=2, staged=0, channel=20, scratch=0),
 }
 RINGS = {  # those that pass units through a ring
-    "forward": Kernel("forward.cuh", types=2, staged=1, channel=12, scratch=16),
+    "forward": Kernel("forward.cuh", types=2, staged=1, channel=12 + 4 + 3 * 12, scratch=12),
 }
 
 

@@ -1,6 +1,5 @@
-// Count, mean and sum of squared deviations of a set of values; the sets of two windows, blocks or ranks merge
-// without cancellation (Chan, Golub and LeVeque, 1983). Sums of squares are never formed. Few are merged for each
-// channel, so that double costs nothing, and the mean is rounded once.
+// What is known of a set of values of a channel, in two floats, and how the sets of threads, blocks and processes
+// become one. The number of a set's values is known from its place, or stands beside it.
 
 #pragma once
 
@@ -8,52 +7,63 @@
 
 namespace bnfold {
 
+// How far the mean lies from a value that all sets of the channel share, and the sum of squared deviations from the
+// mean. That value is near the mean, so that its digits are not lost; sums of squares of values are never formed.
 struct Moments {
-    double count = 0, mean = 0, m2 = 0;
+    float off = 0, m2 = 0;
 };
 
-BNFOLD_DEVICE Moments merged(const Moments& a, const Moments& b) {
-    if (b.count == 0) return a;
-    if (a.count == 0) return b;
-    const double count = a.count + b.count;
-    const double part = b.count / count;
-    const double gap = b.mean - a.mean;
-    return {count, a.mean + gap * part, a.m2 + b.m2 + gap * gap * (a.count * part)};
+BNFOLD_DEVICE bool is_finite(float value) { return value - value == 0; }
+
+// The middle one of three values, which one outlier does not move; 0 if it is no finite number.
+BNFOLD_DEVICE float middle(float a, float b, float c) {
+    const float low = a < b ? a : b, high = a < b ? b : a;
+    const float found = c < low ? low : c > high ? high : c;
+    return is_finite(found) ? found : 0;
 }
 
-// Those of `count` values, from the sums of their deviations, and of the deviations' squares, from a value near
-// their mean.
-BNFOLD_DEVICE Moments from_deviations(double count, float near, float sum, float squares) {
-    if (count == 0) return {};
-    const double off = sum / count;
-    const double m2 = squares - sum * off;
-    return {count, near + off, m2 < 0 ? 0 : m2};  // not a maximum, which would lose NaN
-}
+// One thread's values of a channel in one sweep: sums of their deviations from the first one, and of the squares.
+// If that is no finite number, deviations are from 0: so a sum is infinite or NaN where that of the values is.
+//
+// (first - mean)^2 is at most (n - 1) times the variance of n values: so much larger than a rounding the variance's
+// error may become at most, as it does where the first one alone differs from all others.
+struct Deviations {
+    float from = 0, sum = 0, squares = 0;
 
-BNFOLD_DEVICE double shuffle_xor(double value, int mask) {
-    struct Words {
-        float first, second;
-    };
-    const auto words = __builtin_bit_cast(Words, value);
-    return __builtin_bit_cast(double, Words{port::shuffle_xor(words.first, mask),
-                                            port::shuffle_xor(words.second, mask)});
-}
+    BNFOLD_DEVICE void begin(float first) { *this = {is_finite(first) ? first : 0, 0, 0}; }
+    BNFOLD_DEVICE void add(float value) {
+        const float d = value - from;
+        sum += d;
+        squares += d * d;
+    }
+    // share: 1 / the number of values.
+    BNFOLD_DEVICE Moments moments(float share, float near) const {
+        const float part = sum * share, m2 = squares - sum * part;
+        return {from - near + part, m2 < 0 ? 0 : m2};  // not a maximum, which would lose NaN
+    }
+};
 
-// The same result in both lanes: the lower one's set comes first.
-BNFOLD_DEVICE Moments merged_with_lane(const Moments& mine, int mask) {
-    const Moments other = {shuffle_xor(mine.count, mask), shuffle_xor(mine.mean, mask), shuffle_xor(mine.m2, mask)};
-    return (port::thread() & mask) == 0 ? merged(mine, other) : merged(other, mine);
+// How two sets of so many values weigh in their union.
+struct Weights {
+    float first = 0, second = 0, between = 0;
+
+    BNFOLD_DEVICE Weights(float a, float b) {
+        if (a + b == 0) return;
+        const float share = 1.0f / (a + b);
+        first = a * share;
+        second = b * share;
+        between = a * second;
+    }
+};
+
+BNFOLD_DEVICE Moments merged(const Moments& a, const Moments& b, const Weights& weights) {
+    const float gap = b.off - a.off;
+    return {a.off * weights.first + b.off * weights.second, a.m2 + b.m2 + gap * gap * weights.between};
 }
 
 // What backward sums: of dz, and of dz * (x - mean).
 struct Sums {
     float dz = 0, dz_x = 0;
 };
-
-BNFOLD_DEVICE Sums merged(const Sums& a, const Sums& b) { return {a.dz + b.dz, a.dz_x + b.dz_x}; }
-
-BNFOLD_DEVICE Sums merged_with_lane(const Sums& mine, int mask) {
-    return {mine.dz + port::shuffle_xor(mine.dz, mask), mine.dz_x + port::shuffle_xor(mine.dz_x, mask)};
-}
 
 }  // namespace bnfold

@@ -52,12 +52,13 @@ BNFOLD_DEVICE const T* of_peer(const T* here, int rank) {
 
 // Words in global memory by which resident blocks wait for each other.
 BNFOLD_DEVICE unsigned add_release(unsigned* word, unsigned value) {
-    __threadfence();
-    return atomicAdd(word, value);
+    unsigned before;
+    asm volatile("atom.add.release.gpu.u32 %0, [%1], %2;" : "=r"(before) : "l"(word), "r"(value) : "memory");
+    return before;
 }
 BNFOLD_DEVICE unsigned load_acquire(const unsigned* word) {
-    unsigned value = *static_cast<const volatile unsigned*>(word);
-    __threadfence();
+    unsigned value;
+    asm volatile("ld.acquire.gpu.u32 %0, [%1];" : "=r"(value) : "l"(word) : "memory");
     return value;
 }
 // Called in each turn of a loop that waits.
@@ -67,6 +68,12 @@ BNFOLD_DEVICE void spin() {}
 struct alignas(16) Bits16 {
     unsigned words[4];
 };
+// How many such loads a thread has under way where it also adds up what it loads: as registers allow.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+constexpr int loads_ahead = 2;
+#else
+constexpr int loads_ahead = 4;
+#endif
 BNFOLD_DEVICE Bits16 load_once(const Bits16* place) {
     Bits16 bits;
     asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"

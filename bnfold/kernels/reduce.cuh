@@ -1,5 +1,5 @@
-// Sums over the threads of a block, and sets merged over the blocks of a unit: always in the same order, without
-// atomics on numbers, so that a result repeats bit by bit.
+// Sets merged over the threads of a block, and over the blocks of a unit: always in the same order, without atomics
+// on numbers, so that a result repeats bit by bit.
 
 #pragma once
 
@@ -8,6 +8,89 @@
 
 namespace bnfold {
 
+constexpr int kWarps = kThreads / 32;
+
+// Within a warp, lanes whose numbers are equal modulo `period` hold the same A channels; `slots` = A * period is how
+// many a warp has. Each warp leaves its sets in scratch[warp * slots + channel].
+
+struct Counted {
+    Moments set;
+    float count;
+};
+
+// count: of this thread's values of each channel.
+template <int A>
+BNFOLD_DEVICE void put(Moments (&sets)[A], float count, int period, Counted* scratch) {
+    const int lane = port::thread() % 32, warp = port::thread() / 32;
+    for (int mask = 16; mask >= period; mask /= 2) {
+        const float others = port::shuffle_xor(count, mask);
+        const Weights weights(count, others);
+        count += others;
+#pragma unroll
+        for (int i = 0; i < A; ++i) {
+            const Moments other = {port::shuffle_xor(sets[i].off, mask), port::shuffle_xor(sets[i].m2, mask)};
+            sets[i] = merged(sets[i], other, weights);
+        }
+    }
+    if (lane < period) {
+#pragma unroll
+        for (int i = 0; i < A; ++i) scratch[(warp * period + lane) * A + i] = {sets[i], count};
+    }
+}
+
+template <int A>
+BNFOLD_DEVICE void put(Sums (&sums)[A], int period, Sums* scratch) {
+    const int lane = port::thread() % 32, warp = port::thread() / 32;
+#pragma unroll
+    for (int i = 0; i < A; ++i) {
+        for (int mask = 16; mask >= period; mask /= 2) {
+            sums[i].dz += port::shuffle_xor(sums[i].dz, mask);
+            sums[i].dz_x += port::shuffle_xor(sums[i].dz_x, mask);
+        }
+        if (lane < period) scratch[(warp * period + lane) * A + i] = sums[i];
+    }
+}
+
+// The sum of term(i) over i < count, in each of `Lanes` neighbouring lanes.
+template <int Lanes, class Term>
+BNFOLD_DEVICE float added(int count, Term term) {
+    float sum = 0;
+#pragma unroll 1
+    for (int i = port::thread() % Lanes; i < count; i += Lanes) sum += term(i);
+    for (int mask = Lanes / 2; mask > 0; mask /= 2) sum += port::shuffle_xor(sum, mask);
+    return sum;
+}
+
+// The union of sets: get(i), of count(i) values, of `values` together. Without a division for each.
+template <int Lanes, class Get, class Count>
+BNFOLD_DEVICE Moments whole(int sets, Get get, Count count, float values) {
+    const float share = values == 0 ? 0 : 1.0f / values;
+    const float off = added<Lanes>(sets, [&](int i) { return count(i) * get(i).off; }) * share;
+    const float m2 = added<Lanes>(sets, [&](int i) {
+        const Moments set = get(i);
+        const float gap = set.off - off, number = count(i);
+        return number == 0 ? 0 : set.m2 + number * gap * gap;
+    });
+    return {off, m2};
+}
+
+template <int Lanes, class Get>
+BNFOLD_DEVICE Sums whole(int sets, Get get) {
+    return {added<Lanes>(sets, [&](int i) { return get(i).dz; }),
+            added<Lanes>(sets, [&](int i) { return get(i).dz_x; })};
+}
+
+// Calls use(c, first) for each channel c < width in `Lanes` neighbouring lanes, of which one is the first. Whole
+// warps call it: with channel 0 and no first one where there are no more channels.
+template <int Lanes, class Use>
+BNFOLD_DEVICE void each_channel(int width, Use use) {
+    const int lane = port::thread() % 32;
+    for (int at = port::thread() / 32 * (32 / Lanes); at < width; at += kThreads / Lanes) {
+        const int c = at + lane / Lanes;
+        use(c < width ? c : 0, c < width && lane % Lanes == 0);
+    }
+}
+
 // How the blocks of a unit hear of each other.
 enum class Exchange {
     none,     // there is one
@@ -15,44 +98,6 @@ enum class Exchange {
     grid,     // through global memory; all blocks of a cooperative launch are resident
     ring,     // as well, while the next units are on their way (ring.cuh)
 };
-
-// Memory by which blocks exchange their sets.
-template <class Set>
-struct Mailbox {
-    Set* shared;       // [kMostChannels] in each block
-    Set* global;       // [units][ranks][group]; Exchange::grid
-    unsigned* words;   // [blocks / ranks], zero before their first use ever; Exchange::grid
-};
-
-// Two numbers of each of A channels, summed over the block's threads. Lanes whose numbers are equal modulo `period`
-// hold the same channels; `slots` = A * period channels a warp. Thread c gets the sums of channel c: of the warps
-// first(c), first(c) + step, ... at their slot(c).
-struct Pair {
-    float a = 0, b = 0;
-};
-
-template <int A>
-BNFOLD_DEVICE void put_sums(Pair (&sums)[A], int period, Pair* scratch) {
-    const int lane = port::thread() % 32, warp = port::thread() / 32;
-#pragma unroll
-    for (int i = 0; i < A; ++i) {
-        for (int mask = 16; mask >= period; mask /= 2) {
-            sums[i].a += port::shuffle_xor(sums[i].a, mask);
-            sums[i].b += port::shuffle_xor(sums[i].b, mask);
-        }
-        if (lane < period) scratch[(warp * period + lane) * A + i] = sums[i];
-    }
-    port::sync_block();
-}
-
-BNFOLD_DEVICE Pair take_sum(const Pair* scratch, int slots, int slot, int first, int step) {
-    Pair total;
-    for (int warp = first; warp < kThreads / 32; warp += step) {
-        total.a += scratch[warp * slots + slot].a;
-        total.b += scratch[warp * slots + slot].b;
-    }
-    return total;
-}
 
 // A barrier of the blocks of a unit, in two halves, for one thread of each. The word's highest bit changes when the
 // last block arrives, and its other bits are zero again: it is ready for the next use. What a block wrote before a
@@ -69,40 +114,38 @@ BNFOLD_DEVICE void sync_ranks(unsigned* word, int rank, int ranks) {
     port::sync_block();
 }
 
-// Merges what thread c of each rank holds for channel c < width; afterwards thread c reads the unit's in
-// box.shared[c], in every block. One warp merges a channel, in an order that the number of ranks alone determines.
+// Where the blocks of a unit leave their sets for each other.
 template <Exchange E, class Set>
-BNFOLD_DEVICE void exchange(const Set& mine, const Shape& shape, int width, int unit, int rank, const Mailbox<Set>& box) {
-    const int thread = port::thread();
-    if constexpr (E == Exchange::none) {
-        if (thread < width) box.shared[thread] = mine;
-    } else {
-        Set* letters = box.shared + kMostChannels;
+struct Mailbox {
+    Set* shared;       // [kMostChannels] in each block; Exchange::cluster
+    Set* global;       // [units][group][ranks]; Exchange::grid
+    unsigned* words;   // [blocks / ranks], zero before their first use ever; Exchange::grid
+    int group, ranks, rank, unit;
+
+    BNFOLD_DEVICE Set* letter(int c, int of) const {
+        if constexpr (E == Exchange::grid) {
+            return global + ((static_cast<long long>(unit) * group + c) * ranks + of);
+        }
+        return shared + c;
+    }
+    BNFOLD_DEVICE void post(int c, const Set& mine) const { *letter(c, rank) = mine; }
+    BNFOLD_DEVICE Set read(int c, int of) const {
+        if constexpr (E == Exchange::cluster) return *port::of_peer(letter(c, of), of);
+        return *letter(c, of);
+    }
+    // All have posted.
+    BNFOLD_DEVICE void wait() const {
+        if constexpr (E == Exchange::cluster) port::sync_cluster();
+        if constexpr (E == Exchange::grid) sync_ranks(words + port::block() / ranks, rank, ranks);
+    }
+    // All have read what they want: nobody changes a letter, or ends, before. And a barrier of the block.
+    BNFOLD_DEVICE void leave() const {
         if constexpr (E == Exchange::cluster) {
-            if (thread < width) letters[thread] = mine;
             port::sync_cluster();
         } else {
-            letters = box.global + static_cast<long long>(unit) * shape.ranks * shape.group;
-            if (thread < width) letters[rank * shape.group + thread] = mine;
-            sync_ranks(box.words + port::block() / shape.ranks, rank, shape.ranks);
+            port::sync_block();
         }
-        const int lane = thread % 32, warps = kThreads / 32;
-        for (int c = thread / 32; c < width; c += warps) {
-            Set set;
-            for (int other = lane; other < shape.ranks; other += 32) {
-                if constexpr (E == Exchange::cluster) {
-                    set = merged(set, *port::of_peer(letters + c, other));
-                } else {
-                    set = merged(set, letters[other * shape.group + c]);
-                }
-            }
-            for (int mask = 1; mask < 32; mask *= 2) set = merged_with_lane(set, mask);
-            if (lane == 0) box.shared[c] = set;
-        }
-        // Nobody changes a letter, or ends, before all have read it.
-        if constexpr (E == Exchange::cluster) port::sync_cluster();
-        port::sync_block();
     }
-}
+};
 
 }  // namespace bnfold

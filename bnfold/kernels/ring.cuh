@@ -32,8 +32,9 @@ struct Team {
           teams(port::blocks() / shape.ranks), group(shape.group),
           units((shape.channels / shape.group - number + teams - 1) / teams), words(all_words + 2 * number) {}
 
-    // The first channel of its k-th unit.
-    BNFOLD_DEVICE int channel(int k) const { return (number + k * teams) * group; }
+    // Its k-th unit, and that unit's first channel.
+    BNFOLD_DEVICE int unit(int k) const { return number + k * teams; }
+    BNFOLD_DEVICE int channel(int k) const { return unit(k) * group; }
 
     // What the block wrote of its k-th unit, the others may read.
     BNFOLD_DEVICE void tell(int k) {
@@ -79,20 +80,26 @@ struct Track {
             }
         }
     }
-    BNFOLD_DEVICE void next_unit() {
-        at = start += unit;
-        offset = first;
+    // After so many vectors.
+    BNFOLD_DEVICE void next_unit(int vectors) {
+        if constexpr (L == Layout::columns) {
+            at += unit - vectors * step;
+        } else {
+            at = start += unit;
+            offset = first;
+        }
     }
 };
 
 // Passes the units of a block through its ring. A task says what is done, for each thread:
 //
 //     tensors, source(s, place)           what is copied; a turn has `vectors` of each thread
-//     begin(slot)                         a unit's sums, with the thread's first vector
+//     begin(k, slot)                      the sums of the k-th unit, with the thread's first vector
 //     origins(), add(slot, origins, note) add a vector to them
 //     tell(k, vectors), hear(k)           the block's sums of its k-th unit, of so many vectors; those of all blocks
-//     channels(), put(slot, place, channels, more)   writes a vector of a unit that was heard of
-//     notes, note(place); fetches, fetch(place)      what is loaded besides, a turn ahead, for add and for put
+//     channels(), write(slot, place, channels, more) writes a vector of a unit that was heard of
+//     leave(k)                            the unit was written
+//     notes, note(place); fetches, fetch(place)      what is loaded besides, a turn ahead, for add and for write
 //
 // A slot is where a vector of the first tensor lies; one of the next is `apart` places on.
 template <class Task, int V, Layout L>
@@ -104,10 +111,10 @@ struct Ring {
     const int size;                   // in turns
     const int mine, full, most;       // of a unit: vectors of this thread, turns without gaps, turns
     const int total;                  // turns of all units
-    int filled = 0, summed = 0, written = 0;             // turns so far
+    int filled = 0;                                      // turns so far
     int fill_turn = 0, sum_turn = 0, write_turn = 0;     // of their units
     int sum_unit = 0, unit = 0;
-    int fill_at = 0, sum_at = 0, write_at = 0;           // slots
+    int sum_at = 0, write_at = 0;                        // slots
     bool open = false;                // all blocks' sums of `unit` are known: it is written
 
     BNFOLD_DEVICE Ring(Task& t, const Part<V, L>& part, port::Bits16* memory, const Team& team, int value)
@@ -141,10 +148,12 @@ struct Ring {
 #pragma unroll
         for (int u = 0; u < U; ++u) noted[u] = task.note(from[u]);
     }
-    // Waits for the first turn that is not summed yet.
+    // Turns that are not summed yet.
+    BNFOLD_DEVICE int behind() const { return filled - sum_unit * most - sum_turn; }
+    // Waits for the first of them.
     BNFOLD_DEVICE void begin() {
-        port::wait_groups(filled - summed - 1);
-        if (sum_turn == 0) task.begin(slot(sum_at, 0));
+        port::wait_groups(behind() - 1);
+        if (sum_turn == 0) task.begin(sum_unit, slot(sum_at, 0));
     }
 
     BNFOLD_DEVICE void has_filled(int turns) {
@@ -152,40 +161,37 @@ struct Ring {
         fill_turn += turns;
         if (fill_turn == most) {
             fill_turn = 0;
-            fills.next_unit();
+            fills.next_unit(most * U);
         }
     }
     BNFOLD_DEVICE void has_summed(int turns) {
-        summed += turns;
         sum_turn += turns;
         if (sum_turn == most) {
             sum_turn = 0;
-            if constexpr (Task::notes) sums.next_unit();
+            if constexpr (Task::notes) sums.next_unit(most * U);
             task.tell(sum_unit++, mine);
         }
     }
     BNFOLD_DEVICE void has_written(int turns) {
-        written += turns;
         write_turn += turns;
         if (write_turn == most) {
             write_turn = 0;
-            writes.next_unit();
-            ++unit;
+            writes.next_unit(most * U);
+            task.leave(unit++);
             open = false;
             ask();
         }
     }
 
     // One turn of each kind, with gaps or without.
-    BNFOLD_DEVICE void fill() {
+    BNFOLD_DEVICE void fill(int at) {
         long long from[U];
         fills.take(from);
 #pragma unroll
         for (int u = 0; u < U; ++u) {
-            if (fill_turn * U + u < mine) copy(slot(fill_at, u), from[u]);
+            if (fill_turn * U + u < mine) copy(slot(at, u), from[u]);
         }
         port::end_group();
-        on(fill_at);
         has_filled(1);
     }
     BNFOLD_DEVICE void sum() {
@@ -205,9 +211,8 @@ struct Ring {
         writes.take(to);
 #pragma unroll
         for (int u = 0; u < U; ++u) {
-            if (write_turn * U + u < mine) task.put(slot(write_at, u), to[u], channels, task.fetch(to[u]));
+            if (write_turn * U + u < mine) task.write(slot(write_at, u), to[u], channels, task.fetch(to[u]));
         }
-        on(write_at);
     }
 
     // So many turns without gaps of one kind or two; if of both, the written ones are filled as well.
@@ -219,6 +224,7 @@ struct Ring {
         typename Task::Note noted[U], next_noted[U];
         typename Task::More more[U], next_more[U];
         Track<V, L> ahead = writes;
+        [[maybe_unused]] const int left = behind() - 1;
         if constexpr (Sums) origins = task.origins();
         if constexpr (Sums && Task::notes) note(sums, noted);
         if constexpr (Writes) channels = task.channels();
@@ -233,7 +239,7 @@ struct Ring {
                     if (!last) fetch(ahead, next_more);
                 }
 #pragma unroll
-                for (int u = 0; u < U; ++u) task.put(slot(write_at, u), to[u], channels, more[u]);
+                for (int u = 0; u < U; ++u) task.write(slot(write_at, u), to[u], channels, more[u]);
             }
             if constexpr (Sums && Writes) {
                 // What was in the slots is used up.
@@ -243,7 +249,7 @@ struct Ring {
                 port::end_group();
                 port::wait_groups<kUnderWay>();
             } else if constexpr (Sums) {
-                port::wait_groups(filled - summed - 1 - i);
+                port::wait_groups(left - i);
             }
             if constexpr (Sums) {
                 if constexpr (Task::notes) {
@@ -260,10 +266,7 @@ struct Ring {
                 if constexpr (Writes && Task::fetches) more[u] = next_more[u];
             }
         }
-        if constexpr (Sums && Writes) {
-            fill_at = write_at;
-            has_filled(turns);
-        }
+        if constexpr (Sums && Writes) has_filled(turns);
     }
 
     // Asks L2 for what comes behind the ring.
@@ -281,27 +284,28 @@ struct Ring {
 
     BNFOLD_DEVICE void pass() {
 #pragma unroll 1
-        while (filled < total && filled < size) fill();
+        for (int at = 0; filled < total && filled < size; at += turn) fill(at);
         ask();
 #pragma unroll 1
-        while (written < total) {
+        while (unit * most < total) {
             // A unit may be told once the one two before it was heard of, whose word it uses.
             const bool free = sum_unit < unit + (open ? 3 : 2);
-            const int behind = filled - summed, left = full - write_turn;
-            const int landed = filled == total || sum_unit == unit ? behind : behind - kUnderWay;
+            const int unsummed = behind(), left = full - write_turn;
+            const int landed = filled == total || sum_unit == unit ? unsummed : unsummed - kUnderWay;
             const int alike = least(left, least(full - fill_turn, full - sum_turn));
             int sums_done = 0, writes_done = 0;
-            if (open && filled < total && free && behind >= kUnderWay && alike > 0) {
+            if (open && filled < total && free && unsummed >= kUnderWay && alike > 0) {
                 whole<true, true>(alike);
                 sums_done = writes_done = alike;
-            } else if (open && summed == total && left > 0) {
+            } else if (open && filled == total && unsummed == 0 && left > 0) {
                 whole<false, true>(left);
                 writes_done = left;
             } else if (open) {
                 const bool fills_one = filled < total;
                 write();
                 writes_done = 1;
-                if (fills_one) fill();
+                if (fills_one) fill(write_at);
+                on(write_at);
                 if (free && landed + fills_one > 0) {
                     sum();
                     sums_done = 1;

@@ -11,6 +11,7 @@
 
 #pragma once
 
+#include "moments.cuh"
 #include "values.cuh"
 
 namespace bnfold {
@@ -42,29 +43,53 @@ struct Shape {
     int channels, inner, group, ranks, window;
 };
 
-// One block's part of a unit.
+// So many pieces in equal shares: rank r's begins with piece pieces * r / ranks.
+struct Shares {
+    const int ranks;
+    const Divider by_ranks;
+    const long long each;
+    const unsigned rest;   // pieces = ranks * each + rest
+
+    BNFOLD_DEVICE Shares(long long pieces, int n)
+        : ranks(n),
+          by_ranks(static_cast<unsigned>(n)),
+          each(pieces / n),
+          rest(static_cast<unsigned>(pieces - each * n)) {}
+    BNFOLD_DEVICE long long begin(int rank) const {
+        return each * rank + by_ranks.quotient(rest * static_cast<unsigned>(rank));
+    }
+};
+
+// One block's part of a unit: the same of each unit but for its channels.
 template <int V, Layout L>
 struct Part {
     const Shape shape;
-    const int first, width;        // the unit's channels
     const unsigned row;            // vectors in a run
     const Divider by_row, by_inner;
-    const long long begin, end;    // this block's vectors, of the unit's outer * row
+    long long begin, end;          // this block's vectors, of the unit's outer * row
+    int first = 0, width = 0;      // the unit's channels
 
-    BNFOLD_DEVICE Part(const Shape& s, int unit, int rank)
+    BNFOLD_DEVICE Part(const Shape& s, int rank)
         : shape(s),
-          first(unit * s.group),
-          width(s.channels - first < s.group ? s.channels - first : s.group),
           row(static_cast<unsigned>(static_cast<long long>(s.group) * s.inner / V)),
           by_row(row),
-          by_inner(static_cast<unsigned>(s.inner)),
-          begin(boundary(rank)),
-          end(boundary(rank + 1)) {}
+          by_inner(static_cast<unsigned>(s.inner)) {
+        const Shares all = shares();
+        begin = boundary(all, rank);
+        end = boundary(all, rank + 1);
+    }
 
-    // Where the part of a rank begins. Columns are divided between rows, so that a thread keeps its channels.
-    BNFOLD_DEVICE long long boundary(int rank) const {
-        if constexpr (L == Layout::columns) return shape.outer * rank / shape.ranks * row;
-        return shape.outer * row * rank / shape.ranks;
+    BNFOLD_DEVICE void turn_to(int unit) {
+        first = unit * shape.group;
+        width = shape.channels - first < shape.group ? shape.channels - first : shape.group;
+    }
+
+    // What is shared are rows in `columns`, so that a thread keeps its channels, and else vectors.
+    BNFOLD_DEVICE Shares shares() const {
+        return {L == Layout::columns ? shape.outer : shape.outer * row, shape.ranks};
+    }
+    BNFOLD_DEVICE long long boundary(const Shares& shares, int rank) const {
+        return L == Layout::columns ? shares.begin(rank) * row : shares.begin(rank);
     }
 
     // How many values of each channel are in the part of a rank; for `planes` of all channels together.
@@ -80,11 +105,48 @@ struct Part {
         return static_cast<int>((end - begin + shape.window - 1) / shape.window);
     }
 
+    // In which run the unit's vector of that number is, and where in it.
+    struct Run {
+        long long number;
+        unsigned offset;
+    };
+    BNFOLD_DEVICE Run run_of(long long vector) const {
+        // Few tensors are so large that a division of 64 bits, which takes long, is needed.
+        const long long number = vector < 0x80000000ll ? by_row.quotient(static_cast<unsigned>(vector)) : vector / row;
+        return {number, static_cast<unsigned>(vector - number * row)};
+    }
+
     // How many of the unit's first `vectors` vectors' values belong to its channel c.
     BNFOLD_DEVICE long long values_before(long long vectors, int c) const {
-        const long long left = vectors % row * V - static_cast<long long>(c) * shape.inner;
+        if constexpr (L == Layout::plane) return vectors * V;
+        const Run run = run_of(vectors);
+        if constexpr (L == Layout::columns) return run.number;
+        const long long left = static_cast<long long>(run.offset) * V - static_cast<long long>(c) * shape.inner;
         const long long in_run = left < 0 ? 0 : left < shape.inner ? left : shape.inner;
-        return vectors / row * shape.inner + in_run;
+        return run.number * shape.inner + in_run;
+    }
+
+    // How many values of the unit's channel c are in vectors [from, to), and how many a rank has.
+    BNFOLD_DEVICE float values_of(int c, long long from, long long to) const {
+        return static_cast<float>(values_before(to, c) - values_before(from, c));
+    }
+    BNFOLD_DEVICE float values_of(int c, const Shares& shares, int rank) const {
+        if constexpr (L == Layout::columns) return static_cast<float>(shares.begin(rank + 1) - shares.begin(rank));
+        return values_of(c, boundary(shares, rank), boundary(shares, rank + 1));
+    }
+
+    // A value near the mean of the unit's channel c, the same in every block: the middle one of its first three.
+    template <class T>
+    BNFOLD_DEVICE float near(const T* x, int c) const {
+        float values[3];
+        const long long count = shape.outer * shape.inner;
+#pragma unroll
+        for (int k = 0; k < 3; ++k) {
+            const unsigned at = k < count ? static_cast<unsigned>(k) : 0, run = by_inner.quotient(at);
+            const long long plane = static_cast<long long>(run) * shape.channels + first + c;
+            values[k] = to_float(x[plane * shape.inner + (at - run * static_cast<unsigned>(shape.inner))]);
+        }
+        return middle(values[0], values[1], values[2]);
     }
 };
 
@@ -141,34 +203,45 @@ struct Window {
     const Part<V, L>& part;
     const long long begin;
     const int count;
-    const unsigned skipped;   // vectors of the first run that lie before the window
-    const long long origin;   // of the first run, in values from the tensor's start
+    unsigned skipped;   // vectors of the first run that lie before the window
+    long long origin;   // of the first run, in values from the tensor's start
 
     BNFOLD_DEVICE Window(const Part<V, L>& p, int index)
         : part(p),
           begin(p.begin + static_cast<long long>(index) * p.shape.window),
-          count(static_cast<int>(p.end - begin < p.shape.window ? p.end - begin : p.shape.window)),
-          skipped(static_cast<unsigned>(begin % p.row)),
-          origin((begin / p.row * p.shape.channels + p.first) * p.shape.inner) {}
+          count(static_cast<int>(p.end - begin < p.shape.window ? p.end - begin : p.shape.window)) {
+        const auto run = p.run_of(begin);
+        skipped = L == Layout::columns ? 0 : run.offset;
+        origin = (run.number * p.shape.channels + p.first) * p.shape.inner;
+    }
 
     // Values of the unit's channel c in the window.
-    BNFOLD_DEVICE double values_of(int c) const {
-        return static_cast<double>(part.values_before(begin + count, c) - part.values_before(begin, c));
+    BNFOLD_DEVICE float values_of(int c) const { return part.values_of(c, begin, begin + count); }
+
+    // How many vectors of the window are this thread's.
+    BNFOLD_DEVICE int vectors() const {
+        const int left = Places<V, L>(*this).beyond() ? 0 : count - port::thread();
+        return left <= 0 ? 0 : (left + kThreads - 1) / kThreads;
     }
 
     // Calls use(slot, place, offset, load(slot, place)) for each vector of this thread: its number in the window, its
     // first value's place in the tensor and in its run, and what was loaded. U loads are under way at one time.
     template <int U, class Load, class Use>
     BNFOLD_DEVICE void each_vector(Load load, Use use) const {
+        each_vector<U>(load, [](const decltype(load(0, 0ll))&) {}, use);
+    }
+    // And begin(loaded) before that, for the first one.
+    template <int U, class Load, class Begin, class Use>
+    BNFOLD_DEVICE void each_vector(Load load, Begin begin, Use use) const {
         Places<V, L> places(*this);
         int slot = port::thread();
-        if (!places.beyond()) turns<U>(slot, places, load, use);
+        if (!places.beyond()) turns<U>(slot, places, load, begin, use);
     }
 
 private:
     // All turns of U vectors, then what is left in turns of fewer.
-    template <int U, class Load, class Use>
-    BNFOLD_DEVICE void turns(int slot, Places<V, L>& places, Load load, Use use) const {
+    template <int U, class Load, class Begin, class Use>
+    BNFOLD_DEVICE void turns(int slot, Places<V, L>& places, Load load, Begin begin, Use use) const {
         const int last = count - (U - 1) * kThreads;
         for (; slot < last; slot += U * kThreads) {
             decltype(load(0, 0ll)) loaded[U];
@@ -179,10 +252,11 @@ private:
                 places.next(slot + u * kThreads, place[u], offset[u]);
                 loaded[u] = load(slot + u * kThreads, place[u]);
             }
+            if (slot < kThreads) begin(loaded[0]);
 #pragma unroll
             for (int u = 0; u < U; ++u) use(slot + u * kThreads, place[u], offset[u], loaded[u]);
         }
-        if constexpr (U > 1) turns<U / 2>(slot, places, load, use);
+        if constexpr (U > 1) turns<U / 2>(slot, places, load, begin, use);
     }
 };
 

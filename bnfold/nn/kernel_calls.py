@@ -41,7 +41,7 @@ __all__ = [
     "unpacked",
 ]
 
-MOMENTS, SUMS = 24, 8  # bytes of the sets that blocks exchange (moments.cuh)
+MOMENTS, SUMS = 8, 8  # bytes of the sets that blocks exchange (moments.cuh)
 NAMES = {torch.float32: "float", torch.float16: "bnfold::half", torch.bfloat16: "bnfold::bfloat16"}
 
 

@@ -111,6 +111,7 @@ BNFOLD_DEVICE void spin(BNFOLD_HERE) { host::wait("spin", file, line); }
 struct alignas(16) Bits16 {
     unsigned words[4];
 };
+constexpr int loads_ahead = 4;
 BNFOLD_DEVICE Bits16 load_once(const Bits16* place, BNFOLD_HERE) {
     host::check_global(place, file, line);
 #ifdef BNFOLD_SANITIZED

@@ -14,7 +14,8 @@ template <int V, Layout L>
 BNFOLD_KERNEL(512)
 places(long long* place, unsigned* offset, double* values, long long* numbers, long long outer, int channels,
        int inner, int group, int ranks, int window, int unit, int rank, int index) {
-    const Part<V, L> part({outer, channels, inner, group, ranks, window}, unit, rank);
+    Part<V, L> part({outer, channels, inner, group, ranks, window}, rank);
+    part.turn_to(unit);
     const Window<V, L> here(part, index);
     here.template each_vector<4>(
         [](int slot, long long) { return slot; },

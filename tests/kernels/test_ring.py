@@ -101,9 +101,9 @@ def check(case: Case, finish: str, found: dict[str, Tensor]) -> None:
     y, mean, invstd = reference.forward(given, Running(*running, torch.tensor(3)))
     var = invstd**-2 - 1e-5
     room = 3e-6 + (mean.abs() * ROUNDING[torch.float32]) ** 2 / (var + 1e-5)
-    close(found["mean"], mean, 3e-7 * var.sqrt())
+    close(found["mean"], mean, 6e-7 * var.sqrt())
     close(found["invstd"], invstd, room * invstd)
-    close(found["running_mean"], running[0], 3e-7 * var.sqrt())
+    close(found["running_mean"], running[0], 6e-7 * var.sqrt())
     close(found["running_var"], running[1], 2 * room * running[1])
     slope = reference.wide(weight.abs(), x)
     normal = (x - reference.wide(mean, x)).abs() * reference.wide(invstd, x)
@@ -185,6 +185,7 @@ def test_what_is_no_number_stays_in_its_channel(row: int, monkeypatch: pytest.Mo
     results = forward(machine, case, "relu", monkeypatch).results
     assert results["y"][:, 1:4].isnan().all()
     assert results["mean"][1].isnan()
+    assert results["mean"][2:4].tolist() == [torch.inf, -torch.inf]
     assert results["running_var"][1:4].isnan().all()
     rest = torch.ones(48, dtype=torch.bool)
     rest[1:4] = False
@@ -200,13 +201,13 @@ def test_no_access_beyond_a_tensor(seed: int, monkeypatch: pytest.MonkeyPatch) -
     check(case, "added, relu", forward(machine, case, "added, relu", monkeypatch).results)
 
 
-PUT = "for (int u = 0; u < U; ++u) task.put(slot(write_at, u), to[u], channels, more[u]);"
+PUT = "for (int u = 0; u < U; ++u) task.write(slot(write_at, u), to[u], channels, more[u]);"
 COPY = "for (int u = 0; u < U; ++u) copy(slot(write_at, u), from[u]);"
 # In ring.cuh: what is there, and what would be wrong.
 FAULTS: dict[str, list[tuple[str, str]]] = {
     "a wait too few": [("port::wait_groups<kUnderWay>();", "port::wait_groups<kUnderWay + 1>();")],
     "a wait too few in sums": [
-        ("port::wait_groups(filled - summed - 1 - i);", "port::wait_groups(filled - summed - i);")
+        ("port::wait_groups(left - i);", "port::wait_groups(left + 1 - i);")
     ],
     "a turn too many": [("filled < size", "filled <= size")],
     "filled before it was written": [

@@ -70,6 +70,12 @@ def permuted(a: int, b: int, selector: int) -> int:
     return int.from_bytes(bytes(found), "little")
 
 
+def dot_of_bytes(a: int, b: int, total: int) -> int:
+    signed = [(each % 2**32).to_bytes(4, "little") for each in (a, b)]
+    pairs = zip(*(np.frombuffer(each, np.int8).tolist() for each in signed), strict=True)
+    return total + sum(one * other for one, other in pairs)
+
+
 def by_table(a: int, b: int, c: int, table: int) -> int:
     places = range(32)
     return sum((table >> ((a >> n & 1) * 4 + (b >> n & 1) * 2 + (c >> n & 1)) & 1) << n for n in places)
@@ -185,6 +191,7 @@ def wanted(opcode: str, *given: Array) -> Array:
         "shr": lambda a, count: shifted(a, count, bits, False),
         "bfi": inserted,
         "prmt": permuted,
+        "dp4a.s32": dot_of_bytes,
         "lop3": by_table,
         "shf.l.wrap": lambda low, high, count: (high << 32 | low) << count % 32 >> 32,
         "shf.r.wrap": lambda low, high, count: (high << 32 | low) >> count % 32,

@@ -124,6 +124,10 @@ inline u32 permuted(u32 a, u32 b, u32 selector) {
     }
     return found;
 }
+inline s32 dot_of_bytes(s32 a, s32 b, s32 sum) {
+    for (int i = 0; i < 32; i += 8) sum += static_cast<std::int8_t>(a >> i) * static_cast<std::int8_t>(b >> i);
+    return sum;
+}
 // The funnel: 32 bits of high:low, shifted.
 inline u32 funnel_left(u32 low, u32 high, u32 count) {
     return static_cast<u32>((static_cast<u64>(high) << 32 | low) << (count & 31) >> 32);
