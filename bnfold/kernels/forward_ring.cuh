@@ -33,12 +33,13 @@ struct ForwardTask {
     float* m2;
     Known* knowns;
     Counted* scratch;
+    const float count;   // of a channel's values in the part
     Deviations found[A] = {};
 
     BNFOLD_DEVICE static Floats<V> values(const port::Bits16& bits) {
         return floats_of(__builtin_bit_cast(Vector<T, V>, bits));
     }
-    // Channels of a warp, and lanes that hold different ones.
+    // Lanes that hold different channels, a power of two; and the first of this thread's channels.
     BNFOLD_DEVICE int period() const { return L == Layout::columns ? static_cast<int>(part.row) : 1; }
     BNFOLD_DEVICE int own() const { return L == Layout::columns ? port::thread() % period() * A : 0; }
 
@@ -59,7 +60,7 @@ struct ForwardTask {
     struct Note {};
     struct Origins {};
     BNFOLD_DEVICE Note note(long long) const { return {}; }
-    BNFOLD_DEVICE Origins origins() const { return {}; }
+    BNFOLD_DEVICE Origins origins(int) const { return {}; }
     BNFOLD_DEVICE void add(const port::Bits16* slot, Origins, Note) {
         const Floats<V> more = values(*slot);
 #pragma unroll
@@ -67,7 +68,7 @@ struct ForwardTask {
     }
 
     BNFOLD_DEVICE void tell(int k, int vectors) {
-        const float count = static_cast<float>(vectors * (V / A)), share = vectors == 0 ? 0 : 1.0f / count;
+        const float own_count = static_cast<float>(vectors * (V / A)), share = vectors == 0 ? 0 : 1.0f / own_count;
         const int slots = period() * A;
         Moments sets[A];
         port::sync_block();  // what is known is there
@@ -75,12 +76,12 @@ struct ForwardTask {
         for (int i = 0; i < A; ++i) {
             if (vectors != 0) sets[i] = found[i].moments(share, known(k)[own() + i].near);
         }
-        put(sets, count, period(), scratch);
+        put(sets, own_count, period(), scratch);
         port::sync_block();
         each_channel<kWarps>(team.group, [&](int c, bool first) {
             const auto get = [&](int warp) { return scratch[warp * slots + c].set; };
             const auto number = [&](int warp) { return scratch[warp * slots + c].count; };
-            const Moments all = whole<kWarps>(kWarps, get, number, part.values_of(c, part.begin, part.end));
+            const Moments all = whole<kWarps>(kWarps, get, number, count);
             if (first) letters[static_cast<long long>(team.channel(k) + c) * team.ranks + team.rank] = all;
         });
         team.tell(k);
@@ -160,7 +161,8 @@ struct ForwardRing {
         auto* knowns = reinterpret_cast<Known*>(m2 + kMostChannels);
         auto* scratch = reinterpret_cast<Counted*>(knowns + 3 * kMostChannels);
         ForwardTask<T, P, V, L, F> task = {part,    x,    residual, y,      mask, weight, bias,
-                                           outcome, team, letters,  affine, m2,   knowns, scratch};
+                                           outcome, team, letters,  affine, m2,   knowns, scratch,
+                                           part.values_of(0, part.begin, part.end)};
         Ring<decltype(task), V, L>(task, part, ring, team, sizeof(T)).pass();
         if (port::block() == 0 && port::thread() == 0) outcome.count();
     }

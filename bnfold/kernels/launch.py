@@ -119,6 +119,7 @@ KERNELS = {
 }
 RINGS = {  # those that pass units through a ring
     "forward": Kernel("forward.cuh", types=2, staged=1, channel=12 + 4 + 3 * 12, scratch=12),
+    "backward": Kernel("backward.cuh", types=2, staged=2, channel=20 + 8 + 4 * 16, scratch=8),
 }
 
 

@@ -95,7 +95,7 @@ struct Track {
 //
 //     tensors, source(s, place)           what is copied; a turn has `vectors` of each thread
 //     begin(k, slot)                      the sums of the k-th unit, with the thread's first vector
-//     origins(), add(slot, origins, note) add a vector to them
+//     origins(k), add(slot, origins, note) adds a vector to them
 //     tell(k, vectors), hear(k)           the block's sums of its k-th unit, of so many vectors; those of all blocks
 //     channels(), write(slot, place, channels, more) writes a vector of a unit that was heard of
 //     leave(k)                            the unit was written
@@ -110,7 +110,6 @@ struct Ring {
     port::Bits16* const slots;        // [size][tensors][U][kThreads], of this thread
     const int size;                   // in turns
     const int mine, full, most;       // of a unit: vectors of this thread, turns without gaps, turns
-    const int total;                  // turns of all units
     int filled = 0;                                      // turns so far
     int fill_turn = 0, sum_turn = 0, write_turn = 0;     // of their units
     int sum_unit = 0, unit = 0;
@@ -120,9 +119,9 @@ struct Ring {
     BNFOLD_DEVICE Ring(Task& t, const Part<V, L>& part, port::Bits16* memory, const Team& team, int value)
         : task(t), fills(part, team.teams, value), sums(fills), writes(fills), slots(memory + port::thread()),
           size(part.shape.window / apart), mine(ceiling(count(part) - port::thread(), kThreads)),
-          full(count(part) / apart), most(count(part) > 0 ? ceiling(count(part), apart) : 1),
-          total(team.units * most) {}
+          full(count(part) / apart), most(count(part) > 0 ? ceiling(count(part), apart) : 1) {}
 
+    BNFOLD_DEVICE bool all_filled() const { return filled == task.team.units * most; }
     BNFOLD_DEVICE static int count(const Part<V, L>& part) { return static_cast<int>(part.end - part.begin); }
     BNFOLD_DEVICE static int ceiling(int a, int b) { return a > 0 ? (a + b - 1) / b : 0; }
     BNFOLD_DEVICE static int least(int a, int b) { return a < b ? a : b; }
@@ -196,7 +195,7 @@ struct Ring {
     }
     BNFOLD_DEVICE void sum() {
         begin();
-        const auto origins = task.origins();
+        const auto origins = task.origins(sum_unit);
         long long from[U] = {};
         if constexpr (Task::notes) sums.take(from);
 #pragma unroll
@@ -219,13 +218,11 @@ struct Ring {
     template <bool Sums, bool Writes>
     BNFOLD_DEVICE void whole(int turns) {
         if constexpr (Sums) begin();
-        typename Task::Origins origins;
         typename Task::Channels channels;
         typename Task::Note noted[U], next_noted[U];
         typename Task::More more[U], next_more[U];
         Track<V, L> ahead = writes;
         [[maybe_unused]] const int left = behind() - 1;
-        if constexpr (Sums) origins = task.origins();
         if constexpr (Sums && Task::notes) note(sums, noted);
         if constexpr (Writes) channels = task.channels();
         if constexpr (Writes && Task::fetches) fetch(ahead, more);
@@ -255,6 +252,7 @@ struct Ring {
                 if constexpr (Task::notes) {
                     if (!last) note(sums, next_noted);
                 }
+                const auto origins = task.origins(sum_unit);  // each time: registers are few
 #pragma unroll
                 for (int u = 0; u < U; ++u) task.add(slot(sum_at, u), origins, noted[u]);
                 on(sum_at);
@@ -271,7 +269,7 @@ struct Ring {
 
     // Asks L2 for what comes behind the ring.
     BNFOLD_DEVICE void ask() const {
-        if (filled == total) return;
+        if (all_filled()) return;
         Track<V, L> early = fills;
 #pragma unroll 1
         for (int i = fill_turn * U; i < fill_turn * U + kEarly && i < mine; ++i) {
@@ -284,29 +282,29 @@ struct Ring {
 
     BNFOLD_DEVICE void pass() {
 #pragma unroll 1
-        for (int at = 0; filled < total && filled < size; at += turn) fill(at);
+        for (int at = 0; !all_filled() && filled < size; at += turn) fill(at);
         ask();
 #pragma unroll 1
-        while (unit * most < total) {
+        while (unit < task.team.units) {
+            const bool ends = all_filled();
             // A unit may be told once the one two before it was heard of, whose word it uses.
             const bool free = sum_unit < unit + (open ? 3 : 2);
             const int unsummed = behind(), left = full - write_turn;
-            const int landed = filled == total || sum_unit == unit ? unsummed : unsummed - kUnderWay;
+            const int landed = ends || sum_unit == unit ? unsummed : unsummed - kUnderWay;
             const int alike = least(left, least(full - fill_turn, full - sum_turn));
             int sums_done = 0, writes_done = 0;
-            if (open && filled < total && free && unsummed >= kUnderWay && alike > 0) {
+            if (open && !ends && free && unsummed >= kUnderWay && alike > 0) {
                 whole<true, true>(alike);
                 sums_done = writes_done = alike;
-            } else if (open && filled == total && unsummed == 0 && left > 0) {
+            } else if (open && ends && unsummed == 0 && left > 0) {
                 whole<false, true>(left);
                 writes_done = left;
             } else if (open) {
-                const bool fills_one = filled < total;
                 write();
                 writes_done = 1;
-                if (fills_one) fill(write_at);
+                if (!ends) fill(write_at);
                 on(write_at);
-                if (free && landed + fills_one > 0) {
+                if (free && landed + !ends > 0) {
                     sum();
                     sums_done = 1;
                 }

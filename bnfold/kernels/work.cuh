@@ -142,7 +142,8 @@ struct Part {
         const long long count = shape.outer * shape.inner;
 #pragma unroll
         for (int k = 0; k < 3; ++k) {
-            const unsigned at = k < count ? static_cast<unsigned>(k) : 0, run = by_inner.quotient(at);
+            const unsigned at = k < count ? static_cast<unsigned>(k) : 0;
+            const unsigned run = L == Layout::columns ? at : by_inner.quotient(at);
             const long long plane = static_cast<long long>(run) * shape.channels + first + c;
             values[k] = to_float(x[plane * shape.inner + (at - run * static_cast<unsigned>(shape.inner))]);
         }
