@@ -28,10 +28,15 @@ struct Slope : Affine {
 enum class Gate { open, noted, again };
 
 // The tensors that backward reads.
-template <class T>
+template <class T, int V>
 struct Source {
     const T *x, *dy;
     const unsigned char* mask;
+
+    // From a place on.
+    BNFOLD_DEVICE Source at(long long origin) const {
+        return {x + origin, dy + origin, mask ? mask + origin / V : nullptr};
+    }
 };
 
 // What is loaded of one vector.
@@ -41,9 +46,10 @@ struct Given {
     unsigned char bits;
 
     Given() = default;
-    BNFOLD_DEVICE Given(const Source<T>& from, long long place)
-        : x(load<T, V>(from.x + place)), dy(load<T, V>(from.dy + place)),
-          bits(G == Gate::noted ? from.mask[number<V>(place)] : 0) {}
+    template <class Index>
+    BNFOLD_DEVICE Given(const Source<T, V>& from, Index place)
+        : x(load<T, V>(from.x, place)), dy(load<T, V>(from.dy, place)),
+          bits(G == Gate::noted ? from.mask[place] : 0) {}
 
     template <class Affines>
     BNFOLD_DEVICE Vector<T, V> dz(const Affines& affines) const {
@@ -58,27 +64,34 @@ template <class T>
 struct Gradients {
     T *dx, *dresidual;
 
-    template <int V, class Slopes>
-    BNFOLD_DEVICE void put(const Vector<T, V> x, const Vector<T, V> dz, const Slopes& slopes, long long place) const {
+    // From a place on.
+    BNFOLD_DEVICE Gradients at(long long origin) const {
+        return {dx + origin, dresidual ? dresidual + origin : nullptr};
+    }
+
+    template <int V, class Slopes, class Index>
+    BNFOLD_DEVICE void put(const Vector<T, V> x, const Vector<T, V> dz, const Slopes& slopes, Index place) const {
         Floats<V> xs = floats_of(x);
         const Floats<V> dzs = floats_of(dz);
         slopes.each([&](int j, const Slope& slope) { xs.values[j] = slope(xs.values[j], dzs.values[j]); });
-        store<T, V>(dx + place, vector_of<T>(xs));
-        if (dresidual) store<T, V>(dresidual + place, dz);
+        store<T, V>(dx, place, vector_of<T>(xs));
+        if (dresidual) store<T, V>(dresidual, place, dz);
     }
 
     // Of a window that is read, or read again.
     template <Gate G, int V, Layout L>
-    BNFOLD_DEVICE void put_window(const Window<V, L>& window, const Source<T>& from,
+    BNFOLD_DEVICE void put_window(const Window<V, L>& window, const Source<T, V>& from,
                                   const Channels<V, L, Slope>& slopes) const {
+        const Gradients to = at(window.origin);
+        const auto here = from.at(window.origin);
         window.template each_vector<2>(
-            [&](int, long long place) { return Given<G, T, V>(from, place); },
-            [&](int, long long place, unsigned offset, const Given<G, T, V>& given) {
-                put<V>(given.x, given.dz(slopes.at(offset)), slopes.at(offset), place);
+            [&](int, Place<L> place) { return Given<G, T, V>(here, place); },
+            [&](int, Place<L> place, unsigned offset, const Given<G, T, V>& given) {
+                to.template put<V>(given.x, given.dz(slopes.at(offset)), slopes.at(offset), place);
             });
     }
     template <int V, Layout L>
-    BNFOLD_DEVICE void put_window(const Window<V, L>& window, const Source<T>& from,
+    BNFOLD_DEVICE void put_window(const Window<V, L>& window, const Source<T, V>& from,
                                   const Channels<V, L, Slope>& slopes, bool relu) const {
         if (!relu) {
             put_window<Gate::open>(window, from, slopes);
@@ -97,11 +110,12 @@ struct Stage {
     Vector<T, V>*x, *dz;
 
     template <Gate G>
-    BNFOLD_DEVICE void take(const Window<V, L>& window, const Source<T>& from, const Channels<V, L>& affines,
+    BNFOLD_DEVICE void take(const Window<V, L>& window, const Source<T, V>& from, const Channels<V, L>& affines,
                             Sums (&sums)[A]) const {
+        const auto here = from.at(window.origin);
         window.template each_vector<2>(
-            [&](int, long long place) { return Given<G, T, V>(from, place); },
-            [&](int slot, long long, unsigned offset, const Given<G, T, V>& given) {
+            [&](int, Place<L> place) { return Given<G, T, V>(here, place); },
+            [&](int slot, Place<L>, unsigned offset, const Given<G, T, V>& given) {
                 const Vector<T, V> found = given.dz(affines.at(offset));
                 x[slot] = given.x;
                 dz[slot] = found;
@@ -114,7 +128,7 @@ struct Stage {
                 }
             });
     }
-    BNFOLD_DEVICE void take(const Window<V, L>& window, const Source<T>& from, const Channels<V, L>& affines,
+    BNFOLD_DEVICE void take(const Window<V, L>& window, const Source<T, V>& from, const Channels<V, L>& affines,
                             Sums (&sums)[A], bool relu) const {
         if (!relu) {
             take<Gate::open>(window, from, affines, sums);
@@ -145,7 +159,7 @@ backward(const T* x, const T* dy, const unsigned char* mask, const P* weight, co
          Sums* letters, unsigned* words, long long outer, int channels, int inner, int group, int ranks, int window,
          int relu, int frozen) {
     constexpr int A = L == Layout::columns ? V : 1;
-    const Source<T> source = {x, dy, mask};
+    const Source<T, V> source = {x, dy, mask};
     const Gradients<T> gradients = {dx, dresidual};
     if constexpr (E == Exchange::ring) {
         const Shape shape = {outer, channels, inner, group, ranks, window};
@@ -169,7 +183,8 @@ backward(const T* x, const T* dy, const unsigned char* mask, const P* weight, co
     auto* scratch = reinterpret_cast<Sums*>(inverse + kMostChannels);
     Mailbox<E, Sums> box = {posted, letters, words, group, ranks, rank, 0};
 
-    for (int unit = port::block() / ranks; unit * group < channels; unit += port::blocks() / ranks) {
+    for (int unit = port::block() / ranks; static_cast<long long>(unit) * group < channels;
+         unit += port::blocks() / ranks) {
         part.turn_to(unit);
         box.unit = unit;
         const int channel = part.first + c;
@@ -230,6 +245,14 @@ backward(const T* x, const T* dy, const unsigned char* mask, const P* weight, co
             });
         }
         if constexpr (E != Exchange::none) {
+            const int next = unit + port::blocks() / ranks;
+            if (E == Exchange::grid && static_cast<long long>(next) * group < channels) {
+                Part<V, L> ahead = part;
+                ahead.turn_to(next);
+                const Window<V, L> window(ahead, 0);
+                window.prefetch(x, kAhead / 2);
+                window.prefetch(dy, kAhead / 2);
+            }
             box.wait();
             constexpr int lanes = E == Exchange::cluster ? 8 : 32;
             each_channel<lanes>(part.width, [&](int of, bool first) {
@@ -243,10 +266,11 @@ backward(const T* x, const T* dy, const unsigned char* mask, const P* weight, co
             for (int i = windows; i-- > 0;) {
                 const Window<V, L> here(part, i);
                 if (i < windows - 1) stage.take(here, source, affines, sums, relu != 0);
+                const Gradients<T> to = gradients.at(here.origin);
                 here.template each_vector<1>(
-                    [&](int slot, long long) { return slot; },
-                    [&](int, long long place, unsigned offset, int slot) {
-                        gradients.template put<V>(stage.x[slot], stage.dz[slot], slopes.at(offset), place);
+                    [&](int slot, Place<L>) { return slot; },
+                    [&](int, Place<L> place, unsigned offset, int slot) {
+                        to.template put<V>(stage.x[slot], stage.dz[slot], slopes.at(offset), place);
                     });
             }
         }

@@ -36,7 +36,7 @@ struct BackwardTask {
     static constexpr bool notes = G == Gate::noted, fetches = false;
 
     const Part<V, L>& part;
-    const Source<T>& from;
+    const Source<T, V>& from;
     const Gradients<T>& to;
     const P *weight, *bias;
     const float *mean, *invstd;
@@ -90,10 +90,10 @@ struct BackwardTask {
     }
 
     BNFOLD_DEVICE const port::Bits16* source(int s, long long at) const {
-        return reinterpret_cast<const port::Bits16*>(reinterpret_cast<const char*>(s == 0 ? from.x : from.dy) + at);
+        return reinterpret_cast<const port::Bits16*>(s == 0 ? from.x : from.dy) + at;
     }
     BNFOLD_DEVICE Note note(long long at) const {
-        if constexpr (notes) return {from.mask[at / 16]};
+        if constexpr (notes) return {from.mask[at]};
         return {};
     }
     BNFOLD_DEVICE Origins origins(int k) const { return own<Affine>(begun(k)); }
@@ -155,9 +155,8 @@ struct BackwardTask {
             const float x = frozen ? of.mean : floats.values[j];  // which is then of no consequence, and may be NaN
             floats.values[j] = of.scale * (dzs.values[j] - of.mean_dz - (x - of.mean) * of.mean_dz_x);
         });
-        const long long place = at / static_cast<int>(sizeof(T));
-        store<T, V>(to.dx + place, vector_of<T>(floats));
-        if (to.dresidual) store<T, V>(to.dresidual + place, dz);
+        store<T, V>(to.dx, at, vector_of<T>(floats));
+        if (to.dresidual) store<T, V>(to.dresidual, at, dz);
     }
 };
 
@@ -165,7 +164,7 @@ struct BackwardTask {
 template <class T, class P, int V, Layout L>
 struct BackwardRing {
     const Shape& shape;
-    const Source<T>& from;
+    const Source<T, V>& from;
     const Gradients<T>& to;
     const P *weight, *bias;
     const float *mean, *invstd;
@@ -190,7 +189,7 @@ struct BackwardRing {
         task.prepare(0);
         task.prepare(1);
         port::sync_block();
-        Ring<decltype(task), V, L>(task, part, ring, team, sizeof(T)).pass();
+        Ring<decltype(task), V, L>(task, part, ring, team).pass();
     }
     BNFOLD_DEVICE void pass(bool relu) const {
         if (!relu) {

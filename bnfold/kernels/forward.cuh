@@ -13,14 +13,15 @@ namespace bnfold {
 // One sweep over a window: into shared memory, and added up by the thread that loads. Gives its values of a channel.
 template <class T, int V, Layout L, int A>
 BNFOLD_DEVICE float sweep(const Window<V, L>& window, const T* x, Vector<T, V>* staged, Deviations (&found)[A]) {
+    const T* const from = x + window.origin;
     window.template each_vector<port::loads_ahead>(
-        [&](int, long long place) { return load<T, V>(x + place); },
+        [&](int, Place<L> place) { return load<T, V>(from, place); },
         [&](const Vector<T, V>& first) {
             const Floats<V> values = floats_of(first);
 #pragma unroll
             for (int i = 0; i < A; ++i) found[i].begin(values.values[i]);
         },
-        [&](int slot, long long, unsigned, const Vector<T, V>& vector) {
+        [&](int slot, Place<L>, unsigned, const Vector<T, V>& vector) {
             staged[slot] = vector;
             const Floats<V> values = floats_of(vector);
 #pragma unroll
@@ -33,9 +34,10 @@ BNFOLD_DEVICE float sweep(const Window<V, L>& window, const T* x, Vector<T, V>* 
 template <class T, int V>
 BNFOLD_DEVICE Moments sweep_planes(const Window<V, Layout::planes>& window, const T* x, Vector<T, V>* staged,
                                    const Known* known, Counted* scratch) {
+    const T* const from = x + window.origin;
     window.template each_vector<4>(
-        [&](int, long long place) { return load<T, V>(x + place); },
-        [&](int slot, long long, unsigned, const Vector<T, V>& vector) { staged[slot] = vector; });
+        [&](int, Place<Layout::planes> place) { return load<T, V>(from, place); },
+        [&](int slot, Place<Layout::planes>, unsigned, const Vector<T, V>& vector) { staged[slot] = vector; });
     port::sync_block();
     const T* values = reinterpret_cast<const T*>(staged);
     const Sweep<V> sweep(window);
@@ -93,7 +95,8 @@ forward(const T* x, const T* residual, T* y, unsigned char* mask, const P* weigh
     Mailbox<E, Moments> box = {posted, letters, words, group, ranks, rank, 0};
 
     int turn = 0;
-    for (int unit = port::block() / ranks; unit * group < channels; unit += port::blocks() / ranks, turn ^= 1) {
+    for (int unit = port::block() / ranks; static_cast<long long>(unit) * group < channels;
+         unit += port::blocks() / ranks, turn ^= 1) {
         part.turn_to(unit);
         box.unit = unit;
         Known* const known = knowns + turn * kMostChannels;
@@ -152,6 +155,12 @@ forward(const T* x, const T* residual, T* y, unsigned char* mask, const P* weigh
         }
         if constexpr (E != Exchange::none) {
             const Shares shares = part.shares();
+            const int next = unit + port::blocks() / ranks;
+            if (E == Exchange::grid && static_cast<long long>(next) * group < channels) {
+                Part<V, L> ahead = part;  // memory shall not rest while blocks wait
+                ahead.turn_to(next);
+                Window<V, L>(ahead, 0).prefetch(x, kAhead);
+            }
             box.wait();
             constexpr int lanes = E == Exchange::cluster ? 8 : 32;
             each_channel<lanes>(part.width, [&](int of, bool first) {
@@ -167,11 +176,12 @@ forward(const T* x, const T* residual, T* y, unsigned char* mask, const P* weigh
             for (int i = windows; i-- > 0;) {
                 const Window<V, L> here(part, i);
                 if (i < windows - 1) {  // each thread reads again what it then writes
+                    const T* const from = x + here.origin;
                     here.template each_vector<4>(
-                        [&](int, long long place) { return load<T, V>(x + place); },
-                        [&](int slot, long long, unsigned, const Vector<T, V>& vector) { staged[slot] = vector; });
+                        [&](int, Place<L> place) { return load<T, V>(from, place); },
+                        [&](int slot, Place<L>, unsigned, const Vector<T, V>& vector) { staged[slot] = vector; });
                 }
-                const auto at_hand = [&](int slot, long long) { return staged[slot]; };
+                const auto at_hand = [&](int slot, Place<L>) { return staged[slot]; };
                 normalize<2, T, V>(here, at_hand, affines, residual, y, mask, relu != 0);
             }
         }

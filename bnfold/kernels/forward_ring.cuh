@@ -8,16 +8,16 @@
 
 namespace bnfold {
 
-// What becomes of y, known before the first vector; nothing where only the statistics are wanted.
-enum class Finish { nothing, plain, relu, added, added_relu, noted };
+// What becomes of y, known before the first vector.
+enum class Finish { plain, relu, added, added_relu };
 
 template <class T, class P, int V, Layout L, Finish F>
 struct ForwardTask {
     static constexpr int A = L == Layout::columns ? V : 1;
     static constexpr int tensors = 1, vectors = 2;
     static constexpr bool notes = false;
-    static constexpr bool fetches = F == Finish::added || F == Finish::added_relu || F == Finish::noted;
-    static constexpr bool rectifies = F == Finish::relu || F == Finish::added_relu || F == Finish::noted;
+    static constexpr bool fetches = F == Finish::added || F == Finish::added_relu;
+    static constexpr bool rectifies = F == Finish::relu || F == Finish::added_relu;
 
     Part<V, L>& part;
     const T *x, *residual;
@@ -33,7 +33,6 @@ struct ForwardTask {
     float* m2;
     Known* knowns;
     Counted* scratch;
-    const float count;   // of a channel's values in the part
     Deviations found[A] = {};
 
     BNFOLD_DEVICE static Floats<V> values(const port::Bits16& bits) {
@@ -44,7 +43,7 @@ struct ForwardTask {
     BNFOLD_DEVICE int own() const { return L == Layout::columns ? port::thread() % period() * A : 0; }
 
     BNFOLD_DEVICE const port::Bits16* source(int, long long at) const {
-        return reinterpret_cast<const port::Bits16*>(reinterpret_cast<const char*>(x) + at);
+        return reinterpret_cast<const port::Bits16*>(x) + at;
     }
     BNFOLD_DEVICE Known* known(int k) const { return knowns + k % 3 * kMostChannels; }
     BNFOLD_DEVICE void begin(int k, const port::Bits16* slot) {
@@ -81,7 +80,7 @@ struct ForwardTask {
         each_channel<kWarps>(team.group, [&](int c, bool first) {
             const auto get = [&](int warp) { return scratch[warp * slots + c].set; };
             const auto number = [&](int warp) { return scratch[warp * slots + c].count; };
-            const Moments all = whole<kWarps>(kWarps, get, number, count);
+            const Moments all = whole<kWarps>(kWarps, get, number, added<kWarps>(kWarps, number));
             if (first) letters[static_cast<long long>(team.channel(k) + c) * team.ranks + team.rank] = all;
         });
         team.tell(k);
@@ -110,7 +109,7 @@ struct ForwardTask {
     struct Channels {
         Affine own[A];
     };
-    using More = Vector<T, fetches ? V : 1>;
+    using More = port::Bits16;
 
     BNFOLD_DEVICE Channels channels() const {
         Channels found;
@@ -120,21 +119,21 @@ struct ForwardTask {
     }
     BNFOLD_DEVICE More fetch(long long at) const {
         if constexpr (!fetches) return {};
-        return load<T, fetches ? V : 1>(reinterpret_cast<const T*>(reinterpret_cast<const char*>(residual) + at));
+        return port::load_once(reinterpret_cast<const port::Bits16*>(residual) + at);
     }
     BNFOLD_DEVICE void write(const port::Bits16* slot, long long at, const Channels& by, const More& added) const {
-        if constexpr (F == Finish::nothing) return;
+        if (F == Finish::plain && !y) return;  // the statistics alone are wanted
         Floats<V> floats = values(*slot);
 #pragma unroll
         for (int j = 0; j < V; ++j) floats.values[j] = by.own[j % A](floats.values[j]);
         if constexpr (fetches) {
-            const Floats<V> more = floats_of(added);
+            const Floats<V> more = values(added);
 #pragma unroll
             for (int j = 0; j < V; ++j) floats.values[j] += more.values[j];
         }
         const Vector<T, V> out = finished<rectifies, T>(floats);
-        store<T, V>(reinterpret_cast<T*>(reinterpret_cast<char*>(y) + at), out);
-        if constexpr (F == Finish::noted) mask[at / 16] = static_cast<unsigned char>(passed(out));
+        store<T, V>(y, at, out);
+        if (F == Finish::added_relu && mask) mask[at] = static_cast<unsigned char>(passed(out));
     }
 };
 
@@ -161,20 +160,15 @@ struct ForwardRing {
         auto* knowns = reinterpret_cast<Known*>(m2 + kMostChannels);
         auto* scratch = reinterpret_cast<Counted*>(knowns + 3 * kMostChannels);
         ForwardTask<T, P, V, L, F> task = {part,    x,    residual, y,      mask, weight, bias,
-                                           outcome, team, letters,  affine, m2,   knowns, scratch,
-                                           part.values_of(0, part.begin, part.end)};
-        Ring<decltype(task), V, L>(task, part, ring, team, sizeof(T)).pass();
+                                           outcome, team, letters,  affine, m2,   knowns, scratch};
+        Ring<decltype(task), V, L>(task, part, ring, team).pass();
         if (port::block() == 0 && port::thread() == 0) outcome.count();
     }
     BNFOLD_DEVICE void pass(bool relu) const {
-        if (!y) {
-            pass<Finish::nothing>();
-        } else if (!residual) {
-            relu ? pass<Finish::relu>() : pass<Finish::plain>();
-        } else if (mask) {
-            pass<Finish::noted>();
-        } else {
+        if (residual) {
             relu ? pass<Finish::added_relu>() : pass<Finish::added>();
+        } else {
+            relu ? pass<Finish::relu>() : pass<Finish::plain>();
         }
     }
 };

@@ -35,6 +35,7 @@ VECTOR = 16  # bytes
 TILE = 64  # bytes of neighbouring channels that a block reads in the layout `columns`
 TURN = 2 * THREADS  # vectors that a block copies into its ring at one time (ring.cuh)
 MOST_CHANNELS = 64  # kMostChannels
+MOST_COLUMNS = 2**26  # channels in the layout `columns`, where 2^32 vectors are THREADS in each unit at least
 CLUSTER_SIZES = (2, 4, 8)  # blocks of those that are portable
 SIZES = {"float": 4, "bnfold::half": 2, "bnfold::bfloat16": 2}
 
@@ -138,8 +139,8 @@ def _columns(problem: Problem, tile: int = TILE) -> Reading:
     group = width
     while group < problem.channels and group * problem.size < tile:
         group *= 2
-    fits = problem.inner == 1 and problem.aligned and problem.channels % width == 0
-    return Reading("columns", width, group, fits)
+    whole = problem.aligned and problem.channels % width == 0
+    return Reading("columns", width, group, problem.inner == 1 and whole and problem.channels <= MOST_COLUMNS)
 
 
 def _plane(problem: Problem) -> Reading:
@@ -155,7 +156,7 @@ def _planes(problem: Problem) -> Reading:
 
 
 def _single_columns(problem: Problem) -> Reading:
-    return Reading("columns", 1, 32, problem.inner == 1)
+    return Reading("columns", 1, 32, problem.inner == 1 and problem.channels <= MOST_COLUMNS)
 
 
 def _single_plane(problem: Problem) -> Reading:
@@ -197,10 +198,13 @@ class Fit:
     @functools.cached_property
     def capacity(self) -> int:
         """Vectors of a window at most: a multiple of the threads, so that each keeps its place in a row."""
-        if not self.kernel.staged:
-            return 2**20
-        free = self.device.shared_memory - self.kernel.shared(0, self.slots, THREADS)
-        return free // (self.vector * self.turn) * self.turn
+        most = 2**20
+        if self.kernel.staged:
+            free = self.device.shared_memory - self.kernel.shared(0, self.slots, THREADS)
+            most = free // self.vector
+        if self.reading.layout == "columns":  # which counts vectors in 32 bits, from a window's first row on
+            most = min(most, 2**32 // self.units)
+        return most // self.turn * self.turn
 
     @property
     def vector(self) -> int:

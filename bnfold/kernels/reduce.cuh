@@ -65,7 +65,10 @@ BNFOLD_DEVICE float added(int count, Term term) {
 template <int Lanes, class Get, class Count>
 BNFOLD_DEVICE Moments whole(int sets, Get get, Count count, float values) {
     const float share = values == 0 ? 0 : 1.0f / values;
-    const float off = added<Lanes>(sets, [&](int i) { return count(i) * get(i).off; }) * share;
+    const float off = share * added<Lanes>(sets, [&](int i) {
+        const float number = count(i);
+        return number == 0 ? 0 : number * get(i).off;
+    });
     const float m2 = added<Lanes>(sets, [&](int i) {
         const Moments set = get(i);
         const float gap = set.off - off, number = count(i);

@@ -18,14 +18,13 @@
 namespace bnfold {
 
 constexpr int kUnderWay = 3;   // the latest turns, for whose copies nobody waits while there is something to write
-constexpr int kEarly = 12;     // vectors of each thread behind the ring that L2 is asked to have: 96 KB of a tensor
 
 // The blocks that share units, and how they hear of each other. Two units may be waited for at one time: the next one
 // may be told before the first one was heard of, so that each has its own word.
 struct Team {
     const int rank, ranks, number, teams, group, units;   // units of this team
     unsigned* const words;
-    unsigned before[2] = {};                               // of the words, to the first thread
+    unsigned before = 0;                                   // the words' highest bits, when the first thread arrived
 
     BNFOLD_DEVICE Team(const Shape& shape, unsigned* all_words)
         : rank(port::block() % shape.ranks), ranks(shape.ranks), number(port::block() / shape.ranks),
@@ -39,34 +38,35 @@ struct Team {
     // What the block wrote of its k-th unit, the others may read.
     BNFOLD_DEVICE void tell(int k) {
         port::sync_block();
-        if (port::thread() == 0) (k % 2 == 0 ? before[0] : before[1]) = arrive(words + k % 2, rank, ranks);
+        if (port::thread() != 0) return;
+        const unsigned found = arrive(words + k % 2, rank, ranks) >> 31;
+        before = (before & ~(1u << k % 2)) | found << k % 2;
     }
     // What the others wrote, this block may read.
     BNFOLD_DEVICE void hear(int k) const {
-        if (port::thread() == 0) await(words + k % 2, k % 2 == 0 ? before[0] : before[1]);
+        if (port::thread() == 0) await(words + k % 2, before >> k % 2 << 31);
         port::sync_block();
     }
 };
 
-// Where the vectors of a thread are, in bytes from a tensor's start: those of a unit, then those of the next.
+// The numbers of a thread's vectors in a tensor: those of a unit, then those of the next.
 template <int V, Layout L>
 struct Track {
     long long at, start;         // of the next vector; of the unit's first
-    unsigned offset, first;      // in its run, in vectors
+    unsigned offset, first;      // in its run
     unsigned row, over;          // vectors of a run; by how many more than whole runs the next vector is ahead
     long long step, wrap, unit;  // to the next vector; more where that is in the next run; to the next unit
 
-    BNFOLD_DEVICE Track(const Part<V, L>& part, int teams, int size) {
-        const auto& shape = part.shape;
-        const long long stride = static_cast<long long>(shape.channels) * shape.inner * size;
-        const long long vector = part.begin + port::thread();
+    BNFOLD_DEVICE Track(const Part<V, L>& part, int teams) {
+        const auto run = part.run_of(part.begin + port::thread());
+        const long long stride = static_cast<long long>(part.shape.channels) * part.shape.inner / V;
         row = part.row;
-        offset = first = static_cast<unsigned>(vector % row);
-        at = start = vector / row * stride + static_cast<long long>(part.first) * shape.inner * size + first * 16ll;
+        offset = first = run.offset;
+        at = start = run.number * stride + static_cast<long long>(part.first) * part.shape.inner / V + first;
         over = kThreads % row;
-        step = kThreads / row * stride + over * 16ll;
-        wrap = stride - row * 16ll;
-        unit = static_cast<long long>(teams) * shape.group * shape.inner * size;
+        step = kThreads / row * stride + over;
+        wrap = stride - row;
+        unit = static_cast<long long>(teams) * row;
     }
     template <int U>
     BNFOLD_DEVICE void take(long long (&places)[U]) {
@@ -116,14 +116,14 @@ struct Ring {
     int sum_at = 0, write_at = 0;                        // slots
     bool open = false;                // all blocks' sums of `unit` are known: it is written
 
-    BNFOLD_DEVICE Ring(Task& t, const Part<V, L>& part, port::Bits16* memory, const Team& team, int value)
-        : task(t), fills(part, team.teams, value), sums(fills), writes(fills), slots(memory + port::thread()),
+    BNFOLD_DEVICE Ring(Task& t, const Part<V, L>& part, port::Bits16* memory, const Team& team)
+        : task(t), fills(part, team.teams), sums(fills), writes(fills), slots(memory + port::thread()),
           size(part.shape.window / apart), mine(ceiling(count(part) - port::thread(), kThreads)),
           full(count(part) / apart), most(count(part) > 0 ? ceiling(count(part), apart) : 1) {}
 
-    BNFOLD_DEVICE bool all_filled() const { return filled == task.team.units * most; }
     BNFOLD_DEVICE static int count(const Part<V, L>& part) { return static_cast<int>(part.end - part.begin); }
     BNFOLD_DEVICE static int ceiling(int a, int b) { return a > 0 ? (a + b - 1) / b : 0; }
+    BNFOLD_DEVICE bool all_filled() const { return filled == task.team.units * most; }
     BNFOLD_DEVICE static int least(int a, int b) { return a < b ? a : b; }
 
     BNFOLD_DEVICE port::Bits16* slot(int at, int u) const { return slots + at + u * kThreads; }
@@ -272,7 +272,7 @@ struct Ring {
         if (all_filled()) return;
         Track<V, L> early = fills;
 #pragma unroll 1
-        for (int i = fill_turn * U; i < fill_turn * U + kEarly && i < mine; ++i) {
+        for (int i = fill_turn * U; i < fill_turn * U + kAhead / Task::tensors && i < mine; ++i) {
             long long from[1];
             early.take(from);
 #pragma unroll

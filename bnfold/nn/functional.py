@@ -101,7 +101,7 @@ def _tried(device: torch.device) -> bool:
 
 
 class _Differentiable(torch.autograd.Function):
-    """What both modes share: forward ends with `_save`, and its first four arguments have gradients."""
+    """What both modes share: the first four arguments of forward have gradients."""
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:

@@ -261,6 +261,7 @@ class _Call:
         self.plan = plan = _planned(problem, limits)
         shape = (problem.channels, problem.inner, plan.group, plan.ranks, plan.window)
         self.shape = (np.int64(problem.outer), *map(np.int32, shape))
+        self.sets = plan.units * plan.ranks * plan.group  # that blocks of a cooperative launch exchange
         self.numbers: dict[tuple[float, ...], tuple[Any, ...]] = {}
 
     def new_mask(self, x: Tensor) -> Tensor:
@@ -311,8 +312,7 @@ class _Call:
 
     def _mailbox(self, x: Tensor, size: int, stream: int) -> tuple[Pointer, Pointer]:
         """What blocks of a cooperative launch exchange: sets of that many bytes, and words to wait by."""
-        letters = self.plan.units * self.plan.ranks * self.plan.group * size
-        return x.new_empty(letters, dtype=torch.uint8), words_of(x, self.plan.grid, stream)
+        return x.new_empty(self.sets * size, dtype=torch.uint8), words_of(x, self.plan.grid, stream)
 
 
 _CALLS: dict[tuple[Any, ...], _Call] = {}

@@ -431,10 +431,17 @@ class Prover:
         made = {output for one in found[0] for output in one.outputs}
         return found[0], [leaf for leaf in found[1] if leaf not in made]
 
+    def _source(self, leaf: str) -> str:
+        """What a leaf is made of in the folded model: the same under another name is the same."""
+        name = self._leaf(leaf).name
+        while name in self.b.made and self.b.made[name][0].op == "Identity":
+            name = self.b.made[name][0].inputs[0]
+        return name
+
     def _twins(self, leaves: list[str]) -> set[str]:
         """Of those with one counterpart, all but the first: what is between them has vanished."""
         first: dict[str, str] = {}
         nodes = {leaf: self.a.made[leaf][0] for leaf in leaves if leaf in self.a.made}
         leaves = sorted(leaves, key=lambda leaf: nodes[leaf].index if leaf in nodes else -1)
-        twins = [leaf for leaf in leaves if first.setdefault(self._leaf(leaf).name, leaf) != leaf]
+        twins = [leaf for leaf in leaves if first.setdefault(self._source(leaf), leaf) != leaf]
         return {leaf for leaf in twins if leaf in nodes and not (nodes[leaf].control or nodes[leaf].random)}

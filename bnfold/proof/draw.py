@@ -26,6 +26,7 @@ Premises: TypeAlias = "Mapping[str, tuple[Array, Array]]"
 # (a maximum of many is hardly ever negative else). Each is tried with its negative too. The first two come
 # always, and without those numbers: beside one of 1e4, what a small bias does cannot be told from rounding.
 # The later ones, until all pieces were met.
+SIZES = np.array([0.1, 1.0, 1.0, 8.0])  # of single numbers
 PLAIN, SIGNED, NEAR_POINTS = (False, False), (False, True), (True, False)
 TRIES = [(1.0, *PLAIN), (1 / 64, *PLAIN), (1.0, *SIGNED)]
 TRIES += [(size, *NEAR_POINTS) for size in (1.0, 64.0, 4096.0)]
@@ -97,7 +98,7 @@ def break_points(a: Side, b: Side) -> Array:
 
 
 def _drawn(shape: tuple[int, ...], points: Array, signed: bool, rng: np.random.Generator) -> Array:
-    x = rng.standard_normal(shape) * rng.choice([0.1, 1.0, 1.0, 8.0], shape)
+    x = rng.standard_normal(shape) * SIZES[rng.integers(0, SIZES.size, shape, np.int8)]
     if points.size:
         near = rng.choice(points, shape) * rng.choice([-1, 1], shape) * rng.uniform(0.5, 1.6, shape)
         x = np.where(rng.random(shape) < 0.34, near, x)

@@ -18,6 +18,7 @@ from bnfold.proof.draw import TRIES, Premises, break_points, feeds
 from bnfold.proof.dropped import gone_channels, put
 from bnfold.proof.operator import Array, is_float, precision_of
 from bnfold.proof.rounding import DRAWS, new_attributes, new_constants, rounding
+from bnfold.proof.scope import MOVES
 from bnfold.proof.side import Side
 
 __all__ = ["Judge", "compare"]
@@ -69,11 +70,13 @@ def compare(
     # Between facts about inputs not every place has both sides; some place has.
     a.strict = b.strict = not any(leaf in (premises or {}) for leaf in leaves)
     several = len(a.nodes) > 1 or len(b.nodes) > 1
-    always = 6 if behind else 4 if points.size else 3 if several else 2
+    # What only moves numbers is decided by one point, as all affine functions are.
+    moves = all(node.op in MOVES for node in (*a.nodes, *b.nodes))
+    always = 1 if moves else 6 if behind else 4 if points.size else 3 if several else 2
     jumps, judge = "", Judge(a, b, y, rng, rounds, unsure)
     for turn, (scale, near, signed) in enumerate(TRIES, 1):
         seed = int(rng.integers(1 << 32))
-        for sign in (scale, -scale) if turn != 2 else (scale,):
+        for sign in (scale, -scale) if turn != 2 and not moves else (scale,):
             drawn = np.random.default_rng(seed)
             some = points if near else points[:0]
             feed_a, feed_b = feeds(leaves, image, values, premises or {}, some, sign, signed, drawn)

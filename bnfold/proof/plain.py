@@ -6,6 +6,7 @@ be asked, than that. What is not plainly one of these is left to it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -110,6 +111,41 @@ def _arithmetic(how: Callable[..., Any]) -> Callable[[Attributes, Sequence[Array
     return rule
 
 
+def _gemm(attributes: Attributes, values: Sequence[Array]) -> Array | None:
+    x, y, *rest = values
+    if any(value.dtype != x.dtype or value.dtype.kind != "f" for value in values):
+        return None
+    x, y = (v.T if attributes.get(name, 0) else v for v, name in ((x, "transA"), (y, "transB")))
+    with np.errstate(all="ignore"):
+        product = attributes.get("alpha", 1.0) * (x @ y)
+        return np.asarray(product + attributes.get("beta", 1.0) * rest[0] if rest else product)
+
+
+def _max(_: Attributes, values: Sequence[Array]) -> Array | None:
+    if any(value.dtype != values[0].dtype or value.dtype.kind not in "fi" for value in values):
+        return None
+    return np.asarray(functools.reduce(np.maximum, values))
+
+
+def _cast(attributes: Attributes, values: Sequence[Array]) -> Array | None:
+    (x,) = values
+    to = _CASTS.get(attributes.get("to", 0))
+    return None if to is None or x.dtype.kind not in "bi" else x.astype(to)
+
+
+def _mean(attributes: Attributes, values: Sequence[Array]) -> Array | None:
+    x, *rest = values
+    axes = rest[0].tolist() if rest else attributes.get("axes")
+    if not axes or x.dtype.kind != "f":
+        return None
+    return np.asarray(x.mean(tuple(axes), keepdims=bool(attributes.get("keepdims", 1))))
+
+
+def _mean_of_places(_: Attributes, values: Sequence[Array]) -> Array | None:
+    (x,) = values
+    return np.asarray(x.mean(tuple(range(2, x.ndim)), keepdims=True)) if x.dtype.kind == "f" else None
+
+
 def _relu(_: Attributes, values: Sequence[Array]) -> Array | None:
     (x,) = values
     return np.maximum(x, 0) if x.dtype.kind == "f" else None
@@ -125,17 +161,24 @@ def _identity(_: Attributes, values: Sequence[Array]) -> Array | None:
     return x
 
 
+# By the number of a type in ONNX.
+_CASTS: dict[int, Any] = {1: np.float32, 6: np.int32, 7: np.int64, 11: np.float64}
 _RULES: dict[str, Callable[[Attributes, Sequence[Array]], Array | None]] = {
     "Add": _arithmetic(np.add),
+    "Cast": _cast,
     "CastLike": _cast_like,
     "Concat": _concat,
     "DequantizeLinear": _dequantize,
     "Expand": _expand,
     "Gather": _gather,
     "GatherND": _gather_nd,
+    "Gemm": _gemm,
+    "GlobalAveragePool": _mean_of_places,
     "Identity": _identity,
     "MatMul": _arithmetic(np.matmul),
+    "Max": _max,
     "Mul": _arithmetic(np.multiply),
+    "ReduceMean": _mean,
     "Relu": _relu,
     "Reshape": _reshape,
     "Shape": _shape,

@@ -16,18 +16,21 @@ import numpy as np
 from bnfold.proof.claims import Entry
 from bnfold.proof.operator import Array, Operator, TooLarge, Undecided, is_float
 
-__all__ = ["CONTROL", "LARGEST", "Known", "Node", "Scope", "same_bits"]
+__all__ = ["CONTROL", "LARGEST", "MOVES", "Known", "Node", "Scope", "same_bits"]
 
 CONTROL = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 LARGEST = 1 << 27  # numbers that a constant may have
-# What moves numbers, or rounds each result once.
-_MOVES = frozenset(
-    {"Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze"}
+# What only moves numbers of its first input, or of all; and what rounds each result once.
+MOVES = frozenset(
+    {
+        *("Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze"),
+        *("Tile", "Transpose", "Unsqueeze"),
+    }
 )
 _ROUNDS = frozenset(
     {"Abs", "Add", "Cast", "CastLike", "DequantizeLinear", "Div", "Mul", "Neg", "Sign", "Sqrt", "Sub"}
 )
-CERTAIN = _MOVES | _ROUNDS | {"ConstantOfShape", "Shape", "Size", "Tile", "Transpose", "Unsqueeze"}
+CERTAIN = MOVES | _ROUNDS | {"ConstantOfShape", "Shape", "Size"}
 
 
 class Known(Protocol):

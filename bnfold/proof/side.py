@@ -116,7 +116,8 @@ class Side:
 
     def gave(self, output: Array) -> None:
         """Where one that counts is finite: infinite numbers are equal whatever made them."""
-        found = along(np.isfinite(output), np.any)
+        finite = np.isfinite(output)
+        found = np.ones(1, bool) if output.size and finite.all() else along(finite, np.any)
         self.finite = found if self.finite is None else self.finite | found
 
     def pieces(self, leaves: Sequence[str]) -> bool:

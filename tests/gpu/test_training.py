@@ -334,3 +334,48 @@ print(any(launch.cooperative for launch in device.launches))
 
 def test_cooperative_launches_on_two_streams() -> None:
     assert run(TWO_STREAMS, 100).split() == ["True", "True"]
+
+
+GRAPHS = """
+import warnings, torch, bnfold.nn
+from bnfold.nn import kernel_calls as kernels
+warnings.filterwarnings("error", "bnfold.nn runs on torch")
+from tests.gpu.device import Limited
+device = Limited({"clusters": 1})
+kernels.machine_of = lambda x: device
+torch.manual_seed(0)
+sizes = (64, 32, 64)
+xs = [torch.randn(64, n, 56, 56, device="cuda").bfloat16().contiguous(memory_format=torch.channels_last)
+      for n in sizes]
+modules = [bnfold.nn.BatchNorm2d(n, device="cuda") for n in sizes]
+with torch.no_grad():
+    words_of = kernels.words_of
+    if EARLY:  # kernels are loaded, and no words were ever given
+        kernels.words_of = lambda x, *rest: x.new_zeros(1024, dtype=torch.int32)
+    wanted = [module(x) for module, x in zip(modules, xs)]
+    kernels.words_of = words_of
+    torch.cuda.synchronize()
+    graphs, found = [torch.cuda.CUDAGraph() for _ in range(2)], []
+    for graph, module, x in zip(graphs, modules, xs):
+        with torch.cuda.graph(graph):
+            found.append(module(x))
+    streams = [torch.cuda.Stream() for _ in range(3)]
+    torch.cuda.synchronize()
+    same = True
+    for turn in range(50):
+        for graph, stream in zip(graphs, streams):
+            with torch.cuda.stream(stream):
+                graph.replay()
+        with torch.cuda.stream(streams[2]):
+            eager = modules[2](xs[2])
+        if turn % 10 == 9:
+            torch.cuda.synchronize()
+            same &= all(torch.equal(a, b) for a, b in zip([*found, eager], wanted))
+print(same, device.rows() == {"cooperative grid"})
+"""
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_graphs_beside_each_other_and_eager_work(early: bool) -> None:
+    """early: captured before the words of any stream were given, which is when a graph zeroes its own."""
+    assert run(GRAPHS.replace("EARLY", str(early)), 100).split() == ["True", "True"]

@@ -26,7 +26,7 @@ from bnfold.nn.arguments import Arguments, Running, Saved
 from tests.kernels.host import CACHE, KERNELS, HostError, unavailable
 from tests.kernels.machine import DEVICES, LITTLE, HostMachine, compiled, memory
 from tests.kernels.test_kernels import Case
-from tests.kernels.test_ring import SETTINGS
+from tests.kernels.test_ring import BACKWARD, SETTINGS
 
 REASON = unavailable()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")
@@ -45,8 +45,9 @@ CASES = [
 ]
 # Of a ring, which the others do not use.
 RINGS = [
-    (SETTINGS[name].machine().limits, (SETTINGS[name].rows, SETTINGS[name].channels))
-    for name in ("two teams", "three units")
+    (ring.machine().limits, (ring.rows, ring.channels))
+    for kernel, name in product((SETTINGS, BACKWARD), ("two teams", "three units"))
+    for ring in [kernel[name]]
 ]
 CASES += RINGS
 
@@ -111,7 +112,7 @@ def results(file: str, number: int, machine: HostMachine, patch: pytest.MonkeyPa
         y, *found, _ = kernels.forward(given, Running(*running))
         return [y, *found, *running]
     saved = Saved(case.x, None, *parameters, var.rsqrt(), True)
-    if file == "backward.cuh":
+    if "backward" in file:
         found = kernels.backward(saved, case.dy, False, False)
         return [each for each in found if each is not None]
     y, _ = kernels.apply(Arguments(case.x, case.residual, *parameters[:2], 1e-5, True), mean, var, False)
@@ -132,7 +133,8 @@ def bits(found: list[Tensor]) -> list[bytes]:
 
 def test_there_are_barriers() -> None:
     assert len(SITES) >= 12
-    files = {"apply.cuh", "backward.cuh", "forward.cuh", "forward_ring.cuh", "reduce.cuh", "ring.cuh"}
+    files = {"apply.cuh", "backward.cuh", "backward_ring.cuh", "forward.cuh", "forward_ring.cuh"}
+    files |= {"reduce.cuh", "ring.cuh"}
     assert {file for file, _ in SITES} == files
 
 

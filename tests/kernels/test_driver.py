@@ -81,7 +81,7 @@ def test_all_shared_memory_is_allowed_before_the_first_launch(told: dict[str, An
                 allowed[each["kernel"]] = each["bytes"]
             elif each["call"] == "launch":
                 assert allowed[each["kernel"]] >= each["shared"]
-    assert len(allowed) == 9  # forward and backward by three exchanges, a ring, and two that have none
+    assert len(allowed) == 10  # forward and backward by three exchanges and a ring, and two that have none
     assert max(allowed.values()) == 232448
 
 

@@ -295,7 +295,7 @@ def test_what_is_no_number_stays_none(machine: HostMachine, name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", TYPES, ids=lambda kind: str(kind)[6:])
-@pytest.mark.parametrize("shape", [(40, 16), (3, 16, 16, 8), (8, 16, 7, 7)], ids=["rows", "planes", "odd planes"])
+@pytest.mark.parametrize("shape", [(40, 16), (3, 16, 16, 8), (8, 16, 7, 7)], ids=["rows", "planes", "odd"])
 @pytest.mark.parametrize("machine", ["one block"], indirect=True)
 def test_which_values_pass_a_relu(machine: HostMachine, shape: tuple[int, ...], kind: torch.dtype) -> None:
     """Those that are above 0 when they are rounded, and NaN: found again from x, and noted in a mask."""
@@ -308,7 +308,8 @@ def test_which_values_pass_a_relu(machine: HostMachine, shape: tuple[int, ...], 
     case.bias.copy_(values)
     every = reference.wide(values, case.x).to(kind).expand(shape).contiguous()
     kept = ~(every <= 0)
-    y, mean, invstd, _ = kernels.forward(Arguments(case.x, None, case.weight, case.bias, relu=True), Running())
+    given = Arguments(case.x, None, case.weight, case.bias, relu=True)
+    y, mean, invstd, _ = kernels.forward(given, Running())
     assert torch.equal(y.nan_to_num(7), torch.where(kept, every, 0).nan_to_num(7))
     saved = Saved(case.x, None, case.weight, case.bias, mean, invstd, True)
     dx, dresidual, _, dbias = kernels.backward(saved, case.dy, True, True)

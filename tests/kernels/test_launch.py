@@ -118,12 +118,18 @@ def test_a_ring_holds_two_units_where_it_can(
     assert (launch.group * 2 == 128) == (row == "wide ring")
 
 
+def test_a_ring_of_backward_holds_two_tensors() -> None:
+    launch = taken(problem(1024, 14, kernel="backward"), H200)
+    assert (launch.row, launch.ranks, launch.group, launch.window) == ("wide ring", 66, 64, 6 * TURN)
+    assert launch.shared > 2 * 16 * launch.window
+
+
 @pytest.mark.parametrize(
     "asked",
     [
         problem(72, 56),  # channels that are no whole number of units
         dataclasses.replace(problem(256, 56), aligned=False),
-        problem(256, 56, kernel="backward"),
+        problem(256, 56, kernel="backward"),  # no ring holds a unit of two tensors
     ],
 )
 def test_what_has_no_ring(asked: Problem) -> None:

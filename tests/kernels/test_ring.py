@@ -20,10 +20,11 @@ from torch import Tensor
 from bnfold.kernels.launch import RINGS, THREADS, TURN, Device, Launch
 from bnfold.nn import kernel_calls as kernels
 from bnfold.nn import reference
-from bnfold.nn.arguments import Arguments, Running
+from bnfold.nn.arguments import Arguments, Running, Saved
 from tests.kernels.host import CACHE, KERNELS, HostError, unavailable
 from tests.kernels.machine import HostMachine, compiled
 from tests.kernels.test_kernels import ROUNDING, Case, bits, close
+from tests.kernels.test_kernels import check as check_all
 
 REASON = unavailable()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")
@@ -41,10 +42,10 @@ class Setting:
     ring: int
     most: int
     kind: torch.dtype = torch.float32
+    kernel: str = "forward"
 
     def machine(self, folder: Path = KERNELS) -> HostMachine:
-        kept = RINGS["forward"].shared(0, 64 // self.kind.itemsize, THREADS)
-        memory = self.ring * TURN * 16 + kept
+        memory = RINGS[self.kernel].shared(self.ring * TURN * 16, 64 // self.kind.itemsize, THREADS)
         return HostMachine(Device((8, 0), self.blocks, memory, clusters=1, cooperative=True), folder=folder)
 
     def case(self, **how: float) -> Case:
@@ -63,6 +64,13 @@ SETTINGS = {
     "a turn each": Setting(700, 96, 3, ring=1, most=1),
     "two bytes": Setting(2600, 64, 2, ring=7, most=6, kind=torch.bfloat16),
     "two bytes, one unit": Setting(1500, 32, 2, ring=3, most=3, kind=torch.float16),
+}
+BACKWARD = {
+    "just a unit": Setting(2553, 48, 2, ring=5, most=5, kernel="backward"),
+    "three turns more": Setting(1536, 48, 2, ring=6, most=3, kernel="backward"),
+    "three units": Setting(2553, 48, 5, ring=6, most=2, kernel="backward"),
+    "two teams": Setting(1500, 64, 5, ring=4, most=3, kernel="backward"),
+    "two bytes": Setting(1500, 96, 2, ring=5, most=3, kind=torch.bfloat16, kernel="backward"),
 }
 FINISHES = {
     "plain": (False, False),
@@ -124,6 +132,45 @@ def test_values(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         part = -(-setting.rows // launch.ranks) * launch.group // launch.width
         assert (-(-part // TURN), launch.window // TURN) == (setting.most, setting.ring)
         check(case, finish, found.results)
+
+
+@pytest.mark.parametrize("name", BACKWARD)
+def test_gradients(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = BACKWARD[name]
+    case, machine = setting.case(), setting.machine()
+    monkeypatch.setattr(kernels, "machine_of", lambda x: machine)
+    for machine.seed, how in zip((0, 5, 3), ((True, True), (False, False), (True, False)), strict=True):
+        check_all(case, *how)
+    launches = [launch for launch in machine.launches if "::backward<" in launch.kernel]
+    assert len(launches) == 9  # with the residual's gradient, frozen, and sums alone
+    for launch in launches:
+        assert launch.kernel.endswith("Exchange::ring>")
+        part = -(-setting.rows // launch.ranks) * launch.group // launch.width
+        assert (-(-part // TURN), launch.window // TURN) == (setting.most, setting.ring)
+
+
+@pytest.mark.parametrize("name", ["three turns more", "two teams", "two bytes"])
+def test_the_same_gradients_under_every_schedule(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = BACKWARD[name]
+    case, machine = setting.case(), setting.machine()
+    monkeypatch.setattr(kernels, "machine_of", lambda x: machine)
+    mean, var = reference.statistics(case.x.float())
+    saved = Saved(case.x, None, case.weight, case.bias, mean, var.rsqrt(), True)
+    found = []
+    for machine.seed in range(9):
+        dx, _, dweight, dbias = kernels.backward(saved, case.dy, False, False)
+        found.append(bits({"dx": dx, "dweight": dweight, "dbias": dbias}))
+    assert all(each == found[0] for each in found)
+
+
+def test_frozen_statistics_ask_nothing_of_x(monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = BACKWARD["three units"]
+    case, machine = setting.case(), setting.machine()
+    monkeypatch.setattr(kernels, "machine_of", lambda x: machine)
+    case.x[5, 3], case.x[6, 3] = torch.inf, torch.nan
+    ones = torch.ones(setting.channels)
+    dx, *_ = kernels.backward(Saved(case.x, None, case.weight, None, ones, ones, False), case.dy, True, False)
+    assert torch.equal(dx, case.dy * case.weight)
 
 
 @pytest.mark.parametrize("name", ["a turn more", "three units", "two teams", "two bytes"])

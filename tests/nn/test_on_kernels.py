@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.utils import parametrize
 
 import bnfold.nn
 from bnfold.nn import steps
@@ -279,7 +280,14 @@ STRANGE: dict[str, Callable[[Any], None]] = {
     "batches in float": lambda norm: setattr(norm, "num_batches_tracked", torch.tensor(0.0)),
     "no count of batches": lambda norm: setattr(norm, "num_batches_tracked", None),
     "bias alone": lambda norm: setattr(norm, "weight", None),
+    "parametrized weight": lambda norm: parametrize.register_parametrization(norm, "weight", nn.Softplus()),
+    "weight as a plain attribute": lambda norm: plain_attribute(norm, torch.linspace(-1, 1, 8)),
 }
+
+
+def plain_attribute(norm: Any, value: Tensor) -> None:
+    del norm.weight
+    norm.weight = value
 
 
 @pytest.mark.parametrize("training", [True, False])

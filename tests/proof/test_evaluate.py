@@ -11,7 +11,7 @@ import pytest
 from bnfold.certificate import Image
 from bnfold.onnx_graph.file.loaded import load
 from bnfold.proof.claims import Wrong
-from bnfold.proof.evaluate import Judge
+from bnfold.proof.evaluate import Judge, compare
 from bnfold.proof.graph import Model
 from bnfold.proof.side import Side
 from tests.proof.test_decide import graph, node
@@ -52,3 +52,34 @@ def test_signs_that_cancel_each_time_are_drawn_again(unlucky: int, wrong: bool) 
             judge()
     else:
         judge()
+
+
+class Counted(Side):
+    runs = 0
+
+    def run(self, *arguments: Any) -> Any:
+        self.runs += 1
+        return super().run(*arguments)
+
+
+@pytest.mark.parametrize(("op", "runs"), [("Transpose", 1), ("Neg", 3)])
+def test_what_only_moves_numbers_is_decided_by_one_point(op: str, runs: int) -> None:
+    main = Model(load(graph([node(op, "x", "y")], {}, X))).main
+    x, y = Image("x", 2.0), Image("y", 2.0)
+
+    def compared(image: Image) -> Counted:
+        a = Counted(main, main.nodes, "y")
+        compare(
+            a,
+            Side(main, main.nodes, "y"),
+            ["x"],
+            lambda _: x,
+            image,
+            lambda _: np.zeros(X),
+            np.random.default_rng(0),
+        )
+        return a
+
+    assert compared(y).runs == runs
+    with pytest.raises(Wrong):
+        compared(Image("y", 2 + 1e-8))

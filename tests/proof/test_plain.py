@@ -48,6 +48,15 @@ CASES: list[tuple[str, dict[str, Any], list[Any]]] = [
     ("Mul", {}, [X + 1, np.float32([np.inf])]),
     ("MatMul", {}, [X, X[0].T]),
     ("MatMul", {}, [X, X[0, 0]]),
+    ("Gemm", {"alpha": 0.5, "transB": 1}, [X[0], X[1]]),
+    ("Gemm", {"beta": 2.0, "transA": 1}, [X[0], X[1], X[0, 0]]),
+    ("Max", {}, [X, np.float32(7), -X]),
+    ("Max", {}, [np.int64([1, 2]), np.int64(0)]),
+    ("Cast", {"to": 1}, [np.int64([1 << 24, -3])]),
+    ("Cast", {"to": 7}, [np.bool_([True, False])]),
+    ("ReduceMean", {}, [X, np.int64([0, -1])]),
+    ("ReduceMean", {"keepdims": 0}, [X, np.int64([1])]),
+    ("GlobalAveragePool", {}, [X[None]]),
     ("Relu", {}, [np.float32([-1, -0.0, 2, np.nan, np.inf])]),
 ]
 
@@ -84,6 +93,10 @@ def test_it_is_what_onnx_makes_of_it(op: str, attributes: dict[str, Any], values
         ("Add", {"broadcast": 1}, [X, X[0]]),  # of opset 6
         ("Add", {}, [np.int64(1), np.int64(2)]),
         ("MatMul", {}, [X, X]),
+        ("Gemm", {}, [np.int64([[1]]), np.int64([[1]])]),
+        ("Max", {}, [X, np.int64(1)]),
+        ("Cast", {"to": 7}, [X]),
+        ("ReduceMean", {}, [X]),
         ("DequantizeLinear", {}, [X.astype(ml_dtypes.float8_e4m3fn), np.float32(1)]),
     ],
 )

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
+import bnfold
 from bnfold.onnx_graph.file.loaded import load
 from bnfold.proof.decide import prove
 from tests.proof.test_decide import X, graph, node
@@ -45,3 +46,26 @@ def test_two_channels_that_cancel_do_so_up_to_rounding(off: float, status: str) 
     w1, w2 = w1 / 3, w2 * 3
     w2[2, 1] *= 1 + off
     assert prove(load(one), load(two_convs(w1, w2))).status == status
+
+
+def test_heads_whose_dropout_is_left_are_proved_by_their_kernel() -> None:
+    """One head is read through the Identity that its dropout was, the other is not."""
+    rng = np.random.default_rng(0)
+    stored = {name: rng.normal(size=(6, 5)).astype(np.float32) for name in ("w1", "w2")}
+    stored |= {
+        name: rng.uniform(0.5, 2, 6).astype(np.float32)
+        for name in ["s1", "b1", "m1", "v1", "s2", "b2", "m2", "v2"]
+    }
+    heads = [
+        [
+            node("BatchNormalization", f"x s{i} b{i} m{i} v{i}", f"n{i}"),
+            node("Identity", f"n{i}", f"d{i}"),
+            node("Gemm", f"d{i} w{i}", f"y{i}"),
+        ]
+        for i in (1, 2)
+    ]
+    model = graph([*heads[0], *heads[1], node("Add", "y1 y2", "y")], stored, [3, 6])
+    folded, report = bnfold.fold_onnx(model, verify=False, certificate=True)
+    assert [one.op_type for one in folded.graph.node] == ["Identity", "Gemm"]
+    found = prove(load(model), load(folded), report.certificate)
+    assert (found.status, found.ways["sums"], found.ways["evaluated"]) == ("proved", 1, 0)

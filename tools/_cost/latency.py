@@ -80,12 +80,11 @@ def between(code: Sequence[Instruction], roles: Sequence[Role]) -> Between:
     if arrive is None:
         return Between(begin=cycles(code, begin), window=cycles(code, sums))
     # A fence before the arrival belongs to the barrier, which ends with what polls, or the cluster's wait.
-    fences = [n for n in range(max(0, arrive - 12), arrive) if code[sums[n]].name == "MEMBAR"]
     polls = [loop for top in tree for loop in top.all() if _polls(code, loop)]
     waits = [n for n, i in enumerate(sums) if _in(i, polls)] or [
         n for n in range(arrive, min(arrive + 40, len(sums))) if code[sums[n]].name == "UCGABAR_WAIT"
     ]
-    first, last = min([arrive, *fences]), max([arrive, *waits])
+    first, last = _fence(code, sums, arrive), max([arrive, *waits])
     parts = sums[:first], sums[first : last + 1], sums[last + 1 :]
     return _between(code, tree, vectors, begin, *parts)
 
@@ -108,9 +107,15 @@ def _overlapped(code: Sequence[Instruction], tree: Sequence[Loop], roles: Sequen
     heard = next(i for i in range(polls[0].last, turns.last) if code[i].name == "BAR")  # by all threads
     begins, _ = _part(span, arrives[0], vectors)
     _, ends = _part(span, heard, vectors)
-    wait = [arrives[0], *range(polls[0].first, polls[0].last + 1)]
-    window, merge = _way(code, begins, arrives[0], [], tree), _way(code, heard, ends, [], tree)
-    return _between(code, tree, vectors, begin, window, wait, merge)
+    sums, merge = _way(code, begins, arrives[0], [], tree), _way(code, heard, ends, [], tree)
+    told = _fence(code, sums, len(sums))
+    wait = [*sums[told:], arrives[0], *range(polls[0].first, polls[0].last + 1)]
+    return _between(code, tree, vectors, begin, sums[:told], wait, merge)
+
+
+def _fence(code: Sequence[Instruction], way: Sequence[int], arrive: int) -> int:
+    """Where on a way an arrival begins: with its fence, if it has one."""
+    return next((n for n in range(max(0, arrive - 12), arrive) if code[way[n]].name == "MEMBAR"), arrive)
 
 
 def _between(
@@ -193,10 +198,10 @@ def _merging(
     code: Sequence[Instruction], tree: Sequence[Loop], vectors: Sequence[Loop], way: Sequence[int]
 ) -> tuple[list[Loop], list[Loop]]:
     """The loops over the ranks of a channel, and that over the channels of a warp, on the way of a merge."""
-    letters, channels = [], []
+    letters, channels, here = [], [], {*way}
     for loop in (loop for top in tree for loop in top.all()):
         body = code[loop.first : loop.last + 1]
-        if not way or not min(way) <= loop.first <= max(way) or any(loop.holds(each) for each in vectors):
+        if loop.first not in here or any(loop.holds(each) for each in vectors):
             continue
         if not any(each.name in ("LDG", "LD") and each.bits < 128 for each in body):
             continue

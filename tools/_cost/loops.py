@@ -5,20 +5,20 @@
     sweep    sums what is staged, once more
     write    writes the result of what is staged
     again    reads the activations once more, and writes
+    restage  reads them once more into shared memory, for a loop that writes
     stream   reads and writes, of a kernel that stages nothing
     ring     writes one unit, copies the next one in, and sums what has arrived, in one loop
 
 A way through a loop depends on what follows the batch norm: `alone`, `relu` or `add_relu`; `apply` can note
 a mask as well, `masked`, which evaluation does not ask for. Of all ways through a loop that treat as many
-vectors as it can, the shortest that does what is asked for is taken; of several loops, that with the most
-vectors a turn.
+vectors as it can, the shortest that does what is asked for is taken.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from tools._cost import flow
 from tools._cost.flow import Key, Loop
@@ -26,7 +26,7 @@ from tools._cost.pipes import Count, counted
 from tools._cost.sass import Instruction
 
 FUSIONS = ("alone", "relu", "add_relu", "masked")
-ROLES = ("fill", "load", "sweep", "write", "again", "stream", "ring")
+ROLES = ("fill", "load", "sweep", "write", "again", "restage", "stream", "ring")
 BACKWARD = ("backward", "apply_backward")
 _NAME = re.compile(r"bnfold::(\w+)<(.*)>")
 
@@ -99,30 +99,47 @@ _SUM = ("FADD", "FFMA", "HADD2", "HFMA2", "FADD2", "FFMA2")
 
 def roles(code: Sequence[Instruction], kernel: Kernel) -> list[Role]:
     """The loops over vectors, in order."""
-    found = []
-    depth_of_loads = None
+    found: list[Role] = []
     for loop in (each for top in flow.loops(code) for each in top.all() if not each.inner):
         body = code[loop.first : loop.last + 1]
-        total = [sum(column) for column in zip(*map(key, body), strict=True)]
-        copies = any(each.name == "LDGSTS" for each in body)
-        sums = any(each.name in _SUM for each in body)
-        if total[_STORED] + total[_STORED_IF]:
-            role = "ring" if copies else _written(body, total, kernel)
-        elif copies and not sums:
-            role = "fill"
-        elif copies or (total[_STAGED] and total[_LOADED] + total[_LOADED_IF]):
-            role, depth_of_loads = "load", loop.depth
-        elif total[_TAKEN] and sums:
-            role = "sweep"
-        elif total[_VALUES] and sums and depth_of_loads is not None and loop.depth > depth_of_loads:
-            role = "sweep"  # of the layout `planes`, value by value
-        else:
-            continue
-        found.append(Role(role, loop, flow.ways(code, loop, key_of_sums if role == "sweep" else key)))
+        role = _role(
+            body, kernel, any(each.role == "load" and each.loop.depth < loop.depth for each in found)
+        )
+        if role:
+            found.append(Role(role, loop, flow.ways(code, loop, key_of_sums if role == "sweep" else key)))
+    # Where some loads sum what they stage, others stage once more what the sums are known of.
+    summing = {each.loop.first: _sums(code[each.loop.first : each.loop.last + 1]) for each in found}
+    if kernel.layout != "planes" and any(summing[each.loop.first] for each in found if each.role == "load"):
+        found = [
+            replace(each, role="restage") if each.role == "load" and not summing[each.loop.first] else each
+            for each in found
+        ]
     return found
 
 
-def _written(body: Sequence[Instruction], total: Sequence[int], kernel: Kernel) -> str:
+def _sums(body: Sequence[Instruction]) -> int:
+    return sum(each.name in _SUM for each in body)
+
+
+def _role(body: Sequence[Instruction], kernel: Kernel, inside: bool) -> str | None:
+    """What a loop is, if it is one over vectors. inside: it lies deeper than a loop that loads."""
+    total = [sum(column) for column in zip(*map(key, body), strict=True)]
+    copies, sums = any(each.name == "LDGSTS" for each in body), _sums(body)
+    if total[_STORED] + total[_STORED_IF]:
+        return "ring" if copies else _written(total, kernel)
+    if copies:
+        return "load" if sums else "fill"
+    if total[_STAGED] and total[_LOADED] + total[_LOADED_IF]:
+        return "load"
+    # A sum or more for each value: what merges the sums of warps does less.
+    if total[_TAKEN] and sums >= kernel.width * total[_TAKEN]:
+        return "sweep"
+    value = 32 if kernel.type == "float" else 16
+    by_value = kernel.layout == "planes" and any(each.name == "LDS" and each.bits == value for each in body)
+    return "sweep" if by_value and sums and inside else None
+
+
+def _written(total: Sequence[int], kernel: Kernel) -> str:
     if kernel.kernel.startswith("apply"):
         return "stream"
     # What is at hand comes from shared memory; a residual may be loaded as well.
@@ -162,15 +179,11 @@ def _cost(code: Sequence[Instruction], kernel: Kernel, same: Sequence[Role], fus
     ]
     if same[0].role == "sweep" and kernel.layout == "planes":
         return _sum(counts)
-    # Of variants, those that do best what is asked for; of these the one for most vectors, not for those
-    # left over; of alternatives for special shapes the dearest.
+    # Variants that do best what is asked for. The first lies before those for what it leaves over.
     best = min(found.off for _, found in made)
-    most = max(found.vectors for _, found in made if found.off == best)
-    order = [
-        (found.off, -found.vectors, found.compared, -count.issue)
-        for (_, found), count in zip(made, counts, strict=True)
-    ]
-    return counts[order.index(min(each for each in order if each[:2] == (best, -most)))]
+    chosen = [i for i, (_, found) in enumerate(made) if found.off == best]
+    chosen = [i for i in chosen if made[i][1].vectors >= made[chosen[0]][1].vectors]
+    return counts[min(chosen, key=lambda i: made[i][1].compared)]
 
 
 def _sum(counts: Sequence[Count]) -> Count:
@@ -198,7 +211,7 @@ def _way(kernel: Kernel, role: Role, fusion: str) -> Way:
     backward = kernel.kernel in BACKWARD
     most = [max(column) for column in zip(*role.ways, strict=True)]
     always = _STORED if most[_STORED] else _STORED_IF  # a store that a predicate guards for another reason
-    if role.role == "load":
+    if role.role in ("load", "restage"):
         whole = most[_STAGED] / tensors
     elif role.role == "sweep":
         whole = most[_TAKEN] / tensors or most[_VALUES] / tensors / kernel.width
@@ -213,7 +226,7 @@ def _way(kernel: Kernel, role: Role, fusion: str) -> Way:
 
     def rank(way: Key) -> tuple[float, ...]:
         """The smaller the better: whole turns, then what is asked for."""
-        if role.role == "load":
+        if role.role in ("load", "restage"):
             short = most[_STAGED] - way[_STAGED]
         elif role.role == "sweep":
             return (sum(most) - sum(way),)

@@ -204,8 +204,9 @@ class Work:
         if "again" in self.counts:
             again = self.loop("again", read + write, out, together)
         else:  # staged once more, then written
+            staging = self.loop("restage" if "restage" in self.counts else "load", read, 0, together)
             reads = (read + write) * together
-            again = Loop(loads.time + writes.time, reads, writes.writes, loads.in_flight)
+            again = Loop(staging.time + writes.time, reads, writes.writes, staging.in_flight)
         return Pass(
             share=mine,
             pieces=pieces,

@@ -70,12 +70,6 @@ def permuted(a: int, b: int, selector: int) -> int:
     return int.from_bytes(bytes(found), "little")
 
 
-def dot_of_bytes(a: int, b: int, total: int) -> int:
-    signed = [(each % 2**32).to_bytes(4, "little") for each in (a, b)]
-    pairs = zip(*(np.frombuffer(each, np.int8).tolist() for each in signed), strict=True)
-    return total + sum(one * other for one, other in pairs)
-
-
 def by_table(a: int, b: int, c: int, table: int) -> int:
     places = range(32)
     return sum((table >> ((a >> n & 1) * 4 + (b >> n & 1) * 2 + (c >> n & 1)) & 1) << n for n in places)
@@ -177,6 +171,12 @@ def wanted(opcode: str, *given: Array) -> Array:
         return np.where(upper, 0xFFFF0000, 0).astype("u4") | np.where(lower, 0xFFFF, 0).astype("u4")
     if words[0] == "cvt":
         return converted(words[1:], *given)
+    if words[0] == "dp4a":
+        parts = (
+            each.view(np.uint8 if word == "u32" else np.int8).reshape(-1, 4).astype(np.int64)
+            for each, word in zip(given[:2], words[1:], strict=True)
+        )
+        return exact(lambda total, c: total + c, 32)(np.multiply(*parts).sum(1), given[2])
     if kind == "pred":
         return (first == 0).astype("u4") if name == "not" else PLAIN[name](*given)
     if name in ("min", "max"):
@@ -191,7 +191,6 @@ def wanted(opcode: str, *given: Array) -> Array:
         "shr": lambda a, count: shifted(a, count, bits, False),
         "bfi": inserted,
         "prmt": permuted,
-        "dp4a.s32": dot_of_bytes,
         "lop3": by_table,
         "shf.l.wrap": lambda low, high, count: (high << 32 | low) << count % 32 >> 32,
         "shf.r.wrap": lambda low, high, count: (high << 32 | low) >> count % 32,

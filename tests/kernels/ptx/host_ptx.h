@@ -124,8 +124,10 @@ inline u32 permuted(u32 a, u32 b, u32 selector) {
     }
     return found;
 }
-inline s32 dot_of_bytes(s32 a, s32 b, s32 sum) {
-    for (int i = 0; i < 32; i += 8) sum += static_cast<std::int8_t>(a >> i) * static_cast<std::int8_t>(b >> i);
+template <class A, class B>
+inline s32 dotted(u32 a, u32 b) {
+    s32 sum = 0;
+    for (int i = 0; i < 32; i += 8) sum += static_cast<A>(a >> i) * static_cast<B>(b >> i);
     return sum;
 }
 // The funnel: 32 bits of high:low, shifted.

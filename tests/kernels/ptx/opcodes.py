@@ -72,7 +72,6 @@ _COUNTED: dict[str, list[dict[str, Rule]]] = {
     "shr": [_same("shifted_right({a}, {b})", (*INTEGERS, *BITS), 1, "u32")],
     "bfi": [_same("inserted({a}, {b}, {c}, {d})", ("b32",), 2, "u32", "u32")],
     "prmt": [_same("permuted({a}, {b}, {c})", ("b32",), 3)],
-    "dp4a.s32": [_same("dot_of_bytes({a}, {b}, {c})", ("s32",), 3)],
     "lop3": [_same("by_table({a}, {b}, {c}, {d})", ("b32",), 4)],
     "shf.l.wrap": [_same("funnel_left({a}, {b}, {c})", ("b32",), 3)],
     "shf.r.wrap": [_same("funnel_right({a}, {b}, {c})", ("b32",), 3)],
@@ -150,3 +149,9 @@ RULES: dict[str, Rule] = {
 }
 RULES |= _comparisons()
 RULES |= _conversions()
+for first, second in product(("s32", "u32"), repeat=2):  # sums of products of bytes
+    result = "u32" if (first, second) == ("u32", "u32") else "s32"
+    bytes_ = ", ".join(f"{each[0]}8" for each in (first, second))
+    RULES[f"dp4a.{first}.{second}"] = Rule(
+        f"dotted<{bytes_}>({{a}}, {{b}}) + {{c}}", ("u32", "u32", result), result
+    )

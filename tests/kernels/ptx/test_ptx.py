@@ -22,7 +22,7 @@ from tests.kernels.host import HostError, unavailable
 from tests.kernels.machine import DEVICES
 from tests.kernels.ptx.compiled import Change, PtxMachine
 from tests.kernels.ptx.parse import PtxError
-from tests.kernels.test_ring import SETTINGS
+from tests.kernels.test_ring import BACKWARD, SETTINGS
 
 REASON = unavailable()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")
@@ -31,7 +31,7 @@ pytest.importorskip("cuda.bindings", reason="the compiler comes with the extra `
 ARCHITECTURES = {"sm_75": (7, 5), "sm_80": (8, 0), "sm_90": (9, 0)}
 CHOSEN = os.environ.get("BNFOLD_PTX", "").replace("all", " ".join(ARCHITECTURES)).split()
 
-# Architecture, device of machine.py or "ring", shape (or a setting of test_ring.py) and type.
+# Architecture, device of machine.py or a ring's, shape (or setting of test_ring.py) and type.
 SHARE = [
     ("sm_90", "cooperative grid", "one image, channels last", torch.bfloat16),
     ("sm_75", "cooperative grid", "one image, channels last", torch.bfloat16),
@@ -40,7 +40,8 @@ SHARE = [
     ("sm_80", "one block, windows", "large planes", torch.float32),
     ("sm_90", "cluster", "rows of odd length", torch.float32),
     ("sm_75", "one block, windows", "odd planes, odd channels", torch.float16),
-    ("sm_80", "ring", "two bytes", torch.bfloat16),
+    ("sm_80", "forward ring", "two bytes", torch.bfloat16),
+    ("sm_90", "backward ring", "two bytes", torch.bfloat16),
 ]
 
 
@@ -73,7 +74,7 @@ ran: list[str] = []
 def test_a_share(
     arch: str, device: str, name: str, kind: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ring = SETTINGS[name] if device == "ring" else None
+    ring = {"forward ring": SETTINGS, "backward ring": BACKWARD}.get(device, {}).get(name)
     machine = machine_for(arch, device if ring is None else ring.machine().limits, monkeypatch)
     case = values.Case.drawn(*values.SHAPES[name], kind) if ring is None else ring.case()
     machine.seed = 1  # copies are made late
@@ -125,7 +126,7 @@ MUTANTS: dict[str, tuple[str, Change]] = {
         replaced(r"(atom\S*\s+\S+ \[.*\]), \S+;", r"\1, 3;", 0),
     ),
     "nobody waits for the cluster": ("cluster", without("barrier.cluster.wait", 0)),
-    "a peer is another": ("cluster", replaced(r"(mapa\.u64\s+\S+ \S+) %r\d+;", r"\1 0;")),
+    "a peer is another": ("cluster", replaced(r"(mapa\.u64\s+\S+ \S+) %r\d+;", r"\1 0;", 0)),
     "another rounding": ("cluster", replaced(r"cvt\.rn\.(b?f16)", r"cvt.rz.\1", 0)),
     "an address is 16 bytes off": (
         "cluster",
