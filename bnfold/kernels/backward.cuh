@@ -109,8 +109,8 @@ struct Stage {
     static constexpr int A = L == Layout::columns ? V : 1;
     Vector<T, V>*x, *dz;
 
-    template <Gate G>
-    BNFOLD_DEVICE void take(const Window<V, L>& window, const Source<T, V>& from, const Channels<V, L>& affines,
+    template <Gate G, class Affines>
+    BNFOLD_DEVICE void take(const Window<V, L>& window, const Source<T, V>& from, const Affines& affines,
                             Sums (&sums)[A]) const {
         const auto here = from.at(window.origin);
         window.template each_vector<2>(
@@ -128,7 +128,8 @@ struct Stage {
                 }
             });
     }
-    BNFOLD_DEVICE void take(const Window<V, L>& window, const Source<T, V>& from, const Channels<V, L>& affines,
+    template <class Affines>
+    BNFOLD_DEVICE void take(const Window<V, L>& window, const Source<T, V>& from, const Affines& affines,
                             Sums (&sums)[A], bool relu) const {
         if (!relu) {
             take<Gate::open>(window, from, affines, sums);
@@ -265,7 +266,8 @@ backward(const T* x, const T* dy, const unsigned char* mask, const P* weight, co
             const Channels<V, L, Slope> slopes(part, slope);
             for (int i = windows; i-- > 0;) {
                 const Window<V, L> here(part, i);
-                if (i < windows - 1) stage.take(here, source, affines, sums, relu != 0);
+                // By the slopes, for others may already be at the next unit's affine maps; nobody asks for these sums.
+                if (i < windows - 1) stage.take(here, source, slopes, sums, relu != 0);
                 const Gradients<T> to = gradients.at(here.origin);
                 here.template each_vector<1>(
                     [&](int slot, Place<L>) { return slot; },

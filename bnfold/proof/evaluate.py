@@ -86,6 +86,7 @@ def compare(
             jumps = jumps or steps.unlike(a.steps, b.steps)
         missed = a.missed() or b.missed()
         if turn >= always and missed is None:
+            judge.rest()
             if jumps:
                 raise Undecided(jumps)
             return Held(EVALUATED)
@@ -119,6 +120,13 @@ class Judge:
         self, a: Side, b: Side, y: Image, rng: np.random.Generator, rounds: int = 1, unsure: bool = False
     ) -> None:
         self.a, self.b, self.y, self.rng, self.rounds, self.unsure = a, b, y, rng, rounds, unsure
+        self.largest = 0.0  # of all feeds
+        self.zeros: list[tuple[Point, Array]] = []  # feeds that should have given nothing but zeros
+
+    def rest(self) -> None:
+        """What should be zero, and is not, is judged by what else comes out. Raises Wrong, Undecided."""
+        for point, allowed in self.zeros:
+            self._explain(point._replace(largest=self.largest), allowed)
 
     def look(self, feed_a: Mapping[str, Array], feed_b: Mapping[str, Array]) -> None:
         """One feed. Raises Wrong, Undecided."""
@@ -140,8 +148,13 @@ class Judge:
             if self.y.cut is not None:  # a constant is what rounded numbers have made it
                 is_gone, _ = gone_channels(self.y.cut, want.shape)
                 allowed = allowed + is_gone * TIMES * precision_of("float32") * np.abs(want)
+        self.largest = max(self.largest, largest)
         if (error > allowed).any():
-            self._explain(Point((feed_a, feed_b), (ya, yb), want, got, error, largest), allowed)
+            point = Point((feed_a, feed_b), (ya, yb), want, got, error, largest)
+            if largest > 0:
+                self._explain(point, allowed)
+            else:
+                self.zeros.append((point, allowed))
         if loose := self.a.loose or self.b.loose:
             raise Agrees(f"it agrees, but {loose} could be computed in float32 only")
 
@@ -165,6 +178,8 @@ class Judge:
         new, old = new_constants(a, b), a.constants() if self.rounds > 1 else {}
         here, there = (Image(""), y) if y.decoded else (y, Image(""))
         most = max([NEAR, *(MOST.get(v.dtype.name, NEAR) for v in (new | old).values())]) * at.largest
+        if at.largest == 0:  # on every feed: there is nothing but what rounding does to measure by
+            most = np.inf
         if error.max() <= most:  # else no rounding explains it
             _bounded(b.work * DRAWS)
             moved, exact = np.zeros(1), allowed

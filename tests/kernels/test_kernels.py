@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from bnfold.kernels.launch import ROWS, Launch
+from bnfold.kernels.launch import ROWS, Device, Launch
 from bnfold.nn import kernel_calls as kernels
 from bnfold.nn import reference
 from bnfold.nn.arguments import Arguments, Running, Saved
 from tests.kernels.host import unavailable
-from tests.kernels.machine import DEVICES, HostMachine, memory
+from tests.kernels.machine import DEVICES, LITTLE, HostMachine, memory
 
 REASON = unavailable()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")
@@ -387,6 +387,26 @@ def test_the_same_bits_under_every_schedule(machine: HostMachine, name: str) -> 
     wanted = bits(all_steps(case, True, True))
     for machine.seed in range(1, 7):
         assert bits(all_steps(case, True, True)) == wanted
+
+
+@pytest.mark.parametrize("shape", [(90, 16, 7, 7), (1100, 48)], ids=["odd planes", "rows"])
+def test_the_same_bits_of_units_in_turn(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of blocks with several units, each in several windows: some threads are a unit ahead of others."""
+    few = Device((8, 0), multiprocessors=2, shared_memory=LITTLE, clusters=1, cooperative=True)
+    machine = HostMachine(few)
+    monkeypatch.setattr(kernels, "machine_of", lambda x: machine)
+    case = Case.drawn(shape)
+    wanted: list[dict[str, bytes]] = []
+    for machine.seed in range(4):
+        given = Arguments(case.x, None, case.weight, case.bias, relu=True)
+        y, mean, invstd, _ = kernels.forward(given, Running())
+        saved = Saved(case.x, None, case.weight, case.bias, mean, invstd, True)
+        dx, _, dweight, dbias = kernels.backward(saved, case.dy, False, False)
+        found = {"y": y, "mean": mean, "invstd": invstd, "dx": dx, "dweight": dweight, "dbias": dbias}
+        wanted.append(bits(found))
+        assert wanted[-1] == wanted[0], machine.seed
+    assert {launch.row for launch in machine.launches} == {"cooperative grid"}
+    assert all(launch.units > launch.grid // launch.ranks for launch in machine.launches)
 
 
 @pytest.mark.skipif(unavailable(sanitize=True) is not None, reason=unavailable(sanitize=True) or "")

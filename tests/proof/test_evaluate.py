@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,24 @@ def test_signs_that_cancel_each_time_are_drawn_again(unlucky: int, wrong: bool) 
             judge()
     else:
         judge()
+
+
+@pytest.mark.parametrize(("off", "wrong"), [(2.0**-23, False), (2.0**-12, True)])
+@pytest.mark.parametrize("scale", [2.0, 0.0], ids=["for one x", "for every x"])
+def test_what_should_be_zero_is_judged_by_what_else_comes_out(scale: float, off: float, wrong: bool) -> None:
+    """scale * x + 3 - 3, where one 3 was rounded."""
+    ops = [node("Mul", "x s", "m"), node("Add", "m t", "n"), node("Sub", "n u", "y")]
+    sides = []
+    for last in (3.0, 3.0 + off):
+        stored = {"s": scale, "t": 3.0, "u": last}
+        main = Model(load(graph(ops, {k: np.float32([[[v]]]) for k, v in stored.items()}, X))).main
+        sides.append(Side(main, main.nodes, "y"))
+    judge = Judge(*sides, Image("y"), np.random.default_rng(0))
+    judge.largest = 10 * scale  # of another feed
+    feed = {"x": np.zeros(X)}
+    judge.look(feed, feed)
+    with pytest.raises(Wrong) if wrong else contextlib.nullcontext():
+        judge.rest()
 
 
 class Counted(Side):

@@ -89,6 +89,26 @@ def between(code: Sequence[Instruction], roles: Sequence[Role]) -> Between:
     return _between(code, tree, vectors, begin, *parts)
 
 
+def splits(code: Sequence[Instruction], roles: Sequence[Role]) -> bool:
+    """Whether a unit is loaded between the arrival and the wait of the one before."""
+    tree = flow.loops(code)
+    loads = [role.loop for role in roles if role.role == "load"]
+    unit = next((loop for loop in tree if any(loop.holds(load) for load in loads)), None)
+    if unit is None:
+        return False
+    arrives = [i for i in range(unit.first, unit.last) if code[i].name in ARRIVES]
+    polls = [loop.first for loop in unit.all() if _polls(code, loop)]
+    span = flow.blocks(code, unit.first, unit.last)
+    starts = [block.first for block in span if any(block.first <= i <= block.last for i in arrives)]
+    return any(
+        load.first in flow.passed(span, start, poll)
+        for load in loads
+        for start in starts
+        for poll in polls
+        if start < load.first < poll
+    )
+
+
 def _overlapped(code: Sequence[Instruction], tree: Sequence[Loop], roles: Sequence[Role]) -> Between:
     """Of a kernel whose loops overlap: an arrival and a wait lie in parts of their own of a loop over turns.
 

@@ -126,7 +126,7 @@ MUTANTS: dict[str, tuple[str, Change]] = {
         replaced(r"(atom\S*\s+\S+ \[.*\]), \S+;", r"\1, 3;", 0),
     ),
     "nobody waits for the cluster": ("cluster", without("barrier.cluster.wait", 0)),
-    "a peer is another": ("cluster", replaced(r"(mapa\.u64\s+\S+ \S+) %r\d+;", r"\1 0;", 0)),
+    "a peer is another": ("cluster", replaced(r"(mapa\.u64\s+\S+ \S+) %r\d+;", r"\1 0;")),
     "another rounding": ("cluster", replaced(r"cvt\.rn\.(b?f16)", r"cvt.rz.\1", 0)),
     "an address is 16 bytes off": (
         "cluster",
