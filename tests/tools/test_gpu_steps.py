@@ -189,13 +189,13 @@ def test_counters_are_read_from_what_ncu_prints() -> None:
     text = (
         "==PROF== Connected\n"
         '"ID","Process ID","Kernel Name","Metric Name","Metric Unit","Metric Value"\n'
-        '"0","1","void forward<half, float>(const T1 *, int)","dram__bytes_read.sum","byte","205,520,896"\n'
-        '"0","1","void forward<half, float>(const T1 *, int)","gpu__time_duration.sum","ns","95123.5"\n'
-        '"1","1","apply(int)","gpu__time_duration.sum","ns","1"\n'
-        '"1","1","apply(int)","something.else","ns","n/a"\n'
+        '"0","1","forward","dram__bytes_read.sum","byte","205,520,896"\n'
+        '"0","1","forward","gpu__time_duration.sum","ns","95123.5"\n'
+        '"1","1","apply","gpu__time_duration.sum","ns","1"\n'
+        '"1","1","apply","something.else","ns","n/a"\n'
     )
     assert counters.read(text) == {
-        "forward<half, float>": {"bytes read": 205520896.0, "time": 95123.5},
+        "forward": {"bytes read": 205520896.0, "time": 95123.5},
         "apply": {"time": 1.0},
     }
     assert counters.read("==ERROR== ERR_NVGPUCTRPERM\n") == {}

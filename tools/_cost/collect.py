@@ -28,9 +28,7 @@ FIELDS = ("row", "grid", "cluster", "cooperative", "ranks", "group", "window", "
 
 
 def checkout(root: Path, commit: str | None) -> Path:
-    """The folder of a commit's package, or this checkout's own. It stays, for its path is a part of what
-    the cache knows.
-    """
+    """The folder of a commit's package, kept in .cache; or this checkout."""
     if commit is None:
         return root
     asked = ["git", "-C", str(root), "rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}"]
@@ -117,9 +115,11 @@ def counted(compiled: Any, kernel: str) -> dict[str, Any]:
         for role, each in found.items()
     }
     rings = [code.instructions[each.loop.first : each.loop.last + 1] for each in known if each.role == "ring"]
-    turns = [sum(each.name == "LDGSTS" for each in ring) // about.read for ring in rings]
+    turns = [
+        sum(each.name == "LDGSTS" for each in ring) // about.read for ring in rings
+    ]  # vectors of a thread
     return {
-        **({"turn": min(turns)} if turns else {}),  # vectors of a thread
+        **({"turn": min(turns)} if turns else {}),
         "registers": code.registers,
         "spilled": code.spilled,
         "splits": latency.splits(code.instructions, known),
@@ -130,7 +130,7 @@ def counted(compiled: Any, kernel: str) -> dict[str, Any]:
 
 
 def sources(root: Path) -> str:
-    """A hash of the kernels and of what chooses among them."""
+    """A hash of the kernels."""
     digest = hashlib.sha256()
     for path in sorted((root / "bnfold" / "kernels").glob("*.cuh")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")

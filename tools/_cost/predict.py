@@ -231,8 +231,8 @@ class Work:
     ) -> Pass:
         """The same where units pass through a ring: its loop does what a sum does as well."""
         size = self.turn / THREADS
-        summed = self.time(self.counts["sweep"])
-        both = max(self.time(self.counts["ring"]) - summed, self.time(self.counts["write"]))
+        summed, written = (self.time(self.counts.get(role, Count())) for role in ("sweep", "write"))
+        both = max(self.time(self.counts["ring"]) - summed, written)
         return Pass(
             share=mine,
             pieces=pieces,
