@@ -93,13 +93,14 @@ struct Track {
 
 // Passes the units of a block through its ring. A task says what is done, for each thread:
 //
-//     tensors, source(s, place)           what is copied; a turn has `vectors` of each thread
-//     begin(k, slot)                      the sums of the k-th unit, with the thread's first vector
-//     origins(k), add(slot, origins, note) adds a vector to them
-//     tell(k, vectors), hear(k)           the block's sums of its k-th unit, of so many vectors; those of all blocks
-//     channels(), write(slot, place, channels, more) writes a vector of a unit that was heard of
-//     leave(k)                            the unit was written
-//     notes, note(place); fetches, fetch(place)      what is loaded besides, a turn ahead, for add and for write
+//     tensors, source(s, place)              what is copied; a turn has `vectors` of each thread
+//     begin(k, slot)                         begins the sums of the k-th unit, with the thread's first vector
+//     add(slot, origins(k), note)            adds a vector to them
+//     tell(k, vectors), hear(k)              the block's sums of that unit, of so many vectors; those of all blocks
+//     write(slot, place, channels(), more)   writes a vector of the unit that was heard of last
+//     leave(k)                               that unit was written
+//     notes, note(place)                     whether something else is loaded for `add`, a turn ahead
+//     fetches, fetch(place)                  and for `write`
 //
 // A slot is where a vector of the first tensor lies; one of the next is `apart` places on.
 template <class Task, int V, Layout L>
@@ -214,9 +215,9 @@ struct Ring {
         }
     }
 
-    // So many turns without gaps of one kind or two; if of both, the written ones are filled as well.
+    // So many turns without gaps are summed, or written, or both; then those that were written are filled as well.
     template <bool Sums, bool Writes>
-    BNFOLD_DEVICE void whole(int turns) {
+    BNFOLD_DEVICE void gapless(int turns) {
         if constexpr (Sums) begin();
         typename Task::Channels channels;
         typename Task::Note noted[U], next_noted[U];
@@ -294,10 +295,10 @@ struct Ring {
             const int alike = least(left, least(full - fill_turn, full - sum_turn));
             int sums_done = 0, writes_done = 0;
             if (open && !ends && free && unsummed >= kUnderWay && alike > 0) {
-                whole<true, true>(alike);
+                gapless<true, true>(alike);
                 sums_done = writes_done = alike;
             } else if (open && ends && unsummed == 0 && left > 0) {
-                whole<false, true>(left);
+                gapless<false, true>(left);
                 writes_done = left;
             } else if (open) {
                 write();
@@ -311,7 +312,7 @@ struct Ring {
             } else if (free && landed > 0) {
                 const int turns = least(landed, full - sum_turn);
                 if (turns > 0) {
-                    whole<true, false>(turns);
+                    gapless<true, false>(turns);
                 } else {
                     sum();
                 }

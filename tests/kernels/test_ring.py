@@ -239,7 +239,24 @@ def test_what_is_no_number_stays_in_its_channel(row: int, monkeypatch: pytest.Mo
     assert all(results[name][..., rest].isfinite().all() for name in results)
 
 
-@pytest.mark.skipif(unavailable(sanitize=True) is not None, reason=unavailable(sanitize=True) or "")
+SANITIZER = unavailable(sanitize=True)
+
+
+@pytest.mark.skipif(SANITIZER is not None, reason=SANITIZER or "")
+def test_no_access_beyond_a_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = BACKWARD["three units"]
+    case, machine = setting.case(), setting.machine()
+    monkeypatch.setattr(kernels, "machine_of", lambda x: machine)
+    mean, var = reference.statistics(case.x)
+    mask = kernels.packed(case.residual > 0, case.x)
+    saved = Saved(case.x, mask, case.weight, case.bias, mean, var.rsqrt(), True)
+    wanted = kernels.backward(saved, case.dy, False, True)
+    machine.sanitize, machine.seed = True, 1
+    found = kernels.backward(saved, case.dy, False, True)
+    assert all(torch.equal(*each) for each in zip(found, wanted, strict=True))
+
+
+@pytest.mark.skipif(SANITIZER is not None, reason=SANITIZER or "")
 @pytest.mark.parametrize("seed", [1, 5])
 def test_no_access_beyond_a_tensor(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     setting = SETTINGS["a turn more"]
@@ -253,9 +270,7 @@ COPY = "for (int u = 0; u < U; ++u) copy(slot(write_at, u), from[u]);"
 # In ring.cuh: what is there, and what would be wrong.
 FAULTS: dict[str, list[tuple[str, str]]] = {
     "a wait too few": [("port::wait_groups<kUnderWay>();", "port::wait_groups<kUnderWay + 1>();")],
-    "a wait too few in sums": [
-        ("port::wait_groups(left - i);", "port::wait_groups(left + 1 - i);")
-    ],
+    "a wait too few in sums": [("port::wait_groups(left - i);", "port::wait_groups(left + 1 - i);")],
     "a turn too many": [("filled < size", "filled <= size")],
     "filled before it was written": [
         (PUT, f"if (!Sums) {PUT}"),
