@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+INTEGER = ("ConvInteger", "MatMulInteger")  # without a bias
+
 
 @dataclass(frozen=True)
 class PerChannel:
@@ -77,9 +79,7 @@ def _per_channel(node: Any) -> str:
             array = _constant(value)
             if array is None or array.size < 2 or array.size != max(array.shape):
                 continue
-            # What a MatMul without a bias of its own needs anyway.
-            bias = node.op_type == "Add" and _made_by(other, "MatMul")
-            return "" if bias else _digest(array)
+            return "" if node.op_type == "Add" and _product(other) else _digest(array)
     if node.op_type == "Conv":
         weight = _constant(node.inputs[1])
         groups = node.attributes["group"].as_int() if "group" in node.attributes else 1
@@ -94,9 +94,16 @@ def _constant(value: Any) -> np.ndarray[Any, Any] | None:
     return np.asarray(value.const_value.numpy())
 
 
-def _made_by(value: Any, op: str) -> bool:
+def _product(value: Any) -> bool:
+    """Made by a product with stored weights that has no bias of its own, and so needs an Add anyway."""
     node = value.producer() if value is not None else None
-    return node is not None and node.op_type == op and any(_constant(v) is not None for v in node.inputs)
+    if node is not None and node.op_type == "Mul":  # an integer product is rescaled
+        casts = [v.producer() for v in node.inputs if v is not None and v.producer() is not None]
+        sources = [cast.inputs[0].producer() for cast in casts if cast.op_type == "Cast"]
+        return any(each is not None and each.op_type in INTEGER for each in sources)
+    return (
+        node is not None and node.op_type == "MatMul" and any(_constant(v) is not None for v in node.inputs)
+    )
 
 
 def _digest(array: np.ndarray[Any, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -9,9 +10,11 @@ from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPar
 from executorch.exir import to_edge_transform_and_lower
 from executorch.runtime import Runtime
 from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
 
 from tools._peers.left import Left
-from tools._stacks.measure import INT8, Made, measure
+from tools._peers.torch_left import Call, left, of_program
+from tools._stacks.measure import FLOAT, Made, measure
 from tools._stacks.torchao_pt2e import quantized
 
 
@@ -19,17 +22,25 @@ def make(module: nn.Module, x: Tensor, fold: dict[str, Any] | None) -> Made:
     """The file's bytes are loaded and run; what is counted is in the program and in what XNNPACK took."""
     program = torch.export.export(quantized(module, x, fold), (x,))
     edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
-    graphs = [edge.exported_program().graph_module]
-    graphs += [each.original_module.graph_module for each in lowered(graphs[0])]
-    norms = sum("batch_norm" in str(node.target) for graph in graphs for node in graph.graph.nodes)
-    method = Runtime.get().load_program(bytes(edge.to_executorch().buffer)).load_method("forward")
-    return Made(Left(norms, 0), lambda x: method.execute([x])[0])
+    loaded = Runtime.get().load_program(bytes(edge.to_executorch().buffer))  # its methods read its bytes
+    whole = edge.exported_program()
+    parts = [left(calls(program)) for program in (whole, *lowered(whole.graph_module))]
+    total = Left(sum(part.batch_norms for part in parts), sum(part.per_channel for part in parts))
+    return Made(total, lambda x: loaded.load_method("forward").execute([x])[0])
 
 
-def lowered(graph: fx.GraphModule) -> list[Any]:
-    """What a backend has taken out of a program."""
-    return [part for _, part in graph.named_children() if hasattr(part, "original_module")]
+def lowered(graph: fx.GraphModule) -> list[ExportedProgram]:
+    """What XNNPACK has taken out of a program."""
+    parts = (part for _, part in graph.named_children())
+    return [part.original_module for part in parts if hasattr(part, "original_module")]
+
+
+def calls(program: ExportedProgram) -> Iterator[Call]:
+    """Of torch's operators: those of ExecuTorch's dialect have them inside."""
+    for node in program.graph.nodes:
+        node.target = getattr(node.target, "_op", node.target)
+    return of_program(program)
 
 
 if __name__ == "__main__":
-    measure(make, INT8)
+    measure(make, FLOAT)  # for int8: what PT2E leaves, which torchao's rows have

@@ -5,22 +5,25 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import os
 import statistics
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tools._data.models import network
+from tools._data.models import export, network
 from tools._peers.left import Left
 
-ROUNDS = 15  # timed calls of each, in turn
+ROUNDS = 9  # timed calls of each, in turn
 # The networks by timm's name; the part of the scales that are negative, and the size of the images.
 NETWORKS = {
     "levit_128s": ("levit_128s", 0.5, None),
@@ -54,8 +57,13 @@ KEYWORDS: dict[str, dict[str, Any] | None] = {
 }
 
 
-def measure(make: Make, ways: tuple[str, ...]) -> None:
-    """Prints a line of JSON for the network that the command line names, made by one stack in these ways."""
+def measure(
+    make: Make, ways: tuple[str, ...], before: Callable[[nn.Module, Tensor], Any] | None = None
+) -> None:
+    """Prints a line of JSON for the network that the command line names, made by one stack in these ways.
+
+    before: what all ways need, which is done once and not timed.
+    """
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -64,12 +72,14 @@ def measure(make: Make, ways: tuple[str, ...]) -> None:
     with torch.no_grad():
         exact = copy.deepcopy(module).double()(x.double()).numpy()
         rows, runs = dict[str, Any](), dict[str, Callable[[Tensor], Any]]()
+        if before is not None:
+            before(module, x)
         for way in ways:
-            begin = time.perf_counter()
+            begin = processor()
             made = make(copy.deepcopy(module), x, KEYWORDS[way])
             first = np.asarray(made.run(x))
             rows[way] = {
-                "seconds": time.perf_counter() - begin,
+                "seconds": processor() - begin,
                 "batch_norms": made.left.batch_norms,
                 "per_channel": made.left.per_channel,
                 **difference(first, exact),
@@ -78,6 +88,23 @@ def measure(make: Make, ways: tuple[str, ...]) -> None:
         for way, taken in milliseconds(runs, x).items():
             rows[way]["milliseconds"] = taken
     print(json.dumps(rows), flush=True)
+
+
+def processor() -> float:
+    """Seconds of the processor that this process has used, and those that it started and that have ended."""
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
+
+
+_folder = tempfile.TemporaryDirectory()
+
+
+def exported(module: nn.Module, x: Tensor) -> Path:
+    """The network's ONNX file; a process measures one network, and exports it once."""
+    path = Path(_folder.name) / "raw.onnx"
+    if not path.exists():
+        export(module, x, path)
+    return path
 
 
 def difference(found: Any, exact: Any) -> dict[str, float]:
@@ -90,11 +117,11 @@ def difference(found: Any, exact: Any) -> dict[str, float]:
 
 
 def milliseconds(runs: dict[str, Callable[[Tensor], Any]], x: Tensor) -> dict[str, float]:
-    """Medians on one thread; they run in turn."""
+    """Medians of the processor's time, on one thread; they run in turn."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(ROUNDS):
         for name, run in runs.items():
-            begin = time.perf_counter()
+            begin = time.process_time()
             run(x)
-            times[name].append(time.perf_counter() - begin)
+            times[name].append(time.process_time() - begin)
     return {name: statistics.median(taken) * 1e3 for name, taken in times.items()}

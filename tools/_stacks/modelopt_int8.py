@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import bnfold
 from tools._data.models import import_timm
-from tools._peers.left import Left, inspect
-from tools._stacks.measure import INT8, Made, measure
+from tools._peers.left import inspect, left
+from tools._stacks.measure import FLOAT, Made, exported, measure
 
 CALIBRATION = 4  # images
 import_timm()  # with it, torchvision is as modelopt's own imports need it
@@ -31,8 +31,8 @@ def make(module: nn.Module, x: Tensor, fold: dict[str, Any] | None) -> Made:
         path = Path(folder) / "made.onnx"
         how = {"dynamo": False, "opset_version": 17, "do_constant_folding": False}
         torch.onnx.export(quantized, (x,), path, **how)
-        return Made(Left(inspect(path)[0], 0), quantized)
+        return Made(left(path, inspect(exported(module, x))[1]), quantized)
 
 
 if __name__ == "__main__":
-    measure(make, INT8[:2])
+    measure(make, FLOAT, exported)

@@ -8,15 +8,23 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tools._common import session
-from tools._data.models import export, import_timm
+from tools._data.models import import_timm
 from tools._peers.left import inspect, left
-from tools._stacks.measure import INT8, Made, measure
+from tools._stacks.measure import INT8, Made, exported, measure
 
 os.environ["OLIVE_DISABLE_TELEMETRY"] = "1"  # which is read when Olive is imported
 import_timm()  # with it, torchvision is as Olive's own imports need it
+
+SCRIPT = """import torch
+
+
+def load(path):
+    return torch.load(path, weights_only=False)
+"""
 
 
 def make(module: nn.Module, x: Tensor, fold: dict[str, Any] | None) -> Made:
@@ -27,13 +35,26 @@ def make(module: nn.Module, x: Tensor, fold: dict[str, Any] | None) -> Made:
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        raw = folder / "raw.onnx"
-        export(module, x, raw)
-        passes: dict[str, Any] = {"quantize": {"type": "OnnxDynamicQuantization"}}
+        passes: dict[str, Any] = {"convert": {"type": "OnnxConversion"}}
         if fold is not None:
-            passes = {"fold": {"type": "BnFold", **fold}} | passes
+            if "quantize_for" in fold:  # what follows has one scale for a whole weight
+                fold = fold | {"quantize_for": "int8-per-tensor"}
+            passes["fold"] = {"type": "BnFold", **fold}
+        passes["quantize"] = {"type": "OnnxDynamicQuantization"}
+        torch.save(module, folder / "net.pt")
+        (folder / "net.py").write_text(SCRIPT)
         workflow = {
-            "input_model": {"type": "ONNXModel", "model_path": str(raw)},
+            "input_model": {
+                "type": "PyTorchModel",
+                "model_path": str(folder / "net.pt"),
+                "model_loader": "load",
+                "model_script": str(folder / "net.py"),
+                "io_config": {
+                    "input_names": ["x"],
+                    "input_shapes": [list(x.shape)],
+                    "output_names": ["y"],
+                },
+            },
             "passes": passes,
             "evaluate_input_model": False,
             "cache_dir": str(folder / "cache"),
@@ -45,8 +66,10 @@ def make(module: nn.Module, x: Tensor, fold: dict[str, Any] | None) -> Made:
         path = Path(made.get_best_candidate().model_path)
         runs = session(path)
         entry = runs.get_inputs()[0].name
-        return Made(left(path, inspect(raw)[1]), lambda x: runs.run(None, {entry: x.numpy()})[0])
+        return Made(
+            left(path, inspect(exported(module, x))[1]), lambda x: runs.run(None, {entry: x.numpy()})[0]
+        )
 
 
 if __name__ == "__main__":
-    measure(make, INT8)
+    measure(make, INT8, exported)

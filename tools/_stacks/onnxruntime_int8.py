@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from bnfold.integrations import onnxruntime
 from tools._common import session
-from tools._data.models import export, fold_constants
+from tools._data.models import fold_constants
 from tools._peers.left import inspect, left
-from tools._stacks.measure import INT8, Made, measure
+from tools._stacks.measure import INT8, Made, exported, measure
 
 CALIBRATION = 4  # images
 
@@ -30,13 +30,20 @@ class Reader(CalibrationDataReader):  # type: ignore[misc]
         return next(self.feeds, None)
 
 
+def prepared(module: nn.Module, x: Tensor) -> Path:
+    """The network's file, what is constant in it computed."""
+    raw = exported(module, x)
+    path = raw.with_name("prepared.onnx")
+    if not path.exists():
+        fold_constants(raw, path)
+    return path
+
+
 def make(module: nn.Module, x: Tensor, fold: dict[str, Any] | None) -> Made:
     """bnfold's step in front of the quantizer, or onnxruntime's own."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        raw, ready, made = (folder / f"{part}.onnx" for part in ("raw", "ready", "made"))
-        export(module, x, raw)
-        fold_constants(raw, raw)
+        raw, ready, made = prepared(module, x), folder / "ready.onnx", folder / "made.onnx"
         if fold is None:
             quant_pre_process(raw, ready, skip_symbolic_shape=True)
         else:
@@ -50,4 +57,4 @@ def make(module: nn.Module, x: Tensor, fold: dict[str, Any] | None) -> Made:
 
 
 if __name__ == "__main__":
-    measure(make, INT8)
+    measure(make, INT8, prepared)

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
+import onnx
 import openvino
 from torch import Tensor, nn
 
 import bnfold
-from tools._data.models import export
 from tools._peers.left import Left
-from tools._stacks.measure import FLOAT, Made, measure
+from tools._stacks.measure import FLOAT, Made, exported, measure
 
 
 def make(module: nn.Module, x: Tensor, fold: dict[str, Any] | None) -> Made:
     """A Multiply or Add with a stored tensor of one axis counts as per channel, whoever put it there."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        export(module, x, path)
-        if fold is not None:
-            import onnx
-
-            folded, _ = bnfold.fold_onnx(path, **fold)
-            onnx.save(folded, path)
-        model = openvino.convert_model(path)
+    path = exported(module, x)
+    if fold is not None:
+        folded, _ = bnfold.fold_onnx(path, **fold)
+        path = path.with_name("folded.onnx")
+        onnx.save(folded, path)
+    model = openvino.convert_model(path)
     norms = sum("BatchNorm" in node.get_type_name() for node in model.get_ops())
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
     compiled = openvino.Core().compile_model(model, "CPU", settings)
@@ -47,4 +42,4 @@ def per_channel(model: Any) -> int:
 
 
 if __name__ == "__main__":
-    measure(make, FLOAT)
+    measure(make, FLOAT, exported)

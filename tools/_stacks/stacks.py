@@ -3,7 +3,8 @@
 Each stack runs in an environment of its own, each network in a process of its own. What is counted is in the
 stack's own artefact: the graph that inductor is handed, onnxruntime's int8 file, the converted program of
 PT2E, what XNNPACK takes of it, OpenVINO's model, Olive's file. Errors are against the network in float64,
-milliseconds medians of calls in turn on one thread. bench/results/stacks.json keeps what was measured before.
+seconds and milliseconds the processor's, the latter medians of calls in turn on one thread.
+bench/results/stacks.json keeps what was measured before; --missing goes on where a run was stopped.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ class Stack(NamedTuple):
 
 
 STACKS = {
-    "torch.compile": Stack("", "torch_compile", "torch"),
-    "onnxruntime": Stack("", "onnxruntime_int8", "onnxruntime"),
-    "torchao": Stack("executorch", "torchao_pt2e", "torchao"),
-    "executorch": Stack("executorch", "executorch_xnnpack", "executorch"),
     "openvino": Stack("openvino", "openvino_ir", "openvino"),
+    "onnxruntime": Stack("", "onnxruntime_int8", "onnxruntime"),
     "olive": Stack("olive", "olive_workflow", "olive-ai"),
     "modelopt": Stack("modelopt", "modelopt_int8", "nvidia-modelopt"),
+    "torchao": Stack("executorch", "torchao_pt2e", "torchao"),
+    "executorch": Stack("executorch", "executorch_xnnpack", "executorch"),
+    "torch.compile": Stack("", "torch_compile", "torch"),
 }
 
 
@@ -56,6 +57,7 @@ def main() -> None:
         "--networks", nargs="+", choices=NETWORKS + MORE, default=NETWORKS, help="those alone"
     )
     parser.add_argument("--timeout", type=float, default=1800, help="seconds for one network in one stack")
+    parser.add_argument("--missing", action="store_true", help="what has no result at this version")
     arguments = parser.parse_args()
     result = read(RESULT)
     failed = False
@@ -69,6 +71,8 @@ def main() -> None:
             failed = True
             continue
         for network in arguments.networks:
+            if arguments.missing and result.get(name, {}).get(network, {}).get("version") == version:
+                continue
             ways, problem = measured(stack, network, arguments.timeout)
             if problem:
                 print(f"{name} {version}, {network}: {problem}", file=sys.stderr)

@@ -16,9 +16,9 @@ def text(result: dict[str, Any]) -> str:
         "timm's networks with random weights; half of the scales are negative, unless it says otherwise. "
         "*Batch norms* and other *per channel* nodes are counted in the stack's own artefact, without bnfold "
         "and with it; *for int8* is with `quantize_for`. *Error* is the largest, against the network in "
-        "float64, *dB* the signal over all errors. *Seconds* are those of everything up to the first output, "
-        "*ms* the median of calls in turn on one thread. The machine was busy: compare rows of one network, "
-        "no others."
+        "float64, *dB* the signal over all errors. *Seconds* are the processor's, of everything between the "
+        "network (its ONNX file, where there is one) and the first output; *ms* are the processor's too, the "
+        "median of calls in turn on one thread. The machine was busy: compare rows of one network, no others."
     )
 
 
