@@ -147,6 +147,12 @@ BNFOLD_DEVICE Affine affine_of(int channel, const P* weight, const P* bias, cons
             bias ? to_float(bias[channel]) : 0};
 }
 
+// What units that pass through a ring do: see below.
+template <class P>
+struct Totals;
+template <class T, class P, int V, Layout L>
+struct BackwardRing;
+
 template <class T, class P, int V, Layout L, Exchange E>
 BNFOLD_KERNEL(kThreads)
 backward(const T* x, const T* dy, const unsigned char* mask, const P* weight, const P* bias, const float* mean,
@@ -156,6 +162,14 @@ backward(const T* x, const T* dy, const unsigned char* mask, const P* weight, co
     constexpr int A = L == Layout::columns ? V : 1;
     const Source<T, V> source = {x, dy, mask};
     const Gradients<T> gradients = {dx, dresidual};
+    if constexpr (E == Exchange::ring) {
+        const Shape shape = {outer, channels, inner, group, ranks, window};
+        const Totals<P> totals = {dweight, dbias, sum_dz, sum_dz_x};
+        const BackwardRing<T, P, V, L> ring = {shape, source, gradients, weight, bias, mean,
+                                               invstd, totals, letters,  words, frozen != 0};
+        ring.pass(relu != 0);
+        return;
+    }
     const int c = port::thread(), rank = port::block() % ranks;
     Part<V, L> part({outer, channels, inner, group, ranks, window}, rank);
     const int windows = part.windows(), period = L == Layout::columns ? static_cast<int>(part.row) : 1;
@@ -276,3 +290,5 @@ backward(const T* x, const T* dy, const unsigned char* mask, const P* weight, co
 }
 
 }  // namespace bnfold
+
+#include "backward_ring.cuh"

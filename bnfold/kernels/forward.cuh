@@ -6,15 +6,9 @@
 
 #pragma once
 
-#include "normalize.cuh"
-#include "reduce.cuh"
+#include "forward_ring.cuh"
 
 namespace bnfold {
-
-// What the statistics of a channel begin with: a value near its mean, and its parameters.
-struct Known {
-    float near, weight, bias;
-};
 
 // One sweep over a window: into shared memory, and added up by the thread that loads. Gives its values of a channel.
 template <class T, int V, Layout L, int A>
@@ -78,11 +72,20 @@ forward(const T* x, const T* residual, T* y, unsigned char* mask, const P* weigh
         int relu) {
     // Where one file is compiled for many architectures, some have an instance that is never launched.
     if (E == Exchange::cluster && !port::has_clusters) return;
+    if constexpr (E == Exchange::ring) {
+        const float values = static_cast<float>(outer) * static_cast<float>(inner);
+        const Outcome<P> outcome = {mean, invstd, running_mean, running_var, batches, values, eps, momentum, !y};
+        const Shape shape = {outer, channels, inner, group, ranks, window};
+        const ForwardRing<T, P, V, L> ring = {shape, x, residual, y, mask, weight, bias, outcome, letters, words};
+        ring.pass(relu != 0);
+        return;
+    }
     constexpr int A = L == Layout::columns ? V : 1;
     const int c = port::thread(), rank = port::block() % ranks;
     Part<V, L> part({outer, channels, inner, group, ranks, window}, rank);
     const int windows = part.windows(), period = L == Layout::columns ? static_cast<int>(part.row) : 1;
     const float values = static_cast<float>(outer) * static_cast<float>(inner);
+    const Outcome<P> outcome = {mean, invstd, running_mean, running_var, batches, values, eps, momentum, y == nullptr};
     auto* staged = reinterpret_cast<Vector<T, V>*>(port::shared());
     auto* affine = reinterpret_cast<Affine*>(staged + window);
     auto* knowns = reinterpret_cast<Known*>(affine + kMostChannels);   // of this unit, and of the one before
@@ -100,12 +103,11 @@ forward(const T* x, const T* residual, T* y, unsigned char* mask, const P* weigh
         const int channel = part.first + c;
         const bool own = c < part.width;
         if (own) {  // while others load the first window, before which nobody asks for it
-            known[c] = {part.near(x, c), weight ? to_float(weight[channel]) : 1, bias ? to_float(bias[channel]) : 0};
+            known[c] = known_of(part, x, c, weight, bias);
         }
         const auto finish = [&](int of, const Moments& all) {
             const Known begun = known[of];
-            const float inverse = 1.0f / port::square_root(all.m2 / values + eps);
-            affine[of] = {begun.near + all.off, begun.weight * inverse, begun.bias};
+            affine[of] = begun.affine(all, outcome);
             m2[of] = all.m2;
         };
         const auto post = [&](int of, const Moments& mine) {
@@ -183,20 +185,8 @@ forward(const T* x, const T* residual, T* y, unsigned char* mask, const P* weigh
                 normalize<2, T, V>(here, at_hand, affines, residual, y, mask, relu != 0);
             }
         }
-        if (rank == 0 && own) {
-            const float variance = m2[c] / values, average = affine[c].mean;
-            mean[channel] = average;
-            invstd[channel] = y ? 1.0f / port::square_root(variance + eps) : m2[c];
-            if (running_mean) {
-                const float part_of_batch = momentum < 0 ? 1.0f / static_cast<float>(*batches) : momentum;
-                const auto toward = [&](P* at, float value) {
-                    *at = from_float<P>((1 - part_of_batch) * to_float(*at) + part_of_batch * value);
-                };
-                toward(running_mean + channel, average);
-                toward(running_var + channel, m2[c] / (values - 1));
-            }
-        }
-        if (batches && momentum >= 0 && unit == 0 && rank == 0 && c == 0) *batches += 1;
+        if (rank == 0 && own) outcome.note(channel, affine[c].mean, m2[c]);
+        if (unit == 0 && rank == 0 && c == 0) outcome.count();
         // The next unit's first barrier comes before it changes anything that this one reads.
     }
 }

@@ -99,17 +99,21 @@ enum class Exchange {
     none,     // there is one
     cluster,  // they read each other's shared memory (compute capability 9.0 on)
     grid,     // through global memory; all blocks of a cooperative launch are resident
+    ring,     // as well, while the next units are on their way (ring.cuh)
 };
 
-// All blocks of a unit have arrived, and what they wrote is seen. The word's highest bit changes when the last one
-// arrives, and its other bits are zero again: it is ready for the next use.
+// A barrier of the blocks of a unit, in two halves, for one thread of each. The word's highest bit changes when the
+// last block arrives, and its other bits are zero again: it is ready for the next use. What a block wrote before a
+// barrier of its threads and `arrive`, the others may read behind `await` and a barrier of theirs.
+BNFOLD_DEVICE unsigned arrive(unsigned* word, int rank, int ranks) {
+    return port::add_release(word, rank == 0 ? 0x80000000u - static_cast<unsigned>(ranks - 1) : 1u);
+}
+BNFOLD_DEVICE void await(const unsigned* word, unsigned before) {
+    while (((before ^ port::load_acquire(word)) & 0x80000000u) == 0) port::spin();
+}
 BNFOLD_DEVICE void sync_ranks(unsigned* word, int rank, int ranks) {
     port::sync_block();
-    if (port::thread() == 0) {
-        const unsigned mine = rank == 0 ? 0x80000000u - static_cast<unsigned>(ranks - 1) : 1u;
-        const unsigned before = port::add_release(word, mine);
-        while (((before ^ port::load_acquire(word)) & 0x80000000u) == 0) port::spin();
-    }
+    if (port::thread() == 0) await(word, arrive(word, rank, ranks));
     port::sync_block();
 }
 

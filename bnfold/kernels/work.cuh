@@ -93,6 +93,15 @@ struct Part {
         return L == Layout::columns ? shares.begin(rank) * row : shares.begin(rank);
     }
 
+    // How many values of each channel are in the part of a rank; for `planes` of all channels together.
+    BNFOLD_DEVICE double values(int rank) const {
+        const long long shared = L == Layout::columns ? shape.outer : shape.outer * row;
+        const auto ranks = static_cast<unsigned>(shape.ranks), left = static_cast<unsigned>(shared % shape.ranks);
+        const unsigned before = left * static_cast<unsigned>(rank) / ranks;
+        const unsigned more = left * static_cast<unsigned>(rank + 1) / ranks - before;
+        return static_cast<double>(shared / shape.ranks + more) * (L == Layout::columns ? 1 : V);
+    }
+
     BNFOLD_DEVICE int windows() const {
         return static_cast<int>((end - begin + shape.window - 1) / shape.window);
     }
@@ -134,7 +143,8 @@ struct Part {
         const long long count = shape.outer * shape.inner;
 #pragma unroll
         for (int k = 0; k < 3; ++k) {
-            const unsigned at = k < count ? static_cast<unsigned>(k) : 0, run = by_inner.quotient(at);
+            const unsigned at = k < count ? static_cast<unsigned>(k) : 0;
+            const unsigned run = L == Layout::columns ? at : by_inner.quotient(at);
             const long long plane = static_cast<long long>(run) * shape.channels + first + c;
             values[k] = to_float(x[plane * shape.inner + (at - run * static_cast<unsigned>(shape.inner))]);
         }

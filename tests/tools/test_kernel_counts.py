@@ -19,6 +19,8 @@ ONCE = ("load", "sweep", "write", "stream")
 MOST = {
     "forward<bnfold::bfloat16, float, 8, {}, bnfold::Exchange::grid>": {"alone": 110},
     "backward<bnfold::bfloat16, float, 8, {}, bnfold::Exchange::grid>": {"alone": 180},
+    "forward<bnfold::bfloat16, float, 8, {}, bnfold::Exchange::ring>": {"alone": 110, "add_relu": 140},
+    "backward<bnfold::bfloat16, float, 8, {}, bnfold::Exchange::ring>": {"alone": 180, "add_relu": 180},
     "apply<bnfold::bfloat16, float, float, 8, {}>": {"alone": 40, "masked": 64},
 }
 

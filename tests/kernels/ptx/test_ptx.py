@@ -14,7 +14,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bnfold.kernels.launch import CLUSTERS, KERNELS, SIZES, instances
+from bnfold.kernels.launch import CLUSTERS, KERNELS, SIZES, Device, instances
 from bnfold.nn import kernel_calls as kernels
 from bnfold.nn import reference
 from bnfold.nn.arguments import Arguments, Running
@@ -23,6 +23,7 @@ from tests.kernels.host import HostError, unavailable
 from tests.kernels.machine import DEVICES
 from tests.kernels.ptx.compiled import Change, PtxMachine
 from tests.kernels.ptx.parse import PtxError
+from tests.kernels.test_ring import BACKWARD, SETTINGS
 
 REASON = unavailable()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")
@@ -31,7 +32,7 @@ pytest.importorskip("cuda.bindings", reason="the compiler comes with the extra `
 ARCHITECTURES = {"sm_75": (7, 5), "sm_80": (8, 0), "sm_90": (9, 0)}
 CHOSEN = os.environ.get("BNFOLD_PTX", "").replace("all", " ".join(ARCHITECTURES)).split()
 
-# Architecture, device of machine.py, shape and type.
+# Architecture, device of machine.py or a ring's, shape (or setting of test_ring.py) and type.
 SHARE = [
     ("sm_90", "cooperative grid", "one image, channels last", torch.bfloat16),
     ("sm_75", "cooperative grid", "one image, channels last", torch.bfloat16),
@@ -40,11 +41,13 @@ SHARE = [
     ("sm_80", "one block, windows", "large planes", torch.float32),
     ("sm_90", "cluster", "rows of odd length", torch.float32),
     ("sm_75", "one block, windows", "odd planes, odd channels", torch.float16),
+    ("sm_80", "forward ring", "two bytes", torch.bfloat16),
+    ("sm_90", "backward ring", "two bytes", torch.bfloat16),
 ]
 
 
-def machine_for(arch: str, device: str, monkeypatch: pytest.MonkeyPatch) -> PtxMachine:
-    machine = PtxMachine(DEVICES[device], arch=arch)
+def machine_for(arch: str, device: str | Device, monkeypatch: pytest.MonkeyPatch) -> PtxMachine:
+    machine = PtxMachine(DEVICES[device] if isinstance(device, str) else device, arch=arch)
     monkeypatch.setattr(kernels, "machine_of", lambda x: machine)
     return machine
 
@@ -72,8 +75,9 @@ ran: list[str] = []
 def test_a_share(
     arch: str, device: str, name: str, kind: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    machine = machine_for(arch, device, monkeypatch)
-    case = values.Case.drawn(*values.SHAPES[name], kind)
+    ring = {"forward ring": SETTINGS, "backward ring": BACKWARD}.get(device, {}).get(name)
+    machine = machine_for(arch, device if ring is None else ring.machine().limits, monkeypatch)
+    case = values.Case.drawn(*values.SHAPES[name], kind) if ring is None else ring.case()
     machine.seed = 1  # copies are made late
     values.check(case, relu=True, summed=True)
     machine.seed = 5  # at once
