@@ -3,7 +3,7 @@
 
 #pragma once
 
-#include "backward.cuh"
+#include "gradients.cuh"
 
 namespace bnfold {
 

@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "backward.cuh"
+#include "gradients.cuh"
 #include "ring.cuh"
 
 namespace bnfold {
@@ -10,23 +10,6 @@ namespace bnfold {
 // What the sums of a channel begin with.
 struct Begun : Affine {
     float inverse;
-};
-
-// Where the gradients of the parameters go, or where only the sums are wanted, they.
-template <class P>
-struct Totals {
-    P *dweight, *dbias;
-    float *sum_dz, *sum_dz_x;
-
-    // By one thread of the device for each channel.
-    BNFOLD_DEVICE void note(int channel, const Sums& all, float inverse) const {
-        if (dweight) dweight[channel] = from_float<P>(all.dz_x * inverse);
-        if (dbias) dbias[channel] = from_float<P>(all.dz);
-        if (sum_dz) {
-            sum_dz[channel] = all.dz;
-            sum_dz_x[channel] = all.dz_x;
-        }
-    }
 };
 
 template <class T, class P, int V, Layout L, Gate G>

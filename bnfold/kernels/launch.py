@@ -257,7 +257,7 @@ class Row:
         """What the line judges by, where a problem is read like that."""
         if self.exchange != "ring" or not _rings(problem.kernel, read):
             return Fit(problem, device, read)
-        return Fit(problem, device, _columns(problem, self.tile), TURN)
+        return Fit(problem, device, _columns(problem, self.tile) if read.layout == "columns" else read, TURN)
 
 
 def _alone(fit: Fit) -> Iterable[int]:
@@ -283,11 +283,11 @@ def _grid(fit: Fit) -> Iterable[int]:
 
 def _rings(kernel: str, read: Reading) -> bool:
     """Whether a kernel passes what is read so through a ring."""
-    return kernel in RINGS and read.layout == "columns" and read.width > 1
+    return kernel in RINGS and read.layout in ("columns", "plane") and read.width > 1
 
 
 def _ring(fit: Fit) -> Iterable[int]:
-    """Two resident blocks or more that hold the unit: for `columns` in vectors, of 64 bytes of channels."""
+    """Two resident blocks or more that hold the unit: for `columns` and `plane` in vectors."""
     if not fit.device.cooperative or fit.device.capability < COPIES:
         return []
     if not _rings(fit.problem.kernel, fit.reading) or fit.problem.channels % fit.reading.group:
@@ -296,7 +296,7 @@ def _ring(fit: Fit) -> Iterable[int]:
 
 
 def _wide_ring(fit: Fit) -> Iterable[int]:
-    """Two resident blocks or more that hold two units, of 128 bytes of channels."""
+    """Two resident blocks or more that hold two units, which have 128 bytes of channels in `columns`."""
     return (ranks for ranks in _ring(fit) if 2 * fit.part(ranks) <= fit.capacity)
 
 

@@ -34,7 +34,10 @@ LATE, AT_ONCE = 0, 4  # seeds
 
 @dataclass(frozen=True)
 class Setting:
-    """A tensor (rows, channels) on a device: turns that its ring holds, and turns of a unit."""
+    """A tensor (rows, channels) on a device: turns that its ring holds, and turns of a unit.
+
+    inner: values of a plane, where it is (rows, channels, inner).
+    """
 
     rows: int
     channels: int
@@ -43,13 +46,24 @@ class Setting:
     most: int
     kind: torch.dtype = torch.float32
     kernel: str = "forward"
+    inner: int = 1
 
     def machine(self, folder: Path = KERNELS) -> HostMachine:
-        memory = RINGS[self.kernel].shared(self.ring * TURN * 16, 64 // self.kind.itemsize, THREADS)
+        slots = 64 // self.kind.itemsize if self.inner == 1 else 1
+        memory = RINGS[self.kernel].shared(self.ring * TURN * 16, slots, THREADS)
         return HostMachine(Device((8, 0), self.blocks, memory, clusters=1, cooperative=True), folder=folder)
 
     def case(self, **how: float) -> Case:
-        return Case.drawn((self.rows, self.channels), kind=self.kind, **how)
+        shape = (self.rows, self.channels) if self.inner == 1 else (self.rows, self.channels, self.inner)
+        return Case.drawn(shape, kind=self.kind, **how)
+
+    def parts(self, launch: Launch) -> tuple[int, int]:
+        """Turns of a unit, and of the ring."""
+        if self.inner == 1:
+            vectors = -(-self.rows // launch.ranks) * launch.group // launch.width
+        else:
+            vectors = -(-self.rows * self.inner // launch.width // launch.ranks)
+        return -(-vectors // TURN), launch.window // TURN
 
 
 SETTINGS = {
@@ -64,6 +78,9 @@ SETTINGS = {
     "a turn each": Setting(700, 96, 3, ring=1, most=1),
     "two bytes": Setting(2600, 64, 2, ring=7, most=6, kind=torch.bfloat16),
     "two bytes, one unit": Setting(1500, 32, 2, ring=3, most=3, kind=torch.float16),
+    "planes": Setting(37, 5, 2, ring=6, most=5, inner=1000),
+    "planes, shorter than the threads": Setting(90, 3, 2, ring=2, most=2, kind=torch.bfloat16, inner=360),
+    "planes, longer than a part": Setting(1, 7, 3, ring=3, most=2, kind=torch.float16, inner=40_000),
 }
 BACKWARD = {
     "just a unit": Setting(2553, 48, 2, ring=5, most=5, kernel="backward"),
@@ -71,6 +88,8 @@ BACKWARD = {
     "three units": Setting(2553, 48, 5, ring=6, most=2, kernel="backward"),
     "two teams": Setting(1500, 64, 5, ring=4, most=3, kernel="backward"),
     "two bytes": Setting(1500, 96, 2, ring=5, most=3, kind=torch.bfloat16, kernel="backward"),
+    "planes": Setting(37, 5, 2, ring=6, most=5, kernel="backward", inner=1000),
+    "planes, two bytes": Setting(90, 3, 2, 2, most=2, kind=torch.float16, kernel="backward", inner=360),
 }
 FINISHES = {
     "plain": (False, False),
@@ -127,10 +146,8 @@ def test_values(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for number, finish in enumerate(FINISHES):
         machine.seed = (0, 5, 3, 6)[number]
         found = forward(machine, case, finish, monkeypatch)
-        launch = found.launch
-        assert launch.kernel.endswith("Exchange::ring>")
-        part = -(-setting.rows // launch.ranks) * launch.group // launch.width
-        assert (-(-part // TURN), launch.window // TURN) == (setting.most, setting.ring)
+        assert found.launch.kernel.endswith("Exchange::ring>")
+        assert setting.parts(found.launch) == (setting.most, setting.ring)
         check(case, finish, found.results)
 
 
@@ -145,11 +162,10 @@ def test_gradients(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(launches) == 9  # with the residual's gradient, frozen, and sums alone
     for launch in launches:
         assert launch.kernel.endswith("Exchange::ring>")
-        part = -(-setting.rows // launch.ranks) * launch.group // launch.width
-        assert (-(-part // TURN), launch.window // TURN) == (setting.most, setting.ring)
+        assert setting.parts(launch) == (setting.most, setting.ring)
 
 
-@pytest.mark.parametrize("name", ["three turns more", "two teams", "two bytes"])
+@pytest.mark.parametrize("name", ["three turns more", "two teams", "two bytes", "planes"])
 def test_the_same_gradients_under_every_schedule(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     setting = BACKWARD[name]
     case, machine = setting.case(), setting.machine()
@@ -173,7 +189,7 @@ def test_frozen_statistics_ask_nothing_of_x(monkeypatch: pytest.MonkeyPatch) -> 
     assert torch.equal(dx, case.dy * case.weight)
 
 
-@pytest.mark.parametrize("name", ["a turn more", "three units", "two teams", "two bytes"])
+@pytest.mark.parametrize("name", ["a turn more", "three units", "two teams", "two bytes", "planes"])
 def test_the_same_bits_under_every_schedule(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case, machine = SETTINGS[name].case(), SETTINGS[name].machine()
     wanted = bits(forward(machine, case, "added, relu", monkeypatch).results)
