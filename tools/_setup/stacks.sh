@@ -19,5 +19,7 @@ set_up_stack() {
         say "tools/stacks: $name cannot be installed here"
         return 1
     fi
+    # torchaudio's compiled half asks for CUDA's libraries; without it, it does without.
+    rm -rf "$venv"/lib/python3.11/site-packages/torchaudio/lib
     echo "$stamp" >"$venv/.stamp"
 }
