@@ -151,9 +151,10 @@ backward(const T* x, const T* dy, const unsigned char* mask, const P* weight, co
                 window.prefetch(dy, kAhead / 2);
             }
             box.wait();
-            constexpr int lanes = E == Exchange::cluster ? 8 : 32;
+            constexpr int lanes = E == Exchange::cluster ? 8 : kListeners<V, L>;
+            constexpr int most = E == Exchange::cluster ? lanes : kMostRanks;
             each_channel<lanes>(part.width, [&](int of, bool first) {
-                const Sums all = whole<lanes>(ranks, [&](int other) { return box.read(of, other); });
+                const Sums all = whole<lanes, most>(ranks, [&](int other) { return box.read(of, other); });
                 if (first) finish(of, all);
             });
         }

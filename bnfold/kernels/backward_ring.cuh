@@ -113,7 +113,8 @@ struct BackwardTask {
         team.hear(k);
         each_channel<32>(team.group, [&](int c, bool first) {
             const Sums* box = letters + static_cast<long long>(team.channel(k) + c) * team.ranks;
-            const Sums all = whole<32>(team.ranks, [&](int rank) { return box[rank]; });
+            // The ring leaves too few registers for all sets at one time.
+            const Sums all = one_by_one<32>(team.ranks, [&](int rank) { return box[rank]; });
             if (!first) return;
             const Begun known = begun(k)[c];
             const float through_x = all.dz_x * share * known.inverse * known.inverse;

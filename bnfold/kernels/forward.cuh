@@ -162,11 +162,12 @@ forward(const T* x, const T* residual, T* y, unsigned char* mask, const P* weigh
                 Window<V, L>(ahead, 0).prefetch(x, kAhead);
             }
             box.wait();
-            constexpr int lanes = E == Exchange::cluster ? 8 : 32;
+            constexpr int lanes = E == Exchange::cluster ? 8 : kListeners<V, L>;
+            constexpr int most = E == Exchange::cluster ? lanes : kMostRanks;
             each_channel<lanes>(part.width, [&](int of, bool first) {
                 const auto get = [&](int other) { return box.read(of, other); };
                 const auto count = [&](int other) { return part.values_of(of, shares, other); };
-                const Moments all = whole<lanes>(ranks, get, count, values);
+                const Moments all = whole<lanes, most>(ranks, get, count, values);
                 if (first) finish(of, all);
             });
         }

@@ -92,7 +92,8 @@ struct ForwardTask {
             const Moments* box = letters + static_cast<long long>(team.channel(k) + c) * team.ranks;
             const auto get = [&](int rank) { return box[rank]; };
             const auto number = [&](int rank) { return part.values_of(c, shares, rank); };
-            const Moments all = whole<32>(team.ranks, get, number, outcome.values);
+            // The ring leaves too few registers for all sets at one time.
+            const Moments all = one_by_one<32>(team.ranks, get, number, outcome.values);
             if (first) {
                 affine[c] = known(k)[c].affine(all, outcome);
                 m2[c] = all.m2;

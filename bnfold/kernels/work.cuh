@@ -50,14 +50,22 @@ struct Shares {
     const Divider by_ranks;
     const long long each;
     const unsigned rest;   // pieces = ranks * each + rest
+    const float fewer, more;   // the sizes that shares have
 
     BNFOLD_DEVICE Shares(long long pieces, int n)
         : ranks(n),
           by_ranks(static_cast<unsigned>(n)),
           each(pieces / n),
-          rest(static_cast<unsigned>(pieces - each * n)) {}
+          rest(static_cast<unsigned>(pieces - each * n)),
+          fewer(static_cast<float>(each)),
+          more(static_cast<float>(each + 1)) {}
     BNFOLD_DEVICE long long begin(int rank) const {
         return each * rank + by_ranks.quotient(rest * static_cast<unsigned>(rank));
+    }
+    // begin(rank + 1) - begin(rank), by one division.
+    BNFOLD_DEVICE float size(int rank) const {
+        const unsigned so_far = rest * static_cast<unsigned>(rank), n = static_cast<unsigned>(ranks);
+        return so_far - by_ranks.quotient(so_far) * n + rest < n ? fewer : more;
     }
 };
 
@@ -132,7 +140,7 @@ struct Part {
         return static_cast<float>(values_before(to, c) - values_before(from, c));
     }
     BNFOLD_DEVICE float values_of(int c, const Shares& shares, int rank) const {
-        if constexpr (L == Layout::columns) return static_cast<float>(shares.begin(rank + 1) - shares.begin(rank));
+        if constexpr (L != Layout::planes) return shares.size(rank) * (L == Layout::columns ? 1 : V);
         return values_of(c, boundary(shares, rank), boundary(shares, rank + 1));
     }
 

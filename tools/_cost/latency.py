@@ -38,7 +38,8 @@ class Between:
 
     begin: until the first load. window: sums of a window. barrier: from the arrival until all have arrived,
     if they do at once. merge: from there to the first write, where a lane merges the sets of `sets` ranks
-    for one channel; letter: for each of these; channels: for one channel more of the same warp.
+    for one channel; letter: for each of these; channels: for one turn more of the same warp, which merges
+    `beside` channels at one time.
     """
 
     begin: float = 0
@@ -48,11 +49,13 @@ class Between:
     sets: float = 0
     letter: float = 0
     channels: float = 0
+    beside: float = 0
 
     def merging(self, ranks: int, channels: int, warps: int) -> float:
         """Cycles of a merge; lanes share the ranks, warps the channels."""
         fewer = (self.sets - -(-ranks // WARP)) * self.letter
-        more = (-(-channels // warps) - 1) * max(0.0, self.channels - fewer) if self.channels else 0
+        turns = -(-channels // (warps * max(1, round(self.beside))))
+        more = (turns - 1) * max(0.0, self.channels - fewer) if self.channels else 0
         return self.merge - fewer + more
 
     def shown(self) -> dict[str, int]:
@@ -158,6 +161,7 @@ def _between(
         sets=max((2 * times - 1 for times, _ in turns), default=0),
         letter=sum(each / times for times, each in turns),
         channels=sum(cycles(code, _turn(code, loop, tree)) for loop in channels),
+        beside=max((_beside(code, loop) for loop in channels), default=0),
     )
 
 
@@ -202,6 +206,16 @@ def _unrolled(code: Sequence[Instruction], loop: Loop) -> int:
 
 
 _STEP = re.compile(r"(R\d+), \1(?:\.reuse)?, (0x[0-9a-f]+)(?:, RZ)?$")
+
+
+def _beside(code: Sequence[Instruction], loop: Loop) -> int:
+    """How many channels a warp merges at one time: lanes of one are those that its shuffles join."""
+    body = code[loop.first : loop.last + 1]
+    masks = [int(found[1], 16) for each in body if (found := _MASK.match(each.operands))]
+    return WARP // (2 * max(masks)) if masks else 1
+
+
+_MASK = re.compile(r"PT, R\d+, R\d+, (0x[0-9a-f]+), 0x1f$")
 
 
 def _in(i: int, loops: Sequence[Loop]) -> bool:
