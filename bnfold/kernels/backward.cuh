@@ -152,7 +152,7 @@ backward(const T* x, const T* dy, const unsigned char* mask, const P* weight, co
             }
             box.wait();
             constexpr int lanes = E == Exchange::cluster ? 8 : kListeners<V, L>;
-            constexpr int most = E == Exchange::cluster ? lanes : kMostRanks;
+            constexpr int most = E == Exchange::cluster ? lanes : kMostRanks<V>;
             each_channel<lanes>(part.width, [&](int of, bool first) {
                 const Sums all = whole<lanes, most>(ranks, [&](int other) { return box.read(of, other); });
                 if (first) finish(of, all);

@@ -163,7 +163,7 @@ forward(const T* x, const T* residual, T* y, unsigned char* mask, const P* weigh
             }
             box.wait();
             constexpr int lanes = E == Exchange::cluster ? 8 : kListeners<V, L>;
-            constexpr int most = E == Exchange::cluster ? lanes : kMostRanks;
+            constexpr int most = E == Exchange::cluster ? lanes : kMostRanks<V>;
             each_channel<lanes>(part.width, [&](int of, bool first) {
                 const auto get = [&](int other) { return box.read(of, other); };
                 const auto count = [&](int other) { return part.values_of(of, shares, other); };

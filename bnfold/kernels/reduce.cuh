@@ -91,7 +91,9 @@ BNFOLD_DEVICE Sums one_by_one(int sets, Get get) {
 }
 
 // Blocks of a grid whose sets are all on their way before the first is used: as many as there are multiprocessors.
-constexpr int kMostRanks = 192;
+// Where values are read one by one, which is slow anyway, registers are better used for those.
+template <int V>
+constexpr int kMostRanks = V == 1 ? 64 : 160;
 
 // The sets of one of `Lanes` neighbouring lanes, all read before any is used: of `Most` those that there are, and in
 // the place of each other the first one, so that there are no branches.
