@@ -73,13 +73,13 @@ struct Gradients {
         if (dresidual) store<T, V>(dresidual, place, dz);
     }
 
-    // Of a window that is read, or read again.
+    // Of a window that is read. Values of `planes` belong to several channels, which takes registers.
     template <Gate G, int V, Layout L>
     BNFOLD_DEVICE void put_window(const Window<V, L>& window, const Source<T, V>& from,
                                   const Channels<V, L, Slope>& slopes) const {
         const Gradients to = at(window.origin);
         const auto here = from.at(window.origin);
-        window.template each_vector<2>(
+        window.template each_vector<L == Layout::planes ? 1 : 2>(
             [&](int, Place<L> place) { return Given<G, T, V>(here, place); },
             [&](int, Place<L> place, unsigned offset, const Given<G, T, V>& given) {
                 to.template put<V>(given.x, given.dz(slopes.at(offset)), slopes.at(offset), place);

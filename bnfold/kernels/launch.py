@@ -123,6 +123,10 @@ RINGS = {  # those that pass units through a ring
     "backward": Kernel("backward.cuh", types=2, staged=2, channel=20 + 8 + 4 * 16, scratch=8),
 }
 
+# Blocks of a ring at most: it merges their sets one by one, and of more that takes longer than the ring hides,
+# by the model of tools/kernel_cost.
+MOST_TOLD = {"forward": 48, "backward": 96}
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -134,10 +138,10 @@ class Reading:
     fits: bool
 
 
-def _columns(problem: Problem, tile: int = TILE) -> Reading:
+def _columns(problem: Problem) -> Reading:
     width = VECTOR // problem.size
     group = width
-    while group < problem.channels and group * problem.size < tile:
+    while group < problem.channels and group * problem.size < TILE:
         group *= 2
     whole = problem.aligned and problem.channels % width == 0
     return Reading("columns", width, group, problem.inner == 1 and whole and problem.channels <= MOST_COLUMNS)
@@ -243,7 +247,6 @@ class Row:
 
     ranks: the numbers of blocks of a unit that are possible. at_once: of how many units, so many blocks each,
     a device has the blocks at one time. barrier: bytes that a block could stage while it waits for others.
-    tile: bytes of neighbouring channels of a unit, where their values lie side by side.
     """
 
     name: str
@@ -251,13 +254,12 @@ class Row:
     ranks: Callable[[Fit], Iterable[int]]
     at_once: Callable[[Device, int], int] = lambda device, ranks: device.multiprocessors
     barrier: int = 0
-    tile: int = TILE
 
     def fit(self, problem: Problem, device: Device, read: Reading) -> Fit:
         """What the line judges by, where a problem is read like that."""
         if self.exchange != "ring" or not _rings(problem.kernel, read):
             return Fit(problem, device, read)
-        return Fit(problem, device, _columns(problem, self.tile) if read.layout == "columns" else read, TURN)
+        return Fit(problem, device, read, TURN)
 
 
 def _alone(fit: Fit) -> Iterable[int]:
@@ -287,17 +289,13 @@ def _rings(kernel: str, read: Reading) -> bool:
 
 
 def _ring(fit: Fit) -> Iterable[int]:
-    """Two resident blocks or more that hold the unit: for `columns` and `plane` in vectors."""
+    """2 to 48 resident blocks that hold the unit, 2 to 96 in backward: `columns` and `plane` in vectors."""
     if not fit.device.cooperative or fit.device.capability < COPIES:
         return []
     if not _rings(fit.problem.kernel, fit.reading) or fit.problem.channels % fit.reading.group:
         return []
-    return filter(fit.fits, range(fit.device.resident, 1, -1))
-
-
-def _wide_ring(fit: Fit) -> Iterable[int]:
-    """Two resident blocks or more that hold two units, which have 128 bytes of channels in `columns`."""
-    return (ranks for ranks in _ring(fit) if 2 * fit.part(ranks) <= fit.capacity)
+    most = min(fit.device.resident, MOST_TOLD[fit.problem.kernel])
+    return filter(fit.fits, range(most, 1, -1))
 
 
 def _teams(device: Device, ranks: int) -> int:
@@ -318,7 +316,6 @@ def _stream(fit: Fit) -> Iterable[int]:
 ROWS = (
     Row("one block", "none", _alone),
     Row("cluster", "cluster", _cluster, Device.clusters_at_once, barrier=32 * 1024),
-    Row("wide ring", "ring", _wide_ring, _teams, barrier=64 * 1024, tile=2 * TILE),
     Row("ring", "ring", _ring, _teams, barrier=64 * 1024),
     Row("cooperative grid", "grid", _grid, _teams, barrier=64 * 1024),
     Row("one block, windows", "none", _windows),

@@ -69,7 +69,7 @@ def test_the_launch_is_the_one_of_the_table(told: dict[str, Any], row: str) -> N
         assert (found["shared"], found["cluster"]) == (wanted["shared"], wanted["cluster"])
         assert (found["cooperative"], found["others"]) == (wanted["cooperative"], [])
     assert any(found["cluster"] > 1 for found in seen) == (row == "cluster")
-    together = ("wide ring", "ring", "cooperative grid")
+    together = ("ring", "cooperative grid")
     assert any(found["cooperative"] for found in seen) == (row in together)
 
 
@@ -108,7 +108,7 @@ def test_another_device_beside_the_current_one(told: dict[str, Any]) -> None:
 
 def test_what_the_driver_refuses_is_told_and_another_launch_stands_in(told: dict[str, Any]) -> None:
     no_cluster, not_together = told["refusals"]["said"]
-    assert "clusters of blocks run together: wide ring stands in" in no_cluster
+    assert "clusters of blocks run together: ring stands in" in no_cluster
     assert "(no cluster of 8 blocks of " in no_cluster
     assert "grids of blocks run together: one block, windows stands in" in not_together
     assert "CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE" in not_together

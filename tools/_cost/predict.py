@@ -125,11 +125,7 @@ class Work:
     @property
     def early(self) -> float:
         """Bytes of the next unit that are asked into the second-level cache before a barrier."""
-        if not self.instance["prefetches"]:
-            return 0
-        if self.rings:
-            return int(self.snapshot.data["constants"]["kEarly"]) * PIECE * self.tensors
-        return int(self.snapshot.data["constants"]["kAhead"]) * PIECE
+        return int(self.snapshot.data["constants"]["kAhead"]) * PIECE if self.instance["prefetches"] else 0
 
     @property
     def tensors(self) -> int:
