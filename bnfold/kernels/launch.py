@@ -122,9 +122,8 @@ RINGS = {  # those that pass units through a ring
     "forward": Kernel("forward.cuh", types=2, staged=1, channel=12 + 4 + 3 * 12, scratch=12),
     "backward": Kernel("backward.cuh", types=2, staged=2, channel=20 + 8 + 4 * 16, scratch=8),
 }
-
-# Blocks of a ring at most: it merges their sets one by one, and of more that takes longer than the ring hides,
-# by the model of tools/kernel_cost.
+# Blocks of a ring at most: it merges their sets one by one. Of more, that takes longer than it hides (by the
+# model of tools/kernel_cost).
 MOST_TOLD = {"forward": 48, "backward": 96}
 
 
