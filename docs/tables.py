@@ -26,7 +26,7 @@ from tools._common import RESULTS, ROOT, markdown, read
 from tools._cost import tables as cost_tables
 from tools._demos import order_table, slim_table
 from tools._gpu import goals, host_table
-from tools._stacks import stacks_table
+from tools._stacks import recipes_table, stacks_table
 from tools._zoo import prove_table
 
 FAMILIES = (linear, elementwise, activations, windowed, norms, shaping, indexing, conversion, sources)
@@ -373,7 +373,10 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "int8_four_bits": partial(trained, int8_table.four_bits),
     },
     "docs/operators.md": {"operators": operators},
-    "docs/integrations.md": {"stacks": partial(deployed, "stacks", stacks_table)},
+    "docs/integrations.md": {
+        "stacks": partial(deployed, "stacks", stacks_table),
+        "recipes": partial(deployed, "recipes", recipes_table),
+    },
     "docs/proof.md": {"prove": partial(deployed, "prove", prove_table)},
     "docs/performance.md": {
         "gpu_goals": gpu_goals,

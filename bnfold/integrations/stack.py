@@ -16,6 +16,7 @@ TESTED = {
     "executorch": "1.5.1",
     "olive-ai": "0.13.0",
     "openvino": "2026.4.1",
+    "nncf": "3.4.0",
     "nvidia-modelopt": "0.47.0",
 }
 

@@ -66,20 +66,20 @@ def inspect(path: Path) -> tuple[int, frozenset[PerChannel]]:
         elif node.op_type == "BatchNormalization":
             batch_norms += 1
         elif node.domain in ("", "ai.onnx"):
-            digest = _per_channel(node)
+            digest = _per_channel(node, computed)
             if digest:
                 nodes.append(PerChannel(node.op_type, str(node.outputs[0].name), digest))
     return batch_norms, frozenset(nodes)
 
 
-def _per_channel(node: Any) -> str:
+def _per_channel(node: Any, computed: set[Any]) -> str:
     """The digest of the node's constant if it is a per-channel one, else ""."""
     if node.op_type in ("Mul", "Add", "Sub", "Div"):
         for value, other in (node.inputs, node.inputs[::-1]):
             array = _constant(value)
             if array is None or array.size < 2 or array.size != max(array.shape):
                 continue
-            return "" if node.op_type == "Add" and _product(other) else _digest(array)
+            return "" if node.op_type == "Add" and _product(other, computed) else _digest(array)
     if node.op_type == "Conv":
         weight = _constant(node.inputs[1])
         groups = node.attributes["group"].as_int() if "group" in node.attributes else 1
@@ -94,16 +94,16 @@ def _constant(value: Any) -> np.ndarray[Any, Any] | None:
     return np.asarray(value.const_value.numpy())
 
 
-def _product(value: Any) -> bool:
+def _product(value: Any, computed: set[Any]) -> bool:
     """Made by a product with stored weights that has no bias of its own, and so needs an Add anyway."""
     node = value.producer() if value is not None else None
     if node is not None and node.op_type == "Mul":  # an integer product is rescaled
         casts = [v.producer() for v in node.inputs if v is not None and v.producer() is not None]
         sources = [cast.inputs[0].producer() for cast in casts if cast.op_type == "Cast"]
         return any(each is not None and each.op_type in INTEGER for each in sources)
-    return (
-        node is not None and node.op_type == "MatMul" and any(_constant(v) is not None for v in node.inputs)
-    )
+    if node is None or node.op_type != "MatMul":
+        return False
+    return any(value in computed or _constant(value) is not None for value in node.inputs)
 
 
 def _digest(array: np.ndarray[Any, Any]) -> str:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tools._data.models import export, network
 from tools._peers.left import Left
 
-ROUNDS = 9  # timed calls of each, in turn
+ROUNDS = 9  # timed calls of each, in turn; where speed is what is claimed, more
 # The networks by timm's name; the part of the scales that are negative, and the size of the images.
 NETWORKS = {
     "levit_128s": ("levit_128s", 0.5, None),
@@ -58,7 +58,10 @@ KEYWORDS: dict[str, dict[str, Any] | None] = {
 
 
 def measure(
-    make: Make, ways: tuple[str, ...], before: Callable[[nn.Module, Tensor], Any] | None = None
+    make: Make,
+    ways: tuple[str, ...],
+    before: Callable[[nn.Module, Tensor], Any] | None = None,
+    rounds: int = ROUNDS,
 ) -> None:
     """Prints a line of JSON for the network that the command line names, made by one stack in these ways.
 
@@ -85,7 +88,7 @@ def measure(
                 **difference(first, exact),
             }
             runs[way] = made.run
-        for way, taken in milliseconds(runs, x).items():
+        for way, taken in milliseconds(runs, x, rounds).items():
             rows[way]["milliseconds"] = taken
     print(json.dumps(rows), flush=True)
 
@@ -116,10 +119,10 @@ def difference(found: Any, exact: Any) -> dict[str, float]:
     }
 
 
-def milliseconds(runs: dict[str, Callable[[Tensor], Any]], x: Tensor) -> dict[str, float]:
+def milliseconds(runs: dict[str, Callable[[Tensor], Any]], x: Tensor, rounds: int) -> dict[str, float]:
     """Medians of the processor's time, on one thread; they run in turn."""
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, run in runs.items():
             begin = time.process_time()
             run(x)

@@ -39,6 +39,7 @@ class Stack(NamedTuple):
 
 STACKS = {
     "openvino": Stack("openvino", "openvino_ir", "openvino"),
+    "nncf": Stack("openvino", "openvino_nncf", "nncf"),
     "onnxruntime": Stack("", "onnxruntime_int8", "onnxruntime"),
     "olive": Stack("olive", "olive_workflow", "olive-ai"),
     "modelopt": Stack("modelopt", "modelopt_int8", "nvidia-modelopt"),
