@@ -63,6 +63,8 @@ def left() -> str:
         f"onnxscript. bnfold leaves fewer than all of them in {len(fewer)} networks, and more in "
         f"{more or 'none'}."
     )
+    if sums[1] == sums[2]:
+        text += " The others match pairs, which torch's exporter has folded already."
     if len(fewer) > SHOWN:
         text += f" These are the {SHOWN} with the largest difference."
     headings = ("network", "batch norms", "after the export", "best other tool", "bnfold")

@@ -10,6 +10,7 @@ namespace bnfold::plugin {
 namespace {
 
 constexpr int kThreads = 512, kVector = 16, kTile = 64;
+constexpr long long kMostColumns = 1 << 26;  // channels that launch.py reads as columns
 
 // What a kernel keeps in shared memory: tensors staged, and bytes a channel, and a warp and slot.
 struct Memory {
@@ -33,7 +34,8 @@ Reading columns(const Problem& p) {
     const int size = size_of(p.type), width = kVector / size;
     int group = width;
     while (group < p.channels && group * size < kTile) group *= 2;
-    return {Layout::columns, width, group, p.inner == 1 && p.aligned && p.channels % width == 0};
+    const bool whole = p.aligned && p.channels % width == 0;
+    return {Layout::columns, width, group, p.inner == 1 && whole && p.channels <= kMostColumns};
 }
 Reading plane(const Problem& p) {
     const int width = kVector / size_of(p.type);
@@ -45,7 +47,9 @@ Reading planes(const Problem& p) {
     const bool fits = p.aligned && p.channels % group == 0 && group * p.inner < 1ll << 30;
     return {Layout::planes, width, group, fits};
 }
-Reading single_columns(const Problem& p) { return {Layout::columns, 1, 32, p.inner == 1}; }
+Reading single_columns(const Problem& p) {
+    return {Layout::columns, 1, 32, p.inner == 1 && p.channels <= kMostColumns};
+}
 Reading single_plane(const Problem& p) { return {Layout::plane, 1, 1, p.inner < 1ll << 30}; }
 
 constexpr Reading (*kLayouts[])(const Problem&) = {columns, plane, planes, single_columns, single_plane};
@@ -62,9 +66,13 @@ struct Fit {
     int vector() const { return reading.width * size_of(problem.type); }
 
     long long capacity() const {
-        if (!memory().staged) return 1 << 20;
-        const long long free = device.shared_memory - memory().shared(0, slots());
-        return free < 0 ? 0 : free / (1ll * memory().staged * vector() * kThreads) * kThreads;
+        long long most = 1 << 20;
+        if (memory().staged) {
+            const long long free = device.shared_memory - memory().shared(0, slots());
+            most = free < 0 ? 0 : free / (1ll * memory().staged * vector());
+        }
+        if (reading.layout == Layout::columns) most = std::min(most, (1ll << 32) / units());
+        return most / kThreads * kThreads;
     }
     long long part(long long ranks) const {
         const long long row = reading.group * problem.inner / reading.width;

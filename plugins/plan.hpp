@@ -1,5 +1,6 @@
-// Which kernel, on which grid: the table of bnfold/kernels/launch.py for those who cannot ask Python. The same
-// names, the same order; a test compares the two field by field, and that file explains what is decided here.
+// Which kernel, on which grid: the table of bnfold/kernels/launch.py for those who cannot ask Python, but for its
+// rings. The same names, the same order; a test compares the two field by field, and that file explains what is
+// decided here.
 
 #pragma once
 

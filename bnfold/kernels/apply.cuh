@@ -3,7 +3,7 @@
 
 #pragma once
 
-#include "backward.cuh"
+#include "gradients.cuh"
 
 namespace bnfold {
 
@@ -26,8 +26,10 @@ apply(const T* x, const T* residual, T* y, unsigned char* mask, const P* weight,
     port::sync_block();
     const Channels<V, L> affines(part, affine);
     for (int i = 0; i < part.windows(); ++i) {
-        const auto source = [&](int, long long place) { return load<T, V>(x + place); };
-        normalize<4, T, V>(Window<V, L>(part, i), source, affines, residual, y, mask, relu != 0);
+        const Window<V, L> here(part, i);
+        const T* const from = x + here.origin;
+        const auto source = [&](int, Place<L> place) { return load<T, V>(from, place); };
+        normalize<4, T, V>(here, source, affines, residual, y, mask, relu != 0);
     }
 }
 
@@ -52,7 +54,7 @@ apply_backward(const T* x, const T* dy, const unsigned char* mask, const P* weig
     const Channels<V, L, Slope> slopes(part, slope);
     for (int i = 0; i < part.windows(); ++i) {
         const Gradients<T> gradients = {dx, dresidual};
-        gradients.put_window(Window<V, L>(part, i), Source<T>{x, dy, mask}, slopes, relu != 0);
+        gradients.put_window(Window<V, L>(part, i), Source<T, V>{x, dy, mask}, slopes, relu != 0);
     }
 }
 

@@ -7,88 +7,9 @@
 
 #pragma once
 
-#include "normalize.cuh"
-#include "reduce.cuh"
+#include "backward_ring.cuh"
 
 namespace bnfold {
-
-// What the gradient of one channel's values needs.
-struct Slope : Affine {
-    float mean_dz, mean_dz_x;   // the second times invstd^2
-
-    BNFOLD_DEVICE float operator()(float x, float dz) const {
-        // Where x is of no consequence, as with frozen statistics, it may be infinite or NaN.
-        const float through_x = mean_dz_x == 0 ? 0 : (x - mean) * mean_dz_x;
-        return scale * (dz - mean_dz - through_x);
-    }
-};
-
-// Which values passed the ReLU: all where there is none; those that forward noted in the mask; or it is found again
-// from x.
-enum class Gate { open, noted, again };
-
-// The tensors that backward reads.
-template <class T>
-struct Source {
-    const T *x, *dy;
-    const unsigned char* mask;
-};
-
-// What is loaded of one vector.
-template <Gate G, class T, int V>
-struct Given {
-    Vector<T, V> x, dy;
-    unsigned char bits;
-
-    Given() = default;
-    BNFOLD_DEVICE Given(const Source<T>& from, long long place)
-        : x(load<T, V>(from.x + place)), dy(load<T, V>(from.dy + place)),
-          bits(G == Gate::noted ? from.mask[number<V>(place)] : 0) {}
-
-    template <class Affines>
-    BNFOLD_DEVICE Vector<T, V> dz(const Affines& affines) const {
-        if constexpr (G == Gate::open) return dy;
-        if constexpr (G == Gate::noted) return where_passed(dy, static_cast<unsigned>(bits));
-        if constexpr (G == Gate::again) return where_passed(dy, finished<true, T>(mapped(x, affines)));
-    }
-};
-
-// Where backward writes dx and, where there is a residual behind the ReLU, its gradient dz.
-template <class T>
-struct Gradients {
-    T *dx, *dresidual;
-
-    template <int V, class Slopes>
-    BNFOLD_DEVICE void put(const Vector<T, V> x, const Vector<T, V> dz, const Slopes& slopes, long long place) const {
-        Floats<V> xs = floats_of(x);
-        const Floats<V> dzs = floats_of(dz);
-        slopes.each([&](int j, const Slope& slope) { xs.values[j] = slope(xs.values[j], dzs.values[j]); });
-        store<T, V>(dx + place, vector_of<T>(xs));
-        if (dresidual) store<T, V>(dresidual + place, dz);
-    }
-
-    // Of a window that is read, or read again.
-    template <Gate G, int V, Layout L>
-    BNFOLD_DEVICE void put_window(const Window<V, L>& window, const Source<T>& from,
-                                  const Channels<V, L, Slope>& slopes) const {
-        window.template each_vector<2>(
-            [&](int, long long place) { return Given<G, T, V>(from, place); },
-            [&](int, long long place, unsigned offset, const Given<G, T, V>& given) {
-                put<V>(given.x, given.dz(slopes.at(offset)), slopes.at(offset), place);
-            });
-    }
-    template <int V, Layout L>
-    BNFOLD_DEVICE void put_window(const Window<V, L>& window, const Source<T>& from,
-                                  const Channels<V, L, Slope>& slopes, bool relu) const {
-        if (!relu) {
-            put_window<Gate::open>(window, from, slopes);
-        } else if (from.mask) {
-            put_window<Gate::noted>(window, from, slopes);
-        } else {
-            put_window<Gate::again>(window, from, slopes);
-        }
-    }
-};
 
 // x and dz of a window: put into shared memory and, but for `planes`, added up.
 template <class T, int V, Layout L>
@@ -96,12 +17,13 @@ struct Stage {
     static constexpr int A = L == Layout::columns ? V : 1;
     Vector<T, V>*x, *dz;
 
-    template <Gate G>
-    BNFOLD_DEVICE void take(const Window<V, L>& window, const Source<T>& from, const Channels<V, L>& affines,
+    template <Gate G, class Affines>
+    BNFOLD_DEVICE void take(const Window<V, L>& window, const Source<T, V>& from, const Affines& affines,
                             Sums (&sums)[A]) const {
+        const auto here = from.at(window.origin);
         window.template each_vector<2>(
-            [&](int, long long place) { return Given<G, T, V>(from, place); },
-            [&](int slot, long long, unsigned offset, const Given<G, T, V>& given) {
+            [&](int, Place<L> place) { return Given<G, T, V>(here, place); },
+            [&](int slot, Place<L>, unsigned offset, const Given<G, T, V>& given) {
                 const Vector<T, V> found = given.dz(affines.at(offset));
                 x[slot] = given.x;
                 dz[slot] = found;
@@ -114,7 +36,8 @@ struct Stage {
                 }
             });
     }
-    BNFOLD_DEVICE void take(const Window<V, L>& window, const Source<T>& from, const Channels<V, L>& affines,
+    template <class Affines>
+    BNFOLD_DEVICE void take(const Window<V, L>& window, const Source<T, V>& from, const Affines& affines,
                             Sums (&sums)[A], bool relu) const {
         if (!relu) {
             take<Gate::open>(window, from, affines, sums);
@@ -126,12 +49,6 @@ struct Stage {
     }
 };
 
-template <class P>
-BNFOLD_DEVICE Affine affine_of(int channel, const P* weight, const P* bias, const float* mean, const float* invstd) {
-    return {mean[channel], weight ? to_float(weight[channel]) * invstd[channel] : invstd[channel],
-            bias ? to_float(bias[channel]) : 0};
-}
-
 template <class T, class P, int V, Layout L, Exchange E>
 BNFOLD_KERNEL(kThreads)
 backward(const T* x, const T* dy, const unsigned char* mask, const P* weight, const P* bias, const float* mean,
@@ -139,8 +56,16 @@ backward(const T* x, const T* dy, const unsigned char* mask, const P* weight, co
          Sums* letters, unsigned* words, long long outer, int channels, int inner, int group, int ranks, int window,
          int relu, int frozen) {
     constexpr int A = L == Layout::columns ? V : 1;
-    const Source<T> source = {x, dy, mask};
+    const Source<T, V> source = {x, dy, mask};
     const Gradients<T> gradients = {dx, dresidual};
+    const Totals<P> totals_to = {dweight, dbias, sum_dz, sum_dz_x};
+    if constexpr (E == Exchange::ring) {
+        const Shape shape = {outer, channels, inner, group, ranks, window};
+        const BackwardRing<T, P, V, L> ring = {shape, source, gradients, weight, bias, mean,
+                                               invstd, totals_to, letters, words, frozen != 0};
+        ring.pass(relu != 0);
+        return;
+    }
     const int c = port::thread(), rank = port::block() % ranks;
     Part<V, L> part({outer, channels, inner, group, ranks, window}, rank);
     const int windows = part.windows(), period = L == Layout::columns ? static_cast<int>(part.row) : 1;
@@ -155,7 +80,8 @@ backward(const T* x, const T* dy, const unsigned char* mask, const P* weight, co
     auto* scratch = reinterpret_cast<Sums*>(inverse + kMostChannels);
     Mailbox<E, Sums> box = {posted, letters, words, group, ranks, rank, 0};
 
-    for (int unit = port::block() / ranks; unit * group < channels; unit += port::blocks() / ranks) {
+    for (int unit = port::block() / ranks; static_cast<long long>(unit) * group < channels;
+         unit += port::blocks() / ranks) {
         part.turn_to(unit);
         box.unit = unit;
         const int channel = part.first + c;
@@ -216,10 +142,19 @@ backward(const T* x, const T* dy, const unsigned char* mask, const P* weight, co
             });
         }
         if constexpr (E != Exchange::none) {
+            const int next = unit + port::blocks() / ranks;
+            if (E == Exchange::grid && static_cast<long long>(next) * group < channels) {
+                Part<V, L> ahead = part;
+                ahead.turn_to(next);
+                const Window<V, L> window(ahead, 0);
+                window.prefetch(x, kAhead / 2);
+                window.prefetch(dy, kAhead / 2);
+            }
             box.wait();
-            constexpr int lanes = E == Exchange::cluster ? 8 : 32;
+            constexpr int lanes = E == Exchange::cluster ? 8 : kListeners<V, L>;
+            constexpr int most = E == Exchange::cluster ? lanes : kMostRanks<V>;
             each_channel<lanes>(part.width, [&](int of, bool first) {
-                const Sums all = whole<lanes>(ranks, [&](int other) { return box.read(of, other); });
+                const Sums all = whole<lanes, most>(ranks, [&](int other) { return box.read(of, other); });
                 if (first) finish(of, all);
             });
         }
@@ -228,23 +163,17 @@ backward(const T* x, const T* dy, const unsigned char* mask, const P* weight, co
             const Channels<V, L, Slope> slopes(part, slope);
             for (int i = windows; i-- > 0;) {
                 const Window<V, L> here(part, i);
-                if (i < windows - 1) stage.take(here, source, affines, sums, relu != 0);
+                // By the slopes, for others may already be at the next unit's affine maps; nobody asks for these sums.
+                if (i < windows - 1) stage.take(here, source, slopes, sums, relu != 0);
+                const Gradients<T> to = gradients.at(here.origin);
                 here.template each_vector<1>(
-                    [&](int slot, long long) { return slot; },
-                    [&](int, long long place, unsigned offset, int slot) {
-                        gradients.template put<V>(stage.x[slot], stage.dz[slot], slopes.at(offset), place);
+                    [&](int slot, Place<L>) { return slot; },
+                    [&](int, Place<L> place, unsigned offset, int slot) {
+                        to.template put<V>(stage.x[slot], stage.dz[slot], slopes.at(offset), place);
                     });
             }
         }
-        if (rank == 0 && own) {
-            const Sums all = totals[c];
-            if (dweight) dweight[channel] = from_float<P>(all.dz_x * inverse[c]);
-            if (dbias) dbias[channel] = from_float<P>(all.dz);
-            if (sum_dz) {
-                sum_dz[channel] = all.dz;
-                sum_dz_x[channel] = all.dz_x;
-            }
-        }
+        if (rank == 0 && own) totals_to.note(channel, totals[c], inverse[c]);
         // As in forward: nothing that this unit still reads is changed before the next one's first barrier.
     }
 }

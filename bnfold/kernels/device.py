@@ -74,7 +74,8 @@ class CudaDevice:
         """
         core, driver = _cuda()
         # Another device's context may be current, or none, as in a thread in which autograd has just begun.
-        elsewhere = int(_asked(driver.cuCtxGetCurrent())) != self.context
+        status, current = driver.cuCtxGetCurrent()
+        elsewhere = status != 0 or int(current) != self.context
         if elsewhere:
             _asked(driver.cuCtxPushCurrent(self.context))
         try:

@@ -6,27 +6,22 @@
 
 #pragma once
 
-#include "normalize.cuh"
-#include "reduce.cuh"
+#include "forward_ring.cuh"
 
 namespace bnfold {
-
-// What the statistics of a channel begin with: a value near its mean, and its parameters.
-struct Known {
-    float near, weight, bias;
-};
 
 // One sweep over a window: into shared memory, and added up by the thread that loads. Gives its values of a channel.
 template <class T, int V, Layout L, int A>
 BNFOLD_DEVICE float sweep(const Window<V, L>& window, const T* x, Vector<T, V>* staged, Deviations (&found)[A]) {
+    const T* const from = x + window.origin;
     window.template each_vector<port::loads_ahead>(
-        [&](int, long long place) { return load<T, V>(x + place); },
+        [&](int, Place<L> place) { return load<T, V>(from, place); },
         [&](const Vector<T, V>& first) {
             const Floats<V> values = floats_of(first);
 #pragma unroll
             for (int i = 0; i < A; ++i) found[i].begin(values.values[i]);
         },
-        [&](int slot, long long, unsigned, const Vector<T, V>& vector) {
+        [&](int slot, Place<L>, unsigned, const Vector<T, V>& vector) {
             staged[slot] = vector;
             const Floats<V> values = floats_of(vector);
 #pragma unroll
@@ -39,9 +34,10 @@ BNFOLD_DEVICE float sweep(const Window<V, L>& window, const T* x, Vector<T, V>* 
 template <class T, int V>
 BNFOLD_DEVICE Moments sweep_planes(const Window<V, Layout::planes>& window, const T* x, Vector<T, V>* staged,
                                    const Known* known, Counted* scratch) {
+    const T* const from = x + window.origin;
     window.template each_vector<4>(
-        [&](int, long long place) { return load<T, V>(x + place); },
-        [&](int slot, long long, unsigned, const Vector<T, V>& vector) { staged[slot] = vector; });
+        [&](int, Place<Layout::planes> place) { return load<T, V>(from, place); },
+        [&](int slot, Place<Layout::planes>, unsigned, const Vector<T, V>& vector) { staged[slot] = vector; });
     port::sync_block();
     const T* values = reinterpret_cast<const T*>(staged);
     const Sweep<V> sweep(window);
@@ -76,11 +72,20 @@ forward(const T* x, const T* residual, T* y, unsigned char* mask, const P* weigh
         int relu) {
     // Where one file is compiled for many architectures, some have an instance that is never launched.
     if (E == Exchange::cluster && !port::has_clusters) return;
+    if constexpr (E == Exchange::ring) {
+        const float values = static_cast<float>(outer) * static_cast<float>(inner);
+        const Outcome<P> outcome = {mean, invstd, running_mean, running_var, batches, values, eps, momentum, !y};
+        const Shape shape = {outer, channels, inner, group, ranks, window};
+        const ForwardRing<T, P, V, L> ring = {shape, x, residual, y, mask, weight, bias, outcome, letters, words};
+        ring.pass(relu != 0);
+        return;
+    }
     constexpr int A = L == Layout::columns ? V : 1;
     const int c = port::thread(), rank = port::block() % ranks;
     Part<V, L> part({outer, channels, inner, group, ranks, window}, rank);
     const int windows = part.windows(), period = L == Layout::columns ? static_cast<int>(part.row) : 1;
     const float values = static_cast<float>(outer) * static_cast<float>(inner);
+    const Outcome<P> outcome = {mean, invstd, running_mean, running_var, batches, values, eps, momentum, y == nullptr};
     auto* staged = reinterpret_cast<Vector<T, V>*>(port::shared());
     auto* affine = reinterpret_cast<Affine*>(staged + window);
     auto* knowns = reinterpret_cast<Known*>(affine + kMostChannels);   // of this unit, and of the one before
@@ -90,19 +95,19 @@ forward(const T* x, const T* residual, T* y, unsigned char* mask, const P* weigh
     Mailbox<E, Moments> box = {posted, letters, words, group, ranks, rank, 0};
 
     int turn = 0;
-    for (int unit = port::block() / ranks; unit * group < channels; unit += port::blocks() / ranks, turn ^= 1) {
+    for (int unit = port::block() / ranks; static_cast<long long>(unit) * group < channels;
+         unit += port::blocks() / ranks, turn ^= 1) {
         part.turn_to(unit);
         box.unit = unit;
         Known* const known = knowns + turn * kMostChannels;
         const int channel = part.first + c;
         const bool own = c < part.width;
         if (own) {  // while others load the first window, before which nobody asks for it
-            known[c] = {part.near(x, c), weight ? to_float(weight[channel]) : 1, bias ? to_float(bias[channel]) : 0};
+            known[c] = known_of(part, x, c, weight, bias);
         }
         const auto finish = [&](int of, const Moments& all) {
             const Known begun = known[of];
-            const float inverse = 1.0f / port::square_root(all.m2 / values + eps);
-            affine[of] = {begun.near + all.off, begun.weight * inverse, begun.bias};
+            affine[of] = begun.affine(all, outcome);
             m2[of] = all.m2;
         };
         const auto post = [&](int of, const Moments& mine) {
@@ -150,12 +155,19 @@ forward(const T* x, const T* residual, T* y, unsigned char* mask, const P* weigh
         }
         if constexpr (E != Exchange::none) {
             const Shares shares = part.shares();
+            const int next = unit + port::blocks() / ranks;
+            if (E == Exchange::grid && static_cast<long long>(next) * group < channels) {
+                Part<V, L> ahead = part;  // memory shall not rest while blocks wait
+                ahead.turn_to(next);
+                Window<V, L>(ahead, 0).prefetch(x, kAhead);
+            }
             box.wait();
-            constexpr int lanes = E == Exchange::cluster ? 8 : 32;
+            constexpr int lanes = E == Exchange::cluster ? 8 : kListeners<V, L>;
+            constexpr int most = E == Exchange::cluster ? lanes : kMostRanks<V>;
             each_channel<lanes>(part.width, [&](int of, bool first) {
                 const auto get = [&](int other) { return box.read(of, other); };
                 const auto count = [&](int other) { return part.values_of(of, shares, other); };
-                const Moments all = whole<lanes>(ranks, get, count, values);
+                const Moments all = whole<lanes, most>(ranks, get, count, values);
                 if (first) finish(of, all);
             });
         }
@@ -165,28 +177,17 @@ forward(const T* x, const T* residual, T* y, unsigned char* mask, const P* weigh
             for (int i = windows; i-- > 0;) {
                 const Window<V, L> here(part, i);
                 if (i < windows - 1) {  // each thread reads again what it then writes
+                    const T* const from = x + here.origin;
                     here.template each_vector<4>(
-                        [&](int, long long place) { return load<T, V>(x + place); },
-                        [&](int slot, long long, unsigned, const Vector<T, V>& vector) { staged[slot] = vector; });
+                        [&](int, Place<L> place) { return load<T, V>(from, place); },
+                        [&](int slot, Place<L>, unsigned, const Vector<T, V>& vector) { staged[slot] = vector; });
                 }
-                const auto at_hand = [&](int slot, long long) { return staged[slot]; };
+                const auto at_hand = [&](int slot, Place<L>) { return staged[slot]; };
                 normalize<2, T, V>(here, at_hand, affines, residual, y, mask, relu != 0);
             }
         }
-        if (rank == 0 && own) {
-            const float variance = m2[c] / values, average = affine[c].mean;
-            mean[channel] = average;
-            invstd[channel] = y ? 1.0f / port::square_root(variance + eps) : m2[c];
-            if (running_mean) {
-                const float part_of_batch = momentum < 0 ? 1.0f / static_cast<float>(*batches) : momentum;
-                const auto toward = [&](P* at, float value) {
-                    *at = from_float<P>((1 - part_of_batch) * to_float(*at) + part_of_batch * value);
-                };
-                toward(running_mean + channel, average);
-                toward(running_var + channel, m2[c] / (values - 1));
-            }
-        }
-        if (batches && momentum >= 0 && unit == 0 && rank == 0 && c == 0) *batches += 1;
+        if (rank == 0 && own) outcome.note(channel, affine[c].mean, m2[c]);
+        if (unit == 0 && rank == 0 && c == 0) outcome.count();
         // The next unit's first barrier comes before it changes anything that this one reads.
     }
 }

@@ -33,7 +33,9 @@ __all__ = [
 THREADS = 512  # of every block; the kernels' launch bound
 VECTOR = 16  # bytes
 TILE = 64  # bytes of neighbouring channels that a block reads in the layout `columns`
+TURN = 2 * THREADS  # vectors that a block copies into its ring at one time (ring.cuh)
 MOST_CHANNELS = 64  # kMostChannels
+MOST_COLUMNS = 2**26  # channels in the layout `columns`, where 2^32 vectors are THREADS in each unit at least
 CLUSTER_SIZES = (2, 4, 8)  # blocks of those that are portable
 SIZES = {"float": 4, "bnfold::half": 2, "bnfold::bfloat16": 2}
 
@@ -116,6 +118,13 @@ KERNELS = {
     "apply": Kernel("apply.cuh", types=3, staged=0, channel=12, scratch=0),
     "apply_backward": Kernel("apply.cuh", types=2, staged=0, channel=20, scratch=0),
 }
+RINGS = {  # those that pass units through a ring
+    "forward": Kernel("forward.cuh", types=2, staged=1, channel=12 + 4 + 3 * 12, scratch=12),
+    "backward": Kernel("backward.cuh", types=2, staged=2, channel=20 + 8 + 4 * 16, scratch=8),
+}
+# Blocks of a ring at most: it merges their sets one by one. Of more, that takes longer than it hides (by the
+# model of tools/kernel_cost).
+MOST_TOLD = {"forward": 48, "backward": 96}
 
 
 @dataclass(frozen=True)
@@ -133,8 +142,8 @@ def _columns(problem: Problem) -> Reading:
     group = width
     while group < problem.channels and group * problem.size < TILE:
         group *= 2
-    fits = problem.inner == 1 and problem.aligned and problem.channels % width == 0
-    return Reading("columns", width, group, fits)
+    whole = problem.aligned and problem.channels % width == 0
+    return Reading("columns", width, group, problem.inner == 1 and whole and problem.channels <= MOST_COLUMNS)
 
 
 def _plane(problem: Problem) -> Reading:
@@ -150,7 +159,7 @@ def _planes(problem: Problem) -> Reading:
 
 
 def _single_columns(problem: Problem) -> Reading:
-    return Reading("columns", 1, 32, problem.inner == 1)
+    return Reading("columns", 1, 32, problem.inner == 1 and problem.channels <= MOST_COLUMNS)
 
 
 def _single_plane(problem: Problem) -> Reading:
@@ -173,10 +182,11 @@ class Fit:
     problem: Problem
     device: Device
     reading: Reading
+    turn: int = THREADS  # a window is a multiple of so many vectors
 
     @property
     def kernel(self) -> Kernel:
-        return KERNELS[self.problem.kernel]
+        return (RINGS if self.turn == TURN else KERNELS)[self.problem.kernel]
 
     @property
     def units(self) -> int:
@@ -191,10 +201,18 @@ class Fit:
     @functools.cached_property
     def capacity(self) -> int:
         """Vectors of a window at most: a multiple of the threads, so that each keeps its place in a row."""
-        if not self.kernel.staged:
-            return 2**20
-        free = self.device.shared_memory - self.kernel.shared(0, self.slots, THREADS)
-        return free // (self.kernel.staged * self.reading.width * self.problem.size * THREADS) * THREADS
+        most = 2**20
+        if self.kernel.staged:
+            free = self.device.shared_memory - self.kernel.shared(0, self.slots, THREADS)
+            most = free // self.vector
+        if self.reading.layout == "columns":  # which counts vectors in 32 bits, from a window's first row on
+            most = min(most, 2**32 // self.units)
+        return most // self.turn * self.turn
+
+    @property
+    def vector(self) -> int:
+        """Bytes of a vector of all tensors staged."""
+        return self.kernel.staged * self.reading.width * self.problem.size
 
     def part(self, ranks: int) -> int:
         """Vectors that a block has to hold, at most, where `ranks` blocks share a unit."""
@@ -208,9 +226,18 @@ class Fit:
         return self.part(ranks) <= self.capacity
 
     def cost(self, row: Row, ranks: int) -> int:
-        """Bytes that a block stages at most, with those that it could while it waits for others."""
-        part = self.part(ranks) * self.kernel.staged * self.reading.width * self.problem.size
-        return -(-self.units // row.at_once(self.device, ranks)) * (part + row.barrier)
+        """Bytes that a block stages at most, with those that it could while it waits for others.
+
+        A ring stages those of the next unit meanwhile, where there is room; but no unit takes less than a
+        barrier does, however little of it a block has.
+        """
+        passes = -(-self.units // row.at_once(self.device, ranks))
+        part = self.part(ranks)
+        if row.exchange != "ring" or passes == 1:
+            return passes * (part * self.vector + row.barrier)
+        waits = 0 if 2 * part <= self.capacity else 3 * row.barrier // 8
+        own = -(-part // THREADS) * THREADS * self.vector  # a thread's vectors, of all threads
+        return passes * max(own + waits, row.barrier) + row.barrier // 2
 
 
 @dataclass(frozen=True)
@@ -226,6 +253,12 @@ class Row:
     ranks: Callable[[Fit], Iterable[int]]
     at_once: Callable[[Device, int], int] = lambda device, ranks: device.multiprocessors
     barrier: int = 0
+
+    def fit(self, problem: Problem, device: Device, read: Reading) -> Fit:
+        """What the line judges by, where a problem is read like that."""
+        if self.exchange != "ring" or not _rings(problem.kernel, read):
+            return Fit(problem, device, read)
+        return Fit(problem, device, read, TURN)
 
 
 def _alone(fit: Fit) -> Iterable[int]:
@@ -249,6 +282,25 @@ def _grid(fit: Fit) -> Iterable[int]:
     return [ranks for ranks in range(1, resident + 1) if fit.fits(ranks)] or [resident]
 
 
+def _rings(kernel: str, read: Reading) -> bool:
+    """Whether a kernel passes what is read so through a ring."""
+    return kernel in RINGS and read.layout in ("columns", "plane") and read.width > 1
+
+
+def _ring(fit: Fit) -> Iterable[int]:
+    """2 to 48 resident blocks that hold the unit, 2 to 96 in backward: `columns` and `plane` in vectors."""
+    if not fit.device.cooperative or fit.device.capability < COPIES:
+        return []
+    if not _rings(fit.problem.kernel, fit.reading) or fit.problem.channels % fit.reading.group:
+        return []
+    most = min(fit.device.resident, MOST_TOLD[fit.problem.kernel])
+    return filter(fit.fits, range(most, 1, -1))
+
+
+def _teams(device: Device, ranks: int) -> int:
+    return device.resident // ranks
+
+
 def _windows(fit: Fit) -> Iterable[int]:
     """One, window by window: where nothing else is possible."""
     return [1]
@@ -263,11 +315,13 @@ def _stream(fit: Fit) -> Iterable[int]:
 ROWS = (
     Row("one block", "none", _alone),
     Row("cluster", "cluster", _cluster, Device.clusters_at_once, barrier=32 * 1024),
-    Row("cooperative grid", "grid", _grid, lambda device, ranks: device.resident // ranks, barrier=64 * 1024),
+    Row("ring", "ring", _ring, _teams, barrier=64 * 1024),
+    Row("cooperative grid", "grid", _grid, _teams, barrier=64 * 1024),
     Row("one block, windows", "none", _windows),
 )
 STREAM = Row("stream", "", _stream)
 CLUSTERS = (9, 0)  # compute capability from which blocks form clusters
+COPIES = (8, 0)  # and from which copies into shared memory go on by themselves
 
 
 def _rows(kernel: Kernel) -> tuple[Row, ...]:
@@ -284,15 +338,17 @@ def _name(problem: Problem, read: Reading, row: Row) -> str:
 
 def instances(kernel: str, capability: tuple[int, int]) -> list[str]:
     """The C++ names of all instances of a kernel that `plan` picks on devices of a compute capability."""
-    rows = [row for row in _rows(KERNELS[kernel]) if row.exchange != "cluster" or capability >= CLUSTERS]
+    least = {"cluster": CLUSTERS, "ring": COPIES}
+    rows = [row for row in _rows(KERNELS[kernel]) if capability >= least.get(row.exchange, (0, 0))]
     found: dict[str, None] = {}  # some rows share an instance
     for activations in SIZES:
         others = dict.fromkeys(("float", activations))
         for rest in itertools.product(others, repeat=KERNELS[kernel].types - 1):
             problem = Problem(kernel, (activations, *rest), 1, 1, 1)
             for (_, read), row in itertools.product(LAYOUTS, rows):
-                # Layout and width are the same for all shapes.
-                found[_name(problem, read(problem), row)] = None
+                if row.exchange != "ring" or _rings(kernel, read(problem)):
+                    # Layout and width are the same for all shapes.
+                    found[_name(problem, read(problem), row)] = None
     return list(found)
 
 
@@ -343,26 +399,30 @@ def plan(problem: Problem, device: Device) -> Launch | None:
     read = reading(problem)
     if read is None or problem.outer * problem.inner == 0 or problem.channels == 0:
         return None
-    fit = Fit(problem, device, read)
-    *rows, last = _rows(fit.kernel)
-    possible = [(row, ranks) for row in rows for ranks in row.ranks(fit)]
-    possible = possible or [(last, ranks) for ranks in last.ranks(fit)]
-    row, ranks = min(possible, key=lambda choice: fit.cost(*choice))  # the first of equals
-    part = -(-fit.part(ranks) // THREADS) * THREADS
-    window = min(part, fit.capacity)
-    cooperative = row.exchange == "grid"
-    clusters = min(fit.units, device.resident // ranks) if cooperative else fit.units
+    *rows, last = _rows(KERNELS[problem.kernel])
+    fits = [(row.fit(problem, device, read), row) for row in rows]
+    possible = [(fit, row, ranks) for fit, row in fits for ranks in row.ranks(fit)]
+    if not possible:
+        fit = last.fit(problem, device, read)
+        possible = [(fit, last, ranks) for ranks in last.ranks(fit)]
+    fit, row, ranks = min(possible, key=lambda choice: choice[0].cost(*choice[1:]))  # the first of equals
+    cooperative = row.exchange in ("grid", "ring")
+    units = min(fit.units, device.resident // ranks) if cooperative else fit.units  # at one time
+    if row.exchange == "ring":
+        window = min(fit.capacity, -(-fit.units // units) * -(-fit.part(ranks) // TURN) * TURN)
+    else:
+        window = min(fit.capacity, -(-fit.part(ranks) // THREADS) * THREADS)
     return Launch(
         row=row.name,
         source=fit.kernel.source,
         kernel=_name(problem, read, row),
         width=read.width,
-        grid=clusters * ranks,
+        grid=units * ranks,
         block=THREADS,
         cluster=ranks if row.exchange == "cluster" else 1,
         cooperative=cooperative,
         shared=fit.kernel.shared(window * read.width * problem.size, fit.slots, THREADS),
-        group=read.group,
+        group=fit.reading.group,
         ranks=ranks,
         window=window,
         units=fit.units,

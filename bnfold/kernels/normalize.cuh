@@ -85,8 +85,9 @@ BNFOLD_DEVICE Vector<T, V> finished(Floats<V> floats) {
 // One loop for each way to go on with y: what is written is known before the first vector.
 template <int U, bool Relu, class T, int V, Layout L, class Source>
 BNFOLD_DEVICE void put(const Window<V, L>& window, Source source, const Channels<V, L>& affines, T* y) {
-    window.template each_vector<U>(source, [&](int, long long place, unsigned offset, const Vector<T, V>& x) {
-        store<T, V>(y + place, finished<Relu, T>(mapped(x, affines.at(offset))));
+    T* const to = y + window.origin;
+    window.template each_vector<U>(source, [&](int, Place<L> place, unsigned offset, const Vector<T, V>& x) {
+        store<T, V>(to, place, finished<Relu, T>(mapped(x, affines.at(offset))));
     });
 }
 template <int U, bool Relu, bool Noted, class T, int V, Layout L, class Source>
@@ -95,18 +96,21 @@ BNFOLD_DEVICE void put_sum(const Window<V, L>& window, Source source, const Chan
     struct Loaded {
         Vector<T, V> x, added;
     };
+    const T* const added = residual + window.origin;
+    T* const to = y + window.origin;
+    unsigned char* const bits = Noted ? mask + window.origin / V : nullptr;
     window.template each_vector<U>(
-        [&](int slot, long long place) -> Loaded {
-            return {source(slot, place), load<T, V>(residual + place)};
+        [&](int slot, Place<L> place) -> Loaded {
+            return {source(slot, place), load<T, V>(added, place)};
         },
-        [&](int, long long place, unsigned offset, const Loaded& loaded) {
+        [&](int, Place<L> place, unsigned offset, const Loaded& loaded) {
             Floats<V> sum = mapped(loaded.x, affines.at(offset));
-            const Floats<V> added = floats_of(loaded.added);
+            const Floats<V> more = floats_of(loaded.added);
 #pragma unroll
-            for (int j = 0; j < V; ++j) sum.values[j] += added.values[j];
+            for (int j = 0; j < V; ++j) sum.values[j] += more.values[j];
             const Vector<T, V> out = finished<Relu, T>(sum);
-            store<T, V>(y + place, out);
-            if constexpr (Noted) mask[number<V>(place)] = static_cast<unsigned char>(passed(out));
+            store<T, V>(to, place, out);
+            if constexpr (Noted) bits[place] = static_cast<unsigned char>(passed(out));
         });
 }
 

@@ -51,21 +51,31 @@ BNFOLD_DEVICE void put(Sums (&sums)[A], int period, Sums* scratch) {
     }
 }
 
+// The sum of a value in each of `Lanes` neighbouring lanes.
+template <int Lanes>
+BNFOLD_DEVICE float over_lanes(float sum) {
+#pragma unroll
+    for (int mask = Lanes / 2; mask > 0; mask /= 2) sum += port::shuffle_xor(sum, mask);
+    return sum;
+}
+
 // The sum of term(i) over i < count, in each of `Lanes` neighbouring lanes.
 template <int Lanes, class Term>
 BNFOLD_DEVICE float added(int count, Term term) {
     float sum = 0;
 #pragma unroll 1
     for (int i = port::thread() % Lanes; i < count; i += Lanes) sum += term(i);
-    for (int mask = Lanes / 2; mask > 0; mask /= 2) sum += port::shuffle_xor(sum, mask);
-    return sum;
+    return over_lanes<Lanes>(sum);
 }
 
 // The union of sets: get(i), of count(i) values, of `values` together. Without a division for each.
 template <int Lanes, class Get, class Count>
-BNFOLD_DEVICE Moments whole(int sets, Get get, Count count, float values) {
+BNFOLD_DEVICE Moments one_by_one(int sets, Get get, Count count, float values) {
     const float share = values == 0 ? 0 : 1.0f / values;
-    const float off = added<Lanes>(sets, [&](int i) { return count(i) * get(i).off; }) * share;
+    const float off = share * added<Lanes>(sets, [&](int i) {
+        const float number = count(i);
+        return number == 0 ? 0 : number * get(i).off;
+    });
     const float m2 = added<Lanes>(sets, [&](int i) {
         const Moments set = get(i);
         const float gap = set.off - off, number = count(i);
@@ -75,9 +85,70 @@ BNFOLD_DEVICE Moments whole(int sets, Get get, Count count, float values) {
 }
 
 template <int Lanes, class Get>
-BNFOLD_DEVICE Sums whole(int sets, Get get) {
+BNFOLD_DEVICE Sums one_by_one(int sets, Get get) {
     return {added<Lanes>(sets, [&](int i) { return get(i).dz; }),
             added<Lanes>(sets, [&](int i) { return get(i).dz_x; })};
+}
+
+// Blocks of a grid whose sets are all on their way before the first is used: as many as there are multiprocessors.
+// Where values are read one by one, which is slow anyway, registers are better used for those.
+template <int V>
+constexpr int kMostRanks = V == 1 ? 64 : 160;
+
+// The sets of one of `Lanes` neighbouring lanes, all read before any is used: of `Most` those that there are, and in
+// the place of each other the first one, so that there are no branches.
+template <class Set, int Lanes, int Most>
+struct Hand {
+    static constexpr int size = Most / Lanes;
+    Set sets[size];
+
+    template <class Get>
+    BNFOLD_DEVICE Hand(int count, Get get) {
+#pragma unroll
+        for (int k = 0; k < size; ++k) sets[k] = get(index(k, count));
+    }
+    BNFOLD_DEVICE static bool there(int k, int count) { return port::thread() % Lanes + k * Lanes < count; }
+    BNFOLD_DEVICE static int index(int k, int count) {
+        return there(k, count) ? port::thread() % Lanes + k * Lanes : 0;
+    }
+};
+
+// The same, but up to `Most` are read at one time. More are read one by one; where Most == Lanes, there are no more.
+template <int Lanes, int Most = Lanes, class Get, class Count>
+BNFOLD_DEVICE Moments whole(int sets, Get get, Count count, float values) {
+    if (Most > Lanes && sets > Most) return one_by_one<Lanes>(sets, get, count, values);
+    const float share = values == 0 ? 0 : 1.0f / values;
+    using Mine = Hand<Moments, Lanes, Most>;
+    const Mine mine(sets, get);
+    float numbers[Mine::size], offs = 0, within = 0, between = 0;
+#pragma unroll
+    for (int k = 0; k < Mine::size; ++k) {
+        const float number = count(Mine::index(k, sets));
+        numbers[k] = Mine::there(k, sets) ? number : 0;
+        offs += numbers[k] == 0 ? 0 : numbers[k] * mine.sets[k].off;
+        within += numbers[k] == 0 ? 0 : mine.sets[k].m2;
+    }
+    const float off = share * over_lanes<Lanes>(offs);
+#pragma unroll
+    for (int k = 0; k < Mine::size; ++k) {
+        const float gap = mine.sets[k].off - off;
+        between += numbers[k] == 0 ? 0 : numbers[k] * gap * gap;
+    }
+    return {off, over_lanes<Lanes>(within + between)};
+}
+
+template <int Lanes, int Most = Lanes, class Get>
+BNFOLD_DEVICE Sums whole(int sets, Get get) {
+    if (Most > Lanes && sets > Most) return one_by_one<Lanes>(sets, get);
+    using Mine = Hand<Sums, Lanes, Most>;
+    const Mine mine(sets, get);
+    Sums sum;
+#pragma unroll
+    for (int k = 0; k < Mine::size; ++k) {
+        const bool there = Mine::there(k, sets);
+        sum = {sum.dz + (there ? mine.sets[k].dz : 0), sum.dz_x + (there ? mine.sets[k].dz_x : 0)};
+    }
+    return {over_lanes<Lanes>(sum.dz), over_lanes<Lanes>(sum.dz_x)};
 }
 
 // Calls use(c, first) for each channel c < width in `Lanes` neighbouring lanes, of which one is the first. Whole
@@ -91,22 +162,31 @@ BNFOLD_DEVICE void each_channel(int width, Use use) {
     }
 }
 
+// Lanes that merge what the blocks of a grid left of a channel: so many that a block's warps merge 64 bytes of channels
+// (launch.py's TILE) at one time.
+template <int V, Layout L>
+constexpr int kListeners = L == Layout::columns && V >= 8 ? 16 : 32;
+
 // How the blocks of a unit hear of each other.
 enum class Exchange {
     none,     // there is one
     cluster,  // they read each other's shared memory (compute capability 9.0 on)
     grid,     // through global memory; all blocks of a cooperative launch are resident
+    ring,     // as well, while the next units are on their way (ring.cuh)
 };
 
-// All blocks of a unit have arrived, and what they wrote is seen. The word's highest bit changes when the last one
-// arrives, and its other bits are zero again: it is ready for the next use.
+// A barrier of the blocks of a unit, in two halves, for one thread of each. The word's highest bit changes when the
+// last block arrives, and its other bits are zero again: it is ready for the next use. What a block wrote before a
+// barrier of its threads and `arrive`, the others may read behind `await` and a barrier of theirs.
+BNFOLD_DEVICE unsigned arrive(unsigned* word, int rank, int ranks) {
+    return port::add_release(word, rank == 0 ? 0x80000000u - static_cast<unsigned>(ranks - 1) : 1u);
+}
+BNFOLD_DEVICE void await(const unsigned* word, unsigned before) {
+    while (((before ^ port::load_acquire(word)) & 0x80000000u) == 0) port::spin();
+}
 BNFOLD_DEVICE void sync_ranks(unsigned* word, int rank, int ranks) {
     port::sync_block();
-    if (port::thread() == 0) {
-        const unsigned mine = rank == 0 ? 0x80000000u - static_cast<unsigned>(ranks - 1) : 1u;
-        const unsigned before = port::add_release(word, mine);
-        while (((before ^ port::load_acquire(word)) & 0x80000000u) == 0) port::spin();
-    }
+    if (port::thread() == 0) await(word, arrive(word, rank, ranks));
     port::sync_block();
 }
 

@@ -47,12 +47,6 @@ struct Floats {
     float values[V];
 };
 
-// The number of the vector that begins at a place of a tensor.
-template <int V>
-BNFOLD_DEVICE unsigned long long number(long long place) {
-    return static_cast<unsigned long long>(place) / V;
-}
-
 // Two values of half the size of a word lie in one, and are converted, chosen and tested together.
 template <class T, int V>
 constexpr bool in_pairs = sizeof(T) == 2 && V > 1;
@@ -154,21 +148,22 @@ BNFOLD_DEVICE Vector<T, V> where_passed(const Vector<T, V>& vector, unsigned pas
     return kept;
 }
 
-template <class T, int V>
-BNFOLD_DEVICE Vector<T, V> load(const T* place) {
+// The vector of that number, from a tensor's values on; `Index` is unsigned or long long.
+template <class T, int V, class Index>
+BNFOLD_DEVICE Vector<T, V> load(const T* from, Index number) {
     if constexpr (V == 1) {
-        return {{*place}};
+        return {{from[number]}};
     } else {
-        return __builtin_bit_cast(Vector<T, V>, port::load_once(reinterpret_cast<const port::Bits16*>(place)));
+        return __builtin_bit_cast(Vector<T, V>, port::load_once(reinterpret_cast<const port::Bits16*>(from) + number));
     }
 }
 
-template <class T, int V>
-BNFOLD_DEVICE void store(T* place, const Vector<T, V>& vector) {
+template <class T, int V, class Index>
+BNFOLD_DEVICE void store(T* to, Index number, const Vector<T, V>& vector) {
     if constexpr (V == 1) {
-        *place = vector.values[0];
+        to[number] = vector.values[0];
     } else {
-        port::store_once(reinterpret_cast<port::Bits16*>(place), __builtin_bit_cast(port::Bits16, vector));
+        port::store_once(reinterpret_cast<port::Bits16*>(to) + number, __builtin_bit_cast(port::Bits16, vector));
     }
 }
 

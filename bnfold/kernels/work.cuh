@@ -20,6 +20,7 @@ enum class Layout { plane, planes, columns };
 
 constexpr int kThreads = 512;      // of every block
 constexpr int kMostChannels = 64;  // of a unit
+constexpr int kAhead = 12;         // vectors of each thread that L2 is asked for while a block waits: 96 KB
 
 // Division of n < 2^31 by the same d, as a multiplication (Granlund and Montgomery, 1994).
 struct Divider {
@@ -49,14 +50,22 @@ struct Shares {
     const Divider by_ranks;
     const long long each;
     const unsigned rest;   // pieces = ranks * each + rest
+    const float fewer, more;   // the sizes that shares have
 
     BNFOLD_DEVICE Shares(long long pieces, int n)
         : ranks(n),
           by_ranks(static_cast<unsigned>(n)),
           each(pieces / n),
-          rest(static_cast<unsigned>(pieces - each * n)) {}
+          rest(static_cast<unsigned>(pieces - each * n)),
+          fewer(static_cast<float>(each)),
+          more(static_cast<float>(each + 1)) {}
     BNFOLD_DEVICE long long begin(int rank) const {
         return each * rank + by_ranks.quotient(rest * static_cast<unsigned>(rank));
+    }
+    // begin(rank + 1) - begin(rank), by one division.
+    BNFOLD_DEVICE float size(int rank) const {
+        const unsigned so_far = rest * static_cast<unsigned>(rank), n = static_cast<unsigned>(ranks);
+        return so_far - by_ranks.quotient(so_far) * n + rest < n ? fewer : more;
     }
 };
 
@@ -92,6 +101,15 @@ struct Part {
         return L == Layout::columns ? shares.begin(rank) * row : shares.begin(rank);
     }
 
+    // How many values of each channel are in the part of a rank; for `planes` of all channels together.
+    BNFOLD_DEVICE double values(int rank) const {
+        const long long shared = L == Layout::columns ? shape.outer : shape.outer * row;
+        const auto ranks = static_cast<unsigned>(shape.ranks), left = static_cast<unsigned>(shared % shape.ranks);
+        const unsigned before = left * static_cast<unsigned>(rank) / ranks;
+        const unsigned more = left * static_cast<unsigned>(rank + 1) / ranks - before;
+        return static_cast<double>(shared / shape.ranks + more) * (L == Layout::columns ? 1 : V);
+    }
+
     BNFOLD_DEVICE int windows() const {
         return static_cast<int>((end - begin + shape.window - 1) / shape.window);
     }
@@ -122,7 +140,7 @@ struct Part {
         return static_cast<float>(values_before(to, c) - values_before(from, c));
     }
     BNFOLD_DEVICE float values_of(int c, const Shares& shares, int rank) const {
-        if constexpr (L == Layout::columns) return static_cast<float>(shares.begin(rank + 1) - shares.begin(rank));
+        if constexpr (L != Layout::planes) return shares.size(rank) * (L == Layout::columns ? 1 : V);
         return values_of(c, boundary(shares, rank), boundary(shares, rank + 1));
     }
 
@@ -133,7 +151,8 @@ struct Part {
         const long long count = shape.outer * shape.inner;
 #pragma unroll
         for (int k = 0; k < 3; ++k) {
-            const unsigned at = k < count ? static_cast<unsigned>(k) : 0, run = by_inner.quotient(at);
+            const unsigned at = k < count ? static_cast<unsigned>(k) : 0;
+            const unsigned run = L == Layout::columns ? at : by_inner.quotient(at);
             const long long plane = static_cast<long long>(run) * shape.channels + first + c;
             values[k] = to_float(x[plane * shape.inner + (at - run * static_cast<unsigned>(shape.inner))]);
         }
@@ -144,49 +163,54 @@ struct Part {
 template <int V, Layout L>
 struct Window;
 
-// Where the vectors of a thread are, one after the other.
+// Where the vectors of a thread are, one after the other: the number of each from the window's first run on.
 template <int V, Layout L>
 struct Places {
+    using Place = long long;
     const Window<V, L>& window;
     const long long stride;   // from one run to the next
 
     BNFOLD_DEVICE explicit Places(const Window<V, L>& w)
-        : window(w), stride(static_cast<long long>(w.part.shape.channels) * w.part.shape.inner) {}
+        : window(w), stride(static_cast<long long>(w.part.shape.channels) * w.part.shape.inner / V) {}
 
     BNFOLD_DEVICE bool beyond() const { return false; }
-    BNFOLD_DEVICE void next(int slot, long long& place, unsigned& offset) {
+    BNFOLD_DEVICE void next(int slot, Place& place, unsigned& offset) {
         const auto& part = window.part;
         const unsigned vector = window.skipped + static_cast<unsigned>(slot);
         const unsigned run = part.by_row.quotient(vector);
+        place = run * stride + (vector - run * part.row);
         offset = (vector - run * part.row) * V;
-        place = window.origin + run * stride + offset;
     }
 };
 
 // A row divides the threads: a thread keeps its channels, and from one vector to its next it is so many rows on.
 template <int V>
 struct Places<V, Layout::columns> {
-    long long at, step;
+    using Place = unsigned;   // the launcher makes windows small enough
+    Place at, step;
     unsigned in_run, width;
 
     BNFOLD_DEVICE explicit Places(const Window<V, Layout::columns>& window) {
         const auto& part = window.part;
         const unsigned thread = static_cast<unsigned>(port::thread()), run = thread / part.row;
-        const long long stride = part.shape.channels;
+        const unsigned stride = static_cast<unsigned>(part.shape.channels) / V;
         in_run = (thread - run * part.row) * V;
         width = static_cast<unsigned>(part.width);
         step = kThreads / part.row * stride;
-        at = window.origin + run * stride + in_run;
+        at = run * stride + (thread - run * part.row);
     }
 
     // Whether this thread's channels are beyond the last one.
     BNFOLD_DEVICE bool beyond() const { return in_run >= width; }
-    BNFOLD_DEVICE void next(int, long long& place, unsigned& offset) {
+    BNFOLD_DEVICE void next(int, Place& place, unsigned& offset) {
         place = at;
         offset = in_run;
         at += step;
     }
 };
+
+template <Layout L>
+using Place = typename Places<1, L>::Place;
 
 // Neighbouring vectors of a part: those that are in shared memory at one time.
 template <int V, Layout L>
@@ -215,11 +239,12 @@ struct Window {
         return left <= 0 ? 0 : (left + kThreads - 1) / kThreads;
     }
 
-    // Calls use(slot, place, offset, load(slot, place)) for each vector of this thread: its number in the window, its
-    // first value's place in the tensor and in its run, and what was loaded. U loads are under way at one time.
+    // Calls use(slot, place, offset, load(slot, place)) for each vector of this thread: its number in the window, and
+    // in the tensor from `origin` on, its first value's place in its run, and what was loaded. U loads are under way at
+    // one time.
     template <int U, class Load, class Use>
     BNFOLD_DEVICE void each_vector(Load load, Use use) const {
-        each_vector<U>(load, [](const decltype(load(0, 0ll))&) {}, use);
+        each_vector<U>(load, [](const decltype(load(0, Place<L>{}))&) {}, use);
     }
     // And begin(loaded) before that, for the first one.
     template <int U, class Load, class Begin, class Use>
@@ -229,14 +254,30 @@ struct Window {
         if (!places.beyond()) turns<U>(slot, places, load, begin, use);
     }
 
+    // Asks L2 for a tensor's vectors in the window, of each thread the first `most`.
+    template <class T>
+    BNFOLD_DEVICE void prefetch(const T* x, int most) const {
+        if (V == 1) return;  // too little for each
+        Places<V, L> places(*this);
+        if (places.beyond()) return;
+        const T* const from = x + origin;
+        const int last = count < most * kThreads ? count : most * kThreads;
+        for (int slot = port::thread(); slot < last; slot += kThreads) {
+            Place<L> place;
+            unsigned offset;
+            places.next(slot, place, offset);
+            if (slot % 2 == 0) port::prefetch(from + static_cast<long long>(place) * V);  // 32 bytes: two vectors
+        }
+    }
+
 private:
     // All turns of U vectors, then what is left in turns of fewer.
     template <int U, class Load, class Begin, class Use>
     BNFOLD_DEVICE void turns(int slot, Places<V, L>& places, Load load, Begin begin, Use use) const {
         const int last = count - (U - 1) * kThreads;
         for (; slot < last; slot += U * kThreads) {
-            decltype(load(0, 0ll)) loaded[U];
-            long long place[U];
+            decltype(load(0, Place<L>{})) loaded[U];
+            Place<L> place[U];
             unsigned offset[U];
 #pragma unroll
             for (int u = 0; u < U; ++u) {

@@ -7,7 +7,7 @@ operators of operators.py. Second derivatives are those of reference.py.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -105,7 +105,13 @@ class _Differentiable(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        return *_gradients(ctx, dy), *[None] * (len(ctx.needs_input_grad) - 4)
+        x, residual, weight, bias, *_ = needs = ctx.needs_input_grad
+        dx, dresidual, dweight, dbias = _gradients(ctx, dy, needs)
+        return (
+            *(dx if x else None, dresidual if residual else None),
+            *(dweight if weight else None, dbias if bias else None),
+            *(None, None, None),
+        )
 
 
 class _Train(_Differentiable):
@@ -144,34 +150,26 @@ def _direct(function: type[torch.autograd.Function]) -> Callable[..., Any]:
 _train, _evaluate = _direct(_Train), _direct(_Evaluate)
 
 
-def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    """Those of x, residual, weight and bias, where they are wanted."""
+def _gradients(ctx: Any, dy: Tensor, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
+    """Those of x, residual, weight and bias, whether they are wanted or not."""
     x, weight, bias, mean, second, mask = ctx.saved_tensors
     eps, relu, frozen, order = ctx.how
     x = x.contiguous(memory_format=order)  # hooks may have saved it in another one
     if frozen:  # what was saved is the variance
         mean, second = reference.numbers(mean), reference.inverse_deviation(second, eps)
     saved = Saved(x, mask, weight, bias, mean, second, relu)
-    needs = ctx.needs_input_grad[:4]
     if not torch._C._has_storage(dy):  # many at once: is_grads_batched, or jacobian(vectorize=True)
         dz = steps.dz_of(saved, dy)
         dx, dweight, dbias = reference.gradients(x, dz, weight, eps, (mean, second) if frozen else None)
-        return _wanted((dx, dz, dweight, dbias), needs)
-    needs_residual = needs[1] and relu  # without a ReLU, what the residual gets is dy itself
+        return dx, dz, dweight, dbias
+    needs_residual = relu and needs[1]  # without a ReLU, what the residual gets is dy itself
     dense = kernels.ordered(dy, order)
     if torch.is_grad_enabled():  # for derivatives of these gradients
-        found = _Gradients.apply(dense, *saved, eps, frozen, (needs[0], needs_residual, *needs[2:]))  # type: ignore[no-untyped-call]
+        wanted = (needs[0], needs_residual, needs[2], needs[3])
+        found = _Gradients.apply(dense, *saved, eps, frozen, wanted)  # type: ignore[no-untyped-call]
     else:
         found = steps.backward(saved, dense, frozen, needs_residual)
-    dx, dresidual, dweight, dbias = found
-    return _wanted((dx, dresidual if relu else dy, dweight, dbias), needs)
-
-
-def _wanted(found: Sequence[Tensor | None], needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
-    """None in place of gradients that nobody wants: torch refuses one of what was no tensor."""
-    if False in needs:
-        return tuple([each if needed else None for each, needed in zip(found, needs, strict=True)])
-    return tuple(found)
+    return found if relu else (found[0], dy, found[2], found[3])
 
 
 class _Gradients(torch.autograd.Function):
@@ -187,7 +185,8 @@ class _Gradients(torch.autograd.Function):
         ctx.save_for_backward(dy, *saved[:6])
         ctx.relu, ctx.order = saved.relu, kernels.order_of(saved.x)
         found = steps.backward(saved, dy, ctx.frozen, needs[1])
-        return _wanted(found, needs)
+        # torch refuses a gradient of what was no tensor.
+        return tuple(each if needed else None for each, needed in zip(found, needs, strict=True))
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor | None) -> tuple[Tensor | None, ...]:

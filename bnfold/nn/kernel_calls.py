@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from bnfold.kernels.compile import KernelError, Refused
 from bnfold.kernels.device import cuda_device
@@ -78,17 +79,16 @@ def stream_of(x: Tensor) -> int:
 def plain(*tensors: Tensor | None) -> bool:
     """Whether nothing but autograd watches these tensors, and each is its values in memory."""
     for each in tensors:
-        if each is not None and (type(each) not in _CLASSES or not torch._C._has_storage(each)):
+        if each is not None and (type(each) not in _CLASSES or not _has_storage(each)):
             return False
-    return (
-        torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._get_tracing_state() is None
-        and not torch._C._are_functorch_transforms_active()
-        and torch.autograd.forward_ad._current_level < 0
-    )
+    return _modes() == 0 and _tracing() is None and not _transforms() and forward_ad._current_level < 0
 
 
 _CLASSES = (Tensor, torch.nn.Parameter)
+# Looked up once: this is asked at each call.
+_has_storage = torch._C._has_storage
+_modes, _tracing = torch._C._len_torch_dispatch_stack, torch._C._get_tracing_state
+_transforms = torch._C._are_functorch_transforms_active
 
 
 class Array(NamedTuple):

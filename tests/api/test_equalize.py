@@ -334,7 +334,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_command_writes_and_tells(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["equalize", "in.onnx", "out.onnx", "--json", "r.json"]) == 0
     said = capsys.readouterr().out
-    assert said.startswith("1 folded, 0 kept\nlayer  op    outputs")
+    assert said.startswith("opset 17\ninputs x:1,3,8,8:float32\n")
+    assert "\n1 folded, 0 kept\nlayer  op    outputs" in said
     assert "1 region rescaled (" in said
     assert "verification with onnxruntime" in said
     assert re.search(r"wrote out\.onnx \(.* -> .*\)\n$", said)

@@ -100,7 +100,7 @@ def test_values(shape: str, kind: torch.dtype, limits: str, monkeypatch: pytest.
 
 
 def test_every_row_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = {"one block", "cooperative grid", "one block, windows", "stream"}
+    wanted = {"one block", "one block, windows", "stream"}
     seen: set[str] = set()
     for changes in LIMITS.values():
         with monkeypatch.context() as here:
@@ -110,7 +110,9 @@ def test_every_row_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
             seen |= device.rows()
             if device.limits.clusters > 1:
                 wanted.add("cluster")
-    assert seen == wanted
+    together = {"cooperative grid", "ring"}  # which of them depends on the device
+    assert seen - together == wanted
+    assert seen & together
 
 
 @pytest.mark.parametrize("last", [False, True])

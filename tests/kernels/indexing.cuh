@@ -18,9 +18,9 @@ places(long long* place, unsigned* offset, double* values, long long* numbers, l
     part.turn_to(unit);
     const Window<V, L> here(part, index);
     here.template each_vector<4>(
-        [](int slot, long long) { return slot; },
-        [&](int slot, long long at, unsigned in_run, int loaded) {
-            place[slot] = at;
+        [](int slot, Place<L>) { return slot; },
+        [&](int slot, Place<L> at, unsigned in_run, int loaded) {
+            place[slot] = here.origin + static_cast<long long>(at) * V;
             offset[slot] = loaded == slot ? in_run : ~0u;
         });
     if (port::thread() < part.width) values[port::thread()] = here.values_of(port::thread());

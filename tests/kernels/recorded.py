@@ -32,7 +32,8 @@ SMALL, LARGE = (3, 16, 4, 5), (32, 64, 14, 14)
 ROWS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "one block": ({}, SMALL),
     "cluster": ({}, (8, 512, 14, 14)),
-    "cooperative grid": ({"clusters": 1}, LARGE),
+    "ring": ({"clusters": 1}, (32, 128, 14, 14)),
+    "cooperative grid": ({"clusters": 1}, (32, 72, 14, 14)),
     "one block, windows": ({"clusters": 1, "cooperative": False, "shared_memory": LITTLE}, LARGE),
 }
 

@@ -26,6 +26,7 @@ from bnfold.nn.arguments import Arguments, Running, Saved
 from tests.kernels.host import CACHE, KERNELS, HostError, unavailable
 from tests.kernels.machine import DEVICES, LITTLE, HostMachine, compiled, memory
 from tests.kernels.test_kernels import Case
+from tests.kernels.test_ring import BACKWARD, SETTINGS
 
 REASON = unavailable()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")
@@ -42,6 +43,13 @@ CASES = [
     (FEW, (90, 16, 7, 7)),
     (DEVICES["cluster"], (40, 16, 7, 7)),
 ]
+# Of a ring, which the others do not use.
+RINGS = [
+    (ring.machine().limits, (ring.rows, ring.channels))
+    for kernel, name in product((SETTINGS, BACKWARD), ("two teams", "three units"))
+    for ring in [kernel[name]]
+]
+CASES += RINGS
 
 
 def barriers() -> Iterator[tuple[str, int]]:
@@ -98,13 +106,13 @@ def results(file: str, number: int, machine: HostMachine, patch: pytest.MonkeyPa
     case = Case.drawn(shape)
     mean, var = reference.statistics(case.x)
     parameters = (case.weight, case.bias, mean)
-    if file in ("forward.cuh", "reduce.cuh"):
+    if file in ("forward.cuh", "forward_ring.cuh", "reduce.cuh", "ring.cuh"):
         running = case.running(case.x.dtype)
         given = Arguments(case.x, case.residual, case.weight, case.bias, 1e-5, True)
         y, *found, _ = kernels.forward(given, Running(*running))
         return [y, *found, *running]
     saved = Saved(case.x, None, *parameters, var.rsqrt(), True)
-    if file == "backward.cuh":
+    if "backward" in file:
         found = kernels.backward(saved, case.dy, False, False)
         return [each for each in found if each is not None]
     y, _ = kernels.apply(Arguments(case.x, case.residual, *parameters[:2], 1e-5, True), mean, var, False)
@@ -125,13 +133,17 @@ def bits(found: list[Tensor]) -> list[bytes]:
 
 def test_there_are_barriers() -> None:
     assert len(SITES) >= 12
-    assert {file for file, _ in SITES} == {"apply.cuh", "backward.cuh", "forward.cuh", "reduce.cuh"}
+    files = {"apply.cuh", "backward.cuh", "backward_ring.cuh", "forward.cuh", "forward_ring.cuh"}
+    files |= {"reduce.cuh", "ring.cuh"}
+    assert {file for file, _ in SITES} == files
 
 
 @pytest.mark.parametrize("site", range(len(SITES)), ids=[f"{file}-{at}" for file, at in SITES])
 def test_without_it_the_numbers_are_others(site: int, monkeypatch: pytest.MonkeyPatch) -> None:
     file, at = SITES[site]
-    for number, seed in product(range(len(CASES)), SEEDS):
+    rings = range(len(CASES) - len(RINGS), len(CASES))
+    numbers = rings if "ring" in file else range(rings.start)
+    for number, seed in product(numbers, SEEDS):
         machine = Asking(CASES[number][0], seed, folder=asking(), left_out=site)
         try:
             if bits(results(file, number, machine, monkeypatch)) != wanted(file, number):

@@ -168,7 +168,8 @@ def types(kernel: str) -> list[tuple[str, ...]]:
 @pytest.mark.parametrize("capability", ARCHITECTURES.values(), ids=ARCHITECTURES)
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_each_instance_has_a_problem_that_picks_it(kernel: str, capability: tuple[int, int]) -> None:
-    shapes = [(64, 3, 1024), (640, 8, 49), (5120, 64, 1), (40960, 8, 1)]
+    shapes = [(64, 3, 256), (64, 3, 1024), (4096, 2, 1024), (640, 8, 49)]
+    shapes += [(4096, 8, 1), (5120, 64, 1), (40960, 8, 1)]
     found = set()
     for kinds, shape, aligned, device in product(types(kernel), shapes, (False, True), devices(capability)):
         launch = plan(Problem(kernel, kinds, *shape, aligned), device)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from bnfold.kernels.launch import KERNELS, ROWS
+from bnfold.kernels.launch import KERNELS, RINGS, ROWS
 from tests.kernels import recorded
 from tests.kernels.host import HERE, unavailable
 
@@ -44,8 +44,9 @@ def test_every_kernel_is_launched_by_every_row(told: dict[str, Any]) -> None:
     taken = {(each["source"], each["row"]) for found in told["rows"].values() for each in found["given"]}
     rows = {row.name for row in ROWS}
     assert rows == recorded.ROWS.keys()
-    for kernel in KERNELS.values():
-        wanted = rows if kernel.staged else {"stream"}
+    rings = {row.name for row in ROWS if row.exchange == "ring"}
+    for name, kernel in KERNELS.items():
+        wanted = rows - (set() if name in RINGS else rings) if kernel.staged else {"stream"}
         assert {row for source, row in taken if source == kernel.source} == wanted
 
 
@@ -68,7 +69,8 @@ def test_the_launch_is_the_one_of_the_table(told: dict[str, Any], row: str) -> N
         assert (found["shared"], found["cluster"]) == (wanted["shared"], wanted["cluster"])
         assert (found["cooperative"], found["others"]) == (wanted["cooperative"], [])
     assert any(found["cluster"] > 1 for found in seen) == (row == "cluster")
-    assert any(found["cooperative"] for found in seen) == (row == "cooperative grid")
+    together = ("ring", "cooperative grid")
+    assert any(found["cooperative"] for found in seen) == (row in together)
 
 
 def test_all_shared_memory_is_allowed_before_the_first_launch(told: dict[str, Any]) -> None:
@@ -79,7 +81,7 @@ def test_all_shared_memory_is_allowed_before_the_first_launch(told: dict[str, An
                 allowed[each["kernel"]] = each["bytes"]
             elif each["call"] == "launch":
                 assert allowed[each["kernel"]] >= each["shared"]
-    assert len(allowed) == 8  # forward and backward by three exchanges, and two that have none
+    assert len(allowed) == 10  # forward and backward by three exchanges and a ring, and two that have none
     assert max(allowed.values()) == 232448
 
 
@@ -106,7 +108,7 @@ def test_another_device_beside_the_current_one(told: dict[str, Any]) -> None:
 
 def test_what_the_driver_refuses_is_told_and_another_launch_stands_in(told: dict[str, Any]) -> None:
     no_cluster, not_together = told["refusals"]["said"]
-    assert "clusters of blocks run together: cooperative grid stands in" in no_cluster
+    assert "clusters of blocks run together: ring stands in" in no_cluster
     assert "(no cluster of 8 blocks of " in no_cluster
     assert "grids of blocks run together: one block, windows stands in" in not_together
     assert "CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE" in not_together

@@ -159,7 +159,7 @@ def test_half(plain: Samples) -> None:
 
 
 def test_pairs(plain: Samples) -> None:
-    """Rounded to nearest even, a NaN to the one with all bits but the sign; and the larger of a value and 0."""
+    """Rounded to nearest even, NaN to the one with all bits but the sign; the larger of a value and 0."""
     any_bits = np.random.default_rng(0).integers(0, 2**32, 100_000, np.uint32)
     middle = np.arange(2**16, dtype=np.uint32) << np.uint32(16) | np.uint32(0x8000)
     bits = np.concatenate([any_bits, middle - np.uint32(1), middle, middle + np.uint32(1)])

@@ -24,6 +24,8 @@ HUGE = {
     "single values": (5, 3, 2**30 - 1, False),
     "rows of single values": (2**31 + 5, 7, 1, False),
     "odd planes": (9_000_000, 64, 49, True),
+    "as many columns as can be": (3000, 2**26, 1, True),
+    "more columns than that": (3000, 2**26 + 32, 1, True),
 }
 
 

@@ -6,9 +6,10 @@ import dataclasses
 
 import pytest
 
-from bnfold.kernels.launch import ROWS, Device, Fit, Launch, Problem, plan, reading
+from bnfold.kernels.launch import ROWS, TURN, Device, Fit, Launch, Problem, plan, reading
 
 H200 = Device((9, 0), 132, 227 * 1024, clusters=8, cooperative=True)
+NO_RING = dataclasses.replace(H200, capability=(7, 5))
 # ResNet-50's: channels, and height as width.
 LAYERS = [(64, 112), (256, 56), (128, 56), (512, 28), (64, 56), (256, 28), (1024, 14), (128, 28)]
 LAYERS += [(512, 14), (2048, 7), (256, 14), (512, 7)]
@@ -29,8 +30,8 @@ def balance(problem: Problem, device: Device) -> float:
     """What each block would have in an even split over the device, as a part of what one has at most."""
     launch, read = taken(problem, device), reading(problem)
     assert read is not None
-    fit = Fit(problem, device, read)
     (row,) = (row for row in ROWS if row.name == launch.row)
+    fit = row.fit(problem, device, read)
     passes = -(-fit.units // row.at_once(device, launch.ranks))
     return fit.units * fit.part(1) / device.multiprocessors / (passes * fit.part(launch.ranks))
 
@@ -44,7 +45,7 @@ def test_no_layer_leaves_a_tenth_of_the_device_idle(layer: tuple[int, int], batc
 
 def test_a_grid_takes_one_pass_over_eight_units_where_it_can() -> None:
     """With 17 blocks each, seven of the eight units would run at once, and one alone after them."""
-    launch = taken(problem(256, 14), H200)
+    launch = taken(problem(256, 14), NO_RING)
     assert (launch.row, launch.units, launch.ranks, launch.grid) == ("cooperative grid", 8, 16, 128)
 
 
@@ -64,7 +65,7 @@ def test_a_barrier_costs_so_that_passes_are_few() -> None:
 @pytest.mark.parametrize(("eights", "row"), [(16, "cluster"), (14, "cooperative grid")])
 def test_waves_of_clusters_are_counted(eights: int, row: str) -> None:
     """16 units: with 14 clusters at once the last two would need as long as all before them."""
-    device = dataclasses.replace(H200, at_once=(66, 33, eights))
+    device = dataclasses.replace(NO_RING, at_once=(66, 33, eights))
     assert taken(problem(512, 14), device).row == row
     alone = dataclasses.replace(device, cooperative=False)
     assert taken(problem(512, 14), alone).row == "cluster"  # two waves are better than windows
@@ -91,3 +92,47 @@ def test_windows_are_the_last_resort() -> None:
     assert taken(problem(64, 56), device).row == "one block, windows"
     assert taken(problem(64, 56), dataclasses.replace(device, cooperative=True)).row == "cooperative grid"
     assert taken(problem(64, 7, batch=8), device).row == "one block"
+
+
+@pytest.mark.parametrize(
+    ("layer", "kernel", "row", "ranks", "passes", "turns"),
+    [
+        ((512, 28), "forward", "ring", 33, 4, 12),  # 190 KB
+        ((512, 28), "backward", "ring", 66, 8, 6),
+        ((1024, 14), "forward", "ring", 16, 4, 7),
+        ((256, 56), "forward", "cooperative grid", 132, 8, 12),  # too many blocks hold a unit
+        ((256, 56), "backward", "cooperative grid", 132, 8, 12),  # and these do not
+        ((64, 112), "forward", "cooperative grid", 132, 2, 48),
+    ],
+)
+def test_a_ring_is_taken_by_few_blocks(
+    layer: tuple[int, int], kernel: str, row: str, ranks: int, passes: int, turns: int
+) -> None:
+    """Of 132 blocks the sets take longer to merge than a ring hides."""
+    asked = problem(*layer, kernel=kernel)
+    launch = taken(asked, H200)
+    teams = launch.grid // launch.ranks
+    assert (launch.row, launch.ranks, -(-launch.units // teams)) == (row, ranks, passes)
+    part = -(-asked.outer // ranks) * launch.group // launch.width
+    assert -(-part // TURN) == turns
+
+
+def test_a_ring_of_backward_holds_two_tensors() -> None:
+    launch = taken(problem(1024, 14, kernel="backward"), H200)
+    assert (launch.row, launch.ranks, launch.group, launch.window) == ("ring", 33, 32, 6 * TURN)
+    assert launch.shared > 2 * 16 * launch.window
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        problem(72, 56),  # channels that are no whole number of units
+        dataclasses.replace(problem(512, 28), aligned=False),
+        problem(256, 56, kernel="backward"),  # no ring holds a unit of two tensors
+    ],
+)
+def test_what_has_no_ring(asked: Problem) -> None:
+    assert "ring" not in taken(asked, H200).row
+    assert "ring" not in taken(problem(512, 28), NO_RING).row
+    alone = dataclasses.replace(H200, cooperative=False)
+    assert "ring" not in taken(problem(512, 28), alone).row

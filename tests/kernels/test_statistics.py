@@ -41,11 +41,12 @@ def hard_cases(size: int, firsts: int) -> dict[str, Array]:
 @pytest.mark.parametrize("device", [DEVICES["one block"], GRID], ids=["one block", "cooperative grid"])
 @pytest.mark.parametrize("layout", ["rows", "planes of whole vectors", "odd planes"])
 def test_one_sweep_is_exact(device: Device, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With u = 2^-24, and n values of a channel a thread, whose deviations d are from the first one:
+    """Within what rounding can do at most.
 
-    sum(d) is wrong by at most n u sum|d|, and sum(d^2) by n u sum(d^2), so sum(d^2) - sum(d)^2 / n by
-    3 n u sum(d^2), for sum(d)^2 <= n sum(d^2). And sum(d^2) is at most n times the squared deviations, if the
-    first value alone differs; else about twice them. The means of threads that are merged cost a few u more.
+    With u = 2^-24, and n values of a channel a thread, whose deviations d are from the first one: sum(d) is
+    wrong by at most n u sum|d|, and sum(d^2) by n u sum(d^2), so sum(d^2) - sum(d)^2 / n by 3 n u sum(d^2),
+    for sum(d)^2 <= n sum(d^2). And sum(d^2) is at most n times the squared deviations, if the first value
+    alone differs; else about twice them. The means of threads that are merged cost a few u more.
     """
     machine = HostMachine(device)
     monkeypatch.setattr(kernels, "machine_of", lambda x: machine)
@@ -75,15 +76,16 @@ def test_one_sweep_is_exact(device: Device, layout: str, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("machine", DEVICES)
 @pytest.mark.parametrize("layout", ["rows", "planes of whole vectors", "odd planes"])
 def test_the_mean_of_infinities(machine: str, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As torch's mean, which is the sum's: infinite, or NaN if there are infinities of both signs, or a NaN."""
+    """As torch's, of the sum: infinite, or NaN if there are infinities of both signs, or a NaN."""
     stand_in = HostMachine(DEVICES[machine])
     monkeypatch.setattr(kernels, "machine_of", lambda x: stand_in)
-    shape = {"rows": (1100, 8), "planes of whole vectors": (9, 8, 16, 16), "odd planes": (40, 8, 7, 7)}[layout]
+    shapes = {"rows": (1100, 8), "planes of whole vectors": (9, 8, 16, 16), "odd planes": (40, 8, 7, 7)}
+    shape = shapes[layout]
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     flat = x.transpose(0, 1).reshape(8, -1)
     inf = torch.inf
     odd = [{0: inf}, {-1: -inf}, {0: inf, 7: -inf}, {3: torch.nan}, {0: torch.nan, 1: inf}]
-    odd += [{k: inf for k in range(3)}, {k: -inf for k in range(600)}]
+    odd += [dict.fromkeys(range(3), inf), dict.fromkeys(range(600), -inf)]
     for channel, values in enumerate(odd):
         for place, value in values.items():
             flat[channel, place] = value

@@ -26,7 +26,8 @@ KERNELS = {"forward": 2, "apply": 3}  # and how many types each is told
 def devices() -> list[Device]:
     sizes = ((1, 24), (6, 64), (40, 64), (108, 163), (132, 227), (192, 99))
     ways = ((1, False), (1, True), (8, True))
-    return [Device((9, 0), count, kib * 1024, *way) for count, kib in sizes for way in ways]
+    # The plugin has no rings: its table is that of devices whose copies do not go on by themselves.
+    return [Device((7, 5), count, kib * 1024, *way) for count, kib in sizes for way in ways]
 
 
 def problems() -> list[tuple[str, int, int, int, int, bool]]:
@@ -95,7 +96,7 @@ def test_the_kernels_are_those_of_the_table() -> None:
     for kernel, count in KERNELS.items():
         for name in instances(kernel, (9, 0)):
             types = name[name.index("<") + 1 :].split(", ")[:count]
-            if len(set(types)) == 1:
+            if len(set(types)) == 1 and "Exchange::ring" not in name:
                 wanted.add(name)
     assert len(wanted) == 3 * 5 * (3 + 1)
     found = set()

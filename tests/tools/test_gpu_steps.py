@@ -16,8 +16,13 @@ from tests.kernels.host import unavailable
 from tests.plugins import build
 from tools._common import ROOT
 from tools._gpu import check, counters, preflight, steps, wheels
+from tools._gpu.results import Results
 
 REASON = unavailable()
+H200 = Device(
+    (9, 0), multiprocessors=132, shared_memory=232448, clusters=8, cooperative=True, at_once=(66, 33, 16)
+)
+T4 = Device((7, 5), multiprocessors=40, shared_memory=65536, clusters=1, cooperative=True)
 A100 = Device((8, 0), multiprocessors=108, shared_memory=166912, clusters=1, cooperative=True)
 
 
@@ -37,13 +42,13 @@ def test_all_of_it_on_the_recording_driver(tmp_path: Path) -> None:
     assert data["errors"] == {}
     assert list(data["steps"]) == ["preflight", "kernels", "first", "counters", "tests", "bench"]
     ways = data["preflight"]["ways"]
-    assert list(ways) == [*(f"{row.name}, bfloat16 channels_last" for row in ROWS), "two streams"]
+    assert set(ways) >= {*(f"{row.name}, bfloat16 channels_last" for row in ROWS)}
     assert all(each["failure"] == "" for each in ways.values())
     assert data["preflight"]["limits"]["at_once"] == [66, 33, 16]
     kernels = {way: each["rows"]["backward"] for way, each in ways.items() if "rows" in each}
     assert "Exchange::cluster" in kernels["cluster, bfloat16 channels_last"]
     assert "Exchange::grid" in kernels["cooperative grid, bfloat16 channels_last"]
-    assert ways["two streams"]["launches"] == 2 * preflight.TURNS
+    assert ways["cooperative grid on two streams"]["launches"] == 2 * preflight.TURNS
     assert {"copy", "memory", "overhead", "compiled", "tests", "counters"} <= data.keys()
     assert len(data["cases"]) == 3
     assert all({*each["us"]["forward"]} == {"bnfold", "native", "compile"} for each in data["cases"].values())
@@ -114,9 +119,67 @@ def test_a_step_is_logged_and_stopped(
 # the preflight
 
 
-def test_each_way_to_launch_is_tried() -> None:
-    assert list(preflight.WAYS) == [row.name for row in ROWS]
-    assert [name for name in preflight.WAYS if not preflight.fits(name, A100)] == ["cluster"]
+@pytest.mark.parametrize("limits", [H200, A100, T4])
+def test_each_way_to_launch_is_tried(limits: Device) -> None:
+    rows = {row.name for row in ROWS if row.exchange != "cluster" or limits.clusters > 1}
+    if limits is T4:
+        rows -= {
+            row.name for row in ROWS if row.exchange == "ring"
+        }  # which need copies that go on by themselves
+    ways = preflight.ways(limits)
+    assert {way.row for way in ways} == rows
+    for kind in preflight.KINDS:  # a ring is for channels last
+        own = {way.row for way in ways if (way.case.type, way.case.layout) == kind}
+        assert {"one block", "cooperative grid", "one block, windows"} <= own
+    launched = preflight.kernels(ways, limits)
+    assert {source for source, _ in launched} == {"forward.cuh", "backward.cuh", "apply.cuh"}
+    assert len(ways) == len({way.name for way in ways})
+
+
+@pytest.mark.parametrize(
+    ("status", "ways", "raised"),
+    [
+        (0, {"ring": ""}, None),
+        (1, {"ring": "off", "grid": ""}, RuntimeError),  # the others are still worth their time
+        (1, {"ring": "off", "grid": "off"}, check.NoStart),
+        (-11, {}, check.NoStart),
+        (1, {"ring": ""}, check.NoStart),
+    ],
+)
+def test_what_a_preflight_means(
+    status: int,
+    ways: dict[str, str],
+    raised: type[Exception] | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    origin = {"device": {"name": "Made Up 200"}, "driver": "1", "versions": {"torch": "2"}, "kernels": "0"}
+    results = Results(tmp_path / "gpu.json", origin)
+    results.data["preflight"] = {"ways": {"of an earlier run": {"failure": ""}}}
+    results.save()
+
+    def ended(module: str, arguments: list[object], seconds: float) -> int:
+        stored = results.renewed()
+        assert "preflight" not in stored.data
+        stored.data["preflight"] = {"ways": {name: {"failure": failure} for name, failure in ways.items()}}
+        stored.save()
+        return status
+
+    monkeypatch.setattr(check, "ended", ended)
+    if raised is None:
+        check.preflight(results, 40, [])
+    else:
+        with pytest.raises(raised):
+            check.preflight(results, 40, [])
+
+
+def test_a_preflight_that_does_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(module: str, arguments: list[object], seconds: float) -> int:
+        raise RuntimeError("it did not end in 40 s")
+
+    monkeypatch.setattr(check, "ended", ended)
+    with pytest.raises(check.NoStart, match=r"^preflight: it did not end in 40 s$"):
+        check.preflight(Results(tmp_path / "gpu.json", {}), 40, [])
 
 
 # the counters
@@ -126,13 +189,13 @@ def test_counters_are_read_from_what_ncu_prints() -> None:
     text = (
         "==PROF== Connected\n"
         '"ID","Process ID","Kernel Name","Metric Name","Metric Unit","Metric Value"\n'
-        '"0","1","void forward<half, float>(const T1 *, int)","dram__bytes_read.sum","byte","205,520,896"\n'
-        '"0","1","void forward<half, float>(const T1 *, int)","gpu__time_duration.sum","ns","95123.5"\n'
-        '"1","1","apply(int)","gpu__time_duration.sum","ns","1"\n'
-        '"1","1","apply(int)","something.else","ns","n/a"\n'
+        '"0","1","forward","dram__bytes_read.sum","byte","205,520,896"\n'
+        '"0","1","forward","gpu__time_duration.sum","ns","95123.5"\n'
+        '"1","1","apply","gpu__time_duration.sum","ns","1"\n'
+        '"1","1","apply","something.else","ns","n/a"\n'
     )
     assert counters.read(text) == {
-        "forward<half, float>": {"bytes read": 205520896.0, "time": 95123.5},
+        "forward": {"bytes read": 205520896.0, "time": 95123.5},
         "apply": {"time": 1.0},
     }
     assert counters.read("==ERROR== ERR_NVGPUCTRPERM\n") == {}

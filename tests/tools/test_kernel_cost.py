@@ -144,6 +144,18 @@ def test_a_ring_and_what_it_waits_for() -> None:
     assert (found.sets, found.letter) == (3, pytest.approx(found.merge / 2, rel=0.2))  # two ranks a turn
 
 
+def test_a_unit_that_is_loaded_before_the_one_before_is_heard_of() -> None:
+    load = ["LDG.E.NA.128.CONSTANT R4, desc[UR6][R2.64]", "STS.128 [R30], R4", "FADD R20, R20, R4"]
+    arrive = "ATOMG.E.ADD.STRONG.GPU PT, R22, desc[UR6][R70.64], R21"
+    wait = [".L_x_2:", "LDG.E.STRONG.GPU R9, desc[UR6][R8.64]", "@!P1 BRA `(.L_x_2)"]
+    parts = [".L_x_3:", *load, "@P0 BRA `(.L_x_3)"]
+    unit, end = ".L_x_1:", ["@P5 BRA `(.L_x_1)", "EXIT"]
+    serial = listing("S2R R0, SR_TID.X", unit, *parts, arrive, *wait, *end)
+    split = listing("S2R R0, SR_TID.X", unit, arrive, *parts, *wait, *end)
+    assert not latency.splits(serial, loops.roles(serial, ABOUT))
+    assert latency.splits(split, loops.roles(split, ABOUT))
+
+
 def test_ways_of_a_range() -> None:
     span = flow.blocks(RING, 1, 18)
     before, after = flow.around(span, 16)

@@ -7,7 +7,6 @@ imports the package `bnfold` of that checkout; the tools are those of this one.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import importlib
 import json
@@ -24,15 +23,12 @@ if TYPE_CHECKING:
     from tools._gpu.layers import Case
 
 KERNELS = {"forward": "forward", "backward": "backward", "eval": "apply"}  # of a pass
-# Of a launch, what the model asks; the last ones only newer tables have.
+# Of a launch, what the model asks.
 FIELDS = ("row", "grid", "cluster", "cooperative", "ranks", "group", "window", "units", "shared")
-NEWER = ("ahead",)
 
 
 def checkout(root: Path, commit: str | None) -> Path:
-    """The folder of a commit's package, or this checkout's own. It stays, for its path is a part of what
-    the cache knows.
-    """
+    """The folder of a commit's package, kept in .cache; or this checkout."""
     if commit is None:
         return root
     asked = ["git", "-C", str(root), "rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}"]
@@ -65,10 +61,6 @@ def collected(root: Path, devices: list[str]) -> dict[str, Any]:
     instances: dict[tuple[str, str, str], int] = {}
     rows: dict[str, int] = {}
     launches: dict[str, dict[str, dict[str, list[Any]]]] = {}
-    fields = [
-        *FIELDS,
-        *(name for name in NEWER if name in {f.name for f in dataclasses.fields(launch_.Launch)}),
-    ]
     alike: dict[str, str] = {}
     for name in devices:
         hardware = DEVICES[name]
@@ -84,7 +76,7 @@ def collected(root: Path, devices: list[str]) -> dict[str, Any]:
                 launch = launch_.plan(problem(case, kernel), limit)
                 instance = instances.setdefault((hardware.arch, launch.source, launch.kernel), len(instances))
                 row = rows.setdefault(launch.row, len(rows))
-                values = [getattr(launch, field) for field in fields[1:]]
+                values = [getattr(launch, field) for field in FIELDS[1:]]
                 made.setdefault(place(case), {})[which] = [instance, row, *map(int, values)]
     counts = []
     for n, (arch, source, kernel) in enumerate(instances):
@@ -95,7 +87,7 @@ def collected(root: Path, devices: list[str]) -> dict[str, Any]:
     return {
         "sources": sources(root),
         "constants": constants(root),
-        "fields": ["instance", *fields],
+        "fields": ["instance", *FIELDS],
         "rows": list(rows),
         "instances": counts,
         "launches": {name: each for name, each in launches.items() if name == _first(launches, each)},
@@ -112,7 +104,8 @@ def counted(compiled: Any, kernel: str) -> dict[str, Any]:
     code = sass.disassembled(compiled.cubin, compiled.log)
     about = loops.named(kernel)
     found = loops.costs(code.instructions, about)
-    between = latency.between(code.instructions, loops.roles(code.instructions, about))
+    known = loops.roles(code.instructions, about)
+    between = latency.between(code.instructions, known)
     shown = {
         role: {
             fusion: count.shown()
@@ -121,9 +114,15 @@ def counted(compiled: Any, kernel: str) -> dict[str, Any]:
         }
         for role, each in found.items()
     }
+    rings = [code.instructions[each.loop.first : each.loop.last + 1] for each in known if each.role == "ring"]
+    turns = [
+        sum(each.name == "LDGSTS" for each in ring) // about.read for ring in rings
+    ]  # vectors of a thread
     return {
+        **({"turn": min(turns)} if turns else {}),
         "registers": code.registers,
         "spilled": code.spilled,
+        "splits": latency.splits(code.instructions, known),
         "prefetches": any(each.name == "CCTL" and "PF2" in each.qualifiers for each in code.instructions),
         "loops": shown,
         "between": between.shown(),
@@ -131,7 +130,7 @@ def counted(compiled: Any, kernel: str) -> dict[str, Any]:
 
 
 def sources(root: Path) -> str:
-    """A hash of the kernels and of what chooses among them."""
+    """A hash of the kernels."""
     digest = hashlib.sha256()
     for path in sorted((root / "bnfold" / "kernels").glob("*.cuh")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")

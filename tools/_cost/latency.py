@@ -38,7 +38,8 @@ class Between:
 
     begin: until the first load. window: sums of a window. barrier: from the arrival until all have arrived,
     if they do at once. merge: from there to the first write, where a lane merges the sets of `sets` ranks
-    for one channel; letter: for each of these; channels: for one channel more of the same warp.
+    for one channel; letter: for each of these; channels: for one turn more of the same warp, which merges
+    `beside` channels at one time.
     """
 
     begin: float = 0
@@ -48,11 +49,13 @@ class Between:
     sets: float = 0
     letter: float = 0
     channels: float = 0
+    beside: float = 0
 
     def merging(self, ranks: int, channels: int, warps: int) -> float:
         """Cycles of a merge; lanes share the ranks, warps the channels."""
         fewer = (self.sets - -(-ranks // WARP)) * self.letter
-        more = (-(-channels // warps) - 1) * max(0.0, self.channels - fewer) if self.channels else 0
+        turns = -(-channels // (warps * max(1, round(self.beside))))
+        more = (turns - 1) * max(0.0, self.channels - fewer) if self.channels else 0
         return self.merge - fewer + more
 
     def shown(self) -> dict[str, int]:
@@ -87,6 +90,26 @@ def between(code: Sequence[Instruction], roles: Sequence[Role]) -> Between:
     first, last = _fence(code, sums, arrive), max([arrive, *waits])
     parts = sums[:first], sums[first : last + 1], sums[last + 1 :]
     return _between(code, tree, vectors, begin, *parts)
+
+
+def splits(code: Sequence[Instruction], roles: Sequence[Role]) -> bool:
+    """Whether a unit is loaded between the arrival and the wait of the one before."""
+    tree = flow.loops(code)
+    loads = [role.loop for role in roles if role.role == "load"]
+    unit = next((loop for loop in tree if any(loop.holds(load) for load in loads)), None)
+    if unit is None:
+        return False
+    arrives = [i for i in range(unit.first, unit.last) if code[i].name in ARRIVES]
+    polls = [loop.first for loop in unit.all() if _polls(code, loop)]
+    span = flow.blocks(code, unit.first, unit.last)
+    starts = [block.first for block in span if any(block.first <= i <= block.last for i in arrives)]
+    return any(
+        load.first in flow.passed(span, start, poll)
+        for load in loads
+        for start in starts
+        for poll in polls
+        if start < load.first < poll
+    )
 
 
 def _overlapped(code: Sequence[Instruction], tree: Sequence[Loop], roles: Sequence[Role]) -> Between:
@@ -138,6 +161,7 @@ def _between(
         sets=max((2 * times - 1 for times, _ in turns), default=0),
         letter=sum(each / times for times, each in turns),
         channels=sum(cycles(code, _turn(code, loop, tree)) for loop in channels),
+        beside=max((_beside(code, loop) for loop in channels), default=0),
     )
 
 
@@ -182,6 +206,16 @@ def _unrolled(code: Sequence[Instruction], loop: Loop) -> int:
 
 
 _STEP = re.compile(r"(R\d+), \1(?:\.reuse)?, (0x[0-9a-f]+)(?:, RZ)?$")
+
+
+def _beside(code: Sequence[Instruction], loop: Loop) -> int:
+    """How many channels a warp merges at one time: lanes of one are those that its shuffles join."""
+    body = code[loop.first : loop.last + 1]
+    masks = [int(found[1], 16) for each in body if (found := _MASK.match(each.operands))]
+    return WARP // (2 * max(masks)) if masks else 1
+
+
+_MASK = re.compile(r"PT, R\d+, R\d+, (0x[0-9a-f]+), 0x1f$")
 
 
 def _in(i: int, loops: Sequence[Loop]) -> bool:

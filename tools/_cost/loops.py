@@ -33,7 +33,7 @@ _NAME = re.compile(r"bnfold::(\w+)<(.*)>")
 
 @dataclass(frozen=True)
 class Kernel:
-    """What an instance's name says of it. staged: tensors that it keeps in shared memory."""
+    """What an instance's name says of it. width: values of a vector."""
 
     kernel: str
     type: str
@@ -211,7 +211,7 @@ def _way(kernel: Kernel, role: Role, fusion: str) -> Way:
     backward = kernel.kernel in BACKWARD
     most = [max(column) for column in zip(*role.ways, strict=True)]
     always = _STORED if most[_STORED] else _STORED_IF  # a store that a predicate guards for another reason
-    if role.role in ("load", "restage"):
+    if role.role in ("load", "restage", "ring"):
         whole = most[_STAGED] / tensors
     elif role.role == "sweep":
         whole = most[_TAKEN] / tensors or most[_VALUES] / tensors / kernel.width

@@ -80,7 +80,7 @@ def predicted(snapshot: Snapshot, device: str, case: Case, which: str, model: Mo
     passes = list(work.passes())
     if work.rings:
         return ring(passes, model.launch, int(launch["window"]) // work.turn) / 1e3
-    if launch.get("ahead"):
+    if work.instance["splits"]:
         return split(passes, model.launch) / 1e3
     return serial(passes, model.launch) / 1e3
 
@@ -120,14 +120,12 @@ class Work:
     @property
     def turn(self) -> int:
         """Vectors of a ring's turn, or of a piece where there is no ring."""
-        return THREADS * (int(self.snapshot.data["constants"]["kTurn"]) if self.rings else 1)
+        return THREADS * int(self.instance.get("turn", 1))
 
     @property
     def early(self) -> float:
         """Bytes of the next unit that are asked into the second-level cache before a barrier."""
-        if not self.instance["prefetches"]:
-            return 0
-        return int(self.snapshot.data["constants"]["kEarly"]) * PIECE * self.tensors
+        return int(self.snapshot.data["constants"]["kAhead"]) * PIECE if self.instance["prefetches"] else 0
 
     @property
     def tensors(self) -> int:
@@ -229,8 +227,8 @@ class Work:
     ) -> Pass:
         """The same where units pass through a ring: its loop does what a sum does as well."""
         size = self.turn / THREADS
-        summed = self.time(self.counts["sweep"])
-        both = max(self.time(self.counts["ring"]) - summed, self.time(self.counts["write"]))
+        summed, written = (self.time(self.counts.get(role, Count())) for role in ("sweep", "write"))
+        both = max(self.time(self.counts["ring"]) - summed, written)
         return Pass(
             share=mine,
             pieces=pieces,

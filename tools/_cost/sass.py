@@ -82,20 +82,8 @@ class Instruction:
 
 
 _WRITE_NOTHING = (
-    "STG",
-    "STS",
-    "ST",
-    "BAR",
-    "MEMBAR",
-    "BRA",
-    "EXIT",
-    "RET",
-    "ISETP",
-    "FSETP",
-    "DSETP",
-    "CCTL",
-    "LDGSTS",
-)
+    "STG", "STS", "ST", "LDGSTS", "BAR", "MEMBAR", "CCTL", "BRA", "EXIT", "RET", "ISETP", "FSETP", "DSETP",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

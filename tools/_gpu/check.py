@@ -110,13 +110,15 @@ def perform(
 
 def preflight(results: Results, seconds: float, _: list[str]) -> None:
     """One small case of each way to launch. Where none works, or one does not end, the run ends."""
+    results.data.pop("preflight", None)  # of an earlier run
+    results.save()
     try:
         status = ended("tools._gpu.preflight", ["--output", results.path], seconds)
     except RuntimeError as error:
         raise NoStart(f"preflight: {error}") from error
     ways = results.renewed().data.get("preflight", {}).get("ways", {})
     wrong = [f"{name}: {each['failure']}" for name, each in ways.items() if each["failure"]]
-    if status and len(wrong) == len(ways):
+    if status and len(wrong) in (0, len(ways)):
         raise NoStart(f"preflight: {wrong[0][:500] if wrong else f'it ended with status {status}'}")
     if wrong:
         raise RuntimeError("; ".join(wrong)[:1000])

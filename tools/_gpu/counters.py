@@ -61,6 +61,7 @@ def target() -> None:
 def profiled(ncu: str) -> dict[str, Any]:
     """The counters by kernel; or what ncu says of why there are none."""
     asked = [ncu, "--clock-control", "none", "--profile-from-start", "off", "--csv", "--print-units", "base"]
+    asked += ["--print-kernel-base", "function"]  # "forward", without its types
     asked += ["--metrics", ",".join(METRICS), *command("tools._gpu.counters", "--target")]
     done = subprocess.run(asked, capture_output=True, text=True, cwd=ROOT, check=False)
     found = read(done.stdout)
@@ -77,8 +78,7 @@ def read(text: str) -> dict[str, dict[str, float]]:
     for row in csv.DictReader(lines):
         name = METRICS.get(row.get("Metric Name") or "")
         if name is not None:
-            kernel = row["Kernel Name"].partition("(")[0].removeprefix("void ")
-            found.setdefault(kernel, {})[name] = float(row["Metric Value"].replace(",", ""))
+            found.setdefault(row["Kernel Name"], {})[name] = float(row["Metric Value"].replace(",", ""))
     return found
 
 

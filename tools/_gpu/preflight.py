@@ -12,30 +12,44 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bnfold.kernels.launch import ROWS, Device, Launch
+from bnfold.kernels.launch import ROWS, Device, Launch, plan
 from bnfold.nn import kernel_calls
+from tools._gpu import compile as compiling
 from tools._gpu import modules, results
+from tools._gpu.compile import KERNELS, Instance, problem
 from tools._gpu.layers import Case, Layer
 
 LITTLE = 24 * 1024  # bytes of shared memory, so that a small tensor needs many windows
-# By row of the launch table: what the device can do less, so that the row is taken, a layer and a batch.
-WAYS: dict[str, tuple[dict[str, Any], Layer, int]] = {
-    "one block": ({}, Layer(16, 5, 4, {}), 3),
-    "cluster": ({"cooperative": False}, Layer(64, 14, 14, {}), 32),
-    "cooperative grid": ({"clusters": 1}, Layer(64, 14, 14, {}), 32),
-    "one block, windows": (
-        {"clusters": 1, "cooperative": False, "shared_memory": LITTLE},
-        Layer(64, 14, 14, {}),
-        32,
-    ),
-}
+# What a device may do less than it can, and layers at batch sizes: among them is a case for each row.
+LESS: tuple[dict[str, Any], ...] = (
+    {},
+    {"clusters": 1},
+    {"cooperative": False},
+    {"clusters": 1, "cooperative": False, "shared_memory": LITTLE},
+)
+SMALL = tuple(
+    (Layer(channels, height, width, {}), batch)
+    for channels, height, width, batch in (
+        (16, 5, 4, 3),
+        (64, 14, 14, 32),
+        (72, 14, 14, 32),
+        (128, 14, 14, 32),
+        (512, 14, 14, 8),
+        (96, 56, 56, 8),
+        (2, 112, 112, 16),
+        (4, 113, 113, 16),
+    )
+)
 KINDS = (("bfloat16", "channels_last"), ("float32", "NCHW"))  # each way runs in both
+COMPILING = 20  # seconds for all kernels at most; a kernel that is not ready is compiled when it is launched
 TURNS = 20  # launches on each of two streams
 
 
@@ -71,21 +85,56 @@ def limited(changes: dict[str, Any]) -> Iterator[Limited]:
         kernel_calls.machine_of = asked
 
 
-def fits(row: str, device: Device) -> bool:
-    """Whether the device has what a row needs."""
-    return {"cluster": device.clusters > 1, "cooperative grid": device.cooperative}.get(row, True)
+@dataclass(frozen=True)
+class Way:
+    """How a row of the launch table is reached: what the device does less meanwhile, and a small case."""
+
+    row: str
+    changes: dict[str, Any]
+    case: Case
+    cooperative: bool
+
+    @property
+    def name(self) -> str:
+        return f"{self.row}, {self.case.type} {self.case.layout}"
 
 
-def tried(row: str, kind: str, layout: str) -> dict[str, Any]:
+def ways(limits: Device) -> list[Way]:
+    """One for each row that a device can take, of each kind of tensor; the smallest first."""
+    found: dict[tuple[str, str], Way] = {}
+    for kind, less, (layer, batch) in product(KINDS, LESS, SMALL):
+        if any(getattr(limits, name) < value for name, value in less.items()):
+            continue  # it can do even less
+        case = Case(layer, batch, *kind, "add_relu")
+        less_of_it = dataclasses.replace(limits, **less)
+        launch, back = (plan(problem(case, kernel), less_of_it) for kernel in ("forward", "backward"))
+        assert launch is not None
+        assert back is not None
+        way = Way(launch.row, less, case, launch.cooperative)
+        if back.row == way.row:
+            found.setdefault((way.row, way.name), way)
+    order = [row.name for row in ROWS]
+    return sorted(found.values(), key=lambda way: order.index(way.row))
+
+
+def kernels(tries: Sequence[Way], limits: Device) -> list[Instance]:
+    """All that they launch."""
+    found = (
+        plan(problem(way.case, kernel), dataclasses.replace(limits, **way.changes))
+        for way in tries
+        for kernel in KERNELS
+    )
+    return list(dict.fromkeys((launch.source, launch.kernel) for launch in found if launch is not None))
+
+
+def tried(way: Way) -> dict[str, Any]:
     """One way: its errors, and what is wrong, if anything."""
-    changes, layer, batch = WAYS[row]
-    case = Case(layer, batch, kind, layout, "add_relu")
     start = time.monotonic()
-    with limited(changes) as machine:
-        found = modules.checked(case, modules.Tensors.drawn(case, results.DEVICE))
+    with limited(way.changes) as machine:
+        found = modules.checked(way.case, modules.Tensors.drawn(way.case, results.DEVICE))
     taken = {launch.row for launch in machine.launches if launch.row != "stream"}
     wrong = [found["failure"]] if found["failure"] else []
-    if row not in taken:
+    if way.row not in taken:
         wrong.append(f"the row was not taken, but {', '.join(sorted(taken)) or 'none'}")
     return {
         "failure": "; ".join(wrong),
@@ -95,13 +144,11 @@ def tried(row: str, kind: str, layout: str) -> dict[str, Any]:
     }
 
 
-def two_streams() -> dict[str, Any]:
-    """Cooperative grids on two streams give what they give alone, and both end."""
+def two_streams(way: Way) -> dict[str, Any]:
+    """Grids whose blocks wait for each other, on two streams: they give what they give alone, and all end."""
     start = time.monotonic()
-    changes, layer, batch = WAYS["cooperative grid"]
-    case = Case(layer, batch, *KINDS[0], "alone")
-    with limited(changes):
-        inputs = [modules.Tensors.drawn(case, results.DEVICE).x.detach() for _ in range(2)]
+    with limited(way.changes):
+        inputs = [modules.Tensors.drawn(way.case, results.DEVICE).x.detach() for _ in range(2)]
         alone = [kernel_calls.statistics(x) for x in inputs]
         synchronize()
         lanes, found = streams(), list[tuple[int, Sequence[Tensor]]]()
@@ -159,11 +206,13 @@ def main() -> int:
         stored.save()
         print(f"{name}: {found['failure'] or 'ok'}, {found.get('seconds', 0)} s", flush=True)
 
-    for row in ROWS:
-        for kind, layout in KINDS if fits(row.name, limits) else ():
-            note(f"{row.name}, {kind} {layout}", attempted(tried, row.name, kind, layout))
-    if limits.cooperative:
-        note("two streams", attempted(two_streams))
+    tries = ways(limits)
+    part["compiled"] = compiling.compile_all(kernels(tries, limits), device.arch, COMPILING)
+    for way in tries:
+        note(way.name, attempted(tried, way))
+    together = {way.row: way for way in reversed(tries) if way.cooperative}
+    for row, way in together.items():
+        note(f"{row} on two streams", attempted(two_streams, way))
     return int(any(each["failure"] for each in part["ways"].values()))
 
 

@@ -15,7 +15,7 @@ from tools._gpu.compile import instances
 FIRST = ("--type", "bfloat16", "--layout", "channels_last", "--batch", "128", "--no-compile")  # of the bench
 CASE = 0.8  # seconds of one case of the bench
 BEGUN = 8.0  # of a process that loads torch and opens the device
-COMPILED = 0.05  # of a kernel: 0.4 s each, in several processes
+COMPILED = 0.1  # of a kernel: about a second of one core, in 16 processes
 TESTS = 192  # of the values, each of which takes about half a second; 70 others
 ASSUMED = Device((9, 0), multiprocessors=132, shared_memory=227 * 1024, clusters=8, cooperative=True)
 

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from tests.kernels.host import unavailable
+from tests.kernels.host import HostError, unavailable
 from tests.kernels.ptx.compiled import PtxHost
 from tests.kernels.ptx.expected import KINDS, Array, wanted
 from tests.kernels.ptx.opcodes import FLOAT_COMPARED, RULES
@@ -222,12 +222,17 @@ $L__first:
 """
 
 
-@pytest.mark.parametrize("seed", [0, 1, 5])
-def test_memory_and_threads(seed: int) -> None:
+def checked(text: str, *seeds: int) -> None:
+    """What MEMORY should do, done by a text that may be another."""
+    for seed in seeds:
+        checked_once(text, seed)
+
+
+def checked_once(text: str, seed: int) -> None:
     count = 64
     numbers = np.random.default_rng(0).integers(0, 2**32, (count, 4), dtype=np.uint32)
     words, found = np.zeros(2, np.uint32), np.zeros((count, 4), np.uint32)
-    code = PtxHost(MEMORY)
+    code = PtxHost(text)
     code.launch("PTX", grid=1, block=count, shared=16 * count, arguments=[numbers, words, found], seed=seed)
     other = numbers[np.arange(count) ^ 1]
     assert words.tolist() == [2 * count, count]
@@ -238,6 +243,19 @@ def test_memory_and_threads(seed: int) -> None:
     )
     byte = (numbers[:, 3] & 255).astype(np.uint8).view(np.int8).astype(np.int32).view(np.uint32)
     assert np.array_equal(found[:, 3], np.where(np.arange(count) < 32, byte, numbers[:, 3]))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 5])
+def test_memory_and_threads(seed: int) -> None:
+    checked(MEMORY, seed)
+
+
+@pytest.mark.parametrize("line", ["cp.async.wait_group 0;", "cp.async.commit_group;", "bar.sync 0;"])
+def test_a_missing_wait_is_seen(line: str) -> None:
+    """Copies are made late by the seeds up to 3."""
+    assert line in MEMORY
+    with pytest.raises((AssertionError, HostError)):
+        checked(MEMORY.replace(line, ""), 1, 2, 3)
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 
-from bnfold.kernels.launch import CLUSTERS, KERNELS, SIZES, instances
+from bnfold.kernels.launch import CLUSTERS, KERNELS, SIZES, Device, instances
 from bnfold.nn import kernel_calls as kernels
 from bnfold.nn import reference
 from bnfold.nn.arguments import Arguments, Running
@@ -22,6 +23,7 @@ from tests.kernels.host import HostError, unavailable
 from tests.kernels.machine import DEVICES
 from tests.kernels.ptx.compiled import Change, PtxMachine
 from tests.kernels.ptx.parse import PtxError
+from tests.kernels.test_ring import BACKWARD, SETTINGS
 
 REASON = unavailable()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")
@@ -30,7 +32,7 @@ pytest.importorskip("cuda.bindings", reason="the compiler comes with the extra `
 ARCHITECTURES = {"sm_75": (7, 5), "sm_80": (8, 0), "sm_90": (9, 0)}
 CHOSEN = os.environ.get("BNFOLD_PTX", "").replace("all", " ".join(ARCHITECTURES)).split()
 
-# Architecture, device of machine.py, shape and type.
+# Architecture, device of machine.py or a ring's, shape (or setting of test_ring.py) and type.
 SHARE = [
     ("sm_90", "cooperative grid", "one image, channels last", torch.bfloat16),
     ("sm_75", "cooperative grid", "one image, channels last", torch.bfloat16),
@@ -39,11 +41,13 @@ SHARE = [
     ("sm_80", "one block, windows", "large planes", torch.float32),
     ("sm_90", "cluster", "rows of odd length", torch.float32),
     ("sm_75", "one block, windows", "odd planes, odd channels", torch.float16),
+    ("sm_80", "forward ring", "two bytes", torch.bfloat16),
+    ("sm_90", "backward ring", "two bytes", torch.bfloat16),
 ]
 
 
-def machine_for(arch: str, device: str, monkeypatch: pytest.MonkeyPatch) -> PtxMachine:
-    machine = PtxMachine(DEVICES[device], arch=arch)
+def machine_for(arch: str, device: str | Device, monkeypatch: pytest.MonkeyPatch) -> PtxMachine:
+    machine = PtxMachine(DEVICES[device] if isinstance(device, str) else device, arch=arch)
     monkeypatch.setattr(kernels, "machine_of", lambda x: machine)
     return machine
 
@@ -71,8 +75,9 @@ ran: list[str] = []
 def test_a_share(
     arch: str, device: str, name: str, kind: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    machine = machine_for(arch, device, monkeypatch)
-    case = values.Case.drawn(*values.SHAPES[name], kind)
+    ring = {"forward ring": SETTINGS, "backward ring": BACKWARD}.get(device, {}).get(name)
+    machine = machine_for(arch, device if ring is None else ring.machine().limits, monkeypatch)
+    case = values.Case.drawn(*values.SHAPES[name], kind) if ring is None else ring.case()
     machine.seed = 1  # copies are made late
     values.check(case, relu=True, summed=True)
     machine.seed = 5  # at once
@@ -122,7 +127,7 @@ MUTANTS: dict[str, tuple[str, Change]] = {
         replaced(r"(atom\S*\s+\S+ \[.*\]), \S+;", r"\1, 3;", 0),
     ),
     "nobody waits for the cluster": ("cluster", without("barrier.cluster.wait", 0)),
-    "a peer is another": ("cluster", replaced(r"(mapa\.u64\s+\S+ \S+) %r\d+;", r"\1 0;", 0)),
+    "a peer is another": ("cluster", replaced(r"(mapa\.u64\s+\S+ \S+) %r\d+;", r"\1 0;")),
     "another rounding": ("cluster", replaced(r"cvt\.rn\.(b?f16)", r"cvt.rz.\1", 0)),
     "an address is 16 bytes off": (
         "cluster",
@@ -169,9 +174,10 @@ if CHOSEN:
     @pytest.fixture(params=DEVICES)
     def machine(request: pytest.FixtureRequest, arch: str, monkeypatch: pytest.MonkeyPatch) -> PtxMachine:
         """Runs the PTX, as a device that takes another row of the launch table each."""
-        if DEVICES[request.param].clusters > 1 and ARCHITECTURES[arch] < CLUSTERS:
-            pytest.skip("clusters are for sm_90")
-        return machine_for(arch, request.param, monkeypatch)
+        found = machine_for(arch, request.param, monkeypatch)
+        if ARCHITECTURES[arch] < CLUSTERS:
+            found.limits = replace(found.limits, capability=ARCHITECTURES[arch], clusters=1)
+        return found
 
     @pytest.fixture(params=CHOSEN)
     def arch(request: pytest.FixtureRequest) -> str:

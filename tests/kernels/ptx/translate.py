@@ -13,6 +13,7 @@ from tests.kernels.ptx.opcodes import PLAIN, RULES
 from tests.kernels.ptx.parse import SIZES, Entry, Instruction, Label, PtxError, Registers, Scope
 
 _CLASSES = {"pred": "pred", "f32": "f32", "f64": "f64", **PLAIN}  # of registers, in C++
+_FLOATING = {"f32", "f64"}
 _SPECIAL = {"%tid.x": "thread", "%ntid.x": "threads", "%ctaid.x": "block", "%nctaid.x": "blocks"}
 _INTEGER = re.compile(r"-?(\d+|0[xX][0-9a-fA-F]+)U?$")
 _ADDRESS = re.compile(r"^\[(.+?)(?:\s*\+\s*(-?\d+))?\]$")
@@ -99,7 +100,7 @@ class Translation:
         if operand in _SPECIAL:
             return f"static_cast<{kind}>(host::current->{_SPECIAL[operand]})"
         if operand in self.kinds:
-            return f"as<{kind}>({_plain(operand)})" if self.kinds[operand] != kind else _plain(operand)
+            return _as(kind, self.kinds[operand], _plain(operand))
         if operand.startswith("0f"):
             return f"as<{kind}>(u32{{0x{operand[2:]}}})"
         if operand.startswith("0d"):
@@ -119,7 +120,12 @@ class Translation:
         """A register gets a value of a type; "_" gets none."""
         if place == "_":
             return f"static_cast<void>({value});"
-        return f"set({self.register(it, place)}, static_cast<{kind}>({value}));"
+        name, own = self.register(it, place), self.kinds[place]
+        if own == kind:
+            return f"{name} = {value};"
+        if _FLOATING & {own, kind}:
+            return f"set({name}, static_cast<{kind}>({value}));"
+        return f"{name} = static_cast<{kind}>({value});"  # extended by its own sign, if at all
 
     def address(self, it: Instruction, operand: str, shared: bool, size: int) -> str:
         """A place in memory, as a char*, checked for that many bytes."""
@@ -162,6 +168,8 @@ def _load(self: Translation, it: Instruction) -> str:
         self.set(it, each, kind, f"load<{kind}>(place + {number * size})")
         for number, each in enumerate(registers)
     )
+    if len(registers) == 1:
+        return wait + self.set(it, registers[0], kind, f"load<{kind}>({address})")
     return f"{{ {wait}const char* place = {address}; {' '.join(loads)} }}"
 
 
@@ -176,6 +184,8 @@ def _store(self: Translation, it: Instruction) -> str:
         f"store<{kind}>(place + {number * size}, {self.value(it, each, kind)});"
         for number, each in enumerate(registers)
     )
+    if len(registers) == 1:
+        return f"store<{kind}>({address}, {self.value(it, source, kind)});"
     return f"{{ char* place = {address}; {' '.join(stores)} }}"
 
 
@@ -324,6 +334,13 @@ _STATEMENTS: dict[str, Callable[[Translation, Instruction], str | None]] = {
     "membar": _fence,
     "fence": _fence,
 }
+
+
+def _as(kind: str, own: str, register: str) -> str:
+    """A register of one type read as another: its bits, or the lowest of them. C++ does that for integers."""
+    if own == kind:
+        return register
+    return f"as<{kind}>({register})" if _FLOATING & {own, kind} else f"static_cast<{kind}>({register})"
 
 
 def _plain(name: str) -> str:
