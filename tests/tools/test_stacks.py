@@ -7,12 +7,15 @@ import re
 import runpy
 from pathlib import Path
 
+import onnx
+import onnx.parser
 import pytest
 import torch
 from torch import nn
 
 from bnfold.integrations.stack import TESTED
 from tools._common import RESULTS, ROOT
+from tools._peers.left import inspect
 from tools._stacks import recipe, recipes, recipes_table, stacks, stacks_table
 
 SETUP = ROOT / "tools" / "_setup"
@@ -143,3 +146,16 @@ def test_every_way_is_a_row() -> None:
     rows = list(stacks_table.rows(STORED))
     assert len(rows) == sum(len(found["ways"]) for each in STORED.values() for found in each.values())
     assert {len(row) for row in rows} == {len(stacks_table.HEADINGS)}
+
+
+def test_the_bias_of_an_integer_product_is_no_batch_norm(tmp_path: Path) -> None:
+    """Such a product has none of its own: the Cast, Mul and Add behind it are needed anyway."""
+    text = """<ir_version: 8, opset_import: ["" : 17]> net (uint8[2, 3] x) => (float[2, 4] y)
+    <int8[3, 4] weight = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}, float scale = {0.5},
+     float[4] bias = {1, 2, 3, 4}> {
+        product = MatMulInteger(x, weight)  wide = Cast<to: int = 1>(product)
+        scaled = Mul(wide, scale)  y = Add(scaled, bias)
+    }"""
+    path = tmp_path / "net.onnx"
+    onnx.save(onnx.parser.parse_model(text), path)
+    assert inspect(path) == (0, frozenset())
