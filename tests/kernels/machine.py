@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from bnfold.kernels.launch import CLUSTERS, Device, Launch, instances
-from tests.kernels.host import KERNELS, Host
+from tests.kernels.host import KERNELS, Host, HostError
 
 # Shared memory for a window of about 512 vectors, for those devices whose blocks hold little.
 LITTLE = 24 * 1024
@@ -58,16 +58,22 @@ class HostMachine:
             assert letters is not None
             letters.fill_(255)
         code, name = self.kernel(launch)
-        code.launch(
-            name,
-            grid=launch.grid,
-            block=launch.block,
-            cluster=launch.cluster,
-            cooperative=launch.cooperative,
-            shared=launch.shared,
-            arguments=[*map(memory, tensors), *numbers],
-            seed=self.seed,
-        )
+        try:
+            code.launch(
+                name,
+                grid=launch.grid,
+                block=launch.block,
+                cluster=launch.cluster,
+                cooperative=launch.cooperative,
+                shared=launch.shared,
+                arguments=[*map(memory, tensors), *numbers],
+                seed=self.seed,
+            )
+        except HostError:
+            words = tensors[-1]
+            if launch.cooperative and words is not None:  # some blocks arrived; later launches would hang
+                words.zero_()
+            raise
 
     def kernel(self, launch: Launch) -> tuple[Host, str]:
         """What runs, and the name by which it does."""
