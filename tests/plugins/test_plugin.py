@@ -172,7 +172,7 @@ def test_workspace(driver: Harness) -> None:
     vectors, words, letters = (
         2 * 512,
         768,
-        128 * 192 * 24,
+        128 * 192 * 8,
     )  # channels * 4, 192 * 4, in steps of 256; 2 * 64 channels
     assert statistics.workspace(x, parameter, parameter, x) == vectors + words + letters
     # A copy of scale and of shift, 104 values each, where channels are padded.
