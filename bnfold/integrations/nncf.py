@@ -47,7 +47,11 @@ def quantize(
 
     Raises:
         ImportError: no NNCF, or one without this function; it says which version was tested.
+        TypeError: the model is not OpenVINO's.
     """
+    if not hasattr(model, "get_ordered_ops"):
+        kind = type(model).__name__
+        raise TypeError(f"quantize takes a model of OpenVINO, not {kind}: call openvino.convert_model first")
     of_nncf = imported("nncf", "nncf", "quantize")
     scope = imported("nncf", "nncf", "IgnoredScope")() if ignored_scope is None else ignored_scope
     scope = dataclasses.replace(scope, names=[*scope.names, *sums_in_float(model)])

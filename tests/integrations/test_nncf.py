@@ -108,6 +108,11 @@ def test_nncf_is_told_of_them_beside_what_the_user_says(monkeypatch: pytest.Monk
     assert own == Scope(["conv"], ["Relu"])  # which stays the user's
 
 
+def test_a_model_of_another_kind_is_one_line() -> None:
+    with pytest.raises(TypeError, match="^quantize takes a model of OpenVINO, not bytes: call openvino"):
+        quantize(b"", "images")
+
+
 def test_an_absent_nncf_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nncf", None)
     with pytest.raises(ImportError, match=r"^bnfold needs quantize of nncf, tested with nncf 3\.4\.0"):
