@@ -55,8 +55,12 @@ def quantize(
     *,
     bits: int = 8,
     method: str = "MinMax",
+    percentile: float | None = None,
 ) -> None:
-    """QDQ: weights of so many bits, uint8 tensors. batches: of the first input, for the ranges."""
+    """QDQ: weights of so many bits, uint8 tensors. batches: of the first input, for the ranges.
+
+    percentile: of the values, that the ranges hold, with the method of that name.
+    """
     source = path
     if bits < 8:
         source = goal.with_suffix(".21.onnx")
@@ -70,6 +74,7 @@ def quantize(
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8 if bits == 8 else QuantType.QInt4,
         calibrate_method=CalibrationMethod[method],
+        extra_options={} if percentile is None else {"CalibPercentile": percentile},
     )
 
 
