@@ -87,7 +87,7 @@ def decibels(exact: Array, found: Array) -> float:
 
 def rounded(model: onnx.ModelProto, bits: int, per_channel: bool = True) -> onnx.ModelProto:
     """The weights of convolutions and of the last layer rounded alone."""
-    new = onnx.ModelProto.FromString(model.SerializeToString())
+    new: onnx.ModelProto = onnx.ModelProto.FromString(model.SerializeToString())
     stored = {tensor.name: tensor for tensor in new.graph.initializer}
     for name in {node.input[1] for node in new.graph.node if node.op_type in LINEAR} & stored.keys():
         weight = numpy_helper.to_array(stored[name]).astype(np.float64)

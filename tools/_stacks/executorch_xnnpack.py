@@ -31,7 +31,7 @@ def make(module: nn.Module, x: Tensor, fold: dict[str, Any] | None) -> Made:
 
 def lowered(graph: fx.GraphModule) -> list[ExportedProgram]:
     """What XNNPACK has taken out of a program."""
-    parts = (part for _, part in graph.named_children())
+    parts: Any = (part for _, part in graph.named_children())
     return [part.original_module for part in parts if hasattr(part, "original_module")]
 
 
