@@ -236,7 +236,7 @@ class _Prepared:
     """
 
     def __init__(self, kernel: Any, launch: Launch) -> None:
-        self._launch = launch
+        self._launch, self._kernel = launch, kernel  # whose code stays loaded
         self._function = _cuda()[1].CUfunction(int(kernel.handle))
         self._configs: dict[int, Any] = {}  # by stream
         self._arguments: _Arguments | None = None

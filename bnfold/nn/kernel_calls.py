@@ -32,6 +32,7 @@ __all__ = [
     "backward",
     "dense",
     "forward",
+    "is_ordered",
     "machine_of",
     "mask_bytes",
     "order_of",
@@ -110,9 +111,14 @@ def dense(x: Tensor, like: Tensor | None = None) -> Tensor:
     return ordered(x, order_of(x if like is None else like))
 
 
+def is_ordered(x: Tensor, order: torch.memory_format) -> bool:
+    """Whether a tensor is dense in an order of dimensions, and its values are those in memory."""
+    return x.is_contiguous(memory_format=order) and not x.is_neg()
+
+
 def ordered(x: Tensor, order: torch.memory_format) -> Tensor:
     """The tensor itself if it is dense in an order of dimensions; else a copy that is."""
-    if not torch.compiler.is_compiling() and x.is_contiguous(memory_format=order) and not x.is_neg():
+    if not torch.compiler.is_compiling() and is_ordered(x, order):
         return x
     return x.resolve_neg().contiguous(memory_format=order)
 

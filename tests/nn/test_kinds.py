@@ -18,7 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import bnfold.nn
-from bnfold.nn import kernel_calls, kinds
+from bnfold.nn import functional, kernel_calls, kinds
 from bnfold.nn.kinds import Decisions, same_kinds
 from tests.kernels.host import unavailable
 from tests.kernels.machine import DEVICES, HostMachine
@@ -251,6 +251,21 @@ def test_parameters_of_another_number_are_torchs_to_refuse() -> None:
     norm.weight.data = norm.weight.data[:2]
     with pytest.raises(RuntimeError):
         norm(x)
+
+
+@pytest.mark.parametrize("name", ["x", "residual"])
+def test_no_call_is_ready_for_what_has_to_be_copied(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And to find that out copies nothing."""
+    dense, last = X.clone(), X.contiguous(memory_format=torch.channels_last)
+
+    def copied(*given: Any, **options: Any) -> Tensor:
+        raise AssertionError
+
+    monkeypatch.setattr(Tensor, "contiguous", copied)
+    given = {"x": (X[:, :, ::2], X[:, :, ::2]), "residual": (dense, last)}[name]
+    assert functional.ready_for(*given) is None
+    assert functional.ready_for(dense, X) is not None
+    assert functional.ready_for(last, None) is not None
 
 
 @needs_kernels
