@@ -19,7 +19,7 @@ __all__ = ["EqualizeReport", "KeptTensor", "LayerRanges", "RescaledRegion"]
 
 SHOWN = 5  # reasons in the text; the JSON has them all
 DECIBELS = 6.02  # of a bit
-CHANCE = 3.0  # dB: the deviation of int8 with one scale a weight, if its scales are drawn anew (tools/order)
+CHANCE = 3.0  # dB between two models that differ by a draw of their scales, of 2 to 3 dB each (tools/order)
 
 
 class LayerRanges(NamedTuple):
