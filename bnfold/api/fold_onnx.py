@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, overload
 import onnx
 
 from bnfold.api.pipeline import FrontEnd, Pass, Progress, fold
-from bnfold.certificate import digest
+from bnfold.certificate import Image, Key, digest
 from bnfold.errors import UsageError
 from bnfold.fold.edits import Edit
 from bnfold.fold.graph import Graph
+from bnfold.fold.ledger import followed
 from bnfold.fold.merge.view import View
 from bnfold.onnx_graph.annotations import annotated, drop_annotations, dropped_note
 from bnfold.onnx_graph.file.loaded import Loaded, load
@@ -245,6 +246,9 @@ def _frozen_or_not(
     folded, report = _folded(loaded, options, replace(check, rtol=None, atol=None), progress, also)
     how = replace(check, ranges=ranges)
     folded, report.precision = convert.convert(folded, precision, how, original=original)
+    if report.certificate is not None:
+        made: dict[Key, Image | None] = {("", n): Image(n, p) for n, p in report.precision.factors.items()}
+        report.certificate.images = made | followed(report.certificate.images, made)
     return folded, report
 
 

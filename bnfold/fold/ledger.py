@@ -110,12 +110,19 @@ class Ledger:
 
     def _add(self, made: dict[Key, Image | None]) -> None:
         """Claims about the model as it is now become claims about the original."""
-        known = self.images
-        self.images = {
-            key: image if image is None else _then(image, made.get((key[0], image.name), Image(image.name)))
-            for key, image in known.items()
-        }
-        self.images |= {key: made[key] for key in made if key not in known and key in self.originals}
+        new = {key: image for key, image in made.items() if key not in self.images and key in self.originals}
+        self.images = followed(self.images, made) | new
+
+
+def followed(images: Mapping[Key, Image | None], made: Mapping[Key, Image | None]) -> dict[Key, Image | None]:
+    """What is claimed of the original's tensors, after those of a model that was made of it have changed.
+
+    images: by the original's tensor. made: by the tensor of that model.
+    """
+    return {
+        key: image if image is None else _then(image, made.get((key[0], image.name), Image(image.name)))
+        for key, image in images.items()
+    }
 
 
 def _then(first: Image, second: Image | None) -> Image | None:

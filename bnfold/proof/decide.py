@@ -8,8 +8,10 @@ have, so it may also be decided further back, with facts about them; never with 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
+from onnx import TensorProto
 
 from bnfold.certificate import Certificate
 from bnfold.onnx_graph.file.loaded import Loaded
@@ -41,6 +43,7 @@ BACK = 3  # regions, to look for facts about an input
 LARGEST = 60  # nodes of a region: behind a fault nothing agrees any more, and regions grow to the outputs
 # What the attributes of a damaged file make of a rule.
 ODD = (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError)
+WIDE = (TensorProto.FLOAT, TensorProto.DOUBLE)
 MOST_WORK = 2e10  # multiplications of one proof: half a minute, mostly
 ROUNDS = 4  # of rounding, that a certificate may speak of
 STEPS = 8  # of rounding, that another tool may have made on its way to a stored number
@@ -176,9 +179,15 @@ class Prover:
         return self.known.value(name, "" if home is None else home.path)
 
     def _leaf(self, name: str) -> Image:
+        """The image of a tensor that is read. An output that is widened for the caller alone is what it is
+        made of, which all others read.
+        """
         image = self.image(name)
         assert image is not None
-        return image
+        maker = self.b.made.get(image.name)
+        if maker is None or maker[0].op != "Cast" or image.name in self.b.readers:
+            return image
+        return replace(image, name=maker[0].inputs[0]) if maker[0].attribute("to", 0) in WIDE else image
 
     def _claim(self, node: Node, slot: int, name: str, y: Image) -> None:
         try:

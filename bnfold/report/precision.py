@@ -45,7 +45,8 @@ class PrecisionReport(Data):
     or cannot. casts: how many Casts were added. stuck: tensors out of range that could not be rescaled, and
     why; the nodes around them are among `kept`. status: of the comparison with the float32 model, "passed",
     "failed" or "not run". outputs: its errors. convert_first: the errors of the model that is converted
-    without being folded first; empty if that was not measured.
+    without being folded first; empty if that was not measured. No part of the JSON are factors: of each
+    channel of every rescaled tensor.
     """
 
     precision: str
@@ -62,11 +63,14 @@ class PrecisionReport(Data):
     outputs: list[OutputError] = field(default_factory=list)
     convert_first: list[OutputError] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    factors: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         stuck = [{"tensor": tensor, "reason": reason} for tensor, reason in self.stuck]
-        return super().to_dict() | {"stuck": stuck}
+        found = super().to_dict() | {"stuck": stuck}
+        del found["factors"]
+        return found
 
     def __str__(self) -> str:
         nodes = f"{counted(self.half, 'node')} converted, {len(self.kept)} left in float32"

@@ -154,6 +154,23 @@ def test_the_product_of_a_scale_is_rounded_in_both_models() -> None:
     assert 2.0 < found.ulps < 2.5
 
 
+def test_channels_that_half_precision_rescales_are_claimed() -> None:
+    model = planted(62028862)
+    after, report = bnfold.fold_onnx(model, verify=False, certificate=True, precision="fp16")
+    assert report.precision is not None
+    assert report.precision.rescaled
+    assert "factors" not in report.precision.to_dict()
+    found = proof(model, after, report.certificate)
+    assert found.status == "proved", str(found)
+
+
+def test_an_output_that_is_widened_for_the_caller_is_read_in_half_precision() -> None:
+    model = random_sums(63031724).model()
+    after, certificate = folded(model, precision="fp16")
+    found = proof(model, after, certificate)
+    assert found.status == "proved", str(found)
+
+
 def test_changes_in_several_rounds_are_proved() -> None:
     """A fold makes room for another, or a merge does: what was rounded is rounded again."""
     count = 0

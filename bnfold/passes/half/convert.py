@@ -71,7 +71,7 @@ def converted(
         return model, feed, ranges
     nothing = f"nothing became {report.precision}: the model is as it was"
     report.notes += [opset, nothing] if opset.startswith(STAYS) else [nothing]
-    report.rescaled, report.casts = [], 0
+    report.rescaled, report.casts, report.factors = [], 0, {}
     return loaded, feed, ranges
 
 
@@ -131,7 +131,7 @@ def _rescale(model: Loaded, ranges: Mapping[str, Range], report: PrecisionReport
         report.stuck.append((error.node.name, error.reason))
         return ranges
     report.rescaled = [_rescaled(moved) for moved in result.moved]
-    factors = {tensor.name: factor for tensor, factor in result.state.p.items()}
+    report.factors = factors = {tensor.name: factor for tensor, factor in result.state.p.items()}
     apply(model, graph, edits)
     drop_annotations(model, lambda key: key[1] in factors)
     return {n: carried(seen, factors[n]) if n in factors else seen for n, seen in ranges.items()}
