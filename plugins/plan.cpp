@@ -9,7 +9,8 @@
 namespace bnfold::plugin {
 namespace {
 
-constexpr int kThreads = 512, kVector = 16, kTile = 64;
+constexpr int kThreads = 512, kVector = 16, kTile = 64, kMostRanks = 160;
+constexpr int kSlots = 33;  // sets that a warp leaves, where vectors of several channels are summed
 constexpr long long kMostColumns = 1 << 26;  // channels that launch.py reads as columns
 
 // What a kernel keeps in shared memory: tensors staged, and bytes a channel, and a warp and slot.
@@ -32,7 +33,7 @@ struct Reading {
 
 Reading columns(const Problem& p) {
     const int size = size_of(p.type), width = kVector / size;
-    int group = width;
+    int group = 2 * width;
     while (group < p.channels && group * size < kTile) group *= 2;
     const bool whole = p.aligned && p.channels % width == 0;
     return {Layout::columns, width, group, p.inner == 1 && whole && p.channels <= kMostColumns};
@@ -62,7 +63,10 @@ struct Fit {
 
     const Memory& memory() const { return kMemory[static_cast<int>(problem.kernel)]; }
     long long units() const { return ceiling(problem.channels, reading.group); }
-    int slots() const { return reading.layout == Layout::columns ? reading.group : 1; }
+    int slots() const {
+        if (reading.layout != Layout::columns) return 1;
+        return reading.width > 1 ? kSlots : reading.group;
+    }
     int vector() const { return reading.width * size_of(problem.type); }
 
     long long capacity() const {
@@ -93,8 +97,9 @@ struct Row {
 
     // Bytes that a block stages at most, with those that it could while it waits for others.
     long long cost(const Fit& fit, int ranks) const {
-        const long long part = fit.part(ranks) * fit.memory().staged * fit.vector();
-        return ceiling(fit.units(), at_once(fit.device, ranks)) * (part + barrier);
+        const long long part = fit.part(ranks), again = std::max(0ll, part - fit.capacity());
+        const long long staged = (part + again) * fit.memory().staged * fit.vector();
+        return ceiling(fit.units(), at_once(fit.device, ranks)) * (staged + barrier);
     }
 };
 
@@ -117,10 +122,11 @@ std::vector<int> cluster(const Fit& fit) {
 std::vector<int> grid(const Fit& fit) {
     std::vector<int> found;
     if (!fit.device.cooperative) return found;
-    for (int ranks = 1; ranks <= fit.device.multiprocessors; ++ranks) {
+    const int most = std::min(fit.device.multiprocessors, kMostRanks);
+    for (int ranks = 1; ranks <= most; ++ranks) {
         if (fit.fits(ranks)) found.push_back(ranks);
     }
-    if (found.empty()) found.push_back(fit.device.multiprocessors);
+    if (found.empty()) found.push_back(most);
     return found;
 }
 

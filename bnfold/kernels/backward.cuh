@@ -68,7 +68,8 @@ backward(const T* x, const T* dy, const unsigned char* mask, const P* weight, co
     }
     const int c = port::thread(), rank = port::block() % ranks;
     Part<V, L> part({outer, channels, inner, group, ranks, window}, rank);
-    const int windows = part.windows(), period = L == Layout::columns ? static_cast<int>(part.row) : 1;
+    const int windows = part.windows();
+    const Left<A> left = {L == Layout::columns ? static_cast<int>(part.row) : 1};
     const float share = 1.0f / (static_cast<float>(outer) * static_cast<float>(inner));
     auto* staged_x = reinterpret_cast<Vector<T, V>*>(port::shared());
     const Stage<T, V, L> stage = {staged_x, staged_x + window};
@@ -121,7 +122,7 @@ backward(const T* x, const T* dy, const unsigned char* mask, const P* weight, co
                     of_window[0].dz += dz_value;
                     of_window[0].dz_x += dz_value * (to_float(x_values[k]) - from);
                 });
-                put(of_window, 1, scratch);
+                put(of_window, Left<1>{1}, scratch);
                 port::sync_block();
                 if (own) {
                     for (int warp = sweep.first_warp(c); warp < kWarps; warp += sweep.present) {
@@ -134,10 +135,11 @@ backward(const T* x, const T* dy, const unsigned char* mask, const P* weight, co
         if constexpr (L == Layout::planes) {
             if (own) post(c, mine);
         } else {
-            put(sums, period, scratch);
+            put(sums, left, scratch);
             port::sync_block();
             each_channel<kWarps>(part.width, [&](int of, bool first) {
-                const Sums all = whole<kWarps>(kWarps, [&](int warp) { return scratch[warp * A * period + of]; });
+                const auto get = [&](int warp, int k) { return scratch[left.place(of, warp, k / kWarps)]; };
+                const Sums all = whole<kWarps, Left<A>::most>(left.sets(), get);
                 if (first) post(of, all);
             });
         }
@@ -152,9 +154,9 @@ backward(const T* x, const T* dy, const unsigned char* mask, const P* weight, co
             }
             box.wait();
             constexpr int lanes = E == Exchange::cluster ? 8 : kListeners<V, L>;
-            constexpr int most = E == Exchange::cluster ? lanes : kMostRanks<V>;
+            constexpr int most = E == Exchange::cluster ? lanes : kMostRanks;
             each_channel<lanes>(part.width, [&](int of, bool first) {
-                const Sums all = whole<lanes, most>(ranks, [&](int other) { return box.read(of, other); });
+                const Sums all = whole<lanes, most>(ranks, [&](int lane, int k) { return box.read(of, lane, k); });
                 if (first) finish(of, all);
             });
         }

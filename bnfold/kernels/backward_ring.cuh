@@ -99,11 +99,12 @@ struct BackwardTask {
     }
 
     BNFOLD_DEVICE void tell(int k, int) {
-        const int slots = period() * A;
-        put(sums, period(), scratch);
+        const Left<A> left = {period()};
+        put(sums, left, scratch);
         port::sync_block();
         each_channel<kWarps>(team.group, [&](int c, bool first) {
-            const Sums all = whole<kWarps>(kWarps, [&](int warp) { return scratch[warp * slots + c]; });
+            const auto get = [&](int warp, int n) { return scratch[left.place(c, warp, n / kWarps)]; };
+            const Sums all = whole<kWarps, Left<A>::most>(left.sets(), get);
             if (first) letters[static_cast<long long>(team.channel(k) + c) * team.ranks + team.rank] = all;
         });
         team.tell(k);
@@ -111,10 +112,10 @@ struct BackwardTask {
     }
     BNFOLD_DEVICE void hear(int k) const {
         team.hear(k);
-        each_channel<32>(team.group, [&](int c, bool first) {
+        each_channel<kListeners<V, L>>(team.group, [&](int c, bool first) {
             const Sums* box = letters + static_cast<long long>(team.channel(k) + c) * team.ranks;
-            // The ring leaves too few registers for all sets at one time.
-            const Sums all = one_by_one<32>(team.ranks, [&](int rank) { return box[rank]; });
+            const auto get = [&](int lane, int n) { return (box + lane)[n]; };
+            const Sums all = whole<kListeners<V, L>, kMostRanks>(team.ranks, get);
             if (!first) return;
             const Begun known = begun(k)[c];
             const float through_x = all.dz_x * share * known.inverse * known.inverse;

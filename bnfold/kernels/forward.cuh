@@ -50,14 +50,14 @@ BNFOLD_DEVICE Moments sweep_planes(const Window<V, Layout::planes>& window, cons
         count += 1;
     });
     Moments sets[] = {count == 0 ? Moments{} : found.moments(1.0f / count, known[sweep.channel()].near)};
-    put(sets, count, 1, scratch);
+    put(sets, count, Left<1>{1}, scratch);
     port::sync_block();
     Moments all;
     float before = 0;
     const int c = port::thread();
     if (c < window.part.width) {
         for (int warp = sweep.first_warp(c); warp < kWarps; warp += sweep.present) {
-            all = merged(all, scratch[warp].set, Weights(before, scratch[warp].count));
+            all = merged(all, scratch[warp].set(), Weights(before, scratch[warp].count));
             before += scratch[warp].count;
         }
     }
@@ -74,7 +74,8 @@ forward(const T* x, const T* residual, T* y, unsigned char* mask, const P* weigh
     if (E == Exchange::cluster && !port::has_clusters) return;
     if constexpr (E == Exchange::ring) {
         const float values = static_cast<float>(outer) * static_cast<float>(inner);
-        const Outcome<P> outcome = {mean, invstd, running_mean, running_var, batches, values, eps, momentum, !y};
+        const Outcome<P> outcome = {mean,   invstd,          running_mean, running_var, batches,
+                                    values, 1.0f / values, eps,          momentum,    !y};
         const Shape shape = {outer, channels, inner, group, ranks, window};
         const ForwardRing<T, P, V, L> ring = {shape, x, residual, y, mask, weight, bias, outcome, letters, words};
         ring.pass(relu != 0);
@@ -84,8 +85,11 @@ forward(const T* x, const T* residual, T* y, unsigned char* mask, const P* weigh
     const int c = port::thread(), rank = port::block() % ranks;
     Part<V, L> part({outer, channels, inner, group, ranks, window}, rank);
     const int windows = part.windows(), period = L == Layout::columns ? static_cast<int>(part.row) : 1;
+    const Left<A> left = {period};
+    const int own_channel = (port::thread() & (period - 1)) * A;   // the first one
     const float values = static_cast<float>(outer) * static_cast<float>(inner);
-    const Outcome<P> outcome = {mean, invstd, running_mean, running_var, batches, values, eps, momentum, y == nullptr};
+    const Outcome<P> outcome = {mean,   invstd,          running_mean, running_var, batches,
+                                values, 1.0f / values, eps,          momentum,    !y};
     auto* staged = reinterpret_cast<Vector<T, V>*>(port::shared());
     auto* affine = reinterpret_cast<Affine*>(staged + window);
     auto* knowns = reinterpret_cast<Known*>(affine + kMostChannels);   // of this unit, and of the one before
@@ -141,14 +145,16 @@ forward(const T* x, const T* residual, T* y, unsigned char* mask, const P* weigh
                 port::sync_block();  // what is known is there, and the last window's sets are read
 #pragma unroll
                 for (int k = 0; k < A; ++k) {
-                    if (count != 0) sets[k] = found[k].moments(share, known[port::thread() % period * A + k].near);
+                    if (count != 0) sets[k] = found[k].moments(share, known[own_channel + k].near);
                 }
-                put(sets, count, period, scratch);
+                put(sets, count, left, scratch);
                 port::sync_block();
                 each_channel<kWarps>(part.width, [&](int of, bool first) {
-                    const auto get = [&](int warp) { return scratch[warp * A * period + of].set; };
-                    const auto count = [&](int warp) { return scratch[warp * A * period + of].count; };
-                    const Moments all = whole<kWarps>(kWarps, get, count, here.values_of(of));
+                    const float values = here.values_of(of), share = values == 0 ? 0 : 1.0f / values;
+                    const auto at = [&](int warp, int k) { return scratch[left.place(of, warp, k / kWarps)]; };
+                    const auto get = [&](int warp, int k) { return at(warp, k).set(); };
+                    const auto number = [&](int warp, int k) { return at(warp, k).count; };
+                    const Moments all = whole<kWarps, Left<A>::most>(left.sets(), get, number, share);
                     if (first) join(of, all);
                 });
             }
@@ -163,11 +169,11 @@ forward(const T* x, const T* residual, T* y, unsigned char* mask, const P* weigh
             }
             box.wait();
             constexpr int lanes = E == Exchange::cluster ? 8 : kListeners<V, L>;
-            constexpr int most = E == Exchange::cluster ? lanes : kMostRanks<V>;
+            constexpr int most = E == Exchange::cluster ? lanes : kMostRanks;
             each_channel<lanes>(part.width, [&](int of, bool first) {
-                const auto get = [&](int other) { return box.read(of, other); };
-                const auto count = [&](int other) { return part.values_of(of, shares, other); };
-                const Moments all = whole<lanes, most>(ranks, get, count, values);
+                const auto get = [&](int lane, int k) { return box.read(of, lane, k); };
+                const auto count = [&](int lane, int k) { return part.values_of(of, shares, lane + k); };
+                const Moments all = whole<lanes, most>(ranks, get, count, outcome.share);
                 if (first) finish(of, all);
             });
         }

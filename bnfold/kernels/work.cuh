@@ -44,29 +44,24 @@ struct Shape {
     int channels, inner, group, ranks, window;
 };
 
-// So many pieces in equal shares: rank r's begins with piece pieces * r / ranks.
+// So many pieces in equal shares: the first ones have one more, as far as there are more.
 struct Shares {
-    const int ranks;
-    const Divider by_ranks;
     const long long each;
-    const unsigned rest;   // pieces = ranks * each + rest
+    const int rest;            // pieces = ranks * each + rest
     const float fewer, more;   // the sizes that shares have
 
-    BNFOLD_DEVICE Shares(long long pieces, int n)
-        : ranks(n),
-          by_ranks(static_cast<unsigned>(n)),
-          each(pieces / n),
-          rest(static_cast<unsigned>(pieces - each * n)),
+    BNFOLD_DEVICE Shares(long long pieces, int ranks)
+        : each(quotient(pieces, ranks)),
+          rest(static_cast<int>(pieces - each * ranks)),
           fewer(static_cast<float>(each)),
           more(static_cast<float>(each + 1)) {}
-    BNFOLD_DEVICE long long begin(int rank) const {
-        return each * rank + by_ranks.quotient(rest * static_cast<unsigned>(rank));
+    // Few tensors are so large that a division of 64 bits, which takes long, is needed.
+    BNFOLD_DEVICE static long long quotient(long long pieces, int ranks) {
+        if (pieces < 0x80000000ll) return static_cast<unsigned>(pieces) / static_cast<unsigned>(ranks);
+        return pieces / ranks;
     }
-    // begin(rank + 1) - begin(rank), by one division.
-    BNFOLD_DEVICE float size(int rank) const {
-        const unsigned so_far = rest * static_cast<unsigned>(rank), n = static_cast<unsigned>(ranks);
-        return so_far - by_ranks.quotient(so_far) * n + rest < n ? fewer : more;
-    }
+    BNFOLD_DEVICE long long begin(int rank) const { return each * rank + (rank < rest ? rank : rest); }
+    BNFOLD_DEVICE float size(int rank) const { return rank < rest ? more : fewer; }
 };
 
 // One block's part of a unit: the same of each unit but for its channels.
@@ -99,15 +94,6 @@ struct Part {
     }
     BNFOLD_DEVICE long long boundary(const Shares& shares, int rank) const {
         return L == Layout::columns ? shares.begin(rank) * row : shares.begin(rank);
-    }
-
-    // How many values of each channel are in the part of a rank; for `planes` of all channels together.
-    BNFOLD_DEVICE double values(int rank) const {
-        const long long shared = L == Layout::columns ? shape.outer : shape.outer * row;
-        const auto ranks = static_cast<unsigned>(shape.ranks), left = static_cast<unsigned>(shared % shape.ranks);
-        const unsigned before = left * static_cast<unsigned>(rank) / ranks;
-        const unsigned more = left * static_cast<unsigned>(rank + 1) / ranks - before;
-        return static_cast<double>(shared / shape.ranks + more) * (L == Layout::columns ? 1 : V);
     }
 
     BNFOLD_DEVICE int windows() const {
