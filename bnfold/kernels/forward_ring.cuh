@@ -13,6 +13,7 @@ enum class Finish { plain, relu, added, added_relu };
 
 template <class T, class P, int V, Layout L, Finish F>
 struct ForwardTask {
+    using Place = typename Track<V, L>::Place;
     static constexpr int A = L == Layout::columns ? V : 1;
     static constexpr int tensors = 1, vectors = 2;
     static constexpr bool notes = false;
@@ -44,9 +45,10 @@ struct ForwardTask {
     BNFOLD_DEVICE int period() const { return L == Layout::columns ? static_cast<int>(part.row) : 1; }
     BNFOLD_DEVICE int own() const { return L == Layout::columns ? (port::thread() & (period() - 1)) * A : 0; }
 
-    BNFOLD_DEVICE const port::Bits16* source(int, long long at) const {
+    BNFOLD_DEVICE const port::Bits16* source(int, Place at) const {
         return reinterpret_cast<const port::Bits16*>(x) + at;
     }
+    BNFOLD_DEVICE void prepare() const {}
     BNFOLD_DEVICE Known* known(int k) const { return knowns + k % 3 * kMostChannels; }
     BNFOLD_DEVICE void begin(int k, const port::Bits16* slot) {
         const Floats<V> first = values(*slot);
@@ -60,7 +62,7 @@ struct ForwardTask {
     }
     struct Note {};
     struct Origins {};
-    BNFOLD_DEVICE Note note(long long) const { return {}; }
+    BNFOLD_DEVICE Note note(Place) const { return {}; }
     BNFOLD_DEVICE Origins origins(int) const { return {}; }
     BNFOLD_DEVICE void add(const port::Bits16* slot, Origins, Note) {
         const Floats<V> more = values(*slot);
@@ -119,11 +121,11 @@ struct ForwardTask {
         for (int i = 0; i < A; ++i) found.own[i] = affine[own() + i];
         return found;
     }
-    BNFOLD_DEVICE More fetch(long long at) const {
+    BNFOLD_DEVICE More fetch(Place at) const {
         if constexpr (!fetches) return {};
         return port::load_once(reinterpret_cast<const port::Bits16*>(residual) + at);
     }
-    BNFOLD_DEVICE void write(const port::Bits16* slot, long long at, const Channels& by, const More& added) const {
+    BNFOLD_DEVICE void write(const port::Bits16* slot, Place at, const Channels& by, const More& added) const {
         if (F == Finish::plain && !y) return;  // the statistics alone are wanted
         Floats<V> floats = values(*slot);
 #pragma unroll

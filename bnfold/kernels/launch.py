@@ -305,6 +305,8 @@ def _ring(fit: Fit) -> Iterable[int]:
         return []
     if not _rings(fit.problem.kernel, fit.reading) or fit.problem.channels % fit.reading.group:
         return []
+    if fit.part(1) * fit.units >= 2**32:  # vectors, which are counted in 32 bits
+        return []
     return filter(fit.fits, range(fit.device.ranks, 1, -1))
 
 

@@ -68,16 +68,16 @@ struct Shares {
 template <int V, Layout L>
 struct Part {
     const Shape shape;
-    const unsigned row;            // vectors in a run
-    const Divider by_row, by_inner;
+    const unsigned row;            // vectors in a run; a power of two in `columns`
+    const Divider by_row, by_inner;   // not in `columns`
     long long begin, end;          // this block's vectors, of the unit's outer * row
     int first = 0, width = 0;      // the unit's channels
 
     BNFOLD_DEVICE Part(const Shape& s, int rank)
         : shape(s),
           row(static_cast<unsigned>(static_cast<long long>(s.group) * s.inner / V)),
-          by_row(row),
-          by_inner(static_cast<unsigned>(s.inner)) {
+          by_row(L == Layout::columns ? 1 : row),
+          by_inner(L == Layout::columns ? 1 : static_cast<unsigned>(s.inner)) {
         const Shares all = shares();
         begin = boundary(all, rank);
         end = boundary(all, rank + 1);
@@ -100,12 +100,17 @@ struct Part {
         return static_cast<int>((end - begin + shape.window - 1) / shape.window);
     }
 
+    // row == 1 << row_bits() in `columns`: at most the lanes of a warp.
+    BNFOLD_DEVICE int row_bits() const {
+        return (row > 1) + (row > 2) + (row > 4) + (row > 8) + (row > 16);
+    }
     // In which run the unit's vector of that number is, and where in it.
     struct Run {
         long long number;
         unsigned offset;
     };
     BNFOLD_DEVICE Run run_of(long long vector) const {
+        if constexpr (L == Layout::columns) return {vector >> row_bits(), static_cast<unsigned>(vector) & (row - 1)};
         // Few tensors are so large that a division of 64 bits, which takes long, is needed.
         const long long number = vector < 0x80000000ll ? by_row.quotient(static_cast<unsigned>(vector)) : vector / row;
         return {number, static_cast<unsigned>(vector - number * row)};
@@ -178,12 +183,12 @@ struct Places<V, Layout::columns> {
 
     BNFOLD_DEVICE explicit Places(const Window<V, Layout::columns>& window) {
         const auto& part = window.part;
-        const unsigned thread = static_cast<unsigned>(port::thread()), run = thread / part.row;
+        const auto run = part.run_of(port::thread());
         const unsigned stride = static_cast<unsigned>(part.shape.channels) / V;
-        in_run = (thread - run * part.row) * V;
+        in_run = run.offset * V;
         width = static_cast<unsigned>(part.width);
-        step = kThreads / part.row * stride;
-        at = run * stride + (thread - run * part.row);
+        step = static_cast<unsigned>(kThreads >> part.row_bits()) * stride;
+        at = static_cast<unsigned>(run.number) * stride + run.offset;
     }
 
     // Whether this thread's channels are beyond the last one.

@@ -101,7 +101,15 @@ def test_windows_are_the_last_resort() -> None:
         ((512, 28), "backward", "ring", 132, 32, 16, 3),
         ((1024, 14), "forward", "ring", 16, 32, 4, 7),
         ((256, 56), "forward", "ring", 132, 32, 8, 12),
-        ((256, 56), "backward", "ring", 132, 16, 16, 6),  # it does not hold two tensors of 64 bytes of channels
+        (
+            (256, 56),
+            "backward",
+            "ring",
+            132,
+            16,
+            16,
+            6,
+        ),  # it does not hold two tensors of 64 bytes of channels
         ((64, 112), "forward", "cooperative grid", 132, 32, 2, 48),
     ],
 )
