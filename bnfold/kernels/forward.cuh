@@ -184,7 +184,7 @@ forward(const T* x, const T* residual, T* y, unsigned char* mask, const P* weigh
                 const Window<V, L> here(part, i);
                 if (i < windows - 1) {  // each thread reads again what it then writes
                     const T* const from = x + here.origin;
-                    here.template each_vector<4>(
+                    here.template each_vector<8>(
                         [&](int, Place<L> place) { return load<T, V>(from, place); },
                         [&](int slot, Place<L>, unsigned, const Vector<T, V>& vector) { staged[slot] = vector; });
                 }

@@ -265,12 +265,12 @@ class Row:
 
     def fit(self, problem: Problem, device: Device, read: Reading) -> Fit:
         """What the line judges by, where a problem is read like that."""
-        if self.exchange != "ring" or not _rings(problem.kernel, read):
-            return Fit(problem, device, read)
-        fit = Fit(problem, device, read, TURN)
-        if read.layout == "plane" or fit.fits(device.ranks):
+        turn = TURN if self.exchange == "ring" and _rings(problem.kernel, read) else THREADS
+        fit = Fit(problem, device, read, turn)
+        shared = self.exchange in ("ring", "grid") and read.layout == "columns" and read.width > 1
+        if not shared or fit.fits(device.ranks):
             return fit
-        return Fit(problem, device, dataclasses.replace(read, group=2 * read.width), TURN)
+        return Fit(problem, device, dataclasses.replace(read, group=2 * read.width), turn)
 
 
 def _alone(fit: Fit) -> Iterable[int]:

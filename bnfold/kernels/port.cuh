@@ -72,7 +72,7 @@ struct alignas(16) Bits16 {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
 constexpr int loads_ahead = 2;
 #else
-constexpr int loads_ahead = 4;
+constexpr int loads_ahead = 8;
 #endif
 BNFOLD_DEVICE Bits16 load_once(const Bits16* place) {
     Bits16 bits;
