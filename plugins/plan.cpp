@@ -13,15 +13,15 @@ constexpr int kThreads = 512, kVector = 16, kTile = 64, kMostRanks = 160;
 constexpr int kSlots = 33;  // sets that a warp leaves, where vectors of several channels are summed
 constexpr long long kMostColumns = 1 << 26;  // channels that launch.py reads as columns
 
-// What a kernel keeps in shared memory: tensors staged, and bytes a channel, and a warp and slot.
+// What a kernel keeps in shared memory: tensors staged, and bytes a channel, a warp and slot, and a rank.
 struct Memory {
-    int staged, channel, scratch;
+    int staged, channel, scratch, rank;
 
     long long shared(long long window_bytes, int slots) const {
-        return staged * window_bytes + channel * kMostGroup + scratch * slots * kThreads / 32;
+        return staged * window_bytes + channel * kMostGroup + rank * kMostRanks + scratch * slots * kThreads / 32;
     }
 };
-constexpr Memory kMemory[] = {{1, 3 * 12 + 8 + 4, 12}, {0, 12, 0}};  // by `Kernel`
+constexpr Memory kMemory[] = {{1, 3 * 12 + 8 + 4, 12, 4}, {0, 12, 0, 0}};  // by `Kernel`
 
 long long ceiling(long long a, long long b) { return (a + b - 1) / b; }
 

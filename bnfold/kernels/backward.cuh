@@ -66,7 +66,8 @@ backward(const T* x, const T* dy, const unsigned char* mask, const P* weight, co
         ring.pass(relu != 0);
         return;
     }
-    const int c = port::thread(), rank = port::block() % ranks;
+    const int c = port::thread(), number = Shares::quotient(port::block(), ranks), rank = port::block() - number * ranks,
+              teams = Shares::quotient(port::blocks(), ranks);   // of as many blocks each
     Part<V, L> part({outer, channels, inner, group, ranks, window}, rank);
     const int windows = part.windows();
     const Left<A> left = {L == Layout::columns ? static_cast<int>(part.row) : 1};
@@ -81,8 +82,8 @@ backward(const T* x, const T* dy, const unsigned char* mask, const P* weight, co
     auto* scratch = reinterpret_cast<Sums*>(inverse + kMostChannels);
     Mailbox<E, Sums> box = {posted, letters, words, group, ranks, rank, 0};
 
-    for (int unit = port::block() / ranks; static_cast<long long>(unit) * group < channels;
-         unit += port::blocks() / ranks) {
+    for (int unit = number; static_cast<long long>(unit) * group < channels;
+         unit += teams) {
         part.turn_to(unit);
         box.unit = unit;
         const int channel = part.first + c;
@@ -144,7 +145,7 @@ backward(const T* x, const T* dy, const unsigned char* mask, const P* weight, co
             });
         }
         if constexpr (E != Exchange::none) {
-            const int next = unit + port::blocks() / ranks;
+            const int next = unit + teams;
             if (E == Exchange::grid && static_cast<long long>(next) * group < channels) {
                 Part<V, L> ahead = part;
                 ahead.turn_to(next);
@@ -176,6 +177,7 @@ backward(const T* x, const T* dy, const unsigned char* mask, const P* weight, co
             }
         }
         if (rank == 0 && own) totals_to.note(channel, totals[c], inverse[c]);
+        box.left();
         // As in forward: nothing that this unit still reads is changed before the next one's first barrier.
     }
 }

@@ -82,7 +82,8 @@ forward(const T* x, const T* residual, T* y, unsigned char* mask, const P* weigh
         return;
     }
     constexpr int A = L == Layout::columns ? V : 1;
-    const int c = port::thread(), rank = port::block() % ranks;
+    const int c = port::thread(), number = Shares::quotient(port::block(), ranks), rank = port::block() - number * ranks,
+              teams = Shares::quotient(port::blocks(), ranks);   // of as many blocks each
     Part<V, L> part({outer, channels, inner, group, ranks, window}, rank);
     const int windows = part.windows(), period = L == Layout::columns ? static_cast<int>(part.row) : 1;
     const Left<A> left = {period};
@@ -95,12 +96,15 @@ forward(const T* x, const T* residual, T* y, unsigned char* mask, const P* weigh
     auto* knowns = reinterpret_cast<Known*>(affine + kMostChannels);   // of this unit, and of the one before
     auto* posted = reinterpret_cast<Moments*>(knowns + 2 * kMostChannels);
     auto* m2 = reinterpret_cast<float*>(posted + kMostChannels);
-    auto* scratch = reinterpret_cast<Counted*>(m2 + kMostChannels);
+    auto* numbers = m2 + kMostChannels;   // of a channel's values, by rank; not for `planes`
+    auto* scratch = reinterpret_cast<Counted*>(numbers + kMostRanks);
+    const Shares shares = part.shares();
+    if (L != Layout::planes && E != Exchange::none && c < ranks) numbers[c] = part.values_of(0, shares, c);
     Mailbox<E, Moments> box = {posted, letters, words, group, ranks, rank, 0};
 
     int turn = 0;
-    for (int unit = port::block() / ranks; static_cast<long long>(unit) * group < channels;
-         unit += port::blocks() / ranks, turn ^= 1) {
+    for (int unit = number; static_cast<long long>(unit) * group < channels;
+         unit += teams, turn ^= 1) {
         part.turn_to(unit);
         box.unit = unit;
         Known* const known = knowns + turn * kMostChannels;
@@ -160,8 +164,7 @@ forward(const T* x, const T* residual, T* y, unsigned char* mask, const P* weigh
             }
         }
         if constexpr (E != Exchange::none) {
-            const Shares shares = part.shares();
-            const int next = unit + port::blocks() / ranks;
+            const int next = unit + teams;
             if (E == Exchange::grid && static_cast<long long>(next) * group < channels) {
                 Part<V, L> ahead = part;  // memory shall not rest while blocks wait
                 ahead.turn_to(next);
@@ -172,7 +175,10 @@ forward(const T* x, const T* residual, T* y, unsigned char* mask, const P* weigh
             constexpr int most = E == Exchange::cluster ? lanes : kMostRanks;
             each_channel<lanes>(part.width, [&](int of, bool first) {
                 const auto get = [&](int lane, int k) { return box.read(of, lane, k); };
-                const auto count = [&](int lane, int k) { return part.values_of(of, shares, lane + k); };
+                const auto count = [&](int lane, int k) {
+                    if constexpr (L == Layout::planes) return part.values_of(of, shares, lane + k);
+                    return (numbers + lane)[k];
+                };
                 const Moments all = whole<lanes, most>(ranks, get, count, outcome.share);
                 if (first) finish(of, all);
             });
@@ -194,6 +200,7 @@ forward(const T* x, const T* residual, T* y, unsigned char* mask, const P* weigh
         }
         if (rank == 0 && own) outcome.note(channel, affine[c].mean, m2[c]);
         if (unit == 0 && rank == 0 && c == 0) outcome.count();
+        box.left();
         // The next unit's first barrier comes before it changes anything that this one reads.
     }
 }

@@ -122,7 +122,7 @@ class Kernel:
 
 
 KERNELS = {
-    "forward": Kernel("forward.cuh", types=2, staged=1, channel=3 * 12 + 8 + 4, scratch=12),
+    "forward": Kernel("forward.cuh", types=2, staged=1, channel=3 * 12 + 8 + 4, scratch=12, rank=4),
     "backward": Kernel("backward.cuh", types=2, staged=2, channel=12 + 20 + 2 * 8 + 4, scratch=8),
     "apply": Kernel("apply.cuh", types=3, staged=0, channel=12, scratch=0),
     "apply_backward": Kernel("apply.cuh", types=2, staged=0, channel=20, scratch=0),

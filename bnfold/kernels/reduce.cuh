@@ -240,13 +240,14 @@ struct Mailbox {
         if constexpr (E == Exchange::cluster) port::sync_cluster();
         if constexpr (E == Exchange::grid) sync_ranks(words + port::block() / ranks, rank, ranks);
     }
-    // All have read what they want: nobody changes a letter, or ends, before. And a barrier of the block.
+    // This block has read what it wants, and a barrier of the block; then all have, before which nobody changes a letter,
+    // or ends.
     BNFOLD_DEVICE void leave() const {
-        if constexpr (E == Exchange::cluster) {
-            port::sync_cluster();
-        } else {
-            port::sync_block();
-        }
+        if constexpr (E == Exchange::cluster) port::arrive_cluster();
+        port::sync_block();
+    }
+    BNFOLD_DEVICE void left() const {
+        if constexpr (E == Exchange::cluster) port::wait_cluster();
     }
 };
 

@@ -27,14 +27,10 @@ struct Team {
     unsigned before = 0;                                   // the words' highest bits, when the first thread arrived
 
     BNFOLD_DEVICE Team(const Shape& shape, unsigned* all_words)
-        : rank(port::block() - quotient(port::block(), shape.ranks) * shape.ranks), ranks(shape.ranks),
-          number(quotient(port::block(), shape.ranks)), teams(quotient(port::blocks(), shape.ranks)),
-          group(shape.group), units(quotient(quotient(shape.channels, group) - number + teams - 1, teams)),
+        : rank(port::block() - Shares::quotient(port::block(), shape.ranks) * shape.ranks), ranks(shape.ranks),
+          number(Shares::quotient(port::block(), shape.ranks)), teams(Shares::quotient(port::blocks(), shape.ranks)),
+          group(shape.group), units(Shares::quotient(Shares::quotient(shape.channels, group) - number + teams - 1, teams)),
           words(all_words + 2 * number) {}
-    // Of numbers that are not negative.
-    BNFOLD_DEVICE static int quotient(int a, int b) {
-        return static_cast<int>(static_cast<unsigned>(a) / static_cast<unsigned>(b));
-    }
 
     // Its k-th unit, and that unit's first channel.
     BNFOLD_DEVICE int unit(int k) const { return number + k * teams; }

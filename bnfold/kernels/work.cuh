@@ -55,10 +55,12 @@ struct Shares {
           rest(static_cast<int>(pieces - each * ranks)),
           fewer(static_cast<float>(each)),
           more(static_cast<float>(each + 1)) {}
-    // Few tensors are so large that a division of 64 bits, which takes long, is needed.
-    BNFOLD_DEVICE static long long quotient(long long pieces, int ranks) {
-        if (pieces < 0x80000000ll) return static_cast<unsigned>(pieces) / static_cast<unsigned>(ranks);
-        return pieces / ranks;
+    // Of numbers that are not negative. Few tensors are so large that a division of 64 bits, which takes long, is needed.
+    BNFOLD_DEVICE static int quotient(int a, int b) {
+        return static_cast<int>(static_cast<unsigned>(a) / static_cast<unsigned>(b));
+    }
+    BNFOLD_DEVICE static long long quotient(long long a, int b) {
+        return a < 0x80000000ll ? quotient(static_cast<int>(a), b) : a / b;
     }
     BNFOLD_DEVICE long long begin(int rank) const { return each * rank + (rank < rest ? rank : rest); }
     BNFOLD_DEVICE float size(int rank) const { return rank < rest ? more : fewer; }
@@ -128,6 +130,7 @@ struct Part {
 
     // How many values of the unit's channel c are in vectors [from, to), and how many a rank has.
     BNFOLD_DEVICE float values_of(int c, long long from, long long to) const {
+        if constexpr (L == Layout::columns) return static_cast<float>((to - from) >> row_bits());  // whole rows
         return static_cast<float>(values_before(to, c) - values_before(from, c));
     }
     BNFOLD_DEVICE float values_of(int c, const Shares& shares, int rank) const {
@@ -253,6 +256,7 @@ struct Window {
         if (places.beyond()) return;
         const T* const from = x + origin;
         const int last = count < most * kThreads ? count : most * kThreads;
+#pragma unroll 1
         for (int slot = port::thread(); slot < last; slot += kThreads) {
             Place<L> place;
             unsigned offset;
@@ -266,6 +270,7 @@ private:
     template <int U, class Load, class Begin, class Use>
     BNFOLD_DEVICE void turns(int slot, Places<V, L>& places, Load load, Begin begin, Use use) const {
         const int last = count - (U - 1) * kThreads;
+#pragma unroll 1
         for (; slot < last; slot += U * kThreads) {
             decltype(load(0, Place<L>{})) loaded[U];
             Place<L> place[U];
