@@ -80,7 +80,7 @@ backward(const T* x, const T* dy, const unsigned char* mask, const P* weight, co
     auto* totals = posted + kMostChannels;
     auto* inverse = reinterpret_cast<float*>(totals + kMostChannels);
     auto* scratch = reinterpret_cast<Sums*>(inverse + kMostChannels);
-    Mailbox<E, Sums> box = {posted, letters, words, group, ranks, rank, 0};
+    Mailbox<E, Sums> box = {posted, letters, words + number, group, ranks, rank, 0};
 
     for (int unit = number; static_cast<long long>(unit) * group < channels;
          unit += teams) {

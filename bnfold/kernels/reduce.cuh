@@ -220,7 +220,7 @@ template <Exchange E, class Set>
 struct Mailbox {
     Set* shared;       // [kMostChannels] in each block; Exchange::cluster
     Set* global;       // [units][group][ranks]; Exchange::grid
-    unsigned* words;   // [blocks / ranks], zero before their first use ever; Exchange::grid
+    unsigned* word;    // of these blocks, zero before its first use ever; Exchange::grid
     int group, ranks, rank, unit;
 
     BNFOLD_DEVICE Set* letter(int c, int of) const {
@@ -238,7 +238,7 @@ struct Mailbox {
     // All have posted.
     BNFOLD_DEVICE void wait() const {
         if constexpr (E == Exchange::cluster) port::sync_cluster();
-        if constexpr (E == Exchange::grid) sync_ranks(words + port::block() / ranks, rank, ranks);
+        if constexpr (E == Exchange::grid) sync_ranks(word, rank, ranks);
     }
     // This block has read what it wants, and a barrier of the block; then all have, before which nobody changes a letter,
     // or ends.

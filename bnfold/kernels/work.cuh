@@ -225,7 +225,10 @@ struct Window {
     }
 
     // Values of the unit's channel c in the window.
-    BNFOLD_DEVICE float values_of(int c) const { return part.values_of(c, begin, begin + count); }
+    BNFOLD_DEVICE float values_of(int c) const {
+        if constexpr (L == Layout::columns) return static_cast<float>(count >> part.row_bits());
+        return part.values_of(c, begin, begin + count);
+    }
 
     // How many vectors of the window are this thread's.
     BNFOLD_DEVICE int vectors() const {
