@@ -145,7 +145,7 @@ forward(const T* x, const T* residual, T* y, unsigned char* mask, const P* weigh
             } else {
                 Deviations found[A];
                 Moments sets[A];
-                const float count = sweep(here, x, staged, found), share = 1.0f / (count < 1 ? 1 : count);
+                const float count = sweep(here, x, staged, found), share = port::reciprocal(count < 1 ? 1 : count);
                 port::sync_block();  // what is known is there, and the last window's sets are read
 #pragma unroll
                 for (int k = 0; k < A; ++k) {
@@ -154,7 +154,7 @@ forward(const T* x, const T* residual, T* y, unsigned char* mask, const P* weigh
                 put(sets, count, left, scratch);
                 port::sync_block();
                 each_channel<kWarps>(part.width, [&](int of, bool first) {
-                    const float values = here.values_of(of), share = 1.0f / (values < 1 ? 1 : values);
+                    const float values = here.values_of(of), share = port::reciprocal(values < 1 ? 1 : values);
                     const auto at = [&](int warp, int k) { return scratch[left.place(of, warp, k / kWarps)]; };
                     const auto get = [&](int warp, int k) { return at(warp, k).set(); };
                     const auto number = [&](int warp, int k) { return at(warp, k).count; };

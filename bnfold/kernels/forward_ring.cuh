@@ -71,7 +71,8 @@ struct ForwardTask {
     }
 
     BNFOLD_DEVICE void tell(int k, int vectors) {
-        const float own_count = static_cast<float>(vectors * (V / A)), share = vectors == 0 ? 0 : 1.0f / own_count;
+        const float own_count = static_cast<float>(vectors * (V / A));
+        const float share = port::reciprocal(own_count < 1 ? 1 : own_count);
         const Left<A> left = {period()};
         Moments sets[A];
         port::sync_block();  // what is known is there

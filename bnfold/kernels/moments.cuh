@@ -48,7 +48,7 @@ struct Weights {
     float first, second, between;
 
     BNFOLD_DEVICE Weights(float a, float b) {
-        const float all = a + b, share = 1.0f / (all < 1 ? 1 : all);
+        const float all = a + b, share = port::reciprocal(all < 1 ? 1 : all);
         first = a * share;
         second = b * share;
         between = a * second;
