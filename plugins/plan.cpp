@@ -59,7 +59,7 @@ constexpr Reading (*kLayouts[])(const Problem&) = {columns, plane, planes, singl
 struct Fit {
     const Problem& problem;
     const Device& device;
-    const Reading& reading;
+    const Reading reading;
 
     const Memory& memory() const { return kMemory[static_cast<int>(problem.kernel)]; }
     long long units() const { return ceiling(problem.channels, reading.group); }
@@ -95,6 +95,13 @@ struct Row {
     int (*at_once)(const Device&, int);
     long long barrier;
 
+    // 32 bytes of channels a unit where all blocks of a grid do not hold 64.
+    Fit fit(const Problem& problem, const Device& device, const Reading& reading) const {
+        const Fit wide{problem, device, reading};
+        const bool narrows = exchange == Exchange::grid && reading.layout == Layout::columns && reading.width > 1;
+        if (!narrows || wide.fits(std::min(device.multiprocessors, kMostRanks))) return wide;
+        return {problem, device, {reading.layout, reading.width, 2 * reading.width, true}};
+    }
     // Bytes that a block stages at most, with those that it could while it waits for others.
     long long cost(const Fit& fit, int ranks) const {
         const long long part = fit.part(ranks), again = std::max(0ll, part - fit.capacity());
@@ -156,19 +163,20 @@ std::optional<Launch> plan(const Problem& problem, const Device& device) {
     }
     if (!reading.fits) return std::nullopt;
 
-    const Fit fit{problem, device, reading};
-    const bool stages = fit.memory().staged != 0;
+    const bool stages = kMemory[static_cast<int>(problem.kernel)].staged != 0;
     const Row *const first = stages ? kRows : kStream, *const last = stages ? std::end(kRows) - 1 : kStream;
     const Row* row = last;
-    int ranks = last->ranks(fit).front();
+    int ranks = last->ranks({problem, device, reading}).front();
     long long least = std::numeric_limits<long long>::max();
     for (const Row* each = first; each != last; ++each) {
+        const Fit fit = each->fit(problem, device, reading);
         for (const int number : each->ranks(fit)) {
             const long long cost = each->cost(fit, number);
             if (cost < least) row = each, ranks = number, least = cost;  // the first of equals
         }
     }
 
+    const Fit fit = row->fit(problem, device, reading);
     const long long part = ceiling(fit.part(ranks), kThreads) * kThreads;
     const long long window = std::min(part, fit.capacity());
     const bool cooperative = row->exchange == Exchange::grid;
@@ -184,7 +192,7 @@ std::optional<Launch> plan(const Problem& problem, const Device& device) {
         row->exchange == Exchange::cluster ? ranks : 1,
         cooperative,
         fit.memory().shared(window * fit.vector(), fit.slots()),
-        reading.group,
+        fit.reading.group,
         ranks,
         static_cast<int>(window),
         static_cast<int>(fit.units()),

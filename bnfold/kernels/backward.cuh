@@ -66,8 +66,8 @@ backward(const T* x, const T* dy, const unsigned char* mask, const P* weight, co
         ring.pass(relu != 0);
         return;
     }
-    const int c = port::thread(), number = Shares::quotient(port::block(), ranks), rank = port::block() - number * ranks,
-              teams = Shares::quotient(port::blocks(), ranks);   // of as many blocks each
+    const int teams = Shares::quotient(port::blocks(), ranks), team = Shares::quotient(port::block(), ranks);
+    const int rank = port::block() - team * ranks, c = port::thread();
     Part<V, L> part({outer, channels, inner, group, ranks, window}, rank);
     const int windows = part.windows();
     const Left<A> left = {L == Layout::columns ? static_cast<int>(part.row) : 1};
@@ -80,10 +80,9 @@ backward(const T* x, const T* dy, const unsigned char* mask, const P* weight, co
     auto* totals = posted + kMostChannels;
     auto* inverse = reinterpret_cast<float*>(totals + kMostChannels);
     auto* scratch = reinterpret_cast<Sums*>(inverse + kMostChannels);
-    Mailbox<E, Sums> box = {posted, letters, words + number, group, ranks, rank, 0};
+    Mailbox<E, Sums> box = {posted, letters, words + team, group, ranks, rank, 0};
 
-    for (int unit = number; static_cast<long long>(unit) * group < channels;
-         unit += teams) {
+    for (int unit = team; static_cast<long long>(unit) * group < channels; unit += teams) {
         part.turn_to(unit);
         box.unit = unit;
         const int channel = part.first + c;

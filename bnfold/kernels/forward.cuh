@@ -74,23 +74,23 @@ forward(const T* x, const T* residual, T* y, unsigned char* mask, const P* weigh
     if (E == Exchange::cluster && !port::has_clusters) return;
     if constexpr (E == Exchange::ring) {
         const float values = static_cast<float>(outer) * static_cast<float>(inner);
-        const Outcome<P> outcome = {mean,   invstd,          running_mean, running_var, batches,
-                                    values, 1.0f / values, eps,          momentum,    !y};
+        const Outcome<P> outcome = {mean, invstd, running_mean, running_var, batches,
+                                    values, 1.0f / values, eps, momentum, !y};
         const Shape shape = {outer, channels, inner, group, ranks, window};
         const ForwardRing<T, P, V, L> ring = {shape, x, residual, y, mask, weight, bias, outcome, letters, words};
         ring.pass(relu != 0);
         return;
     }
     constexpr int A = L == Layout::columns ? V : 1;
-    const int c = port::thread(), number = Shares::quotient(port::block(), ranks), rank = port::block() - number * ranks,
-              teams = Shares::quotient(port::blocks(), ranks);   // of as many blocks each
+    const int teams = Shares::quotient(port::blocks(), ranks), team = Shares::quotient(port::block(), ranks);
+    const int rank = port::block() - team * ranks, c = port::thread();
     Part<V, L> part({outer, channels, inner, group, ranks, window}, rank);
     const int windows = part.windows(), period = L == Layout::columns ? static_cast<int>(part.row) : 1;
     const Left<A> left = {period};
     const int own_channel = (port::thread() & (period - 1)) * A;   // the first one
     const float values = static_cast<float>(outer) * static_cast<float>(inner);
-    const Outcome<P> outcome = {mean,   invstd,          running_mean, running_var, batches,
-                                values, 1.0f / values, eps,          momentum,    !y};
+    const Outcome<P> outcome = {mean, invstd, running_mean, running_var, batches,
+                                values, 1.0f / values, eps, momentum, !y};
     auto* staged = reinterpret_cast<Vector<T, V>*>(port::shared());
     auto* affine = reinterpret_cast<Affine*>(staged + window);
     auto* knowns = reinterpret_cast<Known*>(affine + kMostChannels);   // of this unit, and of the one before
@@ -100,11 +100,10 @@ forward(const T* x, const T* residual, T* y, unsigned char* mask, const P* weigh
     auto* scratch = reinterpret_cast<Counted*>(numbers + kMostRanks);
     const Shares shares = part.shares();
     if (L != Layout::planes && E != Exchange::none && c < ranks) numbers[c] = part.values_of(0, shares, c);
-    Mailbox<E, Moments> box = {posted, letters, words + number, group, ranks, rank, 0};
+    Mailbox<E, Moments> box = {posted, letters, words + team, group, ranks, rank, 0};
 
     int turn = 0;
-    for (int unit = number; static_cast<long long>(unit) * group < channels;
-         unit += teams, turn ^= 1) {
+    for (int unit = team; static_cast<long long>(unit) * group < channels; unit += teams, turn ^= 1) {
         part.turn_to(unit);
         box.unit = unit;
         Known* const known = knowns + turn * kMostChannels;

@@ -173,7 +173,7 @@ def _single_plane(problem: Problem) -> Reading:
 
 
 LAYOUTS: tuple[tuple[str, Callable[[Problem], Reading]], ...] = (
-    ("inner = 1, channels a whole number of vectors: 64 bytes of channels a unit", _columns),
+    ("inner = 1, channels a whole number of vectors: 64 bytes of channels a unit, or 32", _columns),
     ("planes a whole number of vectors: one channel a unit", _plane),
     ("a few planes together a whole number of vectors: so many channels a unit", _planes),
     ("inner = 1, any channels or alignment: value by value, 32 channels a unit", _single_columns),

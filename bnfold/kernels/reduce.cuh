@@ -25,7 +25,7 @@ template <int A>
 struct Left {
     static constexpr int halves = 32 / A;   // lanes that go on with the same one of A channels
     static constexpr int most = A == 1 ? kWarps : kWarps * halves / 2;   // sets of a channel: its unit is two vectors
-    const int period;
+    const int period;   // of several channels at most `halves`: a unit has 64 bytes at most
 
     // From a warp to the next; of several channels, to other banks.
     BNFOLD_DEVICE int stride() const { return A == 1 ? period : kLeft; }
@@ -240,8 +240,8 @@ struct Mailbox {
         if constexpr (E == Exchange::cluster) port::sync_cluster();
         if constexpr (E == Exchange::grid) sync_ranks(word, rank, ranks);
     }
-    // This block has read what it wants, and a barrier of the block; then all have, before which nobody changes a letter,
-    // or ends.
+    // This block has read what it wants, and a barrier of the block; then all have: nobody changes a letter, or ends,
+    // before.
     BNFOLD_DEVICE void leave() const {
         if constexpr (E == Exchange::cluster) port::arrive_cluster();
         port::sync_block();

@@ -29,8 +29,9 @@ struct Team {
     BNFOLD_DEVICE Team(const Shape& shape, unsigned* all_words)
         : rank(port::block() - Shares::quotient(port::block(), shape.ranks) * shape.ranks), ranks(shape.ranks),
           number(Shares::quotient(port::block(), shape.ranks)), teams(Shares::quotient(port::blocks(), shape.ranks)),
-          group(shape.group), units(Shares::quotient(Shares::quotient(shape.channels, group) - number + teams - 1, teams)),
-          words(all_words + 2 * number) {}
+          group(shape.group), units(share(Shares::quotient(shape.channels, group))), words(all_words + 2 * number) {}
+    // Of so many units, those of this team.
+    BNFOLD_DEVICE int share(int all) const { return Shares::quotient(all - number + teams - 1, teams); }
 
     // Its k-th unit, and that unit's first channel.
     BNFOLD_DEVICE int unit(int k) const { return number + k * teams; }

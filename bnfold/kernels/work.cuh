@@ -55,7 +55,7 @@ struct Shares {
           rest(static_cast<int>(pieces - each * ranks)),
           fewer(static_cast<float>(each)),
           more(static_cast<float>(each + 1)) {}
-    // Of numbers that are not negative. Few tensors are so large that a division of 64 bits, which takes long, is needed.
+    // Of numbers that are not negative. A division of 64 bits takes long; few tensors are so large that they need it.
     BNFOLD_DEVICE static int quotient(int a, int b) {
         return static_cast<int>(static_cast<unsigned>(a) / static_cast<unsigned>(b));
     }

@@ -110,7 +110,7 @@ def test_windows_are_the_last_resort() -> None:
             16,
             6,
         ),  # it does not hold two tensors of 64 bytes of channels
-        ((64, 112), "forward", "cooperative grid", 132, 32, 2, 48),
+        ((64, 112), "forward", "cooperative grid", 132, 16, 4, 24),  # it reads less again
     ],
 )
 def test_a_ring_holds_two_units_or_the_largest_one_that_it_can(
