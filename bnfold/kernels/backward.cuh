@@ -21,7 +21,7 @@ struct Stage {
     BNFOLD_DEVICE void take(const Window<V, L>& window, const Source<T, V>& from, const Affines& affines,
                             Sums (&sums)[A]) const {
         const auto here = from.at(window.origin);
-        window.template each_vector<L == Layout::planes ? 2 : 4>(
+        window.template each_vector<L == Layout::planes ? 2 : 3>(
             [&](int, Place<L> place) { return Given<G, T, V>(here, place); },
             [&](int slot, Place<L>, unsigned offset, const Given<G, T, V>& given) {
                 const Vector<T, V> found = given.dz(affines.at(offset));
