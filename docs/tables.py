@@ -370,6 +370,8 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "int8_steps": partial(trained, int8_table.steps),
         "int8_merging": partial(trained, int8_table.merging),
         "int8": int8,
+        "int8_hurts": lambda: int8_table.hurts(read(RESULTS / "int8_hurts.json")),
+        "int8_losses": lambda: wrapped(trained(int8_table.losses)),
         "int8_four_bits": partial(trained, int8_table.four_bits),
     },
     "docs/operators.md": {"operators": operators},

@@ -22,7 +22,7 @@ FUNCTIONS = {
     "fold_onnx": EVERY,
     "export": EVERY
     - {"inputs", "shapes", "seed", "freeze_initializers", "certificate", "check", "calibration"},
-    "equalize_onnx": EVERY - {"target", "precision", "certificate", "check", "calibration"},
+    "equalize_onnx": EVERY - {"target", "precision", "certificate", "check"},
     "fold_program": {
         *("verify", "inputs", "rtol", "atol", "check", "shared", "skip", "merge_branches", "quantize_for"),
     },

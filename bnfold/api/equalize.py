@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any, overload
 import onnx
 
 from bnfold.api.fold_onnx import fold_loaded, opened, ranges_in
+from bnfold.api.guard import tried
 from bnfold.errors import UsageError
 from bnfold.onnx_graph.annotations import annotated, dropped_note
 from bnfold.onnx_graph.describe import Sketch
 from bnfold.onnx_graph.file.loaded import Loaded
-from bnfold.options import Check, CheckKeywords, Fold, FoldKeywords, refuse_others
+from bnfold.onnx_graph.run.inputs import Given
+from bnfold.options import BRANCHES_FROM, QUANTIZERS, Check, CheckKeywords, Fold, FoldKeywords, refuse_others
 from bnfold.passes.equalize import balance
+from bnfold.progress import Advance
 from bnfold.report.equalize import EqualizeReport
 from bnfold.verify.blame import conclude
 from bnfold.verify.process import verify as compare
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
 
 
 __all__ = ["equalize_loaded", "equalize_onnx"]
+
+ONE_SCALE = "int8-per-tensor"  # what equalizing is for
 
 
 @overload
@@ -63,6 +68,7 @@ def equalize_onnx(
     apart: bool = False,
     timeout: float | None = None,
     quantize_for: str | None = None,
+    calibration: Mapping[str, Any] | str | Path | None = None,
     **others: Any,
 ) -> tuple[onnx.ModelProto | onnx_ir.Model, EqualizeReport]:
     """Balance the weight ranges of an ONNX model without changing what it computes, for int8 to come.
@@ -91,6 +97,9 @@ def equalize_onnx(
         apart: check in a process of its own, as `fold_onnx` does.
         timeout: seconds that the check may take there.
         quantize_for: of the fold, as for `fold_onnx`.
+        calibration: samples as for `bnfold.correct` (arrays by input name, or a file of them): the model is
+            quantized to int8 as it is and equalized, by onnxruntime, and corrected; it is equalized only if
+            that is nearer to float32. One scale a weight, unless quantize_for is "int8".
         others: options of `fold_onnx` that come after this, which are refused by name.
 
     Returns:
@@ -113,7 +122,9 @@ def equalize_onnx(
     )
     loaded, as_given = opened(model, "equalize_onnx")
     check = Check(verify, inputs, shapes, seed, rtol, atol, apart, timeout)
-    result, report = equalize_loaded(loaded, options, check, fold=fold, split_relu6=split_relu6)
+    result, report = equalize_loaded(
+        loaded, options, check, fold=fold, split_relu6=split_relu6, calibration=calibration
+    )
     return as_given(result), report
 
 
@@ -124,12 +135,17 @@ def equalize_loaded(
     *,
     fold: bool = True,
     split_relu6: bool = False,
+    calibration: Given | None = None,
+    advance: Advance | None = None,
     sketch: Sketch | None = None,
 ) -> tuple[Loaded, EqualizeReport]:
     """`equalize_onnx` for a model that is loaded; the result is ready to be saved.
 
-    sketch: is shown the model before it is changed.
+    advance: told how far quantizing is. sketch: is shown the model before it is changed.
     """
+    target = options.quantize_for or ONE_SCALE
+    if calibration is not None and QUANTIZERS[target][0] < BRANCHES_FROM:
+        raise UsageError(f"calibration data has nothing to do with {target}: onnxruntime quantizes to int8")
     usual = vars(Fold(shared=options.shared))
     for name, value in vars(options).items():
         if not fold and (value or usual[name]) and value != usual[name]:
@@ -150,4 +166,11 @@ def equalize_loaded(
     if check.verify:
         found = compare(loaded, result, check)
         conclude(report, found, "the equalized model does not compute the same")
+    if calibration is not None:
+        report.trial = tried(loaded, result, target, calibration, advance)
+        if report.trial.taken != "equalized":
+            report.left()
+            return loaded, report
+    else:
+        report.warn()
     return result, report

@@ -28,7 +28,6 @@ from bnfold.onnx_graph.outline import snapshot
 from bnfold.onnx_graph.read import read, scope_of
 from bnfold.onnx_graph.write import apply
 from bnfold.options import Check, CheckKeywords, Fold, FoldKeywords
-from bnfold.passes.deploy.rewrite import rewrite
 from bnfold.report.fold import Report
 from bnfold.report.guard import Guard
 from bnfold.report.table import first
@@ -369,12 +368,16 @@ def passes_of(options: Fold, ranges: Mapping[str, Range], ledger: Ledger | None 
         return loaded
 
     def rewriting(loaded: Loaded, report: Report) -> Loaded:
+        from bnfold.passes.deploy.rewrite import rewrite
+
         made = rewrite(loaded, options.target, options.lower_batch_statistics, options.skip)
         report.rewritten, notes = made
         report.notes += notes
         return loaded
 
-    passes = [Pass("the rewriting for the target", rewriting)]
+    passes = []
     if options.drop_dead_channels:
-        passes.insert(0, Pass("dropping dead channels", dropping, _has_dropped))
+        passes.append(Pass("dropping dead channels", dropping, _has_dropped))
+    if options.target != "onnx" or options.lower_batch_statistics:
+        passes.append(Pass("the rewriting for the target", rewriting))
     return passes

@@ -1,8 +1,9 @@
-"""Whether merged branches bear the quantizer: both plans of a fold quantized, corrected, and compared.
+"""Which of two plans bears the quantizer better: both quantized, corrected, and compared.
 
-Errors of rounding add up with signs that no weight tells, and differ by several dB with the calibration
-data alone. So each plan is quantized by onnxruntime and corrected on several sets of samples, and the means
-are compared on samples that none of the sets has.
+The plans are branches merged or apart, and weight ranges equalized or not. Errors of rounding add up with
+signs that no weight tells, and differ by several dB with the calibration data alone. So each plan is
+quantized by onnxruntime and corrected on several sets of samples, and the means are compared on samples that
+none of the sets has.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from bnfold.api.correct import EVERY, correct_units
+from bnfold.api.pipeline import Progress
 from bnfold.certificate import digest
 from bnfold.errors import UsageError
 from bnfold.onnx_graph.file.loaded import Loaded
@@ -22,9 +24,9 @@ from bnfold.onnx_graph.run.inputs import Given, wanted
 from bnfold.onnx_graph.run.quantizer import prepare, quantize
 from bnfold.onnx_graph.run.samples import Samples
 from bnfold.options import QUANTIZERS
-from bnfold.report.guard import Guard, choose
+from bnfold.report.guard import Guard, Trial, better, choose
 
-__all__ = ["guard"]
+__all__ = ["guard", "tried"]
 
 SETS = 4  # of samples to calibrate with
 LEAST = 5  # units in all: one to compare on, and four to draw the sets from
@@ -38,7 +40,7 @@ def guard(
     folded: Callable[[bool], Loaded],
     target: str,
     given: Given,
-    advance: Callable[[int, int, str], None] | None = None,
+    advance: Progress | None = None,
 ) -> Guard:
     """Which plan to take, and what was measured.
 
@@ -56,20 +58,36 @@ def guard(
     merged, apart = folded(True), folded(False)
     if digest(merged.inlined()) == digest(apart.inlined()):
         return Guard("merged")
+    found = _measured(original, (merged, apart), target, given, advance)
+    return Guard(choose(*found[:2]), *found)
+
+
+def tried(
+    before: Loaded, equalized: Loaded, target: str, given: Given, advance: Progress | None = None
+) -> Trial:
+    """Whether equalized weight ranges are better; arguments and errors as for `guard`."""
+    found = _measured(before, (equalized, before), target, given, advance)
+    return Trial(better(*found[:2]), *found)
+
+
+def _measured(
+    original: Loaded, plans: tuple[Loaded, Loaded], target: str, given: Given, advance: Progress | None
+) -> tuple[list[float], list[float], int, int, str]:
+    """What a report has behind `taken`: decibels of both plans, for each set; samples; what ran them."""
     samples = Samples(wanted(original), given)
     sets, held = divided(samples.count)
     exact = _outputs(original, samples, held)
     found: tuple[list[float], list[float]] = [], []
-    for number, plan in enumerate((merged, apart)):
+    for number, plan in enumerate(plans):
         source = prepare(plan)
         for at, units in enumerate(sets):
             if advance is not None:
                 advance(number * SETS + at, 2 * SETS, "quantizing both plans")
             rounded = quantize(source, samples, units, QUANTIZERS[target][1])
-            better = correct_units(rounded, source, samples, units)
-            found[number].append(_decibels(exact, _outputs(better, samples, held)))
-    each, name = samples.each, opened(original).name
-    return Guard(choose(*found), *found, len(sets[0]) * each, len(held) * each, name)
+            corrected = correct_units(rounded, source, samples, units)
+            found[number].append(_decibels(exact, _outputs(corrected, samples, held)))
+    each = samples.each
+    return *found, len(sets[0]) * each, len(held) * each, opened(original).name
 
 
 def divided(count: int) -> tuple[list[list[int]], list[int]]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from bnfold.cli import flags
-from bnfold.cli.terminal import check_outputs, finish, save_model, timed
+from bnfold.cli.terminal import check_outputs, check_target, finish, save_model, timed
+from bnfold.progress import progress
 
 SUMMARY = "fold, then balance weight ranges for int8, exactly"
 EPILOG = (
@@ -13,6 +15,7 @@ EPILOG = (
 examples:
   bnfold equalize model.onnx balanced.onnx
   bnfold equalize model.onnx balanced.onnx --split-relu6 --json report.json
+  bnfold equalize model.onnx balanced.onnx --calibration-data-path images.npz
   bnfold equalize model.onnx smaller.onnx --drop-dead-channels --input-range x:0,1
   bnfold equalize model.onnx                     explain: which ranges could be balanced, and which not
 
@@ -44,6 +47,12 @@ the JSON report:
    "split": [str],         Clips that got bounds for each channel
    "bits_before": number,  the mean over the layers
    "bits_after": number,
+   "trial": {              both quantized and corrected, or null without --calibration-data-path
+     "taken": str,         "equalized" or "as it was": what is written
+     "equalized_db": [number], "before_db": [number],   signal over noise, one for each set of samples
+     "samples": int,       in each set
+     "compared": int,      others, that it was measured on
+     "evaluator": str},    what ran the models
    "notes": [str],
    "fold": object          the report of `bnfold fold`, or null with --no-fold
    "verification": object, as in `bnfold verify --help`, or null if the check was skipped
@@ -59,8 +68,18 @@ IDLE = [
     flags.NO_MERGES,
     flags.NO_RANGES,
     flags.Idle(list(flags.CHECK), " with --no-verify", lambda a: a.no_verify),
+    flags.Idle(["--calibration-data-path"], " with --for int4", lambda a: a.quantize_for == "int4"),
     *flags.NO_OUT,
 ]
+TRIAL: flags.Flags = {
+    "--calibration-data-path": {
+        "help": "quantize to int8 as it was and equalized, by samples along the first axis of arrays, and "
+        "equalize only if that is better",
+        "dest": "samples",
+        "metavar": "PATH",
+        "type": Path,
+    }
+}
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -76,6 +95,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     flags.add(
         parser,
         flags.FOLD,
+        TRIAL,
         flags.WRITING,
         without=NOT_HERE,
         skip="the fold leaves the node of this name alone (repeatable)",
@@ -88,6 +108,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     check_outputs(args)
+    check_target(args.out, args.force, never=[args.samples], replaces=args.model)
+    check_target(args.json, args.force, never=[args.samples])
     check, options = flags.check_of(args), flags.fold_of(args)
 
     from bnfold.api.equalize import equalize_loaded
@@ -95,13 +117,15 @@ def run(args: argparse.Namespace) -> int:
     from bnfold.onnx_graph.file.loaded import load
 
     sketch = Sketch()
-    with timed("read, balanced and checked"):
+    with timed("read, balanced and checked"), progress("Equalizing", args.quiet) as advance:
         loaded, report = equalize_loaded(
             load(args.model),
             options,
             check,
             fold=not args.no_fold,
             split_relu6=args.split_relu6,
+            calibration=args.samples,
+            advance=advance,
             sketch=sketch,
         )
     files = save_model(args, loaded)

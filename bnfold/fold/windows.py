@@ -8,7 +8,6 @@ That says all that kernels, pads and dilations say, and makes sums and rows of c
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from bnfold.fold.graph import Refused
@@ -19,8 +18,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Windows:
+class Windows(NamedTuple):
     """The windows of a convolution as files state them, with one entry for each spatial axis.
 
     heads, tails: zeros before and behind the tensor. A matrix product has no such axes: all are ().

@@ -7,7 +7,7 @@ weight decay filter) finds one.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (as torch's own code calls it)
@@ -16,10 +16,30 @@ from torch import Tensor, fx, nn
 from bnfold.errors import UsageError
 from bnfold.nn import functional
 from bnfold.nn.arguments import Arguments, Running
+from bnfold.nn.kernel_calls import Ready
+from bnfold.nn.kinds import Decisions
 
 __all__ = ["ACTIVATIONS", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "Fused", "add_activate"]
 
 ACTIVATIONS = (None, "relu")
+
+
+class Decision(NamedTuple):
+    """What a module's settings and the kinds of its tensors decide of a call on the kernels.
+
+    own: whether the statistics are the batch's. tracked: whether running ones are used. counted, averaged:
+    whether the batch is counted by the kernel, and before, since running statistics are plain averages.
+    momentum: for `Running`. wanted: whether a tensor requires a gradient. ready: the calls, None where a
+    tensor has to be copied first, or under torch.compile.
+    """
+
+    own: bool
+    tracked: bool
+    counted: bool
+    averaged: bool
+    momentum: float
+    wanted: bool
+    ready: Ready | None
 
 
 class Fused(nn.modules.batchnorm._BatchNorm):
@@ -95,29 +115,71 @@ class Fused(nn.modules.batchnorm._BatchNorm):
 
     def _fused(self, x: Tensor, residual: Tensor | None) -> Tensor | None:
         """The whole on the kernels; None where they do not take it."""
-        weight, bias, mean, var, count = self._tensors()
+        tensors = weight, bias, mean, var, batches = self._tensors()
+        decision = self._decision(x, residual, *tensors)
+        if decision is None:
+            return None
+        own, tracked, counted, averaged, momentum, wanted, ready = decision
+        if averaged:
+            batches.add_(1)  # type: ignore[union-attr]
+        given = Arguments(x, residual, weight, bias, self.eps, self.activation == "relu")
+        kept = (mean, var) if tracked else (None, None)
+        running = Running(*kept, batches if counted else None, momentum)
+        if ready is None:
+            return functional.batch_norm(given, running, own)
+        return functional.eager(given, running, own, ready, wanted)
+
+    def _decision(self, *tensors: Any) -> Decision | None:
+        """As `_decided`, which is asked once for tensors of the same kinds."""
+        if torch.compiler.is_compiling():
+            return self._decided(*tensors)
+        decisions: Decisions[Decision] | None = self.__dict__.get("_decisions")
+        if decisions is None:
+            decisions = self.__dict__["_decisions"] = Decisions()
+        settings = (self.training, self.track_running_stats, self.eps, self.momentum, self.activation)
+        found = decisions.find(settings, tensors)
+        if found is None:
+            found = self._decided(*tensors)
+            if found is not None and found.ready is not None:
+                decisions.note(settings, tensors, found)
+        return found
+
+    def _decided(
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor | None,
+        var: Tensor | None,
+        batches: Tensor | None,
+    ) -> Decision | None:
+        """What to do with these tensors on the kernels; None where they do not take them."""
         training, tracked = self.training, self.track_running_stats
-        batch = training or (mean is None and var is None)
-        if not (tracked if training else not batch):
+        own = training or (mean is None and var is None)
+        if not (tracked if training else not own):
             mean = var = None
         if (mean is None) != (var is None):
             return None  # torch's own function says what is wrong
         momentum = 0.0 if self.momentum is None else self.momentum
-        batches = count if training and tracked else None
-        if batches is not None and (batches.dtype is not torch.int64 or batches.device != x.device):
-            return None
+        counted = False
+        if batches is not None and training and tracked:
+            counted = True
+            if batches.dtype is not torch.int64 or batches.device != x.device:
+                return None
         if momentum < 0 or self.eps <= 0:
             return None
         if not functional.usable(x, residual, weight, bias, mean, var):
             return None
-        if batch:
-            if x.numel() == x.shape[1]:
-                F._verify_batch_size(x.shape)  # type: ignore[attr-defined]
-            if batches is not None and self.momentum is None:
-                batches.add_(1)
-                momentum = -1.0
-        given = Arguments(x, residual, weight, bias, self.eps, self.activation == "relu")
-        return functional.batch_norm(given, Running(mean, var, batches, momentum), batch)
+        if own and x.numel() == x.shape[1]:
+            F._verify_batch_size(x.shape)  # type: ignore[attr-defined]
+        averaged = counted and self.momentum is None
+        if averaged:
+            momentum = -1.0
+        compiling = torch.compiler.is_compiling()
+        wanted = not compiling and functional.differentiable(x, residual, weight, bias)
+        ready = None if compiling else functional.ready_for(x, residual)
+        return Decision(own, mean is not None, counted, averaged, momentum, wanted, ready)
 
     def _tensors(self) -> tuple[Tensor | None, ...]:
         """Weight, bias, running mean and variance, and the number of batches."""
@@ -130,6 +192,9 @@ class Fused(nn.modules.batchnorm._BatchNorm):
                 pass
         statistics = self.running_mean, self.running_var, self.num_batches_tracked
         return self.weight, self.bias, *statistics
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_decisions"}
 
     def without_batch_norm(self) -> nn.Module:
         """What is left of the module when its batch norm was folded away."""

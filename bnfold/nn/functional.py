@@ -17,8 +17,9 @@ from bnfold.kernels.compile import KernelError
 from bnfold.nn import kernel_calls as kernels
 from bnfold.nn import operators, reference, steps
 from bnfold.nn.arguments import Arguments, Running, Saved
+from bnfold.nn.kernel_calls import Ready
 
-__all__ = ["batch_norm", "usable"]
+__all__ = ["batch_norm", "differentiable", "eager", "ready_for", "usable"]
 
 
 def batch_norm(given: Arguments, running: Running, training: bool) -> Tensor:
@@ -32,28 +33,38 @@ def batch_norm(given: Arguments, running: Running, training: bool) -> Tensor:
     Returns:
         y as x, dense and in the same order of dimensions.
     """
-    x, residual, weight, bias = inputs = given[:4]
-    order = kernels.order_of(x)
-    dense = kernels.ordered(x, order)
-    added = None if residual is None else kernels.ordered(residual, order)
-    if dense is not x or added is not residual:
+    order = kernels.order_of(given.x)
+    dense = kernels.ordered(given.x, order)
+    added = None if given.residual is None else kernels.ordered(given.residual, order)
+    if dense is not given.x or added is not given.residual:
         given = Arguments(dense, added, *given[2:])
-        x, residual, weight, bias = inputs = given[:4]
     if torch.compiler.is_compiling():
         return operators.batch_norm(given, running, training)
-    if torch.is_grad_enabled() and (
-        x.requires_grad
-        or (weight is not None and weight.requires_grad)
-        or (bias is not None and bias.requires_grad)
-        or (residual is not None and residual.requires_grad)
-    ):
-        found: Tensor = (_train if training else _evaluate)(*inputs, given, running, order)
-        return found
+    return eager(given, running, training, Ready(order), differentiable(*given[:4]))
+
+
+def eager(given: Arguments, running: Running, training: bool, ready: Ready, wanted: bool) -> Tensor:
+    """As `batch_norm`, of what is dense in the order of `ready`; wanted: `differentiable`."""
+    if wanted and torch.is_grad_enabled():
+        y: Tensor = (_train if training else _evaluate)(*given[:4], given, running, ready)
+        return y
     if training:
-        return steps.forward(given, running)[0]
+        return steps.forward(given, running, ready)[0]
     assert running.mean is not None
     assert running.var is not None
-    return steps.evaluate(given, running.mean, running.var, False)[0]
+    return steps.evaluate(given, running.mean, running.var, False, ready)[0]
+
+
+def differentiable(*tensors: Tensor | None) -> bool:
+    """Whether one of them requires a gradient."""
+    return any(each is not None and each.requires_grad for each in tensors)
+
+
+def ready_for(x: Tensor, residual: Tensor | None) -> Ready | None:
+    """For tensors that are dense in one order of dimensions; else None."""
+    order = kernels.order_of(x)
+    dense = all(each is None or kernels.ordered(each, order) is each for each in (x, residual))
+    return Ready(order) if dense else None
 
 
 def usable(x: Tensor, residual: Tensor | None, *parameters: Tensor | None) -> bool:
@@ -115,14 +126,14 @@ class _Differentiable(torch.autograd.Function):
 
 
 class _Train(_Differentiable):
-    """With the batch's own statistics; takes four of Arguments for autograd, Arguments, Running and order."""
+    """With the batch's own statistics; takes four of Arguments for autograd, Arguments, Running and Ready."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        _, _, weight, bias, given, running, order = arguments
-        y, mean, invstd, mask = steps.forward(given, running)
+        _, _, weight, bias, given, running, ready = arguments
+        y, mean, invstd, mask = steps.forward(given, running, ready)
         ctx.save_for_backward(given.x, weight, bias, mean, invstd, mask)
-        ctx.how = (given.eps, given.relu, False, order)
+        ctx.how = (given.eps, given.relu, False, ready)
         return y
 
 
@@ -131,12 +142,12 @@ class _Evaluate(_Differentiable):
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        _, _, weight, bias, given, running, order = arguments
-        y, mask = steps.evaluate(given, running.mean, running.var, given.masked)
+        _, _, weight, bias, given, running, ready = arguments
+        y, mask = steps.evaluate(given, running.mean, running.var, given.masked, ready)
         # Training may go on before backward, and change what the statistics are.
         mean, var = torch.stack([running.mean, running.var])
         ctx.save_for_backward(given.x, weight, bias, mean, var, mask)
-        ctx.how = (given.eps, given.relu, True, order)
+        ctx.how = (given.eps, given.relu, True, ready)
         return y
 
 
@@ -153,8 +164,8 @@ _train, _evaluate = _direct(_Train), _direct(_Evaluate)
 def _gradients(ctx: Any, dy: Tensor, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
     """Those of x, residual, weight and bias, whether they are wanted or not."""
     x, weight, bias, mean, second, mask = ctx.saved_tensors
-    eps, relu, frozen, order = ctx.how
-    x = x.contiguous(memory_format=order)  # hooks may have saved it in another one
+    eps, relu, frozen, ready = ctx.how
+    x = x.contiguous(memory_format=ready.order)  # hooks may have saved it in another one
     if frozen:  # what was saved is the variance
         mean, second = reference.numbers(mean), reference.inverse_deviation(second, eps)
     saved = Saved(x, mask, weight, bias, mean, second, relu)
@@ -163,12 +174,12 @@ def _gradients(ctx: Any, dy: Tensor, needs: tuple[bool, ...]) -> tuple[Tensor | 
         dx, dweight, dbias = reference.gradients(x, dz, weight, eps, (mean, second) if frozen else None)
         return dx, dz, dweight, dbias
     needs_residual = relu and needs[1]  # without a ReLU, what the residual gets is dy itself
-    dense = kernels.ordered(dy, order)
+    dense = kernels.ordered(dy, ready.order)
     if torch.is_grad_enabled():  # for derivatives of these gradients
         wanted = (needs[0], needs_residual, needs[2], needs[3])
         found = _Gradients.apply(dense, *saved, eps, frozen, wanted)  # type: ignore[no-untyped-call]
     else:
-        found = steps.backward(saved, dense, frozen, needs_residual)
+        found = steps.backward(saved, dense, frozen, needs_residual, ready)
     return found if relu else (found[0], dy, found[2], found[3])
 
 

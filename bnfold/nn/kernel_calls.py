@@ -20,11 +20,12 @@ from bnfold.kernels.compile import KernelError, Refused
 from bnfold.kernels.device import cuda_device
 from bnfold.kernels.launch import Device, Launch, Problem, plan, reading
 from bnfold.nn.arguments import Arguments, Running, Saved
-from bnfold.nn.words import Pointer, words_of
+from bnfold.nn.words import Pointer, mailbox_of
 
 __all__ = [
     "NAMES",
     "Machine",
+    "Ready",
     "aligned",
     "apply",
     "apply_backward",
@@ -44,6 +45,8 @@ __all__ = [
 
 MOMENTS, SUMS = 8, 8  # bytes of the sets that blocks exchange (moments.cuh)
 NAMES = {torch.float32: "float", torch.float16: "bnfold::half", torch.bfloat16: "bnfold::bfloat16"}
+
+TYPES = {name: kind for kind, name in NAMES.items()}
 
 
 class Machine(Protocol):
@@ -176,11 +179,13 @@ def aligned(x: Tensor) -> Tensor:
     return x if x.data_ptr() % 16 == 0 else x.clone()
 
 
-def forward(given: Arguments, running: Running) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+def forward(
+    given: Arguments, running: Running, ready: Ready | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """As `reference.forward`; behind its results the mask, where there are both a residual and a ReLU."""
     x, residual, weight, bias, eps, relu = given
     *kept, momentum = running
-    call = _call("forward", x, residual, _type(weight, bias, running.mean))
+    call = _call(ready, "forward", x, residual, (weight, bias, running.mean))
     y = torch.empty_like(x)
     mask = call.new_mask(x) if given.masked else None
     mean, invstd = _vectors(x, torch.float32, weight)
@@ -193,7 +198,7 @@ def forward(given: Arguments, running: Running) -> tuple[Tensor, Tensor, Tensor,
 
 def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and squared deviations from it, of each channel, float32."""
-    call = _call("forward", x, None, torch.float32)
+    call = _call(None, "forward", x, None, ())
     mean, m2 = _vectors(x, torch.float32)
     tensors = (x, None, None, None, None, None, mean, m2, None, None, None)
     call(x, tensors, (0.0, 0.0, False), MOMENTS)
@@ -201,14 +206,13 @@ def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def backward(
-    saved: Saved, dy: Tensor, frozen: bool, needs_residual: bool
+    saved: Saved, dy: Tensor, frozen: bool, needs_residual: bool, ready: Ready | None = None
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """Dx, the residual's gradient where it is wanted and not dy itself, dweight and dbias."""
-    kind = _type(saved.weight, saved.bias)
-    call, tensors = _backward_call("backward", saved, dy, kind)
+    call, tensors = _backward_call("backward", saved, dy, ready)
     dx = torch.empty_like(saved.x)
     dresidual = torch.empty_like(dx) if needs_residual and saved.relu else None
-    dweight, dbias = _vectors(dx, kind, saved.weight)
+    dweight, dbias = _vectors(dx, call.kind, saved.weight)
     tensors = (*tensors, dx, dresidual, dweight, dbias, None, None)
     call(dx, tensors, (saved.relu, frozen), SUMS)
     return dx, dresidual, dweight, dbias
@@ -216,16 +220,18 @@ def backward(
 
 def sums(saved: Saved, dy: Tensor) -> tuple[Tensor, Tensor]:
     """As `reference.sums`, float32, of dy where the value passed the ReLU."""
-    call, tensors = _backward_call("backward", saved, dy, _type(saved.weight, saved.bias))
+    call, tensors = _backward_call("backward", saved, dy)
     dz, dz_x = _vectors(saved.x, torch.float32)
     call(saved.x, (*tensors, None, None, None, None, dz, dz_x), (saved.relu, False), SUMS)
     return dz, dz_x
 
 
-def apply(given: Arguments, mean: Tensor, var: Tensor, noted: bool) -> tuple[Tensor, Tensor | None]:
+def apply(
+    given: Arguments, mean: Tensor, var: Tensor, noted: bool, ready: Ready | None = None
+) -> tuple[Tensor, Tensor | None]:
     """As `reference.apply`; behind it the mask, if it is to be noted."""
     x, residual, weight, bias, eps, relu = given
-    call = _call("apply", x, residual, _type(weight, bias), mean.dtype)
+    call = _call(ready, "apply", x, residual, (weight, bias), mean)
     y = torch.empty_like(x)
     mask = call.new_mask(x) if noted else None
     call(x, (x, residual, y, mask, weight, bias, mean, var), (eps, relu))
@@ -236,7 +242,7 @@ def apply_backward(
     saved: Saved, dy: Tensor, mean_dz: Tensor, mean_dz_x: Tensor, needs_residual: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Dx and the residual's gradient, from the means over all values of dz and dz * (x - mean), float32."""
-    call, tensors = _backward_call("apply_backward", saved, dy, _type(saved.weight, saved.bias))
+    call, tensors = _backward_call("apply_backward", saved, dy)
     dx = torch.empty_like(saved.x)
     dresidual = torch.empty_like(dx) if needs_residual and saved.relu else None
     call(dx, (*tensors, mean_dz, mean_dz_x, dx, dresidual), (saved.relu,))
@@ -261,8 +267,17 @@ class _Call:
         self.plan = plan = _planned(problem, limits)
         shape = (problem.channels, problem.inner, plan.group, plan.ranks, plan.window)
         self.shape = (np.int64(problem.outer), *map(np.int32, shape))
+        self.kind = TYPES[problem.types[1]]  # of parameters
         self.sets = plan.units * plan.ranks * plan.group  # that blocks of a cooperative launch exchange
         self.numbers: dict[tuple[float, ...], tuple[Any, ...]] = {}
+        self.stale = False  # the device can less than this was planned for
+
+    def serves(self, x: Tensor, other: Tensor | None) -> bool:
+        """Whether it still is for tensors of the kind that it was found for; other: what is read beside x."""
+        if (x.data_ptr() | (0 if other is None else other.data_ptr())) % 16:
+            return False
+        machine = machine_of(x)
+        return machine is self.machine and machine.limits is self.known and not self.stale
 
     def new_mask(self, x: Tensor) -> Tensor:
         """A byte for each vector."""
@@ -287,7 +302,7 @@ class _Call:
             numbers = call.numbers.get(last) or call._numbered(last)
             pointers: Sequence[Pointer | None] = tensors
             if call.plan.cooperative:
-                pointers = (*tensors, *call._mailbox(x, exchanged, stream))
+                pointers = (*tensors, *mailbox_of(x, call.sets * exchanged, call.plan.grid, stream))
             elif exchanged:
                 pointers = (*tensors, None, None)
             try:
@@ -310,21 +325,46 @@ class _Call:
         self.numbers[last] = found
         return found
 
-    def _mailbox(self, x: Tensor, size: int, stream: int) -> tuple[Pointer, Pointer]:
-        """What blocks of a cooperative launch exchange: sets of that many bytes, and words to wait by."""
-        return x.new_empty(self.sets * size, dtype=torch.uint8), words_of(x, self.plan.grid, stream)
+
+class Ready:
+    """The calls for all tensors of some kinds (kinds.py), each found once: a module keeps them.
+
+    order: of the dimensions of the activations, which are dense.
+    """
+
+    def __init__(self, order: torch.memory_format) -> None:
+        self.order = order
+        self.calls: dict[str, _Call] = {}
 
 
 _CALLS: dict[tuple[Any, ...], _Call] = {}
 _LESS: dict[tuple[torch.device, Device], Device] = {}  # what a device can that has refused launches
 
 
-def _call(kernel: str, x: Tensor, other: Tensor | None, *types: torch.dtype, aligned: bool = True) -> _Call:
+def _call(
+    ready: Ready | None,
+    kernel: str,
+    x: Tensor,
+    other: Tensor | None,
+    parameters: Sequence[Tensor | None],
+    *statistics: Tensor,
+) -> _Call:
     """The call of a kernel for tensors like these; other: what is read beside x.
 
     Raises:
         KernelError: there is no kernel for them.
     """
+    if ready is None:
+        return _found(kernel, x, other, _type(parameters), *(each.dtype for each in statistics))
+    call = ready.calls.get(kernel)
+    if call is None or not call.serves(x, other):
+        call = _call(None, kernel, x, other, parameters, *statistics)
+        if call.problem.aligned:
+            ready.calls[kernel] = call
+    return call
+
+
+def _found(kernel: str, x: Tensor, other: Tensor | None, *types: torch.dtype, aligned: bool = True) -> _Call:
     machine = machine_of(x)
     aligned = aligned and (x.data_ptr() | (0 if other is None else other.data_ptr())) % 16 == 0
     key = (kernel, x.shape, x.stride(), x.dtype, types, aligned, x.get_device())
@@ -343,6 +383,8 @@ def _call(kernel: str, x: Tensor, other: Tensor | None, *types: torch.dtype, ali
 def _refused(x: Tensor, call: _Call, reasons: list[str]) -> None:
     """Remembers what a device cannot do, since another launch came through, and says so once."""
     _LESS[x.device, call.known] = call.limits
+    for each in _CALLS.values():
+        each.stale = True
     _CALLS.clear()
     what = "clusters" if call.limits.cooperative else "grids"
     _warn(f"{x.device} does not let {what} of blocks run together: {call.plan.row} stands in ({reasons[-1]})")
@@ -374,7 +416,7 @@ def _vectors(x: Tensor, kind: torch.dtype, like: Tensor | None = None) -> tuple[
     return x.new_empty(x.shape[1], dtype=kind), x.new_empty(x.shape[1], dtype=kind)
 
 
-def _type(*parameters: Tensor | None) -> torch.dtype:
+def _type(parameters: Sequence[Tensor | None]) -> torch.dtype:
     """That of all parameters: kernels take them in one."""
     found = None
     for each in parameters:
@@ -387,12 +429,14 @@ def _type(*parameters: Tensor | None) -> torch.dtype:
 
 
 def _backward_call(
-    kernel: str, saved: Saved, dy: Tensor, kind: torch.dtype
+    kernel: str, saved: Saved, dy: Tensor, ready: Ready | None = None
 ) -> tuple[_Call, tuple[Tensor | None, ...]]:
     """The call and its first tensors. x and dy must be read in the vectors that the mask was noted for."""
     x, mask, weight, bias, mean, invstd, _ = saved
-    single = mask is not None and mask.numel() == x.numel()
-    if mask is not None and not single:
-        x, dy = aligned(x), aligned(dy)
-    call = _call(kernel, x, dy, kind, aligned=not single)
+    if mask is not None and mask.numel() == x.numel():
+        call = _found(kernel, x, dy, _type((weight, bias)), aligned=False)
+    else:
+        if mask is not None:
+            x, dy = aligned(x), aligned(dy)
+        call = _call(ready, kernel, x, dy, (weight, bias))
     return call, (x, dy, mask, weight, bias, mean, invstd)

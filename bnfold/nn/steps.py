@@ -1,7 +1,7 @@
 """Each step of a batch norm on its kernel, or in torch's operations (reference.py) where that cannot run.
 
 Steps know nothing of autograd. Tensors are dense and in one order of dimensions. A mask tells which values
-passed the ReLU, in bits (`kernel_calls.packed`).
+passed the ReLU, in bits (`kernel_calls.packed`). `ready` has the launches for tensors of these kinds.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from bnfold.kernels.compile import KernelError
 from bnfold.nn import kernel_calls as kernels
 from bnfold.nn import reference
 from bnfold.nn.arguments import Arguments, Running, Saved
+from bnfold.nn.kernel_calls import Ready
 from bnfold.nn.moments import Moments, moments
 
 __all__ = ["backward", "dz_of", "evaluate", "fall_back", "forward", "moments_of", "spread", "sums"]
@@ -32,20 +33,24 @@ def _warn(reason: str) -> None:
     warnings.warn(f"bnfold.nn runs on torch's own operations: {reason}", stacklevel=3)
 
 
-def forward(given: Arguments, running: Running) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+def forward(
+    given: Arguments, running: Running, ready: Ready | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Training: y, mean, invstd, and the mask where there are both a residual and a ReLU."""
     try:
-        return kernels.forward(given, running)
+        return kernels.forward(given, running, ready)
     except KernelError as error:
         fall_back(error)
     y, mean, invstd = reference.forward(given, running)
     return y, mean, invstd, kernels.packed(~(y <= 0), given.x) if given.masked else None
 
 
-def evaluate(given: Arguments, mean: Tensor, var: Tensor, noted: bool) -> tuple[Tensor, Tensor | None]:
+def evaluate(
+    given: Arguments, mean: Tensor, var: Tensor, noted: bool, ready: Ready | None = None
+) -> tuple[Tensor, Tensor | None]:
     """With statistics that are known: y, and the mask if it is to be noted."""
     try:
-        return kernels.apply(given, mean, var, noted)
+        return kernels.apply(given, mean, var, noted, ready)
     except KernelError as error:
         fall_back(error)
     y = reference.apply(given, mean, var)
@@ -53,11 +58,11 @@ def evaluate(given: Arguments, mean: Tensor, var: Tensor, noted: bool) -> tuple[
 
 
 def backward(
-    saved: Saved, dy: Tensor, frozen: bool, needs_residual: bool
+    saved: Saved, dy: Tensor, frozen: bool, needs_residual: bool, ready: Ready | None = None
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """Dx, the residual's gradient where it is wanted and not dy itself, dweight and dbias."""
     try:
-        return kernels.backward(saved, dy, frozen, needs_residual)
+        return kernels.backward(saved, dy, frozen, needs_residual, ready)
     except KernelError as error:
         fall_back(error)
     x, _, weight, _, mean, invstd, relu = saved

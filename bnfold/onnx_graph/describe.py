@@ -21,7 +21,7 @@ from bnfold.report.summary import Contents, File, Summary
 
 __all__ = ["Sketch", "Uses", "describe", "uses_of"]
 
-Uses: TypeAlias = "dict[str, int]"
+Uses: TypeAlias = "dict[tuple[str, str], int]"
 
 _LINEAR = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
 _PRODUCTS = frozenset(("Gemm", "MatMul"))
@@ -56,7 +56,8 @@ def uses_of(graph: Graph) -> Uses:
     """How often each number of a stored weight is multiplied in one run, by the layer that it belongs to.
 
     A size that is not static counts as 1. Folding does not change it, and dropping channels neither. A layer
-    is known by its output, its name and its weight: afterwards it may have another of them.
+    is known by its output, its name and its weight, each with what it is: afterwards it may have another of
+    them.
     """
     uses: Uses = {}
     for node in graph.nodes:
@@ -71,9 +72,9 @@ def uses_of(graph: Graph) -> Uses:
             count //= max(1, math.prod(role.rest))
         site: Site = node.source
         weight = site.values[role.weight_slot]
-        uses[f"output {output.name}"] = uses[f"node {site.name}"] = count
+        uses["output", output.name] = uses["node", site.name] = count
         if weight is not None:
-            uses[f"weight {weight.name}"] = count
+            uses["weight", weight.name] = count
     return uses
 
 
@@ -138,11 +139,13 @@ class _Count:
 
     def _layer(self, node: onnx.NodeProto) -> None:
         for name in reversed(node.input[:2]):
-            if name in self.sizes and node.output:
-                keys = (f"output {node.output[0]}", f"node {node.name}", f"weight {name}")
-                times = next((self.uses[key] for key in keys if key in self.uses), None)
+            size = self.sizes.get(name)
+            if size is not None and node.output:
+                times = self.uses.get(("output", node.output[0]))
+                if times is None:
+                    times = self.uses.get(("node", node.name), self.uses.get(("weight", name)))
                 self.known = self.known and times is not None
-                self.work += self.sizes[name] * (times or 0)
+                self.work += size * (times or 0)
                 return
 
 

@@ -219,7 +219,8 @@ def compare(a: Layer, b: Layer, ends: Ends, where: str, rounds: tuple[int, int] 
             return None  # the zeros beside x would have to be shifted too: evaluation at true sizes says no
         moved[part], size[part] = terms.sum((2, 3)), np.abs(terms).sum((2, 3))
     roundings = max(a.roundings, b.roundings)
-    weight = Worst(f"weight of {where}", b.dtype, roundings * rounds[0])
+    # what was rounded on the way to a number of `a` stands in front of a factor: up to a unit behind it
+    weight = Worst(f"weight of {where}", b.dtype, b.roundings * rounds[0] + a.roundings - 1)
     scale = a.scale * py.reshape(shape)
     plain = bool((u == 1).all())
     if not (plain and (scale == b.scale).all() and np.array_equal(a.weight, b.weight)):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from bnfold.report.data import Data, Span
 from bnfold.report.fold import Report
+from bnfold.report.guard import Trial
 from bnfold.report.table import counted, first, table
 from bnfold.report.verification import Verification
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["EqualizeReport", "KeptTensor", "LayerRanges", "RescaledRegion"]
 
 SHOWN = 5  # reasons in the text; the JSON has them all
+DECIBELS = 6.02  # of a bit
+CHANCE = 3.0  # dB between two models that differ by a draw of their scales, of 2 to 3 dB each (tools/order)
 
 
 class LayerRanges(NamedTuple):
@@ -63,8 +66,9 @@ class EqualizeReport(Data):
     layers: all with weights that count. regions: what is carried at another size. kept: what is not, and why.
     split: the Clips that got bounds for each channel. bits_before, bits_after: the mean over the layers of
     the bits that an int8 scale for a whole tensor loses. fold: the ledger of the fold before (None: not
-    asked for). verification: of the equalized against the folded model (None: not run). summary: the model
-    before the fold and in the end (None: not asked for).
+    asked for). verification: of the equalized against the folded model (None: not run). trial: both of them
+    in int8 (None: no calibration data, or nothing to carry). summary: the model before the fold and in the
+    end (None: not asked for).
     """
 
     layers: list[LayerRanges] = field(default_factory=list)
@@ -75,8 +79,25 @@ class EqualizeReport(Data):
     bits_after: float = 0.0
     fold: Report | None = None
     verification: Verification | None = None
+    trial: Trial | None = None
     notes: list[str] = field(default_factory=list)
     summary: Summary | None = None
+
+    def left(self) -> None:
+        """The ranges stay as they were: so they are told."""
+        self.layers = [_as_before(layer) for layer in self.layers]
+        self.regions, self.split, self.verification = [], [], None
+        self.bits_after = self.bits_before
+
+    def warn(self) -> None:
+        """Note that fewer bits lost may not be less noise, where chance has a larger part in that."""
+        saved = (self.bits_before - self.bits_after) * DECIBELS
+        if saved < CHANCE:
+            self.notes.append(
+                f"the bits saved are {saved:.1f} dB less noise of rounded weights, in the mean; by chance "
+                f"alone int8 of a small network may be {CHANCE:.0f} dB better or worse "
+                "(--calibration-data-path, calibration=: both are quantized, and the better one is kept)"
+            )
 
     def __str__(self) -> str:
         return "\n".join(self._lines())
@@ -106,6 +127,13 @@ class EqualizeReport(Data):
         yield from (f"note: {note}" for note in self.notes)
         if self.verification is not None:
             yield str(self.verification)
+        if self.trial is not None:
+            yield str(self.trial)
+
+
+def _as_before(layer: LayerRanges) -> LayerRanges:
+    outputs, inputs, bits = layer.outputs_before, layer.inputs_before, layer.bits_before
+    return layer._replace(outputs_after=outputs, inputs_after=inputs, bits_after=bits)
 
 
 def _row(layer: LayerRanges) -> tuple[str, ...]:

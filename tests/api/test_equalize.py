@@ -19,6 +19,7 @@ from bnfold.cli.app import main
 from bnfold.cli.equalize import EPILOG as EQUALIZE_EPILOG
 from bnfold.onnx_graph.file.loaded import load
 from bnfold.onnx_graph.run.evaluators import evaluate
+from bnfold.report.guard import Trial
 from tests.onnx_graph.cases.random_graphs import random_model
 from tests.passes.half.test_random import disturbed, folded
 
@@ -355,10 +356,8 @@ def test_the_help_names_the_keys_of_the_report() -> None:
     told = set(re.findall(r'"(\w+)":', EQUALIZE_EPILOG))
     _, report = bnfold.equalize_onnx(model("Clip"), split_relu6=True)
     data = report.to_dict()
-    assert data["layers"]
-    assert data["regions"]
-    assert data["kept"]
-    top = set(data)
+    assert all(data[part] for part in ("layers", "regions", "kept"))
+    top = set(data).union(Trial._fields)
     for part in ("layers", "regions", "kept"):
         top |= keys_of(data[part])
     assert told == top

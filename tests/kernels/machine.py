@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from bnfold.kernels.launch import CLUSTERS, Device, Launch, instances
+from bnfold.nn.kernel_calls import SUMS
 from tests.kernels.host import KERNELS, Host, HostError
 
 # Shared memory for a window of about 512 vectors, for those devices whose blocks hold little.
@@ -53,10 +55,13 @@ class HostMachine:
         self.launches.append(launch)
         if self.idle:
             return
-        if launch.cooperative:  # a block that reads too early shall not find what an earlier launch wrote
-            letters = tensors[-2]
-            assert letters is not None
-            letters.fill_(255)
+        if launch.cooperative:
+            # What an earlier launch wrote is not to be found by a block that reads too early, nor more room.
+            size = launch.units * launch.ranks * launch.group * SUMS
+            *others, sums, words = tensors
+            assert sums is not None
+            assert sums.numel() * sums.element_size() >= size
+            tensors = [*others, torch.full((size,), 255, dtype=torch.uint8), words]
         code, name = self.kernel(launch)
         try:
             code.launch(

@@ -1,4 +1,4 @@
-"""The words by which blocks of a cooperative launch wait: whose they are, and that nobody zeroes them."""
+"""Where blocks of a cooperative launch exchange sums, and wait: whose memory, and that nobody zeroes it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bnfold.kernels.compile import KernelError
 from bnfold.kernels.launch import Launch
 from bnfold.nn import functional, kernel_calls, operators, words
 from bnfold.nn.arguments import Arguments, Running
-from bnfold.nn.words import Slabs, words_of
+from bnfold.nn.words import Mailbox, Slabs, mailbox_of
 from tests.kernels.host import unavailable
 from tests.kernels.machine import DEVICES, HostMachine
 
@@ -146,36 +146,82 @@ def test_a_slab_is_made_before_the_last_is_used_up(small: Slabs) -> None:
 @pytest.mark.usefixtures("small")
 def test_more_launches_than_slabs_hold_zero_their_own(capture: Callable[[bool], None]) -> None:
     x = torch.zeros(1)
-    words_of(x, 5, 0)
+    mailbox_of(x, 8, 5, 0)
     capture(True)
-    found = [words_of(x, 40, 0) for _ in range(20)]
+    found = [mailbox_of(x, 8, 40, 0)[1] for _ in range(20)]
     assert len({each.data_ptr() for each in found}) == 20
     assert all(isinstance(each, Tensor) and each.numel() == 40 and not each.any() for each in found)
 
 
-def test_streams_have_different_words(small: Slabs) -> None:
-    first, second = small.of_stream(1, 5), small.of_stream(2, 5)
+def places(mailbox: Mailbox) -> set[int]:
+    assert mailbox.sums is not None
+    return {mailbox.words.data_ptr(), mailbox.sums.data_ptr()}
+
+
+def test_streams_have_different_words_and_sums(small: Slabs) -> None:
+    first, second = small.of_stream(1, 5, 8), small.of_stream(2, 5, 8)
     assert first is not None
     assert second is not None
-    assert first.data_ptr() != second.data_ptr()
-    assert small.of_stream(1, 32) is first
-    larger = small.of_stream(1, 33)
-    assert larger is not None
-    assert larger.data_ptr() not in (first.data_ptr(), second.data_ptr())
-    assert small.of_stream(1, 5) is larger
+    assert places(first) & places(second) == set()
+    assert small.of_stream(1, 32, words.SUMS) is first
+    longer = small.of_stream(1, 33, 8)
+    assert longer is not None
+    assert longer.words.data_ptr() not in places(first) | places(second)
+    assert longer.sums is first.sums
+    assert small.of_stream(1, 5, 8) is longer
+
+
+def test_the_sums_of_a_stream_grow(small: Slabs, capture: Callable[[bool], None]) -> None:
+    """Doubling, so that a few sizes serve all layers; a graph's are its own."""
+    x = torch.zeros(1)
+    (first, own), (again, same), (larger, still) = (
+        mailbox_of(x, size, 5, 0) for size in (100, words.SUMS, words.SUMS + 1)
+    )
+    assert again is first
+    assert own is same is still
+    assert isinstance(larger, Tensor)
+    assert larger.nbytes == 2 * words.SUMS
+    assert mailbox_of(x, 2 * words.SUMS, 5, 0)[0] is larger
+    capture(True)
+    captured, _ = mailbox_of(x, 100, 5, 0)
+    assert isinstance(captured, Tensor)
+    assert captured.nbytes == 100
+    assert small.streams[0].sums is larger
 
 
 def test_no_memory_for_a_slab(small: Slabs, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def zeroed(device: torch.device) -> int:
+    def zeroed(device: torch.device, count: int) -> int:
         asked.append(device)
         raise KernelError("out of memory")
 
     monkeypatch.setattr(words, "_zeroed", zeroed)
     for _ in range(3):
-        found = words_of(torch.zeros(1), 40, 0)
+        sums, found = mailbox_of(torch.zeros(1), 24, 40, 0)
         assert isinstance(found, Tensor)
         assert not found.any()
+        assert isinstance(sums, Tensor)
+        assert sums.nbytes == 24
     assert asked == [CPU]
     assert not small.streams
+
+
+@pytest.mark.usefixtures("small")
+def test_no_memory_for_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's allocator has some, and is asked from then on."""
+    first = mailbox_of(torch.zeros(1), 8, 5, 0)
+    asked = []
+
+    def zeroed(device: torch.device, count: int) -> int:
+        asked.append(count)
+        raise KernelError("out of memory")
+
+    monkeypatch.setattr(words, "_zeroed", zeroed)
+    for _ in range(3):
+        sums, own = mailbox_of(torch.zeros(1), words.SUMS + 4, 5, 0)
+        assert own is first[1]
+        assert isinstance(sums, Tensor)
+        assert sums.nbytes == words.SUMS + 4
+    assert asked == [2 * words.SUMS // 4]
+    assert mailbox_of(torch.zeros(1), 8, 5, 0) == first

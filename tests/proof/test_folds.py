@@ -141,6 +141,19 @@ def test_a_weight_behind_one_rounding_is_refuted_as_a_stored_one(moved: float) -
     assert found.status == ("refuted" if moved else "proved"), str(found)
 
 
+def test_the_product_of_a_scale_is_rounded_in_both_models() -> None:
+    """Up to two and a half units: what the original computes, the new scale, and what is computed of it."""
+    g = Build(seed=4)
+    integers = g.const(g.rng.integers(-127, 128, (64, 9, 3, 3)), "integers", dtype="int8")
+    weight = g.op("DequantizeLinear", integers, g.const(g.rng.uniform(0.004, 0.008), "step"))
+    g.output(g.bn(g.op("Conv", g.input("x", (1, 9, 4, 4)), weight, name="conv"), "positive"))
+    model = g.model()
+    after, certificate = folded(model)
+    found = proof(model, after, certificate)
+    assert found.status == "proved", str(found)
+    assert 2.0 < found.ulps < 2.5
+
+
 def test_changes_in_several_rounds_are_proved() -> None:
     """A fold makes room for another, or a merge does: what was rounded is rounded again."""
     count = 0

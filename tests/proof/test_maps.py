@@ -13,7 +13,9 @@ import bnfold
 from bnfold.certificate import Image
 from bnfold.onnx_graph.file.loaded import load
 from bnfold.proof import sums
+from bnfold.proof.claims import Wrong
 from bnfold.proof.decide import prove
+from bnfold.proof.maps import Channels, Map, vanished
 from tests.onnx_graph.build import Build
 from tests.proof.test_decide import X, graph, node, proof
 
@@ -76,6 +78,20 @@ def branches() -> onnx.ModelProto:
     same = g.op("Add", g.bn(total), g.const(np.zeros(1, np.float32), "zero"))
     g.output(g.op("Tanh", g.op("Add", same, g.bn(g.conv(total, 6, 1, bias=False)))))
     return g.model()
+
+
+@pytest.mark.parametrize("looser", [0.0, 2.0**-23])
+@pytest.mark.parametrize("off", [2e-8, 1e-5])
+def test_what_is_left_of_large_shifts_is_not_judged_by_numbers(looser: float, off: float) -> None:
+    """A shift came and went, and was rounded on its way: only evaluation tells what that may leave."""
+    found = Map(np.ones(3), np.full(3, -0.03), np.full(3, 0.03), 0.0)
+    there, here = Image("x"), Image("y", 1.0, np.full((3, 1, 1), 0.03 + off))
+    at = Channels(-3, 3, 4, 1)
+    if looser and off < 1e-6:
+        assert not vanished(found, there, here, at, "norm", looser)
+    else:
+        with pytest.raises(Wrong, match="what vanished is not what its tensors say"):
+            vanished(found, there, here, at, "norm", looser)
 
 
 def test_a_batch_norm_that_vanishes_beside_a_conv_is_a_part_of_their_kernel() -> None:

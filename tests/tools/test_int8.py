@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,8 @@ import pytest
 from onnx import numpy_helper
 
 from tests.onnx_graph.build import Build
-from tools._bench.int8_table import four_bits, merging, steps
-from tools._bench.quantized import decibels, rounded
+from tools._bench.int8_table import four_bits, hurts, losses, merging, steps
+from tools._bench.quantized import decibels, outputs, prepared, quantize, rounded
 from tools._common import RESULTS
 
 torch = pytest.importorskip("torch", reason="the networks are torch's")
@@ -82,15 +83,62 @@ def test_the_tables_name_what_was_not_measured() -> None:
     assert "| net | apart | 1.0 (1.0 to 1.0) | 2.0 (2.0 to 2.0) | 3.0 (3.0 to 3.0) |" in four_bits(result)
 
 
+def test_losses_are_counted_case_by_case() -> None:
+    found = {"plain": [30.0, 32.0, 30.0], "corrected": [33.0, 31.9, 29.5]}
+    variants = {
+        "apart": {"per_tensor": found},
+        "free": {"same_as": "apart"},
+        "as exported": {"per_tensor": {}},
+    }
+    told = losses({"networks": {"net": {"0": {"variants": variants}}}})
+    assert "the correction changed +0.8 to +0.8 dB" in told
+    assert "Of the 3 single cases 2 lost, 1 of them more than 0.3 dB; the worst changed by -0.50 dB." in told
+
+
+def test_what_harms_is_seen_to(networks: Any) -> None:
+    """The same correction from one pass, clipped ranges, and the statistics of few images."""
+    found = json.loads((RESULTS / "int8_hurts.json").read_text())["networks"]
+    assert set(found) == {name for name in networks if not name.startswith("MobileNetV2")}
+    for name, entry in found.items():
+        ways = {way: float(np.mean(values)) for way, values in entry["ways"].items()}
+        assert ways["entropy"] == ways["plain"], name
+        assert ways["corrected"] > ways["plain"] - 0.3, name
+        for way in ("one pass", "percentile 99.9", "recalibrated"):
+            assert ways[way] < ways["corrected"] - 1, (name, way)
+    assert len(hurts({"networks": found}).splitlines()) == 12
+
+
+def test_one_pass_counts_an_error_twice(tmp_path: Path) -> None:
+    """Two layers in a row: the second is measured with the first as it was."""
+    from tools._bench.int8_hurts import from_one_pass
+    from tools._bench.int8_trained import corrected
+
+    g = Build(seed=2)
+    x = g.op("Relu", g.conv(g.input("x", ("N", 3, 6, 6)), 8, 1, name="one"))
+    g.output(g.conv(x, 4, 1, name="two"))
+    source, goal = tmp_path / "source.onnx", tmp_path / "goal.onnx"
+    batches = [np.random.default_rng(0).standard_normal((16, 3, 6, 6)).astype(np.float32) + 1]
+    exact = outputs(prepared(g.model(), source), batches)
+    quantize(source, goal, batches, False, bits=8)
+    shift = {
+        way.__name__: float(
+            np.abs((outputs(way(goal, source, batches, 1), batches) - exact).mean((0, 2, 3))).max()
+        )
+        for way in (corrected, from_one_pass)
+    }
+    assert shift["from_one_pass"] > 3 * shift["corrected"], shift
+
+
 def test_what_is_stored_shows_what_is_claimed(networks: Any) -> None:
     small = {name: seeds for name, seeds in networks.items() if not name.startswith("MobileNetV2")}
     assert len(small) == 5
     for name, seeds in networks.items():
         assert len(seeds) == (3 if name in small else 1), name
         for entry in seeds.values():
+            assert entry["sets"] == (4 if name in small else 1), name
             apart = entry["variants"]["apart"]
             for kind in ("per_tensor", "per_channel"):
-                assert mean(apart, kind, "corrected") > mean(apart, kind, "plain") - 0.5, (name, kind)
+                assert mean(apart, kind, "corrected") > mean(apart, kind, "plain") - 0.3, (name, kind)
             if "entropy" in apart["per_channel"]:
                 assert apart["per_channel"]["entropy"] == apart["per_channel"]["plain"][0], name
     trained = networks["MobileNetV2, ImageNet"]["0"]["variants"]["apart"]
@@ -98,7 +146,7 @@ def test_what_is_stored_shows_what_is_claimed(networks: Any) -> None:
     assert mean(trained, "per_channel", "corrected") > 17
     for name, seeds in small.items():
         gains = [entry["variants"]["apart"]["int4"] for entry in seeds.values()]
-        assert np.mean([gain["corrected"] - gain["plain"] for gain in gains]) > 3.5, name
+        assert min(gain["corrected"] - gain["plain"] for gain in gains) > 3.5, name
 
 
 def test_what_is_merged_for_int8_costs_at_most_half_a_decibel(networks: Any) -> None:

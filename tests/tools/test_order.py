@@ -14,7 +14,7 @@ pytest.importorskip("sklearn", reason="the digits lie in scikit-learn, of the ex
 from tests.onnx_graph.build import Build
 from tools._bench.quantized import outputs
 from tools._data.images import digits
-from tools._demos.order import Step, measured
+from tools._demos.order import Step, by_chance, measured
 
 
 def classifier() -> onnx.ModelProto:
@@ -42,3 +42,11 @@ def test_a_step_is_measured_as_float_and_as_int8(tmp_path: Path) -> None:
         assert 20 < quantized["db"] < 70
         assert corrected["db"] > quantized["db"] - 1
         assert 0 <= corrected["accuracy"] <= 1
+
+
+def test_what_chance_does_is_drawn_alike_each_time() -> None:
+    images = digits(0).first(64, 32)
+    found = by_chance(classifier(), images)
+    assert 20 < found["from"] < found["db"] < found["to"] < 70
+    assert 0.1 < found["deviation"] < found["to"] - found["from"]
+    assert found == by_chance(classifier(), images)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import runpy
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -17,9 +19,17 @@ from bnfold.integrations.stack import TESTED
 from tools._common import RESULTS, ROOT
 from tools._peers.left import inspect
 from tools._stacks import recipe, recipes, recipes_table, stacks, stacks_table
+from tools._stacks.timing import INSTANCES, LEAST, interleaved, interval
+from tools._stacks.verdict import complaints
 
 SETUP = ROOT / "tools" / "_setup"
 STORED = json.loads((RESULTS / "stacks.json").read_text())
+
+
+def ways() -> dict[str, dict[str, object]]:
+    """Of a network in a stack, as they should be."""
+    right = {"seconds": 1.0, "per_channel": 0, "error": 1e-6, "decibels": 120.0, "milliseconds": 1.0}
+    return {"without": {**right, "batch_norms": 17}, "bnfold": {**right, "batch_norms": 0}}
 
 
 def pins(name: str) -> dict[str, str]:
@@ -97,9 +107,9 @@ def test_a_run_that_was_stopped_goes_on_with_what_is_missing(
 ) -> None:
     ran: list[str] = []
 
-    def measured(stack: stacks.Stack, network: str, timeout: float) -> tuple[dict[str, object], str]:
-        ran.append(network)
-        return {}, ""
+    def measured(kind: stacks.Stack, arguments: list[str], timeout: float) -> tuple[dict[str, object], str]:
+        ran.append(arguments[0])
+        return ways(), ""
 
     stored = {
         "openvino": {"levit_128s": {"version": "1", "ways": {}}, "repvgg_a0": {"version": "0", "ways": {}}}
@@ -130,16 +140,91 @@ def test_an_absent_stack_is_a_line_and_a_status(
 
 @pytest.mark.parametrize("stack", STORED)
 def test_what_is_stored_shows_what_is_claimed(stack: str) -> None:
-    """Fewer batch norms with bnfold than without, and float results as exact."""
+    """Fewer batch norms with bnfold than without, float results as exact, and nothing slower."""
     assert stack in stacks.STACKS
     for network, found in STORED[stack].items():
         assert network in stacks.NETWORKS + stacks.MORE
         assert found["version"] == TESTED[stacks.STACKS[stack].package]
-        without, with_ = (found["ways"][way] for way in ("without", "bnfold"))
-        left = [row["batch_norms"] + row["per_channel"] for row in (without, with_)]
-        assert left[1] < left[0], network
-        if without["error"] < 1e-5:
-            assert with_["error"] < 1e-5, network
+        assert list(complaints(found["ways"])) == [], network
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({}, []),
+        ({"batch_norms": 17}, ["bnfold: 17 are left, without it 17"]),
+        ({"per_channel": 18}, ["bnfold: 18 are left, without it 17"]),
+        ({"error": 1e-4}, ["bnfold: the error is 1.0e-04, without it 1.0e-06"]),
+        (
+            {"error": 0.5, "decibels": 99.0},
+            ["bnfold: the error is 5.0e-01, ", "bnfold: 99.0 dB, without it 120.0"],
+        ),
+        (
+            {"ratio": {"median": 1.05, "low": 1.031, "high": 1.07}},
+            ["bnfold: takes 1.031 to 1.070 times"],
+        ),
+        ({"ratio": {"median": 1.05, "low": 1.029, "high": 1.07}}, []),
+    ],
+)
+def test_what_is_wrong_is_said(changed: dict[str, object], said: list[str]) -> None:
+    found = ways()
+    found["bnfold"] |= changed
+    lines = list(complaints(found))
+    assert len(lines) == len(said)
+    assert all(line.startswith(words) for line, words in zip(lines, said, strict=True))
+
+
+def test_a_way_that_goes_wrong_is_a_line_and_a_status(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """What was measured is kept all the same. All networks of a run have one folder for what they share."""
+    folders = set[str]()
+
+    def measured(kind: stacks.Stack, arguments: list[str], timeout: float) -> tuple[dict[str, object], str]:
+        folders.add(arguments[1])
+        return ways() | {"bnfold": ways()["without"]}, ""
+
+    monkeypatch.setattr(stacks, "RESULT", tmp_path / "stacks.json")
+    monkeypatch.setattr(stacks, "installed", lambda stack: "1")
+    monkeypatch.setattr(stacks, "measured", measured)
+    monkeypatch.setattr("sys.argv", ["stacks", "openvino", "nncf", "--networks", "levit_128s"])
+    with pytest.raises(SystemExit, match="1"):
+        stacks.main()
+    words = "1, levit_128s: bnfold: 17 are left, without it 17\n"
+    assert capsys.readouterr().err == f"openvino {words}nncf {words}"
+    assert set(json.loads((tmp_path / "stacks.json").read_text())) == {"openvino", "nncf"}
+    assert len(folders) == 1
+    assert not Path(*folders).exists()
+
+
+def test_a_median_lies_between_two_of_what_was_measured() -> None:
+    assert interval([3.0, 1.0, 2.0]) == (2.0, 1.0, 3.0)
+    assert interval([float(n) for n in range(100)]) == (49.5, 40.0, 59.0)
+
+
+@pytest.mark.parametrize(("noise", "turns"), [(0.0, LEAST), (0.5, 1000)])
+def test_rounds_go_on_until_the_ratios_are_close_or_the_time_is_over(noise: float, turns: int) -> None:
+    """A ratio is that of one round, whatever else the machine does; the instances of a way take turns."""
+    now, called = [0.0], list[tuple[str, int]]()
+
+    def run(way: str, number: int, seconds: float) -> Callable[[float], None]:
+        def one(_: float) -> None:
+            busy = 1 + len(called) // 2 % 7  # in this round
+            called.append((way, number))
+            now[0] += seconds * busy * (1 + noise * (len(called) % 4))
+
+        return one
+
+    lasting = {"without": 0.010, "bnfold": 0.008}
+    runs = {way: [run(way, n, taken) for n in range(INSTANCES)] for way, taken in lasting.items()}
+    found = interleaved(runs, {"bnfold": "without"}, 0.0, clock=lambda: now[0])
+    assert "ratio" not in found["without"]
+    rounds = found["bnfold"]["rounds"]
+    assert rounds == turns if not noise else LEAST < rounds < turns
+    assert Counter(called) == {(way, n): rounds // INSTANCES for way in runs for n in range(INSTANCES)}
+    if not noise:
+        assert found["bnfold"]["ratio"] == pytest.approx({"median": 0.8, "low": 0.8, "high": 0.8})
+        assert found["without"]["milliseconds"] > found["bnfold"]["milliseconds"]
 
 
 def test_every_way_is_a_row() -> None:

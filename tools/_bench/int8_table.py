@@ -9,10 +9,23 @@ import numpy as np
 
 from tools._common import markdown
 
-__all__ = ["four_bits", "merging", "steps"]
+__all__ = ["four_bits", "hurts", "losses", "merging", "steps"]
 
 KINDS = {"per_tensor": "one", "per_channel": "each channel's"}
 PLANS = ("apart", "free", "full")
+WORSE = 0.3  # dB
+WAYS = {
+    "plain": "as quantized, MinMax",
+    "corrected": "corrected",
+    "one pass": "all layers corrected from one pass",
+    "entropy": "Entropy in place of MinMax",
+    "percentile 99.999": "Percentile, 99.999 %",
+    "percentile 99.999, corrected": "the same, corrected",
+    "percentile 99.9": "Percentile, 99.9 %",
+    "percentile 99.9, corrected": "the same, corrected",
+    "recalibrated, float32": "the images' statistics in the batch norms, not quantized",
+    "recalibrated": "the same, quantized",
+}
 TARGETS = {"per_tensor": "--for int8-per-tensor", "per_channel": "--for int8"}
 
 
@@ -54,6 +67,33 @@ def four_bits(result: dict[str, Any]) -> str:
                 rows.append((name, plan, *cells))
     headings = ("network", "merged", "quantized", "means corrected", "means and deviations")
     return "\n".join(markdown(headings, rows, "ll"))
+
+
+def losses(result: dict[str, Any]) -> str:
+    """How often the correction made a model worse."""
+    single, means = list[float](), list[float]()
+    for seeds in result["networks"].values():
+        for row in (row for entry in seeds.values() for row in entry["variants"].values()):
+            for found in (row[kind] for kind in KINDS if row.get(kind, {}).get("corrected")):
+                gains = np.subtract(found["corrected"], found["plain"])
+                single += list(gains)
+                means.append(float(gains.mean()))
+    worse, much = (sum(gain < limit for gain in single) for limit in (0, -WORSE))
+    return (
+        f"With each network, seed, kind of scales and plan the correction changed {min(means):+.1f} to "
+        f"{max(means):+.1f} dB, in the mean over the sets of images. Of the {len(single)} single cases "
+        f"{worse} lost, {much} of them more than {WORSE} dB; the worst changed by {min(single):+.2f} dB."
+    )
+
+
+def hurts(result: dict[str, Any]) -> str:
+    """Other ways than those of `steps`, by network: the mean over the sets, in dB."""
+    networks = result["networks"]
+    rows = (
+        (words, *(f"{np.mean(entry['ways'][way]):.1f}" for entry in networks.values()))
+        for way, words in WAYS.items()
+    )
+    return "\n".join(markdown(("", *networks), rows))
 
 
 def _row(variants: dict[str, Any], name: str) -> dict[str, Any]:

@@ -36,8 +36,8 @@ RESULT = RESULTS / "int8_trained.json"
 CACHE = ROOT / ".cache" / "trained"
 SEEDS, TRAIN = 3, 8192
 EPOCHS = {"fashion-mnist": 3, "digits": 30}
-SETS, CALIBRATION, COMPARISON, BATCH = 2, 256, 1000, 64
-EVERY = 4  # one image of so many corrects
+SETS, CALIBRATION, COMPARISON, BATCH = 4, 256, 1000, 64
+EVERY = 2  # one image of so many corrects
 MOBILENET = "MobileNetV2, ImageNet"
 PHOTOGRAPHS = """
     astronaut chelsea coffee rocket camera cat hubble_deep_field immunohistochemistry retina grass gravel

@@ -55,8 +55,12 @@ def quantize(
     *,
     bits: int = 8,
     method: str = "MinMax",
+    percentile: float | None = None,
 ) -> None:
-    """QDQ: weights of so many bits, uint8 tensors. batches: of the first input, for the ranges."""
+    """QDQ: weights of so many bits, uint8 tensors. batches: of the first input, for the ranges.
+
+    percentile: of the values, that the ranges hold, with the method of that name.
+    """
     source = path
     if bits < 8:
         source = goal.with_suffix(".21.onnx")
@@ -70,6 +74,7 @@ def quantize(
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8 if bits == 8 else QuantType.QInt4,
         calibrate_method=CalibrationMethod[method],
+        extra_options={} if percentile is None else {"CalibPercentile": percentile},
     )
 
 
@@ -85,14 +90,17 @@ def decibels(exact: Array, found: Array) -> float:
     return float(10 * np.log10((exact**2).sum() / ((found - exact) ** 2).sum()))
 
 
-def rounded(model: onnx.ModelProto, bits: int, per_channel: bool = True) -> onnx.ModelProto:
-    """The weights of convolutions and of the last layer rounded alone."""
+def rounded(
+    model: onnx.ModelProto, bits: int, per_channel: bool = True, rng: np.random.Generator | None = None
+) -> onnx.ModelProto:
+    """The weights of convolutions and of the last layer rounded alone; rng draws scales up to 10 % larger."""
     new = onnx.ModelProto.FromString(model.SerializeToString())
     stored = {tensor.name: tensor for tensor in new.graph.initializer}
-    for name in {node.input[1] for node in new.graph.node if node.op_type in LINEAR} & stored.keys():
+    for name in sorted({node.input[1] for node in new.graph.node if node.op_type in LINEAR} & stored.keys()):
         weight = numpy_helper.to_array(stored[name]).astype(np.float64)
         axes = tuple(range(1, weight.ndim)) if per_channel else None
         step = np.abs(weight).max(axes, keepdims=True) / (2 ** (bits - 1) - 1)
+        step = step if rng is None else step * rng.uniform(1, 1.1, step.shape)
         weight = np.round(weight / np.where(step == 0, 1, step)) * step
         stored[name].CopyFrom(numpy_helper.from_array(weight.astype(np.float32), name))
     return new

@@ -21,7 +21,7 @@ import torch
 
 import bnfold
 import bnfold.compress
-from tools._bench.quantized import KINDS, decibels, prepared, quantize
+from tools._bench.quantized import KINDS, decibels, prepared, quantize, rounded
 from tools._bench.quantized import outputs as run
 from tools._common import ending, origin, write
 from tools._data.images import CLASSES, PART, Images, digits
@@ -97,9 +97,26 @@ def walked(images: Images, plan: Plan, folder: Path) -> Iterator[Step]:
     yield Step("dropped", dropped, {"channels": found.dropped.channels})
 
     balanced = folder / "equalized.onnx"
-    model, ranges = bnfold.equalize_onnx(dropped, fold=False)
+    plain, ranges = bnfold.equalize_onnx(dropped, fold=False)
+    model, decided = bnfold.equalize_onnx(dropped, fold=False, calibration={"x": images.train.numpy()})
     onnx.save(model, balanced)
-    yield Step("equalized", balanced, {"bits_lost": [ranges.bits_before, ranges.bits_after]})
+    facts = {
+        "bits_lost": [ranges.bits_before, ranges.bits_after],
+        "by_chance": [by_chance(each, images) for each in (onnx.load(dropped), plain)],
+        "trial": None if decided.trial is None else decided.trial._asdict(),
+    }
+    yield Step("equalized", balanced, facts)
+
+
+def by_chance(model: onnx.ModelProto, images: Images) -> dict[str, float]:
+    """Weights rounded alone, by one scale each that is drawn anew: mean noise as dB, and the dB's spread."""
+    others, rng = [part.numpy() for part in images.test.split(PART)], np.random.default_rng(0)
+    exact = run(model, others)
+    found = np.array(
+        [decibels(exact, run(rounded(model, 8, False, rng), others)) for _ in range(order_table.DRAWS)]
+    )
+    mean = float(-10 * np.log10((10 ** (-found / 10)).mean()))
+    return {"db": mean, "deviation": float(found.std()), "from": float(found.min()), "to": float(found.max())}
 
 
 def exported(module: torch.nn.Module, images: Images, path: Path, *, fold: bool) -> bnfold.Report:

@@ -127,7 +127,7 @@ def subjects() -> Iterator[tuple[str, str, Any, Call]]:
             machine = dataclasses.replace(device, limits=dataclasses.replace(device.limits, **changes))
             use(machine)
             ours = Ours(fused)
-            taken = kernels._call("forward", ours.x, None, torch.float32).plan.row
+            taken = kernels._found("forward", ours.x, None, torch.float32).plan.row
             assert taken == row, f"{SHAPE} takes the line {taken}, not {row}"
             for kind, calls in ((BNFOLD, passes(ours)), (OPERATORS, operators(ours))):
                 yield from ((f"{kind}, {what}, {row}", name, machine, call) for name, call in calls)

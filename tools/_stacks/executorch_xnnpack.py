@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 from tools._peers.left import Left
 from tools._peers.torch_left import Call, left, of_program
 from tools._stacks.measure import FLOAT, Made, measure
+from tools._stacks.timing import Run
 from tools._stacks.torchao_pt2e import quantized
 
 
@@ -22,11 +23,19 @@ def make(module: nn.Module, x: Tensor, fold: dict[str, Any] | None) -> Made:
     """The file's bytes are loaded and run; what is counted is in the program and in what XNNPACK took."""
     program = torch.export.export(quantized(module, x, fold), (x,))
     edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
-    loaded = Runtime.get().load_program(bytes(edge.to_executorch().buffer))  # its methods read its bytes
+    written = bytes(edge.to_executorch().buffer)
     whole = edge.exported_program()
     parts = [left(calls(program)) for program in (whole, *lowered(whole.graph_module))]
     total = Left(sum(part.batch_norms for part in parts), sum(part.per_channel for part in parts))
-    return Made(total, lambda x: loaded.load_method("forward").execute([x])[0])
+    return Made(total, started(written), lambda: started(written))
+
+
+def started(written: bytes) -> Run:
+    """Loaded into memory of its own; a method reads its program's bytes, which must stay."""
+    program = Runtime.get().load_program(written)
+    method = program.load_method("forward")
+    assert method is not None
+    return lambda x, _keeps=program: method.execute([x])[0]
 
 
 def lowered(graph: fx.GraphModule) -> list[ExportedProgram]:

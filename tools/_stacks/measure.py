@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import logging
 import os
-import statistics
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,8 +21,8 @@ from torch import Tensor, nn
 
 from tools._data.models import export, network
 from tools._peers.left import Left
+from tools._stacks.timing import INSTANCES, Run, interleaved
 
-ROUNDS = 9  # timed calls of each, in turn; where speed is what is claimed, more
 # The networks by timm's name; the part of the scales that are negative, and the size of the images.
 NETWORKS = {
     "levit_128s": ("levit_128s", 0.5, None),
@@ -40,10 +39,15 @@ FLOAT, INT8, COMPILED = (WITHOUT, FOLD), (WITHOUT, FOLD, FOR_INT8), (WITHOUT, FO
 
 @dataclass(frozen=True)
 class Made:
-    """What a stack made of a network. left: in its own artefact. run: computes the network's output."""
+    """What a stack made of a network.
+
+    left: in its own artefact. run: computes the network's output. again: loads the artefact once more, to be
+    timed; None: there is one in a process.
+    """
 
     left: Left
-    run: Callable[[Tensor], Any]
+    run: Run
+    again: Callable[[], Run] | None = None
 
 
 # The network, an example, and the keywords of the fold: those of `fold_onnx`; None: without bnfold.
@@ -55,13 +59,13 @@ KEYWORDS: dict[str, dict[str, Any] | None] = {
     FREEZING: {"bnfold": False, "freeze": True},  # for torch.compile alone
     FOLD_FREEZE: {"freeze": True},
 }
+AGAINST = {FOLD: WITHOUT, FOR_INT8: WITHOUT, FREEZING: WITHOUT, FOLD_FREEZE: FREEZING}
 
 
 def measure(
     make: Make,
     ways: tuple[str, ...],
     before: Callable[[nn.Module, Tensor], Any] | None = None,
-    rounds: int = ROUNDS,
 ) -> None:
     """Prints a line of JSON for the network that the command line names, made by one stack in these ways.
 
@@ -69,12 +73,13 @@ def measure(
     """
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
+    gc.disable()  # a tenth of the time of what rewrites graphs of torch, for little memory
     torch.set_num_threads(1)
     name, negative, size = NETWORKS[sys.argv[1]]
     module, x = network(name, negative, size)
     with torch.no_grad():
         exact = copy.deepcopy(module).double()(x.double()).numpy()
-        rows, runs = dict[str, Any](), dict[str, Callable[[Tensor], Any]]()
+        rows, runs = dict[str, Any](), dict[str, list[Run]]()
         if before is not None:
             before(module, x)
         for way in ways:
@@ -87,9 +92,14 @@ def measure(
                 "per_channel": made.left.per_channel,
                 **difference(first, exact),
             }
-            runs[way] = made.run
-        for way, taken in milliseconds(runs, x, rounds).items():
-            rows[way]["milliseconds"] = taken
+            runs[way] = [made.run]
+            if made.again is not None:
+                runs[way] += [made.again() for _ in range(INSTANCES - 1)]
+        for each in runs.values():
+            for run in each[1:]:
+                run(x)
+        for way, found in interleaved(runs, AGAINST, x).items():
+            rows[way] |= found
     print(json.dumps(rows), flush=True)
 
 
@@ -99,15 +109,23 @@ def processor() -> float:
     return used.user + used.system + used.children_user + used.children_system
 
 
-_folder = tempfile.TemporaryDirectory()
+_own = tempfile.TemporaryDirectory()  # of this process
+SHARED = Path(sys.argv[2]) if len(sys.argv) > 2 else Path(_own.name)  # of all that one run measures
 
 
 def exported(module: nn.Module, x: Tensor) -> Path:
-    """The network's ONNX file; a process measures one network, and exports it once."""
-    path = Path(_folder.name) / "raw.onnx"
+    """The network's ONNX file, which is exported once for all stacks."""
+    path = shared("raw.onnx")
     if not path.exists():
         export(module, x, path)
     return path
+
+
+def shared(name: str) -> Path:
+    """Where what is made of this network once lies for all stacks."""
+    folder = SHARED / sys.argv[1].partition(",")[0]
+    folder.mkdir(exist_ok=True)
+    return folder / name
 
 
 def difference(found: Any, exact: Any) -> dict[str, float]:
@@ -117,14 +135,3 @@ def difference(found: Any, exact: Any) -> dict[str, float]:
         "error": float(np.abs(off).max() / np.abs(exact).max()),
         "decibels": float(10 * np.log10((exact**2).sum() / (off**2).sum())),
     }
-
-
-def milliseconds(runs: dict[str, Callable[[Tensor], Any]], x: Tensor, rounds: int) -> dict[str, float]:
-    """Medians of the processor's time, on one thread; they run in turn."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            begin = time.process_time()
-            run(x)
-            times[name].append(time.process_time() - begin)
-    return {name: statistics.median(taken) * 1e3 for name, taken in times.items()}

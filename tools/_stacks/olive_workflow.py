@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tools._common import session
 from tools._data.models import import_timm
 from tools._peers.left import inspect, left
 from tools._stacks.measure import INT8, Made, exported, measure
+from tools._stacks.onnxruntime_int8 import started
 
 os.environ["OLIVE_DISABLE_TELEMETRY"] = "1"  # which is read when Olive is imported
 import_timm()  # with it, torchvision is as Olive's own imports need it
@@ -64,11 +64,9 @@ def make(module: nn.Module, x: Tensor, fold: dict[str, Any] | None) -> Made:
         (folder / "workflow.json").write_text(json.dumps(workflow))
         made = run(folder / "workflow.json", package_config=package_config(folder / "package.json"))
         path = Path(made.get_best_candidate().model_path)
-        runs = session(path)
-        entry = runs.get_inputs()[0].name
-        return Made(
-            left(path, inspect(exported(module, x))[1]), lambda x: runs.run(None, {entry: x.numpy()})[0]
-        )
+        written = path.read_bytes()
+        own = inspect(exported(module, x))[1]
+        return Made(left(path, own), started(written), lambda: started(written))
 
 
 if __name__ == "__main__":

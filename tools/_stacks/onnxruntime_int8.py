@@ -16,7 +16,8 @@ from bnfold.integrations import onnxruntime
 from tools._common import session
 from tools._data.models import fold_constants
 from tools._peers.left import inspect, left
-from tools._stacks.measure import INT8, Made, exported, measure
+from tools._stacks.measure import INT8, Made, exported, measure, shared
+from tools._stacks.timing import Run
 
 CALIBRATION = 4  # images
 
@@ -33,7 +34,7 @@ class Reader(CalibrationDataReader):  # type: ignore[misc]
 def prepared(module: nn.Module, x: Tensor) -> Path:
     """The network's file, what is constant in it computed."""
     raw = exported(module, x)
-    path = raw.with_name("prepared.onnx")
+    path = shared("prepared.onnx")
     if not path.exists():
         fold_constants(raw, path)
     return path
@@ -52,8 +53,15 @@ def make(module: nn.Module, x: Tensor, fold: dict[str, Any] | None) -> Made:
         own = inspect(raw)[1]
         entry = session(raw).get_inputs()[0].name
         quantize_static(ready, made, Reader(entry, x), quant_format=QuantFormat.QDQ, per_channel=True)
-        runs = session(made)
-        return Made(left(made, own), lambda x: runs.run(None, {entry: x.numpy()})[0])
+        written = made.read_bytes()
+        return Made(left(made, own), started(written), lambda: started(written))
+
+
+def started(model: bytes) -> Run:
+    """A session of its own."""
+    runs = session(model)
+    entry = runs.get_inputs()[0].name
+    return lambda x: runs.run(None, {entry: x.numpy()})[0]
 
 
 if __name__ == "__main__":

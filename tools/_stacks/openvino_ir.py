@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import onnx
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 import bnfold
 from tools._peers.left import Left
 from tools._stacks.measure import FLOAT, Made, exported, measure
+from tools._stacks.timing import Run
 
 
 def make(module: nn.Module, x: Tensor, fold: dict[str, Any] | None) -> Made:
@@ -22,17 +25,24 @@ def converted(module: nn.Module, x: Tensor, fold: dict[str, Any] | None) -> Any:
     path = exported(module, x)
     if fold is not None:
         folded, _ = bnfold.fold_onnx(path, **fold)
-        path = path.with_name("folded.onnx")
-        onnx.save(folded, path)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "folded.onnx"
+            onnx.save(folded, path)
+            return openvino.convert_model(path)
     return openvino.convert_model(path)
 
 
 def made(model: Any) -> Made:
     """A Multiply of the data by a stored tensor of one axis counts as per channel, whoever put it there."""
     norms = sum("BatchNorm" in node.get_type_name() for node in model.get_ops())
+    return Made(Left(norms, per_channel(model)), started(model), lambda: started(model))
+
+
+def started(model: Any) -> Run:
+    """Compiled for the CPU, in memory of its own."""
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
     compiled = openvino.Core().compile_model(model, "CPU", settings)
-    return Made(Left(norms, per_channel(model)), lambda x: compiled([x.numpy()])[0])
+    return lambda x: compiled([x.numpy()])[0]
 
 
 def per_channel(model: Any) -> int:

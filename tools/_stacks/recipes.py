@@ -38,7 +38,7 @@ def main() -> None:
         package, tested = RECIPES[name]
         stack = Stack("recipes", "recipe", package)
         version = installed(stack)
-        found, problem = measured(stack, name, arguments.timeout) if version else ({}, "not installed")
+        found, problem = measured(stack, [name], arguments.timeout) if version else ({}, "not installed")
         if problem:
             print(f"{name}: {problem}; tested with {package} {tested}", file=sys.stderr)
             failed = True

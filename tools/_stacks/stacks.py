@@ -3,7 +3,9 @@
 Each stack runs in an environment of its own, each network in a process of its own. What is counted is in the
 stack's own artefact: the graph that inductor is handed, onnxruntime's int8 file, the converted program of
 PT2E, what XNNPACK takes of it, OpenVINO's model, Olive's file. Errors are against the network in float64,
-seconds and milliseconds the processor's, the latter medians of calls in turn on one thread.
+seconds and milliseconds the processor's, the latter medians of calls in turn on one thread. What a network
+needs in several stacks is made once in a run. A line says where bnfold leaves as much as the stack alone,
+where the outputs do not agree, and where a call is surely slower by more than 3 %; the status is then 1.
 bench/results/stacks.json keeps what was measured before; --missing goes on where a run was stopped.
 """
 
@@ -12,12 +14,15 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from bnfold.integrations.stack import TESTED
 from tools._common import RESULTS, ROOT, console, machine, read, run, table, today, write
 from tools._stacks.stacks_table import HEADINGS, rows
+from tools._stacks.verdict import complaints
 
 RESULT = RESULTS / "stacks.json"
 NETWORKS = ("levit_128s", "repvgg_a0", "densenet121", "resnetv2_50, positive scales")
@@ -60,51 +65,55 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=1800, help="seconds for one network in one stack")
     parser.add_argument("--missing", action="store_true", help="what has no result at this version")
     arguments = parser.parse_args()
-    result = read(RESULT)
-    failed = False
-    for name in arguments.stacks or STACKS:
-        stack = STACKS[name]
-        version = installed(stack)
-        if not version:
-            print(
-                f"{name}: not installed; tested with {stack.package} {TESTED[stack.package]}", file=sys.stderr
-            )
-            failed = True
+    with tempfile.TemporaryDirectory() as shared:
+        failed = [name for name in arguments.stacks or STACKS if not stack(name, arguments, shared)]
+    view = table("Batch norms in other stacks", HEADINGS, HEADINGS[:3])
+    for cells in rows(read(RESULT)):
+        view.add_row(*cells)
+    console(160).print(view)
+    sys.exit(1 if failed else 0)
+
+
+def stack(name: str, arguments: argparse.Namespace, shared: str) -> bool:
+    """Measures the networks that were asked for in one stack; says what is wrong, and whether nothing is."""
+    kind, right = STACKS[name], True
+    version = installed(kind)
+    if not version:
+        print(f"{name}: not installed; tested with {kind.package} {TESTED[kind.package]}", file=sys.stderr)
+        return False
+    for network in arguments.networks:
+        if arguments.missing and read(RESULT).get(name, {}).get(network, {}).get("version") == version:
             continue
-        for network in arguments.networks:
-            if arguments.missing and result.get(name, {}).get(network, {}).get("version") == version:
-                continue
-            ways, problem = measured(stack, network, arguments.timeout)
-            if problem:
-                print(f"{name} {version}, {network}: {problem}", file=sys.stderr)
-                failed = True
-                continue
+        begin = time.monotonic()
+        ways, problem = measured(kind, [network, shared], arguments.timeout)
+        wrong = [problem] if problem else list(complaints(ways))
+        if not problem:
             found = {"version": version, "date": today(), "machine": machine(), "ways": ways}
             result = read(RESULT)  # another run may have added to it
             result.setdefault(name, {})[network] = found
             write(RESULT, result)
-    view = table("Batch norms in other stacks", HEADINGS, HEADINGS[:3])
-    for cells in rows(result):
-        view.add_row(*cells)
-    console(140).print(view)
-    sys.exit(1 if failed else 0)
+        taken = f"{time.monotonic() - begin:.0f} s"
+        for line in wrong or [taken]:
+            print(f"{name} {version}, {network}: {line}", file=sys.stderr, flush=True)
+        right = right and not wrong
+    return right
 
 
-def installed(stack: Stack) -> str:
+def installed(kind: Stack) -> str:
     """The version in the stack's environment; "": it is not there."""
-    program = f"import importlib.metadata as m; print(m.version({stack.package!r}))"
+    program = f"import importlib.metadata as m; print(m.version({kind.package!r}))"
     try:
         done = subprocess.run(
-            [stack.python, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
+            [kind.python, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
         )
     except (OSError, subprocess.CalledProcessError):
         return ""
     return done.stdout.strip().partition("+")[0]
 
 
-def measured(stack: Stack, network: str, timeout: float) -> tuple[dict[str, Any], str]:
-    """The ways of one network, and what went wrong."""
-    found, failure = run([str(stack.python), "-m", f"tools._stacks.{stack.module}", network], timeout)
+def measured(kind: Stack, arguments: list[str], timeout: float) -> tuple[dict[str, Any], str]:
+    """What the stack's module prints, and what went wrong."""
+    found, failure = run([str(kind.python), "-m", f"tools._stacks.{kind.module}", *arguments], timeout)
     if failure or not found:
         return {}, failure or "it has printed nothing"
     return found[-1], ""

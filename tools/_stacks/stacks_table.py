@@ -7,7 +7,7 @@ from typing import Any
 
 from tools._common import markdown
 
-HEADINGS = ("stack", "network", "way", "batch norms", "per channel", "error", "dB", "seconds", "ms")
+HEADINGS = ("stack", "network", "way", "batch norms", "per channel", "error", "dB", "seconds", "ms", "ratio")
 
 
 def text(result: dict[str, Any]) -> str:
@@ -18,7 +18,10 @@ def text(result: dict[str, Any]) -> str:
         "and with it; *for int8* is with `quantize_for`. *Error* is the largest, against the network in "
         "float64, *dB* the signal over all errors. *Seconds* are the processor's, of everything between the "
         "network (its ONNX file, where there is one) and the first output; *ms* are the processor's too, the "
-        "median of calls in turn on one thread. The machine was busy: compare rows of one network, no others."
+        "median of calls in turn on one thread. *Ratio*: the time of a call over that of the same round "
+        "without bnfold, the median of all rounds, and how far it may be off (95 %); where a runtime loads a "
+        "file, five sessions of each take turns. *Freezing* is held against *without*, *bnfold, freezing* "
+        "against freezing alone. Compare rows of one network, no others."
     )
 
 
@@ -42,4 +45,13 @@ def rows(result: dict[str, Any]) -> Iterator[list[str]]:
                     f"{row['decibels']:.1f}",
                     f"{row['seconds']:.0f}",
                     f"{row['milliseconds']:.1f}",
+                    ratio(row.get("ratio")),
                 ]
+
+
+def ratio(found: dict[str, float] | None) -> str:
+    """The median, and how far it may be off."""
+    if found is None:
+        return ""
+    median, low, high = (found[name] for name in ("median", "low", "high"))
+    return f"{median:.3f} ± {max(high - median, median - low):.3f}"

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from functools import cache
 from typing import TypeAlias
 
@@ -142,7 +141,7 @@ class Locks:
             for here, there in ((x, y), (y, x)):
                 lock = self.locks[kind].get(here)
                 if lock is not None:
-                    queue.append((kind, there, replace(lock, folds=blamed(lock.folds, frozenset((fold,))))))
+                    queue.append((kind, there, lock._replace(folds=blamed(lock.folds, frozenset((fold,))))))
         self._spread(queue)
 
     def _spread(self, queue: deque[tuple[str, Tensor, Lock]]) -> None:
@@ -156,7 +155,7 @@ class Locks:
                 if not lock.whole and not same:
                     continue
                 queue.append(
-                    (kind, other, replace(lock, folds=blamed(lock.folds, folds), whole=lock.whole and whole))
+                    (kind, other, lock._replace(folds=blamed(lock.folds, folds), whole=lock.whole and whole))
                 )
 
     def _find(self, tensor: Tensor) -> Tensor:

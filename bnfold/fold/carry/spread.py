@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -54,8 +54,7 @@ class TooWide(Conflict):
     """The try reached more tensors than it was allowed to."""
 
 
-@dataclass(frozen=True)
-class Lock:
+class Lock(NamedTuple):
     """No change of this kind is possible on (all, or `whole=False` some channels of) a tensor."""
 
     where: str

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,8 +23,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Form:
+class Form(NamedTuple):
     """A linear map without its numbers."""
 
     groups: int
@@ -46,9 +45,8 @@ class Form:
     def with_valid_pads(self, sizes: Sequence[Dim], symmetric: bool) -> Form:
         """See `windows.with_valid_pads`; `sizes`: of the spatial axes that it reads."""
         pairs = zip(self.axes, sizes, strict=True)
-        return replace(
-            self, axes=tuple(with_valid_pads(axis, _known(size), symmetric) for axis, size in pairs)
-        )
+        axes = tuple(with_valid_pads(axis, _known(size), symmetric) for axis, size in pairs)
+        return self._replace(axes=axes)
 
 
 def form_of(role: Linear) -> Form | None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,8 +26,7 @@ __all__ = ["TENSOR", "Judge", "Rounding", "power_of"]
 TENSOR = 10**-3.8  # uint8 tensors behind batch norms, as measured
 
 
-@dataclass(frozen=True)
-class Rounding:
+class Rounding(NamedTuple):
     """What a quantizer rounds.
 
     bits: of a weight. rows: each output channel of a weight has a scale, else there is one for all. sums: the

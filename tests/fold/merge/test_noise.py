@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -145,7 +144,7 @@ def test_what_the_runtime_rounds_is_minded() -> None:
     merged = []
     for sums in (True, False):
         judge = Judge("int8", True)
-        judge.rounding = replace(judge.rounding, sums=sums)
+        judge.rounding = judge.rounding._replace(sums=sums)
         merged.append(bool(merge(graph, View(judge=judge)).merged))
     assert merged == [True, False]
 
