@@ -178,12 +178,16 @@ std::string run(const Op& op, float epsilon, const PluginTensorDesc* descs, cons
     const Kernel kernel = op.statistics ? Kernel::forward : Kernel::apply;
     const Problem problem{kernel, type, array.outer, array.channels, array.inner, vectors};
     const Call call{op, epsilon, type, array, inputs[0], residual, y, brought[0], brought[1], space, at, stream};
-    for (;;) {
+    for (bool less = false;;) {
         const auto launch = plan(problem, device);
         if (!launch) return "no kernel reads an array of this size";
         const std::string wrong = op.statistics ? call.forward(*launch) : call.apply(*launch);
+        if (wrong.empty()) {
+            if (less) machine::refused(device);
+            return {};
+        }
         // Where a part of the device is given to somebody else, clusters or the whole grid may find no room.
-        if (wrong.empty()) return {};
+        less = true;
         if (launch->cluster > 1) {
             device.clusters = 1;
         } else if (launch->cooperative) {

@@ -1,7 +1,7 @@
 // What the plugin asks of the machine it runs on. machine_cuda.cpp answers for GPUs, machine_none.cpp in a library
 // that was built without kernels, and in the tests a CPU on which the same kernels run.
 //
-// Each function gives an empty text, or what went wrong. None keeps anything from one call to the next.
+// Functions that give a text give an empty one, or what went wrong. Kept is only what the devices can.
 
 #pragma once
 
@@ -35,6 +35,10 @@ std::string unusable();
 
 // Of the current device.
 std::string limits(Device& device);
+
+// That the current device lets clusters, or the blocks of a grid, run together no more than `device` does: it has
+// refused others, and a launch that needs less was queued. `limits` tells no more from then on.
+void refused(const Device& device);
 
 std::string zero(void* memory, std::size_t bytes, cudaStream_t stream);
 std::string copy(void* to, const void* from, std::size_t bytes, cudaStream_t stream);

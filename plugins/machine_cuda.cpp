@@ -2,10 +2,20 @@
 
 #include "machine.hpp"
 
+#include <algorithm>
+#include <iterator>
+#include <map>
+#include <mutex>
+
 namespace bnfold::plugin::machine {
 namespace {
 
 constexpr int kMostArguments = 32;
+constexpr int kThreads = 512;  // of every block
+constexpr int kClusters = 90;  // the architecture from which kernels have clusters (port.cuh)
+
+std::mutex known_lock;
+std::map<int, Device> known;  // by the number of a device
 
 std::string text(cudaError_t error) {
     if (error == cudaSuccess) return {};
@@ -30,6 +40,65 @@ cudaError_t ask(int* value, cudaDeviceAttr attribute) {
     return error == cudaSuccess ? cudaDeviceGetAttribute(value, attribute, device) : error;
 }
 
+// A kernel of a cluster, as any other; it is asked for what the device does with clusters.
+const void* of_clusters() {
+    Launch launch{};
+    launch.layout = Layout::plane;
+    launch.exchange = Exchange::cluster;
+    launch.width = 1;
+    return code_of(Kernel::forward, Type::float32, launch);
+}
+
+// How many clusters of so many blocks run at one time, each block with all shared memory, as `plan` gives it.
+cudaError_t count(int& clusters, const void* code, int size, int shared) {
+    cudaLaunchAttribute attribute = {};
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {static_cast<unsigned>(size), 1, 1};
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(size);
+    config.blockDim = dim3(kThreads);
+    config.dynamicSmemBytes = shared;
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    return cudaOccupancyMaxActiveClusters(&clusters, code, &config);
+}
+
+// What the current device can do.
+cudaError_t look(Device& device) {
+    int clusters = 0, cooperative = 0, shared = 0;
+    const struct {
+        int* value;
+        cudaDeviceAttr attribute;
+    } asked[] = {{&device.multiprocessors, cudaDevAttrMultiProcessorCount},
+                 {&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin},
+                 {&clusters, cudaDevAttrClusterLaunch},
+                 {&cooperative, cudaDevAttrCooperativeLaunch}};
+    for (const auto& each : asked) {
+        if (const cudaError_t error = ask(each.value, each.attribute); error != cudaSuccess) return error;
+    }
+    device.shared_memory = shared;
+    device.clusters = 1;
+    device.cooperative = cooperative != 0;
+    if (!clusters) return cudaSuccess;
+
+    const void* const code = of_clusters();
+    cudaFuncAttributes attributes;
+    cudaError_t error = cudaFuncGetAttributes(&attributes, code);
+    if (error != cudaSuccess) return error;
+    // Code that was made for an older architecture, and compiled anew for this device, has no clusters.
+    if (attributes.ptxVersion < kClusters) return cudaSuccess;
+    device.clusters = *(std::end(kClusterSizes) - 1);
+    error = cudaFuncSetAttribute(code, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+    for (int i = 0; i < 3 && error == cudaSuccess; ++i) {
+        error = count(device.at_once[i], code, kClusterSizes[i], shared);
+    }
+    if (error != cudaSuccess) {  // without a count, the table takes it that all multiprocessors have some
+        cudaGetLastError();
+        std::fill(std::begin(device.at_once), std::end(device.at_once), -1);
+    }
+    return cudaSuccess;
+}
+
 }  // namespace
 
 std::string unusable() {
@@ -46,21 +115,26 @@ std::string unusable() {
 }
 
 std::string limits(Device& device) {
-    int clusters = 0, cooperative = 0, shared = 0;
-    const struct {
-        int* value;
-        cudaDeviceAttr attribute;
-    } asked[] = {{&device.multiprocessors, cudaDevAttrMultiProcessorCount},
-                 {&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin},
-                 {&clusters, cudaDevAttrClusterLaunch},
-                 {&cooperative, cudaDevAttrCooperativeLaunch}};
-    for (const auto& each : asked) {
-        if (std::string wrong = text(ask(each.value, each.attribute)); !wrong.empty()) return wrong;
+    int current = 0;
+    if (std::string wrong = text(cudaGetDevice(&current)); !wrong.empty()) return wrong;
+    const std::lock_guard<std::mutex> lock(known_lock);
+    const auto found = known.find(current);
+    if (found == known.end()) {
+        if (std::string wrong = text(look(device)); !wrong.empty()) return wrong;
+        known.emplace(current, device);
+    } else {
+        device = found->second;
     }
-    device.shared_memory = shared;
-    device.clusters = clusters ? 8 : 1;
-    device.cooperative = cooperative != 0;
     return {};
+}
+
+void refused(const Device& device) {
+    int current = 0;
+    if (cudaGetDevice(&current) != cudaSuccess) return;
+    const std::lock_guard<std::mutex> lock(known_lock);
+    Device& kept = known[current];
+    kept.clusters = std::min(kept.clusters, device.clusters);
+    kept.cooperative = kept.cooperative && device.cooperative;
 }
 
 std::string zero(void* memory, std::size_t bytes, cudaStream_t stream) {

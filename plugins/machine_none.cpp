@@ -11,6 +11,7 @@ const char* const kNone =
 
 std::string unusable() { return kNone; }
 std::string limits(Device&) { return kNone; }
+void refused(const Device&) {}
 std::string zero(void*, std::size_t, cudaStream_t) { return kNone; }
 std::string copy(void*, const void*, std::size_t, cudaStream_t) { return kNone; }
 std::string launch(Kernel, Type, const Launch&, const Argument*, int, cudaStream_t) { return kNone; }

@@ -112,7 +112,9 @@ struct Row {
 
 int blocks(const Device& device, int) { return device.multiprocessors; }
 int clusters(const Device& device, int size) {
-    return size > device.clusters ? 0 : std::max(1, device.multiprocessors / size);
+    if (size > device.clusters) return 0;
+    const int told = device.at_once[std::find(std::begin(kClusterSizes), std::end(kClusterSizes), size) - kClusterSizes];
+    return told < 0 ? std::max(1, device.multiprocessors / size) : told;
 }
 int teams(const Device& device, int ranks) { return device.multiprocessors / ranks; }
 
@@ -120,7 +122,7 @@ std::vector<int> alone(const Fit& fit) { return fit.fits(1) ? std::vector<int>{1
 
 std::vector<int> cluster(const Fit& fit) {
     std::vector<int> found;
-    for (const int size : {2, 4, 8}) {
+    for (const int size : kClusterSizes) {
         if (clusters(fit.device, size) && fit.fits(size)) found.push_back(size);
     }
     return found;

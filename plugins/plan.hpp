@@ -20,7 +20,11 @@ struct Device {
     long long shared_memory;  // bytes that one block may have, after opting in
     int clusters;             // the largest portable one, 1 where there are none
     bool cooperative;
+    // How many clusters of 2, 4 and 8 blocks run at one time; -1: not told, so as many as the multiprocessors make.
+    int at_once[3] = {-1, -1, -1};
 };
+
+constexpr int kClusterSizes[] = {2, 4, 8};
 
 // One call of a kernel on an array [outer][channels][inner]; all its types are the same.
 struct Problem {

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
+import struct
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
+
+import numpy as np
 
 from bnfold.kernels.compile import KernelError, Refused, compiled, cuda_core
 from bnfold.kernels.launch import CLUSTER_SIZES, THREADS, Device, Launch
@@ -17,6 +22,9 @@ __all__ = ["CudaDevice", "cuda_device", "zeroed"]
 OLDEST = (7, 5)  # compute capability that the kernels are compiled and checked for
 SPARE = "BNFOLD_SPARE_MULTIPROCESSORS"  # what cooperative grids leave to others, NCCL say
 _IDLE = b".version 7.8\n.target sm_90\n.address_size 64\n.visible .entry idle() { ret; }\n"
+
+
+FORMATS: dict[type, str] = {np.int64: "q", np.int32: "i4x", np.float32: "f4x"}
 
 
 class Pointer(Protocol):
@@ -72,19 +80,17 @@ class CudaDevice:
             KernelError: it does not compile, or the device refuses it; then it is `Refused` where that may be
                 because its blocks have to run together.
         """
-        core, driver = _cuda()
+        _, driver = _cuda()
         # Another device's context may be current, or none, as in a thread in which autograd has just begun.
         status, current = driver.cuCtxGetCurrent()
         elsewhere = status != 0 or int(current) != self.context
         if elsewhere:
             _asked(driver.cuCtxPushCurrent(self.context))
         try:
-            kernel, config = _prepared(self, launch)
-            addresses = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
-            core.launch(_stream(stream), config, kernel, *addresses, *numbers)
+            _prepared(self, launch).queue(tensors, numbers, stream)
         except KernelError:
             raise
-        except Exception as error:  # cuda-core's own kinds, and those of its bindings
+        except Exception as error:  # what the driver refuses, and cuda-core's own kinds
             reason = f"{launch.kernel} cannot run on {launch.grid} blocks: {_line(error)}"
             raise (Refused if launch.cluster > 1 or launch.cooperative else KernelError)(reason) from error
         finally:
@@ -177,7 +183,7 @@ def _clusters_at_once(ordinal: int, context: int, shared: int) -> tuple[int, ...
                 core.LaunchConfig(grid=1, cluster=size, block=THREADS, shmem_size=shared)
                 for size in CLUSTER_SIZES
             ]
-            stream = _stream(0)
+            stream = core.LEGACY_DEFAULT_STREAM
             return tuple(int(kernel.occupancy.max_active_clusters(each, stream=stream)) for each in configs)
         finally:
             driver.cuCtxPopCurrent()
@@ -197,23 +203,101 @@ def _spare(multiprocessors: int) -> int:
     return found
 
 
+class _Arguments(threading.local):
+    """A kernel's arguments in memory, 8 bytes each, and their addresses, as the driver takes them.
+
+    Each thread has its own, for the driver reads them while other threads run.
+    """
+
+    def __init__(self, pointers: int, numbers: tuple[type, ...]) -> None:
+        self._pointers = struct.Struct(f"<{pointers}Q")
+        self._numbers = struct.Struct("<" + "".join(FORMATS[each] for each in numbers))
+        self._memory = bytearray(self._pointers.size + self._numbers.size)
+        begin = ctypes.addressof((ctypes.c_char * len(self._memory)).from_buffer(self._memory))
+        places = range(begin, begin + len(self._memory), 8)
+        self._places = (ctypes.c_void_p * len(places))(*places)
+        self._address = ctypes.addressof(self._places)
+        self._there: tuple[Any, ...] = ()  # the numbers that are in memory
+
+    def at(self, pointers: Sequence[int], numbers: tuple[Any, ...]) -> int:
+        """Where the addresses of these are, until the next call."""
+        self._pointers.pack_into(self._memory, 0, *pointers)
+        if numbers is not self._there:  # most often they are those of the last launch
+            self._numbers.pack_into(self._memory, self._pointers.size, *numbers)
+            self._there = numbers
+        return self._address
+
+
+class _Prepared:
+    """A kernel that is loaded, to be launched on one grid.
+
+    By the driver itself: cuda-core asks before each cooperative launch whether its blocks fit, which takes as
+    long as the launch. The driver refuses those that do not.
+    """
+
+    def __init__(self, kernel: Any, launch: Launch) -> None:
+        self._launch, self._kernel = launch, kernel  # whose code stays loaded
+        self._function = _cuda()[1].CUfunction(int(kernel.handle))
+        self._configs: dict[int, Any] = {}  # by stream
+        self._arguments: _Arguments | None = None
+
+    def queue(self, tensors: Sequence[Pointer | None], numbers: Sequence[Any], stream: int) -> None:
+        """As `CudaDevice.launch`, in the context that is current.
+
+        Raises:
+            RuntimeError: the driver refuses it.
+        """
+        arguments = self._arguments
+        if arguments is None:
+            arguments = self._arguments = _Arguments(len(tensors), tuple(map(type, numbers)))
+        config = self._configs.get(stream) or self._config(stream)
+        pointers = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+        place = arguments.at(pointers, tuple(numbers))
+        (status,) = _cuda()[1].cuLaunchKernelEx(config, self._function, place, 0)
+        if status:
+            raise RuntimeError(status.name)
+
+    def _config(self, stream: int) -> Any:
+        _, driver = _cuda()
+        launch, kinds = self._launch, driver.CUlaunchAttributeID
+        config = driver.CUlaunchConfig()
+        config.gridDimX, config.blockDimX = launch.grid, launch.block
+        config.gridDimY = config.gridDimZ = config.blockDimY = config.blockDimZ = 1
+        config.sharedMemBytes = launch.shared
+        config.hStream = driver.CUstream(stream or driver.CU_STREAM_LEGACY)  # torch's default stream is 0
+        attributes = []
+        if launch.cooperative:
+            attributes.append(driver.CUlaunchAttribute())
+            attributes[-1].id = kinds.CU_LAUNCH_ATTRIBUTE_COOPERATIVE
+            attributes[-1].value.cooperative = 1
+        if launch.cluster > 1:
+            attributes.append(driver.CUlaunchAttribute())
+            attributes[-1].id = kinds.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+            size = attributes[-1].value.clusterDim
+            size.x, size.y, size.z = launch.cluster, 1, 1
+        config.attrs, config.numAttrs = attributes, len(attributes)
+        if len(self._configs) >= 64:
+            self._configs.clear()
+        self._configs[stream] = config
+        return config
+
+
 @_once
-def _prepared(device: CudaDevice, launch: Launch) -> tuple[Any, Any]:
-    """The kernel and its launch configuration, seen to fit the device, whose context is current."""
+def _prepared(device: CudaDevice, launch: Launch) -> _Prepared:
+    """The kernel, seen to fit the device, whose context is current."""
     core, _ = _cuda()
     kernel = _loaded(device, launch.source, launch.kernel)
-    # cuda-core counts the grid in clusters where there are any.
-    cluster = {"cluster": launch.cluster} if launch.cluster > 1 else {}
-    config = core.LaunchConfig(
-        grid=launch.grid // launch.cluster,
-        block=launch.block,
-        shmem_size=launch.shared,
-        is_cooperative=launch.cooperative,
-        **cluster,
-    )
-    if cluster and kernel.occupancy.max_active_clusters(config, stream=_stream(0)) < 1:
-        raise Refused(f"no cluster of {launch.cluster} blocks of {launch.shared} bytes fits")
-    return kernel, config
+    if launch.cluster > 1:
+        # cuda-core counts the grid in clusters.
+        config = core.LaunchConfig(
+            grid=launch.grid // launch.cluster,
+            cluster=launch.cluster,
+            block=launch.block,
+            shmem_size=launch.shared,
+        )
+        if kernel.occupancy.max_active_clusters(config, stream=core.LEGACY_DEFAULT_STREAM) < 1:
+            raise Refused(f"no cluster of {launch.cluster} blocks of {launch.shared} bytes fits")
+    return _Prepared(kernel, launch)
 
 
 @_once
@@ -237,13 +321,6 @@ def _allow(driver: Any, kernel: Any, shared: int, ordinal: int) -> None:
     """Lets a kernel's blocks have so many bytes of shared memory."""
     attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
     _asked(driver.cuKernelSetAttribute(attribute, shared, kernel.handle, ordinal))
-
-
-@functools.lru_cache(maxsize=64)
-def _stream(address: int) -> Any:
-    core, _ = _cuda()
-    # torch's default stream is the null address.
-    return core.Stream.from_handle(address) if address else core.LEGACY_DEFAULT_STREAM
 
 
 @functools.cache

@@ -7,6 +7,7 @@ weight decay filter) finds one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -115,8 +116,10 @@ class Fused(nn.modules.batchnorm._BatchNorm):
 
     def _fused(self, x: Tensor, residual: Tensor | None) -> Tensor | None:
         """The whole on the kernels; None where they do not take it."""
-        tensors = weight, bias, mean, var, batches = self._tensors()
-        decision = self._decision(x, residual, *tensors)
+        compiling = torch.compiler.is_compiling()
+        weight, bias, mean, var, batches = self._tensors(compiling)
+        tensors = (x, residual, weight, bias, mean, var, batches)
+        decision = self._decided(*tensors) if compiling else self._decision(tensors)
         if decision is None:
             return None
         own, tracked, counted, averaged, momentum, wanted, ready = decision
@@ -129,10 +132,8 @@ class Fused(nn.modules.batchnorm._BatchNorm):
             return functional.batch_norm(given, running, own)
         return functional.eager(given, running, own, ready, wanted)
 
-    def _decision(self, *tensors: Any) -> Decision | None:
+    def _decision(self, tensors: Sequence[Any]) -> Decision | None:
         """As `_decided`, which is asked once for tensors of the same kinds."""
-        if torch.compiler.is_compiling():
-            return self._decided(*tensors)
         decisions: Decisions[Decision] | None = self.__dict__.get("_decisions")
         if decisions is None:
             decisions = self.__dict__["_decisions"] = Decisions()
@@ -181,9 +182,9 @@ class Fused(nn.modules.batchnorm._BatchNorm):
         ready = None if compiling else functional.ready_for(x, residual)
         return Decision(own, mean is not None, counted, averaged, momentum, wanted, ready)
 
-    def _tensors(self) -> tuple[Tensor | None, ...]:
+    def _tensors(self, compiling: bool) -> tuple[Tensor | None, ...]:
         """Weight, bias, running mean and variance, and the number of batches."""
-        if not torch.compiler.is_compiling():  # without Module's long way to an attribute
+        if not compiling:  # without Module's long way to an attribute
             try:
                 own, kept = self._parameters, self._buffers
                 statistics = kept["running_mean"], kept["running_var"], kept["num_batches_tracked"]

@@ -63,7 +63,7 @@ def differentiable(*tensors: Tensor | None) -> bool:
 def ready_for(x: Tensor, residual: Tensor | None) -> Ready | None:
     """For tensors that are dense in one order of dimensions; else None."""
     order = kernels.order_of(x)
-    dense = all(each is None or kernels.ordered(each, order) is each for each in (x, residual))
+    dense = kernels.is_ordered(x, order) and (residual is None or kernels.is_ordered(residual, order))
     return Ready(order) if dense else None
 
 

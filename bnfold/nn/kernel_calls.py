@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from bnfold.kernels.compile import KernelError, Refused
 from bnfold.kernels.device import cuda_device
 from bnfold.kernels.launch import Device, Launch, Problem, plan, reading
 from bnfold.nn.arguments import Arguments, Running, Saved
+from bnfold.nn.arrays import aligned, array_of, dense, is_ordered, order_of, ordered
 from bnfold.nn.words import Pointer, mailbox_of
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "backward",
     "dense",
     "forward",
+    "is_ordered",
     "machine_of",
     "mask_bytes",
     "order_of",
@@ -94,61 +96,6 @@ _modes, _tracing = torch._C._len_torch_dispatch_stack, torch._C._get_tracing_sta
 _transforms = torch._C._are_functorch_transforms_active
 
 
-class Array(NamedTuple):
-    """How a dense tensor is read."""
-
-    outer: int
-    channels: int
-    inner: int
-
-
-def dense(x: Tensor, like: Tensor | None = None) -> Tensor:
-    """The tensor itself if it is dense, in the order of `like` where that is given; else a copy that is.
-
-    Channels last stays channels last, also through slices of a batch that are not dense.
-    """
-    return ordered(x, order_of(x if like is None else like))
-
-
-def ordered(x: Tensor, order: torch.memory_format) -> Tensor:
-    """The tensor itself if it is dense in an order of dimensions; else a copy that is."""
-    if not torch.compiler.is_compiling() and x.is_contiguous(memory_format=order) and not x.is_neg():
-        return x
-    return x.resolve_neg().contiguous(memory_format=order)
-
-
-_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-
-
-def order_of(x: Tensor) -> torch.memory_format:
-    """The order of dimensions in which `dense` leaves a tensor."""
-    if x.is_contiguous():
-        return torch.contiguous_format
-    last = _LAST.get(x.dim())
-    if last is None:
-        return torch.contiguous_format
-    return last if x.is_contiguous(memory_format=last) or _channels_last(x) else torch.contiguous_format
-
-
-def _channels_last(x: Tensor) -> bool:
-    """Whether torch's operators take the strides of a tensor that is not dense for channels last."""
-    least = 0
-    for axis in (1, *range(x.dim() - 1, 1, -1), 0):
-        stride = x.stride(axis)
-        if stride < least or stride == 0 or (axis == 0 and least == x.stride(1)):
-            return False
-        least = stride * x.shape[axis]
-    return True
-
-
-def array_of(x: Tensor) -> Array:
-    """How a dense tensor is read."""
-    channels = x.shape[1]
-    rest = x.numel() // max(1, channels)
-    planes = x.is_contiguous() and x.numel() != channels * x.shape[0]
-    return Array(x.shape[0], channels, rest // x.shape[0]) if planes else Array(rest, channels, 1)
-
-
 def mask_bytes(x: Tensor) -> int:
     """Bytes of the mask of a dense tensor that is aligned to 16 bytes: one for each vector."""
     if x.dtype not in NAMES:
@@ -172,11 +119,6 @@ def unpacked(mask: Tensor, x: Tensor) -> Tensor:
     found = torch.empty_like(x, dtype=torch.bool)
     found.as_strided((x.numel(),), (1,)).copy_(bits.reshape(-1))
     return found
-
-
-def aligned(x: Tensor) -> Tensor:
-    """The tensor, or a copy of it that starts at a multiple of 16 bytes."""
-    return x if x.data_ptr() % 16 == 0 else x.clone()
 
 
 def forward(
@@ -411,7 +353,7 @@ def _vectors(x: Tensor, kind: torch.dtype, like: Tensor | None = None) -> tuple[
 
     like: a parameter of the module, of which one of its type is made sooner.
     """
-    if like is not None and like.dtype is kind and like.numel() == x.shape[1]:
+    if like is not None and like.dtype is kind:
         return torch.empty_like(like), torch.empty_like(like)
     return x.new_empty(x.shape[1], dtype=kind), x.new_empty(x.shape[1], dtype=kind)
 

@@ -62,8 +62,11 @@ class Wrong(Exception):
 
     final: no larger region may be asked instead. What was compared depends on no fact about its inputs, or is
     so nearly right that no missing fact explains it. ulps: how far a stored number is off, in units in the
-    last place, where those were compared.
+    last place, where those were compared. of_inputs: what was compared reads the model's inputs alone, of
+    which there are no facts.
     """
+
+    of_inputs = False
 
     def __init__(
         self, reason: str, entry: Entry | None = None, final: bool = False, ulps: float = math.inf

@@ -13,7 +13,7 @@ import numpy as np
 
 from bnfold.certificate import Certificate
 from bnfold.onnx_graph.file.loaded import Loaded
-from bnfold.proof import evaluate
+from bnfold.proof import evaluate, witness
 from bnfold.proof.claims import (
     BODIES,
     EVALUATED,
@@ -46,8 +46,6 @@ ROUNDS = 4  # of rounding, that a certificate may speak of
 STEPS = 8  # of rounding, that another tool may have made on its way to a stored number
 ODD_ULPS = 64  # that a number of another tool may be off, so that evaluation tells whether it is rounding
 EARLY = 10  # claims that do not hold, before a run is asked whether the models differ
-SHOWN = "one run shows another output"
-MODEL = "the model"  # who is to blame where it is no node
 
 
 def prove(
@@ -78,23 +76,7 @@ def prove(
     if certificate is not None:
         proof.premises = [f"{name} keeps to its range" for name in certificate.premises]
         proof.premises += [f"{name} keeps its stored value" for name in certificate.frozen]
-    return _run_once(proof, known, folded)
-
-
-def _run_once(proof: Proof, known: KnownOfFile, folded: Loaded) -> Proof:
-    """The same, with what one run of the folded model says: it has to run, and may be a counterexample."""
-    refusal = proof.refusal
-    if refusal is None:
-        proof.ran, broken = known.runs(folded)
-        proof.refusal = Refusal(MODEL, "", broken, True) if broken else None
-    elif not refusal.wrong:
-        broken, entry = known.trial(folded, any(one.wrong for one in proof.dropped))
-        if broken:
-            proof.refusal = Refusal(MODEL, "", broken, True)
-        elif entry is not None:
-            proof.refusal = Refusal(refusal.node, refusal.tensor, SHOWN, True, entry)
-    proof.sizes = known.sizes
-    return proof
+    return witness.heard(proof, known, folded, certificate)
 
 
 class Prover:
@@ -160,16 +142,18 @@ class Prover:
     def _signature(self) -> Refusal | None:
         """Inputs and outputs: the same ones in both, all claimed."""
         if differs := self.a.against(self.b):
-            return Refusal(MODEL, "", differs, True)
+            return Refusal(witness.MODEL, "", differs, True)
         for name in filter(None, (*self.a.inputs, *self.a.outputs)):  # a body may leave an output out
             ours_, theirs_ = self.a.constant(name), self.b.constant(name)
             if ours_ is not None or theirs_ is not None:
                 if ours_ is None or theirs_ is None or not same_bits(ours_, theirs_):
-                    return Refusal(MODEL, name, "is a constant, and not the same in both", False)
+                    return Refusal(witness.MODEL, name, "is a constant, and not the same in both", False)
                 continue
             y = self.image(name)
             if y is None or y.name != name or not y.plain:
-                return Refusal(MODEL, name, "an input or output is claimed to be something else", True)
+                return Refusal(
+                    witness.MODEL, name, "an input or output is claimed to be something else", True
+                )
         return None
 
     def image(self, name: str) -> Image | None:
@@ -205,9 +189,8 @@ class Prover:
             self.proof.ways[held.way] += 1
             self.proof.ulps = max(self.proof.ulps, held.ulps)
         except (Wrong, Undecided) as error:
-            refusal = Refusal(
-                node.name, name, str(error), isinstance(error, Wrong), getattr(error, "entry", None)
-            )
+            entry, of_inputs = getattr(error, "entry", None), getattr(error, "of_inputs", False)
+            refusal = Refusal(node.name, name, str(error), isinstance(error, Wrong), entry, of_inputs)
             if isinstance(error, Agrees):  # what follows is judged as if it were so
                 self.proof.agreed.append(refusal)
                 return
@@ -224,7 +207,7 @@ class Prover:
         """Behind a fault nothing agrees any more: a run may save many evaluations."""
         entry = self.known.counterexample(self.b)
         if entry is not None:
-            self.proof.refusal = Refusal(node.name, name, SHOWN, True, entry)
+            self.proof.refusal = Refusal(node.name, name, witness.SHOWN, True, entry)
 
     def _guess(self, node: Node, slot: int, name: str) -> None:
         """A tensor that is gone may be what the folded model has under another name: that of what its node
@@ -353,8 +336,8 @@ class Prover:
             self._evaluate(nodes, theirs, leaves, name, y)
         except Wrong as wrong:
             if not wrong.final or self.a.certain(nodes):  # what is far off is no rounding
-                inputs = self.parent is None and not any(leaf in self.a.made for leaf in leaves)
-                wrong.final = wrong.final or inputs  # of which there are no facts
+                wrong.of_inputs = self.parent is None and not any(leaf in self.a.made for leaf in leaves)
+                wrong.final = wrong.final or wrong.of_inputs
                 raise
             raise Undecided(f"{wrong}, and computed constants are rounded on the way") from None
         return Held(EVALUATED)

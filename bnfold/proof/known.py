@@ -23,7 +23,7 @@ from bnfold.proof.graph import FileNode, FileScope, Model
 from bnfold.proof.infer import inferred, integers, of_shapes
 from bnfold.proof.operator import Array, Undecided, is_float
 from bnfold.proof.scope import LARGEST, Scope
-from bnfold.proof.trial import trial
+from bnfold.proof.trial import alike, trial
 
 __all__ = ["KnownOfFile"]
 
@@ -148,6 +148,13 @@ class KnownOfFile:
             found = "", None
         self._tried = found if suspect else None
         return found
+
+    def alike(self, folded: Loaded, name: str, most: float) -> bool:
+        """As `trial.alike`; not so where there is no run."""
+        try:
+            return alike(self._model.loaded, folded, self._feeds(), name, most)
+        except (BnfoldError, MemoryError):
+            return False
 
 
 def _runnable(model: Model) -> Iterator[onnx.ModelProto]:

@@ -24,13 +24,16 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Refusal:
-    """A claim that was not proved. wrong: it is known to be false, not only unknown."""
+    """A claim that was not proved. wrong: it is known to be false, not only unknown. of_inputs: as a function
+    of the model's inputs, so that no fact can be missing.
+    """
 
     node: str
     tensor: str
     reason: str
     wrong: bool
     entry: Entry | None = None
+    of_inputs: bool = False
 
     def __str__(self) -> str:
         where = f"{self.node}: {self.tensor}" if self.tensor else self.node

@@ -19,7 +19,7 @@ from bnfold.onnx_graph.run.widened import nodes
 from bnfold.proof.claims import Entry
 from bnfold.proof.operator import Array, is_float, wide
 
-__all__ = ["trial"]
+__all__ = ["alike", "trial"]
 
 GROSS = 0.05  # of the largest value: no rounding of stored numbers does that to a network that is of use
 # Where a claim has failed: of the largest value, and of what the last bits of the inputs do, at least.
@@ -57,6 +57,34 @@ def trial(original: Loaded, folded: Loaded, feeds: Feeds, suspect: bool) -> tupl
     if not _smooth(original) or not _smooth(folded):
         return "", None
     return "", _first(ran, {name: max(SMALL, TIMES * own) for name, own in _own(original, ran).items()})
+
+
+def alike(original: Loaded, folded: Loaded, feeds: Feeds, name: str, most: float) -> bool:
+    """Whether one run of both models gives the same outputs, but for rounding.
+
+    most: what any number of the output `name` may be off, however large the others are; of all outputs, if
+    that is none.
+
+    Raises:
+        CannotRun, UsageError: the original does not run.
+    """
+    try:
+        ran = run_pair(original, folded, feeds)
+    except Broken:
+        return False
+    for output, value in ran.original.items():
+        against = ran.folded.get(output)
+        if not isinstance(value, np.ndarray) or not isinstance(against, np.ndarray):
+            return False
+        if value.shape != against.shape or value.dtype != against.dtype:
+            return False
+        x, y = wide(value), wide(against)
+        limit = SMALL * np.abs(x).max(initial=0.0)
+        if output == name or name not in ran.original:
+            limit = min(limit, most)
+        if not np.allclose(x, y, rtol=0.0, atol=limit):
+            return False
+    return True
 
 
 def _smooth(model: Loaded) -> bool:

@@ -1,18 +1,16 @@
-"""What the tests on a GPU share: their marks, launches seen and limited, and one case of tensors."""
+"""What the tests on a GPU share: their marks, a device that can do less, and one case of tensors."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from bnfold.kernels.launch import Device, Launch
 from bnfold.nn import kernel_calls as kernels
+from tools._gpu.preflight import Limited
 
 CUDA = "cuda"
 MARKS = [
@@ -34,35 +32,6 @@ LIMITS: dict[str, dict[str, Any]] = {
     "little memory": {"shared_memory": LITTLE},
     "no exchange": {"clusters": 1, "cooperative": False, "shared_memory": LITTLE},
 }
-
-
-@dataclass
-class Limited:
-    """The device as one that can do less. launches: what was launched, in order."""
-
-    changes: dict[str, Any]
-    launches: list[Launch] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        device: Any = kernels.machine_of(torch.empty(0, device=CUDA))
-        limits = dataclasses.replace(device.limits, **self.changes)
-        self.device = dataclasses.replace(device, limits=limits)
-
-    @property
-    def limits(self) -> Device:
-        found: Device = self.device.limits
-        return found
-
-    def launch(
-        self, launch: Launch, tensors: Sequence[Tensor | None], numbers: Sequence[Any], stream: int
-    ) -> None:
-        """As `CudaDevice.launch`."""
-        self.device.launch(launch, tensors, numbers, stream)
-        self.launches.append(launch)
-
-    def rows(self) -> set[str]:
-        """Those of the launch table that were taken."""
-        return {launch.row for launch in self.launches}
 
 
 def limited(monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]) -> Limited:

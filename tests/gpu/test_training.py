@@ -310,7 +310,7 @@ TWO_STREAMS = """
 import warnings, torch, bnfold.nn
 from bnfold.nn import kernel_calls as kernels
 warnings.filterwarnings("error", "bnfold.nn runs on torch")
-from tests.gpu.device import Limited
+from tools._gpu.preflight import Limited
 device = Limited({})
 kernels.machine_of = lambda x: device
 streams = [torch.cuda.Stream() for _ in range(2)]
@@ -340,7 +340,7 @@ GRAPHS = """
 import warnings, torch, bnfold.nn
 from bnfold.nn import kernel_calls as kernels
 warnings.filterwarnings("error", "bnfold.nn runs on torch")
-from tests.gpu.device import Limited
+from tools._gpu.preflight import Limited
 device = Limited({"clusters": 1})
 kernels.machine_of = lambda x: device
 torch.manual_seed(0)

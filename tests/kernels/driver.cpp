@@ -1,4 +1,4 @@
-// A CUDA driver that answers, records and runs nothing, so that the real cuda-core launches where no GPU is.
+// A CUDA driver that answers, records and runs nothing, so that launches are tested where no GPU is.
 //
 // It knows three devices, keeps each thread's stack of contexts, reads from a cubin (or PTX) how large each kernel's
 // parameters are, and refuses what a driver would: a launch without a context, on more shared memory than the

@@ -1,4 +1,4 @@
-"""A CUDA driver that runs nothing: the real cuda-core launches on it, and what it launches is recorded.
+"""A CUDA driver that runs nothing: the real cuda-core and bindings ask it, and what is launched is recorded.
 
 `Driver()` loads driver.cpp before anybody has asked for libcuda.so.1, for the rest of the process: so it is
 for a process of its own. Its devices are an H200 (0), an A100 (1) and a T4 (2). NVRTC works beside it.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import enum
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
@@ -28,6 +30,10 @@ class Status(enum.IntEnum):
     CUDA_ERROR_NO_DEVICE = 100
 
 
+class Handle(int):
+    """A CUkernel: a number, as the driver has it."""
+
+
 class FakeCuda:
     """The parts of cuda-core and of the driver that device.py uses.
 
@@ -46,7 +52,8 @@ class FakeCuda:
         )
         self.started = self.allowed = Status.CUDA_SUCCESS
         self.clusters: int | dict[int, int] = {2: 66, 4: 32, 8: 14}
-        self.refusal: Exception | None = None
+        self.refusal: Exception | Status = Status.CUDA_SUCCESS
+        self.arguments = 0  # how many the kernel takes
 
     def note(self, *what: Any) -> None:
         self.done.append((*what, self.contexts[-1] if self.contexts else 0))
@@ -55,13 +62,7 @@ class FakeCuda:
         return [call[1:] for call in self.done if call[0] == name]
 
     def core(self) -> Any:
-        def launch(stream: Any, config: Any, kernel: Any, *arguments: Any) -> None:
-            if self.refusal:
-                raise self.refusal
-            self.note("launch", stream, config, kernel.symbol, arguments)
-
         def config(**arguments: Any) -> dict[str, Any]:
-            self.note("config")
             return arguments
 
         def occupied(config: Any, *, stream: Any) -> int:
@@ -70,7 +71,7 @@ class FakeCuda:
 
         def kernel(cubin: bytes, symbol: str) -> Any:
             occupancy = SimpleNamespace(max_active_clusters=occupied)
-            return SimpleNamespace(symbol=symbol, handle=("kernel", cubin), occupancy=occupancy)
+            return SimpleNamespace(handle=Handle(len(cubin)), occupancy=occupancy)
 
         def device(ordinal: int) -> Any:
             return SimpleNamespace(properties=self.properties, compute_capability=self.capability)
@@ -83,9 +84,7 @@ class FakeCuda:
                 from_cubin=lambda cubin: SimpleNamespace(get_kernel=lambda symbol: kernel(cubin, symbol)),
                 from_ptx=lambda ptx: SimpleNamespace(get_kernel=lambda symbol: kernel(b"ptx", symbol)),
             ),
-            Stream=SimpleNamespace(from_handle=lambda address: ("stream", address)),
             LEGACY_DEFAULT_STREAM="default stream",
-            launch=launch,
         )
 
     def driver(self) -> Any:
@@ -108,7 +107,24 @@ class FakeCuda:
 
             return call
 
+        def launch(config: Any, function: Any, arguments: int, extra: int) -> tuple[Status]:
+            if isinstance(self.refusal, Exception):
+                raise self.refusal
+            places = (ctypes.c_uint64 * self.arguments).from_address(arguments)
+            bits = [ctypes.c_uint64.from_address(place).value for place in places]
+            self.note("launch", vars(config), function, bits)
+            return (self.refusal,)
+
         return SimpleNamespace(
+            cuLaunchKernelEx=launch,
+            CUlaunchConfig=lambda: (self.note("config"), SimpleNamespace())[1],
+            CUlaunchAttribute=lambda: SimpleNamespace(value=SimpleNamespace(clusterDim=SimpleNamespace())),
+            CUlaunchAttributeID=SimpleNamespace(
+                CU_LAUNCH_ATTRIBUTE_COOPERATIVE="cooperative", CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION="cluster"
+            ),
+            CUstream=lambda address: ("stream", address),
+            CUfunction=lambda address: ("function", address),
+            CU_STREAM_LEGACY="default stream",
             cuThreadExchangeStreamCaptureMode=exchanged,
             CUstreamCaptureMode=SimpleNamespace(CU_STREAM_CAPTURE_MODE_RELAXED="relaxed"),
             CUstream_flags=SimpleNamespace(CU_STREAM_NON_BLOCKING="beside others"),
@@ -282,34 +298,84 @@ def test_cuda_core_is_too_old(fake: Setting, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_launch(fake: Setting) -> None:
-    numbers = (np.int64(7), np.int32(3), np.float32(0.5))
+    numbers = (np.int64(-7), np.int32(-3), np.float32(0.5))
     device = fake.device()
     fake.cuda.done.clear()
+    fake.cuda.arguments = 6
     device.launch(launch_of(), [Tensor(), None, Tensor()], numbers, 0x57)
     assert fake.compiled == [("forward.cuh", "bnfold::forward<...>", "sm_90")]
-    kernel = ("kernel", b"cubin")
+    kernel = len(b"cubin")
     assert fake.cuda.calls("attribute") == [("shared", 232448, kernel, ORDINAL, CONTEXT)]
-    config = {"grid": 24, "block": 512, "shmem_size": 5000, "is_cooperative": False}
-    arguments = (0xDA7A, 0, 0xDA7A, *numbers)
-    wanted = (("stream", 0x57), config, "symbol of bnfold::forward<...>", arguments, CONTEXT)
-    assert fake.cuda.calls("launch") == [wanted]
+    config = {
+        **{f"gridDim{axis}": size for axis, size in zip("XYZ", (24, 1, 1), strict=True)},
+        **{f"blockDim{axis}": size for axis, size in zip("XYZ", (512, 1, 1), strict=True)},
+        "sharedMemBytes": 5000,
+        "hStream": ("stream", 0x57),
+        "attrs": [],
+        "numAttrs": 0,
+    }
+    half = int.from_bytes(np.float32(0.5).tobytes(), "little")
+    bits = [0xDA7A, 0, 0xDA7A, 2**64 - 7, 2**32 - 3, half]
+    assert fake.cuda.calls("launch") == [(config, ("function", kernel), bits, CONTEXT)]
+
+
+def attributes(config: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    assert config["numAttrs"] == len(config["attrs"])
+    return [(each.id, vars(each.value)) for each in config["attrs"]]
 
 
 def test_a_cooperative_launch_on_the_default_stream(fake: Setting) -> None:
+    """The driver is not asked before whether its blocks fit: it refuses the launch itself."""
+    fake.device()
+    fake.cuda.done.clear()
     fake.device().launch(launch_of(cooperative=True), [], (), 0)
-    ((stream, config, *_),) = fake.cuda.calls("launch")
-    assert stream == "default stream"
-    assert config["is_cooperative"]
-    assert "cluster" not in config
+    ((config, *_),) = fake.cuda.calls("launch")
+    assert config["hStream"] == ("stream", "default stream")
+    ((name, value),) = attributes(config)
+    assert (name, value["cooperative"]) == ("cooperative", 1)
+    assert not fake.cuda.calls("occupancy")
 
 
-def test_a_grid_is_counted_in_clusters(fake: Setting) -> None:
+def test_the_blocks_of_clusters(fake: Setting) -> None:
     device = fake.device()
     fake.cuda.done.clear()
     device.launch(launch_of(cluster=8), [], (), 0)
-    config = {"grid": 3, "cluster": 8, "block": 512, "shmem_size": 5000, "is_cooperative": False}
+    config = {"grid": 3, "cluster": 8, "block": 512, "shmem_size": 5000}  # cuda-core counts in clusters
     assert fake.cuda.calls("occupancy") == [(config, "default stream", CONTEXT)]
-    assert fake.cuda.calls("launch")[0][1] == config
+    ((config, *_),) = fake.cuda.calls("launch")
+    assert config["gridDimX"] == 24  # the driver in blocks
+    ((name, value),) = attributes(config)
+    assert (name, vars(value["clusterDim"])) == ("cluster", {"x": 8, "y": 1, "z": 1})
+
+
+def test_numbers_that_change(fake: Setting) -> None:
+    device = fake.device()
+    fake.cuda.arguments = 2
+    one, two = (np.int32(1),), [np.int32(2)]
+    for numbers in (one, one, two, one):
+        device.launch(launch_of(), [Tensor()], numbers, 0)
+    two[0] = np.int32(3)
+    device.launch(launch_of(), [Tensor()], two, 0)
+    assert [bits for _, _, bits, _ in fake.cuda.calls("launch")] == [[0xDA7A, n] for n in (1, 1, 2, 1, 3)]
+
+
+def test_threads_have_arguments_of_their_own(fake: Setting) -> None:
+    """What a thread has put there stays until the driver has read it, whatever others launch meanwhile."""
+    device, launch, other = fake.device(), launch_of(), threading.Thread
+    fake.cuda.arguments = 1
+    driver = sys.modules["cuda.bindings"].driver
+    queue, turns = driver.cuLaunchKernelEx, iter([True])
+
+    def interrupted(*given: Any) -> Any:
+        if next(turns, False):  # the first launch is in the driver
+            thread = other(target=device.launch, args=(launch, [], (np.int32(2),), 0))
+            thread.start()
+            thread.join()
+        return queue(*given)
+
+    driver.cuLaunchKernelEx = interrupted
+    device.launch(launch, [], (np.int32(1),), 0)
+    assert [bits for _, _, bits, _ in fake.cuda.calls("launch")] == [[2], [1]]
 
 
 @pytest.mark.parametrize("current", [[], [0xC0], [CONTEXT]], ids=["none", "another", "its own"])
@@ -333,6 +399,10 @@ def test_a_kernel_is_prepared_once(fake: Setting) -> None:
     assert len(fake.compiled) == len(fake.cuda.calls("attribute")) == 1
     assert len(fake.cuda.calls("config")) == 2
     assert len(fake.cuda.calls("launch")) == 3
+    for stream in (5, 6, 5):
+        device.launch(launch_of(grid=8), [], (), stream)
+    assert len(fake.cuda.calls("config")) == 4
+    assert [config["hStream"][1] for config, *_ in fake.cuda.calls("launch")[3:]] == [5, 6, 5]
 
 
 def test_what_does_not_compile_is_not_compiled_again(fake: Setting) -> None:
@@ -358,7 +428,10 @@ def test_launches_that_are_refused(fake: Setting) -> None:
         with pytest.raises(KernelError, match=wanted) as caught:
             device.launch(launch, [], (), 0)
         assert isinstance(caught.value, Refused) == (name != "alone")
-    fake.cuda.refusal = None
+    fake.cuda.refusal = Status.CUDA_ERROR_INVALID_VALUE  # as the driver says it
+    with pytest.raises(Refused, match=r"cannot run on 24 blocks: CUDA_ERROR_INVALID_VALUE$"):
+        device.launch(launch_of(cooperative=True), [], (), 0)
+    fake.cuda.refusal = Status.CUDA_SUCCESS
     device.launch(launch_of(), [], (), 0)  # the next one is tried
     fake.cuda.clusters = 0
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""The real cuda-core launches every row of the table, on a driver that records and runs nothing.
+"""Every row of the table, launched by the real bindings on a driver that records and runs nothing.
 
 What a kernel takes is read by that driver (driver.cpp) from the cubin itself: a number of another size, or an
 argument more or less, shows here, and nowhere else without a GPU.

@@ -59,6 +59,15 @@ def harness() -> Path:
 
 
 @functools.cache
+def of_a_runtime() -> Path:
+    """machine_cuda.cpp on the runtime of runtime.cpp, for test_limits.py."""
+    flags, used = [*_flags(), '-DBNFOLD_ARCHITECTURES="none"'], _used(HERE, PLUGINS)
+    names = ("machine_cuda.cpp", "runtime.cpp")
+    objects = [host.compiled_text(f'#include "{name}"\n', flags, used) for name in names]
+    return host.linked(objects, ["-shared"])
+
+
+@functools.cache
 def on_the_cpu() -> Path:
     """The plugin library with machine_host.cpp as its machine."""
     used = _used(HERE, host.HERE, PLUGINS, host.KERNELS)

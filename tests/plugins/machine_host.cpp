@@ -5,13 +5,14 @@
 
 #include "host_kernels.h"
 
+#include <algorithm>
 #include <cstring>
 #include <vector>
 
 namespace {
 
 bnfold::plugin::Device device;
-int refused;  // bit 0: launches in clusters, bit 1: cooperative ones, bit 2: all
+int refusing;  // bit 0: launches in clusters, bit 1: cooperative ones, bit 2: all
 unsigned long long seed;
 std::string asked, told;
 
@@ -24,6 +25,12 @@ std::string unusable() { return {}; }
 std::string limits(Device& found) {
     found = device;
     return {};
+}
+
+void refused(const Device& less) {
+    asked += "kept\n";
+    device.clusters = std::min(device.clusters, less.clusters);
+    device.cooperative = device.cooperative && less.cooperative;
 }
 
 std::string zero(void* memory, std::size_t bytes, cudaStream_t) {
@@ -40,7 +47,7 @@ std::string copy(void* to, const void* from, std::size_t bytes, cudaStream_t) {
 
 std::string launch(Kernel kernel, Type type, const Launch& launch, const Argument* arguments, int count,
                    cudaStream_t) {
-    if ((refused & 4) || ((refused & 1) && launch.cluster > 1) || ((refused & 2) && launch.cooperative)) {
+    if ((refusing & 4) || ((refusing & 1) && launch.cluster > 1) || ((refusing & 2) && launch.cooperative)) {
         asked += std::string("refused ") + launch.row + '\n';
         return "no room";
     }
@@ -63,13 +70,14 @@ std::string launch(Kernel kernel, Type type, const Launch& launch, const Argumen
 
 #define HARNESS extern "C" __attribute__((visibility("default")))
 
-HARNESS void machine_set(int multiprocessors, long long shared, int clusters, int cooperative, int refuse,
-                         unsigned long long schedule) {
-    device = {multiprocessors, shared, clusters, cooperative != 0};
-    refused = refuse;
+HARNESS void machine_set(int multiprocessors, long long shared, int clusters, int cooperative, const int* at_once,
+                         int refuse, unsigned long long schedule) {
+    device = {multiprocessors, shared, clusters, cooperative != 0, {at_once[0], at_once[1], at_once[2]}};
+    refusing = refuse;
     seed = schedule;
 }
-// What was asked since the last call, a line each: "zero", "copy", or the row of the launch table.
+// What was asked since the last call, a line each: "zero", "copy", "kept" (that the device has refused), or the row of
+// the launch table.
 HARNESS const char* machine_asked() {
     told = std::move(asked);
     asked.clear();
@@ -78,10 +86,12 @@ HARNESS const char* machine_asked() {
 
 // The launch table, for the test that compares it with launch.py: null, or a line of numbers and the row's name.
 HARNESS const char* plan_text(int kernel, int type, long long outer, long long channels, long long inner, int aligned,
-                              int multiprocessors, long long shared, int clusters, int cooperative) {
+                              int multiprocessors, long long shared, int clusters, int cooperative,
+                              const int* at_once) {
     using namespace bnfold::plugin;
     const Problem problem{static_cast<Kernel>(kernel), static_cast<Type>(type), outer, channels, inner, aligned != 0};
-    const auto found = plan(problem, Device{multiprocessors, shared, clusters, cooperative != 0});
+    const Device asks{multiprocessors, shared, clusters, cooperative != 0, {at_once[0], at_once[1], at_once[2]}};
+    const auto found = plan(problem, asks);
     if (!found) return nullptr;
     told.clear();
     const long long numbers[] = {static_cast<int>(found->layout), static_cast<int>(found->exchange), found->width,

@@ -16,6 +16,7 @@ from tests.plugins.build import harness, on_the_cpu, unavailable
 from tests.plugins.harness import OPS, Harness
 from tests.plugins.harness import Tensor as Told
 from tests.plugins.memory import TYPES, Call, Case
+from tests.plugins.test_plan import at_once
 
 REASON = unavailable()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")
@@ -45,10 +46,11 @@ class Machine:
 
     def be(self, device: Device, refuse: int = 0, seed: int = 0) -> None:
         limits = (device.multiprocessors, ctypes.c_longlong(device.shared_memory), device.clusters)
-        self.opened.machine_set(*limits, device.cooperative, refuse, ctypes.c_ulonglong(seed))
+        ways = (device.cooperative, at_once(device))
+        self.opened.machine_set(*limits, *ways, refuse, ctypes.c_ulonglong(seed))
 
     def asked(self) -> list[str]:
-        """Since the last call: "zero", "copy", or a row of the launch table."""
+        """Since the last call: "zero", "copy", "kept", or a row of the launch table."""
         return str(self.opened.machine_asked(), "utf-8").splitlines()
 
 
@@ -189,17 +191,28 @@ def test_what_is_empty_is_left(driver: Harness, machine: Machine) -> None:
 
 
 REFUSALS: dict[str, tuple[int, list[str]]] = {
-    "clusters": (1, ["refused cluster", "zero", "cooperative grid"]),
-    "both": (3, ["refused cluster", "zero", "refused cooperative grid", "one block, windows"]),
+    "clusters": (1, ["refused cluster", "zero", "cooperative grid", "kept"]),
+    "both": (3, ["refused cluster", "zero", "refused cooperative grid", "one block, windows", "kept"]),
 }
 
 
 @pytest.mark.parametrize("what", REFUSALS)
 def test_where_blocks_find_no_room_together(driver: Harness, machine: Machine, what: str) -> None:
     refuse, wanted = REFUSALS[what]
+    """Remembered: later calls, as in a CUDA graph that is captured, try nothing that was refused."""
     machine.be(Device((9, 0), 6, 24 * 1024, 8, True), refuse)
     run(driver, Case("BnfoldBatchStatNorm", (1, 1, 112, 112)))
     assert machine.asked() == wanted
+    run(driver, Case("BnfoldBatchStatNorm", (1, 1, 112, 112)))
+    assert [each for each in machine.asked() if each != "zero"] == [wanted[-2]]
+
+
+def test_clusters_that_never_fit_are_not_tried(driver: Harness, machine: Machine) -> None:
+    case = Case("BnfoldBatchStatNorm", (1, 1, 112, 112))
+    for told, row in (((3, 1, 1), "cluster"), ((0, 0, 0), "cooperative grid")):
+        machine.be(Device((9, 0), 6, 24 * 1024, 8, True, told))
+        run(driver, case)
+        assert [each for each in machine.asked() if each != "zero"] == [row]
 
 
 def test_a_launch_that_fails_is_told(driver: Harness, machine: Machine) -> None:
@@ -209,4 +222,5 @@ def test_a_launch_that_fails_is_told(driver: Harness, machine: Machine) -> None:
     ]
     driver.log()
     assert [fail() for fail in fails] == [1, 1]
+    assert "kept" not in machine.asked()
     assert driver.log() == "1 BnfoldBatchNorm 'node': no room\n1 BnfoldBatchStatNorm 'node': no room\n"

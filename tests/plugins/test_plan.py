@@ -6,6 +6,7 @@ import ctypes
 import re
 import shutil
 import subprocess
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,14 @@ def devices() -> list[Device]:
     sizes = ((1, 24), (6, 64), (40, 64), (108, 163), (132, 227), (192, 99))
     ways = ((1, False), (1, True), (8, True))
     # The plugin has no rings: its table is that of devices whose copies do not go on by themselves.
-    return [Device((7, 5), count, kib * 1024, *way) for count, kib in sizes for way in ways]
+    found = [Device((7, 5), count, kib * 1024, *way) for count, kib in sizes for way in ways]
+    # Clusters that fit less often than the multiprocessors make them, or never.
+    return [*found, *(Device((7, 5), 132, 227 * 1024, 8, True, told) for told in ((66, 33, 14), (60, 16, 0)))]
+
+
+def at_once(device: Device) -> Any:
+    """As the plugin takes it."""
+    return (ctypes.c_int * 3)(*device.at_once or (-1, -1, -1))
 
 
 def problems() -> list[tuple[str, int, int, int, int, bool]]:
@@ -67,7 +75,8 @@ def test_both_tables_agree() -> None:
             wanted = plan(problem, device)
             numbers = (*map(ctypes.c_longlong, (outer, channels, inner)), aligned)
             limits = (device.multiprocessors, ctypes.c_longlong(device.shared_memory), device.clusters)
-            text = ask(list(KERNELS).index(kernel), kind, *numbers, *limits, device.cooperative)
+            ways = (device.cooperative, at_once(device))
+            text = ask(list(KERNELS).index(kernel), kind, *numbers, *limits, *ways)
             rows[wanted and wanted.row] = rows.get(wanted and wanted.row, 0) + 1
             if wanted is None:
                 assert text is None, problem

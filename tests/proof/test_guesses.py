@@ -89,3 +89,18 @@ def test_a_proof_ends_where_all_of_it_takes_too_long(monkeypatch: pytest.MonkeyP
     found = proof(original, other)
     assert (found.status, found.ways["evaluated"]) == ("undecided", 1)
     assert "the proof would take too long" in str(found)
+
+
+@pytest.mark.parametrize(("beta", "status"), [(0.0, "undecided"), (0.5, "refuted")])
+def test_another_weight_of_what_is_always_zero_is_not_called_wrong(beta: float, status: str) -> None:
+    """A batch norm of zero scale stands before it, which claims by name do not see. A run does."""
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(4, 3, 1, 1)).astype(np.float32)
+    ones, zeros = np.ones(3, np.float32), np.zeros(3, np.float32)
+    stored: dict[str, Any] = {"g": zeros, "b": zeros + np.float32(beta), "m": ones, "v": ones}
+    far = [node("Sin", f"s{i}", f"s{i + 1}") for i in range(4)]
+    nodes = [node("BatchNormalization", "x g b m v", "s0"), *far, node("Conv", "s4 w", "y")]
+    one, other = (graph(nodes, {**stored, "w": w}, X) for w in (weight, 2 * weight))
+    found = proof(one, other)
+    assert found.status == status, str(found)
+    assert proof(one, one).status == "proved"

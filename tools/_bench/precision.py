@@ -103,7 +103,8 @@ def exported(name: str) -> Loaded:
 
 
 def largest(output: Array) -> Array:
-    return output.argmax(-1)
+    found: Array = output.argmax(-1)
+    return found
 
 
 def small(variance: float, epsilon: float) -> Case:

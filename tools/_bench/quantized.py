@@ -94,7 +94,7 @@ def rounded(
     model: onnx.ModelProto, bits: int, per_channel: bool = True, rng: np.random.Generator | None = None
 ) -> onnx.ModelProto:
     """The weights of convolutions and of the last layer rounded alone; rng draws scales up to 10 % larger."""
-    new = onnx.ModelProto.FromString(model.SerializeToString())
+    new: onnx.ModelProto = onnx.ModelProto.FromString(model.SerializeToString())
     stored = {tensor.name: tensor for tensor in new.graph.initializer}
     for name in sorted({node.input[1] for node in new.graph.node if node.op_type in LINEAR} & stored.keys()):
         weight = numpy_helper.to_array(stored[name]).astype(np.float64)

@@ -33,4 +33,5 @@ def scaled(image: Array, size: tuple[int, int]) -> Array:
 
 def imagenet(image: Array) -> Array:
     mean, std = np.reshape([0.485, 0.456, 0.406], (3, 1, 1)), np.reshape([0.229, 0.224, 0.225], (3, 1, 1))
-    return ((image - mean) / std).astype(np.float32)
+    found: Array = ((image - mean) / std).astype(np.float32)
+    return found

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,8 @@ def show(title: str, source: Path, name: str, images: Image, labels: list[str]) 
     before, after, data = Path(f"{name}.onnx"), Path(f"{name}_folded.onnx"), Path(f"{name}_images.npz")
     before.write_bytes(source.read_bytes())
     [x] = onnx.load(before).graph.input
-    np.savez(data, **{x.name: images})
+    arrays: dict[str, Any] = {x.name: images}
+    np.savez(data, **arrays)
 
     command = ["bnfold", "fold", str(before), str(after), "--force", "--input-data-path", str(data)]
     print("$", *command)
@@ -121,10 +123,10 @@ def latency(before: Path, after: Path, feed: dict[str, Image]) -> None:
     faster = {}
     for setting in ("off", "on"):
         runs = [session(path, optimize=setting == "on") for path in paths]
-        run = [lambda s=s: s.run(None, feed) for s in runs]
+        run: list[Callable[[], Any]] = [partial(each.run, None, feed) for each in runs]
         faster[setting] = compare(f"one image, optimizer {setting}", run, 2.0)
     faster["start"] = compare(
-        "starting up, optimizer on", [lambda p=p: session(p, optimize=True) for p in paths], 2.0
+        "starting up, optimizer on", [partial(session, path, optimize=True) for path in paths], 2.0
     )
 
     print()

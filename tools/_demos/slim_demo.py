@@ -51,7 +51,7 @@ def main() -> None:
         for path in (arguments.out, arguments.json):  # before the work, which takes a while
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
-        runs = []
+        runs: list[Any] = []
         for seed in range(arguments.seed, arguments.seed + arguments.seeds):
             images = digits(seed)
             images = images.first(512, 512) if arguments.quick else images

@@ -125,6 +125,7 @@ def run(images: Images, seed: int, epochs: int, path: Path) -> None:
     print(f"\n{'against the recalibrated network':34}{'check':>7}{'largest error':>15}{'other answers':>15}")
     for name, done, output in (("folded in torch", report, after), ("exported", exported, deployed)):
         different = int((output.argmax(1) != before.argmax(1)).sum())
+        assert done.verification is not None
         status = done.verification.status
         print(f"{name:34}{status:>7}{worst(done):15.1e}{f'{different} of {len(output)}':>15}")
     print(f"\n{time.perf_counter() - begin:.1f} seconds in all. {shown(path)} has no batch norm left."

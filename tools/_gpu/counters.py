@@ -45,7 +45,7 @@ def target() -> None:
     from tools._gpu import modules
 
     ours = modules.contender("bnfold", CASE, modules.Tensors.drawn(CASE, results.DEVICE))
-    runtime: Any = torch.cuda.cudart() if results.DEVICE == "cuda" else None  # type: ignore[no-untyped-call]
+    runtime: Any = torch.cuda.cudart() if results.DEVICE == "cuda" else None
     for which in PASSES:
         work = ours.work(which)
         work()
@@ -92,7 +92,8 @@ def main() -> int:
         return 0
     stored = results.opened("counters", given.output, False)
     ncu = found_ncu()
-    found = profiled(ncu) if ncu else {"missing": "ncu is not found: Nsight Compute brings it"}
+    missing = {"missing": "ncu is not found: Nsight Compute brings it"}
+    found: dict[str, Any] = profiled(ncu) if ncu else missing
     stored.data["counters"] = found
     stored.save()
     print(found.get("missing") or "")

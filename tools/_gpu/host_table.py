@@ -17,7 +17,7 @@ def text(result: dict[str, Any]) -> str:
     versions = result["versions"]
     return (
         "**The host's part alone** (`tools/host_time`): microseconds of processor time that a call takes, "
-        "without a GPU. cuda-core launches on a driver that runs nothing, on tensors of the CPU; so what "
+        "without a GPU. Launches go to a driver that runs nothing, on tensors of the CPU; so what "
         "torch's allocator and streams take on a GPU is left out. torch's own is its module on a tiny tensor "
         "of the CPU, its arithmetic included, in the same run; in brackets: times torch's. Each module takes "
         "three lines of the launch table; operators are called as what torch.compile makes calls them. "

@@ -1,6 +1,6 @@
 """What a call of bnfold.nn costs the host, beside torch's batch norm, in one run.
 
-Started by tools/host_time, which needs no GPU. The real cuda-core launches on a driver that runs nothing
+Started by tools/host_time, which needs no GPU. The real bindings launch on a driver that runs nothing
 (tests/kernels/driver.py), on tensors in the CPU's memory: so this is the host's part alone, without what
 torch's allocator and streams take on a GPU. torch's own is nn.BatchNorm2d of a tiny tensor of the CPU, its
 arithmetic included.

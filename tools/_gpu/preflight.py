@@ -22,6 +22,7 @@ from torch import Tensor
 
 from bnfold.kernels.launch import ROWS, Device, Launch, plan
 from bnfold.nn import kernel_calls
+from bnfold.nn.words import Pointer
 from tools._gpu import compile as compiling
 from tools._gpu import modules, results
 from tools._gpu.compile import KERNELS, Instance, problem
@@ -54,9 +55,10 @@ TURNS = 20  # launches on each of two streams
 
 
 class Limited:
-    """A device as one that can do less. launches: what was launched, in order."""
+    """The device as one that can do less. launches: what was launched, in order."""
 
-    def __init__(self, device: Any, changes: dict[str, Any]) -> None:
+    def __init__(self, changes: dict[str, Any]) -> None:
+        device: Any = kernel_calls.machine_of(torch.empty(0, device=results.DEVICE))
         limits = dataclasses.replace(device.limits, **changes)
         self.device, self.launches = dataclasses.replace(device, limits=limits), list[Launch]()
 
@@ -66,18 +68,21 @@ class Limited:
         return found
 
     def launch(
-        self, launch: Launch, tensors: Sequence[Tensor | None], numbers: Sequence[Any], stream: int
+        self, launch: Launch, tensors: Sequence[Pointer | None], numbers: Sequence[Any], stream: int
     ) -> None:
         """As `CudaDevice.launch`."""
         self.device.launch(launch, tensors, numbers, stream)
         self.launches.append(launch)
 
+    def rows(self) -> set[str]:
+        """Those of the launch table that were taken."""
+        return {launch.row for launch in self.launches}
+
 
 @contextlib.contextmanager
 def limited(changes: dict[str, Any]) -> Iterator[Limited]:
     """The device can do less meanwhile."""
-    asked = kernel_calls.machine_of
-    machine = Limited(asked(torch.empty(0, device=results.DEVICE)), changes)
+    asked, machine = kernel_calls.machine_of, Limited(changes)
     kernel_calls.machine_of = lambda x: machine
     try:
         yield machine
@@ -102,10 +107,10 @@ class Way:
 def ways(limits: Device) -> list[Way]:
     """One for each row that a device can take, of each kind of tensor; the smallest first."""
     found: dict[tuple[str, str], Way] = {}
-    for kind, less, (layer, batch) in product(KINDS, LESS, SMALL):
+    for (type_, layout), less, (layer, batch) in product(KINDS, LESS, SMALL):
         if any(getattr(limits, name) < value for name, value in less.items()):
             continue  # it can do even less
-        case = Case(layer, batch, *kind, "add_relu")
+        case = Case(layer, batch, type_, layout, "add_relu")
         less_of_it = dataclasses.replace(limits, **less)
         launch, back = (plan(problem(case, kernel), less_of_it) for kernel in ("forward", "backward"))
         assert launch is not None
@@ -132,7 +137,7 @@ def tried(way: Way) -> dict[str, Any]:
     start = time.monotonic()
     with limited(way.changes) as machine:
         found = modules.checked(way.case, modules.Tensors.drawn(way.case, results.DEVICE))
-    taken = {launch.row for launch in machine.launches if launch.row != "stream"}
+    taken = machine.rows() - {"stream"}
     wrong = [found["failure"]] if found["failure"] else []
     if way.row not in taken:
         wrong.append(f"the row was not taken, but {', '.join(sorted(taken)) or 'none'}")

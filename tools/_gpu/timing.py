@@ -31,7 +31,7 @@ class Timer:
     def __init__(self, replays: int = 9) -> None:
         size = max(2 * torch.cuda.get_device_properties(0).L2_cache_size, LEAST_FLUSH)
         self.replays = replays
-        self.stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self.stream: Any = torch.cuda.Stream()
         self.written, self.read = (torch.zeros(size // 4, device="cuda") for _ in range(2))
         self.sink = torch.zeros((), device="cuda")
         self.flushes: dict[int, torch.cuda.CUDAGraph] = {}

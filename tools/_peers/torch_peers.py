@@ -57,12 +57,12 @@ def fuse_modules(module: nn.Module, x: Tensor) -> Folded:
     from torch.ao import quantization
 
     pairs = named_pairs(module, x)
-    folded = quantization.fuse_modules(module, pairs) if pairs else module  # type: ignore[no-untyped-call]
+    folded = quantization.fuse_modules(module, pairs) if pairs else module
     return Folded(folded, left(of_module(folded, x)))
 
 
 def freeze(module: nn.Module, x: Tensor) -> Folded:
-    frozen = torch.jit.freeze(torch.jit.trace(module, (x,)))  # type: ignore[no-untyped-call]
+    frozen = torch.jit.freeze(torch.jit.trace(module, (x,)))
     return Folded(frozen, left(of_script(frozen)))
 
 

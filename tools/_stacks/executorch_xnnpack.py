@@ -35,12 +35,16 @@ def started(written: bytes) -> Run:
     program = Runtime.get().load_program(written)
     method = program.load_method("forward")
     assert method is not None
-    return lambda x, _keeps=program: method.execute([x])[0]
+
+    def run(x: Tensor, _keeps: Any = program) -> Any:
+        return method.execute([x])[0]
+
+    return run
 
 
 def lowered(graph: fx.GraphModule) -> list[ExportedProgram]:
     """What XNNPACK has taken out of a program."""
-    parts = (part for _, part in graph.named_children())
+    parts: Any = (part for _, part in graph.named_children())
     return [part.original_module for part in parts if hasattr(part, "original_module")]
 
 

@@ -29,7 +29,7 @@ def make(module: nn.Module, x: Tensor, fold: dict[str, Any] | None) -> Made:
     quantized = mtq.quantize(module, mtq.INT8_DEFAULT_CFG, lambda net: [net(image) for image in images])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "made.onnx"
-        how = {"dynamo": False, "opset_version": 17, "do_constant_folding": False}
+        how: dict[str, Any] = {"dynamo": False, "opset_version": 17, "do_constant_folding": False}
         torch.onnx.export(quantized, (x,), path, **how)
         return Made(left(path, inspect(exported(module, x))[1]), quantized)
 

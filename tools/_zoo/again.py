@@ -16,12 +16,13 @@ import onnx
 from bnfold.certificate import Certificate, Image
 from bnfold.onnx_graph.file.loaded import load
 from bnfold.proof.claims import Held
-from bnfold.proof.decide import Prover, _run_once
+from bnfold.proof.decide import Prover
 from bnfold.proof.graph import FileNode, Model
 from bnfold.proof.known import KnownOfFile
 from bnfold.proof.operator import Array, Undecided, wide
 from bnfold.proof.result import Proof
 from bnfold.proof.scope import Node, Scope, same_bits
+from bnfold.proof.witness import heard
 
 __all__ = ["Again"]
 
@@ -35,7 +36,7 @@ class Again:
         self._certificate = certificate
         self._values: list[dict[str, Array]] = []
         self._first = self._prover(self._b)
-        self.right = _run_once(self._first.run(), self._known, load(folded))
+        self.right = heard(self._first.run(), self._known, load(folded), certificate)
 
     @property
     def original(self) -> Scope:
@@ -55,7 +56,7 @@ class Again:
         """
         loaded = load(folded)
         b = Model(loaded).main
-        return _run_once(self._prover(b, self._first).run(), self._known, loaded)
+        return heard(self._prover(b, self._first).run(), self._known, loaded, self._certificate)
 
     def _changed(self, b: Scope) -> set[str]:
         return {_first(node) for node in b.nodes if not _same(node, b, self._b)}

@@ -37,8 +37,9 @@ TORCHVISION = """
 """
 PREFIX = "torchvision."
 NAMES = (*TIMM.split(), *(PREFIX + name for name in TORCHVISION.split()))
-RATES = ({"drop_rate": 0.2, "drop_path_rate": 0.1}, {"drop_rate": 0.2}, {})  # the first that it takes
-OPTIONS = ({"weights_backbone": None}, {"init_weights": False}, {"drop_rate": 0.2}, {})  # of torchvision
+Options = tuple[dict[str, Any], ...]  # of a model of timm's, or of torchvision's: the first that it takes
+RATES: Options = ({"drop_rate": 0.2, "drop_path_rate": 0.1}, {"drop_rate": 0.2}, {})
+OPTIONS: Options = ({"weights_backbone": None}, {"init_weights": False}, {"drop_rate": 0.2}, {})
 
 
 def main() -> None:

@@ -225,7 +225,7 @@ def _edge(on: Subject) -> NodeProto | None:
     """An operand becomes another tensor of its shape, made before."""
     nodes = on.nodes()
     for at in on.rng.permutation(len(nodes)):
-        node = nodes[at]
+        node: NodeProto = nodes[at]
         slots = [i for i, name in enumerate(node.input) if name in on.shapes]
         if not slots:
             continue
@@ -292,7 +292,8 @@ def _of_claim(field: str, change: Callable[[float], float]) -> Claim:
         value = np.array(getattr(image, field), np.float64)
         at = int(rng.integers(value.size))
         value.reshape(-1)[at] = change(value.reshape(-1)[at])
-        return replace(image, **{field: value})
+        changes: dict[str, Any] = {field: value}
+        return replace(image, **changes)
 
     return changed
 

@@ -197,7 +197,7 @@ def medians(results: Results) -> dict[str, Any]:
 
 def short(one: dict[str, Any]) -> dict[str, Any]:
     """Of one proof: how it ended, how long it took, and the node where the models begin to differ."""
-    found = {key: one[key] for key in ("status", "failure", "cpu_seconds") if key in one}
+    found: dict[str, Any] = {key: one[key] for key in ("status", "failure", "cpu_seconds") if key in one}
     if one.get("refusal"):
         first = one["begins"] or one["refusal"]
         found |= {"node": first["node"], "reason": first["reason"]}

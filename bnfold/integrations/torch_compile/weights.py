@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -40,6 +41,7 @@ class _Counter(NamedTuple):
 
 
 _COUNTER = "num_batches_tracked"
+_version = operator.attrgetter("_version")
 
 
 class Weights:
@@ -53,6 +55,9 @@ class Weights:
         self, weights: Sequence[Tensor], statistics: Sequence[Tensor], attributes: Sequence[Tensor]
     ) -> None:
         self.weights = [_Seen.of(each) for each in weights]
+        self.tensors = [seen.tensor for seen in self.weights]
+        self.addresses = [seen.address for seen in self.weights]
+        self.versions = [seen.version for seen in self.weights]
         self.attributes = [_Seen.of(each) for each in attributes]
         self.counters = _counters(statistics)
         counted = {id(each) for counter in self.counters for each in counter.buffers.values()}
@@ -61,10 +66,13 @@ class Weights:
 
     def hold(self, weights: Sequence[Tensor]) -> bool:
         """Whether a call with these may use what was folded."""
-        for seen, weight in zip(self.weights, weights, strict=True):
-            if not seen.holds(weight):
-                return False
-        return self.unchanged()
+        # All in C, of what lies together: each call of a network comes here with all of its parameters.
+        return (
+            self.same_tensors(weights)
+            and list(map(_version, weights)) == self.versions
+            and list(map(Tensor.data_ptr, weights)) == self.addresses
+            and self.unchanged()
+        )
 
     def unchanged(self) -> bool:
         """Whether all that no call hands over is as it was."""
@@ -76,8 +84,7 @@ class Weights:
 
     def same_tensors(self, weights: Sequence[Tensor]) -> bool:
         """Whether these are the same tensors, in whatever state."""
-        pairs = zip(self.weights, weights, strict=True)
-        return all(seen.tensor is weight for seen, weight in pairs)
+        return len(weights) == len(self.weights) and all(map(operator.is_, self.tensors, weights))
 
     def has_at(self, address: int) -> bool:
         """Whether one of them was there in memory."""
