@@ -9,18 +9,19 @@
 namespace bnfold::plugin {
 namespace {
 
-constexpr int kThreads = 512, kVector = 16, kTile = 64;
+constexpr int kThreads = 512, kVector = 16, kTile = 64, kMostRanks = 160;
+constexpr int kSlots = 33;  // sets that a warp leaves, where vectors of several channels are summed
 constexpr long long kMostColumns = 1 << 26;  // channels that launch.py reads as columns
 
-// What a kernel keeps in shared memory: tensors staged, and bytes a channel, and a warp and slot.
+// What a kernel keeps in shared memory: tensors staged, and bytes a channel, a warp and slot, and a rank.
 struct Memory {
-    int staged, channel, scratch;
+    int staged, channel, scratch, rank;
 
     long long shared(long long window_bytes, int slots) const {
-        return staged * window_bytes + channel * kMostGroup + scratch * slots * kThreads / 32;
+        return staged * window_bytes + channel * kMostGroup + rank * kMostRanks + scratch * slots * kThreads / 32;
     }
 };
-constexpr Memory kMemory[] = {{1, 3 * 12 + 8 + 4, 12}, {0, 12, 0}};  // by `Kernel`
+constexpr Memory kMemory[] = {{1, 3 * 12 + 8 + 4, 12, 4}, {0, 12, 0, 0}};  // by `Kernel`
 
 long long ceiling(long long a, long long b) { return (a + b - 1) / b; }
 
@@ -32,7 +33,7 @@ struct Reading {
 
 Reading columns(const Problem& p) {
     const int size = size_of(p.type), width = kVector / size;
-    int group = width;
+    int group = 2 * width;
     while (group < p.channels && group * size < kTile) group *= 2;
     const bool whole = p.aligned && p.channels % width == 0;
     return {Layout::columns, width, group, p.inner == 1 && whole && p.channels <= kMostColumns};
@@ -58,11 +59,14 @@ constexpr Reading (*kLayouts[])(const Problem&) = {columns, plane, planes, singl
 struct Fit {
     const Problem& problem;
     const Device& device;
-    const Reading& reading;
+    const Reading reading;
 
     const Memory& memory() const { return kMemory[static_cast<int>(problem.kernel)]; }
     long long units() const { return ceiling(problem.channels, reading.group); }
-    int slots() const { return reading.layout == Layout::columns ? reading.group : 1; }
+    int slots() const {
+        if (reading.layout != Layout::columns) return 1;
+        return reading.width > 1 ? kSlots : reading.group;
+    }
     int vector() const { return reading.width * size_of(problem.type); }
 
     long long capacity() const {
@@ -91,10 +95,18 @@ struct Row {
     int (*at_once)(const Device&, int);
     long long barrier;
 
+    // 32 bytes of channels a unit where all blocks of a grid do not hold 64.
+    Fit fit(const Problem& problem, const Device& device, const Reading& reading) const {
+        const Fit wide{problem, device, reading};
+        const bool narrows = exchange == Exchange::grid && reading.layout == Layout::columns && reading.width > 1;
+        if (!narrows || wide.fits(std::min(device.multiprocessors, kMostRanks))) return wide;
+        return {problem, device, {reading.layout, reading.width, 2 * reading.width, true}};
+    }
     // Bytes that a block stages at most, with those that it could while it waits for others.
     long long cost(const Fit& fit, int ranks) const {
-        const long long part = fit.part(ranks) * fit.memory().staged * fit.vector();
-        return ceiling(fit.units(), at_once(fit.device, ranks)) * (part + barrier);
+        const long long part = fit.part(ranks), again = std::max(0ll, part - fit.capacity());
+        const long long staged = (part + again) * fit.memory().staged * fit.vector();
+        return ceiling(fit.units(), at_once(fit.device, ranks)) * (staged + barrier);
     }
 };
 
@@ -119,10 +131,11 @@ std::vector<int> cluster(const Fit& fit) {
 std::vector<int> grid(const Fit& fit) {
     std::vector<int> found;
     if (!fit.device.cooperative) return found;
-    for (int ranks = 1; ranks <= fit.device.multiprocessors; ++ranks) {
+    const int most = std::min(fit.device.multiprocessors, kMostRanks);
+    for (int ranks = 1; ranks <= most; ++ranks) {
         if (fit.fits(ranks)) found.push_back(ranks);
     }
-    if (found.empty()) found.push_back(fit.device.multiprocessors);
+    if (found.empty()) found.push_back(most);
     return found;
 }
 
@@ -152,19 +165,20 @@ std::optional<Launch> plan(const Problem& problem, const Device& device) {
     }
     if (!reading.fits) return std::nullopt;
 
-    const Fit fit{problem, device, reading};
-    const bool stages = fit.memory().staged != 0;
+    const bool stages = kMemory[static_cast<int>(problem.kernel)].staged != 0;
     const Row *const first = stages ? kRows : kStream, *const last = stages ? std::end(kRows) - 1 : kStream;
     const Row* row = last;
-    int ranks = last->ranks(fit).front();
+    int ranks = last->ranks({problem, device, reading}).front();
     long long least = std::numeric_limits<long long>::max();
     for (const Row* each = first; each != last; ++each) {
+        const Fit fit = each->fit(problem, device, reading);
         for (const int number : each->ranks(fit)) {
             const long long cost = each->cost(fit, number);
             if (cost < least) row = each, ranks = number, least = cost;  // the first of equals
         }
     }
 
+    const Fit fit = row->fit(problem, device, reading);
     const long long part = ceiling(fit.part(ranks), kThreads) * kThreads;
     const long long window = std::min(part, fit.capacity());
     const bool cooperative = row->exchange == Exchange::grid;
@@ -180,7 +194,7 @@ std::optional<Launch> plan(const Problem& problem, const Device& device) {
         row->exchange == Exchange::cluster ? ranks : 1,
         cooperative,
         fit.memory().shared(window * fit.vector(), fit.slots()),
-        reading.group,
+        fit.reading.group,
         ranks,
         static_cast<int>(window),
         static_cast<int>(fit.units()),

@@ -21,7 +21,7 @@ struct Stage {
     BNFOLD_DEVICE void take(const Window<V, L>& window, const Source<T, V>& from, const Affines& affines,
                             Sums (&sums)[A]) const {
         const auto here = from.at(window.origin);
-        window.template each_vector<2>(
+        window.template each_vector<L == Layout::planes ? 2 : 3>(
             [&](int, Place<L> place) { return Given<G, T, V>(here, place); },
             [&](int slot, Place<L>, unsigned offset, const Given<G, T, V>& given) {
                 const Vector<T, V> found = given.dz(affines.at(offset));
@@ -66,9 +66,11 @@ backward(const T* x, const T* dy, const unsigned char* mask, const P* weight, co
         ring.pass(relu != 0);
         return;
     }
-    const int c = port::thread(), rank = port::block() % ranks;
+    const int teams = Shares::quotient(port::blocks(), ranks), team = Shares::quotient(port::block(), ranks);
+    const int rank = port::block() - team * ranks, c = port::thread();
     Part<V, L> part({outer, channels, inner, group, ranks, window}, rank);
-    const int windows = part.windows(), period = L == Layout::columns ? static_cast<int>(part.row) : 1;
+    const int windows = part.windows();
+    const Left<A> left = {L == Layout::columns ? static_cast<int>(part.row) : 1};
     const float share = 1.0f / (static_cast<float>(outer) * static_cast<float>(inner));
     auto* staged_x = reinterpret_cast<Vector<T, V>*>(port::shared());
     const Stage<T, V, L> stage = {staged_x, staged_x + window};
@@ -78,10 +80,9 @@ backward(const T* x, const T* dy, const unsigned char* mask, const P* weight, co
     auto* totals = posted + kMostChannels;
     auto* inverse = reinterpret_cast<float*>(totals + kMostChannels);
     auto* scratch = reinterpret_cast<Sums*>(inverse + kMostChannels);
-    Mailbox<E, Sums> box = {posted, letters, words, group, ranks, rank, 0};
+    Mailbox<E, Sums> box = {posted, letters, words + team, group, ranks, rank, 0};
 
-    for (int unit = port::block() / ranks; static_cast<long long>(unit) * group < channels;
-         unit += port::blocks() / ranks) {
+    for (int unit = team; static_cast<long long>(unit) * group < channels; unit += teams) {
         part.turn_to(unit);
         box.unit = unit;
         const int channel = part.first + c;
@@ -121,7 +122,7 @@ backward(const T* x, const T* dy, const unsigned char* mask, const P* weight, co
                     of_window[0].dz += dz_value;
                     of_window[0].dz_x += dz_value * (to_float(x_values[k]) - from);
                 });
-                put(of_window, 1, scratch);
+                put(of_window, Left<1>{1}, scratch);
                 port::sync_block();
                 if (own) {
                     for (int warp = sweep.first_warp(c); warp < kWarps; warp += sweep.present) {
@@ -134,15 +135,16 @@ backward(const T* x, const T* dy, const unsigned char* mask, const P* weight, co
         if constexpr (L == Layout::planes) {
             if (own) post(c, mine);
         } else {
-            put(sums, period, scratch);
+            put(sums, left, scratch);
             port::sync_block();
             each_channel<kWarps>(part.width, [&](int of, bool first) {
-                const Sums all = whole<kWarps>(kWarps, [&](int warp) { return scratch[warp * A * period + of]; });
+                const auto get = [&](int warp, int k) { return scratch[left.place(of, warp, k / kWarps)]; };
+                const Sums all = whole<kWarps, Left<A>::most>(left.sets(), get);
                 if (first) post(of, all);
             });
         }
         if constexpr (E != Exchange::none) {
-            const int next = unit + port::blocks() / ranks;
+            const int next = unit + teams;
             if (E == Exchange::grid && static_cast<long long>(next) * group < channels) {
                 Part<V, L> ahead = part;
                 ahead.turn_to(next);
@@ -152,9 +154,9 @@ backward(const T* x, const T* dy, const unsigned char* mask, const P* weight, co
             }
             box.wait();
             constexpr int lanes = E == Exchange::cluster ? 8 : kListeners<V, L>;
-            constexpr int most = E == Exchange::cluster ? lanes : kMostRanks<V>;
+            constexpr int most = E == Exchange::cluster ? lanes : kMostRanks;
             each_channel<lanes>(part.width, [&](int of, bool first) {
-                const Sums all = whole<lanes, most>(ranks, [&](int other) { return box.read(of, other); });
+                const Sums all = whole<lanes, most>(ranks, [&](int lane, int k) { return box.read(of, lane, k); });
                 if (first) finish(of, all);
             });
         }
@@ -174,6 +176,7 @@ backward(const T* x, const T* dy, const unsigned char* mask, const P* weight, co
             }
         }
         if (rank == 0 && own) totals_to.note(channel, totals[c], inverse[c]);
+        box.left();
         // As in forward: nothing that this unit still reads is changed before the next one's first barrier.
     }
 }

@@ -14,6 +14,7 @@ struct Begun : Affine {
 
 template <class T, class P, int V, Layout L, Gate G>
 struct BackwardTask {
+    using Place = typename Track<V, L>::Place;
     static constexpr int A = L == Layout::columns ? V : 1;
     static constexpr int tensors = 2, vectors = 2, apart = vectors * kThreads;
     static constexpr bool notes = G == Gate::noted, fetches = false;
@@ -65,6 +66,11 @@ struct BackwardTask {
         return found;
     }
     BNFOLD_DEVICE Begun* begun(int k) const { return begun_of + k % 4 * kMostChannels; }
+    BNFOLD_DEVICE void prepare() const {
+        prepare(0);
+        prepare(1);
+        port::sync_block();
+    }
     // Before a barrier of the block.
     BNFOLD_DEVICE void prepare(int k) const {
         const int c = port::thread(), channel = team.channel(k) + c;
@@ -72,10 +78,10 @@ struct BackwardTask {
         begun(k)[c] = {affine_of(channel, weight, bias, mean, invstd), invstd[channel]};
     }
 
-    BNFOLD_DEVICE const port::Bits16* source(int s, long long at) const {
+    BNFOLD_DEVICE const port::Bits16* source(int s, Place at) const {
         return reinterpret_cast<const port::Bits16*>(s == 0 ? from.x : from.dy) + at;
     }
-    BNFOLD_DEVICE Note note(long long at) const {
+    BNFOLD_DEVICE Note note(Place at) const {
         if constexpr (notes) return {from.mask[at]};
         return {};
     }
@@ -99,11 +105,12 @@ struct BackwardTask {
     }
 
     BNFOLD_DEVICE void tell(int k, int) {
-        const int slots = period() * A;
-        put(sums, period(), scratch);
+        const Left<A> left = {period()};
+        put(sums, left, scratch);
         port::sync_block();
         each_channel<kWarps>(team.group, [&](int c, bool first) {
-            const Sums all = whole<kWarps>(kWarps, [&](int warp) { return scratch[warp * slots + c]; });
+            const auto get = [&](int warp, int n) { return scratch[left.place(c, warp, n / kWarps)]; };
+            const Sums all = whole<kWarps, Left<A>::most>(left.sets(), get);
             if (first) letters[static_cast<long long>(team.channel(k) + c) * team.ranks + team.rank] = all;
         });
         team.tell(k);
@@ -111,10 +118,10 @@ struct BackwardTask {
     }
     BNFOLD_DEVICE void hear(int k) const {
         team.hear(k);
-        each_channel<32>(team.group, [&](int c, bool first) {
+        each_channel<kListeners<V, L>>(team.group, [&](int c, bool first) {
             const Sums* box = letters + static_cast<long long>(team.channel(k) + c) * team.ranks;
-            // The ring leaves too few registers for all sets at one time.
-            const Sums all = one_by_one<32>(team.ranks, [&](int rank) { return box[rank]; });
+            const auto get = [&](int lane, int n) { return (box + lane)[n]; };
+            const Sums all = whole<kListeners<V, L>, kMostRanks>(team.ranks, get);
             if (!first) return;
             const Begun known = begun(k)[c];
             const float through_x = all.dz_x * share * known.inverse * known.inverse;
@@ -129,8 +136,8 @@ struct BackwardTask {
     }
 
     BNFOLD_DEVICE Channels channels() const { return own<Slope>(slope); }
-    BNFOLD_DEVICE More fetch(long long) const { return {}; }
-    BNFOLD_DEVICE void write(const port::Bits16* slot, long long at, const Channels& channels, More) const {
+    BNFOLD_DEVICE More fetch(Place) const { return {}; }
+    BNFOLD_DEVICE void write(const port::Bits16* slot, Place at, const Channels& channels, More) const {
         if (!to.dx) return;
         const auto dz = __builtin_bit_cast(Vector<T, V>, slot[apart]);
         Floats<V> floats = floats_of(__builtin_bit_cast(Vector<T, V>, slot[0]));
@@ -170,9 +177,6 @@ struct BackwardRing {
         auto* scratch = reinterpret_cast<Sums*>(begun + 4 * kMostChannels);
         BackwardTask<T, P, V, L, G> task = {part, from,    to,    weight, bias,  mean, invstd, totals,
                                             team, letters, share, frozen, slope, sums, begun,  scratch};
-        task.prepare(0);
-        task.prepare(1);
-        port::sync_block();
         Ring<decltype(task), V, L>(task, part, ring, team).pass();
     }
     BNFOLD_DEVICE void pass(bool relu) const {

@@ -50,14 +50,14 @@ BNFOLD_DEVICE Moments sweep_planes(const Window<V, Layout::planes>& window, cons
         count += 1;
     });
     Moments sets[] = {count == 0 ? Moments{} : found.moments(1.0f / count, known[sweep.channel()].near)};
-    put(sets, count, 1, scratch);
+    put(sets, count, Left<1>{1}, scratch);
     port::sync_block();
     Moments all;
     float before = 0;
     const int c = port::thread();
     if (c < window.part.width) {
         for (int warp = sweep.first_warp(c); warp < kWarps; warp += sweep.present) {
-            all = merged(all, scratch[warp].set, Weights(before, scratch[warp].count));
+            all = merged(all, scratch[warp].set(), Weights(before, scratch[warp].count));
             before += scratch[warp].count;
         }
     }
@@ -74,29 +74,36 @@ forward(const T* x, const T* residual, T* y, unsigned char* mask, const P* weigh
     if (E == Exchange::cluster && !port::has_clusters) return;
     if constexpr (E == Exchange::ring) {
         const float values = static_cast<float>(outer) * static_cast<float>(inner);
-        const Outcome<P> outcome = {mean, invstd, running_mean, running_var, batches, values, eps, momentum, !y};
+        const Outcome<P> outcome = {mean, invstd, running_mean, running_var, batches,
+                                    values, 1.0f / values, eps, momentum, !y};
         const Shape shape = {outer, channels, inner, group, ranks, window};
         const ForwardRing<T, P, V, L> ring = {shape, x, residual, y, mask, weight, bias, outcome, letters, words};
         ring.pass(relu != 0);
         return;
     }
     constexpr int A = L == Layout::columns ? V : 1;
-    const int c = port::thread(), rank = port::block() % ranks;
+    const int teams = Shares::quotient(port::blocks(), ranks), team = Shares::quotient(port::block(), ranks);
+    const int rank = port::block() - team * ranks, c = port::thread();
     Part<V, L> part({outer, channels, inner, group, ranks, window}, rank);
     const int windows = part.windows(), period = L == Layout::columns ? static_cast<int>(part.row) : 1;
+    const Left<A> left = {period};
+    const int own_channel = (port::thread() & (period - 1)) * A;   // the first one
     const float values = static_cast<float>(outer) * static_cast<float>(inner);
-    const Outcome<P> outcome = {mean, invstd, running_mean, running_var, batches, values, eps, momentum, y == nullptr};
+    const Outcome<P> outcome = {mean, invstd, running_mean, running_var, batches,
+                                values, 1.0f / values, eps, momentum, !y};
     auto* staged = reinterpret_cast<Vector<T, V>*>(port::shared());
     auto* affine = reinterpret_cast<Affine*>(staged + window);
     auto* knowns = reinterpret_cast<Known*>(affine + kMostChannels);   // of this unit, and of the one before
     auto* posted = reinterpret_cast<Moments*>(knowns + 2 * kMostChannels);
     auto* m2 = reinterpret_cast<float*>(posted + kMostChannels);
-    auto* scratch = reinterpret_cast<Counted*>(m2 + kMostChannels);
-    Mailbox<E, Moments> box = {posted, letters, words, group, ranks, rank, 0};
+    auto* numbers = m2 + kMostChannels;   // of a channel's values, by rank; not for `planes`
+    auto* scratch = reinterpret_cast<Counted*>(numbers + kMostRanks);
+    const Shares shares = part.shares();
+    if (L != Layout::planes && E != Exchange::none && c < ranks) numbers[c] = part.values_of(0, shares, c);
+    Mailbox<E, Moments> box = {posted, letters, words + team, group, ranks, rank, 0};
 
     int turn = 0;
-    for (int unit = port::block() / ranks; static_cast<long long>(unit) * group < channels;
-         unit += port::blocks() / ranks, turn ^= 1) {
+    for (int unit = team; static_cast<long long>(unit) * group < channels; unit += teams, turn ^= 1) {
         part.turn_to(unit);
         box.unit = unit;
         Known* const known = knowns + turn * kMostChannels;
@@ -137,25 +144,26 @@ forward(const T* x, const T* residual, T* y, unsigned char* mask, const P* weigh
             } else {
                 Deviations found[A];
                 Moments sets[A];
-                const float count = sweep(here, x, staged, found), share = count == 0 ? 0 : 1.0f / count;
+                const float count = sweep(here, x, staged, found), share = port::reciprocal(count < 1 ? 1 : count);
                 port::sync_block();  // what is known is there, and the last window's sets are read
 #pragma unroll
                 for (int k = 0; k < A; ++k) {
-                    if (count != 0) sets[k] = found[k].moments(share, known[port::thread() % period * A + k].near);
+                    if (count != 0) sets[k] = found[k].moments(share, known[own_channel + k].near);
                 }
-                put(sets, count, period, scratch);
+                put(sets, count, left, scratch);
                 port::sync_block();
                 each_channel<kWarps>(part.width, [&](int of, bool first) {
-                    const auto get = [&](int warp) { return scratch[warp * A * period + of].set; };
-                    const auto count = [&](int warp) { return scratch[warp * A * period + of].count; };
-                    const Moments all = whole<kWarps>(kWarps, get, count, here.values_of(of));
+                    const float values = here.values_of(of), share = port::reciprocal(values < 1 ? 1 : values);
+                    const auto at = [&](int warp, int k) { return scratch[left.place(of, warp, k / kWarps)]; };
+                    const auto get = [&](int warp, int k) { return at(warp, k).set(); };
+                    const auto number = [&](int warp, int k) { return at(warp, k).count; };
+                    const Moments all = whole<kWarps, Left<A>::most>(left.sets(), get, number, share);
                     if (first) join(of, all);
                 });
             }
         }
         if constexpr (E != Exchange::none) {
-            const Shares shares = part.shares();
-            const int next = unit + port::blocks() / ranks;
+            const int next = unit + teams;
             if (E == Exchange::grid && static_cast<long long>(next) * group < channels) {
                 Part<V, L> ahead = part;  // memory shall not rest while blocks wait
                 ahead.turn_to(next);
@@ -163,11 +171,14 @@ forward(const T* x, const T* residual, T* y, unsigned char* mask, const P* weigh
             }
             box.wait();
             constexpr int lanes = E == Exchange::cluster ? 8 : kListeners<V, L>;
-            constexpr int most = E == Exchange::cluster ? lanes : kMostRanks<V>;
+            constexpr int most = E == Exchange::cluster ? lanes : kMostRanks;
             each_channel<lanes>(part.width, [&](int of, bool first) {
-                const auto get = [&](int other) { return box.read(of, other); };
-                const auto count = [&](int other) { return part.values_of(of, shares, other); };
-                const Moments all = whole<lanes, most>(ranks, get, count, values);
+                const auto get = [&](int lane, int k) { return box.read(of, lane, k); };
+                const auto count = [&](int lane, int k) {
+                    if constexpr (L == Layout::planes) return part.values_of(of, shares, lane + k);
+                    return (numbers + lane)[k];
+                };
+                const Moments all = whole<lanes, most>(ranks, get, count, outcome.share);
                 if (first) finish(of, all);
             });
         }
@@ -178,7 +189,7 @@ forward(const T* x, const T* residual, T* y, unsigned char* mask, const P* weigh
                 const Window<V, L> here(part, i);
                 if (i < windows - 1) {  // each thread reads again what it then writes
                     const T* const from = x + here.origin;
-                    here.template each_vector<4>(
+                    here.template each_vector<8>(
                         [&](int, Place<L> place) { return load<T, V>(from, place); },
                         [&](int slot, Place<L>, unsigned, const Vector<T, V>& vector) { staged[slot] = vector; });
                 }
@@ -188,6 +199,7 @@ forward(const T* x, const T* residual, T* y, unsigned char* mask, const P* weigh
         }
         if (rank == 0 && own) outcome.note(channel, affine[c].mean, m2[c]);
         if (unit == 0 && rank == 0 && c == 0) outcome.count();
+        box.left();
         // The next unit's first barrier comes before it changes anything that this one reads.
     }
 }

@@ -13,6 +13,7 @@ enum class Finish { plain, relu, added, added_relu };
 
 template <class T, class P, int V, Layout L, Finish F>
 struct ForwardTask {
+    using Place = typename Track<V, L>::Place;
     static constexpr int A = L == Layout::columns ? V : 1;
     static constexpr int tensors = 1, vectors = 2;
     static constexpr bool notes = false;
@@ -33,6 +34,8 @@ struct ForwardTask {
     float* m2;
     Known* knowns;
     Counted* scratch;
+    const float* numbers;   // of a channel's values, by rank
+    float part_share;       // 1 / those of this rank
     Deviations found[A] = {};
 
     BNFOLD_DEVICE static Floats<V> values(const port::Bits16& bits) {
@@ -40,11 +43,12 @@ struct ForwardTask {
     }
     // Lanes that hold different channels, a power of two; and the first of this thread's channels.
     BNFOLD_DEVICE int period() const { return L == Layout::columns ? static_cast<int>(part.row) : 1; }
-    BNFOLD_DEVICE int own() const { return L == Layout::columns ? port::thread() % period() * A : 0; }
+    BNFOLD_DEVICE int own() const { return L == Layout::columns ? (port::thread() & (period() - 1)) * A : 0; }
 
-    BNFOLD_DEVICE const port::Bits16* source(int, long long at) const {
+    BNFOLD_DEVICE const port::Bits16* source(int, Place at) const {
         return reinterpret_cast<const port::Bits16*>(x) + at;
     }
+    BNFOLD_DEVICE void prepare() const {}
     BNFOLD_DEVICE Known* known(int k) const { return knowns + k % 3 * kMostChannels; }
     BNFOLD_DEVICE void begin(int k, const port::Bits16* slot) {
         const Floats<V> first = values(*slot);
@@ -58,7 +62,7 @@ struct ForwardTask {
     }
     struct Note {};
     struct Origins {};
-    BNFOLD_DEVICE Note note(long long) const { return {}; }
+    BNFOLD_DEVICE Note note(Place) const { return {}; }
     BNFOLD_DEVICE Origins origins(int) const { return {}; }
     BNFOLD_DEVICE void add(const port::Bits16* slot, Origins, Note) {
         const Floats<V> more = values(*slot);
@@ -67,33 +71,33 @@ struct ForwardTask {
     }
 
     BNFOLD_DEVICE void tell(int k, int vectors) {
-        const float own_count = static_cast<float>(vectors * (V / A)), share = vectors == 0 ? 0 : 1.0f / own_count;
-        const int slots = period() * A;
+        const float own_count = static_cast<float>(vectors * (V / A));
+        const float share = port::reciprocal(own_count < 1 ? 1 : own_count);
+        const Left<A> left = {period()};
         Moments sets[A];
         port::sync_block();  // what is known is there
 #pragma unroll
         for (int i = 0; i < A; ++i) {
             if (vectors != 0) sets[i] = found[i].moments(share, known(k)[own() + i].near);
         }
-        put(sets, own_count, period(), scratch);
+        put(sets, own_count, left, scratch);
         port::sync_block();
         each_channel<kWarps>(team.group, [&](int c, bool first) {
-            const auto get = [&](int warp) { return scratch[warp * slots + c].set; };
-            const auto number = [&](int warp) { return scratch[warp * slots + c].count; };
-            const Moments all = whole<kWarps>(kWarps, get, number, added<kWarps>(kWarps, number));
+            const auto at = [&](int warp, int n) { return scratch[left.place(c, warp, n / kWarps)]; };
+            const auto get = [&](int warp, int n) { return at(warp, n).set(); };
+            const auto number = [&](int warp, int n) { return at(warp, n).count; };
+            const Moments all = whole<kWarps, Left<A>::most>(left.sets(), get, number, part_share);
             if (first) letters[static_cast<long long>(team.channel(k) + c) * team.ranks + team.rank] = all;
         });
         team.tell(k);
     }
     BNFOLD_DEVICE void hear(int k) const {
-        const Shares shares = part.shares();
         team.hear(k);
-        each_channel<32>(team.group, [&](int c, bool first) {
+        each_channel<kListeners<V, L>>(team.group, [&](int c, bool first) {
             const Moments* box = letters + static_cast<long long>(team.channel(k) + c) * team.ranks;
-            const auto get = [&](int rank) { return box[rank]; };
-            const auto number = [&](int rank) { return part.values_of(c, shares, rank); };
-            // The ring leaves too few registers for all sets at one time.
-            const Moments all = one_by_one<32>(team.ranks, get, number, outcome.values);
+            const auto get = [&](int lane, int n) { return (box + lane)[n]; };
+            const auto number = [&](int lane, int n) { return (numbers + lane)[n]; };
+            const Moments all = whole<kListeners<V, L>, kMostRanks>(team.ranks, get, number, outcome.share);
             if (first) {
                 affine[c] = known(k)[c].affine(all, outcome);
                 m2[c] = all.m2;
@@ -118,11 +122,11 @@ struct ForwardTask {
         for (int i = 0; i < A; ++i) found.own[i] = affine[own() + i];
         return found;
     }
-    BNFOLD_DEVICE More fetch(long long at) const {
+    BNFOLD_DEVICE More fetch(Place at) const {
         if constexpr (!fetches) return {};
         return port::load_once(reinterpret_cast<const port::Bits16*>(residual) + at);
     }
-    BNFOLD_DEVICE void write(const port::Bits16* slot, long long at, const Channels& by, const More& added) const {
+    BNFOLD_DEVICE void write(const port::Bits16* slot, Place at, const Channels& by, const More& added) const {
         if (F == Finish::plain && !y) return;  // the statistics alone are wanted
         Floats<V> floats = values(*slot);
 #pragma unroll
@@ -159,9 +163,13 @@ struct ForwardRing {
         auto* affine = reinterpret_cast<Affine*>(ring + shape.window);
         auto* m2 = reinterpret_cast<float*>(affine + kMostChannels);
         auto* knowns = reinterpret_cast<Known*>(m2 + kMostChannels);
-        auto* scratch = reinterpret_cast<Counted*>(knowns + 3 * kMostChannels);
-        ForwardTask<T, P, V, L, F> task = {part,    x,    residual, y,      mask, weight, bias,
-                                           outcome, team, letters,  affine, m2,   knowns, scratch};
+        auto* numbers = reinterpret_cast<float*>(knowns + 3 * kMostChannels);
+        auto* scratch = reinterpret_cast<Counted*>(numbers + kMostRanks);
+        const Shares shares = part.shares();
+        const float own = part.values_of(0, shares, team.rank), share = own == 0 ? 0 : 1.0f / own;
+        if (port::thread() < shape.ranks) numbers[port::thread()] = part.values_of(0, shares, port::thread());
+        ForwardTask<T, P, V, L, F> task = {part, x,       residual, y,      mask, weight, bias,    outcome,
+                                           team, letters, affine,   m2,     knowns, scratch, numbers, share};
         Ring<decltype(task), V, L>(task, part, ring, team).pass();
         if (port::block() == 0 && port::thread() == 0) outcome.count();
     }

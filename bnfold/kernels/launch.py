@@ -35,6 +35,8 @@ VECTOR = 16  # bytes
 TILE = 64  # bytes of neighbouring channels that a block reads in the layout `columns`
 TURN = 2 * THREADS  # vectors that a block copies into its ring at one time (ring.cuh)
 MOST_CHANNELS = 64  # kMostChannels
+MOST_RANKS = 160  # kMostRanks: blocks of a unit
+SLOTS = 33  # kLeft: places of a warp, of which one is not used, where vectors of several channels are summed
 MOST_COLUMNS = 2**26  # channels in the layout `columns`, where 2^32 vectors are THREADS in each unit at least
 CLUSTER_SIZES = (2, 4, 8)  # blocks of those that are portable
 SIZES = {"float": 4, "bnfold::half": 2, "bnfold::bfloat16": 2}
@@ -62,6 +64,11 @@ class Device:
     def resident(self) -> int:
         """Blocks of a cooperative grid at most: one for each multiprocessor that it may have."""
         return max(1, self.multiprocessors - self.spare)
+
+    @property
+    def ranks(self) -> int:
+        """Blocks of such a grid that may share a unit at most."""
+        return min(self.resident, MOST_RANKS)
 
     def clusters_at_once(self, size: int) -> int:
         """How many clusters of so many blocks run at one time."""
@@ -95,7 +102,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Kernel:
-    """What a kernel keeps in shared memory: tensors staged, and bytes a channel, and a warp and slot.
+    """What a kernel keeps in shared memory: tensors staged, and bytes a channel, a rank, and a warp and slot.
 
     types: how many `Problem.types` are; those behind the first are float or the first one again.
     """
@@ -105,26 +112,25 @@ class Kernel:
     staged: int
     channel: int
     scratch: int
+    rank: int = 0
 
     def shared(self, window_bytes: int, slots: int, threads: int) -> int:
         """Bytes for a window of that size."""
         scratch = self.scratch * slots * threads // 32
-        return self.staged * window_bytes + self.channel * MOST_CHANNELS + scratch
+        fixed = self.channel * MOST_CHANNELS + self.rank * MOST_RANKS
+        return self.staged * window_bytes + fixed + scratch
 
 
 KERNELS = {
-    "forward": Kernel("forward.cuh", types=2, staged=1, channel=3 * 12 + 8 + 4, scratch=12),
+    "forward": Kernel("forward.cuh", types=2, staged=1, channel=3 * 12 + 8 + 4, scratch=12, rank=4),
     "backward": Kernel("backward.cuh", types=2, staged=2, channel=12 + 20 + 2 * 8 + 4, scratch=8),
     "apply": Kernel("apply.cuh", types=3, staged=0, channel=12, scratch=0),
     "apply_backward": Kernel("apply.cuh", types=2, staged=0, channel=20, scratch=0),
 }
 RINGS = {  # those that pass units through a ring
-    "forward": Kernel("forward.cuh", types=2, staged=1, channel=12 + 4 + 3 * 12, scratch=12),
+    "forward": Kernel("forward.cuh", types=2, staged=1, channel=12 + 4 + 3 * 12, scratch=12, rank=4),
     "backward": Kernel("backward.cuh", types=2, staged=2, channel=20 + 8 + 4 * 16, scratch=8),
 }
-# Blocks of a ring at most: it merges their sets one by one. Of more, that takes longer than it hides (by the
-# model of tools/kernel_cost).
-MOST_TOLD = {"forward": 48, "backward": 96}
 
 
 @dataclass(frozen=True)
@@ -139,7 +145,7 @@ class Reading:
 
 def _columns(problem: Problem) -> Reading:
     width = VECTOR // problem.size
-    group = width
+    group = 2 * width
     while group < problem.channels and group * problem.size < TILE:
         group *= 2
     whole = problem.aligned and problem.channels % width == 0
@@ -167,7 +173,7 @@ def _single_plane(problem: Problem) -> Reading:
 
 
 LAYOUTS: tuple[tuple[str, Callable[[Problem], Reading]], ...] = (
-    ("inner = 1, channels a whole number of vectors: 64 bytes of channels a unit", _columns),
+    ("inner = 1, channels a whole number of vectors: 64 bytes of channels a unit, or 32", _columns),
     ("planes a whole number of vectors: one channel a unit", _plane),
     ("a few planes together a whole number of vectors: so many channels a unit", _planes),
     ("inner = 1, any channels or alignment: value by value, 32 channels a unit", _single_columns),
@@ -195,8 +201,10 @@ class Fit:
 
     @property
     def slots(self) -> int:
-        """Channels that a warp sums at one time."""
-        return self.reading.group if self.reading.layout == "columns" else 1
+        """Sets that a warp leaves."""
+        if self.reading.layout == "columns":
+            return SLOTS if self.reading.width > 1 else self.reading.group
+        return 1
 
     @functools.cached_property
     def capacity(self) -> int:
@@ -234,7 +242,8 @@ class Fit:
         passes = -(-self.units // row.at_once(self.device, ranks))
         part = self.part(ranks)
         if row.exchange != "ring" or passes == 1:
-            return passes * (part * self.vector + row.barrier)
+            again = max(0, part - self.capacity)  # what it reads once more
+            return passes * ((part + again) * self.vector + row.barrier)
         waits = 0 if 2 * part <= self.capacity else 3 * row.barrier // 8
         own = -(-part // THREADS) * THREADS * self.vector  # a thread's vectors, of all threads
         return passes * max(own + waits, row.barrier) + row.barrier // 2
@@ -256,9 +265,12 @@ class Row:
 
     def fit(self, problem: Problem, device: Device, read: Reading) -> Fit:
         """What the line judges by, where a problem is read like that."""
-        if self.exchange != "ring" or not _rings(problem.kernel, read):
-            return Fit(problem, device, read)
-        return Fit(problem, device, read, TURN)
+        turn = TURN if self.exchange == "ring" and _rings(problem.kernel, read) else THREADS
+        fit = Fit(problem, device, read, turn)
+        shared = self.exchange in ("ring", "grid") and read.layout == "columns" and read.width > 1
+        if not shared or fit.fits(device.ranks):
+            return fit
+        return Fit(problem, device, dataclasses.replace(read, group=2 * read.width), turn)
 
 
 def _alone(fit: Fit) -> Iterable[int]:
@@ -278,8 +290,8 @@ def _grid(fit: Fit) -> Iterable[int]:
     """
     if not fit.device.cooperative:
         return []
-    resident = fit.device.resident
-    return [ranks for ranks in range(1, resident + 1) if fit.fits(ranks)] or [resident]
+    most = fit.device.ranks
+    return [ranks for ranks in range(1, most + 1) if fit.fits(ranks)] or [most]
 
 
 def _rings(kernel: str, read: Reading) -> bool:
@@ -288,13 +300,14 @@ def _rings(kernel: str, read: Reading) -> bool:
 
 
 def _ring(fit: Fit) -> Iterable[int]:
-    """2 to 48 resident blocks that hold the unit, 2 to 96 in backward: `columns` and `plane` in vectors."""
+    """Any number of resident blocks that hold the unit, but one: `columns` and `plane` in vectors."""
     if not fit.device.cooperative or fit.device.capability < COPIES:
         return []
     if not _rings(fit.problem.kernel, fit.reading) or fit.problem.channels % fit.reading.group:
         return []
-    most = min(fit.device.resident, MOST_TOLD[fit.problem.kernel])
-    return filter(fit.fits, range(most, 1, -1))
+    if fit.part(1) * fit.units >= 2**32:  # vectors, which are counted in 32 bits
+        return []
+    return filter(fit.fits, range(fit.device.ranks, 1, -1))
 
 
 def _teams(device: Device, ranks: int) -> int:

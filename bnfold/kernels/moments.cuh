@@ -9,7 +9,7 @@ namespace bnfold {
 
 // How far the mean lies from a value that all sets of the channel share, and the sum of squared deviations from the
 // mean. That value is near the mean, so that its digits are not lost; sums of squares of values are never formed.
-struct Moments {
+struct alignas(8) Moments {
     float off = 0, m2 = 0;
 };
 
@@ -36,20 +36,19 @@ struct Deviations {
         sum += d;
         squares += d * d;
     }
-    // share: 1 / the number of values.
+    // share: 1 / the number of values. By rounding, the second may be a little below zero.
     BNFOLD_DEVICE Moments moments(float share, float near) const {
-        const float part = sum * share, m2 = squares - sum * part;
-        return {from - near + part, m2 < 0 ? 0 : m2};  // not a maximum, which would lose NaN
+        const float part = sum * share;
+        return {from - near + part, squares - sum * part};
     }
 };
 
 // How two sets of so many values weigh in their union.
 struct Weights {
-    float first = 0, second = 0, between = 0;
+    float first, second, between;
 
     BNFOLD_DEVICE Weights(float a, float b) {
-        if (a + b == 0) return;
-        const float share = 1.0f / (a + b);
+        const float all = a + b, share = port::reciprocal(all < 1 ? 1 : all);
         first = a * share;
         second = b * share;
         between = a * second;
@@ -62,7 +61,7 @@ BNFOLD_DEVICE Moments merged(const Moments& a, const Moments& b, const Weights& 
 }
 
 // What backward sums: of dz, and of dz * (x - mean).
-struct Sums {
+struct alignas(8) Sums {
     float dz = 0, dz_x = 0;
 };
 

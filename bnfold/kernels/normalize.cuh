@@ -54,11 +54,10 @@ struct Channels {
     BNFOLD_DEVICE Channels(const Part<V, L>& part, const Item* items)
         : shared(items), by_inner(part.by_inner), inner(static_cast<unsigned>(part.shape.inner)) {
         if constexpr (L != Layout::planes) {
+            const int c = L == Layout::columns ? (port::thread() & static_cast<int>(part.row - 1)) * A : 0;
+            const Item* const first = items + (c < part.width ? c : 0);   // a whole vector is there, or nothing of it
 #pragma unroll
-            for (int i = 0; i < A; ++i) {
-                const int c = L == Layout::columns ? port::thread() % static_cast<int>(part.row) * A + i : 0;
-                own[i] = items[c < part.width ? c : 0];
-            }
+            for (int i = 0; i < A; ++i) own[i] = first[i];
         }
     }
     BNFOLD_DEVICE Items<V, L, Item> at(unsigned offset) const { return {shared, own, by_inner, offset, inner}; }

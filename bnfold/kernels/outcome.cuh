@@ -12,10 +12,10 @@ struct Outcome {
     float *mean, *invstd;
     P *running_mean, *running_var;
     long long* batches;
-    float values, eps, momentum;   // the first of a channel
+    float values, share, eps, momentum;   // the values of a channel, and 1 / their number
     bool bare;                     // y is not wanted; but, in place of invstd, the sum of squared deviations
 
-    BNFOLD_DEVICE float inverse(float m2) const { return 1.0f / port::square_root(m2 / values + eps); }
+    BNFOLD_DEVICE float inverse(float m2) const { return 1.0f / port::square_root(m2 * share + eps); }
 
     // By one thread of the device for each channel.
     BNFOLD_DEVICE void note(int channel, float average, float m2) const {

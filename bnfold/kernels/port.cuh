@@ -72,7 +72,7 @@ struct alignas(16) Bits16 {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
 constexpr int loads_ahead = 2;
 #else
-constexpr int loads_ahead = 4;
+constexpr int loads_ahead = 8;
 #endif
 BNFOLD_DEVICE Bits16 load_once(const Bits16* place) {
     Bits16 bits;
@@ -178,6 +178,12 @@ BNFOLD_DEVICE unsigned highest_bits(unsigned a, unsigned b, unsigned c, unsigned
 BNFOLD_DEVICE float float_from_bits(unsigned bits) { return __uint_as_float(bits); }
 BNFOLD_DEVICE unsigned bits_from_float(float value) { return __float_as_uint(value); }
 BNFOLD_DEVICE float square_root(float value) { return __fsqrt_rn(value); }
+// 1 / a number from 1 to 2^126, with an error of one unit in the last place.
+BNFOLD_DEVICE float reciprocal(float value) {
+    float found;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(found) : "f"(value));
+    return found;
+}
 BNFOLD_DEVICE unsigned multiply_high(unsigned a, unsigned b) { return __umulhi(a, b); }
 
 }  // namespace bnfold::port

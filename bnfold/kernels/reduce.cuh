@@ -9,46 +9,114 @@
 namespace bnfold {
 
 constexpr int kWarps = kThreads / 32;
+constexpr int kLeft = 33;   // places of a warp in scratch memory: a set of each lane, and one that is not used
 
-// Within a warp, lanes whose numbers are equal modulo `period` hold the same A channels; `slots` = A * period is how
-// many a warp has. Each warp leaves its sets in scratch[warp * slots + channel].
-
+// The lanes of a warp whose numbers are equal modulo `period` hold sets of the same A channels. They merge them, then
+// the warps leave them in shared memory.
 struct Counted {
-    Moments set;
-    float count;
+    float off, m2, count;
+
+    BNFOLD_DEVICE Moments set() const { return {off, m2}; }
 };
+
+// Where they are left. Of several channels, a lane goes on with one half and gets another lane's sets of it, until it
+// has one set: so each lane leaves one, and of a channel there may still be several from a warp.
+template <int A>
+struct Left {
+    static constexpr int halves = 32 / A;   // lanes that go on with the same one of A channels
+    static constexpr int most = A == 1 ? kWarps : kWarps * halves / 2;   // sets of a channel: its unit is two vectors
+    const int period;   // of several channels at most `halves`: a unit has 64 bytes at most
+
+    // From a warp to the next; of several channels, to other banks.
+    BNFOLD_DEVICE int stride() const { return A == 1 ? period : kLeft; }
+    BNFOLD_DEVICE int sets() const {
+        if (A == 1 || period >= halves) return kWarps;
+        return 2 * period >= halves ? 2 * kWarps : most;
+    }
+    // Of channel c, those of a warp begin here; and the k-th one of a warp.
+    BNFOLD_DEVICE int place(int c, int warp) const {
+        if constexpr (A == 1) return warp * period + c;
+        const auto channel = static_cast<unsigned>(c);
+        return warp * kLeft + static_cast<int>(channel % A * halves + channel / A);
+    }
+    BNFOLD_DEVICE int place(int c, int warp, int k) const { return place(c, warp) + k * period; }
+    // What this thread leaves, if anything.
+    template <class Item>
+    BNFOLD_DEVICE void leave(const Item& item, Item* scratch) const {
+        const int lane = port::thread() % 32;
+        if (A > 1 || lane < period) scratch[port::thread() / 32 * stride() + lane] = item;
+    }
+};
+
+// Joins the sets of two lanes: first it hears which lanes.
+struct JoinedMoments {
+    float count;   // of the values of each of this lane's sets
+    Weights weights = {0, 0};
+
+    BNFOLD_DEVICE void meet(int mask) {
+        const float others = port::shuffle_xor(count, mask);
+        weights = Weights(count, others);
+        count += others;
+    }
+    BNFOLD_DEVICE Moments operator()(const Moments& own, const Moments& given, int mask) const {
+        return merged(own, {port::shuffle_xor(given.off, mask), port::shuffle_xor(given.m2, mask)}, weights);
+    }
+};
+struct JoinedSums {
+    BNFOLD_DEVICE void meet(int) {}
+    BNFOLD_DEVICE Sums operator()(const Sums& own, const Sums& given, int mask) const {
+        return {own.dz + port::shuffle_xor(given.dz, mask), own.dz_x + port::shuffle_xor(given.dz_x, mask)};
+    }
+};
+
+// One of two, both in registers.
+BNFOLD_DEVICE Moments chosen(bool first, const Moments& a, const Moments& b) {
+    return {first ? a.off : b.off, first ? a.m2 : b.m2};
+}
+BNFOLD_DEVICE Sums chosen(bool first, const Sums& a, const Sums& b) {
+    return {first ? a.dz : b.dz, first ? a.dz_x : b.dz_x};
+}
+
+template <int A, int Mask = 16, class Set, class Join>
+BNFOLD_DEVICE Set halved(const Set (&sets)[A], Join& join) {
+    if constexpr (A == 1) {
+        return sets[0];
+    } else {
+        const bool upper = (port::thread() & Mask) != 0;
+        Set half[A / 2];
+        join.meet(Mask);
+#pragma unroll
+        for (int i = 0; i < A / 2; ++i) {
+            half[i] = join(chosen(upper, sets[i + A / 2], sets[i]), chosen(upper, sets[i], sets[i + A / 2]), Mask);
+        }
+        return halved<A / 2, Mask / 2>(half, join);
+    }
+}
+// What a thread has in the end.
+template <int A, class Set, class Join>
+BNFOLD_DEVICE Set over_warp(const Set (&sets)[A], int period, Join& join) {
+    Set all = halved<A>(sets, join);
+    if constexpr (A == 1) {
+        for (int mask = 16; mask >= period; mask /= 2) {
+            join.meet(mask);
+            all = join(all, all, mask);
+        }
+    }
+    return all;
+}
 
 // count: of this thread's values of each channel.
 template <int A>
-BNFOLD_DEVICE void put(Moments (&sets)[A], float count, int period, Counted* scratch) {
-    const int lane = port::thread() % 32, warp = port::thread() / 32;
-    for (int mask = 16; mask >= period; mask /= 2) {
-        const float others = port::shuffle_xor(count, mask);
-        const Weights weights(count, others);
-        count += others;
-#pragma unroll
-        for (int i = 0; i < A; ++i) {
-            const Moments other = {port::shuffle_xor(sets[i].off, mask), port::shuffle_xor(sets[i].m2, mask)};
-            sets[i] = merged(sets[i], other, weights);
-        }
-    }
-    if (lane < period) {
-#pragma unroll
-        for (int i = 0; i < A; ++i) scratch[(warp * period + lane) * A + i] = {sets[i], count};
-    }
+BNFOLD_DEVICE void put(const Moments (&sets)[A], float count, Left<A> left, Counted* scratch) {
+    JoinedMoments join = {count};
+    const Moments all = over_warp(sets, left.period, join);
+    // Not a maximum, which would lose NaN.
+    left.leave(Counted{all.off, all.m2 < 0 ? 0 : all.m2, join.count}, scratch);
 }
-
 template <int A>
-BNFOLD_DEVICE void put(Sums (&sums)[A], int period, Sums* scratch) {
-    const int lane = port::thread() % 32, warp = port::thread() / 32;
-#pragma unroll
-    for (int i = 0; i < A; ++i) {
-        for (int mask = 16; mask >= period; mask /= 2) {
-            sums[i].dz += port::shuffle_xor(sums[i].dz, mask);
-            sums[i].dz_x += port::shuffle_xor(sums[i].dz_x, mask);
-        }
-        if (lane < period) scratch[(warp * period + lane) * A + i] = sums[i];
-    }
+BNFOLD_DEVICE void put(const Sums (&sums)[A], Left<A> left, Sums* scratch) {
+    JoinedSums join;
+    left.leave(over_warp(sums, left.period, join), scratch);
 }
 
 // The sum of a value in each of `Lanes` neighbouring lanes.
@@ -59,95 +127,51 @@ BNFOLD_DEVICE float over_lanes(float sum) {
     return sum;
 }
 
-// The sum of term(i) over i < count, in each of `Lanes` neighbouring lanes.
-template <int Lanes, class Term>
-BNFOLD_DEVICE float added(int count, Term term) {
-    float sum = 0;
-#pragma unroll 1
-    for (int i = port::thread() % Lanes; i < count; i += Lanes) sum += term(i);
-    return over_lanes<Lanes>(sum);
-}
+constexpr int kMostRanks = 160;   // blocks of a unit at most: of all, a lane's sets are on their way at one time
 
-// The union of sets: get(i), of count(i) values, of `values` together. Without a division for each.
-template <int Lanes, class Get, class Count>
-BNFOLD_DEVICE Moments one_by_one(int sets, Get get, Count count, float values) {
-    const float share = values == 0 ? 0 : 1.0f / values;
-    const float off = share * added<Lanes>(sets, [&](int i) {
-        const float number = count(i);
-        return number == 0 ? 0 : number * get(i).off;
-    });
-    const float m2 = added<Lanes>(sets, [&](int i) {
-        const Moments set = get(i);
-        const float gap = set.off - off, number = count(i);
-        return number == 0 ? 0 : set.m2 + number * gap * gap;
-    });
-    return {off, m2};
-}
-
-template <int Lanes, class Get>
-BNFOLD_DEVICE Sums one_by_one(int sets, Get get) {
-    return {added<Lanes>(sets, [&](int i) { return get(i).dz; }),
-            added<Lanes>(sets, [&](int i) { return get(i).dz_x; })};
-}
-
-// Blocks of a grid whose sets are all on their way before the first is used: as many as there are multiprocessors.
-// Where values are read one by one, which is slow anyway, registers are better used for those.
-template <int V>
-constexpr int kMostRanks = V == 1 ? 64 : 160;
-
-// The sets of one of `Lanes` neighbouring lanes, all read before any is used: of `Most` those that there are, and in
-// the place of each other the first one, so that there are no branches.
+// The sets of one of `Lanes` neighbouring lanes, all read before any is used: of `Most` those that there are. Others
+// are zero. The lane's k-th is number lane + k * Lanes: get(lane, k * Lanes).
 template <class Set, int Lanes, int Most>
 struct Hand {
     static constexpr int size = Most / Lanes;
-    Set sets[size];
+    Set sets[size] = {};
 
     template <class Get>
     BNFOLD_DEVICE Hand(int count, Get get) {
+        const int lane = port::thread() % Lanes, left = count - lane;
 #pragma unroll
-        for (int k = 0; k < size; ++k) sets[k] = get(index(k, count));
-    }
-    BNFOLD_DEVICE static bool there(int k, int count) { return port::thread() % Lanes + k * Lanes < count; }
-    BNFOLD_DEVICE static int index(int k, int count) {
-        return there(k, count) ? port::thread() % Lanes + k * Lanes : 0;
+        for (int k = 0; k < size; ++k) {
+            if (k * Lanes < left) sets[k] = get(lane, k * Lanes);
+        }
     }
 };
 
-// The same, but up to `Most` are read at one time. More are read one by one; where Most == Lanes, there are no more.
-template <int Lanes, int Most = Lanes, class Get, class Count>
-BNFOLD_DEVICE Moments whole(int sets, Get get, Count count, float values) {
-    if (Most > Lanes && sets > Most) return one_by_one<Lanes>(sets, get, count, values);
-    const float share = values == 0 ? 0 : 1.0f / values;
-    using Mine = Hand<Moments, Lanes, Most>;
-    const Mine mine(sets, get);
-    float numbers[Mine::size], offs = 0, within = 0, between = 0;
+// The union of up to `Most` sets of count(...) values each; share: 1 / the number of all values. A set of no values is
+// zero.
+template <int Lanes, int Most, class Get, class Count>
+BNFOLD_DEVICE Moments whole(int sets, Get get, Count count, float share) {
+    const Hand<Moments, Lanes, Most> mine(sets, get);
+    const Hand<float, Lanes, Most> numbers(sets, count);
+    float offs = 0, m2 = 0;
 #pragma unroll
-    for (int k = 0; k < Mine::size; ++k) {
-        const float number = count(Mine::index(k, sets));
-        numbers[k] = Mine::there(k, sets) ? number : 0;
-        offs += numbers[k] == 0 ? 0 : numbers[k] * mine.sets[k].off;
-        within += numbers[k] == 0 ? 0 : mine.sets[k].m2;
+    for (int k = 0; k < mine.size; ++k) {
+        offs += numbers.sets[k] * mine.sets[k].off;
+        m2 += mine.sets[k].m2;
     }
     const float off = share * over_lanes<Lanes>(offs);
 #pragma unroll
-    for (int k = 0; k < Mine::size; ++k) {
+    for (int k = 0; k < mine.size; ++k) {
         const float gap = mine.sets[k].off - off;
-        between += numbers[k] == 0 ? 0 : numbers[k] * gap * gap;
+        m2 += numbers.sets[k] * gap * gap;
     }
-    return {off, over_lanes<Lanes>(within + between)};
+    return {off, over_lanes<Lanes>(m2)};
 }
-
-template <int Lanes, int Most = Lanes, class Get>
+template <int Lanes, int Most, class Get>
 BNFOLD_DEVICE Sums whole(int sets, Get get) {
-    if (Most > Lanes && sets > Most) return one_by_one<Lanes>(sets, get);
-    using Mine = Hand<Sums, Lanes, Most>;
-    const Mine mine(sets, get);
+    const Hand<Sums, Lanes, Most> mine(sets, get);
     Sums sum;
 #pragma unroll
-    for (int k = 0; k < Mine::size; ++k) {
-        const bool there = Mine::there(k, sets);
-        sum = {sum.dz + (there ? mine.sets[k].dz : 0), sum.dz_x + (there ? mine.sets[k].dz_x : 0)};
-    }
+    for (int k = 0; k < mine.size; ++k) sum = {sum.dz + mine.sets[k].dz, sum.dz_x + mine.sets[k].dz_x};
     return {over_lanes<Lanes>(sum.dz), over_lanes<Lanes>(sum.dz_x)};
 }
 
@@ -156,6 +180,7 @@ BNFOLD_DEVICE Sums whole(int sets, Get get) {
 template <int Lanes, class Use>
 BNFOLD_DEVICE void each_channel(int width, Use use) {
     const int lane = port::thread() % 32;
+#pragma unroll 1
     for (int at = port::thread() / 32 * (32 / Lanes); at < width; at += kThreads / Lanes) {
         const int c = at + lane / Lanes;
         use(c < width ? c : 0, c < width && lane % Lanes == 0);
@@ -195,7 +220,7 @@ template <Exchange E, class Set>
 struct Mailbox {
     Set* shared;       // [kMostChannels] in each block; Exchange::cluster
     Set* global;       // [units][group][ranks]; Exchange::grid
-    unsigned* words;   // [blocks / ranks], zero before their first use ever; Exchange::grid
+    unsigned* word;    // of these blocks, zero before its first use ever; Exchange::grid
     int group, ranks, rank, unit;
 
     BNFOLD_DEVICE Set* letter(int c, int of) const {
@@ -205,22 +230,24 @@ struct Mailbox {
         return shared + c;
     }
     BNFOLD_DEVICE void post(int c, const Set& mine) const { *letter(c, rank) = mine; }
-    BNFOLD_DEVICE Set read(int c, int of) const {
-        if constexpr (E == Exchange::cluster) return *port::of_peer(letter(c, of), of);
-        return *letter(c, of);
+    // Of rank `from + more`.
+    BNFOLD_DEVICE Set read(int c, int from, int more) const {
+        if constexpr (E == Exchange::cluster) return *port::of_peer(shared + c, from + more);
+        return letter(c, from)[more];
     }
     // All have posted.
     BNFOLD_DEVICE void wait() const {
         if constexpr (E == Exchange::cluster) port::sync_cluster();
-        if constexpr (E == Exchange::grid) sync_ranks(words + port::block() / ranks, rank, ranks);
+        if constexpr (E == Exchange::grid) sync_ranks(word, rank, ranks);
     }
-    // All have read what they want: nobody changes a letter, or ends, before. And a barrier of the block.
+    // This block has read what it wants, and a barrier of the block; then all have: nobody changes a letter, or ends,
+    // before.
     BNFOLD_DEVICE void leave() const {
-        if constexpr (E == Exchange::cluster) {
-            port::sync_cluster();
-        } else {
-            port::sync_block();
-        }
+        if constexpr (E == Exchange::cluster) port::arrive_cluster();
+        port::sync_block();
+    }
+    BNFOLD_DEVICE void left() const {
+        if constexpr (E == Exchange::cluster) port::wait_cluster();
     }
 };
 

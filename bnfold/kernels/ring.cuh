@@ -27,9 +27,11 @@ struct Team {
     unsigned before = 0;                                   // the words' highest bits, when the first thread arrived
 
     BNFOLD_DEVICE Team(const Shape& shape, unsigned* all_words)
-        : rank(port::block() % shape.ranks), ranks(shape.ranks), number(port::block() / shape.ranks),
-          teams(port::blocks() / shape.ranks), group(shape.group),
-          units((shape.channels / shape.group - number + teams - 1) / teams), words(all_words + 2 * number) {}
+        : rank(port::block() - Shares::quotient(port::block(), shape.ranks) * shape.ranks), ranks(shape.ranks),
+          number(Shares::quotient(port::block(), shape.ranks)), teams(Shares::quotient(port::blocks(), shape.ranks)),
+          group(shape.group), units(share(Shares::quotient(shape.channels, group))), words(all_words + 2 * number) {}
+    // Of so many units, those of this team.
+    BNFOLD_DEVICE int share(int all) const { return Shares::quotient(all - number + teams - 1, teams); }
 
     // Its k-th unit, and that unit's first channel.
     BNFOLD_DEVICE int unit(int k) const { return number + k * teams; }
@@ -52,48 +54,68 @@ struct Team {
 // The numbers of a thread's vectors in a tensor: those of a unit, then those of the next.
 template <int V, Layout L>
 struct Track {
+    using Place = long long;
     long long at, start;         // of the next vector; of the unit's first
     unsigned offset, first;      // in its run
     unsigned row, over;          // vectors of a run; by how many more than whole runs the next vector is ahead
     long long step, wrap, unit;  // to the next vector; more where that is in the next run; to the next unit
 
     BNFOLD_DEVICE Track(const Part<V, L>& part, int teams) {
-        const auto run = part.run_of(part.begin + port::thread());
+        const auto run = part.run_of(part.begin + port::thread()), next = part.run_of(kThreads);
         const long long stride = static_cast<long long>(part.shape.channels) * part.shape.inner / V;
         row = part.row;
         offset = first = run.offset;
         at = start = run.number * stride + static_cast<long long>(part.first) * part.shape.inner / V + first;
-        over = kThreads % row;
-        step = kThreads / row * stride + over;
+        over = next.offset;
+        step = next.number * stride + over;
         wrap = stride - row;
         unit = static_cast<long long>(teams) * row;
     }
     template <int U>
-    BNFOLD_DEVICE void take(long long (&places)[U]) {
+    BNFOLD_DEVICE void take(Place (&places)[U]) {
 #pragma unroll
         for (int u = 0; u < U; ++u) {
             places[u] = at;
             at += step;
-            if constexpr (L != Layout::columns) {  // of those, a row divides the threads
-                offset += over;
-                if (offset >= row) offset -= row, at += wrap;
-            }
+            offset += over;
+            if (offset >= row) offset -= row, at += wrap;
         }
     }
     // After so many vectors.
-    BNFOLD_DEVICE void next_unit(int vectors) {
-        if constexpr (L == Layout::columns) {
-            at += unit - vectors * step;
-        } else {
-            at = start += unit;
-            offset = first;
+    BNFOLD_DEVICE void next_unit(int) {
+        at = start += unit;
+        offset = first;
+    }
+};
+
+// A row divides the threads, so that each step is the same; the launcher takes tensors of less than 2^32 vectors.
+template <int V>
+struct Track<V, Layout::columns> {
+    using Place = unsigned;
+    Place at, step, unit;
+
+    BNFOLD_DEVICE Track(const Part<V, Layout::columns>& part, int teams) {
+        const auto run = part.run_of(part.begin + port::thread());
+        const unsigned stride = static_cast<unsigned>(part.shape.channels) / V;
+        at = static_cast<unsigned>(run.number) * stride + static_cast<unsigned>(part.first) / V + run.offset;
+        step = static_cast<unsigned>(kThreads >> part.row_bits()) * stride;
+        unit = static_cast<unsigned>(teams) * part.row;
+    }
+    template <int U>
+    BNFOLD_DEVICE void take(Place (&places)[U]) {
+#pragma unroll
+        for (int u = 0; u < U; ++u) {
+            places[u] = at;
+            at += step;
         }
     }
+    BNFOLD_DEVICE void next_unit(int vectors) { at += unit - step * static_cast<unsigned>(vectors); }
 };
 
 // Passes the units of a block through its ring. A task says what is done, for each thread:
 //
 //     tensors, source(s, place)              what is copied; a turn has `vectors` of each thread
+//     prepare()                              what is done while the first turns are on their way
 //     begin(k, slot)                         begins the sums of the k-th unit, with the thread's first vector
 //     add(slot, origins(k), note)            adds a vector to them
 //     tell(k, vectors), hear(k)              the block's sums of that unit, of so many vectors; those of all blocks
@@ -105,6 +127,7 @@ struct Track {
 // A slot is where a vector of the first tensor lies; one of the next is `apart` places on.
 template <class Task, int V, Layout L>
 struct Ring {
+    using Place = typename Track<V, L>::Place;
     static constexpr int U = Task::vectors, apart = U * kThreads, turn = Task::tensors * apart;
     Task& task;
     Track<V, L> fills, sums, writes;  // the second if something is loaded for the sums
@@ -132,18 +155,18 @@ struct Ring {
         at += turn;
         if (at == size * turn) at = 0;
     }
-    BNFOLD_DEVICE void copy(port::Bits16* to, long long from) const {
+    BNFOLD_DEVICE void copy(port::Bits16* to, Place from) const {
 #pragma unroll
         for (int s = 0; s < Task::tensors; ++s) port::copy_async(to + s * apart, task.source(s, from));
     }
     BNFOLD_DEVICE void fetch(Track<V, L>& track, typename Task::More (&more)[U]) const {
-        long long from[U];
+        Place from[U];
         track.take(from);
 #pragma unroll
         for (int u = 0; u < U; ++u) more[u] = task.fetch(from[u]);
     }
     BNFOLD_DEVICE void note(Track<V, L>& track, typename Task::Note (&noted)[U]) const {
-        long long from[U];
+        Place from[U];
         track.take(from);
 #pragma unroll
         for (int u = 0; u < U; ++u) noted[u] = task.note(from[u]);
@@ -185,7 +208,7 @@ struct Ring {
 
     // One turn of each kind, with gaps or without.
     BNFOLD_DEVICE void fill(int at) {
-        long long from[U];
+        Place from[U];
         fills.take(from);
 #pragma unroll
         for (int u = 0; u < U; ++u) {
@@ -197,7 +220,7 @@ struct Ring {
     BNFOLD_DEVICE void sum() {
         begin();
         const auto origins = task.origins(sum_unit);
-        long long from[U] = {};
+        Place from[U] = {};
         if constexpr (Task::notes) sums.take(from);
 #pragma unroll
         for (int u = 0; u < U; ++u) {
@@ -207,7 +230,7 @@ struct Ring {
     }
     BNFOLD_DEVICE void write() {
         const auto channels = task.channels();
-        long long to[U];
+        Place to[U];
         writes.take(to);
 #pragma unroll
         for (int u = 0; u < U; ++u) {
@@ -221,7 +244,7 @@ struct Ring {
         if constexpr (Sums) begin();
         typename Task::Channels channels;
         typename Task::Note noted[U], next_noted[U];
-        typename Task::More more[U], next_more[U];
+        typename Task::More more[U];
         Track<V, L> ahead = writes;
         [[maybe_unused]] const int left = behind() - 1;
         if constexpr (Sums && Task::notes) note(sums, noted);
@@ -230,14 +253,14 @@ struct Ring {
 #pragma unroll 1
         for (int i = 0; i < turns; ++i) {
             const bool last = i + 1 == turns;
-            [[maybe_unused]] long long to[U], from[U];
+            [[maybe_unused]] Place to[U], from[U];
             if constexpr (Writes) {
                 writes.take(to);
-                if constexpr (Task::fetches) {
-                    if (!last) fetch(ahead, next_more);
-                }
 #pragma unroll
                 for (int u = 0; u < U; ++u) task.write(slot(write_at, u), to[u], channels, more[u]);
+                if constexpr (Task::fetches) {
+                    if (!last) fetch(ahead, more);
+                }
             }
             if constexpr (Sums && Writes) {
                 // What was in the slots is used up.
@@ -262,7 +285,6 @@ struct Ring {
 #pragma unroll
             for (int u = 0; u < U; ++u) {
                 if constexpr (Sums && Task::notes) noted[u] = next_noted[u];
-                if constexpr (Writes && Task::fetches) more[u] = next_more[u];
             }
         }
         if constexpr (Sums && Writes) has_filled(turns);
@@ -274,7 +296,7 @@ struct Ring {
         Track<V, L> early = fills;
 #pragma unroll 1
         for (int i = fill_turn * U; i < fill_turn * U + kAhead / Task::tensors && i < mine; ++i) {
-            long long from[1];
+            Place from[1];
             early.take(from);
 #pragma unroll
             for (int s = 0; s < Task::tensors; ++s) port::prefetch(task.source(s, from[0]));
@@ -285,6 +307,7 @@ struct Ring {
 #pragma unroll 1
         for (int at = 0; !all_filled() && filled < size; at += turn) fill(at);
         ask();
+        task.prepare();
 #pragma unroll 1
         while (unit < task.team.units) {
             const bool ends = all_filled();

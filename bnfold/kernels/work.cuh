@@ -44,45 +44,42 @@ struct Shape {
     int channels, inner, group, ranks, window;
 };
 
-// So many pieces in equal shares: rank r's begins with piece pieces * r / ranks.
+// So many pieces in equal shares: the first ones have one more, as far as there are more.
 struct Shares {
-    const int ranks;
-    const Divider by_ranks;
     const long long each;
-    const unsigned rest;   // pieces = ranks * each + rest
+    const int rest;            // pieces = ranks * each + rest
     const float fewer, more;   // the sizes that shares have
 
-    BNFOLD_DEVICE Shares(long long pieces, int n)
-        : ranks(n),
-          by_ranks(static_cast<unsigned>(n)),
-          each(pieces / n),
-          rest(static_cast<unsigned>(pieces - each * n)),
+    BNFOLD_DEVICE Shares(long long pieces, int ranks)
+        : each(quotient(pieces, ranks)),
+          rest(static_cast<int>(pieces - each * ranks)),
           fewer(static_cast<float>(each)),
           more(static_cast<float>(each + 1)) {}
-    BNFOLD_DEVICE long long begin(int rank) const {
-        return each * rank + by_ranks.quotient(rest * static_cast<unsigned>(rank));
+    // Of numbers that are not negative. A division of 64 bits takes long; few tensors are so large that they need it.
+    BNFOLD_DEVICE static int quotient(int a, int b) {
+        return static_cast<int>(static_cast<unsigned>(a) / static_cast<unsigned>(b));
     }
-    // begin(rank + 1) - begin(rank), by one division.
-    BNFOLD_DEVICE float size(int rank) const {
-        const unsigned so_far = rest * static_cast<unsigned>(rank), n = static_cast<unsigned>(ranks);
-        return so_far - by_ranks.quotient(so_far) * n + rest < n ? fewer : more;
+    BNFOLD_DEVICE static long long quotient(long long a, int b) {
+        return a < 0x80000000ll ? quotient(static_cast<int>(a), b) : a / b;
     }
+    BNFOLD_DEVICE long long begin(int rank) const { return each * rank + (rank < rest ? rank : rest); }
+    BNFOLD_DEVICE float size(int rank) const { return rank < rest ? more : fewer; }
 };
 
 // One block's part of a unit: the same of each unit but for its channels.
 template <int V, Layout L>
 struct Part {
     const Shape shape;
-    const unsigned row;            // vectors in a run
-    const Divider by_row, by_inner;
+    const unsigned row;            // vectors in a run; a power of two in `columns`
+    const Divider by_row, by_inner;   // not in `columns`
     long long begin, end;          // this block's vectors, of the unit's outer * row
     int first = 0, width = 0;      // the unit's channels
 
     BNFOLD_DEVICE Part(const Shape& s, int rank)
         : shape(s),
           row(static_cast<unsigned>(static_cast<long long>(s.group) * s.inner / V)),
-          by_row(row),
-          by_inner(static_cast<unsigned>(s.inner)) {
+          by_row(L == Layout::columns ? 1 : row),
+          by_inner(L == Layout::columns ? 1 : static_cast<unsigned>(s.inner)) {
         const Shares all = shares();
         begin = boundary(all, rank);
         end = boundary(all, rank + 1);
@@ -101,25 +98,21 @@ struct Part {
         return L == Layout::columns ? shares.begin(rank) * row : shares.begin(rank);
     }
 
-    // How many values of each channel are in the part of a rank; for `planes` of all channels together.
-    BNFOLD_DEVICE double values(int rank) const {
-        const long long shared = L == Layout::columns ? shape.outer : shape.outer * row;
-        const auto ranks = static_cast<unsigned>(shape.ranks), left = static_cast<unsigned>(shared % shape.ranks);
-        const unsigned before = left * static_cast<unsigned>(rank) / ranks;
-        const unsigned more = left * static_cast<unsigned>(rank + 1) / ranks - before;
-        return static_cast<double>(shared / shape.ranks + more) * (L == Layout::columns ? 1 : V);
-    }
-
     BNFOLD_DEVICE int windows() const {
         return static_cast<int>((end - begin + shape.window - 1) / shape.window);
     }
 
+    // row == 1 << row_bits() in `columns`: at most the lanes of a warp.
+    BNFOLD_DEVICE int row_bits() const {
+        return (row > 1) + (row > 2) + (row > 4) + (row > 8) + (row > 16);
+    }
     // In which run the unit's vector of that number is, and where in it.
     struct Run {
         long long number;
         unsigned offset;
     };
     BNFOLD_DEVICE Run run_of(long long vector) const {
+        if constexpr (L == Layout::columns) return {vector >> row_bits(), static_cast<unsigned>(vector) & (row - 1)};
         // Few tensors are so large that a division of 64 bits, which takes long, is needed.
         const long long number = vector < 0x80000000ll ? by_row.quotient(static_cast<unsigned>(vector)) : vector / row;
         return {number, static_cast<unsigned>(vector - number * row)};
@@ -137,6 +130,7 @@ struct Part {
 
     // How many values of the unit's channel c are in vectors [from, to), and how many a rank has.
     BNFOLD_DEVICE float values_of(int c, long long from, long long to) const {
+        if constexpr (L == Layout::columns) return static_cast<float>((to - from) >> row_bits());  // whole rows
         return static_cast<float>(values_before(to, c) - values_before(from, c));
     }
     BNFOLD_DEVICE float values_of(int c, const Shares& shares, int rank) const {
@@ -192,12 +186,12 @@ struct Places<V, Layout::columns> {
 
     BNFOLD_DEVICE explicit Places(const Window<V, Layout::columns>& window) {
         const auto& part = window.part;
-        const unsigned thread = static_cast<unsigned>(port::thread()), run = thread / part.row;
+        const auto run = part.run_of(port::thread());
         const unsigned stride = static_cast<unsigned>(part.shape.channels) / V;
-        in_run = (thread - run * part.row) * V;
+        in_run = run.offset * V;
         width = static_cast<unsigned>(part.width);
-        step = kThreads / part.row * stride;
-        at = run * stride + (thread - run * part.row);
+        step = static_cast<unsigned>(kThreads >> part.row_bits()) * stride;
+        at = static_cast<unsigned>(run.number) * stride + run.offset;
     }
 
     // Whether this thread's channels are beyond the last one.
@@ -231,7 +225,10 @@ struct Window {
     }
 
     // Values of the unit's channel c in the window.
-    BNFOLD_DEVICE float values_of(int c) const { return part.values_of(c, begin, begin + count); }
+    BNFOLD_DEVICE float values_of(int c) const {
+        if constexpr (L == Layout::columns) return static_cast<float>(count >> part.row_bits());
+        return part.values_of(c, begin, begin + count);
+    }
 
     // How many vectors of the window are this thread's.
     BNFOLD_DEVICE int vectors() const {
@@ -262,6 +259,7 @@ struct Window {
         if (places.beyond()) return;
         const T* const from = x + origin;
         const int last = count < most * kThreads ? count : most * kThreads;
+#pragma unroll 1
         for (int slot = port::thread(); slot < last; slot += kThreads) {
             Place<L> place;
             unsigned offset;
@@ -275,6 +273,7 @@ private:
     template <int U, class Load, class Begin, class Use>
     BNFOLD_DEVICE void turns(int slot, Places<V, L>& places, Load load, Begin begin, Use use) const {
         const int last = count - (U - 1) * kThreads;
+#pragma unroll 1
         for (; slot < last; slot += U * kThreads) {
             decltype(load(0, Place<L>{})) loaded[U];
             Place<L> place[U];

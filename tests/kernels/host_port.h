@@ -201,6 +201,7 @@ BNFOLD_DEVICE unsigned highest_bits(unsigned a, unsigned b, unsigned c, unsigned
 
 // What std::sqrt is; <cmath> would take a third of the compiler's time.
 BNFOLD_DEVICE float square_root(float value) { return __builtin_sqrtf(value); }
+BNFOLD_DEVICE float reciprocal(float value) { return 1 / value; }
 BNFOLD_DEVICE unsigned multiply_high(unsigned a, unsigned b) {
     return static_cast<unsigned>(static_cast<std::uint64_t>(a) * b >> 32);
 }

@@ -93,7 +93,8 @@ def check_part(host: Host, found: Launch, shape: tuple[int, int, int], unit: int
 
 
 def part_begin(layout: str, outer: int, row: int, ranks: int, rank: int) -> int:
-    return outer * rank // ranks * row if layout == "columns" else outer * row * rank // ranks
+    each, more = divmod(outer if layout == "columns" else outer * row, ranks)
+    return (each * rank + min(rank, more)) * (row if layout == "columns" else 1)
 
 
 def before(vectors: int, c: int, row: int, width: int, inner: int) -> int:

@@ -36,6 +36,7 @@ SHAPES: dict[str, tuple[tuple[int, ...], bool]] = {
     "odd planes, odd channels": ((40, 3, 15, 17), False),
     "rows": ((70, 40), False),
     "many rows": ((1100, 24), False),
+    "half a unit": ((900, 8), False),
     "rows of odd length": ((400, 7), False),
     "channels last": ((3, 24, 9, 5), True),
     "one image, channels last": ((1, 72, 31, 33), True),

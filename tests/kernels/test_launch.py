@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from bnfold.kernels.launch import ROWS, TURN, Device, Fit, Launch, Problem, plan, reading
+from bnfold.kernels.launch import MOST_RANKS, ROWS, TURN, Device, Fit, Launch, Problem, plan, reading
 
 H200 = Device((9, 0), 132, 227 * 1024, clusters=8, cooperative=True)
 NO_RING = dataclasses.replace(H200, capability=(7, 5))
@@ -95,26 +95,50 @@ def test_windows_are_the_last_resort() -> None:
 
 
 @pytest.mark.parametrize(
-    ("layer", "kernel", "row", "ranks", "passes", "turns"),
+    ("layer", "kernel", "row", "ranks", "group", "passes", "turns"),
     [
-        ((512, 28), "forward", "ring", 33, 4, 12),  # 190 KB
-        ((512, 28), "backward", "ring", 66, 8, 6),
-        ((1024, 14), "forward", "ring", 16, 4, 7),
-        ((256, 56), "forward", "cooperative grid", 132, 8, 12),  # too many blocks hold a unit
-        ((256, 56), "backward", "cooperative grid", 132, 8, 12),  # and these do not
-        ((64, 112), "forward", "cooperative grid", 132, 2, 48),
+        ((512, 28), "forward", "ring", 66, 32, 8, 6),  # 95 KB
+        ((512, 28), "backward", "ring", 132, 32, 16, 3),
+        ((1024, 14), "forward", "ring", 16, 32, 4, 7),
+        ((256, 56), "forward", "ring", 132, 32, 8, 12),
+        (
+            (256, 56),
+            "backward",
+            "ring",
+            132,
+            16,
+            16,
+            6,
+        ),  # it does not hold two tensors of 64 bytes of channels
+        ((64, 112), "forward", "cooperative grid", 132, 16, 4, 24),  # it reads less again
     ],
 )
-def test_a_ring_is_taken_by_few_blocks(
-    layer: tuple[int, int], kernel: str, row: str, ranks: int, passes: int, turns: int
+def test_a_ring_holds_two_units_or_the_largest_one_that_it_can(
+    layer: tuple[int, int], kernel: str, row: str, ranks: int, group: int, passes: int, turns: int
 ) -> None:
-    """Of 132 blocks the sets take longer to merge than a ring hides."""
     asked = problem(*layer, kernel=kernel)
     launch = taken(asked, H200)
     teams = launch.grid // launch.ranks
-    assert (launch.row, launch.ranks, -(-launch.units // teams)) == (row, ranks, passes)
+    found = (launch.row, launch.ranks, launch.group, -(-launch.units // teams))
+    assert found == (row, ranks, group, passes)
     part = -(-asked.outer // ranks) * launch.group // launch.width
     assert -(-part // TURN) == turns
+
+
+def test_what_is_read_again_counts_twice() -> None:
+    """A grid of all blocks would hold half of each unit: a ring of half as many channels is taken."""
+    asked = problem(64, 56, kernel="backward")
+    assert taken(asked, H200).row == "ring"
+    assert taken(asked, NO_RING).row == "cooperative grid"
+
+
+def test_no_more_blocks_share_a_unit_than_sets_are_read_at_one_time() -> None:
+    """Of a device with more multiprocessors some are left idle where a unit needs all of them."""
+    large = dataclasses.replace(H200, multiprocessors=300, clusters=1)
+    for kernel in ("forward", "backward"):
+        ranks = [taken(problem(*layer, 256, kernel), large).ranks for layer in LAYERS]
+        assert max(ranks) == MOST_RANKS
+    assert taken(problem(64, 7, batch=8), large).grid == 2
 
 
 def test_a_ring_of_backward_holds_two_tensors() -> None:
@@ -128,7 +152,7 @@ def test_a_ring_of_backward_holds_two_tensors() -> None:
     [
         problem(72, 56),  # channels that are no whole number of units
         dataclasses.replace(problem(512, 28), aligned=False),
-        problem(256, 56, kernel="backward"),  # no ring holds a unit of two tensors
+        problem(64, 112, kernel="backward"),  # no ring holds a unit of two tensors
     ],
 )
 def test_what_has_no_ring(asked: Problem) -> None:

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bnfold.kernels.launch import RINGS, THREADS, TURN, Device, Launch
+from bnfold.kernels.launch import RINGS, SLOTS, THREADS, TURN, Device, Launch
 from bnfold.nn import kernel_calls as kernels
 from bnfold.nn import reference
 from bnfold.nn.arguments import Arguments, Running, Saved
@@ -49,7 +49,7 @@ class Setting:
     inner: int = 1
 
     def machine(self, folder: Path = KERNELS) -> HostMachine:
-        slots = 64 // self.kind.itemsize if self.inner == 1 else 1
+        slots = SLOTS if self.inner == 1 else 1
         memory = RINGS[self.kernel].shared(self.ring * TURN * 16, slots, THREADS)
         return HostMachine(Device((8, 0), self.blocks, memory, clusters=1, cooperative=True), folder=folder)
 
@@ -76,6 +76,8 @@ SETTINGS = {
     "three units": Setting(2553, 48, 5, ring=6, most=2),
     "two teams": Setting(1500, 64, 5, ring=4, most=3),
     "a turn each": Setting(700, 96, 3, ring=1, most=1),
+    "half as many channels": Setting(2553, 48, 2, ring=4, most=3),
+    "many blocks": Setting(5200, 48, 21, ring=1, most=1),
     "two bytes": Setting(2600, 64, 2, ring=7, most=6, kind=torch.bfloat16),
     "two bytes, one unit": Setting(1500, 32, 2, ring=3, most=3, kind=torch.float16),
     "planes": Setting(37, 5, 2, ring=6, most=5, inner=1000),
@@ -88,6 +90,8 @@ BACKWARD = {
     "three units": Setting(2553, 48, 5, ring=6, most=2, kernel="backward"),
     "two teams": Setting(1500, 64, 5, ring=4, most=3, kernel="backward"),
     "two bytes": Setting(1500, 96, 2, ring=5, most=3, kind=torch.bfloat16, kernel="backward"),
+    "half as many channels": Setting(3300, 64, 2, ring=5, most=4, kind=torch.float16, kernel="backward"),
+    "many blocks": Setting(5200, 48, 21, ring=1, most=1, kernel="backward"),
     "planes": Setting(37, 5, 2, ring=6, most=5, kernel="backward", inner=1000),
     "planes, two bytes": Setting(90, 3, 2, 2, most=2, kind=torch.float16, kernel="backward", inner=360),
 }

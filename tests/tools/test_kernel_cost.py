@@ -87,6 +87,17 @@ def test_the_shortest_way_with_the_most_vectors_counts() -> None:
     assert write["alone"].alu == 1
 
 
+def test_a_merge_of_sets_is_no_sweep() -> None:
+    """Both read 16 bytes of shared memory and add much; one adds what other lanes have."""
+    adds = ["FADD R20, R20, R4"] * 8
+    ends = ["@P0 BRA `(.L_x_1)", "EXIT"]
+    sweep = listing("S2R R0, SR_TID.X", ".L_x_1:", "LDS.128 R4, [R30]", *adds, *ends)
+    shuffle = "SHFL.BFLY PT, R4, R20, 0x10, 0x1f"
+    merge = listing("S2R R0, SR_TID.X", ".L_x_1:", "LDS.128 R4, [R30]", *adds[:4], shuffle, *adds[4:], *ends)
+    assert [each.role for each in loops.roles(sweep, ABOUT)] == ["sweep"]
+    assert loops.roles(merge, ABOUT) == []
+
+
 def test_slow_paths_are_no_loops() -> None:
     code = listing(
         "MOV R0, R1",

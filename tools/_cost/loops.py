@@ -131,8 +131,9 @@ def _role(body: Sequence[Instruction], kernel: Kernel, inside: bool) -> str | No
         return "load" if sums else "fill"
     if total[_STAGED] and total[_LOADED] + total[_LOADED_IF]:
         return "load"
-    # A sum or more for each value: what merges the sums of warps does less.
-    if total[_TAKEN] and sums >= kernel.width * total[_TAKEN]:
+    # A sum or more for each value, of this thread's: what merges sets of others does it by shuffles.
+    merges = any(each.name == "SHFL" for each in body)
+    if total[_TAKEN] and sums >= kernel.width * total[_TAKEN] and not merges:
         return "sweep"
     value = 32 if kernel.type == "float" else 16
     by_value = kernel.layout == "planes" and any(each.name == "LDS" and each.bits == value for each in body)

@@ -133,6 +133,11 @@ def related(name: str, a: Array, b: Array) -> Array:
     return simple[name]() if name in simple else simple[name[:-1]]() | either
 
 
+def flushed(a: Array) -> Array:
+    """Zero for what is smaller than a normal number."""
+    return np.where(np.abs(a) < np.finfo(a.dtype).tiny, np.copysign(a.dtype.type(0), a), a)
+
+
 PLAIN: dict[str, Callable[..., Array]] = {
     "mov": lambda a: a,
     **dict.fromkeys(("add", "add.rn"), lambda a, b: a + b),
@@ -144,6 +149,7 @@ PLAIN: dict[str, Callable[..., Array]] = {
     "fma.rn": fused,
     "div.rn": lambda a, b: a / b,
     "rcp.rn": lambda a: 1 / a,
+    "rcp.approx.ftz": lambda a: flushed(1 / flushed(a)),
     "sqrt.rn": np.sqrt,
     "neg": lambda a: -a,
     "abs": np.abs,

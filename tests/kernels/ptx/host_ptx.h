@@ -109,6 +109,10 @@ inline T high(T a, T b) {
     using Wide = std::conditional_t<std::is_signed_v<T>, __int128, unsigned __int128>;
     return static_cast<T>(static_cast<Wide>(a) * static_cast<Wide>(b) >> 8 * sizeof(T));
 }
+// Zero for what is smaller than a normal number.
+inline f32 flushed(f32 value) {
+    return std::fabs(value) < std::numeric_limits<f32>::min() ? std::copysign(0.0f, value) : value;
+}
 inline u32 inserted(u32 bits, u32 into, u32 at, u32 count) {
     at &= 255;
     count &= 255;

@@ -61,6 +61,7 @@ _COUNTED: dict[str, list[dict[str, Rule]]] = {
     "rem": [_same("{a} % {b}", INTEGERS, 2)],
     "div.rn": [_same("{a} / {b}", FLOATS, 2)],
     "rcp.rn": [_same("1 / {a}", FLOATS, 1)],
+    "rcp.approx.ftz": [_same("flushed(1 / flushed({a}))", ("f32",), 1)],
     "sqrt.rn": [_same("std::sqrt({a})", FLOATS, 1)],
     "neg": [_same("-{a}", (*SIGNED, *FLOATS), 1)],
     "abs": [_same("{a} < 0 ? -{a} : {a}", SIGNED, 1), _same("std::fabs({a})", FLOATS, 1)],
