@@ -292,3 +292,17 @@ def test_numbers_between_ends_that_may_be_infinite(ends: tuple[float, float]) ->
     assert (low <= found).all()
     assert (found <= high).all()
     assert (len(np.unique(found)) > 1) == (ends[0] < ends[1])
+
+
+def test_channels_of_a_stored_tensor_that_are_dropped_are_no_claim() -> None:
+    g = Build(seed=2)
+    x = g.bn(g.conv(g.input("x", (1, 3, 8, 8)), 4), signs="positive")
+    stored = np.repeat(np.array([1.0, 2.0]), 64).reshape(1, 2, 8, 8)
+    g.output(g.conv(g.op("Concat", g.op("Relu", x), g.const(stored, "stored"), axis=1), 2))
+    model = g.model()
+    after, report = bnfold.fold_onnx(model, certificate=True, drop_dead_channels=True)
+    assert report.verification is not None
+    assert report.verification.status == "passed"
+    assert report.dropped is not None
+    assert report.dropped.parameters == 64 + 2  # a channel of it, and what the conv had for that
+    assert proof(model, after, report.certificate).status == "proved"

@@ -87,10 +87,11 @@ def drop_dead_channels(
 
 
 def _claims(graph: Graph, choice: Choice) -> Claims:
+    """What becomes of the tensors that lose channels. Of stored ones nothing is claimed."""
     claims = {}
     for tensor in graph.tensors:
         keep = choice.keep(tensor)
-        if keep is not None:
+        if keep is not None and tensor.constant is None:
             axis = choice.groups.channels[tensor].axis
             claims[tensor] = Claim(tensor, cut=certificate.Cut(axis, keep, choice.constants(tensor)))
     return claims
