@@ -20,7 +20,7 @@ def text(result: dict[str, Any]) -> str:
         "network (its ONNX file, where there is one) and the first output; *ms* are the processor's too, the "
         "median of calls in turn on one thread. *Ratio*: the time of a call over that of the same round "
         "without bnfold, the median of all rounds, and how far it may be off (95 %); where a runtime loads a "
-        "file, five sessions of each take turns. *Freezing* is held against *without*, *bnfold, freezing* "
+        "file, fifteen sessions of each take turns. *Freezing* is held against *without*, *bnfold, freezing* "
         "against freezing alone. Compare rows of one network, no others."
     )
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-INSTANCES = 5  # of what a runtime makes: where its memory happens to lie is worth some percent
+INSTANCES = 15  # of what a runtime makes: where memory lies is worth 4 %, too much for the median of five
 LEAST, SECONDS, NARROW = 15, 10.0, 0.01  # rounds; after them, till the time is over or ratios are as close
 Run = Callable[[Any], Any]
 
