@@ -79,10 +79,10 @@ def alike(original: Loaded, folded: Loaded, feeds: Feeds, name: str, most: float
         if value.shape != against.shape or value.dtype != against.dtype:
             return False
         x, y = wide(value), wide(against)
-        limit = SMALL * np.abs(x).max(initial=0.0)
+        limit = SMALL * np.abs(x[np.isfinite(x)]).max(initial=0.0)
         if output == name or name not in ran.original:
             limit = min(limit, most)
-        if not np.allclose(x, y, rtol=0.0, atol=limit):
+        if not np.allclose(x, y, rtol=0.0, atol=limit, equal_nan=True):
             return False
     return True
 

@@ -10,8 +10,10 @@ import pytest
 
 import bnfold
 from bnfold.onnx_graph.file.loaded import load
+from bnfold.onnx_graph.run.side_by_side import Feeds
 from bnfold.proof import decide, evaluate
 from bnfold.proof.decide import prove
+from bnfold.proof.trial import alike
 from tests.onnx_graph.build import Build
 from tests.proof.test_decide import X, graph, net, node, proof
 
@@ -104,3 +106,17 @@ def test_another_weight_of_what_is_always_zero_is_not_called_wrong(beta: float, 
     found = proof(one, other)
     assert found.status == status, str(found)
     assert proof(one, one).status == "proved"
+
+
+def test_an_infinite_output_hides_no_other_difference() -> None:
+    """What is far off shows in a run of both, whatever else is infinite there."""
+    nodes = [
+        node("Div", "x zero", "far"),
+        node("Mul", "x w", "near"),
+        node("Concat", "far near", "y", axis=1),
+    ]
+    zero = np.zeros(1, np.float32)
+    models = [graph(nodes, {"zero": zero, "w": np.float32([w])}, X) for w in (1, 2)]
+    feeds = Feeds(load(models[0]), None, None, 0)
+    assert alike(load(models[0]), load(models[0]), feeds, "y", 1e-9)
+    assert not alike(load(models[0]), load(models[1]), feeds, "", np.inf)

@@ -8,6 +8,7 @@ import runpy
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import onnx
 import onnx.parser
@@ -68,17 +69,6 @@ def test_each_recipe_is_pinned_and_has_a_file() -> None:
     assert {path.stem for path in recipe.RECIPES.glob("for_*.py")} == set(recipes.RECIPES)
 
 
-def test_an_absent_library_is_a_line_and_a_status(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    monkeypatch.setattr(recipes, "RESULT", tmp_path / "recipes.json")
-    monkeypatch.setattr(stacks, "ROOT", tmp_path)  # where no environment is
-    monkeypatch.setattr("sys.argv", ["stacks", "for_keras"])
-    with pytest.raises(SystemExit, match="1"):
-        recipes.main()
-    assert capsys.readouterr().err == "for_keras: not installed; tested with keras 3.15.1\n"
-
-
 def test_the_recipes_that_were_run_gain_what_the_table_says() -> None:
     """The check has passed, nothing is more than it was, and no batch norm is left."""
     found = json.loads((RESULTS / "recipes.json").read_text())
@@ -127,15 +117,24 @@ def test_a_run_that_was_stopped_goes_on_with_what_is_missing(
     assert ran == ["repvgg_a0", "densenet121"]
 
 
-def test_an_absent_stack_is_a_line_and_a_status(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+@pytest.mark.parametrize(
+    ("tool", "name", "tested"),
+    [(stacks, "openvino", f"openvino {TESTED['openvino']}"), (recipes, "for_keras", "keras 3.15.1")],
+)
+def test_what_is_absent_is_a_line_and_a_status(
+    tool: ModuleType,
+    name: str,
+    tested: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(stacks, "RESULT", tmp_path / "stacks.json")
+    monkeypatch.setattr(tool, "RESULT", tmp_path / "results.json")
     monkeypatch.setattr(stacks, "ROOT", tmp_path)  # where no environment is
-    monkeypatch.setattr("sys.argv", ["stacks", "openvino"])
+    monkeypatch.setattr("sys.argv", ["stacks", name])
     with pytest.raises(SystemExit, match="1"):
-        stacks.main()
-    assert capsys.readouterr().err == f"openvino: not installed; tested with openvino {TESTED['openvino']}\n"
+        tool.main()
+    assert capsys.readouterr().err == f"{name}: not installed; tested with {tested}\n"
 
 
 @pytest.mark.parametrize("stack", STORED)
