@@ -59,9 +59,9 @@ backward(const T* x, const T* dy, const unsigned char* mask, const P* weight, co
     const Source<T, V> source = {x, dy, mask};
     const Gradients<T> gradients = {dx, dresidual};
     const Totals<P> totals_to = {dweight, dbias, sum_dz, sum_dz_x};
-    if constexpr (E == Exchange::ring) {
+    if constexpr (E == Exchange::ring || E == Exchange::long_ring) {
         const Shape shape = {outer, channels, inner, group, ranks, window};
-        const BackwardRing<T, P, V, L> ring = {shape, source, gradients, weight, bias, mean,
+        const BackwardRing<T, P, V, L, E> ring = {shape, source, gradients, weight, bias, mean,
                                                invstd, totals_to, letters, words, frozen != 0};
         ring.pass(relu != 0);
         return;

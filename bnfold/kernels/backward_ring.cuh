@@ -1,9 +1,10 @@
-// Backward of units that pass through a ring: see ring.cuh. x and dy are copied; dz takes dy's place when it is summed.
+// Backward of units that pass through a ring: see ring.cuh and long_ring.cuh. x and dy are copied; dz takes dy's place
+// when it is summed.
 
 #pragma once
 
 #include "gradients.cuh"
-#include "ring.cuh"
+#include "long_ring.cuh"
 
 namespace bnfold {
 
@@ -90,14 +91,18 @@ struct BackwardTask {
 #pragma unroll
         for (int i = 0; i < A; ++i) sums[i] = {};
     }
+    BNFOLD_DEVICE static Given<G, T, V> given(const port::Bits16* slot, Note note) {
+        Given<G, T, V> found;
+        found.x = __builtin_bit_cast(Vector<T, V>, slot[0]);
+        found.dy = __builtin_bit_cast(Vector<T, V>, slot[apart]);
+        found.bits = note.bits;
+        return found;
+    }
     BNFOLD_DEVICE void add(port::Bits16* slot, const Origins& origins, Note note) {
-        Given<G, T, V> given;
-        given.x = __builtin_bit_cast(Vector<T, V>, slot[0]);
-        given.dy = __builtin_bit_cast(Vector<T, V>, slot[apart]);
-        given.bits = note.bits;
-        const Vector<T, V> dz = given.dz(origins);
+        const Given<G, T, V> here = given(slot, note);
+        const Vector<T, V> dz = here.dz(origins);
         if constexpr (G != Gate::open) slot[apart] = __builtin_bit_cast(port::Bits16, dz);
-        const Floats<V> xs = floats_of(given.x), dzs = floats_of(dz);
+        const Floats<V> xs = floats_of(here.x), dzs = floats_of(dz);
         origins.each([&](int j, const Affine& affine) {
             sums[j % A].dz += dzs.values[j];
             sums[j % A].dz_x += dzs.values[j] * (xs.values[j] - affine.mean);
@@ -114,7 +119,6 @@ struct BackwardTask {
             if (first) letters[static_cast<long long>(team.channel(k) + c) * team.ranks + team.rank] = all;
         });
         team.tell(k);
-        prepare(k + 2);  // the next unit's barriers come before anybody asks for it
     }
     BNFOLD_DEVICE void hear(int k) const {
         team.hear(k);
@@ -136,11 +140,18 @@ struct BackwardTask {
     }
 
     BNFOLD_DEVICE Channels channels() const { return own<Slope>(slope); }
+    BNFOLD_DEVICE bool writes() const { return to.dx != nullptr; }
     BNFOLD_DEVICE More fetch(Place) const { return {}; }
     BNFOLD_DEVICE void write(const port::Bits16* slot, Place at, const Channels& channels, More) const {
-        if (!to.dx) return;
+        if (!writes()) return;
         const auto dz = __builtin_bit_cast(Vector<T, V>, slot[apart]);
-        Floats<V> floats = floats_of(__builtin_bit_cast(Vector<T, V>, slot[0]));
+        finish(floats_of(__builtin_bit_cast(Vector<T, V>, slot[0])), dz, at, channels);
+    }
+    BNFOLD_DEVICE void write_again(const port::Bits16* slot, Place at, const Channels& channels, Note note) const {
+        const Given<G, T, V> here = given(slot, note);
+        finish(floats_of(here.x), here.dz(channels), at, channels);
+    }
+    BNFOLD_DEVICE void finish(Floats<V> floats, const Vector<T, V>& dz, Place at, const Channels& channels) const {
         const Floats<V> dzs = floats_of(dz);
         channels.each([&](int j, const Slope& of) {
             const float x = frozen ? of.mean : floats.values[j];  // which is then of no consequence, and may be NaN
@@ -152,7 +163,7 @@ struct BackwardTask {
 };
 
 // All units of a block.
-template <class T, class P, int V, Layout L>
+template <class T, class P, int V, Layout L, Exchange E>
 struct BackwardRing {
     const Shape& shape;
     const Source<T, V>& from;
@@ -177,7 +188,11 @@ struct BackwardRing {
         auto* scratch = reinterpret_cast<Sums*>(begun + 4 * kMostChannels);
         BackwardTask<T, P, V, L, G> task = {part, from,    to,    weight, bias,  mean, invstd, totals,
                                             team, letters, share, frozen, slope, sums, begun,  scratch};
-        Ring<decltype(task), V, L>(task, part, ring, team).pass();
+        if constexpr (E == Exchange::ring) {
+            Ring<decltype(task), V, L>(task, part, ring, team).pass();
+        } else {
+            LongRing<decltype(task), V, L>(task, part, ring, team).pass();
+        }
     }
     BNFOLD_DEVICE void pass(bool relu) const {
         if (!relu) {

@@ -49,6 +49,7 @@ struct ForwardTask {
         return reinterpret_cast<const port::Bits16*>(x) + at;
     }
     BNFOLD_DEVICE void prepare() const {}
+    BNFOLD_DEVICE void prepare(int) const {}
     BNFOLD_DEVICE Known* known(int k) const { return knowns + k % 3 * kMostChannels; }
     BNFOLD_DEVICE void begin(int k, const port::Bits16* slot) {
         const Floats<V> first = values(*slot);

@@ -2,9 +2,8 @@
 
 A tensor is an array [outer][channels][inner] (work.cuh): NCHW is (N, C, H*W), channels last (N*H*W, C, 1).
 `LAYOUTS` says how its values are read: the first line that fits. `ROWS` says how many blocks may share the
-channels of a unit and by which means they exchange their statistics: of all that hold a unit, those are taken
-that have least to do (`Fit.cost`). Limits are those that the driver tells of the device; nothing is
-assumed of an architecture but what its number stands for.
+channels of a unit and by which means they exchange their statistics: those are taken that have least to do
+(`Fit.cost`). The driver tells a device's limits; its number stands for no more than what it says.
 """
 
 from __future__ import annotations
@@ -255,6 +254,7 @@ class Row:
 
     ranks: the numbers of blocks of a unit that are possible. at_once: of how many units, so many blocks each,
     a device has the blocks at one time. barrier: bytes that a block could stage while it waits for others.
+    kernels, turn, least: of a ring those it serves, the vectors of a turn, and its compute capability.
     """
 
     name: str
@@ -262,15 +262,26 @@ class Row:
     ranks: Callable[[Fit], Iterable[int]]
     at_once: Callable[[Device, int], int] = lambda device, ranks: device.multiprocessors
     barrier: int = 0
+    kernels: tuple[str, ...] = ()
+    turn: int = THREADS
+    least: tuple[int, int] = (0, 0)
+
+    @property
+    def cooperative(self) -> bool:
+        """Whether its blocks wait for each other in global memory."""
+        return self.exchange in ("ring", "long_ring", "grid")
+
+    def serves(self, kernel: str, read: Reading) -> bool:
+        """Whether it has a kernel that reads like that: rings pass vectors of `columns` and `plane`."""
+        passes = kernel in self.kernels and read.layout in ("columns", "plane") and read.width > 1
+        return self.turn == THREADS or passes
 
     def fit(self, problem: Problem, device: Device, read: Reading) -> Fit:
         """What the line judges by, where a problem is read like that."""
-        turn = TURN if self.exchange == "ring" and _rings(problem.kernel, read) else THREADS
-        fit = Fit(problem, device, read, turn)
-        shared = self.exchange in ("ring", "grid") and read.layout == "columns" and read.width > 1
-        if not shared or fit.fits(device.ranks):
-            return fit
-        return Fit(problem, device, dataclasses.replace(read, group=2 * read.width), turn)
+        fit = Fit(problem, device, read, self.turn)
+        if self.cooperative and read.layout == "columns" and read.width > 1 and not fit.fits(device.ranks):
+            return Fit(problem, device, dataclasses.replace(read, group=2 * read.width), self.turn)
+        return fit
 
 
 def _alone(fit: Fit) -> Iterable[int]:
@@ -290,24 +301,24 @@ def _grid(fit: Fit) -> Iterable[int]:
     """
     if not fit.device.cooperative:
         return []
-    most = fit.device.ranks
-    return [ranks for ranks in range(1, most + 1) if fit.fits(ranks)] or [most]
+    return [n for n in range(1, fit.device.ranks + 1) if fit.fits(n)] or [fit.device.ranks]
 
 
-def _rings(kernel: str, read: Reading) -> bool:
-    """Whether a kernel passes what is read so through a ring."""
-    return kernel in RINGS and read.layout in ("columns", "plane") and read.width > 1
+def _passes(fit: Fit) -> bool:
+    """Whether a ring can pass the units: all of them are whole, and 32 bits count vectors."""
+    able = fit.device.cooperative and fit.device.capability >= COPIES
+    return able and fit.problem.channels % fit.reading.group == 0 and fit.part(1) * fit.units < 2**32
 
 
 def _ring(fit: Fit) -> Iterable[int]:
     """Any number of resident blocks that hold the unit, but one: `columns` and `plane` in vectors."""
-    if not fit.device.cooperative or fit.device.capability < COPIES:
-        return []
-    if not _rings(fit.problem.kernel, fit.reading) or fit.problem.channels % fit.reading.group:
-        return []
-    if fit.part(1) * fit.units >= 2**32:  # vectors, which are counted in 32 bits
-        return []
-    return filter(fit.fits, range(fit.device.ranks, 1, -1))
+    return filter(fit.fits, range(fit.device.ranks, 1, -1)) if _passes(fit) else []
+
+
+def _long_ring(fit: Fit) -> Iterable[int]:
+    """All resident blocks, where they do not hold the unit: backward of `columns` and `plane` in vectors."""
+    most = fit.device.ranks
+    return [most] if _passes(fit) and not fit.fits(most) and fit.capacity >= 2 * TURN else []
 
 
 def _teams(device: Device, ranks: int) -> int:
@@ -325,16 +336,17 @@ def _stream(fit: Fit) -> Iterable[int]:
     return [max(1, min(wanted, fit.part(1) // (4 * THREADS)))]
 
 
+CLUSTERS = (9, 0)  # compute capability from which blocks form clusters
+COPIES = (8, 0)  # and from which copies into shared memory go on by themselves
 ROWS = (
     Row("one block", "none", _alone),
-    Row("cluster", "cluster", _cluster, Device.clusters_at_once, barrier=32 * 1024),
-    Row("ring", "ring", _ring, _teams, barrier=64 * 1024),
+    Row("cluster", "cluster", _cluster, Device.clusters_at_once, barrier=32 * 1024, least=CLUSTERS),
+    Row("ring", "ring", _ring, _teams, 64 * 1024, tuple(RINGS), TURN, COPIES),
+    Row("long ring", "long_ring", _long_ring, _teams, 32 * 1024, ("backward",), TURN, COPIES),
     Row("cooperative grid", "grid", _grid, _teams, barrier=64 * 1024),
     Row("one block, windows", "none", _windows),
 )
 STREAM = Row("stream", "", _stream)
-CLUSTERS = (9, 0)  # compute capability from which blocks form clusters
-COPIES = (8, 0)  # and from which copies into shared memory go on by themselves
 
 
 def _rows(kernel: Kernel) -> tuple[Row, ...]:
@@ -351,15 +363,13 @@ def _name(problem: Problem, read: Reading, row: Row) -> str:
 
 def instances(kernel: str, capability: tuple[int, int]) -> list[str]:
     """The C++ names of all instances of a kernel that `plan` picks on devices of a compute capability."""
-    least = {"cluster": CLUSTERS, "ring": COPIES}
-    rows = [row for row in _rows(KERNELS[kernel]) if capability >= least.get(row.exchange, (0, 0))]
     found: dict[str, None] = {}  # some rows share an instance
     for activations in SIZES:
         others = dict.fromkeys(("float", activations))
         for rest in itertools.product(others, repeat=KERNELS[kernel].types - 1):
             problem = Problem(kernel, (activations, *rest), 1, 1, 1)
-            for (_, read), row in itertools.product(LAYOUTS, rows):
-                if row.exchange != "ring" or _rings(kernel, read(problem)):
+            for (_, read), row in itertools.product(LAYOUTS, _rows(KERNELS[kernel])):
+                if capability >= row.least and row.serves(kernel, read(problem)):
                     # Layout and width are the same for all shapes.
                     found[_name(problem, read(problem), row)] = None
     return list(found)
@@ -413,18 +423,15 @@ def plan(problem: Problem, device: Device) -> Launch | None:
     if read is None or problem.outer * problem.inner == 0 or problem.channels == 0:
         return None
     *rows, last = _rows(KERNELS[problem.kernel])
-    fits = [(row.fit(problem, device, read), row) for row in rows]
+    fits = [(row.fit(problem, device, read), row) for row in rows if row.serves(problem.kernel, read)]
     possible = [(fit, row, ranks) for fit, row in fits for ranks in row.ranks(fit)]
     if not possible:
         fit = last.fit(problem, device, read)
         possible = [(fit, last, ranks) for ranks in last.ranks(fit)]
     fit, row, ranks = min(possible, key=lambda choice: choice[0].cost(*choice[1:]))  # the first of equals
-    cooperative = row.exchange in ("grid", "ring")
-    units = min(fit.units, device.resident // ranks) if cooperative else fit.units  # at one time
-    if row.exchange == "ring":
-        window = min(fit.capacity, -(-fit.units // units) * -(-fit.part(ranks) // TURN) * TURN)
-    else:
-        window = min(fit.capacity, -(-fit.part(ranks) // THREADS) * THREADS)
+    units = min(fit.units, device.resident // ranks) if row.cooperative else fit.units  # at one time
+    passes = -(-fit.units // units) if row.exchange == "ring" else 1
+    window = min(fit.capacity, passes * -(-fit.part(ranks) // row.turn) * row.turn)
     return Launch(
         row=row.name,
         source=fit.kernel.source,
@@ -433,7 +440,7 @@ def plan(problem: Problem, device: Device) -> Launch | None:
         grid=units * ranks,
         block=THREADS,
         cluster=ranks if row.exchange == "cluster" else 1,
-        cooperative=cooperative,
+        cooperative=row.cooperative,
         shared=fit.kernel.shared(window * read.width * problem.size, fit.slots, THREADS),
         group=fit.reading.group,
         ranks=ranks,

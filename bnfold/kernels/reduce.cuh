@@ -198,6 +198,7 @@ enum class Exchange {
     cluster,  // they read each other's shared memory (compute capability 9.0 on)
     grid,     // through global memory; all blocks of a cooperative launch are resident
     ring,     // as well, while the next units are on their way (ring.cuh)
+    long_ring,   // as well; blocks read again what they cannot hold (long_ring.cuh)
 };
 
 // A barrier of the blocks of a unit, in two halves, for one thread of each. The word's highest bit changes when the

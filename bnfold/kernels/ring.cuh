@@ -86,6 +86,14 @@ struct Track {
         at = start += unit;
         offset = first;
     }
+    // As it begins at a vector of the thread's k-th unit.
+    BNFOLD_DEVICE Track ahead(const Part<V, L>& part, int k, int vector) const {
+        const auto run = part.run_of(first + static_cast<long long>(vector) * kThreads);
+        Track found = *this;
+        found.offset = run.offset;
+        found.at = start - first + k * unit + run.number * (row + wrap) + run.offset;
+        return found;
+    }
 };
 
 // A row divides the threads, so that each step is the same; the launcher takes tensors of less than 2^32 vectors.
@@ -110,12 +118,17 @@ struct Track<V, Layout::columns> {
         }
     }
     BNFOLD_DEVICE void next_unit(int vectors) { at += unit - step * static_cast<unsigned>(vectors); }
+    BNFOLD_DEVICE Track ahead(const Part<V, Layout::columns>&, int k, int vector) const {
+        Track found = *this;
+        found.at += static_cast<unsigned>(k) * unit + static_cast<unsigned>(vector) * step;
+        return found;
+    }
 };
 
 // Passes the units of a block through its ring. A task says what is done, for each thread:
 //
 //     tensors, source(s, place)              what is copied; a turn has `vectors` of each thread
-//     prepare()                              what is done while the first turns are on their way
+//     prepare(), prepare(k)                  what is done while the first turns are on their way; for a later unit
 //     begin(k, slot)                         begins the sums of the k-th unit, with the thread's first vector
 //     add(slot, origins(k), note)            adds a vector to them
 //     tell(k, vectors), hear(k)              the block's sums of that unit, of so many vectors; those of all blocks
@@ -193,6 +206,7 @@ struct Ring {
             sum_turn = 0;
             if constexpr (Task::notes) sums.next_unit(most * U);
             task.tell(sum_unit++, mine);
+            task.prepare(sum_unit + 1);  // the next unit's barriers come before anybody asks for it
         }
     }
     BNFOLD_DEVICE void has_written(int turns) {

@@ -110,7 +110,7 @@ def test_every_row_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
             seen |= device.rows()
             if device.limits.clusters > 1:
                 wanted.add("cluster")
-    together = {"cooperative grid", "ring"}  # which of them depends on the device
+    together = {"cooperative grid", "ring", "long ring"}  # which of them depends on the device
     assert seen - together == wanted
     assert seen & together
 

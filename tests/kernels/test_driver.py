@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from bnfold.kernels.launch import KERNELS, RINGS, ROWS
+from bnfold.kernels.launch import KERNELS, ROWS
 from tests.kernels import recorded
 from tests.kernels.host import HERE, unavailable
 
@@ -44,9 +44,9 @@ def test_every_kernel_is_launched_by_every_row(told: dict[str, Any]) -> None:
     taken = {(each["source"], each["row"]) for found in told["rows"].values() for each in found["given"]}
     rows = {row.name for row in ROWS}
     assert rows == recorded.ROWS.keys()
-    rings = {row.name for row in ROWS if row.exchange == "ring"}
     for name, kernel in KERNELS.items():
-        wanted = rows - (set() if name in RINGS else rings) if kernel.staged else {"stream"}
+        staged = {row.name for row in ROWS if not row.kernels or name in row.kernels}
+        wanted = staged if kernel.staged else {"stream"}
         assert {row for source, row in taken if source == kernel.source} == wanted
 
 
@@ -69,7 +69,7 @@ def test_the_launch_is_the_one_of_the_table(told: dict[str, Any], row: str) -> N
         assert (found["shared"], found["cluster"]) == (wanted["shared"], wanted["cluster"])
         assert (found["cooperative"], found["others"]) == (wanted["cooperative"], [])
     assert any(found["cluster"] > 1 for found in seen) == (row == "cluster")
-    together = ("ring", "cooperative grid")
+    together = ("ring", "long ring", "cooperative grid")
     assert any(found["cooperative"] for found in seen) == (row in together)
 
 
@@ -81,7 +81,8 @@ def test_all_shared_memory_is_allowed_before_the_first_launch(told: dict[str, An
                 allowed[each["kernel"]] = each["bytes"]
             elif each["call"] == "launch":
                 assert allowed[each["kernel"]] >= each["shared"]
-    assert len(allowed) == 10  # forward and backward by three exchanges and a ring, and two that have none
+    # Forward and backward by three exchanges and a ring, backward by a long one, and two that have none.
+    assert len(allowed) == 11
     assert max(allowed.values()) == 232448
 
 

@@ -248,8 +248,8 @@ def test_each_row_of_the_table_is_reached(monkeypatch: pytest.MonkeyPatch) -> No
     assert {name for name, (first, *others) in launches.items() if others == [first] * 3} == ALIKE
     every = [launch for found in launches.values() for device in found for launch in device]
     rows, kernels_run = {launch.row for launch in every}, {launch.kernel for launch in every}
-    rings = {row.name for row in ROWS if row.exchange == "ring"}  # which have tests of their own
-    assert rows == {row.name for row in ROWS} - rings | {"stream"}
+    # Rings have tests of their own.
+    assert rows == {row.name for row in ROWS if "ring" not in row.exchange} | {"stream"}
     # Five ways to read, by three ways to exchange for the kernels that do.
     counted = {name: sum(f"::{name}<" in each for each in kernels_run) for name in ("forward", "apply")}
     assert counted == {"forward": 15, "apply": 5}

@@ -101,16 +101,11 @@ def test_windows_are_the_last_resort() -> None:
         ((512, 28), "backward", "ring", 132, 32, 16, 3),
         ((1024, 14), "forward", "ring", 16, 32, 4, 7),
         ((256, 56), "forward", "ring", 132, 32, 8, 12),
-        (
-            (256, 56),
-            "backward",
-            "ring",
-            132,
-            16,
-            16,
-            6,
-        ),  # it does not hold two tensors of 64 bytes of channels
-        ((64, 112), "forward", "cooperative grid", 132, 16, 4, 24),  # it reads less again
+        # It does not hold two tensors of 64 bytes of channels.
+        ((256, 56), "backward", "ring", 132, 16, 16, 6),
+        # They read less again.
+        ((64, 112), "forward", "cooperative grid", 132, 16, 4, 24),
+        ((64, 112), "backward", "long ring", 132, 16, 4, 24),
     ],
 )
 def test_a_ring_holds_two_units_or_the_largest_one_that_it_can(
@@ -152,7 +147,6 @@ def test_a_ring_of_backward_holds_two_tensors() -> None:
     [
         problem(72, 56),  # channels that are no whole number of units
         dataclasses.replace(problem(512, 28), aligned=False),
-        problem(64, 112, kernel="backward"),  # no ring holds a unit of two tensors
     ],
 )
 def test_what_has_no_ring(asked: Problem) -> None:
@@ -160,3 +154,19 @@ def test_what_has_no_ring(asked: Problem) -> None:
     assert "ring" not in taken(problem(512, 28), NO_RING).row
     alone = dataclasses.replace(H200, cooperative=False)
     assert "ring" not in taken(problem(512, 28), alone).row
+
+
+def test_a_long_ring_is_for_backward_of_units_that_no_ring_holds() -> None:
+    asked = problem(64, 112, kernel="backward")
+    launch = taken(asked, H200)
+    assert (launch.row, launch.window) == ("long ring", 6 * TURN)
+    assert taken(dataclasses.replace(asked, kernel="forward"), H200).row == "cooperative grid"
+    assert taken(asked, NO_RING).row == "cooperative grid"
+    # It holds two turns at least, and whole units only.
+    assert taken(asked, dataclasses.replace(H200, shared_memory=72 * 1024)).row == "cooperative grid"
+    assert taken(asked, dataclasses.replace(H200, shared_memory=80 * 1024)).row == "long ring"
+    assert taken(dataclasses.replace(asked, channels=72), H200).row == "cooperative grid"
+    # The largest tensor that a ring holds, and one that is a row larger for each block.
+    rows = 132 * 6 * TURN // 2
+    assert taken(dataclasses.replace(asked, outer=rows), H200).row == "ring"
+    assert taken(dataclasses.replace(asked, outer=rows + 1), H200).row == "long ring"

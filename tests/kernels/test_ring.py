@@ -48,6 +48,11 @@ class Setting:
     kernel: str = "forward"
     inner: int = 1
 
+    @property
+    def exchange(self) -> str:
+        """How a kernel's name ends. A ring does not hold a unit of more turns."""
+        return f"Exchange::{'ring' if self.ring >= self.most else 'long_ring'}>"
+
     def machine(self, folder: Path = KERNELS) -> HostMachine:
         slots = SLOTS if self.inner == 1 else 1
         memory = RINGS[self.kernel].shared(self.ring * TURN * 16, slots, THREADS)
@@ -94,6 +99,18 @@ BACKWARD = {
     "many blocks": Setting(5200, 48, 21, ring=1, most=1, kernel="backward"),
     "planes": Setting(37, 5, 2, ring=6, most=5, kernel="backward", inner=1000),
     "planes, two bytes": Setting(90, 3, 2, 2, most=2, kind=torch.float16, kernel="backward", inner=360),
+    # Units of which no ring holds a block's part.
+    "long: a turn passes": Setting(3000, 48, 2, ring=2, most=3, kernel="backward"),
+    "long: most of a unit passes": Setting(11_200, 16, 2, ring=2, most=11, kernel="backward"),
+    "long: a turn more than what is asked for": Setting(8192, 24, 2, ring=3, most=8, kernel="backward"),
+    "long: one unit": Setting(4100, 8, 2, ring=3, most=5, kernel="backward"),
+    "long: one block's ring holds all": Setting(4097, 24, 2, ring=4, most=5, kernel="backward"),
+    "long: many blocks": Setting(52_000, 24, 21, ring=2, most=5, kernel="backward"),
+    "long: two bytes": Setting(6000, 48, 2, ring=3, most=6, kind=torch.bfloat16, kernel="backward"),
+    "long: planes": Setting(37, 3, 2, ring=2, most=5, kernel="backward", inner=1000),
+    "long: planes, two bytes": Setting(
+        900, 2, 2, 3, most=20, kind=torch.float16, kernel="backward", inner=360
+    ),
 }
 FINISHES = {
     "plain": (False, False),
@@ -150,7 +167,7 @@ def test_values(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for number, finish in enumerate(FINISHES):
         machine.seed = (0, 5, 3, 6)[number]
         found = forward(machine, case, finish, monkeypatch)
-        assert found.launch.kernel.endswith("Exchange::ring>")
+        assert found.launch.kernel.endswith(setting.exchange)
         assert setting.parts(found.launch) == (setting.most, setting.ring)
         check(case, finish, found.results)
 
@@ -165,11 +182,14 @@ def test_gradients(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     launches = [launch for launch in machine.launches if "::backward<" in launch.kernel]
     assert len(launches) == 9  # with the residual's gradient, frozen, and sums alone
     for launch in launches:
-        assert launch.kernel.endswith("Exchange::ring>")
+        assert launch.kernel.endswith(setting.exchange)
         assert setting.parts(launch) == (setting.most, setting.ring)
 
 
-@pytest.mark.parametrize("name", ["three turns more", "two teams", "two bytes", "planes"])
+SOME = ("three turns more", "two teams", "two bytes", "planes")
+
+
+@pytest.mark.parametrize("name", [*SOME, "long: one block's ring holds all", "long: planes"])
 def test_the_same_gradients_under_every_schedule(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     setting = BACKWARD[name]
     case, machine = setting.case(), setting.machine()
@@ -183,8 +203,9 @@ def test_the_same_gradients_under_every_schedule(name: str, monkeypatch: pytest.
     assert all(each == found[0] for each in found)
 
 
-def test_frozen_statistics_ask_nothing_of_x(monkeypatch: pytest.MonkeyPatch) -> None:
-    setting = BACKWARD["three units"]
+@pytest.mark.parametrize("name", ["three units", "long: a turn passes"])
+def test_frozen_statistics_ask_nothing_of_x(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = BACKWARD[name]
     case, machine = setting.case(), setting.machine()
     monkeypatch.setattr(kernels, "machine_of", lambda x: machine)
     case.x[5, 3], case.x[6, 3] = torch.inf, torch.nan
@@ -263,8 +284,9 @@ SANITIZER = unavailable(sanitize=True)
 
 
 @pytest.mark.skipif(SANITIZER is not None, reason=SANITIZER or "")
-def test_no_access_beyond_a_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    setting = BACKWARD["three units"]
+@pytest.mark.parametrize("name", ["three units", "long: one block's ring holds all", "long: planes"])
+def test_no_access_beyond_a_gradient(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = BACKWARD[name]
     case, machine = setting.case(), setting.machine()
     monkeypatch.setattr(kernels, "machine_of", lambda x: machine)
     mean, var = reference.statistics(case.x)
@@ -287,17 +309,30 @@ def test_no_access_beyond_a_tensor(seed: int, monkeypatch: pytest.MonkeyPatch) -
 
 PUT = "for (int u = 0; u < U; ++u) task.write(slot(write_at, u), to[u], channels, more[u]);"
 COPY = "for (int u = 0; u < U; ++u) copy(slot(write_at, u), from[u]);"
-# In ring.cuh: what is there, and what would be wrong.
-FAULTS: dict[str, list[tuple[str, str]]] = {
-    "a wait too few": [("port::wait_groups<kUnderWay>();", "port::wait_groups<kUnderWay + 1>();")],
-    "a wait too few in sums": [("port::wait_groups(left - i);", "port::wait_groups(left + 1 - i);")],
-    "a turn too many": [("filled < size", "filled <= size")],
-    "filled before it was written": [
+ADD = (
+    "each_vector(turn, [&](int u) { task.add(slot(u), origins, noted[u]); });\n            if (LetGo) copy();"
+)
+WRITE = "each_vector(turn, [&](int u) { task.write(slot(u), to[u], channels, {}); });\n            copy();"
+# Of a file: what is there, and what would be wrong.
+FAULTS: dict[tuple[str, str], list[tuple[str, str]]] = {
+    ("ring", "a wait too few"): [("port::wait_groups<kUnderWay>();", "port::wait_groups<kUnderWay + 1>();")],
+    ("ring", "a wait too few in sums"): [
+        ("port::wait_groups(left - i);", "port::wait_groups(left + 1 - i);"),
+    ],
+    ("ring", "a turn too many"): [("filled < size", "filled <= size")],
+    ("ring", "filled before it was written"): [
         (PUT, f"if (!Sums) {PUT}"),
         (COPY, f"{COPY} {PUT.replace('int u', 'unsigned u')}"),
     ],
-    "one word": [("words + k % 2", "words")],
-    "told before its word is free": [("unit + (open ? 3 : 2)", "unit + 3")],
+    ("ring", "one word"): [("words + k % 2", "words")],
+    ("ring", "told before its word is free"): [("unit + (open ? 3 : 2)", "unit + 3")],
+    ("long_ring", "a wait too few"): [("port::wait_groups(--under_way);", "port::wait_groups(under_way--);")],
+    ("long_ring", "a turn too many"): [("i < size", "i < size + 1")],
+    ("long_ring", "copied over what is not summed"): [(ADD, "if (LetGo) copy(); " + ADD.partition("\n")[0])],
+    ("long_ring", "copied over what is not written"): [(WRITE, "copy(); " + WRITE.partition("\n")[0])],
+    ("long_ring", "copied over what stays"): [("if (LetGo) copy();", "copy();")],
+    ("long_ring", "written from other turns"): [("at = stay;", ";")],
+    ("long_ring", "a turn more stays"): [("all - least(size, all - 1)", "all - least(size, all - 1) - 1")],
 }
 ASKED = '#pragma once\nextern "C" { __attribute__((visibility("default"))) int fault = -1; }\n'
 
@@ -310,15 +345,14 @@ def faulty() -> Path:
         text = path.read_text()
         if path.name == "port.cuh":
             text = text.replace("#pragma once\n", ASKED)
-        if path.name == "ring.cuh":
-            for number, replaced in enumerate(FAULTS.values()):
-                for right, wrong in replaced:
-                    assert right in text, right
-                    if right.startswith(("for", "port")):
-                        both = f"if (fault == {number}) {{ {wrong}\n}} else {{ {right}\n}}"
-                    else:
-                        both = f"(fault == {number} ? {wrong} : {right})"
-                    text = text.replace(right, both)
+        for number, ((name, _), replaced) in enumerate(FAULTS.items()):
+            for right, wrong in replaced if path.stem == name else ():
+                assert right in text, right
+                if right.endswith(";"):
+                    both = f"if (fault == {number}) {{ {wrong}\n}} else {{ {right}\n}}"
+                else:
+                    both = f"(fault == {number} ? {wrong} : {right})"
+                text = text.replace(right, both)
         new = folder / f"{path.name}.{os.getpid()}"  # another process may be reading the old one
         new.write_text(text)
         new.replace(folder / path.name)
@@ -342,17 +376,40 @@ class Faulty(HostMachine):
         super().launch(launch, tensors, numbers, stream)
 
 
-@pytest.mark.parametrize("name", ["none", *FAULTS])
-def test_each_fault_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    fault = [*FAULTS].index(name) if name in FAULTS else -1
+NONE = [("ring", "none"), ("long_ring", "none")]
+
+
+@pytest.mark.parametrize("name", [*NONE, *FAULTS], ids=": ".join)
+def test_each_fault_is_noticed(name: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    long, fault = name[0] == "long_ring", [*FAULTS].index(name) if name in FAULTS else -1
+    settings = [SETTINGS["three turns more"], SETTINGS["three units"]]
+    if long:
+        settings = [BACKWARD["long: a turn passes"], BACKWARD["long: one block's ring holds all"]]
     noticed = set()
-    for setting, seed in product((SETTINGS["three turns more"], SETTINGS["three units"]), range(8)):
+    for setting, seed in product(settings, range(8)):
         case = setting.case()
         machine = Faulty(setting.machine().limits, seed, folder=faulty(), fault=fault)
+        monkeypatch.setattr(kernels, "machine_of", lambda x, machine=machine: machine)
         try:
-            check(case, "plain", forward(machine, case, "plain", monkeypatch).results)
+            if long:
+                check_gradient(case)
+            else:
+                check(case, "plain", forward(machine, case, "plain", monkeypatch).results)
         except (HostError, AssertionError) as error:
             noticed.add(str(error))
-            if name != "none":
+            if fault >= 0:
                 break
-    assert bool(noticed) == (name != "none")
+    assert bool(noticed) == (fault >= 0)
+
+
+def check_gradient(case: Case) -> None:
+    mean, var = reference.statistics(case.x.double())
+    saved = Saved(case.x, None, case.weight, case.bias, mean.float(), var.rsqrt().float(), False)
+    dx, _, dweight, dbias = kernels.backward(saved, case.dy, False, False)
+    assert dx is not None
+    dy, normal = case.dy.double(), (case.x.double() - mean) * var.rsqrt()
+    sums = (dy * normal).sum(0), dy.sum(0)
+    wanted = case.weight * var.rsqrt() * (dy - (sums[1] + normal * sums[0]) / len(dy))
+    close(dx, wanted, 1e-5 * (1 + wanted.abs()))
+    close(dweight, sums[0], 1e-5 * (dy * normal).abs().sum(0))
+    close(dbias, sums[1], 1e-5 * dy.abs().sum(0))

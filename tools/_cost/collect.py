@@ -114,7 +114,8 @@ def counted(compiled: Any, kernel: str) -> dict[str, Any]:
         }
         for role, each in found.items()
     }
-    rings = [code.instructions[each.loop.first : each.loop.last + 1] for each in known if each.role == "ring"]
+    ring = "write" if about.exchange == "long_ring" else "ring"
+    rings = [code.instructions[each.loop.first : each.loop.last + 1] for each in known if each.role == ring]
     turns = [
         sum(each.name == "LDGSTS" for each in ring) // about.read for ring in rings
     ]  # vectors of a thread

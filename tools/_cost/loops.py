@@ -9,6 +9,9 @@
     stream   reads and writes, of a kernel that stages nothing
     ring     writes one unit, copies the next one in, and sums what has arrived, in one loop
 
+Where units pass through a ring that does not hold them, each loop but a sweep copies as well: those are
+`load`, `write`, and `again`, which waits for what was copied once more.
+
 A way through a loop depends on what follows the batch norm: `alone`, `relu` or `add_relu`; `apply` can note
 a mask as well, `masked`, which evaluation does not ask for. Of all ways through a loop that treat as many
 vectors as it can, the shortest that does what is asked for is taken.
@@ -94,6 +97,12 @@ def key_of_sums(each: Instruction) -> Key:
     return (*key(each)[:_COMPARED], int(each.name in _SUM))
 
 
+def key_of_copies(each: Instruction) -> Key:
+    """Of a loop that copies: what it stores to shared memory besides is no other vector."""
+    found = key(each)
+    return (*found[:_STAGED], int(each.name == "LDGSTS"), *found[_STAGED + 1 :])
+
+
 _SUM = ("FADD", "FFMA", "HADD2", "HFMA2", "FADD2", "FFMA2")
 
 
@@ -106,7 +115,9 @@ def roles(code: Sequence[Instruction], kernel: Kernel) -> list[Role]:
             body, kernel, any(each.role == "load" and each.loop.depth < loop.depth for each in found)
         )
         if role:
-            found.append(Role(role, loop, flow.ways(code, loop, key_of_sums if role == "sweep" else key)))
+            other = key_of_copies if kernel.exchange == "long_ring" else key
+            keys = key_of_sums if role == "sweep" else other
+            found.append(Role(role, loop, flow.ways(code, loop, keys)))
     # Where some loads sum what they stage, others stage once more what the sums are known of.
     summing = {each.loop.first: _sums(code[each.loop.first : each.loop.last + 1]) for each in found}
     if kernel.layout != "planes" and any(summing[each.loop.first] for each in found if each.role == "load"):
@@ -126,6 +137,8 @@ def _role(body: Sequence[Instruction], kernel: Kernel, inside: bool) -> str | No
     total = [sum(column) for column in zip(*map(key, body), strict=True)]
     copies, sums = any(each.name == "LDGSTS" for each in body), _sums(body)
     if total[_STORED] + total[_STORED_IF]:
+        if kernel.exchange == "long_ring":
+            return "again" if any(each.name == "DEPBAR" for each in body) else "write"
         return "ring" if copies else _written(total, kernel)
     if copies:
         return "load" if sums else "fill"
@@ -184,7 +197,9 @@ def _cost(code: Sequence[Instruction], kernel: Kernel, same: Sequence[Role], fus
     best = min(found.off for _, found in made)
     chosen = [i for i, (_, found) in enumerate(made) if found.off == best]
     chosen = [i for i in chosen if made[i][1].vectors >= made[chosen[0]][1].vectors]
-    return counts[min(chosen, key=lambda i: made[i][1].compared)]
+    # Without anything behind it, a loop that knows of nothing is taken: the shortest.
+    alone = fusion == "alone"
+    return counts[min(chosen, key=lambda i: (made[i][1].compared, len(made[i][1].way) if alone else 0))]
 
 
 def _sum(counts: Sequence[Count]) -> Count:
@@ -218,7 +233,7 @@ def _way(kernel: Kernel, role: Role, fusion: str) -> Way:
         whole = most[_TAKEN] / tensors or most[_VALUES] / tensors / kernel.width
     elif not backward:
         whole = most[always]
-    elif role.role in ("again", "stream"):
+    elif role.role in ("again", "stream") and kernel.exchange != "long_ring":
         whole = most[_LOADED] / tensors
     elif most[_TAKEN] >= tensors:
         whole = most[_TAKEN] / tensors
@@ -234,6 +249,8 @@ def _way(kernel: Kernel, role: Role, fusion: str) -> Way:
         else:
             split = added and backward and not most[_STORED_IF]
             short = abs(way[always] - whole * (2 if split else 1))
+        if kernel.exchange == "long_ring":  # and what takes the place of a turn is copied
+            short += most[_STAGED] - way[_STAGED] + most[_TAKEN] - way[_TAKEN]
         loads, notes = way[_LOADED] / whole, way[_MASKED] / whole
         return (short, -loads if added else loads, -notes if noted else notes)
 

@@ -14,7 +14,7 @@ from tools._cost.devices import DEVICES, Hardware
 from tools._cost.latency import Between
 from tools._cost.loops import named
 from tools._cost.pipes import CYCLES, WARP, Count
-from tools._cost.simulate import Loop, Memory, Pass, Share, ring, serial, split, streamed
+from tools._cost.simulate import Loop, Memory, Pass, Share, long_ring, ring, serial, split, streamed
 from tools._gpu.layers import TYPES, Case
 
 THREADS = 512
@@ -78,6 +78,8 @@ def predicted(snapshot: Snapshot, device: str, case: Case, which: str, model: Mo
     launch = snapshot.launch(device, case, which)
     work = Work(snapshot, DEVICES[device], launch, case, which, model)
     passes = list(work.passes())
+    if work.long:
+        return long_ring(passes, model.launch, int(launch["window"]) // work.turn) / 1e3
     if work.rings:
         return ring(passes, model.launch, int(launch["window"]) // work.turn) / 1e3
     if work.instance["splits"]:
@@ -118,14 +120,20 @@ class Work:
         return "ring" in self.counts
 
     @property
+    def long(self) -> bool:
+        """Whether that ring does not hold them."""
+        return named(self.instance["kernel"]).exchange == "long_ring"
+
+    @property
     def turn(self) -> int:
         """Vectors of a ring's turn, or of a piece where there is no ring."""
         return THREADS * int(self.instance.get("turn", 1))
 
     @property
     def early(self) -> float:
-        """Bytes of the next unit that are asked into the second-level cache before a barrier."""
-        return int(self.snapshot.data["constants"]["kAhead"]) * PIECE if self.instance["prefetches"] else 0
+        """Bytes of what is read next that are asked into the second-level cache before a barrier."""
+        known = self.snapshot.data["constants"]["kAsked" if self.long else "kAhead"]
+        return int(known) * PIECE if self.instance["prefetches"] else 0
 
     @property
     def tensors(self) -> int:
@@ -188,8 +196,12 @@ class Work:
             stream = self.loop("stream", PIECE + added, PIECE, together)
             return Pass(mine, pieces, 1, nothing, 0, stream, nothing, pieces, begin=begin)
         windows = 1 if self.rings else max(1, math.ceil(self.part / int(self.launch["window"])))
-        at_hand = pieces if windows == 1 else min(pieces, round(int(self.launch["window"]) / THREADS))
-        read_again = (pieces - at_hand) * PIECE * self.tensors * together * active
+        held = min(pieces, round(int(self.launch["window"]) / self.turn))
+        at_hand = pieces if windows == 1 else held
+        # What was asked for is there whatever the cache keeps; it is the oldest.
+        asked = int(self.early // (self.turn * VECTOR * self.tensors)) if self.long else 0
+        left = max(0, pieces - at_hand - asked)
+        read_again = left * self.turn * VECTOR * self.tensors * together * active
         kept = min(1.0, self.hardware.l2 * self.model.kept / read_again) if read_again else 0
         if self.which == "forward":
             load, write, out = 0.0, added, PIECE + mask
@@ -198,6 +210,8 @@ class Work:
         read = self.tensors * PIECE + load
         if self.rings:
             return self.in_ring(mine, pieces, read, write, out, begin)
+        if self.long:
+            return self.in_long_ring(mine, pieces, read, write, out, begin, kept)
         loads, writes = self.loop("load", read, 0, together), self.loop("write", write, out, together)
         if "again" in self.counts:
             again = self.loop("again", read + write, out, together)
@@ -218,6 +232,31 @@ class Work:
             begin=begin,
             window=self.between.window * self.ns,
             barrier=self.between.barrier * self.ns + self.model.skew if int(self.launch["ranks"]) > 1 else 0,
+            merge=self.between.merging(self.launch["ranks"], self.launch["group"], THREADS // WARP) * self.ns,
+            early=self.early,
+        )
+
+    def in_long_ring(
+        self, mine: Share, pieces: int, reads: float, added: float, writes: float, begin: float, kept: float
+    ) -> Pass:
+        """The same where a ring does not hold the units."""
+        size = self.turn / THREADS
+        load, swept, again, written = (
+            self.time(self.counts[role]) * size for role in ("load", "sweep", "again", "write")
+        )
+        return Pass(
+            share=mine,
+            pieces=pieces,
+            windows=1,
+            load=Loop(load, reads * size),
+            sweep=swept,
+            write=Loop(written, added * size, writes * size),
+            again=Loop(again, 0, writes * size),
+            at_hand=pieces,
+            in_cache=kept,
+            begin=begin,
+            window=self.between.window * self.ns,
+            barrier=self.between.barrier * self.ns + self.model.skew,
             merge=self.between.merging(self.launch["ranks"], self.launch["group"], THREADS // WARP) * self.ns,
             early=self.early,
         )

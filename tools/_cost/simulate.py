@@ -200,3 +200,40 @@ def ring(passes: list[Pass], start: float, capacity: int, ahead: int = 1) -> flo
             later = [landed[summed]] if next_one else []
             now = min([*later, *([done] if done is not None else [])])
     return max(now, memory.free)
+
+
+def long_ring(passes: list[Pass], start: float, capacity: int) -> float:
+    """A ring that holds so many pieces of a unit's, one less than all at most, and has the others copied once
+    more: as bnfold/kernels/long_ring.cuh has them in order.
+    """
+    first = passes[0]
+    memory = Memory(first.share, start)
+    stay = min(capacity, first.pieces - 1)
+    passing = first.pieces - stay
+    asked = min(passing, int(first.early // first.load.reads))
+    # What the second-level cache has of each piece: all that was asked for, and a share of the rest.
+    copies = ([0.0] * first.pieces + [1.0] * asked + [first.in_cache] * (passing - asked)) * len(passes)
+    coming: deque[float] = deque()
+    now = start + first.begin
+
+    def copy() -> None:
+        if copies:
+            coming.append(memory.read(now, first.load.reads, copies.pop(0)))
+
+    for _ in range(capacity):
+        copy()
+    for each in passes:
+        for _ in range(passing):
+            now = max(now, coming.popleft()) + each.load.time
+            copy()
+        memory.read(now, asked * each.load.reads)
+        for _ in range(stay):
+            now = max(now, coming.popleft()) + each.sweep
+        now += each.window + each.barrier + each.merge
+        for _ in range(stay):
+            now = memory.write(now + each.write.time, each.write.writes)
+            copy()
+        for _ in range(passing):
+            now = memory.write(max(now, coming.popleft()) + each.again.time, each.again.writes)
+            copy()
+    return max(now, memory.free)

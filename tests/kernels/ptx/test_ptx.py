@@ -43,6 +43,8 @@ SHARE = [
     ("sm_75", "one block, windows", "odd planes, odd channels", torch.float16),
     ("sm_80", "forward ring", "two bytes", torch.bfloat16),
     ("sm_90", "backward ring", "two bytes", torch.bfloat16),
+    ("sm_80", "backward ring", "long: two bytes", torch.bfloat16),
+    ("sm_90", "backward ring", "long: planes, two bytes", torch.float16),
 ]
 
 
