@@ -18,7 +18,7 @@ struct BackwardTask {
     using Place = typename Track<V, L>::Place;
     static constexpr int A = L == Layout::columns ? V : 1;
     static constexpr int tensors = 2, vectors = 2, apart = vectors * kThreads;
-    static constexpr bool notes = G == Gate::noted, fetches = false;
+    static constexpr bool notes = G == Gate::noted, fetches = false, recalls = notes;
 
     const Part<V, L>& part;
     const Source<T, V>& from;
@@ -53,6 +53,7 @@ struct BackwardTask {
         unsigned char bits = 0;
     };
     struct More {};
+    using Again = Note;
     using Origins = Own<Affine>;
     using Channels = Own<Slope>;
 
@@ -109,6 +110,8 @@ struct BackwardTask {
         });
     }
 
+    BNFOLD_DEVICE void centre(int) const {}
+
     BNFOLD_DEVICE void tell(int k, int) {
         const Left<A> left = {period()};
         put(sums, left, scratch);
@@ -142,12 +145,13 @@ struct BackwardTask {
     BNFOLD_DEVICE Channels channels() const { return own<Slope>(slope); }
     BNFOLD_DEVICE bool writes() const { return to.dx != nullptr; }
     BNFOLD_DEVICE More fetch(Place) const { return {}; }
+    BNFOLD_DEVICE Again recall(Place at) const { return note(at); }
     BNFOLD_DEVICE void write(const port::Bits16* slot, Place at, const Channels& channels, More) const {
         if (!writes()) return;
         const auto dz = __builtin_bit_cast(Vector<T, V>, slot[apart]);
         finish(floats_of(__builtin_bit_cast(Vector<T, V>, slot[0])), dz, at, channels);
     }
-    BNFOLD_DEVICE void write_again(const port::Bits16* slot, Place at, const Channels& channels, Note note) const {
+    BNFOLD_DEVICE void write_again(const port::Bits16* slot, Place at, const Channels& channels, Again note) const {
         const Given<G, T, V> here = given(slot, note);
         finish(floats_of(here.x), here.dz(channels), at, channels);
     }

@@ -72,12 +72,12 @@ forward(const T* x, const T* residual, T* y, unsigned char* mask, const P* weigh
         int relu) {
     // Where one file is compiled for many architectures, some have an instance that is never launched.
     if (E == Exchange::cluster && !port::has_clusters) return;
-    if constexpr (E == Exchange::ring) {
+    if constexpr (E == Exchange::ring || E == Exchange::long_ring) {
         const float values = static_cast<float>(outer) * static_cast<float>(inner);
         const Outcome<P> outcome = {mean, invstd, running_mean, running_var, batches,
                                     values, 1.0f / values, eps, momentum, !y};
         const Shape shape = {outer, channels, inner, group, ranks, window};
-        const ForwardRing<T, P, V, L> ring = {shape, x, residual, y, mask, weight, bias, outcome, letters, words};
+        const ForwardRing<T, P, V, L, E> ring = {shape, x, residual, y, mask, weight, bias, outcome, letters, words};
         ring.pass(relu != 0);
         return;
     }

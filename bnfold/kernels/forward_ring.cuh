@@ -1,10 +1,10 @@
-// Forward of units that pass through a ring: see ring.cuh. The statistics are those of forward.cuh, of a whole part at
-// one time.
+// Forward of units that pass through a ring: see ring.cuh and long_ring.cuh. The statistics are those of forward.cuh, of
+// a whole part at one time.
 
 #pragma once
 
+#include "long_ring.cuh"
 #include "outcome.cuh"
-#include "ring.cuh"
 
 namespace bnfold {
 
@@ -17,7 +17,7 @@ struct ForwardTask {
     static constexpr int A = L == Layout::columns ? V : 1;
     static constexpr int tensors = 1, vectors = 2;
     static constexpr bool notes = false;
-    static constexpr bool fetches = F == Finish::added || F == Finish::added_relu;
+    static constexpr bool fetches = F == Finish::added || F == Finish::added_relu, recalls = fetches;
     static constexpr bool rectifies = F == Finish::relu || F == Finish::added_relu;
 
     Part<V, L>& part;
@@ -70,6 +70,11 @@ struct ForwardTask {
 #pragma unroll
         for (int j = 0; j < V; ++j) found[j % A].add(more.values[j]);
     }
+    BNFOLD_DEVICE void centre(int vectors) {
+        const float count = static_cast<float>(vectors * (V / A)), share = port::reciprocal(count);
+#pragma unroll
+        for (int i = 0; i < A; ++i) found[i].centre(count, share);
+    }
 
     BNFOLD_DEVICE void tell(int k, int vectors) {
         const float own_count = static_cast<float>(vectors * (V / A));
@@ -116,6 +121,7 @@ struct ForwardTask {
         Affine own[A];
     };
     using More = port::Bits16;
+    using Again = More;
 
     BNFOLD_DEVICE Channels channels() const {
         Channels found;
@@ -127,8 +133,10 @@ struct ForwardTask {
         if constexpr (!fetches) return {};
         return port::load_once(reinterpret_cast<const port::Bits16*>(residual) + at);
     }
+    BNFOLD_DEVICE Again recall(Place at) const { return fetch(at); }
+    BNFOLD_DEVICE bool writes() const { return F != Finish::plain || y != nullptr; }
     BNFOLD_DEVICE void write(const port::Bits16* slot, Place at, const Channels& by, const More& added) const {
-        if (F == Finish::plain && !y) return;  // the statistics alone are wanted
+        if (!writes()) return;  // the statistics alone are wanted
         Floats<V> floats = values(*slot);
 #pragma unroll
         for (int j = 0; j < V; ++j) floats.values[j] = by.own[j % A](floats.values[j]);
@@ -141,10 +149,13 @@ struct ForwardTask {
         store<T, V>(y, at, out);
         if (F == Finish::added_relu && mask) mask[at] = static_cast<unsigned char>(passed(out));
     }
+    BNFOLD_DEVICE void write_again(const port::Bits16* slot, Place at, const Channels& by, const Again& added) const {
+        write(slot, at, by, added);
+    }
 };
 
 // All units of a block.
-template <class T, class P, int V, Layout L>
+template <class T, class P, int V, Layout L, Exchange E>
 struct ForwardRing {
     const Shape& shape;
     const T *x, *residual;
@@ -171,7 +182,11 @@ struct ForwardRing {
         if (port::thread() < shape.ranks) numbers[port::thread()] = part.values_of(0, shares, port::thread());
         ForwardTask<T, P, V, L, F> task = {part, x,       residual, y,      mask, weight, bias,    outcome,
                                            team, letters, affine,   m2,     knowns, scratch, numbers, share};
-        Ring<decltype(task), V, L>(task, part, ring, team).pass();
+        if constexpr (E == Exchange::ring) {
+            Ring<decltype(task), V, L>(task, part, ring, team).pass();
+        } else {
+            LongRing<decltype(task), V, L>(task, part, ring, team).pass();
+        }
         if (port::block() == 0 && port::thread() == 0) outcome.count();
     }
     BNFOLD_DEVICE void pass(bool relu) const {

@@ -254,7 +254,7 @@ class Row:
 
     ranks: the numbers of blocks of a unit that are possible. at_once: of how many units, so many blocks each,
     a device has the blocks at one time. barrier: bytes that a block could stage while it waits for others.
-    kernels, turn, least: of a ring those it serves, the vectors of a turn, and its compute capability.
+    turn: its window is a multiple of so many vectors. least: compute capability.
     """
 
     name: str
@@ -262,7 +262,6 @@ class Row:
     ranks: Callable[[Fit], Iterable[int]]
     at_once: Callable[[Device, int], int] = lambda device, ranks: device.multiprocessors
     barrier: int = 0
-    kernels: tuple[str, ...] = ()
     turn: int = THREADS
     least: tuple[int, int] = (0, 0)
 
@@ -273,7 +272,7 @@ class Row:
 
     def serves(self, kernel: str, read: Reading) -> bool:
         """Whether it has a kernel that reads like that: rings pass vectors of `columns` and `plane`."""
-        passes = kernel in self.kernels and read.layout in ("columns", "plane") and read.width > 1
+        passes = kernel in RINGS and read.layout in ("columns", "plane") and read.width > 1
         return self.turn == THREADS or passes
 
     def fit(self, problem: Problem, device: Device, read: Reading) -> Fit:
@@ -316,7 +315,7 @@ def _ring(fit: Fit) -> Iterable[int]:
 
 
 def _long_ring(fit: Fit) -> Iterable[int]:
-    """All resident blocks, where they do not hold the unit: backward of `columns` and `plane` in vectors."""
+    """All resident blocks, where they do not hold the unit: `columns` and `plane` in vectors."""
     most = fit.device.ranks
     return [most] if _passes(fit) and not fit.fits(most) and fit.capacity >= 2 * TURN else []
 
@@ -341,8 +340,8 @@ COPIES = (8, 0)  # and from which copies into shared memory go on by themselves
 ROWS = (
     Row("one block", "none", _alone),
     Row("cluster", "cluster", _cluster, Device.clusters_at_once, barrier=32 * 1024, least=CLUSTERS),
-    Row("ring", "ring", _ring, _teams, 64 * 1024, tuple(RINGS), TURN, COPIES),
-    Row("long ring", "long_ring", _long_ring, _teams, 32 * 1024, ("backward",), TURN, COPIES),
+    Row("ring", "ring", _ring, _teams, 64 * 1024, TURN, COPIES),
+    Row("long ring", "long_ring", _long_ring, _teams, 32 * 1024, TURN, COPIES),
     Row("cooperative grid", "grid", _grid, _teams, barrier=64 * 1024),
     Row("one block, windows", "none", _windows),
 )

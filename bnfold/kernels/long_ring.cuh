@@ -7,7 +7,9 @@
 //     0 .. e-1       written
 //     n-k-1 .. e     written, the latest first, which are the likeliest to be in L2
 //
-// L2 is asked for the first e turns before the blocks wait for each other, so that memory does not.
+// Before the blocks wait for each other L2 is asked for some turns, so that memory does not wait: for the unit's first e,
+// which it has lost since they were summed. Where it still has all turns that passed, e is 0, and it is asked for the
+// next unit's first ones.
 
 #pragma once
 
@@ -15,19 +17,24 @@
 
 namespace bnfold {
 
-constexpr int kAsked = 16;   // vectors of each thread that L2 is asked for while a block waits: 128 KB
+constexpr int kAsked = 16;   // vectors of each thread that L2 is asked for before a block waits: 128 KB
 
 // The turns of a unit in the order in which they are copied, and written again.
 struct Order {
-    const int asked, passing, most, length;   // turns that L2 is asked for, that pass, all; copies of them
+    const int most, passing, lost;   // turns of a unit, that pass, that L2 is asked for again
+    const bool writes;
     int unit = 0, at = 0;
 
-    BNFOLD_DEVICE Order(int e, int p, int m, bool writes)
-        : asked(e < p ? e : p), passing(p), most(m), length(writes ? m + p : m) {}
-    BNFOLD_DEVICE int again(int i) const { return i < asked ? i : passing - 1 - (i - asked); }
+    // size: turns that the ring holds; cached: of those that pass, as many as L2 still has.
+    BNFOLD_DEVICE Order(int turns, int size, int asked, int cached, bool w)
+        : most(turns), passing(w ? most - least(size, most - 1) : most - 1),
+          lost(w && passing > cached ? asked : 0), writes(w) {}
+
+    BNFOLD_DEVICE static int least(int a, int b) { return a < b ? a : b; }
+    BNFOLD_DEVICE int again(int i) const { return i < lost ? i : passing - 1 - (i - lost); }
     BNFOLD_DEVICE int turn() const { return at < most ? at : again(at - most); }
     BNFOLD_DEVICE void next() {
-        if (++at < length) return;
+        if (++at < (writes ? most + passing : most)) return;
         at = 0;
         ++unit;
     }
@@ -35,11 +42,17 @@ struct Order {
 
 // A task is one of a ring, with this in addition:
 //
-//     writes()                                     whether units are written; if not, all their turns only pass
-//     write_again(slot, place, channels(), note)   writes a vector that was copied once more, by what `add` was told
+//     writes()                               whether units are written; if not, all their turns but the last pass
+//     centre(vectors)                        so many vectors of each thread are summed, and more follow
+//     write_again(slot, place, channels(), again)   writes a vector that was copied once more
+//     recalls, recall(place)                 whether something else is loaded for that, a turn ahead
 template <class Task, int V, Layout L>
 struct LongRing {
+    using Place = typename Track<V, L>::Place;
     static constexpr int U = Task::vectors, apart = U * kThreads, turn_slots = Task::tensors * apart;
+    // Turns that L2 is asked for, and that it still has.
+    static constexpr int asked = kAsked / (Task::tensors * U);
+    static constexpr int kept = port::kept_in_cache / (16 * turn_slots), cached = kept > asked ? kept : asked;
     Task& task;
     const Part<V, L>& part;
     const Track<V, L> track;
@@ -53,12 +66,9 @@ struct LongRing {
     BNFOLD_DEVICE LongRing(Task& t, const Part<V, L>& p, port::Bits16* memory, const Team& team)
         : task(t), part(p), track(p, team.teams), slots(memory + port::thread()), size(p.shape.window / apart),
           mine(quotient(count() - port::thread(), kThreads)),
-          order(kAsked / (Task::tensors * U), passing(turns()), turns(), task.writes()) {}
+          order(quotient(count(), apart), size, asked, cached, task.writes()) {}
 
     BNFOLD_DEVICE int count() const { return static_cast<int>(part.end - part.begin); }
-    BNFOLD_DEVICE int turns() const { return quotient(count(), apart); }
-    BNFOLD_DEVICE int passing(int all) const { return task.writes() ? all - least(size, all - 1) : all; }
-    BNFOLD_DEVICE static int least(int a, int b) { return a < b ? a : b; }
     BNFOLD_DEVICE static int quotient(int a, int b) { return a > 0 ? (a + b - 1) / b : 0; }   // rounded up
 
     BNFOLD_DEVICE port::Bits16* slot(int u) const { return slots + at + u * kThreads; }
@@ -66,16 +76,18 @@ struct LongRing {
         at += turn_slots;
         if (at == size * turn_slots) at = 0;
     }
-    // This thread's vectors of a turn: U but in the last one.
-    BNFOLD_DEVICE int vectors(int turn) const { return least(U, mine - turn * U); }
+    // This thread's vectors of a turn: U but in a unit's last one.
+    BNFOLD_DEVICE int vectors(int turn) const { return Order::least(U, mine - turn * U); }
+    BNFOLD_DEVICE void places(int k, int turn, Place (&found)[U]) const {
+        track.ahead(part, k, turn * U).take(found);
+    }
 
     // The next turn takes the place of one that is done.
     BNFOLD_DEVICE void copy() {
         if (order.unit == task.team.units) return;
         const int turn = order.turn();
-        auto places = track.ahead(part, order.unit, turn * U);
-        typename Track<V, L>::Place from[U];
-        places.take(from);
+        Place from[U];
+        places(order.unit, turn, from);
 #pragma unroll
         for (int u = 0; u < U; ++u) {
             if (u >= vectors(turn)) continue;
@@ -88,70 +100,32 @@ struct LongRing {
     }
     BNFOLD_DEVICE void wait() { port::wait_groups(--under_way); }
 
-    using Notes = typename Task::Note[U];
-    BNFOLD_DEVICE void note(int k, int turn, Notes& noted) const {
-        if constexpr (Task::notes) {
-            auto places = track.ahead(part, k, turn * U);
-            typename Track<V, L>::Place from[U];
-            places.take(from);
+    // Calls each(turn, get(place) of its vectors) for turn(first) ... turn(last - 1). What is got of a turn is loaded when
+    // that before it is done, and arrives while its copies do.
+    template <bool Gets, class Turn, class Get, class Each>
+    BNFOLD_DEVICE void each_turn(int k, int first, int last, Turn turn, Get get, Each each) {
+        decltype(get(Place{})) got[U] = {};
+        const auto load = [&](int i) {
+            if (!Gets || i >= last) return;
+            Place from[U];
+            places(k, turn(i), from);
 #pragma unroll
             for (int u = 0; u < U; ++u) {
-                if (u < vectors(turn)) noted[u] = task.note(from[u]);
+                if (u < vectors(turn(i))) got[u] = get(from[u]);
             }
-        }
-    }
-
-    // Calls each(turn, the notes of its vectors) for turn(first) ... turn(last - 1).
-    template <class Turn, class Each>
-    BNFOLD_DEVICE void turns(int k, int first, int last, Turn turn, Each each) {
-        Notes noted = {}, next = {};
-        note(k, turn(first), noted);
+        };
+        load(first);
 #pragma unroll 1
         for (int i = first; i < last; ++i) {
-            if (i + 1 < last) note(k, turn(i + 1), next);
-            each(turn(i), noted);
-#pragma unroll
-            for (int u = 0; u < U; ++u) noted[u] = next[u];
-        }
-    }
-
-    template <bool LetGo>
-    BNFOLD_DEVICE void sum(int k, int first, int last) {
-        turns(k, first, last, [](int i) { return i; }, [&](int turn, const Notes& noted) {
-            wait();
-            if (turn == 0) task.begin(k, slot(0));
-            const auto origins = task.origins(k);   // each time: registers are few
-            each_vector(turn, [&](int u) { task.add(slot(u), origins, noted[u]); });
-            if (LetGo) copy();
-            on();
-        });
-    }
-    BNFOLD_DEVICE void write(int k) {
-        const auto channels = task.channels();
-#pragma unroll 1
-        for (int turn = order.passing; turn < order.most; ++turn) {
-            auto places = track.ahead(part, k, turn * U);
-            typename Track<V, L>::Place to[U];
-            places.take(to);
-            each_vector(turn, [&](int u) { task.write(slot(u), to[u], channels, {}); });
-            copy();
+            each(turn(i), got);
+            load(i + 1);
             on();
         }
-        const auto again = [&](int i) { return order.again(i); };
-        turns(k, 0, order.passing, again, [&](int turn, const Notes& noted) {
-            wait();
-            auto places = track.ahead(part, k, turn * U);
-            typename Track<V, L>::Place to[U];
-            places.take(to);
-#pragma unroll
-            for (int u = 0; u < U; ++u) task.write_again(slot(u), to[u], channels, noted[u]);   // it has no gaps
-            copy();
-            on();
-        });
     }
-    template <class Each>
+    // Turns that pass have no gaps.
+    template <bool Passes, class Each>
     BNFOLD_DEVICE void each_vector(int turn, Each each) const {
-        if (vectors(turn) == U) {
+        if (Passes || vectors(turn) == U) {
 #pragma unroll
             for (int u = 0; u < U; ++u) each(u);
         } else {
@@ -161,15 +135,54 @@ struct LongRing {
             }
         }
     }
+    BNFOLD_DEVICE static int in_order(int i) { return i; }
 
-    // Asks L2 for the turns of a unit that are copied again first: a thread for two vectors, 32 bytes.
+    template <bool LetGo>
+    BNFOLD_DEVICE void sum(int k, int first, int last) {
+        const auto get = [&](Place from) { return task.note(from); };
+        each_turn<Task::notes>(k, first, last, in_order, get, [&](int turn, const typename Task::Note (&noted)[U]) {
+            wait();
+            if (LetGo && turn == 0) {
+                task.begin(k, slot(0));
+            } else if (LetGo && (turn & (turn - 1)) == 0) {
+                task.centre(turn * U);
+            }
+            const auto origins = task.origins(k);   // each time: registers are few
+            each_vector<LetGo>(turn, [&](int u) { task.add(slot(u), origins, noted[u]); });
+            if (LetGo) copy();
+        });
+    }
+    BNFOLD_DEVICE void write(int k) {
+        const auto channels = task.channels();
+        const auto fetch = [&](Place to) { return task.fetch(to); };
+        const auto stayed = [&](int turn, const typename Task::More (&more)[U]) {
+            Place to[U];
+            places(k, turn, to);
+            each_vector<false>(turn, [&](int u) { task.write(slot(u), to[u], channels, more[u]); });
+            copy();
+        };
+        each_turn<Task::fetches>(k, order.passing, order.most, in_order, fetch, stayed);
+        const auto recall = [&](Place to) { return task.recall(to); };
+        const auto passed = [&](int turn, const typename Task::Again (&again)[U]) {
+            wait();
+            Place to[U];
+            places(k, turn, to);
+            each_vector<true>(turn, [&](int u) { task.write_again(slot(u), to[u], channels, again[u]); });
+            copy();
+        };
+        const auto latest = [&](int i) { return order.again(i); };
+        each_turn<Task::recalls>(k, 0, order.passing, latest, recall, passed);
+    }
+
+    // Asks L2 for what memory has to give next: a thread for two vectors, 32 bytes.
     BNFOLD_DEVICE void ask(int k) const {
-        if (port::thread() % 2 != 0) return;
-        auto places = track.ahead(part, k, 0);
+        const int of = order.lost > 0 ? k : k + 1;
+        if (of == task.team.units || port::thread() % 2 != 0) return;
+        auto ahead = track.ahead(part, of, 0);
 #pragma unroll 1
-        for (int i = 0; i < order.asked * U; ++i) {
-            typename Track<V, L>::Place from[1];
-            places.take(from);
+        for (int i = 0; i < Order::least(asked * U, mine); ++i) {
+            Place from[1];
+            ahead.take(from);
 #pragma unroll
             for (int s = 0; s < Task::tensors; ++s) port::prefetch(task.source(s, from[0]));
         }
@@ -186,12 +199,17 @@ struct LongRing {
         for (int k = 0; k < task.team.units; ++k) {
             sum<true>(k, 0, order.passing);
             const int stay = at;
-            if (task.writes()) ask(k);
+            ask(k);
             sum<false>(k, order.passing, order.most);
             task.tell(k, mine);
             task.hear(k);
             at = stay;
-            if (task.writes()) write(k);
+            if (task.writes()) {
+                write(k);
+            } else {
+                copy();
+                on();
+            }
             task.leave(k);
             task.prepare(k + 2);  // the next unit's barriers come before anybody asks for it
         }

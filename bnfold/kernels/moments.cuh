@@ -36,6 +36,13 @@ struct Deviations {
         sum += d;
         squares += d * d;
     }
+    // From their mean so far: once it is that of half of all values, (from - mean)^2 is at most their variance.
+    BNFOLD_DEVICE void centre(float count, float share) {
+        const float to = from + sum * share;
+        if (!is_finite(to)) return;
+        const float by = to - from, rest = sum - count * by;
+        *this = {to, rest, squares - by * (sum + rest)};
+    }
     // share: 1 / the number of values. By rounding, the second may be a little below zero.
     BNFOLD_DEVICE Moments moments(float share, float near) const {
         const float part = sum * share;

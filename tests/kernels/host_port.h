@@ -112,6 +112,7 @@ struct alignas(16) Bits16 {
     unsigned words[4];
 };
 constexpr int loads_ahead = 4;
+constexpr int kept_in_cache = 96 * 1024;   // little, so that small tensors have more than that
 BNFOLD_DEVICE Bits16 load_once(const Bits16* place, BNFOLD_HERE) {
     host::check_global(place, file, line);
 #ifdef BNFOLD_SANITIZED

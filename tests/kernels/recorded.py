@@ -33,7 +33,7 @@ ROWS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "one block": ({}, SMALL),
     "cluster": ({}, (8, 512, 14, 14)),
     "ring": ({"clusters": 1}, (32, 128, 14, 14)),
-    "long ring": ({"clusters": 1, "multiprocessors": 4, "shared_memory": 80 * 1024}, LARGE),
+    "long ring": ({"clusters": 1, "multiprocessors": 2, "shared_memory": 80 * 1024}, LARGE),
     "cooperative grid": ({"clusters": 1}, (32, 72, 14, 14)),
     "one block, windows": ({"clusters": 1, "cooperative": False, "shared_memory": LITTLE}, LARGE),
 }

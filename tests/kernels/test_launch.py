@@ -104,7 +104,7 @@ def test_windows_are_the_last_resort() -> None:
         # It does not hold two tensors of 64 bytes of channels.
         ((256, 56), "backward", "ring", 132, 16, 16, 6),
         # They read less again.
-        ((64, 112), "forward", "cooperative grid", 132, 16, 4, 24),
+        ((64, 112), "forward", "long ring", 132, 16, 4, 24),
         ((64, 112), "backward", "long ring", 132, 16, 4, 24),
     ],
 )
@@ -156,17 +156,18 @@ def test_what_has_no_ring(asked: Problem) -> None:
     assert "ring" not in taken(problem(512, 28), alone).row
 
 
-def test_a_long_ring_is_for_backward_of_units_that_no_ring_holds() -> None:
-    asked = problem(64, 112, kernel="backward")
+@pytest.mark.parametrize(("kernel", "turns"), [("forward", 13), ("backward", 6)])
+def test_a_long_ring_is_for_units_that_no_ring_holds(kernel: str, turns: int) -> None:
+    asked = problem(64, 112, kernel=kernel)
     launch = taken(asked, H200)
-    assert (launch.row, launch.window) == ("long ring", 6 * TURN)
-    assert taken(dataclasses.replace(asked, kernel="forward"), H200).row == "cooperative grid"
+    assert (launch.row, launch.window) == ("long ring", turns * TURN)
     assert taken(asked, NO_RING).row == "cooperative grid"
     # It holds two turns at least, and whole units only.
-    assert taken(asked, dataclasses.replace(H200, shared_memory=72 * 1024)).row == "cooperative grid"
-    assert taken(asked, dataclasses.replace(H200, shared_memory=80 * 1024)).row == "long ring"
+    two = launch.shared - (turns - 2) * 16 * TURN * (1 if kernel == "forward" else 2)
+    assert taken(asked, dataclasses.replace(H200, shared_memory=two)).row == "long ring"
+    assert taken(asked, dataclasses.replace(H200, shared_memory=two - 1)).row == "cooperative grid"
     assert taken(dataclasses.replace(asked, channels=72), H200).row == "cooperative grid"
-    # The largest tensor that a ring holds, and one that is a row larger for each block.
-    rows = 132 * 6 * TURN // 2
+    # The largest tensor that a ring holds, and one that has a row more.
+    rows = 132 * turns * TURN // 2
     assert taken(dataclasses.replace(asked, outer=rows), H200).row == "ring"
     assert taken(dataclasses.replace(asked, outer=rows + 1), H200).row == "long ring"

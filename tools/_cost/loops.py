@@ -249,8 +249,10 @@ def _way(kernel: Kernel, role: Role, fusion: str) -> Way:
         else:
             split = added and backward and not most[_STORED_IF]
             short = abs(way[always] - whole * (2 if split else 1))
-        if kernel.exchange == "long_ring":  # and what takes the place of a turn is copied
-            short += most[_STAGED] - way[_STAGED] + most[_TAKEN] - way[_TAKEN]
+        if kernel.exchange == "long_ring":  # a whole turn is read, and another one takes its place
+            short += (
+                most[_STAGED] - way[_STAGED] + (most[_TAKEN] - way[_TAKEN] if role.role == "write" else 0)
+            )
         loads, notes = way[_LOADED] / whole, way[_MASKED] / whole
         return (short, -loads if added else loads, -notes if noted else notes)
 

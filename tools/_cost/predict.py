@@ -198,10 +198,7 @@ class Work:
         windows = 1 if self.rings else max(1, math.ceil(self.part / int(self.launch["window"])))
         held = min(pieces, round(int(self.launch["window"]) / self.turn))
         at_hand = pieces if windows == 1 else held
-        # What was asked for is there whatever the cache keeps; it is the oldest.
-        asked = int(self.early // (self.turn * VECTOR * self.tensors)) if self.long else 0
-        left = max(0, pieces - at_hand - asked)
-        read_again = left * self.turn * VECTOR * self.tensors * together * active
+        read_again = (pieces - at_hand) * PIECE * self.tensors * together * active
         kept = min(1.0, self.hardware.l2 * self.model.kept / read_again) if read_again else 0
         if self.which == "forward":
             load, write, out = 0.0, added, PIECE + mask
@@ -211,7 +208,7 @@ class Work:
         if self.rings:
             return self.in_ring(mine, pieces, read, write, out, begin)
         if self.long:
-            return self.in_long_ring(mine, pieces, read, write, out, begin, kept)
+            return self.in_long_ring(mine, pieces, held, read, write, out, begin)
         loads, writes = self.loop("load", read, 0, together), self.loop("write", write, out, together)
         if "again" in self.counts:
             again = self.loop("again", read + write, out, together)
@@ -237,13 +234,19 @@ class Work:
         )
 
     def in_long_ring(
-        self, mine: Share, pieces: int, reads: float, added: float, writes: float, begin: float, kept: float
+        self, mine: Share, pieces: int, held: int, reads: float, added: float, writes: float, begin: float
     ) -> Pass:
-        """The same where a ring does not hold the units."""
+        """The same where a ring does not hold the units: so many pieces stay, others are read again."""
         size = self.turn / THREADS
         load, swept, again, written = (
             self.time(self.counts[role]) * size for role in ("load", "sweep", "again", "write")
         )
+        # What is asked for is the oldest of what is read again if that is too much for the cache, which then
+        # keeps of the rest only. The kernel decides by a number for its architecture, nearly the same.
+        passing, piece = pieces - min(held, pieces - 1), self.tensors * PIECE * size
+        kept = self.hardware.l2 * self.model.kept / int(self.launch["grid"]) / piece
+        lost = passing > kept
+        left = max(0, passing - (self.early // piece if lost else 0))
         return Pass(
             share=mine,
             pieces=pieces,
@@ -251,14 +254,15 @@ class Work:
             load=Loop(load, reads * size),
             sweep=swept,
             write=Loop(written, added * size, writes * size),
-            again=Loop(again, 0, writes * size),
+            again=Loop(again, added * size, writes * size),
             at_hand=pieces,
-            in_cache=kept,
+            in_cache=min(1.0, kept / left) if left else 0,
             begin=begin,
             window=self.between.window * self.ns,
             barrier=self.between.barrier * self.ns + self.model.skew,
             merge=self.between.merging(self.launch["ranks"], self.launch["group"], THREADS // WARP) * self.ns,
             early=self.early,
+            lost=lost,
         )
 
     def in_ring(

@@ -44,9 +44,9 @@ class Pass:
     """One unit on one multiprocessor.
 
     pieces: how many it has, at_hand of which are staged at the end. begin, window, barrier, merge: what
-    happens besides the loops. windows: of that many pieces each. again: of what is read again, the share
-    that the second-level cache has. early: bytes that are asked into that cache before the barrier, of the
-    next unit.
+    happens besides the loops. windows: of that many pieces each. in_cache: of what is read again, the share
+    that the second-level cache has. early: bytes that are asked into that cache before the barrier, of what
+    memory has to give next. lost: whether that is of the same unit, which the cache has lost in part.
     """
 
     share: Share
@@ -63,6 +63,7 @@ class Pass:
     barrier: float = 0
     merge: float = 0
     early: float = 0
+    lost: bool = False
 
 
 class Memory:
@@ -210,9 +211,13 @@ def long_ring(passes: list[Pass], start: float, capacity: int) -> float:
     memory = Memory(first.share, start)
     stay = min(capacity, first.pieces - 1)
     passing = first.pieces - stay
-    asked = min(passing, int(first.early // first.load.reads))
-    # What the second-level cache has of each piece: all that was asked for, and a share of the rest.
-    copies = ([0.0] * first.pieces + [1.0] * asked + [first.in_cache] * (passing - asked)) * len(passes)
+    asked = min(first.pieces, int(first.early // first.load.reads))
+    # What the second-level cache has of each piece: all that was asked for, of this unit or the next, and a
+    # share of the rest.
+    lost = min(asked, passing) if first.lost else 0
+    again = [1.0] * lost + [first.in_cache] * (passing - lost)
+    later = [0.0 if lost else 1.0] * asked + [0.0] * (first.pieces - asked)
+    copies = [0.0] * first.pieces + again + (later + again) * (len(passes) - 1)
     coming: deque[float] = deque()
     now = start + first.begin
 
@@ -226,14 +231,17 @@ def long_ring(passes: list[Pass], start: float, capacity: int) -> float:
         for _ in range(passing):
             now = max(now, coming.popleft()) + each.load.time
             copy()
-        memory.read(now, asked * each.load.reads)
+        if lost or each is not passes[-1]:
+            memory.read(now, asked * each.load.reads)
         for _ in range(stay):
             now = max(now, coming.popleft()) + each.sweep
         now += each.window + each.barrier + each.merge
-        for _ in range(stay):
-            now = memory.write(now + each.write.time, each.write.writes)
-            copy()
-        for _ in range(passing):
-            now = memory.write(max(now, coming.popleft()) + each.again.time, each.again.writes)
+        # What else a write needs is asked for a turn ahead.
+        more = memory.read(now, each.write.reads) if each.write.reads else 0
+        for n in range(stay + passing):
+            loop, there = (each.write, now) if n < stay else (each.again, max(now, coming.popleft()))
+            now, there = max(there, more), now
+            more = memory.read(there, loop.reads) if loop.reads and n + 1 < stay + passing else 0
+            now = memory.write(now + loop.time, loop.writes)
             copy()
     return max(now, memory.free)

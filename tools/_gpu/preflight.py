@@ -116,8 +116,8 @@ def ways(limits: Device) -> list[Way]:
         launch, back = (plan(problem(case, kernel), less_of_it) for kernel in ("forward", "backward"))
         assert launch is not None
         assert back is not None
-        way = Way(back.row, less, case, launch.cooperative)
-        if way.row in (launch.row, "long ring"):  # which is backward's alone
+        way = Way(launch.row, less, case, launch.cooperative)
+        if back.row == way.row:
             found.setdefault((way.row, way.name), way)
     order = [row.name for row in ROWS]
     return sorted(found.values(), key=lambda way: order.index(way.row))

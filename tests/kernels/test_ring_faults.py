@@ -1,0 +1,137 @@
+"""Faults that a ring may have are put into a copy of the sources: each must be noticed."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from bnfold.kernels.launch import Launch
+from bnfold.nn import kernel_calls as kernels
+from bnfold.nn import reference
+from bnfold.nn.arguments import Saved
+from tests.kernels.host import CACHE, KERNELS, HostError, unavailable
+from tests.kernels.machine import HostMachine, compiled
+from tests.kernels.test_kernels import Case, close
+from tests.kernels.test_ring import BACKWARD, SETTINGS, check, forward
+
+REASON = unavailable()
+pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")
+
+PUT = "for (int u = 0; u < U; ++u) task.write(slot(write_at, u), to[u], channels, more[u]);"
+COPY = "for (int u = 0; u < U; ++u) copy(slot(write_at, u), from[u]);"
+ADD = "each_vector<LetGo>(turn, [&](int u) { task.add(slot(u), origins, noted[u]); });"
+WRITE = "each_vector<false>(turn, [&](int u) { task.write(slot(u), to[u], channels, more[u]); });"
+# Of a file: what is there, and what would be wrong.
+FAULTS: dict[tuple[str, str], list[tuple[str, str]]] = {
+    ("ring", "a wait too few"): [("port::wait_groups<kUnderWay>();", "port::wait_groups<kUnderWay + 1>();")],
+    ("ring", "a wait too few in sums"): [
+        ("port::wait_groups(left - i);", "port::wait_groups(left + 1 - i);"),
+    ],
+    ("ring", "a turn too many"): [("filled < size", "filled <= size")],
+    ("ring", "filled before it was written"): [
+        (PUT, f"if (!Sums) {PUT}"),
+        (COPY, f"{COPY} {PUT.replace('int u', 'unsigned u')}"),
+    ],
+    ("ring", "one word"): [("words + k % 2", "words")],
+    ("ring", "told before its word is free"): [("unit + (open ? 3 : 2)", "unit + 3")],
+    ("long_ring", "a wait too few"): [("port::wait_groups(--under_way);", "port::wait_groups(under_way--);")],
+    ("long_ring", "a turn too many"): [("i < size", "i < size + 1")],
+    ("long_ring", "copied over what is not summed"): [
+        (f"{ADD}\n            if (LetGo) copy();", f"if (LetGo) copy(); {ADD}"),
+    ],
+    ("long_ring", "copied over what is not written"): [
+        (f"{WRITE}\n            copy();", f"copy(); {WRITE}"),
+    ],
+    ("long_ring", "copied over what stays"): [("if (LetGo) copy();", "copy();")],
+    ("long_ring", "written from other turns"): [("at = stay;", ";")],
+    ("long_ring", "a turn more stays"): [
+        ("most - least(size, most - 1)", "most - least(size, most - 1) - 1")
+    ],
+}
+ASKED = '#pragma once\nextern "C" { __attribute__((visibility("default"))) int fault = -1; }\n'
+
+
+def faulty() -> Path:
+    """The sources with all faults, one of which is chosen by a number when they run."""
+    folder = CACHE.parent / "ring"
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in KERNELS.glob("*.cuh"):
+        text = path.read_text()
+        if path.name == "port.cuh":
+            text = text.replace("#pragma once\n", ASKED)
+        for number, ((name, _), replaced) in enumerate(FAULTS.items()):
+            for right, wrong in replaced if path.stem == name else ():
+                assert right in text, right
+                if right.endswith(";"):
+                    both = f"if (fault == {number}) {{ {wrong}\n}} else {{ {right}\n}}"
+                else:
+                    both = f"(fault == {number} ? {wrong} : {right})"
+                text = text.replace(right, both)
+        new = folder / f"{path.name}.{os.getpid()}"  # another process may be reading the old one
+        new.write_text(text)
+        new.replace(folder / path.name)
+    return folder
+
+
+@dataclass
+class Faulty(HostMachine):
+    """Runs the kernels with one of the faults."""
+
+    fault: int = -1
+
+    def launch(
+        self, launch: Launch, tensors: Sequence[Tensor | None], numbers: Sequence[Any], stream: int
+    ) -> None:
+        try:
+            library = compiled(launch.source, launch.kernel, self.sanitize, self.folder).library
+        except HostError as error:  # which is not what is asked
+            raise RuntimeError(error) from error
+        ctypes.c_int.in_dll(library, "fault").value = self.fault
+        super().launch(launch, tensors, numbers, stream)
+
+
+NONE = [("ring", "none"), ("long_ring", "none")]
+
+
+@pytest.mark.parametrize("name", [*NONE, *FAULTS], ids=": ".join)
+def test_each_fault_is_noticed(name: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    long, fault = name[0] == "long_ring", [*FAULTS].index(name) if name in FAULTS else -1
+    settings = [SETTINGS["three turns more"], SETTINGS["three units"]]
+    if long:
+        settings = [BACKWARD["long: a turn passes"], BACKWARD["long: one block's ring holds all"]]
+    noticed = set()
+    for setting, seed in product(settings, range(8)):
+        case = setting.case()
+        machine = Faulty(setting.machine().limits, seed, folder=faulty(), fault=fault)
+        monkeypatch.setattr(kernels, "machine_of", lambda x, machine=machine: machine)
+        try:
+            if long:
+                check_gradient(case)
+            else:
+                check(case, "plain", forward(machine, case, "plain", monkeypatch).results)
+        except (HostError, AssertionError) as error:
+            noticed.add(str(error))
+            if fault >= 0:
+                break
+    assert bool(noticed) == (fault >= 0)
+
+
+def check_gradient(case: Case) -> None:
+    mean, var = reference.statistics(case.x.double())
+    saved = Saved(case.x, None, case.weight, case.bias, mean.float(), var.rsqrt().float(), False)
+    dx, _, dweight, dbias = kernels.backward(saved, case.dy, False, False)
+    assert dx is not None
+    dy, normal = case.dy.double(), (case.x.double() - mean) * var.rsqrt()
+    sums = (dy * normal).sum(0), dy.sum(0)
+    wanted = case.weight * var.rsqrt() * (dy - (sums[1] + normal * sums[0]) / len(dy))
+    close(dx, wanted, 1e-5 * (1 + wanted.abs()))
+    close(dweight, sums[0], 1e-5 * (dy * normal).abs().sum(0))
+    close(dbias, sums[1], 1e-5 * dy.abs().sum(0))
