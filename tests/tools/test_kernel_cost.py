@@ -155,6 +155,30 @@ def test_a_ring_and_what_it_waits_for() -> None:
     assert (found.sets, found.letter) == (3, pytest.approx(found.merge / 2, rel=0.2))  # two ranks a turn
 
 
+def test_the_loops_of_a_long_ring_copy_what_comes_behind() -> None:
+    """Copies may have ended. A turn that was copied once more is waited for."""
+    take, copy = (
+        "LDS.128 R4, [R30]",
+        ["@P1 BRA `({0})", "LDGSTS.E.BYPASS.128 [R30], desc[UR6][R2.64]", "{0}:"],
+    )
+    adds = [f"FADD R2{i}, R2{i}, R4" for i in range(8)]
+    wait, store = "DEPBAR.LE SB0, 0x2", "STG.E.EF.128 desc[UR6][R2.64], R4"
+    code, spans = ["S2R R0, SR_TID.X"], []
+    for n, body in enumerate(([wait, take, *adds, *copy], [wait, take, *adds], [take, store, *copy])):
+        lines = [f".L_x_{n}:", *(each.format(f".L_x_1{n}") for each in body), f"@P0 BRA `(.L_x_{n})"]
+        spans.append(sum(not each.startswith(".L") for each in lines))
+        code += lines
+    again = [".L_x_9:", wait, take, store, *(each.format(".L_x_19") for each in copy), "@P0 BRA `(.L_x_9)"]
+    about = dataclasses.replace(ABOUT, exchange="long_ring")
+    known = loops.roles(listing(*code, *again, "EXIT"), about)
+    assert [each.role for each in known] == ["load", "sweep", "write", "again"]
+    assert [each.loop.last - each.loop.first + 1 for each in known] == [*spans, 6]
+    costs = loops.costs(listing(*code, *again, "EXIT"), about)
+    assert {role: each["alone"].issue for role, each in costs.items()} == {
+        "load": spans[0], "sweep": spans[1], "write": spans[2], "again": 6
+    }  # fmt: skip
+
+
 def test_a_unit_that_is_loaded_before_the_one_before_is_heard_of() -> None:
     load = ["LDG.E.NA.128.CONSTANT R4, desc[UR6][R2.64]", "STS.128 [R30], R4", "FADD R20, R20, R4"]
     arrive = "ATOMG.E.ADD.STRONG.GPU PT, R22, desc[UR6][R70.64], R21"
@@ -240,6 +264,23 @@ def test_overlap_shortens_and_nothing_beats_the_memory() -> None:
 def test_a_ring_as_large_as_a_unit_gains_less() -> None:
     passes = [one()] * 8
     assert simulate.ring(passes, 0, capacity=26) < simulate.ring(passes, 0, capacity=12)
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_ring_of_units_that_it_does_not_hold(lost: bool) -> None:
+    """Six pieces of 24 stay; of the others the cache has a third."""
+
+    def unit(**more: Any) -> simulate.Pass:
+        again = simulate.Loop(60, writes=PIECE)
+        return dataclasses.replace(one(), pieces=24, again=again, in_cache=1 / 3, lost=lost, **more)
+
+    least = 8 * (2 * 24 + 18 * 2 / 3) * PIECE / SHARE.bandwidth
+    alone = simulate.long_ring([unit()] * 8, 0, capacity=6)
+    asked = simulate.long_ring([unit(early=6 * PIECE)] * 8, 0, capacity=6)
+    assert least * 0.95 < asked < alone
+    assert simulate.long_ring([unit()] * 8, 0, capacity=12) < alone
+    window = dataclasses.replace(one(), pieces=24, windows=4, at_hand=6, in_cache=1 / 3)
+    assert alone < simulate.serial([window] * 8, 0)
 
 
 def test_few_loads_in_flight_wait_for_latency() -> None:

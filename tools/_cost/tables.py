@@ -23,7 +23,8 @@ def counted(snapshot: Snapshot, kind: str, layout: str, arch: str) -> Iterator[t
     seen = set()
     for each in snapshot.data["instances"]:
         about = named(each["kernel"])
-        key = (about.kernel, about.layout, about.exchange == "ring")
+        ring = about.exchange.replace("_", " ") if "ring" in about.exchange else ""
+        key = (about.kernel, about.layout, ring)
         if (
             each["arch"] != arch
             or about.type != TYPES[kind]
@@ -40,7 +41,7 @@ def counted(snapshot: Snapshot, kind: str, layout: str, arch: str) -> Iterator[t
             words = [
                 about.kernel,
                 *([about.layout] if layout == "NCHW" else []),
-                *(["ring"] if key[2] else []),
+                *([ring] if ring else []),
             ]
             yield (", ".join(words), role, *issued, *rest)
 

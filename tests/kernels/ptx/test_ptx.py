@@ -10,11 +10,12 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
 
-from bnfold.kernels.launch import CLUSTERS, KERNELS, SIZES, Device, instances
+from bnfold.kernels.launch import CLUSTERS, COPIES, KERNELS, SIZES, Device, instances
 from bnfold.nn import kernel_calls as kernels
 from bnfold.nn import reference
 from bnfold.nn.arguments import Arguments, Running
@@ -180,6 +181,19 @@ if CHOSEN:
         if ARCHITECTURES[arch] < CLUSTERS:
             found.limits = replace(found.limits, capability=ARCHITECTURES[arch], clusters=1)
         return found
+
+    RINGS = [*product(["forward"], SETTINGS), *product(["backward"], BACKWARD)]
+
+    @pytest.mark.parametrize(("kernel", "name"), RINGS)
+    def test_rings(kernel: str, name: str, arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        if ARCHITECTURES[arch] < COPIES:
+            pytest.skip("a ring needs copies that go on by themselves")
+        setting = {"forward": SETTINGS, "backward": BACKWARD}[kernel][name]
+        limits = replace(setting.machine().limits, capability=ARCHITECTURES[arch])
+        machine, case = machine_for(arch, limits, monkeypatch), setting.case()
+        for machine.seed, how in zip((1, 5, 3), ((True, True), (False, False), (True, False)), strict=True):
+            values.check(case, *how)
+        assert sum(launch.kernel.endswith(setting.exchange) for launch in machine.launches) >= 3
 
     @pytest.fixture(params=CHOSEN)
     def arch(request: pytest.FixtureRequest) -> str:
