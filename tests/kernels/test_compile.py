@@ -170,6 +170,8 @@ def types(kernel: str) -> list[tuple[str, ...]]:
 def test_each_instance_has_a_problem_that_picks_it(kernel: str, capability: tuple[int, int]) -> None:
     shapes = [(64, 3, 256), (64, 3, 1024), (4096, 2, 1024), (640, 8, 49)]
     shapes += [(4096, 8, 1), (5120, 64, 1), (40960, 8, 1)]
+    shapes += [(65536, 2, 1024), (2**20, 64, 1)]  # units that no device holds
+    shapes += [(2**22, 64, 1024), (2**30, 64, 1)]  # and more vectors than a ring counts
     found = set()
     for kinds, shape, aligned, device in product(types(kernel), shapes, (False, True), devices(capability)):
         launch = plan(Problem(kernel, kinds, *shape, aligned), device)

@@ -132,8 +132,9 @@ class Work:
     @property
     def early(self) -> float:
         """Bytes of what is read next that are asked into the second-level cache before a barrier."""
-        known = self.snapshot.data["constants"]["kAsked" if self.long else "kAhead"]
-        return int(known) * PIECE if self.instance["prefetches"] else 0
+        if not self.instance["prefetches"]:
+            return 0
+        return int(self.snapshot.data["constants"]["kAsked" if self.long else "kAhead"]) * PIECE
 
     @property
     def tensors(self) -> int:
