@@ -99,10 +99,11 @@ struct BackwardTask {
         found.bits = note.bits;
         return found;
     }
+    template <bool Stays>
     BNFOLD_DEVICE void add(port::Bits16* slot, const Origins& origins, Note note) {
         const Given<G, T, V> here = given(slot, note);
         const Vector<T, V> dz = here.dz(origins);
-        if constexpr (G != Gate::open) slot[apart] = __builtin_bit_cast(port::Bits16, dz);
+        if constexpr (Stays && G != Gate::open) slot[apart] = __builtin_bit_cast(port::Bits16, dz);
         const Floats<V> xs = floats_of(here.x), dzs = floats_of(dz);
         origins.each([&](int j, const Affine& affine) {
             sums[j % A].dz += dzs.values[j];

@@ -65,6 +65,7 @@ struct ForwardTask {
     struct Origins {};
     BNFOLD_DEVICE Note note(Place) const { return {}; }
     BNFOLD_DEVICE Origins origins(int) const { return {}; }
+    template <bool Stays>
     BNFOLD_DEVICE void add(const port::Bits16* slot, Origins, Note) {
         const Floats<V> more = values(*slot);
 #pragma unroll

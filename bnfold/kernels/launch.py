@@ -317,7 +317,9 @@ def _ring(fit: Fit) -> Iterable[int]:
 def _long_ring(fit: Fit) -> Iterable[int]:
     """All resident blocks, where they do not hold the unit: `columns` and `plane` in vectors."""
     most = fit.device.ranks
-    return [most] if _passes(fit) and not fit.fits(most) and fit.capacity >= 2 * TURN else []
+    able = _passes(fit) and fit.capacity >= 2 * TURN and fit.part(most) < 2**31 - TURN  # counted by an int
+    held = fit.units == 1 and dataclasses.replace(fit, turn=THREADS).fits(most)  # by a grid
+    return [most] if able and not fit.fits(most) and not held else []
 
 
 def _teams(device: Device, ranks: int) -> int:
@@ -340,8 +342,8 @@ COPIES = (8, 0)  # and from which copies into shared memory go on by themselves
 ROWS = (
     Row("one block", "none", _alone),
     Row("cluster", "cluster", _cluster, Device.clusters_at_once, barrier=32 * 1024, least=CLUSTERS),
-    Row("ring", "ring", _ring, _teams, 64 * 1024, TURN, COPIES),
-    Row("long ring", "long_ring", _long_ring, _teams, 32 * 1024, TURN, COPIES),
+    Row("ring", "ring", _ring, _teams, barrier=64 * 1024, turn=TURN, least=COPIES),
+    Row("long ring", "long_ring", _long_ring, _teams, barrier=32 * 1024, turn=TURN, least=COPIES),
     Row("cooperative grid", "grid", _grid, _teams, barrier=64 * 1024),
     Row("one block, windows", "none", _windows),
 )

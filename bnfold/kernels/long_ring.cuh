@@ -30,7 +30,6 @@ struct Order {
         : most(turns), passing(w ? most - least(size, most - 1) : most - 1),
           lost(w && passing > cached ? asked : 0), writes(w) {}
 
-    BNFOLD_DEVICE static int least(int a, int b) { return a < b ? a : b; }
     BNFOLD_DEVICE int again(int i) const { return i < lost ? i : passing - 1 - (i - lost); }
     BNFOLD_DEVICE int turn() const { return at < most ? at : again(at - most); }
     BNFOLD_DEVICE void next() {
@@ -40,7 +39,7 @@ struct Order {
     }
 };
 
-// A task is one of a ring, with this in addition:
+// Every block has two turns of a unit at least. A task is one of a ring, with this in addition:
 //
 //     writes()                               whether units are written; if not, all their turns but the last pass
 //     centre(vectors)                        so many vectors of each thread are summed, and more follow
@@ -65,11 +64,10 @@ struct LongRing {
 
     BNFOLD_DEVICE LongRing(Task& t, const Part<V, L>& p, port::Bits16* memory, const Team& team)
         : task(t), part(p), track(p, team.teams), slots(memory + port::thread()), size(p.shape.window / apart),
-          mine(quotient(count() - port::thread(), kThreads)),
-          order(quotient(count(), apart), size, asked, cached, task.writes()) {}
+          mine(ceiling(count() - port::thread(), kThreads)),
+          order(ceiling(count(), apart), size, asked, cached, task.writes()) {}
 
     BNFOLD_DEVICE int count() const { return static_cast<int>(part.end - part.begin); }
-    BNFOLD_DEVICE static int quotient(int a, int b) { return a > 0 ? (a + b - 1) / b : 0; }   // rounded up
 
     BNFOLD_DEVICE port::Bits16* slot(int u) const { return slots + at + u * kThreads; }
     BNFOLD_DEVICE void on() {
@@ -77,7 +75,7 @@ struct LongRing {
         if (at == size * turn_slots) at = 0;
     }
     // This thread's vectors of a turn: U but in a unit's last one.
-    BNFOLD_DEVICE int vectors(int turn) const { return Order::least(U, mine - turn * U); }
+    BNFOLD_DEVICE int vectors(int turn) const { return least(U, mine - turn * U); }
     BNFOLD_DEVICE void places(int k, int turn, Place (&found)[U]) const {
         track.ahead(part, k, turn * U).take(found);
     }
@@ -100,25 +98,30 @@ struct LongRing {
     }
     BNFOLD_DEVICE void wait() { port::wait_groups(--under_way); }
 
-    // Calls each(turn, get(place) of its vectors) for turn(first) ... turn(last - 1). What is got of a turn is loaded when
-    // that before it is done, and arrives while its copies do.
+    // Calls each(turn, get(place) of its vectors) for turn(first) ... turn(last - 1). What is got of a turn is loaded before
+    // that in front of it is treated or, as registers are few, of 16 bytes behind it.
     template <bool Gets, class Turn, class Get, class Each>
     BNFOLD_DEVICE void each_turn(int k, int first, int last, Turn turn, Get get, Each each) {
-        decltype(get(Place{})) got[U] = {};
-        const auto load = [&](int i) {
+        using Item = decltype(get(Place{}));
+        constexpr bool before = sizeof(Item) < 16;
+        Item got[U] = {}, next[U] = {};
+        const auto load = [&](int i, Item (&loaded)[U]) {
             if (!Gets || i >= last) return;
             Place from[U];
             places(k, turn(i), from);
 #pragma unroll
             for (int u = 0; u < U; ++u) {
-                if (u < vectors(turn(i))) got[u] = get(from[u]);
+                if (u < vectors(turn(i))) loaded[u] = get(from[u]);
             }
         };
-        load(first);
+        load(first, got);
 #pragma unroll 1
         for (int i = first; i < last; ++i) {
+            if (before) load(i + 1, next);
             each(turn(i), got);
-            load(i + 1);
+            if (!before) load(i + 1, got);
+#pragma unroll
+            for (int u = 0; before && u < U; ++u) got[u] = next[u];
             on();
         }
     }
@@ -137,19 +140,19 @@ struct LongRing {
     }
     BNFOLD_DEVICE static int in_order(int i) { return i; }
 
-    template <bool LetGo>
+    template <bool Passes>
     BNFOLD_DEVICE void sum(int k, int first, int last) {
         const auto get = [&](Place from) { return task.note(from); };
         each_turn<Task::notes>(k, first, last, in_order, get, [&](int turn, const typename Task::Note (&noted)[U]) {
             wait();
-            if (LetGo && turn == 0) {
+            if (Passes && turn == 0) {
                 task.begin(k, slot(0));
-            } else if (LetGo && (turn & (turn - 1)) == 0) {
+            } else if (Passes && (turn & (turn - 1)) == 0) {
                 task.centre(turn * U);
             }
             const auto origins = task.origins(k);   // each time: registers are few
-            each_vector<LetGo>(turn, [&](int u) { task.add(slot(u), origins, noted[u]); });
-            if (LetGo) copy();
+            each_vector<Passes>(turn, [&](int u) { task.template add<!Passes>(slot(u), origins, noted[u]); });
+            if (Passes) copy();
         });
     }
     BNFOLD_DEVICE void write(int k) {
@@ -177,10 +180,10 @@ struct LongRing {
     // Asks L2 for what memory has to give next: a thread for two vectors, 32 bytes.
     BNFOLD_DEVICE void ask(int k) const {
         const int of = order.lost > 0 ? k : k + 1;
-        if (of == task.team.units || port::thread() % 2 != 0) return;
+        if (!order.writes || of == task.team.units || port::thread() % 2 != 0) return;
         auto ahead = track.ahead(part, of, 0);
 #pragma unroll 1
-        for (int i = 0; i < Order::least(asked * U, mine); ++i) {
+        for (int i = 0; i < least(asked * U, mine); ++i) {
             Place from[1];
             ahead.take(from);
 #pragma unroll

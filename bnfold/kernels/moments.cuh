@@ -36,7 +36,7 @@ struct Deviations {
         sum += d;
         squares += d * d;
     }
-    // From their mean so far: once it is that of half of all values, (from - mean)^2 is at most their variance.
+    // From their mean so far, of `count` values: of n, (from - mean)^2 is then at most n / count - 1 times the variance.
     BNFOLD_DEVICE void centre(float count, float share) {
         const float to = from + sum * share;
         if (!is_finite(to)) return;

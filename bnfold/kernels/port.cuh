@@ -75,8 +75,8 @@ constexpr int loads_ahead = 2;
 constexpr int loads_ahead = 8;
 #endif
 // Of what the blocks of a whole device read, bytes for each of them that L2 still has when it is read again: about half
-// of it. A multiprocessor's share of L2 is 80 KB with compute capability 8.6, 380 KB with 8.0 and 9.0, and some 800 KB
-// with 8.9 and from 10.0 on.
+// of it. A multiprocessor's share of L2 is 80 KB with compute capability 8.6 (8.7: 256 KB), 380 KB with 8.0 and 9.0, and
+// 570 to 850 KB with 8.9 and from 10.0 on.
 #if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 870)
 constexpr int kept_in_cache = 32 * 1024;
 #elif defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1000)

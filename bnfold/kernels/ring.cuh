@@ -130,7 +130,7 @@ struct Track<V, Layout::columns> {
 //     tensors, source(s, place)              what is copied; a turn has `vectors` of each thread
 //     prepare(), prepare(k)                  what is done while the first turns are on their way; for a later unit
 //     begin(k, slot)                         begins the sums of the k-th unit, with the thread's first vector
-//     add(slot, origins(k), note)            adds a vector to them
+//     add<stays>(slot, origins(k), note)     adds a vector to them, which stays in its slot until it is written
 //     tell(k, vectors), hear(k)              the block's sums of that unit, of so many vectors; those of all blocks
 //     write(slot, place, channels(), more)   writes a vector of the unit that was heard of last
 //     leave(k)                               that unit was written
@@ -159,9 +159,7 @@ struct Ring {
           full(count(part) / apart), most(count(part) > 0 ? ceiling(count(part), apart) : 1) {}
 
     BNFOLD_DEVICE static int count(const Part<V, L>& part) { return static_cast<int>(part.end - part.begin); }
-    BNFOLD_DEVICE static int ceiling(int a, int b) { return a > 0 ? (a + b - 1) / b : 0; }
     BNFOLD_DEVICE bool all_filled() const { return filled == task.team.units * most; }
-    BNFOLD_DEVICE static int least(int a, int b) { return a < b ? a : b; }
 
     BNFOLD_DEVICE port::Bits16* slot(int at, int u) const { return slots + at + u * kThreads; }
     BNFOLD_DEVICE void on(int& at) const {
@@ -238,7 +236,7 @@ struct Ring {
         if constexpr (Task::notes) sums.take(from);
 #pragma unroll
         for (int u = 0; u < U; ++u) {
-            if (sum_turn * U + u < mine) task.add(slot(sum_at, u), origins, task.note(from[u]));
+            if (sum_turn * U + u < mine) task.template add<true>(slot(sum_at, u), origins, task.note(from[u]));
         }
         on(sum_at);
     }
@@ -292,7 +290,7 @@ struct Ring {
                 }
                 const auto origins = task.origins(sum_unit);  // each time: registers are few
 #pragma unroll
-                for (int u = 0; u < U; ++u) task.add(slot(sum_at, u), origins, noted[u]);
+                for (int u = 0; u < U; ++u) task.template add<true>(slot(sum_at, u), origins, noted[u]);
                 on(sum_at);
             }
             if constexpr (Writes) on(write_at);

@@ -22,6 +22,10 @@ constexpr int kThreads = 512;      // of every block
 constexpr int kMostChannels = 64;  // of a unit
 constexpr int kAhead = 12;         // vectors of each thread that L2 is asked for while a block waits: 96 KB
 
+BNFOLD_DEVICE int least(int a, int b) { return a < b ? a : b; }
+// a / b, rounded up; 0 of negative numbers.
+BNFOLD_DEVICE int ceiling(int a, int b) { return a > 0 ? (a + b - 1) / b : 0; }
+
 // Division of n < 2^31 by the same d, as a multiplication (Granlund and Montgomery, 1994).
 struct Divider {
     unsigned divisor, multiplier = 0, shift = 0;

@@ -171,3 +171,16 @@ def test_a_long_ring_is_for_units_that_no_ring_holds(kernel: str, turns: int) ->
     rows = 132 * turns * TURN // 2
     assert taken(dataclasses.replace(asked, outer=rows), H200).row == "ring"
     assert taken(dataclasses.replace(asked, outer=rows + 1), H200).row == "long ring"
+
+
+def test_a_long_ring_counts_a_block_s_vectors_by_an_int() -> None:
+    asked = dataclasses.replace(problem(16, 1), outer=2**31 - 1)
+    assert taken(asked, H200).row == "long ring"
+    assert taken(asked, dataclasses.replace(H200, spare=129)).row == "long ring"
+    assert taken(asked, dataclasses.replace(H200, spare=130)).row == "cooperative grid"  # 2^31 vectors
+
+
+def test_a_long_ring_is_no_better_than_a_grid_that_holds_the_only_unit() -> None:
+    asked = dataclasses.replace(problem(16, 1), outer=132 * 13 * TURN // 2 + 132 * 100)
+    assert taken(asked, H200).row == "cooperative grid"
+    assert taken(dataclasses.replace(asked, channels=64), H200).row == "long ring"

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")
 
 PUT = "for (int u = 0; u < U; ++u) task.write(slot(write_at, u), to[u], channels, more[u]);"
 COPY = "for (int u = 0; u < U; ++u) copy(slot(write_at, u), from[u]);"
-ADD = "each_vector<LetGo>(turn, [&](int u) { task.add(slot(u), origins, noted[u]); });"
+ADD = "each_vector<Passes>(turn, [&](int u) { task.template add<!Passes>(slot(u), origins, noted[u]); });"
 WRITE = "each_vector<false>(turn, [&](int u) { task.write(slot(u), to[u], channels, more[u]); });"
 # Of a file: what is there, and what would be wrong.
 FAULTS: dict[tuple[str, str], list[tuple[str, str]]] = {
@@ -45,12 +45,12 @@ FAULTS: dict[tuple[str, str], list[tuple[str, str]]] = {
     ("long_ring", "a wait too few"): [("port::wait_groups(--under_way);", "port::wait_groups(under_way--);")],
     ("long_ring", "a turn too many"): [("i < size", "i < size + 1")],
     ("long_ring", "copied over what is not summed"): [
-        (f"{ADD}\n            if (LetGo) copy();", f"if (LetGo) copy(); {ADD}"),
+        (f"{ADD}\n            if (Passes) copy();", f"if (Passes) copy(); {ADD}"),
     ],
     ("long_ring", "copied over what is not written"): [
         (f"{WRITE}\n            copy();", f"copy(); {WRITE}"),
     ],
-    ("long_ring", "copied over what stays"): [("if (LetGo) copy();", "copy();")],
+    ("long_ring", "copied over what stays"): [("if (Passes) copy();", "copy();")],
     ("long_ring", "written from other turns"): [("at = stay;", ";")],
     ("long_ring", "a turn more stays"): [
         ("most - least(size, most - 1)", "most - least(size, most - 1) - 1")
