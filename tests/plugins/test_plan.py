@@ -105,7 +105,7 @@ def test_the_kernels_are_those_of_the_table() -> None:
     for kernel, count in KERNELS.items():
         for name in instances(kernel, (9, 0)):
             types = name[name.index("<") + 1 :].split(", ")[:count]
-            if len(set(types)) == 1 and "Exchange::ring" not in name:
+            if len(set(types)) == 1 and not name.endswith("ring>"):  # which the plugin has not
                 wanted.add(name)
     assert len(wanted) == 3 * 5 * (3 + 1)
     found = set()
