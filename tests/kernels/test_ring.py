@@ -87,7 +87,7 @@ SETTINGS = {
     "long: one block's ring holds all": Setting(4097, 24, 2, ring=4, most=5),
     "long: two bytes": Setting(6000, 48, 2, ring=3, most=6, kind=torch.bfloat16),
     "long: planes": Setting(37, 3, 2, ring=2, most=5, inner=1000),
-    "long: planes, two bytes": Setting(900, 2, 2, 3, most=20, kind=torch.float16, inner=360),
+    "long: planes, two bytes": Setting(400, 2, 2, 3, most=9, kind=torch.float16, inner=360),
 }
 BACKWARD = {
     "just a unit": Setting(2553, 48, 2, ring=5, most=5, kernel="backward"),
@@ -105,11 +105,11 @@ BACKWARD = {
     "long: a turn more than what is asked for": Setting(8192, 24, 2, ring=3, most=8, kernel="backward"),
     "long: one unit": Setting(4100, 8, 2, ring=3, most=5, kernel="backward"),
     "long: one block's ring holds all": Setting(4097, 24, 2, ring=4, most=5, kernel="backward"),
-    "long: many blocks": Setting(52_000, 24, 21, ring=2, most=5, kernel="backward"),
+    "long: many blocks": Setting(27_000, 16, 11, ring=2, most=5, kernel="backward"),
     "long: two bytes": Setting(6000, 48, 2, ring=3, most=6, kind=torch.bfloat16, kernel="backward"),
     "long: planes": Setting(37, 3, 2, ring=2, most=5, kernel="backward", inner=1000),
     "long: planes, two bytes": Setting(
-        900, 2, 2, 3, most=20, kind=torch.float16, kernel="backward", inner=360
+        400, 2, 2, 3, most=9, kind=torch.float16, kernel="backward", inner=360
     ),
 }
 FINISHES = {

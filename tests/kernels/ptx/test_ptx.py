@@ -45,7 +45,7 @@ SHARE = [
     ("sm_80", "forward ring", "two bytes", torch.bfloat16),
     ("sm_90", "backward ring", "two bytes", torch.bfloat16),
     ("sm_80", "backward ring", "long: two bytes", torch.bfloat16),
-    ("sm_90", "backward ring", "long: planes, two bytes", torch.float16),
+    ("sm_90", "forward ring", "long: planes", torch.float32),
 ]
 
 
