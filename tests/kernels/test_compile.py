@@ -36,7 +36,7 @@ ARCHITECTURES = {"sm_75": (7, 5), "sm_80": (8, 0), "sm_90": (9, 0), "sm_100": (1
 EVERY = os.environ.get("BNFOLD_INSTANCES") == "all"
 RECORD = Path(__file__).with_name("compiled.json")
 MOST_REGISTERS = 128  # with 512 threads a block, all that a multiprocessor has
-AGAIN = 2  # instances of a kernel that are compiled for an architecture although they are recorded
+AGAIN = 1  # instances of a kernel that are compiled for an architecture although they are recorded
 LOG = re.compile(
     r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads\n.*?Used (\d+) registers"
 )

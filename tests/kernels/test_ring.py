@@ -85,7 +85,7 @@ SETTINGS = {
     "long: a turn passes": Setting(3000, 48, 2, ring=2, most=3),
     "long: most of a unit passes": Setting(11_200, 16, 2, ring=2, most=11),
     "long: one block's ring holds all": Setting(4097, 24, 2, ring=4, most=5),
-    "long: two bytes": Setting(6000, 48, 2, ring=3, most=6, kind=torch.bfloat16),
+    "long: two bytes": Setting(6000, 48, 2, ring=3, most=6, kind=torch.float16),
     "long: planes": Setting(37, 3, 2, ring=2, most=5, inner=1000),
     "long: planes, two bytes": Setting(400, 2, 2, 3, most=9, kind=torch.float16, inner=360),
 }
@@ -106,7 +106,7 @@ BACKWARD = {
     "long: one unit": Setting(4100, 8, 2, ring=3, most=5, kernel="backward"),
     "long: one block's ring holds all": Setting(4097, 24, 2, ring=4, most=5, kernel="backward"),
     "long: many blocks": Setting(27_000, 16, 11, ring=2, most=5, kernel="backward"),
-    "long: two bytes": Setting(6000, 48, 2, ring=3, most=6, kind=torch.bfloat16, kernel="backward"),
+    "long: two bytes": Setting(6000, 48, 2, ring=3, most=6, kind=torch.float16, kernel="backward"),
     "long: planes": Setting(37, 3, 2, ring=2, most=5, kernel="backward", inner=1000),
     "long: planes, two bytes": Setting(
         400, 2, 2, 3, most=9, kind=torch.float16, kernel="backward", inner=360

@@ -44,7 +44,7 @@ SHARE = [
     ("sm_75", "one block, windows", "odd planes, odd channels", torch.float16),
     ("sm_80", "forward ring", "two bytes", torch.bfloat16),
     ("sm_90", "backward ring", "two bytes", torch.bfloat16),
-    ("sm_80", "backward ring", "long: two bytes", torch.bfloat16),
+    ("sm_80", "backward ring", "long: two bytes", torch.float16),
     ("sm_90", "forward ring", "long: planes", torch.float32),
 ]
 
