@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from bnfold.kernels.launch import CLUSTERS, Device, Launch, instances
 from bnfold.nn.kernel_calls import SUMS
-from tests.kernels.host import KERNELS, Host, HostError
+from tests.kernels.host import CACHE, KERNELS, Host, HostError
 
 # Shared memory for a window of about 512 vectors, for those devices whose blocks hold little.
 LITTLE = 24 * 1024
@@ -83,6 +84,41 @@ class HostMachine:
     def kernel(self, launch: Launch) -> tuple[Host, str]:
         """What runs, and the name by which it does."""
         return compiled(launch.source, launch.kernel, self.sanitize, self.folder), launch.kernel
+
+
+SWITCH = '#pragma once\nextern "C" { __attribute__((visibility("default"))) int switched = -1; }\n'
+
+
+@functools.cache
+def switchable(name: str, change: Callable[[Path, str], str]) -> Path:
+    """A copy of the sources, as `change` makes them of path and text, that ask a number, `switched`."""
+    folder = CACHE.parent / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in KERNELS.glob("*.cuh"):
+        text = change(path, path.read_text())
+        if path.name == "port.cuh":
+            text = text.replace("#pragma once\n", SWITCH)
+        new = folder / f"{path.name}.{os.getpid()}"  # another process may be reading the old one
+        new.write_text(text)
+        new.replace(folder / path.name)
+    return folder
+
+
+@dataclass
+class Switched(HostMachine):
+    """Runs a copy of the sources with that number."""
+
+    switched: int = -1
+
+    def launch(
+        self, launch: Launch, tensors: Sequence[Tensor | None], numbers: Sequence[Any], stream: int
+    ) -> None:
+        try:
+            library = compiled(launch.source, launch.kernel, self.sanitize, self.folder).library
+        except HostError as error:  # which is not what is asked
+            raise RuntimeError(error) from error
+        ctypes.c_int.in_dll(library, "switched").value = self.switched
+        super().launch(launch, tensors, numbers, stream)
 
 
 def compiled(source: str, kernel: str, sanitize: bool, folder: Path) -> Host:

@@ -6,25 +6,21 @@ missed too. A copy of the sources, compiled once, asks before each barrier wheth
 
 from __future__ import annotations
 
-import ctypes
 import functools
-import os
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import pytest
 from torch import Tensor
 
-from bnfold.kernels.launch import Device, Launch
+from bnfold.kernels.launch import Device
 from bnfold.nn import kernel_calls as kernels
 from bnfold.nn import reference
 from bnfold.nn.arguments import Arguments, Running, Saved
-from tests.kernels.host import CACHE, KERNELS, HostError, unavailable
-from tests.kernels.machine import DEVICES, LITTLE, HostMachine, compiled, memory
+from tests.kernels.host import KERNELS, HostError, unavailable
+from tests.kernels.machine import DEVICES, LITTLE, HostMachine, Switched, memory, switchable
 from tests.kernels.test_kernels import Case
 from tests.kernels.test_ring import BACKWARD, SETTINGS
 
@@ -64,39 +60,14 @@ def line(file: str, at: int) -> int:
 
 
 SITES = list(barriers())
-ASKED = '#pragma once\nextern "C" { __attribute__((visibility("default"))) int left_out = -1; }\n'
 
 
-@functools.cache
-def asking() -> Path:
-    """The sources with a question before each barrier."""
-    folder = CACHE.parent / "barriers"
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in KERNELS.glob("*.cuh"):
-        text = path.read_text()
-        for number, (file, at) in reversed([*enumerate(SITES)]):
-            if file == path.name:
-                text = f"{text[:at]}if (left_out != {number}) {text[at:]}"
-        if path.name == "port.cuh":
-            text = text.replace("#pragma once\n", ASKED)
-        new = folder / f"{path.name}.{os.getpid()}"  # another process may be reading the old one
-        new.write_text(text)
-        new.replace(folder / path.name)
-    return folder
-
-
-@dataclass
-class Asking(HostMachine):
-    """Runs the kernels without one of the barriers."""
-
-    left_out: int = -1
-
-    def launch(
-        self, launch: Launch, tensors: Sequence[Tensor | None], numbers: Sequence[Any], stream: int
-    ) -> None:
-        library = compiled(launch.source, launch.kernel, self.sanitize, self.folder).library
-        ctypes.c_int.in_dll(library, "left_out").value = self.left_out
-        super().launch(launch, tensors, numbers, stream)
+def asking(path: Path, text: str) -> str:
+    """A file with a question before each barrier."""
+    for number, (file, at) in reversed([*enumerate(SITES)]):
+        if file == path.name:
+            text = f"{text[:at]}if (switched != {number}) {text[at:]}"
+    return text
 
 
 def results(file: str, number: int, machine: HostMachine, patch: pytest.MonkeyPatch) -> list[Tensor]:
@@ -144,7 +115,7 @@ def test_without_it_the_numbers_are_others(site: int, monkeypatch: pytest.Monkey
     rings = range(len(CASES) - len(RINGS), len(CASES))
     numbers = rings if "ring" in file else range(rings.start)
     for number, seed in product(numbers, SEEDS):
-        machine = Asking(CASES[number][0], seed, folder=asking(), left_out=site)
+        machine = Switched(CASES[number][0], seed, folder=switchable("barriers", asking), switched=site)
         try:
             if bits(results(file, number, machine, monkeypatch)) != wanted(file, number):
                 return

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
-from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import pytest
-from torch import Tensor
 
-from bnfold.kernels.launch import Launch
 from bnfold.nn import kernel_calls as kernels
 from bnfold.nn import reference
 from bnfold.nn.arguments import Saved
-from tests.kernels.host import CACHE, KERNELS, HostError, unavailable
-from tests.kernels.machine import HostMachine, compiled
+from tests.kernels.host import HostError, unavailable
+from tests.kernels.machine import Switched, switchable
 from tests.kernels.test_kernels import Case, close
 from tests.kernels.test_ring import BACKWARD, SETTINGS, check, forward
 
@@ -56,46 +49,19 @@ FAULTS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("most - least(size, most - 1)", "most - least(size, most - 1) - 1")
     ],
 }
-ASKED = '#pragma once\nextern "C" { __attribute__((visibility("default"))) int fault = -1; }\n'
 
 
-def faulty() -> Path:
-    """The sources with all faults, one of which is chosen by a number when they run."""
-    folder = CACHE.parent / "ring"
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in KERNELS.glob("*.cuh"):
-        text = path.read_text()
-        if path.name == "port.cuh":
-            text = text.replace("#pragma once\n", ASKED)
-        for number, ((name, _), replaced) in enumerate(FAULTS.items()):
-            for right, wrong in replaced if path.stem == name else ():
-                assert right in text, right
-                if right.endswith(";"):
-                    both = f"if (fault == {number}) {{ {wrong}\n}} else {{ {right}\n}}"
-                else:
-                    both = f"(fault == {number} ? {wrong} : {right})"
-                text = text.replace(right, both)
-        new = folder / f"{path.name}.{os.getpid()}"  # another process may be reading the old one
-        new.write_text(text)
-        new.replace(folder / path.name)
-    return folder
-
-
-@dataclass
-class Faulty(HostMachine):
-    """Runs the kernels with one of the faults."""
-
-    fault: int = -1
-
-    def launch(
-        self, launch: Launch, tensors: Sequence[Tensor | None], numbers: Sequence[Any], stream: int
-    ) -> None:
-        try:
-            library = compiled(launch.source, launch.kernel, self.sanitize, self.folder).library
-        except HostError as error:  # which is not what is asked
-            raise RuntimeError(error) from error
-        ctypes.c_int.in_dll(library, "fault").value = self.fault
-        super().launch(launch, tensors, numbers, stream)
+def faulty(path: Path, text: str) -> str:
+    """A file with all its faults, one of which is chosen by a number when it runs."""
+    for number, ((name, _), replaced) in enumerate(FAULTS.items()):
+        for right, wrong in replaced if path.stem == name else ():
+            assert right in text, right
+            if right.endswith(";"):
+                both = f"if (switched == {number}) {{ {wrong}\n}} else {{ {right}\n}}"
+            else:
+                both = f"(switched == {number} ? {wrong} : {right})"
+            text = text.replace(right, both)
+    return text
 
 
 NONE = [("ring", "none"), ("long_ring", "none")]
@@ -110,7 +76,7 @@ def test_each_fault_is_noticed(name: tuple[str, str], monkeypatch: pytest.Monkey
     noticed = set()
     for setting, seed in product(settings, range(8)):
         case = setting.case()
-        machine = Faulty(setting.machine().limits, seed, folder=faulty(), fault=fault)
+        machine = Switched(setting.machine().limits, seed, folder=switchable("ring", faulty), switched=fault)
         monkeypatch.setattr(kernels, "machine_of", lambda x, machine=machine: machine)
         try:
             if long:

@@ -87,11 +87,15 @@ def decided(snapshot: Snapshot, model: Model = MODEL) -> list[dict[str, Any]]:
 
 
 def sensitivity(snapshot: Snapshot) -> dict[str, dict[str, float]]:
-    """What the bfloat16 kernels reach of the floor's bandwidth over all 53 layers, by assumption."""
+    """What the bfloat16 kernels reach of the floor's bandwidth over all 53 layers, by assumption.
+
+    large: what backward of each layer of 100 MB and more reaches at least.
+    """
     found = {}
     wanted = alone(BATCH, KINDS[0], LAYOUT)
     for name, model in {"as it is": MODEL, **OTHERWISE}.items():
         each = {which: together(snapshot, wanted, (which,), model) for which in TRAINING}
         each["both"] = together(snapshot, wanted, TRAINING, model)
+        each["large"], _ = reached(snapshot, GOALS[2], KINDS[0], model)
         found[name] = {which: round(part, 3) for which, part in each.items()}
     return found

@@ -97,12 +97,6 @@ def key_of_sums(each: Instruction) -> Key:
     return (*key(each)[:_COMPARED], int(each.name in _SUM))
 
 
-def key_of_copies(each: Instruction) -> Key:
-    """Of a loop that copies: what it stores to shared memory besides is no other vector."""
-    found = key(each)
-    return (*found[:_STAGED], int(each.name == "LDGSTS"), *found[_STAGED + 1 :])
-
-
 _SUM = ("FADD", "FFMA", "HADD2", "HFMA2", "FADD2", "FFMA2")
 
 
@@ -115,9 +109,7 @@ def roles(code: Sequence[Instruction], kernel: Kernel) -> list[Role]:
             body, kernel, any(each.role == "load" and each.loop.depth < loop.depth for each in found)
         )
         if role:
-            other = key_of_copies if kernel.exchange == "long_ring" else key
-            keys = key_of_sums if role == "sweep" else other
-            found.append(Role(role, loop, flow.ways(code, loop, keys)))
+            found.append(Role(role, loop, flow.ways(code, loop, key_of_sums if role == "sweep" else key)))
     # Where some loads sum what they stage, others stage once more what the sums are known of.
     summing = {each.loop.first: _sums(code[each.loop.first : each.loop.last + 1]) for each in found}
     if kernel.layout != "planes" and any(summing[each.loop.first] for each in found if each.role == "load"):
@@ -250,9 +242,8 @@ def _way(kernel: Kernel, role: Role, fusion: str) -> Way:
             split = added and backward and not most[_STORED_IF]
             short = abs(way[always] - whole * (2 if split else 1))
         if kernel.exchange == "long_ring":  # a whole turn is read, and another one takes its place
-            short += (
-                most[_STAGED] - way[_STAGED] + (most[_TAKEN] - way[_TAKEN] if role.role == "write" else 0)
-            )
+            short += most[_STAGED] - way[_STAGED]
+            short += most[_TAKEN] - way[_TAKEN] if role.role == "write" else 0
         loads, notes = way[_LOADED] / whole, way[_MASKED] / whole
         return (short, -loads if added else loads, -notes if noted else notes)
 

@@ -238,31 +238,21 @@ class Work:
         self, mine: Share, pieces: int, held: int, reads: float, added: float, writes: float, begin: float
     ) -> Pass:
         """The same where a ring does not hold the units: so many pieces stay, others are read again."""
-        size = self.turn / THREADS
         load, swept, again, written = (
-            self.time(self.counts[role]) * size for role in ("load", "sweep", "again", "write")
+            self.time(self.counts[role]) for role in ("load", "sweep", "again", "write")
         )
         # What is asked for is the oldest of what is read again if that is too much for the cache, which then
         # keeps of the rest only. The kernel decides by a number for its architecture, nearly the same.
+        size = self.turn / THREADS
         passing, piece = pieces - min(held, pieces - 1), self.tensors * PIECE * size
         kept = self.hardware.l2 * self.model.kept / int(self.launch["grid"]) / piece
         lost = passing > kept
         left = max(0, passing - (self.early // piece if lost else 0))
-        return Pass(
-            share=mine,
-            pieces=pieces,
-            windows=1,
-            load=Loop(load, reads * size),
-            sweep=swept,
-            write=Loop(written, added * size, writes * size),
-            again=Loop(again, added * size, writes * size),
-            at_hand=pieces,
+        return replace(
+            self.in_turns(mine, pieces, Loop(load, reads), Loop(written, added, writes), begin),
+            sweep=swept * size,
+            again=Loop(again * size, added * size, writes * size),
             in_cache=min(1.0, kept / left) if left else 0,
-            begin=begin,
-            window=self.between.window * self.ns,
-            barrier=self.between.barrier * self.ns + self.model.skew,
-            merge=self.between.merging(self.launch["ranks"], self.launch["group"], THREADS // WARP) * self.ns,
-            early=self.early,
             lost=lost,
         )
 
@@ -270,16 +260,23 @@ class Work:
         self, mine: Share, pieces: int, reads: float, added: float, writes: float, begin: float
     ) -> Pass:
         """The same where units pass through a ring: its loop does what a sum does as well."""
-        size = self.turn / THREADS
         summed, written = (self.time(self.counts.get(role, Count())) for role in ("sweep", "write"))
         both = max(self.time(self.counts["ring"]) - summed, written)
+        return self.in_turns(mine, pieces, Loop(summed, reads), Loop(both, added, writes), begin)
+
+    def in_turns(self, mine: Share, pieces: int, load: Loop, write: Loop, begin: float) -> Pass:
+        """So many turns of a ring; loops: of a piece of it, of which a turn has several."""
+        size = self.turn / THREADS
+        load, write = (
+            Loop(each.time * size, each.reads * size, each.writes * size) for each in (load, write)
+        )
         return Pass(
             share=mine,
             pieces=pieces,
             windows=1,
-            load=Loop(summed * size, reads * size),
+            load=load,
             sweep=0,
-            write=Loop(both * size, added * size, writes * size),
+            write=write,
             again=Loop(0),
             at_hand=pieces,
             begin=begin,

@@ -93,7 +93,12 @@ def goals(result: dict[str, Any]) -> str:
 
 
 def sensitive(result: dict[str, Any]) -> str:
-    """One line: what the newest kernels reach over all layers if an assumption is another."""
+    """What the newest kernels reach if an assumption is another: all layers, and backward of large ones."""
     found = next(reversed(result["sensitivity"].values()))
-    told = ", ".join(f"{name} {each['both']:.0%}" for name, each in found.items())
-    return f"Forward and backward over all 53 layers in bfloat16, by assumption: {told}."
+    both, large = (
+        ", ".join(f"{name} {each[which]:.0%}" for name, each in found.items()) for which in ("both", "large")
+    )
+    return (
+        f"Forward and backward over all 53 layers in bfloat16, by assumption: {both}. "
+        f"Backward, each layer of 100 MB and more: {large}."
+    )
